@@ -1,0 +1,110 @@
+"""Conversion between HF checkpoints, the reference program's and this project's: what the two commands share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from tokenswift_jax.checkpoint import save
+from tokenswift_jax.checkpoint.directory import companion_files
+from tokenswift_jax.checkpoint.load import Checkpoint
+from tokenswift_jax.errors import UserError
+
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def run(command: Callable[[list[str]], str]) -> NoReturn:
+    """Runs a command on the process's arguments: its summary on stdout, or one line on stderr and exit status 2."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # only shapes are computed; an accelerator need not be woken
+    try:
+        print(command(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted, nothing written", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(0)
+
+
+@contextmanager
+def new_directory(destination: Path) -> Iterator[Path]:
+    """A folder that becomes `destination` when the block ends well, and vanishes otherwise.
+
+    Raises:
+      UserError: the destination is there and not empty, or cannot be written.
+    """
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError(f"{destination} exists already; name a directory that is new or empty")
+    parent = destination.absolute().parent
+    if not parent.is_dir():
+        raise UserError(f"cannot write {destination}: there is no directory {parent}")
+    try:
+        draft = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=parent))
+    except OSError as error:
+        raise UserError(f"cannot write {destination}: {error.strerror}") from None
+    try:
+        yield draft
+        umask = os.umask(0)
+        os.umask(umask)
+        draft.chmod(0o777 & ~umask)
+        draft.replace(destination)
+    except OSError as error:
+        raise UserError(f"cannot write {destination}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_layout(checkpoint: Checkpoint, folder: Path, dtype: np.dtype | None) -> str:
+    """Writes a checkpoint whole (a base folded in) in this project's layout, cast if a dtype is given.
+
+    Returns:
+      What was written, for a person.
+    """
+    tensors = list(checkpoint.tensors.values())
+    if dtype is not None:
+        tensors = [tensor.astype(dtype) for tensor in tensors]
+    save(folder, _hf_config(checkpoint, dtype), tensors)
+    for file in companion_files(checkpoint.directory):
+        shutil.copyfile(file, folder / file.name)
+    total = sum(tensor.nbytes for tensor in tensors)
+    heads = checkpoint.config.num_draft_heads
+    return f"{len(tensors)} tensors, {total / 1e9:.3g} GB, {heads or 'no'} draft heads"
+
+
+def _hf_config(checkpoint: Checkpoint, dtype: np.dtype | None) -> dict[str, Any]:
+    config = dict(checkpoint.hf_config)
+    config.setdefault("architectures", [_ARCHITECTURES[checkpoint.config.model_type]])
+    if dtype is not None:
+        names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
+        config |= dict.fromkeys(names, str(dtype))
+    block = dict(config.pop("tokenswift", None) or {})
+    config.pop("medusa_heads", None)
+    if checkpoint.config.num_draft_heads:
+        block.pop("base", None)
+        required = {"num_heads": checkpoint.config.num_draft_heads, "head_type": checkpoint.config.draft_head_type}
+        config["tokenswift"] = {"node_set": None} | block | required
+    return config

@@ -1,0 +1,112 @@
+"""Tree attention in plain jnp: the definition, and what runs on CPU."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Whole blocks of the prefix are read in large steps, its ragged end in small ones, so that a step costs the
+# length in use: on 2 CPU cores larger blocks save loop overhead, smaller ones wasted columns.
+LARGE_BLOCK = 2048
+SMALL_BLOCK = 128
+
+
+def tree_attention(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    own_keys: jax.Array,
+    own_values: jax.Array,
+    *,
+    layer: int,
+    lengths: jax.Array,
+    tree_mask: jax.Array,
+    positions: jax.Array,
+    window: int | None,
+    key_positions: jax.Array | None,
+) -> jax.Array:
+    """Softmax attention of rows over a cache prefix and over each other, as [batch, rows, query_heads, head_dim].
+
+    Args:
+      queries: [batch, rows, query_heads, head_dim], rotated.
+      keys, values: the stacked cache [layers, batch, kv_heads, capacity, head_dim]; slots at or past a row's
+        length may hold anything, NaN included.
+      own_keys, own_values: [batch, rows, kv_heads, head_dim] of the rows themselves.
+      layer: which layer of the cache to read.
+      lengths: int32 [batch], slots of the cache in use.
+      tree_mask: bool [batch, rows, rows]; row i sees row j. Every row sees at least itself.
+      positions: int32 [batch, rows], index in the text; read only under a window.
+      window: how many newest positions a row may see, its own included; None for all.
+      key_positions: int32 [layers, batch, kv_heads, capacity], index in the text of each slot; None when slot i
+        holds position i. Read only under a window.
+    """
+    batch, rows, query_heads, head_dim = queries.shape
+    kv_heads, capacity = keys.shape[2], keys.shape[3]
+    group = query_heads // kv_heads
+    wide = jnp.promote_types(queries.dtype, jnp.float32)
+    scaled = queries.reshape(batch, rows, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
+    scaled = (scaled.astype(wide) * jnp.asarray(head_dim**-0.5, wide)).astype(queries.dtype)
+    scaled = scaled.reshape(batch, kv_heads, group * rows, head_dim)
+    lowest = jnp.asarray(jnp.finfo(wide).min, wide)
+
+    def accumulate(state, key_block, value_block, visible):
+        """Folds one block of columns into the running maximum, normaliser and weighted sum."""
+        peak, total, mixed = state
+        scores = jnp.einsum("bhrd,bhcd->bhrc", scaled, key_block, preferred_element_type=wide)
+        scores = jnp.where(visible, scores, lowest)
+        new_peak = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
+        # Masked columns must weigh nothing even in a block where every column is masked.
+        weights = jnp.where(visible, jnp.exp(scores - new_peak), jnp.zeros((), wide))
+        decay = jnp.exp(peak - new_peak)
+        total = total * decay + weights.sum(axis=-1, keepdims=True)
+        mixed = mixed * decay + jnp.einsum(
+            "bhrc,bhcd->bhrd", weights.astype(value_block.dtype), value_block, preferred_element_type=wide
+        )
+        return new_peak, total, mixed
+
+    def prefix_block(state, start, size):
+        at = (layer, 0, 0, start, 0)
+        shape = (1, batch, kv_heads, size, head_dim)
+        key_block = lax.dynamic_slice(keys, at, shape)[0]
+        value_block = lax.dynamic_slice(values, at, shape)[0]
+        slots = start + jnp.arange(size, dtype=jnp.int32)
+        live = (slots[None, :] < lengths[:, None])[:, None, None, :]
+        # 0 * NaN is NaN: scratch slots must be zero before they are weighted.
+        value_block = jnp.where(live[:, :, 0, :, None], value_block, jnp.zeros((), value_block.dtype))
+        visible = live
+        if window is not None:
+            if key_positions is None:
+                text = jnp.broadcast_to(slots[None, None, :], (batch, 1, size))
+            else:
+                text = lax.dynamic_slice(key_positions, (layer, 0, 0, start), (1, batch, kv_heads, size))[0]
+            reach = jnp.tile(positions, (1, group)) - window
+            visible = live & (text[:, :, None, :] > reach[:, None, :, None])
+        return accumulate(state, key_block, value_block, visible)
+
+    shape = (batch, kv_heads, group * rows)
+    state = (
+        jnp.full((*shape, 1), lowest),
+        jnp.zeros((*shape, 1), wide),
+        jnp.zeros((*shape, head_dim), wide),
+    )
+    longest = lengths.max()
+    large, small = min(LARGE_BLOCK, capacity), min(SMALL_BLOCK, capacity)
+    first = jnp.zeros((), jnp.int32)
+    if window is not None and key_positions is None:
+        first = jnp.maximum(positions.min() - window + 1, 0) // large
+    whole = longest // large
+    state = lax.fori_loop(first, whole, lambda j, s: prefix_block(s, j * large, large), state)
+    begin = jnp.maximum(whole, first) * large // small
+    end = (longest + small - 1) // small
+    state = lax.fori_loop(begin, end, lambda j, s: prefix_block(s, j * small, small), state)
+
+    own_visible = tree_mask
+    if window is not None:
+        own_visible = own_visible & (positions[:, None, :] > positions[:, :, None] - window)
+    own_visible = jnp.tile(own_visible, (1, group, 1))[:, None]
+    _, total, mixed = accumulate(
+        state, own_keys.transpose(0, 2, 1, 3), own_values.transpose(0, 2, 1, 3), own_visible
+    )
+    mixed = (mixed / total).astype(queries.dtype).reshape(batch, kv_heads, group, rows, head_dim)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, rows, query_heads, head_dim)

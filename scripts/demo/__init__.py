@@ -1,0 +1,1 @@
+"""The pieces of the bundled demo model's training, one concept a module."""

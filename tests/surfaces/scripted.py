@@ -1,0 +1,110 @@
+"""A run that follows a script, so that the surfaces are tested without a model."""
+
+import json
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+from tokenizers_made_here import byte_level
+
+from tokenswift_jax.decoding import run as decoding
+from tokenswift_jax.decoding.run import Committed, Step
+from tokenswift_jax.model import Model
+from tokenswift_jax.models.config import ModelConfig, RopeConfig
+
+NO_TOKENIZER = SimpleNamespace()  # tells "None was given" from "nothing was given"
+
+
+def model(folder, tokenizer=NO_TOKENIZER, generation_config=None, eos_token_ids=(0,)):
+    """A checkpoint in name only, in `folder`."""
+    (folder / "config.json").write_text(json.dumps({"name": "scripted"}))
+    rope = RopeConfig("default", 1e4, *[None] * 8)
+    config = ModelConfig(
+        "llama", 400, 8, 16, 2, 2, 1, 4, 1e-5, rope, 4096, True, False, False, False, False, (None, None), 0, "chained"
+    )
+    tokenizer = byte_level() if tokenizer is NO_TOKENIZER else tokenizer
+    return Model(folder, config, tokenizer, generation_config or {}, None, {}, "float32", eos_token_ids, None)
+
+
+def chunk(*tokens, finish=None):
+    """One row's chunk; a token is (id, source, offset, offered)."""
+    columns = np.asarray(tokens, np.int32).reshape(len(tokens), 4).T
+    return Committed(*columns, finish)
+
+
+def prefilled(token):
+    """The chunk of the token that prefill gives."""
+    return chunk((token, 0, -1, 0))
+
+
+def plain(ids):
+    """A chunk of plain decoding."""
+    return chunk(*[(token, 0, 0, 0) for token in ids])
+
+
+def drafted(*runs, offered=3, source=1):
+    """A chunk of iterations: of each run all tokens but the last are accepted drafts."""
+    return chunk(
+        *[
+            (token, source if offset < len(run) - 1 else 0, offset, offered)
+            for run in runs
+            for offset, token in enumerate(run)
+        ]
+    )
+
+
+@dataclass
+class ScriptedRun:
+    """Gives `steps`; an exception among them is raised in its turn."""
+
+    steps: list
+    compile_seconds: float = 2.0
+    prefill_seconds: float = 0.5
+    schedule_trace: list = field(default_factory=lambda: [{"from_token": 1, "mode": "tokenswift"}])
+    closed: bool = False
+    asked: dict = field(default_factory=dict)
+
+    def __iter__(self):
+        for step in self.steps:
+            if isinstance(step, BaseException):
+                raise step
+            yield step
+
+    def close(self):
+        self.closed = True
+
+
+def play(monkeypatch, *steps):
+    """Makes `start` give a run of `steps`: chunks of one row, lists of chunks of a batch, or exceptions."""
+
+    def as_step(step):
+        if isinstance(step, BaseException):
+            return step
+        rows = tuple(step) if isinstance(step, list) else (step,)
+        return Step(rows, 0.0 if rows[0].offsets.tolist() == [-1] else 0.5)
+
+    run = ScriptedRun([as_step(step) for step in steps])
+
+    def start(model, prompts, sampling, speculation, **limits):
+        run.asked = {"prompts": prompts, "sampling": sampling, "speculation": speculation, **limits}
+        return run
+
+    monkeypatch.setattr(decoding, "start", start)
+    return run
+
+
+def replay(monkeypatch, ids, size=3):
+    """Makes `start` give whatever of `ids` has not been emitted yet, `size` tokens a chunk; notes each call's start."""
+    begun = []
+
+    def start(model, prompts, sampling, speculation, *, emitted=None, **limits):
+        done = len(emitted[0]) if emitted else 0
+        assert emitted is None or emitted[0] == ids[:done]
+        begun.append(done)
+        rest = ids[done : limits["max_new_tokens"]]
+        steps = [] if done else [Step((prefilled(rest.pop(0)),), 0.0)]
+        steps += [Step((drafted(rest[at : at + size]),), 0.25) for at in range(0, len(rest), size)]
+        return ScriptedRun(steps)
+
+    monkeypatch.setattr(decoding, "start", start)
+    return begun

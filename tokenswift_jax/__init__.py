@@ -1,0 +1,71 @@
+"""Very long text from a language model, several times sooner and token for token the same, in JAX.
+
+Everything is imported when it is first used, so that commands answer `--help` and wrong flags at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenswift_jax.errors import UserError
+    from tokenswift_jax.generation import StreamEvent, generate, stream
+    from tokenswift_jax.model import Model, load
+    from tokenswift_jax.sampling import SamplingConfig
+    from tokenswift_jax.scoring import draft_logits, score
+    from tokenswift_jax.speculation import SpeculationConfig
+    from tokenswift_jax.stats import GenerationResult
+
+__version__ = "0.1.0"
+__all__ = [
+    "GenerationResult",
+    "Model",
+    "SamplingConfig",
+    "SpeculationConfig",
+    "StreamEvent",
+    "UserError",
+    "__version__",
+    "draft_logits",
+    "generate",
+    "load",
+    "score",
+    "stream",
+]
+
+_HOMES = {
+    "GenerationResult": "stats",
+    "Model": "model",
+    "SamplingConfig": "sampling",
+    "SpeculationConfig": "speculation",
+    "StreamEvent": "generation",
+    "UserError": "errors",
+    "draft_logits": "scoring",
+    "generate": "generation",
+    "load": "model",
+    "score": "scoring",
+    "stream": "generation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Keeps `generate` the function: importing the command of that name would put the module in its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

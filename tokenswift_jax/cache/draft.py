@@ -1,0 +1,179 @@
+"""The draft cache: a small KV cache of sinks, the best-scoring positions and the newest ones (paper section 3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.cache_scores import top_positions
+from tokenswift_jax.cache.full import FullCache, round_up
+from tokenswift_jax.models.config import ModelConfig
+
+FAR_AWAY = -(2**30)  # position of an empty slot: outside every sliding window
+
+
+@dataclass(frozen=True)
+class DraftCacheShape:
+    """Static sizes, in slots.
+
+    Attributes:
+      size: slots that hold positions of the text.
+      sinks: leading slots that hold positions 0 .. sinks-1 for ever.
+      scratch: slots past `size` for the root and a drafted chain.
+      refresh_interval: select again after so many committed tokens; None: when no replaceable slot is left.
+    """
+
+    size: int
+    sinks: int
+    scratch: int
+    refresh_interval: int | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DraftCache:
+    """Keys and values chosen per layer and KV head.
+
+    Attributes:
+      cache: [layers, batch, kv_heads, size + scratch (rounded up), head_dim]; while a text fits, slot i holds
+        position i; afterwards sinks, then selected positions in descending score, whose tail newer positions replace.
+      positions: int32 [layers, batch, kv_heads, slots], the position each slot holds.
+      selected: int32 [batch], committed length at the latest selection, 0 before the first.
+    """
+
+    cache: FullCache
+    positions: jax.Array
+    selected: jax.Array
+
+
+def empty_draft_cache(config: ModelConfig, shape: DraftCacheShape, batch: int, dtype: jnp.dtype) -> DraftCache:
+    """A draft cache that holds nothing."""
+    slots = round_up(shape.size + shape.scratch)
+    dims = (config.num_layers, batch, config.num_kv_heads, slots)
+    zeros = jnp.zeros((*dims, config.head_dim), dtype)
+    positions = jnp.full(dims, FAR_AWAY, jnp.int32)
+    return DraftCache(FullCache(zeros, zeros.copy()), positions, jnp.zeros((batch,), jnp.int32))
+
+
+def slots_in_use(shape: DraftCacheShape, committed: jax.Array) -> jax.Array:
+    """int32 [batch]: how many leading slots hold positions when `committed` tokens are committed."""
+    return jnp.minimum(committed, shape.size)
+
+
+def advance(
+    draft: DraftCache,
+    full: FullCache,
+    new_keys: jax.Array,
+    new_values: jax.Array,
+    before: jax.Array,
+    after: jax.Array,
+    query: jax.Array,
+    config: ModelConfig,
+    shape: DraftCacheShape,
+) -> DraftCache:
+    """Takes in newly committed positions before .. after-1, selecting anew where that falls due.
+
+    Args:
+      draft: the draft cache at `before` committed tokens.
+      full: the full cache, with the new positions in place.
+      new_keys, new_values: [layers, batch, kv_heads, most, head_dim] of positions before .., `most` >= after - before.
+      before, after: int32 [batch], committed lengths.
+      query: [layers, batch, query_heads, head_dim], the root's in the pass that committed them.
+      config, shape: static.
+    """
+    most = new_keys.shape[3]
+    position = before[:, None] + jnp.arange(most, dtype=jnp.int32)[None, :]
+    fits = position < shape.size
+    newest_first = shape.size - 1 - (position - draft.selected[:, None])
+    slot = jnp.where((draft.selected[:, None] == 0) & fits, position, newest_first)
+    slots = draft.positions.shape[3]
+    lowest = jnp.where(draft.selected[:, None] > 0, jnp.int32(shape.sinks), jnp.int32(0))
+    live = (position < after[:, None]) & (slot >= lowest) & (slot < shape.size)
+    slot = jnp.where(live, slot, jnp.int32(slots))  # out of range: dropped
+
+    keys, values, positions = draft.cache.keys, draft.cache.values, draft.positions
+    for row in range(slot.shape[0]):
+        keys = keys.at[:, row, :, slot[row]].set(new_keys[:, row].transpose(2, 0, 1, 3), mode="drop")
+        values = values.at[:, row, :, slot[row]].set(new_values[:, row].transpose(2, 0, 1, 3), mode="drop")
+        entry = jnp.broadcast_to(position[row][:, None, None], (most, *positions.shape[0:1], positions.shape[2]))
+        positions = positions.at[:, row, :, slot[row]].set(entry, mode="drop")
+
+    due = refresh_due(shape, draft.selected, after) & (after > before)
+    kept = DraftCache(FullCache(keys, values), positions, draft.selected)
+    return lax.cond(due.any(), lambda d: select(d, full, after, due, query, config, shape), lambda d: d, kept)
+
+
+def refresh_due(shape: DraftCacheShape, selected: jax.Array, committed: jax.Array) -> jax.Array:
+    """bool [batch]: whether `committed` tokens no longer fit beside what was selected."""
+    room = shape.size - shape.sinks
+    if shape.refresh_interval is not None:
+        room = min(room, shape.refresh_interval)
+    first = (selected == 0) & (committed > shape.size)
+    return first | ((selected > 0) & (committed - selected > room))
+
+
+def rebuild(
+    draft: DraftCache,
+    full: FullCache,
+    committed: jax.Array,
+    query: jax.Array,
+    config: ModelConfig,
+    shape: DraftCacheShape,
+) -> DraftCache:
+    """The draft cache of a text of any length at once: after prefill, or after decoding that did not keep it."""
+    copied = _copy_prefix(draft, full, committed, shape)
+    due = committed > shape.size
+    return lax.cond(due.any(), lambda d: select(d, full, committed, due, query, config, shape), lambda d: d, copied)
+
+
+def select(
+    draft: DraftCache,
+    full: FullCache,
+    committed: jax.Array,
+    rows: jax.Array,
+    query: jax.Array,
+    config: ModelConfig,
+    shape: DraftCacheShape,
+) -> DraftCache:
+    """Fills the rows bool [batch] with the sinks and the best-scoring positions in descending score.
+
+    A layer with a sliding window offers only positions inside it.
+    """
+    count = shape.size - shape.sinks
+    keys, values, positions = draft.cache.keys, draft.cache.values, draft.positions
+    batch, kv_heads = positions.shape[1], positions.shape[2]
+    sinks = jnp.broadcast_to(jnp.arange(shape.sinks, dtype=jnp.int32), (batch, kv_heads, shape.sinks))
+    keep = rows[:, None, None]
+    row = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
+    head = jnp.arange(kv_heads, dtype=jnp.int32)[None, :, None]
+    for layer in range(config.num_layers):
+        window = config.sliding_windows[layer]
+        begins = jnp.full_like(committed, shape.sinks)
+        if window is not None:
+            begins = jnp.maximum(begins, committed - window + 1)
+        best = top_positions(query[layer], full.keys, layer=layer, begins=begins, ends=committed, count=count)
+        chosen = jnp.concatenate([sinks, best], axis=-1)
+        source = jnp.maximum(chosen, 0)
+        for stack, whole, write in ((keys, full.keys, 0), (values, full.values, 1)):
+            taken = whole[layer, row, head, source]
+            taken = jnp.where(keep[..., None], taken, stack[layer, :, :, : shape.size])
+            stack = lax.dynamic_update_slice(stack, taken[None], (layer, 0, 0, 0, 0))
+            keys, values = (stack, values) if write == 0 else (keys, stack)
+        held = jnp.where(chosen < 0, jnp.int32(FAR_AWAY), chosen)
+        held = jnp.where(keep, held, positions[layer, :, :, : shape.size])
+        positions = lax.dynamic_update_slice(positions, held[None], (layer, 0, 0, 0))
+    return DraftCache(FullCache(keys, values), positions, jnp.where(rows, committed, draft.selected))
+
+
+def _copy_prefix(draft: DraftCache, full: FullCache, committed: jax.Array, shape: DraftCacheShape) -> DraftCache:
+    """Slots 0.. hold positions 0..; what lies past the committed length is scratch in both caches."""
+    slots = min(shape.size, full.capacity)
+    keys = lax.dynamic_update_slice(draft.cache.keys, full.keys[:, :, :, :slots], (0, 0, 0, 0, 0))
+    values = lax.dynamic_update_slice(draft.cache.values, full.values[:, :, :, :slots], (0, 0, 0, 0, 0))
+    index = jnp.arange(draft.positions.shape[3], dtype=jnp.int32)
+    held = jnp.where(index[None, :] < committed[:, None], index[None, :], jnp.int32(FAR_AWAY))
+    positions = jnp.broadcast_to(held[None, :, None, :], draft.positions.shape)
+    return DraftCache(FullCache(keys, values), positions, jnp.zeros_like(draft.selected))

@@ -1,0 +1,16 @@
+"""Checkpoint directories in HF's layout: found, checked, loaded tensor by tensor, saved."""
+
+from tokenswift_jax.checkpoint.directory import fingerprint, load_generation_config, load_tokenizer, resolve
+from tokenswift_jax.checkpoint.load import load_decoder, open_checkpoint
+from tokenswift_jax.checkpoint.save import save, state_tensors
+
+__all__ = [
+    "fingerprint",
+    "load_decoder",
+    "load_generation_config",
+    "load_tokenizer",
+    "open_checkpoint",
+    "resolve",
+    "save",
+    "state_tensors",
+]

@@ -1,0 +1,188 @@
+"""Checkpoint directories: where they are, what their JSON files say, which model they build on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenswift_jax.checkpoint.tensors import HEADS_FILE, INDEX_FILE
+from tokenswift_jax.errors import UserError
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
+)
+GENERATION_FILE = "generation_config.json"
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_SAMPLES, _SAMPLE_BYTES = 2048, 32768
+
+
+def resolve(path_or_hub_id: str | Path) -> Path:
+    """A checkpoint's directory on this machine; a hub id (owner/name) is downloaded, only the files that are read.
+
+    Raises:
+      UserError: no such directory, no config.json in it, or the download failed (offline, unknown, gated).
+    """
+    path = Path(path_or_hub_id).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path} is not a checkpoint: it has no config.json")
+        return path
+    if path.exists():
+        raise UserError(f"{path} is a file; a checkpoint is a directory with config.json and model.safetensors")
+    if not _HUB_ID.fullmatch(str(path_or_hub_id)):
+        raise UserError(f"no such directory: {path_or_hub_id} (and not a hub id, which reads owner/name)")
+    return _download(str(path_or_hub_id))
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    wanted = ["config.json", GENERATION_FILE, "model*.safetensors", INDEX_FILE, HEADS_FILE, *TOKENIZER_FILES]
+    try:
+        path = Path(snapshot_download(hub_id, allow_patterns=wanted))
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError):
+        raise UserError(
+            f"no directory {hub_id}, and {hub_id} cannot be downloaded: the hub cannot be reached and there is no "
+            "local copy; name a local directory or go online"
+        ) from None
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise UserError(f"cannot download {hub_id} from the hub: {str(error).strip().splitlines()[0]}") from None
+    if not (path / "config.json").is_file():
+        raise UserError(f"{hub_id} on the hub is not a checkpoint: it has no config.json")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      UserError: unreadable, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return value
+
+
+def base_directory(directory: Path) -> Path:
+    """Where the model's weights are: `tokenswift.base` of config.json, or the directory itself.
+
+    `base` is a path relative to the checkpoint, an absolute one, or a hub id.
+
+    Raises:
+      UserError: the base is not there, or names a base itself.
+    """
+    base = _base(read_json(directory / "config.json"))
+    if base is None:
+        return directory
+    local = directory / base
+    found = resolve(local if local.is_dir() else base)
+    if _base(read_json(found / "config.json")) is not None:
+        raise UserError(f"base {base!r} of {directory} has a base itself; name the directory that holds the weights")
+    return found
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The checkpoint's config.json; one that names no architecture itself takes its base's.
+
+    Raises:
+      UserError: not a JSON object, or the base is not there.
+    """
+    config = read_json(directory / "config.json")
+    if "model_type" in config or _base(config) is None:
+        return config
+    base = read_json(base_directory(directory) / "config.json")
+    return {name: value for name, value in base.items() if name != "medusa_heads"} | config
+
+
+def _base(config: Mapping[str, Any]) -> str | None:
+    block = config.get("tokenswift")
+    base = block.get("base") if isinstance(block, Mapping) else None
+    if base is not None and (not isinstance(base, str) or not base):
+        raise UserError(f'"base" in config.json is {base!r}; it must be a directory or a hub id')
+    return base
+
+
+def _companion_directory(directory: Path, names: tuple[str, ...]) -> Path | None:
+    for place in (directory, base_directory(directory)):
+        if any((place / name).is_file() for name in names):
+            return place
+    return None
+
+
+def load_tokenizer(directory: Path) -> Any | None:
+    """The checkpoint's (or its base's) transformers tokenizer, None when it has none.
+
+    Raises:
+      UserError: it cannot be loaded, or has more entries than the model's vocabulary.
+    """
+    place = _companion_directory(directory, _VOCABULARIES)
+    if place is None:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(place), local_files_only=True)
+    except Exception as error:  # transformers and tokenizers raise anything, bare Exception included
+        raise UserError(f"the tokenizer in {place} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    entries, vocabulary = len(tokenizer), read_config(directory).get("vocab_size")
+    if isinstance(vocabulary, int) and entries > vocabulary:
+        raise UserError(f"the tokenizer in {place} has {entries} entries, but the model's vocabulary {vocabulary}")
+    return tokenizer
+
+
+def load_generation_config(directory: Path) -> dict[str, Any]:
+    """The checkpoint's (or its base's) generation_config.json, {} when it has none.
+
+    Raises:
+      UserError: not a JSON object.
+    """
+    place = _companion_directory(directory, (GENERATION_FILE,))
+    return {} if place is None else read_json(place / GENERATION_FILE)
+
+
+def companion_files(directory: Path) -> list[Path]:
+    """Tokenizer and generation files that belong to a checkpoint, its own before its base's."""
+    places = [_companion_directory(directory, _VOCABULARIES), _companion_directory(directory, (GENERATION_FILE,))]
+    tokenizer, generation = places
+    files = [] if tokenizer is None else [tokenizer / name for name in TOKENIZER_FILES]
+    files += [] if generation is None else [generation / GENERATION_FILE]
+    return [file for file in files if file.is_file()]
+
+
+def fingerprint(directory: Path) -> str:
+    """A hash (64 hex digits) that identifies a checkpoint: configuration and weights, its base's included.
+
+    config.json is hashed whole; of each safetensors file the size, the header and 2,048 evenly spaced pieces of
+    32 KiB, so files up to 64 MiB whole.
+    """
+    digest = hashlib.sha256()
+    for place in dict.fromkeys((directory, base_directory(directory))):
+        digest.update((place / "config.json").read_bytes())
+        for file in sorted(place.glob("*.safetensors")):
+            _hash_sampled(file, digest)
+    return digest.hexdigest()
+
+
+def _hash_sampled(file: Path, digest: Any) -> None:
+    size = file.stat().st_size
+    digest.update(f"{file.name} {size}\n".encode())
+    with file.open("rb") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+        digest.update(stream.read(min(header, size)))
+        step = max(_SAMPLE_BYTES, size // _SAMPLES)
+        for offset in range(0, size, step):
+            stream.seek(offset)
+            digest.update(stream.read(_SAMPLE_BYTES))

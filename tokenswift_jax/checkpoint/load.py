@@ -1,0 +1,172 @@
+"""From a checkpoint directory to a decoder's parameters, one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tokenswift_jax.checkpoint import names
+from tokenswift_jax.checkpoint.directory import base_directory, read_config, resolve
+from tokenswift_jax.checkpoint.tensors import DTYPES, HEADS_FILE, Index, Tensor, read_file, read_model_files
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.hf_config import model_config
+from tokenswift_jax.models.hf_config import rope_override as override_rope
+from tokenswift_jax.models.layers import wide_dtype
+
+_DTYPE_NAMES = {str(dtype): dtype for dtype in DTYPES.values()}
+_LISTED = 8  # tensors named in one message
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checked checkpoint, nothing read but headers.
+
+    Attributes:
+      directory: the directory asked for.
+      hf_config: its config.json (with its base's fields where it has none of its own).
+      config: the decoder it describes.
+      tensors: by parameter path, exactly the decoder's, shapes as HF stores them.
+    """
+
+    directory: Path
+    hf_config: dict[str, Any]
+    config: ModelConfig
+    tensors: dict[names.ParameterPath, Tensor]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the embedding, which stands for the model's."""
+        return self.tensors[("embed_tokens",)].dtype
+
+
+def open_checkpoint(path_or_hub_id: str | Path, rope_override: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Finds a checkpoint's tensors and checks them against the decoder that its config.json describes.
+
+    Raises:
+      UserError: no checkpoint, unsupported configuration, unreadable files, or tensors that are missing, extra or
+        mis-shaped (listed).
+    """
+    directory = resolve(path_or_hub_id)
+    hf_config = read_config(directory)
+    if rope_override is not None:
+        hf_config = override_rope(hf_config, rope_override)
+    config = model_config(hf_config)
+    base = base_directory(directory)
+    stored = {names.canonical(tensor.name): tensor for tensor in read_model_files(base)}
+    if (directory / HEADS_FILE).is_file():
+        stored = {name: tensor for name, tensor in stored.items() if not name.startswith(names.HEAD_PREFIX)}
+        stored |= {names.canonical(tensor.name): tensor for tensor in read_file(directory / HEADS_FILE)}
+    return Checkpoint(directory, hf_config, config, _match(config, stored, directory))
+
+
+def abstract_decoder(config: ModelConfig, dtype: Any) -> Decoder:
+    """A decoder whose parameters are shapes only."""
+    return nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
+
+
+def _match(config: ModelConfig, stored: dict[str, Tensor], directory: Path) -> dict[names.ParameterPath, Tensor]:
+    state = nnx.split(abstract_decoder(config, jnp.float32))[1]
+    expected = {names.hf_name(path): (path, param) for path, param in nnx.to_flat_state(state)}
+    stored = {name: tensor for name, tensor in stored.items() if not names.is_harmless(name)}
+    head, table = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
+    if config.tie_word_embeddings and head is not None and table is not None:
+        if head.shape != table.shape or head.dtype != table.dtype or not np.array_equal(head.values(), table.values()):
+            raise UserError(
+                f"{directory} ties its embeddings (tie_word_embeddings) but has an lm_head.weight of its own values"
+            )
+        del stored["lm_head.weight"]
+
+    problems = []
+    missing = sorted(set(expected) - set(stored))
+    extra = sorted(set(stored) - set(expected))
+    if missing:
+        problems.append("missing: " + _listing(missing))
+    if extra:
+        known = any(name.startswith(names.HEAD_PREFIX) for name in extra)
+        hint = f" (config.json names {config.num_draft_heads} draft heads)" if known else ""
+        problems.append("extra: " + _listing(extra) + hint)
+    shapes = []
+    for name in sorted(set(expected) & set(stored)):
+        path, param = expected[name]
+        shape = tuple(reversed(param.shape)) if names.is_transposed(path) else tuple(param.shape)
+        if stored[name].shape != shape:
+            shapes.append(f"{name} {list(stored[name].shape)} instead of {list(shape)}")
+    if shapes:
+        foreign = all(entry.startswith(names.HEAD_PREFIX) for entry in shapes)
+        what = f"draft heads made for another hidden size than {config.hidden_size}: " if foreign else "mis-shaped: "
+        problems.append(what + _listing(shapes))
+    if problems:
+        raise UserError(f"the tensors of {directory} do not fit its config.json; " + "; ".join(problems))
+    return {path: replace(stored[name], name=name) for name, (path, _) in expected.items()}
+
+
+def _listing(entries: list[str]) -> str:
+    rest = len(entries) - _LISTED
+    return ", ".join(entries[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def load_decoder(
+    path_or_hub_id: str | Path,
+    dtype: str | None = None,
+    rope_override: Mapping[str, Any] | None = None,
+    sharding: Callable[[names.ParameterPath], jax.sharding.Sharding] | None = None,
+) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
+    """Loads a decoder split into (configuration, graph, parameters), each tensor straight to its shards.
+
+    Peak host memory beyond the parameters themselves stays near one tensor.
+
+    Args:
+      path_or_hub_id: a checkpoint directory, or an id on the hub.
+      dtype: bfloat16, float16, float32 or float64; None is the checkpoint's own, at least float32 on CPU.
+      rope_override: RoPE parameters to use instead of config.json's.
+      sharding: the sharding of a parameter by its path; None puts everything on the default device.
+
+    Raises:
+      UserError: as `open_checkpoint`; an unknown dtype, or float64 without jax_enable_x64.
+    """
+    checkpoint = open_checkpoint(path_or_hub_id, rope_override)
+    chosen = parse_dtype(dtype) if dtype is not None else checkpoint.dtype
+    if dtype is None and jax.default_backend() == "cpu":
+        chosen = np.dtype(wide_dtype(chosen))
+    if chosen == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise UserError("dtype float64 needs JAX_ENABLE_X64=1")
+    graph, state = nnx.split(abstract_decoder(checkpoint.config, chosen))
+    local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    loaded = []
+    for path, param in nnx.to_flat_state(state):
+        place = local if sharding is None else sharding(path)
+        values = jax.make_array_from_callback(param.shape, place, _shard_reader(checkpoint.tensors[path], path, chosen))
+        loaded.append((path, param.replace(values)))
+    return checkpoint.config, graph, nnx.from_flat_state(loaded)
+
+
+def _shard_reader(tensor: Tensor, path: names.ParameterPath, dtype: np.dtype) -> Callable[[Index | None], np.ndarray]:
+    tensor = tensor.astype(dtype)
+
+    def read(index: Index | None) -> np.ndarray:
+        assert index is not None
+        if names.is_transposed(path):
+            return tensor.read(index[::-1]).T
+        return tensor.read(index)
+
+    return read
+
+
+def parse_dtype(name: str) -> np.dtype:
+    """A dtype by its name in config.json.
+
+    Raises:
+      UserError: not a dtype that weights are stored in.
+    """
+    if name not in _DTYPE_NAMES:
+        raise UserError(f"unknown dtype {name!r}; known: {', '.join(_DTYPE_NAMES)}")
+    return _DTYPE_NAMES[name]

@@ -1,0 +1,54 @@
+"""From parameters (or another checkpoint's tensors) to a checkpoint directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from tokenswift_jax.checkpoint import names
+from tokenswift_jax.checkpoint.tensors import HEADS_FILE, Index, Tensor, write_file, write_model_files
+
+SHARD_BYTES = 5_000_000_000
+
+
+def state_tensors(state: nnx.State) -> list[Tensor]:
+    """A decoder's parameters under HF's names and in HF's layout, fetched from the device one by one when written."""
+    return [_parameter_tensor(path, param) for path, param in nnx.to_flat_state(state)]
+
+
+def _parameter_tensor(path: names.ParameterPath, param: nnx.Variable) -> Tensor:
+    values, flip = param[...], names.is_transposed(path)
+
+    def read(index: Index) -> np.ndarray:
+        host = np.asarray(values)
+        return (host.T if flip else host)[index]
+
+    shape = tuple(reversed(values.shape)) if flip else tuple(values.shape)
+    return Tensor(names.hf_name(path), shape, np.dtype(values.dtype), read, "the model")
+
+
+def save(
+    directory: Path, hf_config: Mapping[str, Any], tensors: Sequence[Tensor], *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes config.json, `model*.safetensors` and, when there are draft heads, `heads.safetensors`.
+
+    Args:
+      directory: an existing directory.
+      hf_config: config.json as it shall be, its "tokenswift" block included.
+      tensors: under HF's names; those of draft heads go to their own file, and a list of nothing else writes no
+        model file (then `tokenswift.base` names the model).
+      shard_bytes: a model beyond it is split into shards with an index.
+    """
+    ordered = sorted(tensors, key=lambda tensor: tensor.name)
+    heads = [tensor for tensor in ordered if tensor.name.startswith(names.HEAD_PREFIX)]
+    model = [tensor for tensor in ordered if not tensor.name.startswith(names.HEAD_PREFIX)]
+    if model:
+        write_model_files(directory, model, shard_bytes)
+    if heads:
+        write_file(directory / HEADS_FILE, heads)
+    (directory / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")

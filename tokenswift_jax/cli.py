@@ -1,0 +1,188 @@
+"""The command: flags in, text on stdout, progress and a closing report on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.options import parse
+
+if TYPE_CHECKING:
+    from tokenswift_jax.generation import StreamEvent
+    from tokenswift_jax.model import Model
+    from tokenswift_jax.progress import ProgressLine
+    from tokenswift_jax.stats import GenerationResult
+
+DEMO_PROMPT = "It was late in the autumn, and the road that led down to the village"
+_COLOURS = {0: "", 1: "\x1b[32m", 2: "\x1b[36m"}  # by source: the target's own, heads, n-grams
+_PLAIN = "\x1b[0m"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status (0, 1 failed audit, 2 bad input, 130 interrupted)."""
+    try:
+        return _run(parse(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:  # a disk that is full, a file that has gone
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    given = _read_prompt(options)
+    # Advice about frameworks that are not needed here.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from tokenswift_jax.decoding.run import NumericsError
+    from tokenswift_jax.generation import stream
+    from tokenswift_jax.model import load
+    from tokenswift_jax.progress import ProgressLine
+    from tokenswift_jax.prompt import encode
+    from tokenswift_jax.sampling import resolve_sampling
+    from tokenswift_jax.speculation import SpeculationConfig
+
+    resolve_sampling(options.sampling, None)  # wrong values are found before the model is loaded
+    speculation = SpeculationConfig(**options.speculation)
+    progress = ProgressLine(sys.stderr, options.max_new_tokens, enabled=not options.quiet)
+    with contextlib.ExitStack() as stack:
+        stack.callback(progress.clear)
+        progress.draw("loading the model")
+        model = load(options.model, options.dtype, options.rope_override)
+        sampling = resolve_sampling(options.sampling, model.generation_config)
+        prompt_ids = encode(given, model.tokenizer, model.config.vocab_size, options.chat)
+        progress.draw("compiling and reading the prompt")
+        events = stream(
+            model,
+            prompt_ids,
+            sampling,
+            speculation,
+            max_new_tokens=options.max_new_tokens,
+            min_new_tokens=options.min_new_tokens,
+            ignore_eos=options.ignore_eos,
+            stop=options.stop,
+            journal=options.journal,
+            resume=options.resume,
+            audit=options.audit,
+            capacity=options.capacity,
+        )
+        file = None
+        if options.output is not None:
+            file = stack.enter_context(options.output.open("w", encoding="utf-8", newline=""))
+        writer = _Writer(file, options.show_acceptance, model.tokenizer is None, progress)
+        try:
+            result = _consume(events, writer)
+        except NumericsError as error:
+            writer.end()
+            raise UserError(str(error)) from error
+    writer.end()
+    if options.stats is not None:
+        options.stats.write_text(result.to_json() + "\n", encoding="utf-8")
+    if not options.quiet:
+        _report(result, model)
+    return _status(result, options.audit)
+
+
+class _Writer:
+    """Puts text on stdout and into --output as it comes; token ids where there is no tokenizer."""
+
+    def __init__(self, file: TextIO | None, colours: bool, ids_only: bool, progress: ProgressLine):
+        self._file, self._colours, self._ids_only, self._progress = file, colours, ids_only, progress
+        self._written = ""
+        self._stdout: TextIO | None = sys.stdout
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
+
+    def show(self, event: StreamEvent) -> None:
+        """One event's text; its result's, where an interrupt lost some."""
+        pieces = event.segments
+        if self._ids_only:
+            pieces = tuple(zip((f"{token} " for token in event.token_ids), event.records.sources.tolist(), strict=True))
+        self._write(pieces)
+        if event.result is not None and not self._ids_only:
+            self._write(((event.result.text[len(self._written) :], 0),))
+        if len(event.records):
+            self._progress.add(event.records)
+            self._progress.draw()
+
+    def drop_stdout(self) -> None:
+        """After its reader has gone: what is still buffered has to go somewhere when Python exits."""
+        self._stdout = None
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def end(self) -> None:
+        """Leaves a terminal on a fresh line."""
+        self._progress.clear()
+        if self._stdout is not None and self._stdout.isatty() and self._written and self._written[-1] != "\n":
+            print(flush=True)
+
+    def _write(self, pieces: Sequence[tuple[str, int]]) -> None:
+        plain = "".join(text for text, _ in pieces)
+        if not plain:
+            return
+        self._written += plain
+        if self._file is not None:
+            self._file.write(plain)
+            self._file.flush()
+        if self._stdout is not None:
+            self._progress.clear()
+            self._stdout.write("".join(map(_coloured, pieces)) if self._colours else plain)
+            self._stdout.flush()
+
+
+def _coloured(piece: tuple[str, int]) -> str:
+    text, source = piece
+    return f"{_COLOURS[source]}{text}{_PLAIN}" if _COLOURS[source] and text else text
+
+
+def _consume(events: Generator[StreamEvent, None, None], writer: _Writer) -> GenerationResult:
+    """Shows every event; an interrupt, or a reader of stdout that has gone, ends the text but keeps the result."""
+    result = None
+    try:
+        for event in events:
+            result = event.result or result
+            writer.show(event)
+    except (KeyboardInterrupt, BrokenPipeError) as reason:
+        if isinstance(reason, BrokenPipeError):
+            writer.drop_stdout()
+        if result is None:
+            last = events.throw(KeyboardInterrupt())
+            result = last.result
+            writer.show(last)
+    assert result is not None, "the last event carries the result"
+    return result
+
+
+def _read_prompt(options: argparse.Namespace) -> str | list[int]:
+    from tokenswift_jax.prompt import read_ids, read_text
+
+    if options.prompt_file is not None:
+        return read_text(options.prompt_file)
+    if options.prompt_ids is not None:
+        return read_ids(options.prompt_ids)
+    return DEMO_PROMPT if options.prompt is None else options.prompt
+
+
+def _report(result: GenerationResult, model: Model) -> None:
+    import jax.numpy as jnp
+
+    from tokenswift_jax.report import closing_report
+
+    print(closing_report(result, model.config, jnp.dtype(model.dtype).itemsize), file=sys.stderr)
+
+
+def _status(result: GenerationResult, audit: bool) -> int:
+    if result.finish_reason == "interrupted" or (audit and result.audit is None):
+        return 130
+    return 1 if result.audit_failed else 0

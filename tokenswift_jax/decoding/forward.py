@@ -1,0 +1,89 @@
+"""One forward of the decoder over rows that extend a cache: write each layer's K/V first, then attend.
+
+The order matters: writing before reading lets every backend update the donated cache in place, also inside a
+while loop; reading first makes XLA keep the old cache and copy it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.tree_attention import tree_attention
+from tokenswift_jax.cache.full import FullCache, write_rows
+from tokenswift_jax.models.decoder import Decoder
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """What one forward computed for its rows.
+
+    Attributes:
+      hidden: the last layer's output [batch, rows, hidden_size], before the final norm.
+      keys, values: of the rows themselves [layers, batch, kv_heads, rows, head_dim], keys rotated.
+      query: rotated queries of row 0, [layers, batch, query_heads, head_dim].
+    """
+
+    hidden: jax.Array
+    keys: jax.Array
+    values: jax.Array
+    query: jax.Array
+
+
+def forward_rows(
+    model: Decoder,
+    tokens: jax.Array,
+    positions: jax.Array,
+    cache: FullCache,
+    lengths: jax.Array,
+    tree_mask: jax.Array,
+    *,
+    key_positions: jax.Array | None = None,
+) -> tuple[Rows, FullCache]:
+    """Runs rows over the first `lengths` slots of a cache and over each other.
+
+    Args:
+      model: the decoder, merged from its parameters.
+      tokens: int32 [batch, rows].
+      positions: int32 [batch, rows], each row's index in the text.
+      cache: the full cache, or a draft cache in the same layout; its slots lengths.. are overwritten.
+      lengths: int32 [batch], slots in use; lengths + rows must not exceed the capacity.
+      tree_mask: bool [batch, rows, rows]; row i sees row j. Every row sees itself.
+      key_positions: int32 [layers, batch, kv_heads, capacity] for a cache whose slots are not in text order.
+    """
+    config = model.config
+    collected: list[tuple[jax.Array, jax.Array, jax.Array]] = []
+
+    def attend(layer: int, queries: jax.Array, keys: jax.Array, values: jax.Array, carry: Any):
+        all_keys, all_values = carry
+        own_keys, own_values = keys.transpose(0, 2, 1, 3)[None], values.transpose(0, 2, 1, 3)[None]
+        all_keys = write_rows(all_keys, own_keys, layer, lengths)
+        all_values = write_rows(all_values, own_values, layer, lengths)
+        collected.append((own_keys, own_values, queries[None, :, 0]))
+        mixed = tree_attention(
+            queries,
+            all_keys,
+            all_values,
+            keys,
+            values,
+            layer=layer,
+            lengths=lengths,
+            tree_mask=tree_mask,
+            positions=positions,
+            window=config.sliding_windows[layer],
+            key_positions=key_positions,
+        )
+        return mixed, (all_keys, all_values)
+
+    hidden, (keys, values) = model.hidden(tokens, positions, attend, (cache.keys, cache.values))
+    parts = [jnp.concatenate(part) for part in zip(*collected, strict=True)]
+    return Rows(hidden, *parts), FullCache(keys, values)
+
+
+def causal_mask(batch: int, rows: int) -> jax.Array:
+    """bool [batch, rows, rows]: every row sees itself and the rows before it."""
+    return jnp.broadcast_to(jnp.tril(jnp.ones((rows, rows), bool)), (batch, rows, rows))

@@ -1,0 +1,83 @@
+"""How far an emitted token is from being the draw: what the audit reports for a position where it is not."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.decoding.processors import Processors, SamplingInputs, draw, process
+from tokenswift_jax.models.layers import wide_dtype
+
+# In logits: the margin of a token that no change makes the draw (a suppressed id).
+MARGIN_LIMIT = 2.0**20
+_SMALLEST = 2.0**-24
+_STEPS = 24
+
+
+def margin(
+    logits: jax.Array,
+    emitted: jax.Array,
+    noise: jax.Array | None,
+    *,
+    penalised: jax.Array | None,
+    generated: jax.Array,
+    inputs: SamplingInputs,
+    processors: Processors,
+) -> jax.Array:
+    """The smallest uniform change of the logits that makes each emitted token the draw.
+
+    A change of delta raises the emitted token's logit and lowers every other by delta, before the processors: so it
+    moves filter thresholds too. Found by doubling, then bisection; where acceptance is not monotone in delta (a
+    penalty scales logits differently) it is the edge below the first power of two that suffices.
+
+    Args:
+      logits: [draws, vocab], the raw logits.
+      emitted: [draws] int32.
+      noise: [draws, vocab] float32, or None when greedy.
+      penalised: [draws, vocab] bool or None, as in `process`.
+      generated: [draws] int32, as in `process`.
+      inputs: the values of the processors.
+      processors: which of them apply, static.
+
+    Returns:
+      [draws] float32, in logits: 0 where the emitted token is the draw, at most `MARGIN_LIMIT`; always finite for
+      finite logits, to a relative 1e-7 and to the resolution of the logits.
+    """
+    logits = logits.astype(wide_dtype(logits.dtype))
+    ids = jnp.arange(logits.shape[1], dtype=jnp.int32)
+    sign = jnp.where(ids[None, :] == emitted[:, None], 1, -1).astype(logits.dtype)
+
+    def accepted(delta: jax.Array) -> jax.Array:
+        scores = process(
+            (logits + sign * delta[:, None])[None],
+            penalised=None if penalised is None else penalised[None],
+            generated=generated[None],
+            inputs=inputs,
+            processors=processors,
+        )
+        return draw(scores[0], noise) == emitted
+
+    zero = jnp.zeros(emitted.shape, logits.dtype)
+    limit = jnp.asarray(MARGIN_LIMIT, logits.dtype)
+
+    def widen(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        low, high, done = carry
+        low = jnp.where(done, low, high)
+        high = jnp.where(done, high, jnp.maximum(2 * high, jnp.asarray(_SMALLEST, high.dtype)))
+        return low, high, done | accepted(high)
+
+    def open_rows(carry: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        _, high, done = carry
+        return jnp.any(~done & (high < limit))
+
+    low, high, done = jax.lax.while_loop(open_rows, widen, (zero, zero, accepted(zero)))
+
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low + high) / 2
+        enough = accepted(middle)
+        return jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+
+    searching = jnp.any(done & (high > 0))
+    _, high = jax.lax.fori_loop(0, jnp.where(searching, _STEPS, 0), halve, (low, high))
+    return jnp.where(done, high, limit).astype(jnp.float32)

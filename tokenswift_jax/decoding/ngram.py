@@ -1,0 +1,130 @@
+"""A bounded table of 4-grams on the device: first token -> continuations of three tokens (paper section 3.3)."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+LENGTH = 4
+_FIELDS = LENGTH + 1
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["entries", "inserted"], meta_fields=[])
+@dataclass(frozen=True)
+class NgramTable:
+    """Continuations of every first token, with how often and how lately each was seen.
+
+    Attributes:
+        entries: int32 `[batch, vocab, 5 * slots]`. One line holds all that is known of a first token, so that a lookup
+            is one slice and an insertion writes one line in place: `slots` counts (0: empty), `slots` positions (of the
+            4-gram's last token at its newest occurrence), then `slots` first, second and third continuation tokens.
+        inserted: int32 `[batch]`. Every 4-gram that ends at a position < `inserted` is in (or was evicted).
+    """
+
+    entries: jax.Array
+    inserted: jax.Array
+
+    @property
+    def slots(self) -> int:
+        """Continuations kept per first token."""
+        return self.entries.shape[-1] // _FIELDS
+
+
+def empty(batch: int, vocab: int, slots: int) -> NgramTable:
+    """A table without 4-grams; 20 * batch * vocab * slots bytes."""
+    return NgramTable(jnp.zeros((batch, vocab, _FIELDS * slots), jnp.int32), jnp.zeros((batch,), jnp.int32))
+
+
+def insert(table: NgramTable, tokens: jax.Array, eligible: jax.Array, most: int | None = None) -> NgramTable:
+    """Inserts, in position order, the 4-grams that end at a position in [inserted, eligible); O(slots) each.
+
+    A known continuation gains a count; a new one takes an empty slot, else evicts the lowest count, oldest first. The
+    result depends on the text alone, never on how it was cut into calls. Each row of a batch advances by itself.
+
+    Args:
+        table: the table so far; inside a jitted loop (or donated) it is updated in place.
+        tokens: int32 `[batch, capacity]`, the text by position.
+        eligible: int32 `[batch]`, positions from which 4-grams may be taken: `n - window`, may be negative.
+        most: static bound on the insertions of this call; the rest follow in later calls. None: no bound.
+    """
+    start = jnp.maximum(table.inserted, LENGTH - 1)
+    stop = eligible if most is None else jnp.minimum(eligible, start + most)
+
+    def body(step: jax.Array | int, entries: jax.Array) -> jax.Array:
+        end = start + jnp.int32(step)
+        return _insert_one(entries, tokens, end, end < stop)
+
+    if most is None:
+        steps = jnp.maximum(jnp.max(stop - start), 0)
+        entries = lax.fori_loop(jnp.int32(0), steps, body, table.entries)
+    else:
+        # Unrolled: accelerators wait for the host at every turn of a loop, and an idle step costs next to nothing.
+        entries = table.entries
+        for step in range(most):
+            entries = body(step, entries)
+    return NgramTable(entries, jnp.maximum(table.inserted, stop))
+
+
+def lookup(table: NgramTable, first: jax.Array, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The k most frequent continuations of each first token, ties to the one seen last.
+
+    Args:
+        table: the table.
+        first: int32 `[batch, keys]`, first tokens.
+        k: how many; slots beyond the table's are empty.
+
+    Returns:
+        continuations int32 `[batch, keys, k, 3]`, counts int32 `[batch, keys, k]` in descending order (0: none), and
+        totals int32 `[batch, keys]`, the sum of all the counts kept for that first token.
+    """
+    batch = jnp.arange(first.shape[0], dtype=jnp.int32)[:, None]
+    line = table.entries.at[batch, first].get(mode="clip")
+    fields = line.reshape(*first.shape, _FIELDS, table.slots)
+    count, last = fields[..., 0, :], fields[..., 1, :]
+    # Ranks by pairwise comparison: for 32 slots this is one small fused loop where a sort is many.
+    slot = jnp.arange(table.slots, dtype=jnp.int32)
+    earlier = jnp.expand_dims(slot[None, :] < slot[:, None], range(first.ndim))
+    mine, others = (count[..., :, None], last[..., :, None]), (count[..., None, :], last[..., None, :])
+    tied = others[0] == mine[0]
+    ahead = (others[0] > mine[0]) | (tied & ((others[1] > mine[1]) | ((others[1] == mine[1]) & earlier)))
+    rank = jnp.sum(ahead, axis=-1, dtype=jnp.int32)
+    chosen = rank[..., None, :] == jnp.expand_dims(jnp.arange(k, dtype=jnp.int32), (*range(first.ndim), -1))
+    picked = jnp.sum(jnp.where(chosen[..., None, :], fields[..., None, :, :], 0), axis=-1, dtype=jnp.int32)
+    return picked[..., 2:], picked[..., 0], jnp.sum(count, axis=-1, dtype=jnp.int32)
+
+
+def _insert_one(entries: jax.Array, tokens: jax.Array, end: jax.Array, active: jax.Array) -> jax.Array:
+    """Inserts into each row of the batch the 4-gram that ends at position `end` where `active`."""
+    slots = entries.shape[-1] // _FIELDS
+    batch = jnp.arange(entries.shape[0], dtype=jnp.int32)
+    window = end[:, None] + jnp.arange(1 - LENGTH, 1, dtype=jnp.int32)[None, :]
+    gram = tokens.at[batch[:, None], window].get(mode="clip")
+    line = entries.at[batch, gram[:, 0]].get(mode="clip")
+    count, last, *continuation = jnp.split(line, _FIELDS, axis=-1)
+    known = count > 0
+    for held, token in zip(continuation, jnp.split(gram[:, 1:], LENGTH - 1, axis=-1), strict=True):
+        known &= held == token
+    # A known continuation sorts before everything, then empty slots (count 0), then the lowest count, oldest first.
+    slot = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32)[None, :], count.shape)
+    least, _, place = lax.reduce(
+        (jnp.where(known, -1, count), last, slot), (jnp.int32(2**31 - 1),) * 3, _smaller, dimensions=(1,)
+    )
+    field = jnp.arange(_FIELDS * slots, dtype=jnp.int32)[None, :]
+    grown = jnp.where((least < 0)[:, None], line + 1, 1)
+    value = jnp.where(field < slots, grown, end[:, None])
+    for index in range(1, LENGTH):
+        value = jnp.where(field >= (index + 1) * slots, gram[:, index, None], value)
+    line = jnp.where((field % slots == place[:, None]) & active[:, None], value, line)
+    for row in range(entries.shape[0]):
+        entries = lax.dynamic_update_slice(entries, line[row, None, None], (jnp.int32(row), gram[row, 0], jnp.int32(0)))
+    return entries
+
+
+def _smaller(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """The lexicographically smaller of two (count, last, slot) triples."""
+    first = (a[0] < b[0]) | ((a[0] == b[0]) & ((a[1] < b[1]) | ((a[1] == b[1]) & (a[2] < b[2]))))
+    return tuple(jnp.where(first, x, y) for x, y in zip(a, b, strict=True))

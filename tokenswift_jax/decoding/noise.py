@@ -1,0 +1,50 @@
+"""Gumbel noise keyed by position: the randomness of every draw, whatever the mode, the tree or the batch slot."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.errors import UserError
+
+_IMPLEMENTATION = "threefry2x32"
+
+
+def row_keys(seed: int, sequences: jax.Array) -> jax.Array:
+    """The key of each row of a batch: fold_in(key(seed), sequence).
+
+    Args:
+      seed: in [0, 2**32).
+      sequences: [batch] int32 or uint32, `SamplingConfig.sequence` plus the index in the batch, whatever slot the row occupies.
+
+    Returns:
+      [batch, 2] uint32, raw key data: ordinary arrays pass through jit, loops and donation.
+    """
+    root = jax.random.key(jnp.uint32(seed), impl=_IMPLEMENTATION)
+    return jax.random.key_data(jax.vmap(lambda sequence: jax.random.fold_in(root, sequence))(sequences))
+
+
+def gumbel_noise(keys: jax.Array, positions: jax.Array, vocab: int) -> jax.Array:
+    """The noise of each position's draw: g_q = gumbel(fold_in(row key, q)).
+
+    Args:
+      keys: [batch, 2] uint32, from `row_keys`.
+      positions: [batch, draws] int32, the position q of the token to be drawn.
+      vocab: size of the vocabulary.
+
+    Returns:
+      [batch, draws, vocab] float32, finite; the same bits for a (row, position) in any batch and any number of draws.
+
+    Raises:
+      UserError: the process switched off partitionable threefry, whose bits define the text of a seed.
+    """
+    if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError("JAX_THREEFRY_PARTITIONABLE is off, which changes the text of every seed; unset it")
+
+    def one(key: jax.Array, position: jax.Array) -> jax.Array:
+        wrapped = jax.random.wrap_key_data(key, impl=_IMPLEMENTATION)
+        # The mode is spelled out because its default can be configured, and because "low" has the same bits in every
+        # supported jax (0.12 changed those of "high").
+        return jax.random.gumbel(jax.random.fold_in(wrapped, position), (vocab,), jnp.float32, mode="low")
+
+    return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(keys, positions)

@@ -1,0 +1,107 @@
+"""The contextual penalty's window (paper, Eq. 3), kept as the newest position of every token.
+
+A token lies in the window q-window..q-1 exactly when its newest position before q is at least q - window. So the window
+slides by comparing, nothing ever leaves the state, and rows of a tree that sit at different depths share it.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+# Older than any window reaches: q - window >= -(2**31 - 1) for every int32 q >= 0 and window.
+_NEVER = -(2**31)
+
+
+def last_positions(tokens: jax.Array, length: jax.Array, vocab: int) -> jax.Array:
+    """The newest position of every token in a text; the whole text is scanned, so for a start or a resume.
+
+    Args:
+      tokens: [batch, capacity] int32, whose first `length` are the text.
+      length: [batch] int32, tokens in the text (n + 1, the root included).
+      vocab: size of the vocabulary.
+
+    Returns:
+      [batch, vocab] int32, -2**31 for a token that does not occur.
+    """
+    positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+
+    def one(tokens: jax.Array, length: jax.Array) -> jax.Array:
+        seen = jnp.where(positions < length, positions, _NEVER)
+        return jnp.full((vocab,), _NEVER, jnp.int32).at[tokens].max(seen, mode="drop")
+
+    return jax.vmap(one)(tokens, length)
+
+
+def advance(last: jax.Array, tokens: jax.Array, before: jax.Array, after: jax.Array, most: int) -> jax.Array:
+    """`last_positions` after the text grew; writes `most` entries, whatever the window.
+
+    Args:
+      last: [batch, vocab] int32, of the text of length `before`.
+      tokens: [batch, capacity] int32, the text, new tokens included.
+      before: [batch] int32, length of the text that `last` describes.
+      after: [batch] int32, length now, in [before, before + most].
+      most: new tokens at most, static.
+
+    Returns:
+      [batch, vocab] int32.
+    """
+    positions = before[:, None] + jnp.arange(most, dtype=jnp.int32)[None, :]
+    new = jnp.take_along_axis(tokens, positions, axis=1, mode="clip")
+    new = jnp.where(positions < after[:, None], new, last.shape[1])
+    rows = jnp.arange(last.shape[0], dtype=jnp.int32)[:, None]
+    return last.at[rows, new].max(positions, mode="drop")
+
+
+def row_penalised(
+    last: jax.Array, length: jax.Array, path_tokens: jax.Array, depths: jax.Array, window: jax.Array
+) -> jax.Array:
+    """The tokens each row's draw penalises: those at q-window..q-1 along the row's own path, q = n + depth + 1.
+
+    Args:
+      last: [batch, vocab] int32, `last_positions` of the text up to the root.
+      length: [batch] int32, its length n + 1.
+      path_tokens: [batch, rows, max_depth] int32, entry j the path's token at depth j + 1, the row's own token last;
+        entries from the row's depth on are ignored. With max_depth 0 (autoregressive decoding) the window of the root
+        is all there is.
+      depths: [batch, rows] int32, 0 for the root.
+      window: [] int32, positions; 2**31 - 1 for the whole text.
+
+    Returns:
+      [batch, rows, vocab] bool.
+    """
+    oldest = length[:, None] + depths - window
+    penalised = last[:, None, :] >= oldest[:, :, None]
+    vocabulary = jnp.arange(last.shape[1], dtype=jnp.int32)
+    for j in range(path_tokens.shape[2]):
+        inside = (j < depths) & (j >= depths - window)
+        token = jnp.where(inside, path_tokens[:, :, j], jnp.int32(-1))
+        penalised |= vocabulary[None, None, :] == token[:, :, None]
+    return penalised
+
+
+def text_penalised(
+    last: jax.Array, tokens: jax.Array, start: jax.Array, window: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The tokens that the draws of consecutive positions of a finished text penalise.
+
+    Args:
+      last: [batch, vocab] int32, `last_positions` of the text of length `start`.
+      tokens: [batch, count] int32, the tokens at positions start..start+count-1.
+      start: [batch] int32.
+      window: [] int32, positions; 2**31 - 1 for the whole text.
+
+    Returns:
+      [batch, count, vocab] bool, entry i for the draw of position start + i (its own token not included); and
+      `last_positions` of the text of length start + count.
+    """
+    vocabulary = jnp.arange(last.shape[1], dtype=jnp.int32)
+
+    def step(carry: tuple[jax.Array, jax.Array], token: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        last, position = carry
+        penalised = last >= (position - window)[:, None]
+        last = jnp.where(vocabulary[None, :] == token[:, None], position[:, None], last)
+        return (last, position + 1), penalised
+
+    (last, _), penalised = jax.lax.scan(step, (last, start), tokens.T)
+    return jnp.swapaxes(penalised, 0, 1), last

@@ -1,0 +1,96 @@
+"""From what a caller asked for to the plans that may run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenswift_jax.cache.draft import DraftCacheShape
+from tokenswift_jax.decoding.processors import Processors
+from tokenswift_jax.decoding.state import Plan
+from tokenswift_jax.decoding.tree import TreeShape
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.speculation import SpeculationConfig
+
+_CHAIN = 4  # tokens that `selfspec` drafts (TriForce's and MagicDec's gamma)
+# Node budgets that `auto` tries when none is given: a CPU pays for every row, an accelerator for the bytes alone.
+_AUTO_BUDGETS = {"cpu": (3, 7)}
+_AUTO_BUDGETS_ELSEWHERE = (15, 63)
+
+
+@dataclass(frozen=True)
+class NamedPlan:
+    """A plan with the names it has in `schedule_trace`."""
+
+    mode: str
+    schedule: str | None
+    node_budget: int | None
+    plan: Plan
+
+
+def autoregressive_plan(config: ModelConfig, processors: Processors) -> NamedPlan:
+    """Plain decoding: one row, one token."""
+    return NamedPlan("autoregressive", None, None, Plan(config, processors, "autoregressive", None, None))
+
+
+def speculative_plans(
+    config: ModelConfig, speculation: SpeculationConfig, processors: Processors, platform: str
+) -> list[NamedPlan]:
+    """The speculative plans that the configuration allows: one for a fixed mode, several for `auto`, none for
+    `autoregressive`; UserError where the checkpoint lacks the heads they need."""
+    mode, schedule, heads = speculation.mode, speculation.schedule, config.num_draft_heads
+    if mode in ("tokenswift", "medusa"):
+        if not heads:
+            raise UserError(
+                f"mode {mode!r} needs draft heads and the checkpoint has none; use auto, ngram or selfspec, or train heads"
+            )
+        _check_tree(speculation.tree, heads)
+    if mode == "autoregressive":
+        return []
+    if mode in ("medusa", "ngram", "selfspec"):
+        return [_named(config, speculation, processors, mode, None, speculation.node_budget)]
+    if mode == "tokenswift" and schedule != "auto":
+        return [_named(config, speculation, processors, mode, schedule, speculation.node_budget)]
+    budgets = _AUTO_BUDGETS.get(platform, _AUTO_BUDGETS_ELSEWHERE)
+    if speculation.node_budget is not None:
+        budgets = (speculation.node_budget,)
+    plans: list[NamedPlan] = []
+    if heads:
+        _check_tree(speculation.tree, heads)
+        plans += [_named(config, speculation, processors, "tokenswift", "fused", budget) for budget in budgets]
+        plans += [_named(config, speculation, processors, "tokenswift", "partial", budgets[-1])]
+    elif speculation.ngram_k:
+        plans += [_named(config, speculation, processors, "ngram", None, budget) for budget in budgets]
+    return plans
+
+
+def _check_tree(tree: tuple[int, ...], heads: int) -> None:
+    if len(tree) != heads + 1:
+        raise UserError(f"tree {','.join(map(str, tree))} has {len(tree)} depths; {heads} draft heads need {heads + 1}")
+
+
+def _named(
+    config: ModelConfig,
+    speculation: SpeculationConfig,
+    processors: Processors,
+    mode: str,
+    schedule: str | None,
+    budget: int | None,
+) -> NamedPlan:
+    kind = schedule or ("fused" if mode == "medusa" else mode)
+    widths = {"partial": speculation.tree, "fused": speculation.tree[1:], "selfspec": (1,) * _CHAIN, "ngram": ()}[kind]
+    if max(widths, default=0) > config.vocab_size:
+        raise UserError(f"tree {speculation.tree} asks for more candidates than the vocabulary's {config.vocab_size}")
+    tree = TreeShape(
+        widths=widths,
+        ngram_k=speculation.ngram_k if mode in ("tokenswift", "ngram") else 0,
+        node_budget=budget,
+        keyed_by_root=kind != "partial",
+    )
+    draft = None
+    if kind in ("partial", "selfspec"):
+        scratch = 1 if kind == "partial" else _CHAIN
+        draft = DraftCacheShape(
+            speculation.draft_cache, speculation.draft_sinks, scratch, speculation.refresh_interval
+        )
+    return NamedPlan(mode, schedule, budget, Plan(config, processors, kind, tree, draft))

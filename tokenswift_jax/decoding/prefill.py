@@ -1,0 +1,71 @@
+"""Prefill: from prompts to the state in which the last prompt token is the root."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tokenswift_jax.cache.draft import DraftCacheShape, empty_draft_cache
+from tokenswift_jax.cache.full import empty_cache
+from tokenswift_jax.decoding import ngram, penalty
+from tokenswift_jax.decoding.loop import compiled
+from tokenswift_jax.decoding.programs import Programs
+from tokenswift_jax.decoding.state import RUNNING, DecodeState
+from tokenswift_jax.models.config import ModelConfig
+
+_LONG, _SHORT = 256, 32
+
+
+def chunk_rows(longest: int) -> int:
+    """Rows of one prefill forward for prompts of up to `longest` tokens."""
+    return _LONG if longest > _SHORT else _SHORT
+
+
+def prefill(
+    programs: Programs,
+    graph: Any,
+    params: Any,
+    config: ModelConfig,
+    texts: list[list[int]],
+    capacity: int,
+    *,
+    penalise: bool,
+    ngram_slots: int | None,
+    draft: DraftCacheShape | None,
+) -> DecodeState:
+    """The state of texts whose last tokens are roots: everything before them is in the cache.
+
+    Args:
+      texts: token ids, at least one each.
+      capacity: slots of the cache; at least the longest text rounded up to the chunk.
+      penalise: whether the state keeps the penalty's window.
+      ngram_slots: slots of the n-gram table, None for no table (`loop.catch_up` fills it).
+      draft: sizes of the draft cache, None for none (`loop.catch_up` fills it).
+    """
+    batch = len(texts)
+    leaf = jax.tree.leaves(params)[0]
+    ids = np.zeros((batch, capacity), np.int32)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)] = text
+    tokens = jnp.asarray(ids)
+    lengths = jnp.asarray([len(text) for text in texts], jnp.int32)
+    cache = empty_cache(config, batch, capacity, leaf.dtype)
+    rows = chunk_rows(max(map(len, texts)))
+    function = compiled("prefill", graph)
+    for start in range(0, max(map(len, texts)) - 1, rows):
+        piece = jnp.asarray(ids[:, start : start + rows])
+        cache = programs.run(function, ("prefill", graph), params, piece, jnp.asarray(start, jnp.int32), cache)
+    return DecodeState(
+        tokens=tokens,
+        length=lengths - 1,
+        finish=jnp.full((batch,), RUNNING, jnp.int32),
+        cache=cache,
+        hidden=jnp.zeros((batch, config.hidden_size), leaf.dtype),
+        query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), leaf.dtype),
+        last_positions=penalty.last_positions(tokens, lengths, config.vocab_size) if penalise else None,
+        ngrams=None if ngram_slots is None else ngram.empty(batch, config.vocab_size, ngram_slots),
+        draft=None if draft is None else empty_draft_cache(config, draft, batch, leaf.dtype),
+    )

@@ -1,0 +1,269 @@
+"""From logits to a draw: transformers' processors for every row of a step at once, without sorting the vocabulary.
+
+Every filter keeps an upper set of scores (a token is kept iff its score >= a threshold; ties are kept), so the filters
+of a row come down to one threshold. The thresholds that a sort would give are found exactly, bit by bit (`_largest`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tokenswift_jax.decoding.noise import row_keys
+from tokenswift_jax.models.layers import wide_dtype
+from tokenswift_jax.sampling import SamplingConfig, check_vocabulary
+
+
+@dataclass(frozen=True)
+class Processors:
+    """Which processors a compiled step holds; static. Their values are traced (`SamplingInputs`).
+
+    Attributes:
+      sample: draw with temperature, filters and noise; else take the highest score.
+      suppress, min_new_tokens, penalty, top_k, top_p, min_p, eta: the processor is on.
+      keep_several: `min_tokens_to_keep` is above 1.
+    """
+
+    sample: bool = True
+    suppress: bool = False
+    min_new_tokens: bool = False
+    penalty: bool = False
+    top_k: bool = False
+    top_p: bool = False
+    min_p: bool = False
+    eta: bool = False
+    keep_several: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SamplingInputs:
+    """The values of the processors; one set for all rows of a batch but for the keys.
+
+    Attributes:
+      temperature: [] float; 1 when greedy, so that nothing divides by 0.
+      top_k: [] int32.
+      top_p, min_p, eta_cutoff: [] float, probabilities.
+      theta: [] float, the penalty's factor.
+      window: [] int32, the penalty's window in positions; 2**31 - 1 for the whole text.
+      min_tokens_to_keep: [] int32.
+      suppressed: [vocab] bool, ids never drawn.
+      eos: [vocab] bool, ids not drawn before `min_new_tokens` tokens.
+      min_new_tokens: [] int32.
+      keys: [batch, 2] uint32, `noise.row_keys`.
+    """
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    eta_cutoff: jax.Array
+    theta: jax.Array
+    window: jax.Array
+    min_tokens_to_keep: jax.Array
+    suppressed: jax.Array
+    eos: jax.Array
+    min_new_tokens: jax.Array
+    keys: jax.Array
+
+
+def processors_for(config: SamplingConfig, *, min_new_tokens: int = 0, ignore_eos: bool = False) -> Processors:
+    """The processors a request needs. An EOS that is ignored is an ordinary token, so `min_new_tokens` asks nothing."""
+    sample = config.temperature > 0
+    return Processors(
+        sample=sample,
+        suppress=bool(config.suppress_tokens),
+        min_new_tokens=min_new_tokens > 0 and not ignore_eos,
+        penalty=config.repetition_penalty != 1.0,
+        top_k=sample and config.top_k is not None,
+        top_p=sample and config.top_p is not None and config.top_p < 1,
+        min_p=sample and config.min_p is not None and config.min_p > 0,
+        eta=sample and config.eta_cutoff is not None,
+        keep_several=sample and config.min_tokens_to_keep > 1,
+    )
+
+
+def sampling_inputs(
+    config: SamplingConfig, *, vocab: int, batch: int, eos_ids: Sequence[int] = (), min_new_tokens: int = 0
+) -> SamplingInputs:
+    """The traced values of a request for `batch` rows; row i is text `config.sequence` + i of its seed.
+
+    Raises:
+      UserError: `suppress_tokens` does not fit the vocabulary.
+    """
+    check_vocabulary(config, vocab)
+    real = jnp.result_type(float)
+
+    def mask(ids: Sequence[int]) -> jax.Array:
+        chosen = np.zeros(vocab, bool)
+        chosen[[token for token in ids if token < vocab]] = True  # an EOS beyond the vocabulary is never drawn
+        return jnp.asarray(chosen)
+
+    return SamplingInputs(
+        temperature=jnp.asarray(config.temperature or 1.0, real),
+        top_k=jnp.asarray(config.top_k or 1, jnp.int32),
+        top_p=jnp.asarray(config.top_p or 1.0, real),
+        min_p=jnp.asarray(config.min_p or 0.0, real),
+        eta_cutoff=jnp.asarray(config.eta_cutoff or 0.0, real),
+        theta=jnp.asarray(config.repetition_penalty, real),
+        window=jnp.asarray(config.penalty_window or 2**31 - 1, jnp.int32),
+        min_tokens_to_keep=jnp.asarray(config.min_tokens_to_keep, jnp.int32),
+        suppressed=mask(config.suppress_tokens),
+        eos=mask(eos_ids),
+        min_new_tokens=jnp.asarray(min_new_tokens, jnp.int32),
+        keys=row_keys(config.seed, jnp.arange(config.sequence, config.sequence + batch, dtype=jnp.uint32)),
+    )
+
+
+def process(
+    logits: jax.Array,
+    *,
+    penalised: jax.Array | None,
+    generated: jax.Array,
+    inputs: SamplingInputs,
+    processors: Processors,
+) -> jax.Array:
+    """The scores of every row's draw: -inf for what may not be drawn, unnormalised log probabilities of the rest.
+
+    In transformers' order: suppressed ids, EOS, penalty, temperature, top-k, top-p, min-p, eta_cutoff, each filter over
+    what the ones before it kept. A row's result depends on that row alone. NaN logits stay NaN.
+
+    Args:
+      logits: [batch, rows, vocab], float32 or wider.
+      penalised: [batch, rows, vocab] bool, the tokens in the row's window; None when the penalty is off.
+      generated: [batch, rows] int32, how many new tokens precede the one to be drawn.
+      inputs: the values.
+      processors: which of them apply, static.
+
+    Returns:
+      [batch, rows, vocab] of `wide_dtype(logits.dtype)`.
+    """
+    scores = logits.astype(wide_dtype(logits.dtype))
+    if processors.suppress:
+        scores = jnp.where(inputs.suppressed[None, None, :], -jnp.inf, scores)
+    if processors.min_new_tokens:
+        early = (generated < inputs.min_new_tokens)[:, :, None]
+        scores = jnp.where(inputs.eos[None, None, :] & early, -jnp.inf, scores)
+    if processors.penalty:
+        if penalised is None:
+            raise ValueError("the penalty is on but no penalised tokens were passed")
+        theta = inputs.theta.astype(scores.dtype)
+        scores = jnp.where(penalised, jnp.where(scores < 0, scores * theta, scores / theta), scores)
+    if not processors.sample:
+        return scores
+    scores = scores / inputs.temperature.astype(scores.dtype)
+    threshold = _threshold(scores, inputs, processors)
+    return scores if threshold is None else jnp.where(scores < threshold, -jnp.inf, scores)
+
+
+def draw(scores: jax.Array, noise: jax.Array | None) -> jax.Array:
+    """The token of every row: the highest score + noise, ties to the lowest id; [..., vocab] -> [...] int32."""
+    perturbed = scores if noise is None else scores + noise.astype(scores.dtype)
+    vocab = perturbed.shape[-1]
+    ids = jax.lax.broadcasted_iota(jnp.int32, perturbed.shape, perturbed.ndim - 1)
+    # Two plain reductions: on CPU argmax is one that does not vectorise, 3 to 6 times slower.
+    highest = jnp.max(perturbed, axis=-1, keepdims=True)
+    token = jnp.min(jnp.where(perturbed == highest, ids, vocab), axis=-1)
+    return jnp.minimum(token, vocab - 1)  # a NaN row equals nothing
+
+
+def top_candidates(scores: jax.Array, noise: jax.Array | None, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k best draft tokens of every row, by score + noise, ties to the lowest id.
+
+    Args:
+      scores: [..., vocab], from `process`.
+      noise: [..., vocab] float32 at the guessed position, or None when greedy.
+      k: static.
+
+    Returns:
+      tokens [..., k] int32 and their log probabilities without the noise [..., k] float32, -inf for filtered ones.
+    """
+    perturbed = scores if noise is None else scores + noise.astype(scores.dtype)
+    _, tokens = jax.lax.top_k(perturbed, k)
+    chosen = jnp.take_along_axis(scores, tokens, axis=-1)
+    log_probs = chosen - jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+    return tokens.astype(jnp.int32), log_probs.astype(jnp.float32)
+
+
+def _threshold(scores: jax.Array, inputs: SamplingInputs, processors: Processors) -> jax.Array | None:
+    """[batch, rows, 1]: the lowest score that every filter keeps; None without filters."""
+    if not (processors.top_k or processors.top_p or processors.min_p or processors.eta):
+        return None
+    dtype = scores.dtype
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    keep = inputs.min_tokens_to_keep
+    # What min_tokens_to_keep protects: earlier filters keep these too, so one threshold serves all.
+    floor = kth_largest(scores, keep) if processors.keep_several else highest
+    threshold = jnp.full_like(highest, -jnp.inf)
+    if processors.top_k:
+        k = jnp.maximum(inputs.top_k, keep) if processors.keep_several else inputs.top_k
+        threshold = kth_largest(scores, k)
+    if processors.top_p:
+        weights = jnp.where(scores < threshold, 0, jnp.exp(scores - highest))
+        nucleus = nucleus_edge(scores, weights, inputs.top_p.astype(dtype))
+        threshold = jnp.maximum(threshold, jnp.minimum(nucleus, floor))
+    if processors.min_p:
+        edge = highest + jnp.log(inputs.min_p.astype(dtype))
+        threshold = jnp.maximum(threshold, jnp.minimum(edge, floor))
+    if processors.eta:
+        weights = jnp.where(scores < threshold, 0, jnp.exp(scores - highest))
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        log_total = jnp.log(total)
+        gaps = jnp.where(weights > 0, highest - scores, 0)
+        entropy = log_total + jnp.sum(weights * gaps, axis=-1, keepdims=True) / total
+        log_eta = jnp.log(inputs.eta_cutoff.astype(dtype))
+        edge = highest + log_total + jnp.minimum(log_eta, log_eta / 2 - entropy)
+        threshold = jnp.maximum(threshold, jnp.minimum(edge, floor))
+    return threshold
+
+
+def kth_largest(scores: jax.Array, k: jax.Array) -> jax.Array:
+    """The k-th largest score of every row, exactly: [..., vocab] -> [..., 1]; the smallest for any larger k."""
+
+    def enough(edge: jax.Array) -> jax.Array:
+        return jnp.sum(scores >= edge, axis=-1, keepdims=True, dtype=jnp.int32) >= k
+
+    return _largest(enough, scores)
+
+
+def nucleus_edge(scores: jax.Array, weights: jax.Array, top_p: jax.Array) -> jax.Array:
+    """The largest score t such that tokens of score >= t hold at least `top_p` of the weight: [..., vocab] -> [..., 1].
+
+    So a token is kept iff the tokens above it hold less than `top_p`: without ties the fewest likeliest tokens whose
+    probabilities reach it, as transformers has it; tied tokens are kept or dropped together.
+    """
+    target = top_p * jnp.sum(weights, axis=-1, keepdims=True)
+
+    def enough(edge: jax.Array) -> jax.Array:
+        mass = jnp.sum(jnp.where(scores >= edge, weights, 0), axis=-1, keepdims=True)
+        return (mass >= target) & (mass > 0)  # top_p may underflow to 0
+
+    return _largest(enough, scores)
+
+
+def _largest(holds: Callable[[jax.Array], jax.Array], scores: jax.Array) -> jax.Array:
+    """The largest score of every row for which `holds`, given that it holds for every lower number too; else -inf.
+
+    Binary search over the bits of the unsigned integers that order as floats do (sign flipped if positive, all bits if
+    negative): 32 passes over the row for float32, 64 for float64, no sort.
+    """
+    bits = scores.dtype.itemsize * 8
+    word = jnp.dtype(f"uint{bits}")
+    sign = jnp.asarray(1 << (bits - 1), word)
+    lowest = ~jax.lax.bitcast_convert_type(jnp.asarray(-jnp.inf, scores.dtype), word)
+
+    def number(image: jax.Array) -> jax.Array:
+        image = jnp.maximum(image, lowest)  # images below that of -inf are NaNs
+        return jax.lax.bitcast_convert_type(jnp.where(image >= sign, image ^ sign, ~image), scores.dtype)
+
+    def try_bit(i: jax.Array, image: jax.Array) -> jax.Array:
+        candidate = image | (sign >> i.astype(word))
+        return jnp.where(holds(number(candidate)), candidate, image)
+
+    found = number(jax.lax.fori_loop(0, bits, try_bit, jnp.zeros((*scores.shape[:-1], 1), word)))
+    # Up to the score itself: processors that flush denormals take any of them for 0.
+    return jnp.min(jnp.where(scores < found, jnp.inf, scores), axis=-1, keepdims=True)

@@ -1,0 +1,44 @@
+"""Executables: compiled ahead, so that compilation is timed apart from decoding, and kept for later calls."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+# More than one long run ever needs; each holds host memory only.
+_KEPT = 64
+_executables: OrderedDict[Any, Any] = OrderedDict()
+
+
+class Programs:
+    """Compiled programs of one run.
+
+    Attributes:
+      compile_seconds: spent compiling so far, the persistent cache's look-ups included.
+    """
+
+    def __init__(self) -> None:
+        self.compile_seconds = 0.0
+
+    def run(self, function: Callable, key: Any, *arguments: Any) -> Any:
+        """Calls the jitted `function`, compiling it first where no earlier call had such arguments.
+
+        key: hashable, tells apart functions that take arguments of the same shapes.
+        """
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves)
+        full = (key, structure, shapes, jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64)
+        executable = _executables.get(full)
+        if executable is None:
+            begun = time.perf_counter()
+            executable = function.lower(*arguments).compile()
+            self.compile_seconds += time.perf_counter() - begun
+            _executables[full] = executable
+            while len(_executables) > _KEPT:
+                _executables.popitem(last=False)
+        _executables.move_to_end(full)
+        return executable(*arguments)

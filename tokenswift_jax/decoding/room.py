@@ -1,0 +1,59 @@
+"""Whether a request fits: positions, capacity, memory; said before anything is allocated."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.cache.full import BLOCK, cache_bytes, round_up
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.models.config import ModelConfig
+
+
+def capacity_for(
+    config: ModelConfig, prompts: list[int], max_new_tokens: int, rows: int, prefill_rows: int, asked: int | None
+) -> int:
+    """Slots a row of the cache: room for the longest text, an iteration's scratch rows and prefill's last chunk.
+
+    Rounded up coarsely (by at most an eighth), so that texts of similar lengths share executables.
+
+    Raises:
+      UserError: prompt + max_new_tokens exceeds the model's positions or the capacity asked for.
+    """
+    longest = max(prompts) + max_new_tokens
+    limit = config.max_position_embeddings
+    if longest > limit:
+        raise UserError(
+            f"prompt ({max(prompts)} tokens) + max_new_tokens ({max_new_tokens}) exceeds the model's {limit} positions; "
+            "ask for less, or stretch them with --rope-override (for example "
+            '\'{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ' + str(limit) + "}')"
+        )
+    needed = round_up(max(longest + rows + 1, round_up(max(prompts), prefill_rows)))
+    if asked is not None:
+        if asked < needed:
+            raise UserError(f"capacity {asked} is too small: this request needs {needed} positions")
+        return round_up(asked)
+    return round_up(needed, max(BLOCK, 2 ** (needed.bit_length() - 4)))
+
+
+def check_memory(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> None:
+    """UserError where the cache alone exceeds the device's free memory."""
+    needed, free = cache_bytes(config, batch, capacity, dtype), _free_bytes()
+    if free is not None and needed > free:
+        raise UserError(
+            f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+            "lower --max-new-tokens, --capacity or the batch"
+        )
+
+
+def _free_bytes() -> int | None:
+    """Free memory of the first device; None where it cannot be known."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    if device.platform == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None

@@ -1,0 +1,315 @@
+"""A run: the host drives compiled chunks, one dispatched ahead of the one it reads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tokenswift_jax.decoding import penalty, plans, room
+from tokenswift_jax.decoding.autotune import Tuner
+from tokenswift_jax.decoding.loop import Chunk, compiled
+from tokenswift_jax.decoding.plans import NamedPlan
+from tokenswift_jax.decoding.prefill import chunk_rows, prefill
+from tokenswift_jax.decoding.processors import processors_for, sampling_inputs
+from tokenswift_jax.decoding.programs import Programs
+from tokenswift_jax.decoding.state import EOS, LENGTH, NOT_A_NUMBER, RUNNING, DecodeState, Inputs, Limits, Plan
+from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculation import SpeculationConfig
+
+if TYPE_CHECKING:
+    from tokenswift_jax.model import Model
+
+CHUNK_TOKENS = 32  # a row's records a chunk: often enough for a reader, rare enough for the host
+FINISH_NAMES = {LENGTH: "length", EOS: "eos"}
+
+
+class NumericsError(ArithmeticError):
+    """The logits of a position are not numbers.
+
+    Attributes:
+      position: index in the text (prompt included) of the token that could not be drawn.
+    """
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the logits of position {position} are not numbers (NaN); the text before it stands")
+        self.position = position
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What one finished chunk added to one row of the batch.
+
+    Attributes:
+      token_ids: int32 [k].
+      sources: int32 [k]: 0 drawn by the target, 1 accepted draft of heads or backbone, 2 accepted draft that the
+        n-gram table alone proposed.
+      offsets: int32 [k]: index within the token's iteration; -1 for the token that prefill gave.
+      offered: int32 [k]: tree depth that the iteration offered, 0 in plain decoding.
+      finish: "length" or "eos" once the row has finished, else None.
+    """
+
+    token_ids: np.ndarray
+    sources: np.ndarray
+    offsets: np.ndarray
+    offered: np.ndarray
+    finish: str | None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished chunk.
+
+    Attributes:
+      rows: one entry a row of the batch.
+      seconds: wall time the chunk took, compilation excluded; 0.0 for the step of prefill's token.
+    """
+
+    rows: tuple[Committed, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Dispatched:
+    named: NamedPlan
+    chunk: Chunk
+
+
+class DecodingRun:
+    """An iterable of steps that ends when every row has finished.
+
+    Attributes:
+      prefill_seconds: from the first dispatch to the first token, compilation excluded.
+      schedule_trace: which plan ran from which generated token on.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: list[list[int]],
+        sampling: SamplingConfig,
+        speculation: SpeculationConfig,
+        *,
+        max_new_tokens: int,
+        min_new_tokens: int,
+        ignore_eos: bool,
+        emitted: list[list[int]] | None,
+        capacity: int | None,
+    ) -> None:
+        config = model.config
+        processors = processors_for(sampling, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos)
+        self._plain = plans.autoregressive_plan(config, processors)
+        speculative = plans.speculative_plans(config, speculation, processors, jax.default_backend())
+        adaptive = speculation.mode == "auto" or (speculation.mode == "tokenswift" and speculation.schedule == "auto")
+        self._tuner = Tuner(self._plain, speculative if adaptive else [], max_new_tokens)
+        if speculative and not adaptive:
+            self._tuner.current = speculative[0]
+        self._emitted = emitted or [[] for _ in prompts]
+        self._texts = [prompt + done for prompt, done in zip(prompts, self._emitted, strict=True)]
+        rows = max([named.plan.rows for named in speculative], default=1)
+        lengths = [len(prompt) for prompt in prompts]
+        prefill_rows = chunk_rows(max(map(len, self._texts)))
+        self._capacity = room.capacity_for(config, lengths, max_new_tokens, rows, prefill_rows, capacity)
+        dtype = jax.tree.leaves(model.params)[0].dtype
+        room.check_memory(config, len(prompts), self._capacity, dtype)
+        self._model = model
+        self._processors = processors
+        self._ngram_slots = None
+        if any(named.plan.tree and named.plan.tree.ngram_k for named in speculative):
+            self._ngram_slots = speculation.ngram_slots
+        self._draft = next((named.plan.draft for named in speculative if named.plan.draft), None)
+        stop_tokens = np.zeros(config.vocab_size, bool)
+        if not ignore_eos:
+            stop_tokens[list(model.eos_token_ids)] = True
+        window = 0
+        if processors.penalty and sampling.penalty_window is not None:
+            window = sampling.penalty_window
+        self._inputs = Inputs(
+            params=model.params,
+            sampling=sampling_inputs(
+                sampling,
+                vocab=config.vocab_size,
+                batch=len(prompts),
+                eos_ids=model.eos_token_ids,
+                min_new_tokens=min_new_tokens,
+            ),
+            limits=Limits(
+                prompt_length=jnp.asarray(lengths, jnp.int32),
+                stop_length=jnp.asarray(lengths, jnp.int32) + jnp.int32(max_new_tokens),
+                stop_tokens=jnp.asarray(stop_tokens),
+            ),
+            ngram_window=jnp.asarray(window, jnp.int32),
+        )
+        self._programs = Programs()
+        self._state: DecodeState | None = None
+        self._ready_for: NamedPlan | None = None
+        self.prefill_seconds = 0.0
+        self.schedule_trace: list[dict[str, Any]] = []
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds spent compiling so far."""
+        return self._programs.compile_seconds
+
+    def close(self) -> None:
+        """Abandons the run and frees the device's state."""
+        self._state = None
+
+    def __iter__(self) -> Iterator[Step]:
+        first = self._prefill()
+        generated = max(map(len, self._emitted))
+        if first is not None:
+            generated += 1
+            yield first
+        pending, clock = self._dispatch(generated), time.perf_counter()
+        while True:
+            # Sent ahead, the next chunk hides the host's work; but a trial is timed alone, and a plan that must be
+            # compiled or caught up first waits, so that its delay is not taken for decoding.
+            ahead = self._dispatch(generated) if self._can_run_ahead() else None
+            counts = np.asarray(pending.chunk.counts)
+            now = time.perf_counter()
+            if not counts.any() and not (np.asarray(pending.chunk.finish) == NOT_A_NUMBER).any():
+                return
+            step = Step(self._committed(pending.chunk, prefilled=False), now - clock)
+            clock = now
+            generated += int(counts.max())
+            active = counts[counts > 0]
+            if active.size:
+                self._tuner.observe(pending.named, int(active.min()), step.seconds)
+            yield step
+            self._check_numbers(pending.chunk)
+            if ahead is None:
+                pending, clock = self._dispatch(generated), time.perf_counter()
+            else:
+                pending = ahead
+
+    def _can_run_ahead(self) -> bool:
+        return not self._tuner.trying and self._tuner.next_plan()[0] is self._ready_for
+
+    def _prefill(self) -> Step | None:
+        """Fills the state; the step of the first token, or None where tokens were already emitted."""
+        begun, compiled_before = time.perf_counter(), self.compile_seconds
+        model, resumed = self._model, any(self._emitted)
+        # A resumed text has its newest token already: one token less is the prompt of the step that gave it.
+        texts = [text[:-1] if done else text for text, done in zip(self._texts, self._emitted, strict=True)]
+        state = prefill(
+            self._programs,
+            model.graphdef,
+            model.params,
+            model.config,
+            texts,
+            self._capacity,
+            penalise=self._processors.penalty,
+            ngram_slots=self._ngram_slots,
+            draft=self._draft,
+        )
+        self._state, chunk = self._run(self._plain.plan, state, 1)
+        if resumed:
+            self._state = self._resume(self._state)
+        np.asarray(chunk.counts)
+        compiling = self.compile_seconds - compiled_before
+        self.prefill_seconds = time.perf_counter() - begun - compiling
+        self._check_numbers(chunk)
+        return None if resumed else Step(self._committed(chunk, prefilled=True), 0.0)
+
+    def _resume(self, state: DecodeState) -> DecodeState:
+        """The state whose roots are the newest emitted tokens, whatever the step before them drew here."""
+        tokens = np.zeros((len(self._texts), self._capacity), np.int32)
+        lengths = np.asarray([len(text) for text in self._texts], np.int32)
+        for row, text in enumerate(self._texts):
+            tokens[row, : len(text)] = text
+        stops = np.asarray(self._inputs.limits.stop_tokens)
+        full = lengths >= np.asarray(self._inputs.limits.stop_length)
+        ended = np.asarray([bool(done) and bool(stops[done[-1]]) for done in self._emitted])
+        finish = np.where(ended, EOS, np.where(full, LENGTH, RUNNING)).astype(np.int32)
+        last_positions = state.last_positions
+        if last_positions is not None:
+            last_positions = penalty.last_positions(
+                jnp.asarray(tokens), jnp.asarray(lengths), self._model.config.vocab_size
+            )
+        return replace(
+            state,
+            tokens=jnp.asarray(tokens),
+            length=jnp.asarray(lengths - 1),
+            finish=jnp.asarray(finish),
+            last_positions=last_positions,
+        )
+
+    def _dispatch(self, generated: int) -> _Dispatched:
+        """Sends the next chunk to the device without waiting for it."""
+        named, iterations = self._tuner.next_plan()
+        assert self._state is not None
+        if named is not self._ready_for:
+            self._trace(named, generated)
+            if named.plan.kind != "autoregressive":
+                arguments = (self._inputs, self._state)
+                key = ("catch_up", named.plan)
+                self._state = self._programs.run(compiled("catch_up", None, named.plan), key, *arguments)
+            self._ready_for = named
+        self._state, chunk = self._run(named.plan, self._state, iterations)
+        return _Dispatched(named, chunk)
+
+    def _run(self, plan: Plan, state: DecodeState, iterations: int | None) -> tuple[DecodeState, Chunk]:
+        graph, capacity = self._model.graphdef, CHUNK_TOKENS + plan.depth
+        most = jnp.asarray(capacity if iterations is None else iterations, jnp.int32)
+        function = compiled("chunk", graph, plan, capacity)
+        return self._programs.run(function, ("chunk", graph, plan), self._inputs, state, most)
+
+    def _trace(self, named: NamedPlan, generated: int) -> None:
+        entry = {
+            "from_token": generated,
+            "mode": named.mode,
+            "schedule": named.schedule,
+            "node_budget": named.node_budget,
+        }
+        self.schedule_trace.append(entry)
+
+    def _committed(self, chunk: Chunk, *, prefilled: bool) -> tuple[Committed, ...]:
+        records, counts = np.asarray(chunk.records), np.asarray(chunk.counts)
+        finish = np.asarray(chunk.finish)
+        rows = []
+        for row, count in enumerate(counts):
+            taken = records[row, :count]
+            offsets = np.full(count, -1, np.int32) if prefilled else taken[:, 2]
+            rows.append(Committed(taken[:, 0], taken[:, 1], offsets, taken[:, 3], FINISH_NAMES.get(int(finish[row]))))
+        return tuple(rows)
+
+    def _check_numbers(self, chunk: Chunk) -> None:
+        broken = np.asarray(chunk.finish) == NOT_A_NUMBER
+        if broken.any():
+            raise NumericsError(int(np.asarray(chunk.length)[broken].min()) + 1)
+
+
+def start(
+    model: Model,
+    prompts: list[list[int]],
+    sampling: SamplingConfig,
+    speculation: SpeculationConfig,
+    *,
+    max_new_tokens: int,
+    min_new_tokens: int = 0,
+    ignore_eos: bool = False,
+    emitted: list[list[int]] | None = None,
+    capacity: int | None = None,
+) -> DecodingRun:
+    """A run that continues each prompt (and the tokens already `emitted` after it) up to `max_new_tokens`.
+
+    Raises:
+      UserError: the request exceeds positions, capacity or memory, or asks for heads the checkpoint lacks.
+    """
+    return DecodingRun(
+        model,
+        prompts,
+        sampling,
+        speculation,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        ignore_eos=ignore_eos,
+        emitted=emitted,
+        capacity=capacity,
+    )

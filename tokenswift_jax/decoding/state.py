@@ -1,0 +1,113 @@
+"""The state of a decode: one frozen pytree that every jitted step takes (donated) and returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+
+from tokenswift_jax.cache.draft import DraftCache, DraftCacheShape
+from tokenswift_jax.cache.full import FullCache
+from tokenswift_jax.decoding.ngram import NgramTable
+from tokenswift_jax.decoding.processors import Processors, SamplingInputs
+from tokenswift_jax.decoding.tree import TreeShape
+from tokenswift_jax.models.config import ModelConfig
+
+# Values of `DecodeState.finish`.
+RUNNING, LENGTH, EOS, NOT_A_NUMBER = 0, 1, 2, 3
+
+# Values of a record's source.
+SAMPLED, DRAFTED, NGRAM = 0, 1, 2
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DecodeState:
+    """Where a batch of texts stands between two iterations.
+
+    Attributes:
+      tokens: int32 [batch, text_capacity], the text by position: prompt, then emitted tokens; what lies past the root
+        means nothing.
+      length: int32 [batch], committed positions n; tokens[n] is the root.
+      finish: int32 [batch], RUNNING or why the row ended; a finished row is frozen.
+      cache: the full KV cache of positions 0 .. n-1.
+      hidden: [batch, hidden_size], the last layer's output (before the final norm) whose logits drew the root.
+      query: [layers, batch, query_heads, head_dim], the root's rotated queries in the latest pass.
+      last_positions: int32 [batch, vocab], newest position of each token in the text (`penalty.last_positions`);
+        None when the penalty is off.
+      ngrams: the table of 4-grams; None in modes without it.
+      draft: the draft cache; None in modes without it.
+    """
+
+    tokens: jax.Array
+    length: jax.Array
+    finish: jax.Array
+    cache: FullCache
+    hidden: jax.Array
+    query: jax.Array
+    last_positions: jax.Array | None
+    ngrams: NgramTable | None
+    draft: DraftCache | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Limits:
+    """Where texts end; traced.
+
+    Attributes:
+      prompt_length: int32 [batch].
+      stop_length: int32 [batch], tokens of the text (prompt included) at which it ends.
+      stop_tokens: bool [vocab], tokens that end a text; all False under `ignore_eos`.
+    """
+
+    prompt_length: jax.Array
+    stop_length: jax.Array
+    stop_tokens: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Inputs:
+    """What a step reads and never changes.
+
+    Attributes:
+      params: the decoder's parameters (`nnx.split`).
+      sampling: the processors' values and the rows' keys.
+      limits: where texts end.
+      ngram_window: int32 [], tokens before the root that 4-grams must have left; 0 when the penalty is off.
+    """
+
+    params: object
+    sampling: SamplingInputs
+    limits: Limits
+    ngram_window: jax.Array
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one compiled step does; static, so each plan is its own executable.
+
+    Attributes:
+      config: the decoder's configuration.
+      processors: which processors apply.
+      kind: `autoregressive`, `partial`, `fused` (medusa too), `ngram` or `selfspec`.
+      tree: the tree's shape; None for autoregressive.
+      draft: sizes of the draft cache; None for kinds that do not draft over it.
+    """
+
+    config: ModelConfig
+    processors: Processors
+    kind: str
+    tree: TreeShape | None
+    draft: DraftCacheShape | None
+
+    @property
+    def depth(self) -> int:
+        """Drafted tokens that one iteration can accept."""
+        return 0 if self.tree is None else self.tree.depth
+
+    @property
+    def rows(self) -> int:
+        """Rows of the verify forward."""
+        return 1 if self.tree is None else self.tree.rows

@@ -1,0 +1,102 @@
+"""A checkpoint ready to run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tokenswift_jax import checkpoint
+from tokenswift_jax.checkpoint.directory import read_config
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.models.config import ModelConfig
+
+DEMO_MODEL = Path(__file__).parent / "demo_model"
+# Below this a compilation is cheaper than its file; most of a decoder's small programs are above it.
+_MIN_COMPILE_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Model:
+    """One loaded checkpoint.
+
+    Attributes:
+      path: its directory.
+      config: static description of the decoder.
+      tokenizer: transformers' tokenizer, or None: then prompts are token ids.
+      generation_config: the fields of generation_config.json, {} without one.
+      graphdef: the decoder's structure (`flax.nnx`).
+      params: its parameters, a pytree of arrays.
+      dtype: name of the type of weights and activations.
+      eos_token_ids: tokens that end a text.
+      rope_override: what was given to `load`.
+    """
+
+    path: Path
+    config: ModelConfig
+    tokenizer: Any
+    generation_config: dict[str, Any]
+    graphdef: Any
+    params: Any
+    dtype: str
+    eos_token_ids: tuple[int, ...]
+    rope_override: dict[str, Any] | None
+
+
+def load(path: str | Path | None = None, dtype: Any = None, rope_override: dict[str, Any] | None = None) -> Model:
+    """Loads a checkpoint directory or hub id, the bundled demo by default.
+
+    Args:
+      path: directory, or hub id of a model.
+      dtype: of weights and activations; None: the checkpoint's own, float32 on CPU.
+      rope_override: fields that replace those of the configuration's RoPE, such as
+        {"rope_type": "yarn", "factor": 4.0}.
+
+    Raises:
+      UserError: whatever is wrong with the checkpoint.
+    """
+    use_compilation_cache()
+    folder = checkpoint.resolve(DEMO_MODEL if path is None else path)
+    config, graphdef, params = checkpoint.load_decoder(folder, dtype, rope_override)
+    tokenizer = checkpoint.load_tokenizer(folder)
+    generation_config = checkpoint.load_generation_config(folder)
+    return Model(
+        path=folder,
+        config=config,
+        tokenizer=tokenizer,
+        generation_config=generation_config,
+        graphdef=graphdef,
+        params=params,
+        dtype=str(jax.tree.leaves(params)[0].dtype),
+        eos_token_ids=_eos_token_ids(folder, generation_config, config.vocab_size),
+        rope_override=rope_override,
+    )
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk between runs, unless the user has chosen a place or none can be written."""
+    settings: Any = jax.config  # its flags are attributes that no type declares
+    if settings.jax_compilation_cache_dir is not None or not settings.jax_enable_compilation_cache:
+        return
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home
+        folder = Path(home).expanduser() / "tokenswift_jax" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
+
+
+def _eos_token_ids(folder: Path, generation_config: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """The ids of generation_config.json, else of config.json; either spells one as an int."""
+    found = generation_config.get("eos_token_id")
+    if found is None:
+        found = read_config(folder).get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
+        raise UserError(f"{folder}: eos_token_id {found} is not a token id below {vocab_size}")
+    return tuple(ids)

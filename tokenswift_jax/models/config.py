@@ -1,0 +1,75 @@
+"""Static description of a decoder: everything its mathematics needs, nothing defaulted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+RopeType = Literal["default", "linear", "llama3", "yarn"]
+DraftHeadType = Literal["chained"]
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Rotary position embedding; fields that a type does not use are None.
+
+    Attributes:
+      type: which formula gives the inverse frequencies.
+      theta: base of the geometric progression of frequencies.
+      factor: how many times the trained length is stretched (linear, llama3, yarn).
+      original_max_position: trained length in positions before stretching (llama3, yarn).
+      low_freq_factor, high_freq_factor: band limits in rotations over the trained length (llama3).
+      beta_fast, beta_slow: band limits in rotations over the trained length (yarn).
+      attention_factor: multiplies cos and sin (yarn); already resolved from mscale fields.
+      truncate: whether yarn's band limits are rounded outwards to whole dimensions.
+    """
+
+    type: RopeType
+    theta: float
+    factor: float | None
+    original_max_position: int | None
+    low_freq_factor: float | None
+    high_freq_factor: float | None
+    beta_fast: float | None
+    beta_slow: float | None
+    attention_factor: float | None
+    truncate: bool | None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One Llama-like decoder with its optional draft heads.
+
+    Attributes:
+      model_type: the family's name in config.json (llama, mistral, qwen2, qwen3).
+      sliding_windows: one entry a layer: how many newest positions (its own included) a row may
+        see, or None for all of them.
+      qkv_bias, output_bias, mlp_bias: whether those projections carry a bias.
+      qk_norm: whether queries and keys pass an RMSNorm per head (Qwen3).
+      num_draft_heads: chained heads that guess tokens t+2, t+3, ... from one hidden state.
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+    sliding_windows: tuple[int | None, ...]
+    num_draft_heads: int
+    draft_head_type: DraftHeadType
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.num_heads // self.num_kv_heads

@@ -1,0 +1,151 @@
+"""The decoder: one config-driven Flax NNX module for Llama, Mistral, Qwen2 and Qwen3.
+
+The module declares parameters and mathematics; how keys and values are kept is the caller's `attention`
+(`tokenswift_jax.decoding.forward` for the caches, `causal_attention` below without one). Programs split a
+decoder once (`nnx.split`) and run pure jitted functions of (parameters, state, inputs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.heads import DraftHeads
+from tokenswift_jax.models.layers import Linear, RMSNorm, wide_dtype
+from tokenswift_jax.models.rope import rotate, rotation
+
+# (layer, queries [B, R, Hq, D], keys and values [B, R, Hkv, D], carry) -> (mixed values [B, R, Hq, D], carry)
+Attention = Callable[[int, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+
+class SelfAttention(nnx.Module):
+    """Projections, optional per-head norms and rotation around the caller's attention."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        size, dim = config.hidden_size, config.head_dim
+        queries, keys = config.num_heads * dim, config.num_kv_heads * dim
+        self.q_proj = Linear(size, queries, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.k_proj = Linear(size, keys, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.v_proj = Linear(size, keys, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.o_proj = Linear(queries, size, bias=config.output_bias, dtype=dtype, rngs=rngs)
+        norm = config.qk_norm
+        self.q_norm = RMSNorm(dim, eps=config.rms_norm_eps, dtype=dtype) if norm else None
+        self.k_norm = RMSNorm(dim, eps=config.rms_norm_eps, dtype=dtype) if norm else None
+        self.head_dim = dim
+
+    def __call__(
+        self, x: jax.Array, cos: jax.Array, sin: jax.Array, layer: int, attention: Attention, carry: Any
+    ) -> tuple[jax.Array, Any]:
+        batch, rows, _ = x.shape
+        queries = self.q_proj(x).reshape(batch, rows, -1, self.head_dim)
+        keys = self.k_proj(x).reshape(batch, rows, -1, self.head_dim)
+        values = self.v_proj(x).reshape(batch, rows, -1, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            queries, keys = self.q_norm(queries), self.k_norm(keys)
+        queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
+        mixed, carry = attention(layer, queries, keys, values, carry)
+        return self.o_proj(mixed.reshape(batch, rows, -1)), carry
+
+
+class MLP(nnx.Module):
+    """SwiGLU: down(silu(gate x) * up x)."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = Linear(size, inner, bias=bias, dtype=dtype, rngs=rngs)
+        self.up_proj = Linear(size, inner, bias=bias, dtype=dtype, rngs=rngs)
+        self.down_proj = Linear(inner, size, bias=bias, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+        self.self_attn = SelfAttention(config, dtype, rngs)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
+        self.mlp = MLP(config, dtype, rngs)
+
+    def __call__(
+        self, x: jax.Array, cos: jax.Array, sin: jax.Array, layer: int, attention: Attention, carry: Any
+    ) -> tuple[jax.Array, Any]:
+        mixed, carry = self.self_attn(self.input_layernorm(x), cos, sin, layer, attention, carry)
+        x = x + mixed
+        return x + self.mlp(self.post_attention_layernorm(x)), carry
+
+
+class Decoder(nnx.Module):
+    """Token ids to hidden states to logits, with draft heads when the configuration names some.
+
+    Parameters are `embed_tokens` [V, d], `layers`, `norm`, `lm_head` [V, d] (None when tied) and
+    `draft_heads` (None without any); their paths are HF's names with `kernel`/`scale` for `weight`.
+    """
+
+    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        size = config.hidden_size
+        scale = jnp.asarray(size**-0.5, dtype)
+        shape = (config.vocab_size, size)
+        self.config = config
+        self.embed_tokens = nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * scale)
+        self.layers = nnx.List([DecoderLayer(config, dtype, rngs) for _ in range(config.num_layers)])
+        self.norm = RMSNorm(size, eps=config.rms_norm_eps, dtype=dtype)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * scale)
+        self.draft_heads = DraftHeads(config, dtype, rngs) if config.num_draft_heads else None
+
+    def hidden(
+        self, tokens: jax.Array, positions: jax.Array, attention: Attention, carry: Any
+    ) -> tuple[jax.Array, Any]:
+        """The last layer's output [batch, rows, hidden_size], before the final norm, and the carry.
+
+        tokens and positions are int32 [batch, rows]; a position is the index in the text, never a row's index.
+        """
+        x = self.embed_tokens[...][tokens]
+        config = self.config
+        cos, sin = rotation(config.rope, config.head_dim, positions, wide_dtype(x.dtype))
+        for index, layer in enumerate(self.layers):
+            x, carry = layer(x, cos, sin, index, attention, carry)
+        return x, carry
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits [..., vocab] in float32 (or wider) from the last layer's output."""
+        return self.project(self.norm(hidden))
+
+    def draft_logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits [..., heads, vocab] of the draft heads from the last layer's output, one matrix product."""
+        assert self.draft_heads is not None
+        return self.project(self.draft_heads(hidden))
+
+    def project(self, normed: jax.Array) -> jax.Array:
+        """The LM head's product [..., vocab] in float32 (or wider)."""
+        table = self.embed_tokens if self.lm_head is None else self.lm_head
+        return jnp.einsum("...d,vd->...v", normed, table[...], preferred_element_type=wide_dtype(normed.dtype))
+
+
+def causal_attention(config: ModelConfig) -> Attention:
+    """Attention over whole sequences without a cache (training, teacher forcing): quadratic, differentiable."""
+
+    def attend(layer: int, queries: jax.Array, keys: jax.Array, values: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
+        batch, rows, heads, dim = queries.shape
+        wide = wide_dtype(queries.dtype)
+        grouped = queries.reshape(batch, rows, config.num_kv_heads, config.group_size, dim)
+        # jax.nn.dot_product_attention would take its softmax in float32 even for float64 models
+        scores = jnp.einsum("brkgd,bskd->bkgrs", grouped, keys, preferred_element_type=wide)
+        seen = jnp.tril(jnp.ones((rows, rows), bool))
+        window = config.sliding_windows[layer]
+        if window is not None:
+            seen &= ~jnp.tril(seen, -window)
+        scores = jnp.where(seen[None, None, None], scores * jnp.asarray(dim**-0.5, wide), -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+        mixed = jnp.einsum("bkgrs,bskd->brkgd", weights, values)
+        return mixed.reshape(batch, rows, heads, dim), carry
+
+    return attend

@@ -1,0 +1,184 @@
+"""HF's config.json, in transformers 4's and 5's spelling, to this package's `ModelConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.hf_rope import rope_config, rope_parameters
+
+# What a field means when config.json leaves it out: the defaults of the family's config class in transformers.
+# A null head_dim is hidden_size / num_attention_heads, null num_key_value_heads num_attention_heads, and a null
+# sliding_window none. Sizes of the network (_SIZES) have no default here.
+_COMMON: dict[str, Any] = {
+    "hidden_act": "silu",
+    "head_dim": None,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "sliding_window": None,
+}
+_QWEN: dict[str, Any] = {
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "layer_types": None,
+}
+_WHEN_ABSENT: dict[str, dict[str, Any]] = {
+    "llama": _COMMON
+    | {"num_key_value_heads": None, "max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False},
+    "mistral": _COMMON | {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    "qwen2": _COMMON | _QWEN,
+    "qwen3": _COMMON | _QWEN | {"head_dim": 128, "attention_bias": False},
+}
+_NULLABLE = {"head_dim", "num_key_value_heads", "sliding_window", "layer_types"}
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_HEAD_TYPES = ("chained",)
+
+
+def model_config(config: Mapping[str, Any]) -> ModelConfig:
+    """The decoder that a config.json (parsed) describes.
+
+    Families: llama (2, 3.x, Yarn), mistral, qwen2 (2.5, QwQ, the R1 distillations), qwen3. Draft heads are counted
+    by `tokenswift.num_heads`, or by the reference program's `medusa_heads`.
+
+    Raises:
+      UserError: unknown family, RoPE type, activation or head type; a missing or impossible field.
+    """
+    family = config.get("model_type")
+    if family not in _WHEN_ABSENT:
+        raise UserError(f"unknown architecture: model_type {family!r} in config.json; known: {', '.join(_WHEN_ABSENT)}")
+    if config.get("quantization_config"):
+        raise UserError("config.json has a quantization_config; only unquantised weights can be loaded")
+    missing = [name for name in _SIZES if config.get(name) is None]
+    if missing:
+        raise UserError(f"config.json lacks {', '.join(missing)}")
+    fields = dict(_WHEN_ABSENT[family])
+    fields |= {k: v for k, v in config.items() if v is not None or (k in fields and k in _NULLABLE)}
+    if fields["hidden_act"] != "silu":
+        raise UserError(f"hidden_act is {fields['hidden_act']!r}; only 'silu' is known")
+
+    size, layers, heads = (
+        _positive(fields, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    )
+    fields["num_key_value_heads"] = fields["num_key_value_heads"] or heads
+    kv_heads = _positive(fields, "num_key_value_heads")
+    if heads % kv_heads:
+        raise UserError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
+    if fields["head_dim"] is None and size % heads:
+        raise UserError(f"hidden_size {size} is not a multiple of num_attention_heads {heads}; head_dim is needed")
+    fields["head_dim"] = fields["head_dim"] or size // heads
+    head_dim = _positive(fields, "head_dim")
+    if head_dim % 2:
+        raise UserError(f"head_dim is {head_dim}; RoPE needs an even one")
+
+    max_positions = _positive(fields, "max_position_embeddings")
+    attention_bias = bool(fields.get("attention_bias", False))
+    num_draft_heads, draft_head_type = _draft_heads(config)
+    return ModelConfig(
+        model_type=family,
+        vocab_size=_positive(fields, "vocab_size"),
+        hidden_size=size,
+        intermediate_size=_positive(fields, "intermediate_size"),
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=float(fields["rms_norm_eps"]),
+        rope=rope_config(config, max_positions),
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=bool(fields["tie_word_embeddings"]),
+        qkv_bias=family == "qwen2" or attention_bias,
+        output_bias=attention_bias and family != "qwen2",
+        mlp_bias=bool(fields["mlp_bias"]) if family == "llama" else False,
+        qk_norm=family == "qwen3",
+        sliding_windows=_sliding_windows(family, fields, layers),
+        num_draft_heads=num_draft_heads,
+        draft_head_type=draft_head_type,
+    )
+
+
+def rope_override(config: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json whose RoPE parameters are replaced, and whose `max_position_embeddings` grows with them.
+
+    With a `rope_type` the override replaces the whole scaling (theta stays unless given, and
+    `original_max_position_embeddings` defaults to the length the model was trained on); without one it changes single
+    fields. The longest position becomes factor times the original length, or `max_position_embeddings` if given.
+
+    Raises:
+      UserError: the override is empty or not an object, or makes impossible parameters.
+    """
+    if not isinstance(override, Mapping) or not override:
+        raise UserError('the rope override must be a JSON object such as {"rope_type": "yarn", "factor": 4.0}')
+    before = model_config(config)
+    positions = before.max_position_embeddings
+    current = {"original_max_position_embeddings": positions} | rope_parameters(config, positions)
+    replaces = "rope_type" in override or "type" in override
+    kept = ("rope_theta", "original_max_position_embeddings") if replaces else tuple(current)
+    rope = {name: current[name] for name in kept} | dict(override)
+    stretched = rope.pop("max_position_embeddings", None)
+    changed = {
+        name: value
+        for name, value in config.items()
+        if name not in ("rope_scaling", "rope_theta", "rope_parameters", "original_max_position_embeddings")
+    }
+    changed["rope_parameters"] = rope
+    after = model_config(changed).rope
+    if stretched is None:
+        original = rope["original_max_position_embeddings"]
+        stretched = positions if after.factor is None else max(positions, int(after.factor * original))
+    changed["max_position_embeddings"] = stretched
+    model_config(changed)
+    return changed
+
+
+def _positive(fields: Mapping[str, Any], name: str) -> int:
+    value = fields[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{name} in config.json is {value!r}; it must be a positive integer")
+    return value
+
+
+def _sliding_windows(family: str, fields: Mapping[str, Any], layers: int) -> tuple[int | None, ...]:
+    kinds = fields.get("layer_types")
+    if family == "llama":
+        windows: tuple[int | None, ...] = (None,) * layers
+    elif family == "mistral":
+        windows = (_window(fields),) * layers
+    else:
+        window = _window(fields) if fields["use_sliding_window"] else None
+        if kinds is None:
+            first = fields["max_window_layers"]
+            windows = tuple(window if index >= first else None for index in range(layers))
+        else:
+            windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    if kinds is not None:
+        meant = ["full_attention" if window is None else "sliding_attention" for window in windows]
+        if list(kinds) != meant or len(windows) != layers:
+            raise UserError(
+                f"layer_types in config.json does not fit {layers} {family} layers and the sliding window settings; "
+                f"they give {meant}"
+            )
+    return windows
+
+
+def _window(fields: Mapping[str, Any]) -> int | None:
+    return None if fields["sliding_window"] is None else _positive(fields, "sliding_window")
+
+
+def _draft_heads(config: Mapping[str, Any]) -> tuple[int, Any]:
+    block = config.get("tokenswift")
+    if block is None:
+        block = {"num_heads": config.get("medusa_heads") or 0}
+    if not isinstance(block, Mapping) or "num_heads" not in block:
+        raise UserError('"tokenswift" in config.json must be an object with "num_heads"')
+    count = block["num_heads"]
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise UserError(f"the number of draft heads in config.json is {count!r}; it must be an integer, 0 or more")
+    kind = block.get("head_type", "chained")
+    if kind not in _HEAD_TYPES:
+        raise UserError(f"unknown draft head type {kind!r} in config.json; known: {', '.join(_HEAD_TYPES)}")
+    return count, kind

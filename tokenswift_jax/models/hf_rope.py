@@ -1,0 +1,120 @@
+"""RoPE parameters of HF's config.json, in both spellings, resolved to a `RopeConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.models.config import RopeConfig
+
+_KNOWN_TYPES = ("default", "linear", "llama3", "yarn")
+_REQUIRED = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+}
+_NUMBERS = (
+    *("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    *("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
+)
+_KNOWN_FIELDS = {*_NUMBERS, "rope_type", "type", "truncate", "partial_rotary_factor", "finetuned"}
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+_THETA_WHEN_ABSENT = 10_000.0  # transformers' default_theta, the same for every family here
+_YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # what absent fields mean: the YaRN paper's beta and alpha
+_UNUSED = {field.name: None for field in dataclasses.fields(RopeConfig) if field.name not in ("type", "theta")}
+
+
+def rope_parameters(config: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
+    """The RoPE fields of a config.json as one flat dict in transformers 5's spelling, nulls left out.
+
+    `rope_scaling` (transformers 4) wins over `rope_parameters` as it does in transformers; `rope_theta` may stand
+    inside or beside it; parameters nested by layer type are taken when all types agree.
+
+    Raises:
+      UserError: not an object, an unknown field, or layer types that disagree.
+    """
+    raw = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if isinstance(raw, Mapping) and raw and set(raw) <= _LAYER_TYPES:
+        nested = [value for value in raw.values() if value is not None]
+        if any(value != nested[0] for value in nested):
+            raise UserError("rope_parameters in config.json differ by layer type; only one setting for all is known")
+        raw = nested[0] if nested else {}
+    if not isinstance(raw, Mapping):
+        raise UserError(f"the RoPE parameters in config.json are {raw!r}; they must be an object or null")
+    fields = {name: value for name, value in raw.items() if value is not None}
+    unknown = sorted(set(fields) - _KNOWN_FIELDS)
+    if unknown:
+        raise UserError(f"unknown RoPE field {', '.join(unknown)}; known: {', '.join(sorted(_KNOWN_FIELDS))}")
+    kind = fields.pop("type", "default")
+    fields["rope_type"] = fields.get("rope_type", kind)
+    fields.setdefault("rope_theta", config.get("rope_theta") or _THETA_WHEN_ABSENT)
+    if fields["rope_type"] in ("llama3", "yarn"):
+        beside = config.get("original_max_position_embeddings")
+        fields["original_max_position_embeddings"] = beside or fields.get(
+            "original_max_position_embeddings", max_positions
+        )
+    if fields["rope_type"] == "yarn" and raw.get("factor", 1.0) is None:
+        fields["factor"] = max_positions / fields["original_max_position_embeddings"]
+    return fields
+
+
+def rope_config(config: Mapping[str, Any], max_positions: int) -> RopeConfig:
+    """Resolves a config.json's RoPE as transformers computes it (`modeling_rope_utils`).
+
+    Args:
+      config: the parsed config.json.
+      max_positions: its `max_position_embeddings`, the fallback of `original_max_position_embeddings`.
+
+    Raises:
+      UserError: `dynamic` or an unknown type, a missing or impossible field.
+    """
+    fields = rope_parameters(config, max_positions)
+    kind = fields["rope_type"]
+    if kind == "dynamic":
+        raise UserError(
+            "RoPE type 'dynamic' is not supported: its angles depend on how the text was chunked, so no cache can "
+            f"be exact; known: {', '.join(_KNOWN_TYPES)} (--rope-override sets another)"
+        )
+    if kind not in _KNOWN_TYPES:
+        raise UserError(f"unknown RoPE type {kind!r}; known: {', '.join(_KNOWN_TYPES)}")
+    missing = [name for name in _REQUIRED[kind] if name not in fields]
+    if missing:
+        raise UserError(f"RoPE type {kind!r} needs {', '.join(missing)}")
+    if fields.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError("partial_rotary_factor is not 1; only rotation of whole heads is known")
+    for name in _NUMBERS:
+        value = fields.get(name, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UserError(f"RoPE field {name} is {value!r}; it must be a positive number")
+
+    settings: dict[str, Any] = {}
+    if kind != "default":
+        settings["factor"] = float(fields["factor"])
+    if kind in ("llama3", "yarn"):
+        settings["original_max_position"] = int(fields["original_max_position_embeddings"])
+    if kind == "llama3":
+        low, high = float(fields["low_freq_factor"]), float(fields["high_freq_factor"])
+        if low >= high:
+            raise UserError(f"high_freq_factor {high} must be greater than low_freq_factor {low}")
+        settings |= {"low_freq_factor": low, "high_freq_factor": high}
+    if kind == "yarn":
+        settings |= {name: float(fields.get(name, beta)) for name, beta in _YARN_BETAS.items()}
+        settings |= {"attention_factor": _attention_factor(fields), "truncate": bool(fields.get("truncate", True))}
+    return RopeConfig(**(_UNUSED | settings), type=kind, theta=float(fields["rope_theta"]))
+
+
+def _attention_factor(fields: Mapping[str, Any]) -> float:
+    if "attention_factor" in fields:
+        return float(fields["attention_factor"])
+
+    def temperature(mscale: float) -> float:
+        factor = fields["factor"]
+        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+    if "mscale" in fields and "mscale_all_dim" in fields:
+        return temperature(fields["mscale"]) / temperature(fields["mscale_all_dim"])
+    return temperature(1.0)

@@ -1,0 +1,39 @@
+"""Building blocks of the decoder: linear maps and RMSNorm with HF's names and explicit dtypes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype of norms, angles, softmax and logits: float32, or float64 for float64 models."""
+    return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
+
+
+class Linear(nnx.Module):
+    """y = x W + b with W stored [in, out], the transpose of HF's layout."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
+        scale = jnp.asarray(inputs**-0.5, dtype)
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (inputs, outputs), dtype) * scale)
+        self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x @ self.kernel[...]
+        return y if self.bias is None else y + jnp.expand_dims(self.bias[...], range(y.ndim - 1))
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale over the last axis; the mean in float32 or wider, as transformers does it."""
+
+    def __init__(self, size: int, *, eps: float, dtype: jnp.dtype):
+        self.scale = nnx.Param(jnp.ones((size,), dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(wide_dtype(x.dtype))
+        variance = jnp.mean(wide * wide, axis=-1, keepdims=True)
+        normed = (wide * jax.lax.rsqrt(variance + jnp.asarray(self.eps, wide.dtype))).astype(x.dtype)
+        return normed * jnp.expand_dims(self.scale[...], range(x.ndim - 1))

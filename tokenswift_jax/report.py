@@ -1,0 +1,48 @@
+"""The closing report of a run: what a person reads on stderr when the text is done."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.stats import GenerationResult
+
+
+def closing_report(result: GenerationResult, config: ModelConfig, bytes_per_value: int) -> str:
+    """Rate, acceptance, memory traffic, compilation and prefill, and the audit if there was one; one line each."""
+    depth = f"{result.accepted_tokens:,} of {result.draft_depth:,} drafted tokens accepted"
+    lines = [
+        f"{result.generated_tokens:,} tokens in {result.decode_seconds:.2f} s, "
+        f"{result.tokens_per_second:,.1f} tokens/s; ended by {_ENDS[result.finish_reason]}",
+        f"{result.mean_accepted_length:.2f} tokens an iteration over {result.iterations:,} iterations",
+        f"{depth} ({result.acceptance_rate:.1%}), {result.ngram_accepted_tokens:,} by n-grams alone"
+        if result.draft_depth
+        else "nothing was drafted",
+        f"the target's own passes read {_target_bytes(result, config, bytes_per_value):,.2f} GB/s "
+        "of weights and live cache (estimate; drafting not counted)",
+        f"compiled in {result.compile_seconds:.2f} s, "
+        f"prefilled {result.prompt_tokens:,} tokens in {result.prefill_seconds:.2f} s",
+    ]
+    if result.audit is not None:
+        verdict = "FAILED" if result.audit_failed else "passed"
+        lines.append(
+            f"audit {verdict}: {result.audit['mismatches']:,} of {result.audit['positions']:,} tokens are not the "
+            f"target's draw, largest margin {result.audit['max_margin']:.3g}"
+        )
+    return "\n".join(lines)
+
+
+_ENDS = {"length": "the length asked for", "eos": "an EOS", "stop": "a stop string", "interrupted": "an interrupt"}
+
+
+def _target_bytes(result: GenerationResult, config: ModelConfig, bytes_per_value: int) -> float:
+    """GB/s: every iteration reads each matrix of the decoder once and the keys and values its layers can see."""
+    if not result.decode_seconds:
+        return 0.0
+    attention = 2 * config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads)
+    layer = attention + 3 * config.hidden_size * config.intermediate_size
+    weights = config.num_layers * layer + config.vocab_size * config.hidden_size
+    length = result.prompt_tokens + result.generated_tokens / 2  # the mean over the run
+    seen = np.sum([length if window is None else min(window, length) for window in config.sliding_windows])
+    cache = 2 * config.num_kv_heads * config.head_dim * float(seen)
+    return result.iterations * (weights + cache) * bytes_per_value / result.decode_seconds / 1e9

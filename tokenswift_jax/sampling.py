@@ -1,0 +1,172 @@
+"""What a person may ask of sampling, and where the values come from: given, else the checkpoint's, else neutral."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
+
+from tokenswift_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a token is drawn from the target's logits; the defaults leave the model's distribution as it is.
+
+    The processors run in this order: suppressed ids, EOS below `min_new_tokens`, penalty, temperature, top-k, top-p,
+    min-p, eta_cutoff; their meaning is transformers'.
+
+    Attributes:
+      temperature: divides the logits; 0 takes the most likely token (filters and noise then do not apply).
+      top_k: keep the k most likely tokens; None keeps all.
+      top_p: keep the fewest likeliest tokens whose probabilities reach this sum; None keeps all.
+      min_p: keep tokens at least this fraction as likely as the likeliest; None keeps all.
+      eta_cutoff: keep tokens of probability at least min(eta, sqrt(eta) * exp(-entropy)); None keeps all.
+      repetition_penalty: theta; a positive logit of a token in the window is divided by it, a negative one multiplied.
+      penalty_window: positions the penalty looks back; None is the whole text.
+      min_tokens_to_keep: no filter leaves fewer tokens.
+      suppress_tokens: ids that are never drawn.
+      seed: of the noise, in [0, 2**32).
+      sequence: numbers the texts of one seed; row i of a batch is text sequence + i.
+
+    Raises:
+      UserError: a value out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    eta_cutoff: float | None = None
+    repetition_penalty: float = 1.0
+    penalty_window: int | None = None
+    min_tokens_to_keep: int = 1
+    suppress_tokens: tuple[int, ...] = ()
+    seed: int = 0
+    sequence: int = 0
+
+    def __post_init__(self) -> None:
+        # The outer limits keep scores finite in float32.
+        self._number("temperature", lambda x: x == 0 or 1e-6 <= x <= 1e6, "0 (greedy) or a number from 1e-6 to 1e6")
+        self._number("top_p", lambda x: 0 < x <= 1, "a number above 0 and at most 1", optional=True)
+        self._number("min_p", lambda x: 0 <= x <= 1, "a number from 0 to 1", optional=True)
+        self._number("eta_cutoff", lambda x: 0 < x < 1, "a number above 0 and below 1", optional=True)
+        self._number("repetition_penalty", lambda x: 1e-6 <= x <= 1e6, "a number from 1e-6 to 1e6 (1 is off)")
+        self._integer("top_k", 1, 2**31 - 1, "a whole number, 1 or above", optional=True)
+        self._integer("penalty_window", 1, 2**31 - 1, "a whole number, 1 or above", optional=True)
+        self._integer("min_tokens_to_keep", 1, 2**31 - 1, "a whole number, 1 or above")
+        self._integer("seed", 0, 2**32 - 1, "a whole number from 0 to 4294967295")
+        self._integer("sequence", 0, 2**31 - 1, "a whole number from 0 to 2147483647")
+        listed = isinstance(self.suppress_tokens, Iterable) and not isinstance(self.suppress_tokens, str)
+        if not listed or any(not _is_integer(token) or token < 0 for token in self.suppress_tokens):
+            raise UserError(f"suppress_tokens is {self.suppress_tokens!r}; it must be a list of token ids, 0 or above")
+        object.__setattr__(self, "suppress_tokens", tuple(int(token) for token in self.suppress_tokens))
+
+    def _number(self, name: str, valid: Callable[[Any], bool], requirement: str, optional: bool = False) -> None:
+        value = getattr(self, name)
+        if optional and value is None:
+            return
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or not valid(value):
+            raise UserError(f"{name} is {value!r}; it must be {requirement}")
+        object.__setattr__(self, name, float(value))
+
+    def _integer(self, name: str, low: int, high: int, requirement: str, optional: bool = False) -> None:
+        value = getattr(self, name)
+        if optional and value is None:
+            return
+        if not _is_integer(value) or not low <= value <= high:
+            raise UserError(f"{name} is {value!r}; it must be {requirement}")
+        object.__setattr__(self, name, int(value))
+
+
+def check_vocabulary(config: SamplingConfig, vocab: int) -> None:
+    """Raises UserError when `suppress_tokens` names ids outside a vocabulary of `vocab` tokens, or all of them."""
+    outside = sorted({token for token in config.suppress_tokens if token >= vocab})
+    if outside:
+        raise UserError(f"suppress_tokens has ids outside the vocabulary: {outside}; the last id is {vocab - 1}")
+    if len(set(config.suppress_tokens)) == vocab:
+        raise UserError(f"suppress_tokens names all {vocab} tokens of the vocabulary; leave at least one")
+
+
+def resolve_sampling(given: Mapping[str, Any], generation_config: Mapping[str, Any] | None) -> SamplingConfig:
+    """Each field as given, else as the checkpoint's generation_config.json has it, else neutral.
+
+    Args:
+      given: fields of `SamplingConfig` a person set; HF's neutral spellings (top_k 0, eta_cutoff 0) mean off.
+      generation_config: the parsed file, or None where there is none.
+
+    Raises:
+      UserError: a value out of range, or a generation_config that asks for what is not supported.
+    """
+    chosen = {**from_generation_config(generation_config or {}), **given}
+    for name in ("top_k", "eta_cutoff"):
+        if _is_zero(chosen.get(name)):
+            chosen[name] = None
+    return SamplingConfig(**chosen)
+
+
+# Fields of generation_config.json that change the text in ways this package does not offer, with their neutral values.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "bad_words_ids": ([],),
+    "begin_suppress_tokens": ([],),
+    "constraints": ([],),
+    "diversity_penalty": (0,),
+    "dola_layers": (),
+    "encoder_no_repeat_ngram_size": (0,),
+    "encoder_repetition_penalty": (1,),
+    "epsilon_cutoff": (0,),
+    "exponential_decay_length_penalty": (),
+    "force_words_ids": ([],),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "guidance_scale": (1,),
+    "min_length": (0,),
+    "no_repeat_ngram_size": (0,),
+    "num_beam_groups": (1,),
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+    "penalty_alpha": (0,),
+    "sequence_bias": ({}, []),
+    "token_healing": (False,),
+    "top_h": (),
+    "typical_p": (1,),
+    "watermarking_config": (),
+}
+_NEUTRAL = {"top_k": 0, "top_p": 1, "min_p": 0, "eta_cutoff": 0, "repetition_penalty": 1}
+
+
+def from_generation_config(generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `SamplingConfig` that a checkpoint's generation_config.json sets; absent and neutral ones are off.
+
+    `do_sample` false is temperature 0. Fields of other concern (EOS ids, lengths, caching) are left to their readers.
+
+    Raises:
+      UserError: a field that would change the text but is not supported here; the message names them all.
+    """
+    wrong = {
+        name: generation_config[name]
+        for name, neutral in _UNSUPPORTED.items()
+        if generation_config.get(name) is not None and generation_config[name] not in neutral
+    }
+    if wrong:
+        asked = ", ".join(f"{name} {value!r}" for name, value in wrong.items())
+        raise UserError(f"generation_config.json asks for what is not supported: {asked}; remove it there")
+    chosen = {
+        field.name: generation_config[field.name]
+        for field in fields(SamplingConfig)
+        if field.name not in ("seed", "sequence") and generation_config.get(field.name) is not None
+    }
+    chosen = {name: value for name, value in chosen.items() if name not in _NEUTRAL or value != _NEUTRAL[name]}
+    if generation_config.get("do_sample") is False:
+        chosen["temperature"] = 0.0
+    return chosen
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_zero(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and value == 0

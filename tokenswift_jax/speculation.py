@@ -1,0 +1,63 @@
+"""What a caller may choose about speculation; none of it changes the text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenswift_jax.errors import UserError
+
+MODES = ("autoregressive", "tokenswift", "medusa", "selfspec", "ngram", "auto")
+SCHEDULES = ("partial", "fused", "auto")
+
+
+@dataclass(frozen=True)
+class SpeculationConfig:
+    """How drafts are made (paper sections 3.1 to 3.3).
+
+    Attributes:
+      mode: `autoregressive` one token a step; `tokenswift` draft heads and n-grams; `medusa` heads alone, on the
+        verified state; `selfspec` the backbone drafts a chain of 4 over the draft cache; `ngram` n-gram chains
+        alone; `auto` measures and picks.
+      schedule: for `tokenswift`: `partial` drafts with a forward over the draft cache, `fused` reads the verified
+        hidden state; `auto` measures and picks.
+      tree: candidates a depth, backbone's first; `fused` and `medusa` use all but the first entry.
+      node_budget: nodes verified an iteration, best first; None for the whole tree.
+      ngram_k: n-gram chains a key; 0 switches them off.
+      ngram_slots: continuations the table keeps a first token.
+      draft_cache: slots of the draft cache, `draft_sinks` of them for the first positions.
+      refresh_interval: select the draft cache anew after so many tokens; None: when it is used up.
+    """
+
+    mode: str = "auto"
+    schedule: str = "auto"
+    tree: tuple[int, ...] = (1, 3, 3, 3)
+    node_budget: int | None = None
+    ngram_k: int = 20
+    ngram_slots: int = 32
+    draft_cache: int = 4096
+    draft_sinks: int = 16
+    refresh_interval: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UserError(f"mode {self.mode!r} is unknown; known: {', '.join(MODES)}")
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"schedule {self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
+        if self.schedule != "auto" and self.mode != "tokenswift":
+            raise UserError(f"schedule {self.schedule!r} goes with mode 'tokenswift', not {self.mode!r}")
+        if len(self.tree) < 2 or any(not isinstance(w, int) or w < 1 for w in self.tree):
+            raise UserError(f"tree {self.tree!r}: at least two depths of at least 1 candidate, such as 1,3,3,3")
+        _at_least("node_budget", self.node_budget, 1)
+        _at_least("ngram_k", self.ngram_k, 0)
+        _at_least("ngram_slots", self.ngram_slots, 1)
+        _at_least("draft_sinks", self.draft_sinks, 0)
+        _at_least("refresh_interval", self.refresh_interval, 1)
+        # A selection needs room for more than sinks, or every token would ask for another.
+        _at_least("draft_cache", self.draft_cache, self.draft_sinks + 16)
+        if self.mode == "ngram" and self.ngram_k == 0:
+            raise UserError("mode 'ngram' needs ngram_k of at least 1")
+
+
+def _at_least(name: str, value: int | None, low: int) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+        raise UserError(f"{name} is {value!r}; it must be a whole number of at least {low}")
