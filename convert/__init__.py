@@ -38,6 +38,7 @@ def run(command: Callable[[list[str]], str]) -> NoReturn:
     """Runs a command on the process's arguments: its summary on stdout, or one line on stderr and exit status 2."""
     import jax
 
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
     jax.config.update("jax_platforms", "cpu")  # only shapes are computed; an accelerator need not be woken
     try:
         print(command(sys.argv[1:]))

@@ -34,7 +34,9 @@ def export(arguments: list[str]) -> str:
 
 def _check_readable(folder: Path) -> None:
     from transformers import AutoConfig
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()  # its remarks on foreign fields of config.json are no concern of the export
     try:
         AutoConfig.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # transformers raises anything on a configuration it dislikes

@@ -37,6 +37,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama2": {"model_type": "llama", "num_key_value_heads": 4, "rope_scaling": None},
     "llama3_1": {
         "model_type": "llama",
+        "head_dim": 16,
         "tie_word_embeddings": True,
         "rope_theta": 500000.0,
         "rope_scaling": {
@@ -70,6 +71,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2", "rope_theta": 1000000.0, "use_sliding_window": False, "sliding_window": 8},
     "qwen2_window": {
         "model_type": "qwen2",
+        "head_dim": 16,
         "num_hidden_layers": 3,
         "use_sliding_window": True,
         "sliding_window": 16,

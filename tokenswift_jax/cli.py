@@ -98,7 +98,7 @@ class _Writer:
 
     def __init__(self, file: TextIO | None, colours: bool, ids_only: bool, progress: ProgressLine):
         self._file, self._colours, self._ids_only, self._progress = file, colours, ids_only, progress
-        self._written = ""
+        self._written, self._last = 0, "\n"
         self._stdout: TextIO | None = sys.stdout
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
@@ -110,7 +110,7 @@ class _Writer:
             pieces = tuple(zip((f"{token} " for token in event.token_ids), event.records.sources.tolist(), strict=True))
         self._write(pieces)
         if event.result is not None and not self._ids_only:
-            self._write(((event.result.text[len(self._written) :], 0),))
+            self._write(((event.result.text[self._written :], 0),))
         if len(event.records):
             self._progress.add(event.records)
             self._progress.draw()
@@ -124,14 +124,14 @@ class _Writer:
     def end(self) -> None:
         """Leaves a terminal on a fresh line."""
         self._progress.clear()
-        if self._stdout is not None and self._stdout.isatty() and self._written and self._written[-1] != "\n":
+        if self._stdout is not None and self._stdout.isatty() and self._last != "\n":
             print(flush=True)
 
     def _write(self, pieces: Sequence[tuple[str, int]]) -> None:
         plain = "".join(text for text, _ in pieces)
         if not plain:
             return
-        self._written += plain
+        self._written, self._last = self._written + len(plain), plain[-1]
         if self._file is not None:
             self._file.write(plain)
             self._file.flush()

@@ -55,7 +55,7 @@ class ProgressLine:
         if self._visible:
             self._stream.write(_SAVE + _LINE_BELOW + _ERASE + _RESTORE)
             self._stream.flush()
-            self._visible = False
+            self._visible = False  # only now: an interrupt may come before, and erasing twice is harmless
 
     def draw(self, note: str = "") -> None:
         """Shows the line, or `note` in its place; counts are redrawn a few times a second only."""
@@ -66,9 +66,9 @@ class ProgressLine:
         with self._console.capture() as capture:
             self._console.print(note or self._table(), end="", no_wrap=True, overflow="ellipsis", crop=True)
         line = capture.get().rstrip("\n")
+        self._visible = True
         self._stream.write(_MAKE_ROOM + _SAVE + _LINE_BELOW + _ERASE + line + _RESTORE)
         self._stream.flush()
-        self._visible = True
 
     def _table(self) -> Table:
         (start, before), (end, now) = self._marks[0], self._marks[-1]
@@ -77,8 +77,10 @@ class ProgressLine:
         if rate:
             parts += [f"{rate:,.1f} tokens/s", f"{_duration((self._total - self._done) / rate)} left"]
         if self._depth:
-            parts.append(f"{self._accepted / self._depth:.0%} of drafts accepted")
+            parts.append(f"{self._accepted / self._depth:.0%} accepted")
         table = Table.grid(padding=(0, 1))
+        table.add_column()
+        table.add_column(no_wrap=True, overflow="ellipsis")
         table.add_row(ProgressBar(self._total, self._done, width=_BAR_COLUMNS), "  ".join(parts))
         return table
 

@@ -19,7 +19,7 @@ the recipe as it ran.
 
 * Data: 32 public-domain books (Project Gutenberg, first published before 1919), 41.8 MB. Paragraphs are unwrapped;
   {wrapped_share:.0%} of the windows keep the files' hard-wrapped lines.
-* {tokens:,} tokens in {steps:,} steps and {minutes} minutes on two shared CPU cores ({machine}; {versions}).
+* {tokens:,} tokens in {steps:,} steps and {minutes} minutes on two shared CPU cores ({machine}; {versions}).{restart}
 * **Training length: {shortest} tokens for most of the run, at the end up to {longest}.** In the later phases some
   windows leave out their middle, so that distances up to {positions:,} positions occur. Beyond {longest} tokens of
   context the model was never trained: expect it to hold together, not to use what it read there.
@@ -62,6 +62,10 @@ Temperature 1, min-p 0.1, penalty 1.1, seed 0. Prompt:
 {sample}
 """
 
+RESTART = """
+  They started from the weights, with fresh optimizer moments, of a run of the same recipe that was cut short after
+  {tokens:,} tokens, {steps} steps and {minutes} minutes (not counted here)."""
+
 
 def _row(*cells: Any) -> str:
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
@@ -82,6 +86,10 @@ def write_card(folder: Path, report: dict[str, Any]) -> None:
         )
         for p in training["phases"]
     ]
+    before, restart = training.get("started_from") or {}, ""
+    if before:
+        seen, minutes = sum(before["tokens_seen"].values()), before["training_minutes"]
+        restart = RESTART.format(tokens=seen, steps=before["steps"], minutes=minutes)
     lengths = [p["length"] for p in training["phases"] if not p["freeze_backbone"]]
     text = CARD.format(
         parameters=training["parameters"],
@@ -93,6 +101,7 @@ def write_card(folder: Path, report: dict[str, Any]) -> None:
         draft_heads=config["tokenswift"]["num_heads"],
         wrapped_share=training["text"]["wrapped_share"],
         tokens=sum(training["tokens_seen"].values()),
+        restart=restart,
         steps=training["steps"],
         minutes=training["training_minutes"],
         machine=training["machine"],

@@ -33,9 +33,10 @@ def set_config(folder, **fields):
 
 
 def add_tokenizer(folder, entries):
-    """A word-level tokenizer of w0, w1, ... with a chat template, as transformers saves it."""
-    tokenizer = Tokenizer(models.WordLevel({f"w{index}": index for index in range(entries)}, unk_token="w0"))
+    """A word-level tokenizer of w0, end, w2, w3, ... with a chat template, as transformers saves it."""
+    vocabulary = {f"w{index}": index for index in range(entries) if index != 1} | {"end": 1}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w1")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="end")
     fast.chat_template = "{{ messages[0]['content'] }}"
     fast.save_pretrained(folder)

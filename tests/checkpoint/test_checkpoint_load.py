@@ -31,7 +31,7 @@ def test_values_and_transposition():
     assert len(params) == len(tensors)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", jnp.bfloat16])
 def test_dtype_asked_for(dtype):
     params = flat(FAMILIES / "llama2", dtype=dtype)
     assert {values.dtype for values in params.values()} == {jnp.dtype(dtype)}

@@ -66,7 +66,7 @@ def test_a_large_model_is_split_into_indexed_shards(tmp_path):
     save(tmp_path, checkpoint.hf_config, list(checkpoint.tensors.values()), shard_bytes=20_000)
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) >= 3
-    assert [shard.name for shard in shards][0] == f"model-00001-of-{len(shards):05d}.safetensors"
+    assert shards[0].name == f"model-00001-of-{len(shards):05d}.safetensors"
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     original = load_file(FAMILIES / "llama2" / "model.safetensors")
     merged = {}
@@ -81,8 +81,8 @@ def test_a_large_model_is_split_into_indexed_shards(tmp_path):
 
 
 def test_tokenizer_own_then_the_bases_then_none(tmp_path):
-    base, _ = copy("qwen2", tmp_path / "base")
-    folder, _ = copy("qwen2", tmp_path / "heads")
+    base, _ = copy("llama2", tmp_path / "base")
+    folder, _ = copy("llama2", tmp_path / "heads")
     save_file(heads(32), folder / "heads.safetensors")
     set_config(folder, tokenswift={"num_heads": 2, "head_type": "chained", "base": "../base"})
     assert load_tokenizer(folder) is None
@@ -96,7 +96,7 @@ def test_tokenizer_own_then_the_bases_then_none(tmp_path):
 
 
 def test_a_tokenizer_beyond_the_vocabulary_is_refused(tmp_path):
-    folder, _ = copy("qwen2", tmp_path / "model")
+    folder, _ = copy("llama2", tmp_path / "model")
     add_tokenizer(folder, 129)
     with pytest.raises(UserError, match="129 entries, but the model's vocabulary 128"):
         load_tokenizer(folder)
@@ -104,7 +104,7 @@ def test_a_tokenizer_beyond_the_vocabulary_is_refused(tmp_path):
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": {"type": "unheard of"}}'])
 def test_a_broken_tokenizer_is_one_line(tmp_path, content):
-    folder, _ = copy("qwen2", tmp_path / "model")
+    folder, _ = copy("llama2", tmp_path / "model")
     (folder / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match="cannot be loaded") as caught:
         load_tokenizer(folder)
@@ -112,7 +112,7 @@ def test_a_broken_tokenizer_is_one_line(tmp_path, content):
 
 
 def test_a_broken_generation_config_is_one_line(tmp_path):
-    folder, _ = copy("qwen2", tmp_path / "model")
+    folder, _ = copy("llama2", tmp_path / "model")
     (folder / "generation_config.json").write_text("temperature: 1")
     with pytest.raises(UserError, match=r"generation_config.json is not JSON"):
         load_generation_config(folder)

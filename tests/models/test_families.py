@@ -19,7 +19,7 @@ from tokenswift_jax.models.decoder import causal_attention
 FAMILIES = Path(__file__).parents[1] / "data" / "families"
 NAMES = ("llama2", "llama3_1", "llama_linear", "yarn_llama2", "mistral", "qwen2", "qwen2_window", "qwen3")
 # Of the largest logit of the row. Two float32 evaluations of 2-3 layers in different summation orders differ by 1e-6
-# to 1e-5; a wrong rotation, window, bias or norm moves logits by more than 1e-2.
+# to 1e-5; a window one too long or a RoPE field that is ignored moves these by a third and more.
 RELATIVE = 2e-4
 CHUNK = 100
 

@@ -1,7 +1,7 @@
 """Incremental text equals whole text, never breaks a character, and costs the same for every token."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers_made_here import END, byte_level, metaspace
 
@@ -36,6 +36,7 @@ def test_pieces_make_the_whole_text_and_hold_whole_characters(make, text, cut):
 
 
 @settings(max_examples=300, deadline=None)
+@example(ids=[173, 103, 103, 128, 128])
 @given(ids=st.lists(st.sampled_from(byte_level()(chr(0xE9) + "😀 ✅a").input_ids + list(range(150, 200))), max_size=24))
 def test_broken_bytes_come_out_as_the_whole_decode_writes_them(ids):
     assert "".join(pieces(byte_level(), ids)) == decode(byte_level(), ids)

@@ -160,12 +160,18 @@ def test_every_kill_resumes_to_the_same_result(loaded, monkeypatch, tmp_path):
     for kept in range(1, len(lines) + 1):
         (tmp_path / "torn").write_bytes(b"".join(lines[:kept]) + b'{"at": 3, "tok')
         begun = replay(monkeypatch, ids)
-        events = list(
-            ts.stream(loaded, "x", max_new_tokens=len(ids), journal=tmp_path / "torn", resume=True)
-        )
+        events = list(ts.stream(loaded, "x", max_new_tokens=len(ids), journal=tmp_path / "torn", resume=True))
         out = events[-1].result
         assert "".join(event.text for event in events) == TEXT, "the journal's part is given out again"
-        same = ("text", "token_ids", "finish_reason", "accepted_tokens", "iterations", "accepted_per_position", "latency")
+        same = (
+            "text",
+            "token_ids",
+            "finish_reason",
+            "accepted_tokens",
+            "iterations",
+            "accepted_per_position",
+            "latency",
+        )
         assert [getattr(out, name) for name in same] == [getattr(whole, name) for name in same]
         assert begun == ([] if kept == len(lines) else [0 if kept == 1 else 1 + 3 * (kept - 2)])
         if kept < len(lines):

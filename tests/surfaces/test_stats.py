@@ -115,9 +115,10 @@ def test_json_has_exactly_the_contract_s_fields():
         **stats.acceptance(from_columns([1], [0], [-1], [0], [0.0])),
         **stats.timing(from_columns([1], [0], [-1], [0], [0.0])),
     )
-    fields = (
-        "model mode seed sequence device dtype versions prompt_tokens generated_tokens token_ids finish_reason iterations "
-        "draft_depth accepted_tokens ngram_accepted_tokens acceptance_rate mean_accepted_length accepted_per_position "
-        "schedule_trace compile_seconds prefill_seconds decode_seconds tokens_per_second latency distinct_n audit"
-    ).split()
+    fields = [
+        *("model", "mode", "seed", "sequence", "device", "dtype", "versions", "prompt_tokens", "generated_tokens"),
+        *("token_ids", "finish_reason", "iterations", "draft_depth", "accepted_tokens", "ngram_accepted_tokens"),
+        *("acceptance_rate", "mean_accepted_length", "accepted_per_position", "schedule_trace", "compile_seconds"),
+        *("prefill_seconds", "decode_seconds", "tokens_per_second", "latency", "distinct_n", "audit"),
+    ]
     assert list(json.loads(result.to_json())) == fields

@@ -1,5 +1,7 @@
 """Stop strings: where the text ends does not depend on how it arrives."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +26,7 @@ def expected(stops, text):
 @given(text=LETTERS, stops=STOPS, cuts=st.lists(st.integers(0, 24)))
 def test_chunking_never_matters(text, stops, cuts):
     borders = sorted({min(cut, len(text)) for cut in cuts} | {0, len(text)})
-    chunks = [text[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    chunks = [text[start:end] for start, end in pairwise(borders)]
     assert run(stops, chunks) == expected(stops, text)
 
 

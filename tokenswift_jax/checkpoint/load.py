@@ -116,7 +116,7 @@ def _listing(entries: list[str]) -> str:
 
 def load_decoder(
     path_or_hub_id: str | Path,
-    dtype: str | None = None,
+    dtype: str | Any | None = None,
     rope_override: Mapping[str, Any] | None = None,
     sharding: Callable[[names.ParameterPath], jax.sharding.Sharding] | None = None,
 ) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
@@ -161,12 +161,14 @@ def _shard_reader(tensor: Tensor, path: names.ParameterPath, dtype: np.dtype) ->
     return read
 
 
-def parse_dtype(name: str) -> np.dtype:
-    """A dtype by its name in config.json.
+def parse_dtype(name: str | Any) -> np.dtype:
+    """A dtype by its name in config.json, or given as NumPy's or JAX's own object.
 
     Raises:
       UserError: not a dtype that weights are stored in.
     """
+    if not isinstance(name, str):
+        name = jnp.dtype(name).name
     if name not in _DTYPE_NAMES:
         raise UserError(f"unknown dtype {name!r}; known: {', '.join(_DTYPE_NAMES)}")
     return _DTYPE_NAMES[name]

@@ -15,7 +15,8 @@ def row_keys(seed: int, sequences: jax.Array) -> jax.Array:
 
     Args:
       seed: in [0, 2**32).
-      sequences: [batch] int32 or uint32, `SamplingConfig.sequence` plus the index in the batch, whatever slot the row occupies.
+      sequences: [batch] int32 or uint32, `SamplingConfig.sequence` plus the index in the batch, whatever slot the row
+        occupies.
 
     Returns:
       [batch, 2] uint32, raw key data: ordinary arrays pass through jit, loops and donation.

@@ -183,7 +183,8 @@ def top_candidates(scores: jax.Array, noise: jax.Array | None, k: int) -> tuple[
       tokens [..., k] int32 and their log probabilities without the noise [..., k] float32, -inf for filtered ones.
     """
     perturbed = scores if noise is None else scores + noise.astype(scores.dtype)
-    _, tokens = jax.lax.top_k(perturbed, k)
+    # Behind the barrier XLA keeps its top-k; slices pushed into it would make it sort the vocabulary.
+    _, tokens = jax.lax.optimization_barrier(jax.lax.top_k(perturbed, k))
     chosen = jnp.take_along_axis(scores, tokens, axis=-1)
     log_probs = chosen - jax.nn.logsumexp(scores, axis=-1, keepdims=True)
     return tokens.astype(jnp.int32), log_probs.astype(jnp.float32)

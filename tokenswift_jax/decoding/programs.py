@@ -29,6 +29,10 @@ class Programs:
 
         key: hashable, tells apart functions that take arguments of the same shapes.
         """
+        return self.compile(function, key, *arguments)(*arguments)
+
+    def compile(self, function: Callable, key: Any, *arguments: Any) -> Any:
+        """The executable of `function` for such arguments."""
         leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves)
         full = (key, structure, shapes, jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64)
@@ -41,4 +45,4 @@ class Programs:
             while len(_executables) > _KEPT:
                 _executables.popitem(last=False)
         _executables.move_to_end(full)
-        return executable(*arguments)
+        return executable

@@ -166,11 +166,13 @@ class DecodingRun:
         if first is not None:
             generated += 1
             yield first
-        pending, clock = self._dispatch(generated), time.perf_counter()
+        self._prepare(generated)
+        clock = time.perf_counter()
+        pending = self._dispatch()
         while True:
             # Sent ahead, the next chunk hides the host's work; but a trial is timed alone, and a plan that must be
             # compiled or caught up first waits, so that its delay is not taken for decoding.
-            ahead = self._dispatch(generated) if self._can_run_ahead() else None
+            ahead = self._dispatch() if self._can_run_ahead() else None
             counts = np.asarray(pending.chunk.counts)
             now = time.perf_counter()
             if not counts.any() and not (np.asarray(pending.chunk.finish) == NOT_A_NUMBER).any():
@@ -184,9 +186,10 @@ class DecodingRun:
             yield step
             self._check_numbers(pending.chunk)
             if ahead is None:
-                pending, clock = self._dispatch(generated), time.perf_counter()
-            else:
-                pending = ahead
+                self._prepare(generated)
+                clock = time.perf_counter()
+                ahead = self._dispatch()
+            pending = ahead
 
     def _can_run_ahead(self) -> bool:
         return not self._tuner.trying and self._tuner.next_plan()[0] is self._ready_for
@@ -240,25 +243,35 @@ class DecodingRun:
             last_positions=last_positions,
         )
 
-    def _dispatch(self, generated: int) -> _Dispatched:
+    def _prepare(self, generated: int) -> None:
+        """Compiles the next plan and brings the state up to it, where that is still to do; returns when it is done."""
+        named, _ = self._tuner.next_plan()
+        if named is self._ready_for:
+            return
+        assert self._state is not None
+        self._trace(named, generated)
+        if named.plan.kind != "autoregressive":
+            function, key = compiled("catch_up", None, named.plan), ("catch_up", named.plan)
+            self._state = self._programs.run(function, key, self._inputs, self._state)
+        jax.block_until_ready(self._state.length)
+        self._programs.compile(*self._chunk_call(named.plan, self._state, None))
+        self._ready_for = named
+
+    def _dispatch(self) -> _Dispatched:
         """Sends the next chunk to the device without waiting for it."""
         named, iterations = self._tuner.next_plan()
-        assert self._state is not None
-        if named is not self._ready_for:
-            self._trace(named, generated)
-            if named.plan.kind != "autoregressive":
-                arguments = (self._inputs, self._state)
-                key = ("catch_up", named.plan)
-                self._state = self._programs.run(compiled("catch_up", None, named.plan), key, *arguments)
-            self._ready_for = named
+        assert self._state is not None and named is self._ready_for
         self._state, chunk = self._run(named.plan, self._state, iterations)
         return _Dispatched(named, chunk)
 
     def _run(self, plan: Plan, state: DecodeState, iterations: int | None) -> tuple[DecodeState, Chunk]:
+        return self._programs.run(*self._chunk_call(plan, state, iterations))
+
+    def _chunk_call(self, plan: Plan, state: DecodeState, iterations: int | None) -> tuple:
+        """What `Programs` takes to run a chunk of at most `iterations`."""
         graph, capacity = self._model.graphdef, CHUNK_TOKENS + plan.depth
         most = jnp.asarray(capacity if iterations is None else iterations, jnp.int32)
-        function = compiled("chunk", graph, plan, capacity)
-        return self._programs.run(function, ("chunk", graph, plan), self._inputs, state, most)
+        return compiled("chunk", graph, plan, capacity), ("chunk", graph, plan), self._inputs, state, most
 
     def _trace(self, named: NamedPlan, generated: int) -> None:
         entry = {

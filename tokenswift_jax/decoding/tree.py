@@ -156,7 +156,7 @@ def build(
     level = jnp.arange(shape.depth + 1, dtype=jnp.int32)[None, None]
     both = valid[:, :, None] & valid[:, None, :]
     is_slot = (path[:, :, None, :] == chosen[:, None, :, None]) & both[..., None]
-    seen = jnp.any(is_slot & (level <= depths)[:, :, None, :], axis=-1)
+    seen = jnp.any(is_slot & (level < depths)[:, :, None, :], axis=-1)
     is_parent = jnp.any(is_slot & (level == depths - 1)[:, :, None, :], axis=-1)
     row = jnp.arange(shape.rows, dtype=jnp.int32)
     return Tree(

@@ -58,8 +58,9 @@ class Detokenizer:
             context = self._context + settled
         else:
             added = self._decode(settled)  # a byte-fallback decoder spoils a whole run of bytes for one bad one
-        if not (base := self._decode(context)):
-            context = (self._context + context)[-_CONTEXT_TOKENS:]
+        base = self._decode(context)
+        if not added or not base:  # no text of its own to stand on
+            context = (self._context + settled)[-_CONTEXT_TOKENS:]
             base = self._decode(context)
         self._context, self._base = context, base
         return added

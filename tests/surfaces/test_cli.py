@@ -1,0 +1,200 @@
+"""The command over scripted runs: what lands on stdout, on stderr and in files."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from scripted import drafted, model, plain, play, prefilled, replay
+from tokenizers_made_here import byte_level
+
+from tokenswift_jax import model as model_module
+from tokenswift_jax.cli import DEMO_PROMPT, main
+from tokenswift_jax.decoding.run import NumericsError
+from tokenswift_jax.sampling import SamplingConfig
+
+TEXT = " the cat and the dog 😀 the end"
+IDS = byte_level()(TEXT).input_ids
+GO = ("--max-new-tokens", str(len(IDS)))
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Stands in for `load`; notes what it was asked for."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def stand_in(*arguments):
+        asked.append(arguments)
+        return load.model
+
+    load = SimpleNamespace(asked=asked, model=model(folder, generation_config={"temperature": 0.5, "top_k": 9}))
+    monkeypatch.setattr(model_module, "load", stand_in)
+    return load
+
+
+def test_text_on_stdout_report_on_stderr_and_files(load, monkeypatch, capsys, tmp_path):
+    play(monkeypatch, prefilled(IDS[0]), drafted(IDS[1:4]), plain(IDS[4:]))
+    assert main([*GO, "--output", "o", "--stats", "s", "--journal", "j"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == (tmp_path / "o").read_text() == TEXT
+    stats = json.loads((tmp_path / "s").read_text())
+    assert stats["token_ids"] == IDS
+    assert "text" not in stats
+    assert len((tmp_path / "j").read_text().splitlines()) == 4
+    report = shown.err.splitlines()
+    assert len(report) == 5
+    assert report[0] == f"{len(IDS)} tokens in 1.00 s, {len(IDS) - 1:.1f} tokens/s; ended by the length asked for"
+    assert report[4] == f"compiled in 2.00 s, prefilled {stats['prompt_tokens']} tokens in 0.50 s"
+    # 12 weights matrices by hand: 2 layers of 2*8*4*(2+1) + 3*8*16, output 400*8; cache 2*1*4 a position and layer.
+    values = 2 * (2 * 8 * 4 * 3 + 3 * 8 * 16) + 400 * 8 + 2 * 8 * (stats["prompt_tokens"] + len(IDS) / 2)
+    assert f"read {stats['iterations'] * values * 4 / 1e9:.2f} GB/s" in report[3]
+
+
+def test_without_arguments_the_demo_goes_on_from_its_opening(load, monkeypatch, capsys):
+    run = play(monkeypatch, prefilled(IDS[0]), plain(IDS[1:]))
+    run.steps[-1].rows[0].token_ids[-1] = 0
+    assert main([]) == 0
+    assert load.asked == [(None, None, None)]
+    assert run.asked["prompts"] == [byte_level()(DEMO_PROMPT).input_ids]
+    assert run.asked["max_new_tokens"] == 256
+    assert run.asked["sampling"] == SamplingConfig(temperature=0.5, top_k=9)
+    assert run.asked["speculation"].mode == "auto"
+
+
+def test_flags_reach_the_run_and_come_before_the_checkpoint_s(load, monkeypatch):
+    run = play(monkeypatch, prefilled(5), plain([6] * 6))
+    words = (
+        "--model m --dtype bfloat16 --prompt x --max-new-tokens 7 --min_new_tokens=2 --ignore-eos --capacity 99 "
+        "--mesh 1x1 --temperature 0 --top-k 0 --top-p 0.9 --min-p 0.1 --eta-cutoff 0.01 --repetition-penalty 1.2 "
+        "--penalty-window 5 --min-tokens-to-keep 2 --suppress-tokens 3,4 --seed 8 --mode tokenswift --schedule partial "
+        "--tree 1,2,2 --node-budget 6 --ngram-k 3 --ngram-slots 4 --draft-cache 128 --draft-sinks 4 "
+        "--refresh-interval 9 --quiet"
+    )
+    assert main([*words.split(), "--rope-override", '{"rope_type": "yarn"}', "--stop", "zz"]) == 0
+    assert load.asked == [("m", "bfloat16", {"rope_type": "yarn"})]
+    assert run.asked["sampling"] == SamplingConfig(0.0, None, 0.9, 0.1, 0.01, 1.2, 5, 2, (3, 4), 8)
+    chosen = run.asked["speculation"]
+    assert (chosen.mode, chosen.schedule, chosen.tree, chosen.node_budget) == ("tokenswift", "partial", (1, 2, 2), 6)
+    assert (chosen.ngram_k, chosen.ngram_slots) == (3, 4)
+    assert (chosen.draft_cache, chosen.draft_sinks, chosen.refresh_interval) == (128, 4, 9)
+    limits = {name: run.asked[name] for name in ("max_new_tokens", "min_new_tokens", "ignore_eos", "capacity")}
+    assert limits == {"max_new_tokens": 7, "min_new_tokens": 2, "ignore_eos": True, "capacity": 99}
+
+
+def test_a_prompt_from_a_file_from_ids_and_from_standard_input(load, monkeypatch, tmp_path):
+    (tmp_path / "p.txt").write_text("the cat\n")
+    (tmp_path / "p.json").write_text("[7, 8]")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"the dog")))
+    run = play(monkeypatch, prefilled(5))
+    for flag, value, ids in (
+        ("--prompt-file", "p.txt", byte_level()("the cat\n").input_ids),
+        ("--prompt-ids", "p.json", [7, 8]),
+        ("--prompt-file", "-", byte_level()("the dog").input_ids),
+    ):
+        assert main([flag, value, "--max-new-tokens", "1", "--quiet"]) == 0
+        assert run.asked["prompts"] == [ids]
+
+
+def test_drafts_are_coloured_on_stdout_only(load, monkeypatch, capsys, tmp_path):
+    play(monkeypatch, prefilled(IDS[0]), drafted(IDS[1:3]), drafted(IDS[3:5], source=2), plain(IDS[5:]))
+    assert main([*GO, "--show-acceptance", "--output", "o", "--quiet"]) == 0
+    out = capsys.readouterr()
+    pieces = [byte_level().decode([token]) for token in IDS]
+    assert out.out.startswith(
+        f"{pieces[0]}\x1b[32m{pieces[1]}\x1b[0m{pieces[2]}\x1b[36m{pieces[3]}\x1b[0m{pieces[4]}{pieces[5]}"
+    )
+    assert out.err == ""
+    assert (tmp_path / "o").read_text() == TEXT
+
+
+def test_without_a_tokenizer_ids_are_shown(load, monkeypatch, capsys, tmp_path):
+    load.model = model(tmp_path / "model", tokenizer=None)
+    (tmp_path / "p.json").write_text("[7]")
+    play(monkeypatch, prefilled(5), plain([6, 7]))
+    assert main(["--prompt-ids", "p.json", "--max-new-tokens", "3", "--quiet"]) == 0
+    assert capsys.readouterr().out == "5 6 7 "
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_an_interrupt_keeps_text_journal_and_stats(load, monkeypatch, capsys, tmp_path, inside):
+    kept = IDS[:6]
+    script = [prefilled(kept[0]), plain(kept[1:])]
+    if inside:
+        play(monkeypatch, *script, KeyboardInterrupt())
+    else:  # while the second chunk is being shown
+        play(monkeypatch, *script, plain(IDS[6:]))
+        counted = []
+
+        def interrupted_add(self, records):
+            counted.append(records)
+            if len(counted) == 2:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr("tokenswift_jax.progress.ProgressLine.add", interrupted_add)
+    assert main([*GO, "--journal", "j", "--stats", "s", "--output", "o"]) == 130
+    stats = json.loads((tmp_path / "s").read_text())
+    assert (stats["finish_reason"], stats["token_ids"]) == ("interrupted", kept)
+    text = byte_level().decode(kept)
+    assert (tmp_path / "o").read_text() == text
+    assert capsys.readouterr().out == text
+    replay(monkeypatch, IDS)
+    assert main([*GO, "--journal", "j", "--resume", "--quiet"]) == 0
+    assert capsys.readouterr().out == TEXT, "a resumed run shows the whole text"
+
+
+def test_an_interrupt_before_the_first_token(load, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model_module, "load", interrupted)
+    assert main(["--stats", "s"]) == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
+
+
+def test_not_a_number_stops_with_the_position(load, monkeypatch, capsys, tmp_path):
+    play(monkeypatch, prefilled(IDS[0]), NumericsError(77))
+    assert main([*GO, "--journal", "j", "--stats", "s"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == byte_level().decode(IDS[:1])
+    assert len(shown.err.splitlines()) == 1
+    assert "position 77" in shown.err
+    assert len((tmp_path / "j").read_text().splitlines()) == 2
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(("failed", "status", "verdict"), [(False, 0, "passed"), (True, 1, "FAILED")])
+def test_a_failed_audit_ends_with_status_one(load, monkeypatch, capsys, failed, status, verdict):
+    report = SimpleNamespace(positions=1, mismatches=int(failed), max_margin=0.25, failed=failed)
+    audit = SimpleNamespace(audit=lambda *arguments: report)
+    monkeypatch.setitem(sys.modules, "tokenswift_jax.decoding.audit", audit)
+    play(monkeypatch, prefilled(5))
+    assert main(["--max-new-tokens", "1", "--audit", "--stats", "s"]) == status
+    assert f"audit {verdict}: {int(failed)} of 1 tokens" in capsys.readouterr().err.splitlines()[-1]
+    with open("s") as file:
+        assert json.load(file)["audit"] == {"positions": 1, "mismatches": int(failed), "max_margin": 0.25}
+
+
+def test_a_reader_that_leaves_ends_the_run_quietly(tmp_path):
+    """`... | head`: stdout is closed after the first text; no traceback, statistics kept."""
+    program = (
+        "import pytest, sys; from pathlib import Path; import scripted, tokenswift_jax.model as m;"
+        "from tokenswift_jax.cli import main; patch = pytest.MonkeyPatch(); loaded = scripted.model(Path('.'));"
+        "patch.setattr(m, 'load', lambda *a: loaded);"
+        "scripted.play(patch, scripted.prefilled(300), *[scripted.plain([300] * 2000) for _ in range(400)]);"
+        "sys.exit(main(['--max-new-tokens', '900000', '--stats', 's', '--quiet']))"
+    )
+    here = os.path.dirname(__file__)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.path.dirname(os.path.dirname(here))])}
+    command = f'"{sys.executable}" -c "{program}" | head -c 1; echo " ${{PIPESTATUS[0]}}"'
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout.split()[-1] == "130"
+    assert json.loads((tmp_path / "s").read_text())["finish_reason"] == "interrupted"

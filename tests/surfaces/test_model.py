@@ -1,0 +1,70 @@
+"""Loading: the bundled demo, EOS ids, the compilation cache."""
+
+import json
+
+import jax
+import pytest
+
+import tokenswift_jax as ts
+from tokenswift_jax import model as model_module
+from tokenswift_jax.model import DEMO_MODEL, use_compilation_cache
+
+
+@pytest.fixture(autouse=True)
+def cache_home(monkeypatch, tmp_path):
+    """Keeps the compilation cache out of the home folder, and the setting out of the other tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    before = (jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs)
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield tmp_path / "caches" / "tokenswift_jax" / "xla"
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+def test_the_bundled_demo():
+    model = ts.load()
+    assert model.path == DEMO_MODEL
+    assert model.dtype == "float32"
+    assert len(model.tokenizer) == model.config.vocab_size
+    assert model.tokenizer.eos_token_id in model.eos_token_ids
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(model.params)} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "ids"),
+    [
+        ({"eos_token_id": [7, 8]}, {"eos_token_id": 3}, (7, 8)),
+        ({"eos_token_id": 7}, {}, (7,)),
+        ({}, {"eos_token_id": 3}, (3,)),
+        ({"eos_token_id": None}, {"eos_token_id": [3]}, (3,)),
+        ({}, {}, ()),
+    ],
+)
+def test_eos_ids_of_the_generation_config_come_first(tmp_path, generation, config, ids):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    assert model_module._eos_token_ids(tmp_path, generation, 10) == ids
+
+
+@pytest.mark.parametrize("wrong", [10, -1, "</s>", [1, None], True])
+def test_an_eos_id_outside_the_vocabulary(tmp_path, wrong):
+    with pytest.raises(ts.UserError, match="eos_token_id"):
+        model_module._eos_token_ids(tmp_path, {"eos_token_id": wrong}, 10)
+
+
+def test_compiled_programs_are_kept_under_the_cache_home(cache_home):
+    use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == str(cache_home)
+    assert cache_home.is_dir()
+
+
+def test_the_user_s_own_place_is_left_alone(cache_home, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+    assert not cache_home.exists()
+
+
+def test_without_a_writable_place_it_does_without(cache_home):
+    cache_home.parent.parent.write_text("a file where the folder would be")
+    use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir is None

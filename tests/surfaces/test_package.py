@@ -1,0 +1,60 @@
+"""The package's face: lazy, and `generate` is the function whatever was imported."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import tokenswift_jax as ts
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(*arguments):
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_importing_the_command_leaves_the_function():
+    import tokenswift_jax.generate as command
+    from tokenswift_jax.generation import generate
+
+    assert "tokenswift_jax.generate" in sys.modules
+    assert command is generate
+    assert ts.generate is generate
+
+
+@pytest.mark.parametrize(
+    "first", ["import tokenswift_jax.generate", "ts.generate", "from tokenswift_jax import generate"]
+)
+def test_the_function_in_a_fresh_process_whatever_came_first(first):
+    program = f"import tokenswift_jax as ts; {first}; import tokenswift_jax.generate; print(ts.generate.__module__)"
+    done = python("-W", "error", "-c", program)
+    assert (done.stdout, done.stderr) == ("tokenswift_jax.generation\n", "")
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    heavy = "{'jax', 'numpy', 'flax', 'transformers', 'rich'}"
+    done = python("-c", f"import sys, tokenswift_jax.options, tokenswift_jax.cli; print({heavy} & set(sys.modules))")
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_the_names_are_listed_and_others_are_unknown():
+    assert set(ts.__all__) <= set(dir(ts))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        ts.nothing  # noqa: B018
+
+
+def test_the_version_is_the_project_s():
+    assert ts.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_running_the_command_as_a_module():
+    done = python("-m", "tokenswift_jax.generate", "--top-k", "x")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert "--top-k" in done.stderr
+    shown = python("-m", "tokenswift_jax.generate", "--help")
+    assert shown.returncode == 0
+    assert "--show-acceptance" in shown.stdout
