@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 
 # Whole blocks of the prefix are read in large steps, its ragged end in small ones, so that a step costs the
-# length in use: on 2 CPU cores larger blocks save loop overhead, smaller ones wasted columns.
+# length in use: on CPU larger blocks save loop overhead, smaller ones wasted columns.
 LARGE_BLOCK = 2048
-SMALL_BLOCK = 128
+SMALL_BLOCK = 256
 
 
 def tree_attention(
@@ -45,15 +45,23 @@ def tree_attention(
     kv_heads, capacity = keys.shape[2], keys.shape[3]
     group = query_heads // kv_heads
     wide = jnp.promote_types(queries.dtype, jnp.float32)
-    scaled = queries.reshape(batch, rows, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
-    scaled = (scaled.astype(wide) * jnp.asarray(head_dim**-0.5, wide)).astype(queries.dtype)
-    scaled = scaled.reshape(batch, kv_heads, group * rows, head_dim)
+    grouped = queries.reshape(batch, rows, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
+    grouped = grouped.reshape(batch, kv_heads, group * rows, head_dim)
+    scale = jnp.asarray(head_dim**-0.5, wide)
+    exact = queries.dtype == wide
     lowest = jnp.asarray(jnp.finfo(wide).min, wide)
+
+    def scaled(key_block):
+        # Scaling the keys, where that rounds nothing away, turns the copy of a slice from a scalar loop into a vector
+        # loop on CPU; narrow dtypes scale the scores.
+        return key_block * scale if exact else key_block
 
     def accumulate(state, key_block, value_block, visible):
         """Folds one block of columns into the running maximum, normaliser and weighted sum."""
         peak, total, mixed = state
-        scores = jnp.einsum("bhrd,bhcd->bhrc", scaled, key_block, preferred_element_type=wide)
+        # Keys on the left: on CPU the large operand then needs no transposed copy.
+        scores = jnp.einsum("bhcd,bhrd->bhcr", key_block, grouped, preferred_element_type=wide)
+        scores = scores.swapaxes(2, 3) if exact else scores.swapaxes(2, 3) * scale
         scores = jnp.where(visible, scores, lowest)
         new_peak = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
         # Masked columns must weigh nothing even in a block where every column is masked.
@@ -68,7 +76,7 @@ def tree_attention(
     def prefix_block(state, start, size):
         at = (layer, 0, 0, start, 0)
         shape = (1, batch, kv_heads, size, head_dim)
-        key_block = lax.dynamic_slice(keys, at, shape)[0]
+        key_block = scaled(lax.dynamic_slice(keys, at, shape)[0])
         value_block = lax.dynamic_slice(values, at, shape)[0]
         slots = start + jnp.arange(size, dtype=jnp.int32)
         live = (slots[None, :] < lengths[:, None])[:, None, None, :]
@@ -106,7 +114,7 @@ def tree_attention(
         own_visible = own_visible & (positions[:, None, :] > positions[:, :, None] - window)
     own_visible = jnp.tile(own_visible, (1, group, 1))[:, None]
     _, total, mixed = accumulate(
-        state, own_keys.transpose(0, 2, 1, 3), own_values.transpose(0, 2, 1, 3), own_visible
+        state, scaled(own_keys.transpose(0, 2, 1, 3)), own_values.transpose(0, 2, 1, 3), own_visible
     )
     mixed = (mixed / total).astype(queries.dtype).reshape(batch, kv_heads, group, rows, head_dim)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, rows, query_heads, head_dim)

@@ -157,7 +157,7 @@ def test_whole_tree_is_the_merged_trie(shape):
     check()
 
 
-@pytest.mark.parametrize("budget", [1, 2, 3, 4, 7, 12, 20, 200])
+@pytest.mark.parametrize("budget", [1, 3, 7, 15, 200])
 @pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[3], SHAPES[6]], ids=str)
 def test_budget_keeps_the_best_nodes(shape, budget):
     """Closed under parents, in rank order, and no node left out scores more than one kept."""

@@ -139,7 +139,12 @@ def load_decoder(
         chosen = np.dtype(wide_dtype(chosen))
     if chosen == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise UserError("dtype float64 needs JAX_ENABLE_X64=1")
-    graph, state = nnx.split(abstract_decoder(checkpoint.config, chosen))
+    stored = checkpoint.config
+    if stored.tie_word_embeddings and jax.default_backend() == "cpu":
+        # A tied head is a product with the transposed table, which a CPU does at half the speed for several rows.
+        stored = replace(stored, tie_word_embeddings=False)
+        checkpoint.tensors[("lm_head", "kernel")] = checkpoint.tensors[("embed_tokens",)]
+    graph, state = nnx.split(abstract_decoder(stored, chosen))
     local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     loaded = []
     for path, param in nnx.to_flat_state(state):

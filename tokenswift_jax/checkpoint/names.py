@@ -31,7 +31,7 @@ _TABLE = {
     "model.layers.{}.mlp.down_proj.weight": "layers.{}.mlp.down_proj.kernel",
     "model.layers.{}.mlp.down_proj.bias": "layers.{}.mlp.down_proj.bias",
     "model.norm.weight": "norm.scale",
-    "lm_head.weight": "lm_head",
+    "lm_head.weight": "lm_head.kernel",
     "medusa_layers.{}.input_layernorm.weight": "draft_heads.heads.{}.input_layernorm.scale",
     "medusa_layers.{}.linear.weight": "draft_heads.heads.{}.linear.kernel",
     "medusa_layers.{}.post_layernorm.weight": "draft_heads.heads.{}.post_layernorm.scale",

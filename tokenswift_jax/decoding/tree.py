@@ -140,10 +140,10 @@ def build(
         raise ValueError("candidates or n-grams do not fit the tree's shape")
     probabilities = [_probability(log_probs) for _, log_probs in candidates]
     drafts = [tokens for tokens, _ in candidates]
-    heads = _cartesian(shape, drafts, probabilities)
+    heads, chains = _cartesian(shape, drafts, probabilities), []
     if ngrams is not None:
         heads, chains = _chains(shape, heads, drafts, probabilities, ngrams)
-    score, fields = _in_slot_order(shape, root, heads, chains if ngrams is not None else [])
+    score, fields = _in_slot_order(shape, root, heads, chains)
     if shape.node_budget is None:
         chosen = jnp.broadcast_to(jnp.arange(shape.rows, dtype=jnp.int32)[None], score.shape)
     else:

@@ -85,7 +85,7 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """Token ids to hidden states to logits, with draft heads when the configuration names some.
 
-    Parameters are `embed_tokens` [V, d], `layers`, `norm`, `lm_head` [V, d] (None when tied) and
+    Parameters are `embed_tokens` [V, d], `layers`, `norm`, `lm_head` (None when tied) and
     `draft_heads` (None without any); their paths are HF's names with `kernel`/`scale` for `weight`.
     """
 
@@ -98,7 +98,7 @@ class Decoder(nnx.Module):
         self.layers = nnx.List([DecoderLayer(config, dtype, rngs) for _ in range(config.num_layers)])
         self.norm = RMSNorm(size, eps=config.rms_norm_eps, dtype=dtype)
         tied = config.tie_word_embeddings
-        self.lm_head = None if tied else nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * scale)
+        self.lm_head = None if tied else Linear(size, config.vocab_size, bias=False, dtype=dtype, rngs=rngs)
         self.draft_heads = DraftHeads(config, dtype, rngs) if config.num_draft_heads else None
 
     def hidden(
@@ -126,8 +126,10 @@ class Decoder(nnx.Module):
 
     def project(self, normed: jax.Array) -> jax.Array:
         """The LM head's product [..., vocab] in float32 (or wider)."""
-        table = self.embed_tokens if self.lm_head is None else self.lm_head
-        return jnp.einsum("...d,vd->...v", normed, table[...], preferred_element_type=wide_dtype(normed.dtype))
+        wide = wide_dtype(normed.dtype)
+        if self.lm_head is None:
+            return jnp.einsum("...d,vd->...v", normed, self.embed_tokens[...], preferred_element_type=wide)
+        return jnp.matmul(normed, self.lm_head.kernel[...], preferred_element_type=wide)
 
 
 def causal_attention(config: ModelConfig) -> Attention:
