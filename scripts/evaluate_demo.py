@@ -32,6 +32,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--long", type=int, default=16384, help="tokens of the window read in one go")
     parser.add_argument("--sample-tokens", type=int, default=192)
     parser.add_argument("--card", action="store_true", help="write README.md into --model")
+    parser.add_argument("--note", default="", help="a sentence for the card that the recipe does not tell")
     return parser.parse_args(argv)
 
 
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     report = measure(arguments)
     print(json.dumps(report, indent=2, ensure_ascii=False))
     if arguments.card:
-        write_card(arguments.model, report)
+        write_card(arguments.model, report, arguments.note)
 
 
 if __name__ == "__main__":

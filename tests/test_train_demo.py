@@ -47,11 +47,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fields = json.loads((ROOT / "configs" / "demo.json").read_text())
     fields["architecture"] |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
     fields["text"]["vocab_size"] = 280
-    common = {"batch": 4, "length": 32}
-    fields["phases"] = [
-        {"name": "short", "share": 0.75, "gap_share": 0.5, "head_stride": 4, "freeze_backbone": False, **common},
-        {"name": "heads", "share": 0.25, "gap_share": 0.0, "head_stride": 1, "freeze_backbone": True, **common},
-    ]
+    short = {"name": "short", "share": 0.75, "batch": 4, "length": 32, "gap_share": 0.5}
+    short |= {"head_stride": 4, "head_weight": 0.1, "freeze_backbone": False}
+    heads = short | {"name": "heads", "share": 0.25, "head_stride": 1, "head_weight": 0.0, "freeze_backbone": True}
+    fields["phases"] = [short, heads]
     (folder / "recipe.json").write_text(json.dumps(fields))
     return folder
 
@@ -146,7 +145,7 @@ def test_blocked_attention_is_causal_attention() -> None:
 
 def test_a_gap_moves_tokens_and_positions_alike() -> None:
     book = np.arange(5000, dtype=np.uint16)
-    phase = Phase("gaps", 1.0, 64, 16, 1.0, 1, False)
+    phase = Phase("gaps", 1.0, 64, 16, 1.0, 1, 0.0, False)
     tokens, positions = WindowSampler([book], [book], 0.5, 4000, seed=3).sample(phase, 0)
     assert (positions[:, 0] == 0).all()
     assert (tokens - positions == tokens[:, :1]).all()  # the book's own distances

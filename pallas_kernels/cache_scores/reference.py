@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.dtypes import wide_dtype
+
 BLOCK = 1024
 
 
@@ -31,15 +33,16 @@ def top_positions(
     """
     batch, query_heads, head_dim = query.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
-    wide = jnp.promote_types(query.dtype, jnp.float32)
+    wide = wide_dtype(query.dtype)
     # Summing the group's queries first gives the same sum of products with one product a key.
     summed = query.reshape(batch, kv_heads, query_heads // kv_heads, head_dim).astype(wide).sum(axis=2)
     size = min(BLOCK, capacity)
+    at_layer, zero = jnp.int32(layer), jnp.int32(0)  # the start's own type, also under jax_enable_x64
 
     def fold(index: jax.Array, best: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         # The last block may start early to stay inside the cache; positions it repeats are masked.
         start = jnp.minimum(index * size, capacity - size)
-        block = lax.dynamic_slice(keys, (layer, 0, 0, start, 0), (1, batch, kv_heads, size, head_dim))[0]
+        block = lax.dynamic_slice(keys, (at_layer, zero, zero, start, zero), (1, batch, kv_heads, size, head_dim))[0]
         positions = start + jnp.arange(size, dtype=jnp.int32)
         fresh = (positions >= index * size)[None, :]
         eligible = fresh & (positions[None, :] >= begins[:, None]) & (positions[None, :] < ends[:, None])

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.dtypes import wide_dtype
+
 # Whole blocks of the prefix are read in large steps, its ragged end in small ones, so that a step costs the
 # length in use: on CPU larger blocks save loop overhead, smaller ones wasted columns.
 LARGE_BLOCK = 2048
@@ -44,7 +46,7 @@ def tree_attention(
     batch, rows, query_heads, head_dim = queries.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
     group = query_heads // kv_heads
-    wide = jnp.promote_types(queries.dtype, jnp.float32)
+    wide = wide_dtype(queries.dtype)
     grouped = queries.reshape(batch, rows, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
     grouped = grouped.reshape(batch, kv_heads, group * rows, head_dim)
     scale = jnp.asarray(head_dim**-0.5, wide)

@@ -29,7 +29,8 @@ the recipe as it ran.
 | --- | --- | --- | --- | --- |
 {phases}
 
-* The heads learn the backbone's distribution, not the book's word, and send no gradient into the backbone.
+* The heads learn the backbone's own distribution, not the book's word; while the backbone learns too, their losses
+  count a tenth in its gradient ("head_weight"), at the end it is frozen.{note}
 
 ## Measured on the held-out books (three authors absent from training)
 
@@ -71,8 +72,8 @@ def _row(*cells: Any) -> str:
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
 
 
-def write_card(folder: Path, report: dict[str, Any]) -> None:
-    """Writes FOLDER/README.md in one move."""
+def write_card(folder: Path, report: dict[str, Any], note: str) -> None:
+    """Writes FOLDER/README.md in one move; `note` says what the recipe does not tell about this run."""
     training = json.loads((folder / "training.json").read_text())
     config = json.loads((folder / "config.json").read_text())
     bits, hits = report["bits_per_character"], report["head_hits"]
@@ -102,6 +103,7 @@ def write_card(folder: Path, report: dict[str, Any]) -> None:
         wrapped_share=training["text"]["wrapped_share"],
         tokens=sum(training["tokens_seen"].values()),
         restart=restart,
+        note=f"\n* {note}" if note else "",
         steps=training["steps"],
         minutes=training["training_minutes"],
         machine=training["machine"],

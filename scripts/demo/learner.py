@@ -14,7 +14,7 @@ from flax import nnx
 
 from demo.attention import blocked_attention
 from demo.losses import backbone_pass, head_losses
-from demo.recipe import Phase, Recipe
+from demo.recipe import OptimizerRecipe, Phase, Recipe
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
 
@@ -46,21 +46,26 @@ def split_decoder(config: ModelConfig, seed: int) -> tuple[Any, Any, Any]:
     return nnx.split(model, nnx.PathContains("draft_heads"), ...)
 
 
-def optimizer(recipe: Recipe) -> optax.GradientTransformation:
+def optimizer(settings: OptimizerRecipe, weight_decay: float) -> optax.GradientTransformation:
     """AdamW without its learning rate, which `step` multiplies in; norms' scales do not decay."""
-    settings = recipe.optimizer
     return optax.chain(
         optax.clip_by_global_norm(settings.clip_norm),
         optax.scale_by_adam(*settings.betas),
-        optax.add_decayed_weights(settings.weight_decay, mask=partial(jax.tree.map, lambda x: x.ndim > 1)),
+        optax.add_decayed_weights(weight_decay, mask=partial(jax.tree.map, lambda x: x.ndim > 1)),
     )
+
+
+def optimizers(recipe: Recipe) -> tuple[optax.GradientTransformation, optax.GradientTransformation]:
+    """The backbone's rule and the heads'."""
+    settings = recipe.optimizer
+    return optimizer(settings, settings.weight_decay), optimizer(settings, settings.head_weight_decay)
 
 
 def start(recipe: Recipe, seed: int) -> tuple[Any, Learner]:
     """Graph definition and a learner that has seen nothing."""
     graph, heads, backbone = split_decoder(recipe.model, seed)
-    rule = optimizer(recipe)
-    return graph, Learner(backbone, heads, rule.init(backbone), rule.init(heads))
+    rule, head_rule = optimizers(recipe)
+    return graph, Learner(backbone, heads, rule.init(backbone), head_rule.init(heads))
 
 
 def rates(recipe: Recipe, progress: float) -> Rates:
@@ -82,31 +87,29 @@ def _moved(rule: optax.GradientTransformation, gradients: Any, state: Any, param
 
 def make_step(graph: Any, recipe: Recipe, phase: Phase) -> Callable[..., tuple[Learner, jax.Array, jax.Array]]:
     """The jitted step (learner, rates, tokens, positions, offset) -> (learner, backbone loss, head losses [heads])."""
-    rule, attention = optimizer(recipe), blocked_attention(ATTENTION_BLOCK)
+    (rule, head_rule), attention = optimizers(recipe), blocked_attention(ATTENTION_BLOCK)
 
-    def run_heads(heads: Any, backbone: Any, hidden: Any, logits: Any, positions: Any, offset: Any) -> Any:
-        model = nnx.merge(graph, heads, backbone)
-        losses = head_losses(model, hidden, logits, positions[:, :-1], offset, phase.head_stride)
-        return jnp.sum(losses), losses
-
-    def run_backbone(backbone: Any, heads: Any, tokens: Any, positions: Any) -> Any:
+    def losses(backbone: Any, heads: Any, tokens: Any, positions: Any, offset: Any) -> Any:
         loss, hidden, logits = backbone_pass(nnx.merge(graph, heads, backbone), tokens, positions, attention)
-        return loss, (hidden, logits)
+        logits = jax.lax.stop_gradient(logits)  # the teacher does not move towards its pupils
+        if not phase.head_weight:
+            hidden, backbone = jax.lax.stop_gradient((hidden, backbone))
+        model = nnx.merge(graph, heads, backbone)
+        guesses = head_losses(model, hidden, logits, positions[:, :-1], offset, phase.head_stride)
+        # Adam does not see the scale of the heads' own gradient, so one weight serves both
+        return loss + (phase.head_weight or 1.0) * jnp.sum(guesses), (loss, guesses)
 
     @partial(jax.jit, donate_argnums=0)
     def step(learner: Learner, rate: Rates, tokens: Any, positions: Any, offset: Any) -> Any:
         backbone, heads, backbone_state, head_state = learner
         if phase.freeze_backbone:
-            loss, (hidden, logits) = run_backbone(backbone, heads, tokens, positions)
+            graded = jax.grad(losses, argnums=1, has_aux=True)
+            head_gradients, reported = graded(backbone, heads, tokens, positions, offset)
         else:
-            graded = jax.value_and_grad(run_backbone, has_aux=True)
-            (loss, (hidden, logits)), gradients = graded(backbone, heads, tokens, positions)
-        # the heads learn from the backbone's values, never the other way round: no gradient passes between them
-        head_graded = jax.value_and_grad(run_heads, has_aux=True)
-        (_, losses), head_gradients = head_graded(heads, backbone, hidden, logits, positions, offset)
-        if not phase.freeze_backbone:
+            graded = jax.grad(losses, argnums=(0, 1), has_aux=True)
+            (gradients, head_gradients), reported = graded(backbone, heads, tokens, positions, offset)
             backbone, backbone_state = _moved(rule, gradients, backbone_state, backbone, rate.backbone)
-        heads, head_state = _moved(rule, head_gradients, head_state, heads, rate.heads)
-        return Learner(backbone, heads, backbone_state, head_state), loss, losses
+        heads, head_state = _moved(head_rule, head_gradients, head_state, heads, rate.heads)
+        return Learner(backbone, heads, backbone_state, head_state), *reported
 
     return step

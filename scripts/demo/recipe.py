@@ -27,13 +27,17 @@ class TextRecipe:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """AdamW for the backbone and, apart from it, for the heads; warmup_share is a part of the whole run."""
+    """AdamW for the backbone and, apart from it, for the heads; warmup_share is a part of the whole run.
+
+    The heads want a far higher rate: their maps start at zero and must outweigh a residual stream of large norm.
+    """
 
     learning_rate: float
     head_learning_rate: float
     warmup_share: float
     betas: tuple[float, float]
     weight_decay: float
+    head_weight_decay: float
     clip_norm: float
 
 
@@ -46,6 +50,7 @@ class Phase:
       batch, length: windows a step and tokens a window.
       gap_share: part of the windows whose middle is left out, so that far positions occur.
       head_stride: the heads learn from every head_stride-th position.
+      head_weight: what the heads' losses count in the backbone's gradient; 0 keeps them apart.
       freeze_backbone: whether only the heads learn.
     """
 
@@ -55,6 +60,7 @@ class Phase:
     length: int
     gap_share: float
     head_stride: int
+    head_weight: float
     freeze_backbone: bool
 
 

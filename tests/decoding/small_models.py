@@ -83,8 +83,8 @@ def successor_model(
             return np.ones(dims)
         if path == ("embed_tokens",):
             return orthogonal
-        if path == ("lm_head",):
-            return lm_head + rng.normal(0, 0.3 / size**0.5, dims)
+        if path[0] == "lm_head":
+            return lm_head.T + rng.normal(0, 0.3 / size**0.5, dims)
         if "draft_heads" in path:
             return step
         scale = {"q_proj": 3.0, "o_proj": 2 * context / size**0.5, "down_proj": 2 * context / size**0.5}
@@ -103,8 +103,8 @@ def random_model(
     def value(path: tuple, dims: tuple[int, ...]) -> np.ndarray:
         if path[-1] == "scale":
             return rng.uniform(0.5, 1.5, dims)
-        if path == ("lm_head",):
-            return rng.normal(0, spread * dims[1] ** -0.5, dims)
+        if path[0] == "lm_head":
+            return rng.normal(0, spread * dims[0] ** -0.5, dims)
         return rng.normal(0, 1.0 if path == ("embed_tokens",) else dims[0] ** -0.5, dims)
 
     return model_of(shape, value, dtype)

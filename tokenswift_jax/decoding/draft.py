@@ -84,7 +84,8 @@ def _draft_forward(
     model: Decoder, state: DecodeState, plan: Plan, token: jax.Array, depth: jax.Array
 ) -> tuple[Rows, DecodeState]:
     """One row over the draft cache: `token` int32 [batch] at position n + depth, after `depth` drafted ones."""
-    assert state.draft is not None and plan.draft is not None
+    assert state.draft is not None
+    assert plan.draft is not None
     batch = token.shape[0]
     in_use = slots_in_use(plan.draft, state.length)
     windowed = any(window is not None for window in plan.config.sliding_windows)

@@ -14,9 +14,7 @@ from tokenswift_jax.decoding.walk import Walk, walk
 from tokenswift_jax.models.decoder import Decoder
 
 
-def iterate(
-    model: Decoder, state: DecodeState, inputs: Inputs, plan: Plan
-) -> tuple[DecodeState, jax.Array, jax.Array]:
+def iterate(model: Decoder, state: DecodeState, inputs: Inputs, plan: Plan) -> tuple[DecodeState, jax.Array, jax.Array]:
     """Emits, for every running row, the accepted drafts and the target's next draw: at least one token.
 
     Returns the state, records int32 [batch, depth + 1, 4] and their count int32 [batch] (`commit`). The text is the one

@@ -1,4 +1,4 @@
-"""Compiled programs: a chunk of iterations, a chunk of prefill, and taking up drafting where plain decoding left off."""
+"""Compiled programs: a chunk of iterations, a chunk of prefill, and taking up drafting after plain decoding."""
 
 from __future__ import annotations
 
@@ -80,9 +80,7 @@ def run_chunk(
     return state, Chunk(records, counts, state.finish, state.length, done)
 
 
-def prefill_chunk(
-    graph: nnx.GraphDef, params: Any, tokens: jax.Array, start: jax.Array, cache: FullCache
-) -> FullCache:
+def prefill_chunk(graph: nnx.GraphDef, params: Any, tokens: jax.Array, start: jax.Array, cache: FullCache) -> FullCache:
     """K/V of tokens int32 [batch, rows] at positions start (int32 []) .. into the cache's slots; causal, no logits."""
     model = nnx.merge(graph, params)
     batch, rows = tokens.shape

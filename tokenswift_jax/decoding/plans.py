@@ -41,9 +41,7 @@ def speculative_plans(
     mode, schedule, heads = speculation.mode, speculation.schedule, config.num_draft_heads
     if mode in ("tokenswift", "medusa"):
         if not heads:
-            raise UserError(
-                f"mode {mode!r} needs draft heads and the checkpoint has none; use auto, ngram or selfspec, or train heads"
-            )
+            raise UserError(f"mode {mode!r} needs draft heads and the checkpoint has none; use auto, ngram or selfspec")
         _check_tree(speculation.tree, heads)
     if mode == "autoregressive":
         return []
@@ -90,7 +88,5 @@ def _named(
     draft = None
     if kind in ("partial", "selfspec"):
         scratch = 1 if kind == "partial" else _CHAIN
-        draft = DraftCacheShape(
-            speculation.draft_cache, speculation.draft_sinks, scratch, speculation.refresh_interval
-        )
+        draft = DraftCacheShape(speculation.draft_cache, speculation.draft_sinks, scratch, speculation.refresh_interval)
     return NamedPlan(mode, schedule, budget, Plan(config, processors, kind, tree, draft))

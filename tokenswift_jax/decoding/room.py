@@ -26,8 +26,8 @@ def capacity_for(
     limit = config.max_position_embeddings
     if longest > limit:
         raise UserError(
-            f"prompt ({max(prompts)} tokens) + max_new_tokens ({max_new_tokens}) exceeds the model's {limit} positions; "
-            "ask for less, or stretch them with --rope-override (for example "
+            f"prompt ({max(prompts)} tokens) + max_new_tokens ({max_new_tokens}) exceeds the model's {limit} "
+            "positions; ask for less, or stretch them with --rope-override (for example "
             '\'{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ' + str(limit) + "}')"
         )
     needed = round_up(max(longest + rows + 1, round_up(max(prompts), prefill_rows)))
@@ -43,8 +43,8 @@ def check_memory(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtyp
     needed, free = cache_bytes(config, batch, capacity, dtype), _free_bytes()
     if free is not None and needed > free:
         raise UserError(
-            f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
-            "lower --max-new-tokens, --capacity or the batch"
+            f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are "
+            "free; lower --max-new-tokens, --capacity or the batch"
         )
 
 

@@ -260,7 +260,8 @@ class DecodingRun:
     def _dispatch(self) -> _Dispatched:
         """Sends the next chunk to the device without waiting for it."""
         named, iterations = self._tuner.next_plan()
-        assert self._state is not None and named is self._ready_for
+        assert self._state is not None
+        assert named is self._ready_for
         self._state, chunk = self._run(named.plan, self._state, iterations)
         return _Dispatched(named, chunk)
 

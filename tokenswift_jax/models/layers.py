@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.dtypes import wide_dtype
 
-def wide_dtype(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype of norms, angles, softmax and logits: float32, or float64 for float64 models."""
-    return jnp.dtype(jnp.float64 if jnp.dtype(dtype) == jnp.float64 else jnp.float32)
+__all__ = ["Linear", "RMSNorm", "wide_dtype"]
 
 
 class Linear(nnx.Module):

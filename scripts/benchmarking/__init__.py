@@ -1,0 +1,1 @@
+"""The pieces of the benchmark, one concept a module."""

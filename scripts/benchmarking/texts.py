@@ -1,0 +1,84 @@
+"""The prompts: passages of given books, else what the model itself writes, or random ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import tokenswift_jax as ts
+from tokenswift_jax.cli import DEMO_PROMPT
+from tokenswift_jax.model import Model
+from tokenswift_jax.prompt import encode, read_text
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Passages of one length; round i of a measurement reads passage i (and begins anew after the last).
+
+    Attributes:
+      source: where they come from, for the row.
+      passages: token ids.
+    """
+
+    source: str
+    passages: tuple[list[int], ...]
+
+    def of_round(self, index: int) -> list[int]:
+        """The passage of a round."""
+        return self.passages[index % len(self.passages)]
+
+    def first(self, length: int) -> Prompts:
+        """The first `length` tokens of every passage."""
+        return Prompts(self.source, tuple(passage[:length] for passage in self.passages))
+
+    def describe(self) -> dict[str, object]:
+        """Fields of a row."""
+        return {"source": self.source, "passages": len(self.passages), "tokens": len(self.passages[0])}
+
+
+def passages_of_files(model: Model, files: list[Path], length: int, count: int) -> Prompts:
+    """`count` passages of `length` tokens, the books taken in turn, each book's passages evenly spaced within it.
+
+    Raises:
+      UserError: an unreadable file, a checkpoint without a tokenizer, a book that is too short.
+    """
+    books = [encode(read_text(str(file)), model.tokenizer, model.config.vocab_size) for file in files]
+    passages = []
+    for index in range(count):
+        book, file = books[index % len(books)], files[index % len(books)]
+        mine = range(index % len(books), count, len(books))
+        start = (mine.index(index) + 1) * len(book) // (len(mine) + 1)
+        start = min(start, len(book) - length)
+        if start < 0:
+            raise ts.UserError(f"{file} has {len(book)} tokens; a passage of {length} needs a longer book")
+        passages.append(book[start : start + length])
+    return Prompts(", ".join(file.name for file in files), tuple(passages))
+
+
+def passages_of_the_model(model: Model, length: int, count: int, seed: int) -> Prompts:
+    """`count` passages of `length` tokens that the model writes, sampled at temperature 1, each with its own seed."""
+    start = [1] if model.tokenizer is None else encode(DEMO_PROMPT, model.tokenizer, model.config.vocab_size)
+    start = start[:length]
+    passages = []
+    for index in range(count):
+        written = []
+        if length > len(start):
+            result = ts.generate(
+                model,
+                start,
+                ts.SamplingConfig(temperature=1.0, seed=seed + index),
+                ts.SpeculationConfig(mode="autoregressive"),
+                max_new_tokens=length - len(start),
+                ignore_eos=True,
+            )
+            written = result.token_ids
+        passages.append(start + written)
+    return Prompts("the model's own continuation of a short prompt, temperature 1", tuple(passages))
+
+
+def random_ids(model: Model, length: int, count: int, seed: int) -> Prompts:
+    """`count` passages of uniformly random token ids: text that no draft can guess."""
+    draws = np.random.default_rng(seed).integers(0, model.config.vocab_size, (count, length))
+    return Prompts("uniformly random token ids", tuple(draws.tolist()))

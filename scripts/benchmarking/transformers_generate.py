@@ -1,0 +1,103 @@
+"""transformers' own generate on the same weights, timed token by token."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarking.environment import usable_cores
+from benchmarking.runs import Run
+from convert.export import export
+from tokenswift_jax.model import Model
+
+LOOKUP_TOKENS = 10  # prompt_lookup_num_tokens: the value of transformers' documentation
+
+
+def is_available() -> bool:
+    """Whether torch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
+def _torch() -> Any:
+    return importlib.import_module("torch")  # no dependency of the project, so type checkers may lack it
+
+
+class _Clock:
+    """A streamer that notes when tokens came; the first call brings the prompt."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.counts: list[int] = []
+
+    def put(self, value: Any) -> None:
+        self.times.append(time.perf_counter())
+        self.counts.append(value.numel())
+
+    def end(self) -> None:
+        pass
+
+
+class TransformersModel:
+    """The checkpoint as transformers loads it: exported, in `model`'s dtype, on CPU with all cores.
+
+    Attributes:
+      threads: torch's threads.
+    """
+
+    def __init__(self, model: Model) -> None:
+        torch = _torch()
+        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        torch.set_num_threads(usable_cores())
+        self.threads = torch.get_num_threads()
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "exported"
+            export([str(model.path), str(path)])
+            dtype = getattr(torch, model.dtype)
+            self._model: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, local_files_only=True)
+        self._model.eval()
+        # The checkpoint's own would add its taste and its EOS; what is measured is said in `run` alone.
+        self._model.generation_config = GenerationConfig(pad_token_id=0)
+
+    def run(self, prompt: list[int], temperature: float, seed: int, new_tokens: int, lookup: bool) -> Run:
+        """Generates exactly `new_tokens` tokens, greedy at temperature 0, else sampled without filters."""
+        torch = _torch()
+        torch.manual_seed(seed)
+        chosen: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:
+            chosen = {"do_sample": True, "temperature": temperature, "top_k": 0}
+        if lookup:
+            chosen["prompt_lookup_num_tokens"] = LOOKUP_TOKENS
+        ids, clock = torch.tensor([prompt]), _Clock()
+        begun = time.perf_counter()
+        with torch.inference_mode():
+            output = self._model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new_tokens,
+                use_cache=True,
+                streamer=clock,
+                **chosen,
+            )
+        return timed_run(output[0, len(prompt) :].tolist(), begun, clock.times, clock.counts)
+
+
+def timed_run(token_ids: list[int], begun: float, times: list[float], counts: list[int]) -> Run:
+    """The run whose streamer was called at `times` (s) with `counts` tokens: the prompt, prefill's, each pass's."""
+    assert sum(counts[1:]) == len(token_ids), "the streamer missed tokens"
+    seconds = times[-1] - times[1]
+    return Run(
+        token_ids=token_ids,
+        decode_seconds=seconds,
+        wall_seconds=seconds,
+        iterations=len(counts) - 2,
+        prefill_seconds=times[1] - begun,
+        compile_seconds=0.0,
+        prefill_tokens=counts[1],
+    )

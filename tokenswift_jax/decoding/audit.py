@@ -1,0 +1,162 @@
+"""The audit: a finished text is replayed through the target and every draw is made again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tokenswift_jax.cache.full import empty_cache
+from tokenswift_jax.decoding import penalty
+from tokenswift_jax.decoding.loop import exact_products
+from tokenswift_jax.decoding.margin import margin
+from tokenswift_jax.decoding.noise import gumbel_noise
+from tokenswift_jax.decoding.processors import (
+    Processors,
+    SamplingInputs,
+    draw,
+    process,
+    processors_for,
+    sampling_inputs,
+)
+from tokenswift_jax.decoding.teacher import ROWS, chunk_program, padded, teacher_forced
+from tokenswift_jax.sampling import SamplingConfig
+
+if TYPE_CHECKING:
+    from tokenswift_jax.model import Model
+
+_SAMPLED_ROWS = 64  # positions at which two row counts are compared
+_FEW = 16  # rows of the narrow forward in that comparison
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What the replay found.
+
+    Attributes:
+      positions: draws made again.
+      mismatches: positions at which the emitted token is not the draw.
+      max_margin: the largest margin of those, in logits (`margin.margin`); 0.0 without any.
+      bound: the largest margin that rounding explains: 0.0 in float32 and float64, whose tokens must be identical;
+        in narrower types 4 times the largest difference between the logits of the same tokens computed 256 and 16 rows
+        at a time, here, on this text. A draw can only differ where two computations of the logits differ by at least
+        the margin; 64 positions are compared, and the factor covers the extremes of the others.
+      failed: a mismatch exceeds the bound.
+    """
+
+    positions: int
+    mismatches: int
+    max_margin: float
+    bound: float
+    failed: bool
+
+
+def audit(
+    model: Model,
+    prompt_ids: Sequence[int],
+    token_ids: Sequence[int],
+    sampling: SamplingConfig,
+    min_new_tokens: int,
+    ignore_eos: bool,
+    sequence: int,
+) -> AuditReport:
+    """Recomputes every draw of `token_ids` after `prompt_ids`, whatever drafted them.
+
+    sequence: `SamplingConfig.sequence` plus the index in the batch, the row's own.
+    """
+    if not token_ids:
+        return AuditReport(0, 0, 0.0, 0.0, False)
+    text, first = [*prompt_ids, *token_ids], len(prompt_ids)
+    processors = processors_for(sampling, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos)
+    inputs = sampling_inputs(
+        replace(sampling, sequence=sequence),
+        vocab=model.config.vocab_size,
+        batch=1,
+        eos_ids=model.eos_token_ids,
+        min_new_tokens=min_new_tokens,
+    )
+    redraw, measure = _programs(model.graphdef, processors)
+    tokens = jnp.asarray(np.pad(padded([text]), ((0, 0), (0, 1))))
+    margins: list[float] = []
+    positions = 0
+    # The last token's own logits draw nothing.
+    for start, hidden in teacher_forced(model, [text[:-1]]):
+        if start + ROWS < first:
+            continue
+        arguments = (model.params, hidden, tokens, jnp.asarray(start, jnp.int32), jnp.asarray(first, jnp.int32), inputs)
+        draws = np.asarray(redraw(*arguments))
+        drawn = start + 1 + np.arange(ROWS)  # the position that each row draws
+        audited = (drawn >= first) & (drawn < len(text))
+        positions += int(audited.sum())
+        emitted = np.asarray(tokens)[0, start + 1 : start + 1 + ROWS]
+        wrong = np.flatnonzero(audited & (draws != emitted))
+        if wrong.size:
+            margins += np.asarray(measure(*arguments))[wrong].tolist()
+    wide = jnp.dtype(jax.tree.leaves(model.params)[0].dtype).itemsize >= 4
+    bound = 0.0 if wide or not margins else 4 * _logit_spread(model, text)
+    largest = max(margins, default=0.0)
+    return AuditReport(positions, len(margins), largest, bound, bool(margins) and (wide or largest > bound))
+
+
+@functools.cache
+def _programs(graph: nnx.GraphDef, processors: Processors) -> tuple[Callable, Callable]:
+    """Two jitted functions of one chunk's hidden states: the draws int32 [ROWS], and the emitted tokens' margins."""
+
+    def prepared(params: Any, hidden: jax.Array, tokens: jax.Array, start: jax.Array, first: jax.Array, inputs: Any):
+        model = nnx.merge(graph, params)
+        config = model.config
+        with exact_products(hidden.dtype):
+            logits = model.logits(hidden)
+        drawn = (start + 1 + jnp.arange(ROWS, dtype=jnp.int32))[None]
+        emitted = jnp.take_along_axis(tokens, drawn, axis=1, mode="clip")
+        penalised = None
+        if processors.penalty:
+            begin = (start + 1)[None]
+            last = penalty.last_positions(tokens, begin, config.vocab_size)
+            penalised, _ = penalty.text_penalised(last, emitted, begin, inputs.window)
+        noise = gumbel_noise(inputs.keys, drawn, config.vocab_size) if processors.sample else None
+        return logits, emitted, noise, penalised, drawn - first
+
+    def redraw(params: Any, hidden: Any, tokens: Any, start: Any, first: Any, inputs: SamplingInputs) -> jax.Array:
+        logits, _, noise, penalised, generated = prepared(params, hidden, tokens, start, first, inputs)
+        scores = process(logits, penalised=penalised, generated=generated, inputs=inputs, processors=processors)
+        return draw(scores, noise)[0]
+
+    def measure(params: Any, hidden: Any, tokens: Any, start: Any, first: Any, inputs: SamplingInputs) -> jax.Array:
+        logits, emitted, noise, penalised, generated = prepared(params, hidden, tokens, start, first, inputs)
+        return margin(
+            logits[0],
+            emitted[0],
+            None if noise is None else noise[0],
+            penalised=None if penalised is None else penalised[0],
+            generated=generated[0],
+            inputs=inputs,
+            processors=processors,
+        )
+
+    return jax.jit(redraw), jax.jit(measure)
+
+
+def _logit_spread(model: Model, text: list[int]) -> float:
+    """The largest difference between logits of the text's first positions computed ROWS and `_FEW` rows at a time."""
+    sample = text[:_SAMPLED_ROWS]
+    graph, params = model.graphdef, model.params
+    _, together = next(iter(teacher_forced(model, [sample])))
+    tokens = padded([sample])
+    cache = empty_cache(model.config, 1, tokens.shape[1], jax.tree.leaves(params)[0].dtype)
+    spread = 0.0
+    logits = jax.jit(lambda params, hidden: nnx.merge(graph, params).logits(hidden))
+    wide = np.asarray(logits(params, together))[0]
+    for start in range(0, len(sample), _FEW):
+        piece = jnp.asarray(tokens[:, start : start + _FEW])
+        hidden, cache = chunk_program(graph)(params, piece, jnp.asarray(start, jnp.int32), cache)
+        narrow = np.asarray(logits(params, hidden))[0]
+        rows = min(_FEW, len(sample) - start)
+        spread = max(spread, float(np.abs(narrow[:rows] - wide[start : start + rows]).max()))
+    return spread
