@@ -20,7 +20,7 @@ from tokenswift_jax.checkpoint.load import abstract_decoder
 from tokenswift_jax.model import Model
 from tokenswift_jax.models.config import ModelConfig, RopeConfig
 
-HEADS = 3
+VOCAB, HEADS = 48, 3
 _ROPE = RopeConfig("default", 100.0, *[None] * 8)
 
 
@@ -51,13 +51,13 @@ def config(vocab: int, layers: int = 2, heads: int = HEADS, windows: tuple[int |
 
 
 def successor_model(
-    vocab: int = 48,
+    vocab: int = VOCAB,
     *,
     layers: int = 2,
     heads: int = HEADS,
     windows: tuple[int | None, ...] | None = None,
-    certainty: float = 5.0,
-    context: float = 0.35,
+    certainty: float = 4.5,
+    context: float = 0.55,
     dtype: type = np.float32,
     seed: int = 0,
 ) -> Model:

@@ -102,7 +102,7 @@ def test_more_asked_for_than_a_block_or_the_cache_holds():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_dtypes_are_scored_at_float32_or_wider(dtype):
-    """A product of two bfloat16 fits float32, so only the sum rounds: by 1e-5 at most, and no two scores are so close."""
+    """A product of two bfloat16 fits float32, so only sums round, by 1e-5 at most."""
     begins, ends = [16, 16], [2304, 1100]
     with jax.enable_x64(dtype == "float64"):
         query, keys, scores = make(np.random.default_rng(10), begins, ends, group=4, draw=normal, dtype=dtype)

@@ -107,12 +107,12 @@ def advance(
 
 
 def refresh_due(shape: DraftCacheShape, selected: jax.Array, committed: jax.Array) -> jax.Array:
-    """bool [batch]: whether `committed` tokens no longer fit beside what was selected."""
-    room = shape.size - shape.sinks
+    """bool [batch]: whether `committed` tokens no longer fit beside what was selected, or the interval is over."""
+    most = shape.size - shape.sinks
     if shape.refresh_interval is not None:
-        room = min(room, shape.refresh_interval)
+        most = min(most, shape.refresh_interval - 1)
     first = (selected == 0) & (committed > shape.size)
-    return first | ((selected > 0) & (committed - selected > room))
+    return first | ((selected > 0) & (committed - selected > most))
 
 
 def rebuild(

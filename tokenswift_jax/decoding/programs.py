@@ -35,7 +35,7 @@ class Programs:
         """The executable of `function` for such arguments."""
         leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves)
-        full = (key, structure, shapes, jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64)
+        full = (key, structure, shapes)
         executable = _executables.get(full)
         if executable is None:
             begun = time.perf_counter()

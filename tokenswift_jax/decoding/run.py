@@ -248,14 +248,15 @@ class DecodingRun:
         named, _ = self._tuner.next_plan()
         if named is self._ready_for:
             return
-        assert self._state is not None
+        state = self._state
+        assert state is not None
         self._trace(named, generated)
         if named.plan.kind != "autoregressive":
             function, key = compiled("catch_up", None, named.plan), ("catch_up", named.plan)
-            self._state = self._programs.run(function, key, self._inputs, self._state)
-        jax.block_until_ready(self._state.length)
-        self._programs.compile(*self._chunk_call(named.plan, self._state, None))
-        self._ready_for = named
+            state = self._programs.run(function, key, self._inputs, state)
+        jax.block_until_ready(state.length)
+        self._programs.compile(*self._chunk_call(named.plan, state, None))
+        self._state, self._ready_for = state, named
 
     def _dispatch(self) -> _Dispatched:
         """Sends the next chunk to the device without waiting for it."""

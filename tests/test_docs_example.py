@@ -1,0 +1,237 @@
+"""The worked example of docs/how-it-works.md: its inputs are read from the page, its results are computed anew."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tokenswift_jax.cache.draft import DraftCacheShape, empty_draft_cache
+from tokenswift_jax.cache.full import FullCache, write_rows
+from tokenswift_jax.decoding import draft, ngram, penalty
+from tokenswift_jax.decoding import verify as verification
+from tokenswift_jax.decoding.commit import commit
+from tokenswift_jax.decoding.forward import Rows
+from tokenswift_jax.decoding.noise import gumbel_noise, row_keys
+from tokenswift_jax.decoding.processors import processors_for, sampling_inputs
+from tokenswift_jax.decoding.state import DecodeState, Inputs, Limits, Plan
+from tokenswift_jax.decoding.tree import TreeShape, build
+from tokenswift_jax.decoding.walk import walk
+from tokenswift_jax.sampling import SamplingConfig
+
+PAGE = (Path(__file__).parents[1] / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+SAMPLING = SamplingConfig(temperature=1.0, repetition_penalty=2.0, penalty_window=2, seed=0)
+ROUNDING = 0.0051  # the page shows noise and probabilities to 2 digits
+CAPACITY = 32
+
+
+def table(name):
+    """The rows of the markdown table after <!-- example: NAME -->, as dicts of stripped cells without backticks."""
+    lines = PAGE.split(f"<!-- example: {name} -->")[1].strip().splitlines()
+    lines = lines[: next((i for i, line in enumerate(lines) if not line.startswith("|")), len(lines))]
+    heading, _, *body = [[cell.strip(" `*") for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(heading, row, strict=True)) for row in body]
+
+
+def listed(name):
+    """The words after <!-- example: NAME -->, on that line's next one, in backticks."""
+    return re.findall(r"`([^`]+)`", PAGE.split(f"<!-- example: {name} -->")[1].strip().splitlines()[0])
+
+
+WORDS = list(table("noise")[0])[1:]
+IDS = {word: token for token, word in enumerate(WORDS)}
+
+
+def numbers(row):
+    return [float(row[word]) for word in WORDS]
+
+
+class Example:
+    """One iteration as `iterate` runs it, with a target and heads whose logits are the page's."""
+
+    def __init__(self, monkeypatch):
+        self.text = [IDS[word] for word in listed("text")]
+        self.n = len(self.text) - 1
+        self.target = {int(row["row"]): numbers(row) for row in table("target")}
+        rows = len(table("tree"))
+        logits = np.zeros((1, rows, len(WORDS)), np.float32)
+        for row, values in self.target.items():
+            logits[0, row] = values
+        drafted = np.asarray([[numbers(row) for row in table("drafts")]], np.float32)
+        model = SimpleNamespace(
+            config=SimpleNamespace(vocab_size=len(WORDS), num_layers=1, num_kv_heads=1, head_dim=1),
+            norm=lambda hidden: hidden,
+            draft_heads=lambda hidden: hidden[:, None],
+            project=lambda normed: jnp.asarray(drafted),
+            logits=lambda hidden: hidden,
+        )
+        model.config.sliding_windows = (None,)
+        # A key is its position in committed slots, 100 + row in the rows of this pass.
+        keys = 100 + jnp.arange(rows, dtype=jnp.float32)[None, None, None, :, None]
+        query = jnp.zeros((1, 1, 1, 1), jnp.float32)
+        ran = Rows(jnp.asarray(logits), keys, keys, query)
+        drafting = Rows(jnp.zeros((1, 1, 1), jnp.float32), keys[:, :, :, :1], keys[:, :, :, :1], query)
+
+        def target_forward(model, tokens, positions, cache, lengths, mask):
+            np.testing.assert_array_equal(
+                positions, [[self.n if row["position"] == "-" else int(row["position"]) for row in table("tree")]]
+            )
+            return ran, FullCache(write_rows(cache.keys, keys, 0, lengths), write_rows(cache.values, keys, 0, lengths))
+
+        monkeypatch.setattr(
+            draft, "forward_rows", lambda model, tokens, positions, cache, *rest, **_: (drafting, cache)
+        )
+        monkeypatch.setattr(verification, "forward_rows", target_forward)
+        self.processors = processors_for(SAMPLING)
+        shape = TreeShape((1, 2), 1, keyed_by_root=False)
+        plan = Plan(model.config, self.processors, "partial", shape, DraftCacheShape(24, 4, 1, None))  # pyright: ignore
+        self.inputs = Inputs(
+            None,
+            sampling_inputs(SAMPLING, vocab=len(WORDS), batch=1),
+            Limits(jnp.asarray([2], jnp.int32), jnp.asarray([CAPACITY], jnp.int32), jnp.zeros(len(WORDS), bool)),
+            jnp.int32(2),
+        )
+        state = self.state_before(model.config, plan)
+        self.noise = gumbel_noise(self.inputs.sampling.keys, self.n + 1 + jnp.arange(5, dtype=jnp.int32)[None], 8)
+        self.tree, state = draft.draft_tree(model, state, self.inputs, plan, self.noise)
+        self.draws, broken, rows_run, self.verified = verification.verify(
+            model, state, self.inputs, plan, self.tree, self.noise
+        )
+        self.walk = walk(self.tree, self.draws, plan.depth)
+        self.after, self.records, self.count = commit(
+            self.verified, self.inputs, plan, self.tree, self.walk, broken, rows_run
+        )
+
+    def state_before(self, config, plan):
+        tokens = jnp.asarray([self.text + [0] * (CAPACITY - len(self.text))], jnp.int32)
+        slots = jnp.arange(CAPACITY, dtype=jnp.float32)[None, None, None, :, None]
+        keys = jnp.where(slots < self.n, slots, jnp.float32(-1))
+        table_ = ngram.empty(1, len(WORDS), 4)
+        return DecodeState(
+            tokens=tokens,
+            length=jnp.asarray([self.n], jnp.int32),
+            finish=jnp.zeros(1, jnp.int32),
+            cache=FullCache(keys, keys),
+            hidden=jnp.zeros((1, len(WORDS)), jnp.float32),
+            query=jnp.zeros((1, 1, 1, 1), jnp.float32),
+            last_positions=penalty.last_positions(tokens, jnp.asarray([self.n + 1], jnp.int32), len(WORDS)),
+            ngrams=ngram.insert(table_, tokens, jnp.asarray([self.n - 2], jnp.int32)),
+            draft=empty_draft_cache(config, plan.draft, 1, jnp.dtype(jnp.float32)),
+        )
+
+
+@pytest.fixture
+def example(monkeypatch):
+    return Example(monkeypatch)
+
+
+def test_the_noise(example):
+    shown = table("noise")
+    assert [int(row["position"]) for row in shown] == [8, 9, 10, 11, 12]
+    np.testing.assert_allclose(example.noise[0], [numbers(row) for row in shown], rtol=0, atol=ROUNDING)
+    again = gumbel_noise(row_keys(0, jnp.zeros(1, jnp.uint32)), jnp.asarray([[9]], jnp.int32), 8)
+    np.testing.assert_array_equal(again[0, 0], example.noise[0, 1])
+
+
+def test_the_tree_and_its_mask(example):
+    for index, row in enumerate(table("tree")):
+        assert int(row["row"]) == index
+        assert [int(x) for x in row["sees"].split()] == np.flatnonzero(example.tree.mask[0, index]).tolist()
+        assert bool(example.tree.valid[0, index]) == (row["word"] != "-")
+        if row["word"] != "-":
+            assert int(example.tree.tokens[0, index]) == IDS[row["word"]]
+            assert int(example.tree.depths[0, index]) == int(row["depth"]) == int(row["position"]) - example.n
+            assert bool(example.tree.drafted_by_ngram_only[0, index]) == (row["drafted by"] == "n-gram")
+    parents = {int(row["row"]): int(row["parent"]) for row in table("tree") if row["parent"] != "-"}
+    assert {row: int(example.tree.parents[0, row]) for row in parents} == parents
+    drawn = PAGE.split("<!-- example: matrix -->")[1].split("```")[1].split("\n", 1)[1]
+    matrix = [[cell == "x" for cell in line.split("|")[1].split()] for line in drawn.strip().splitlines()[1:]]
+    np.testing.assert_array_equal(matrix, example.tree.mask[0])
+
+
+def test_the_candidates_and_the_budget(example):
+    """Candidates come from the page's draft logits, the root's window and the shared noise; a budget ranks them."""
+    window = {IDS[word] for word in listed("window")}
+    assert window == set(example.text[-2:])
+    candidates = []
+    for depth, row in enumerate(table("drafts")):
+        scores = np.array(numbers(row))
+        for token in window:
+            scores[token] *= 0.5 if scores[token] > 0 else 2.0
+        best = np.argsort(-(scores + np.asarray(example.noise[0, depth], np.float64)))[: depth + 1]
+        chances = np.exp(scores) / np.exp(scores).sum()
+        shown = [entry.split() for entry in row["candidates"].split(", ")]
+        assert [WORDS[token] for token in best] == [word for word, _ in shown]
+        np.testing.assert_allclose(chances[best], [float(chance) for _, chance in shown], rtol=0, atol=ROUNDING)
+        candidates.append((jnp.asarray(best[None], jnp.int32), jnp.log(jnp.asarray(chances[best][None], jnp.float32))))
+    key = candidates[0][0]
+    found = ngram.lookup(example.verified.ngrams, key, 1)
+    assert [WORDS[token] for token in found[0][0, 0, 0]] == listed("chain")
+    assert (int(found[1][0, 0, 0]), int(found[2][0, 0])) == (1, 1)
+    small = build(TreeShape((1, 2), 1, node_budget=3, keyed_by_root=False), key[:, 0], candidates, found)
+    kept = [WORDS[token] for token in np.asarray(small.tokens[0])[1:]]
+    assert kept == listed("budget")
+    first, second = (float(row["candidates"].split()[1]) for row in table("drafts"))
+    for row in table("tree")[1:]:
+        if row["probability"] != "-":
+            expected = {1: first, 2: first * max(second, 0.5), 5: first / 2, 6: first / 2}.get(int(row["row"]))
+            expected = first * float(table("drafts")[1]["candidates"].split()[3]) if expected is None else expected
+            assert float(row["probability"]) == pytest.approx(expected, abs=2 * ROUNDING)
+
+
+def test_the_draws(example):
+    """Float64 NumPy: penalise the row's own window, add the noise of its depth, take the best."""
+    for row in table("target"):
+        index = int(row["row"])
+        path = [int(x) for x in np.flatnonzero(example.tree.mask[0, index])]
+        window = {*(example.text + [int(example.tree.tokens[0, r]) for r in path[1:]])[-2:]}
+        assert {IDS[word] for word in row["penalised"].split()} == window
+        scores = np.array(numbers(row))
+        for token in window:
+            scores[token] *= 0.5 if scores[token] > 0 else 2.0
+        depth = int(example.tree.depths[0, index])
+        assert int(row["draws"]) == example.n + depth + 1
+        best = int(np.argmax(scores + np.asarray(example.noise[0, depth], np.float64)))
+        assert WORDS[best] == row["draw"]
+        assert int(example.draws[0, index]) == best
+    assert len(table("target")) == int(example.tree.valid.sum())
+
+
+def test_the_walk_and_the_commit(example):
+    won = [WORDS[token] for token in np.asarray(example.walk.emitted[0]) if token >= 0]
+    assert won == listed("emitted")
+    path = np.asarray(example.walk.path[0])[: int(example.walk.accepted[0]) + 1].tolist()
+    assert path == [int(row) for row in listed("path")]
+    assert int(example.count[0]) == len(won)
+    assert int(example.after.length[0]) == example.n + len(won)
+    assert np.asarray(example.records[0, : len(won), 1]).tolist() == [1, 1, 2, 0]
+    for name, state in (("verified", example.verified), ("committed", example.after)):
+        (slots,) = table(name)
+        keys = np.asarray(state.cache.keys[0, 0, 0, :, 0]).astype(int)
+        for slot, content in slots.items():
+            if content != "scratch" and slot != "slot":
+                shown = re.fullmatch(r"(position|row) (\d+)", content)
+                assert shown, content
+                assert keys[int(slot)] == int(shown[2]) + (100 if shown[1] == "row" else 0)
+    assert (keys[: example.n] == np.arange(example.n)).all()
+    after = int(example.after.length[0])
+    assert (keys[example.n : after] == 100 + np.asarray(path)).all()
+    assert int(example.after.ngrams.inserted[0]) == after - 2
+
+
+def test_plain_decoding_gives_the_same_words(example):
+    """One token a step: the same target, whose logits depend on the text alone, the same noise by position."""
+    by_path = {}
+    for index in example.target:
+        path = np.flatnonzero(example.tree.mask[0, index])[1:]
+        by_path[tuple(np.asarray(example.tree.tokens[0])[path].tolist())] = example.target[index]
+    text = list(example.text)
+    for position in range(len(text), len(text) + len(listed("emitted"))):
+        scores = np.array(by_path[tuple(text[len(example.text) :])])
+        for token in {*text[-2:]}:
+            scores[token] *= 0.5 if scores[token] > 0 else 2.0
+        noise = gumbel_noise(row_keys(0, jnp.zeros(1, jnp.uint32)), jnp.asarray([[position]], jnp.int32), 8)
+        text.append(int(np.argmax(scores + np.asarray(noise[0, 0], np.float64))))
+    assert [WORDS[token] for token in text[len(example.text) :]] == listed("emitted")
