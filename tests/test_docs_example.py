@@ -28,7 +28,7 @@ CAPACITY = 32
 
 
 def table(name):
-    """The rows of the markdown table after <!-- example: NAME -->, as dicts of stripped cells without backticks."""
+    """The rows of the markdown table below <!-- example: NAME -->, as dicts of stripped cells without backticks."""
     lines = PAGE.split(f"<!-- example: {name} -->")[1].strip().splitlines()
     lines = lines[: next((i for i, line in enumerate(lines) if not line.startswith("|")), len(lines))]
     heading, _, *body = [[cell.strip(" `*") for cell in line.strip("|").split("|")] for line in lines]
@@ -36,7 +36,7 @@ def table(name):
 
 
 def listed(name):
-    """The words after <!-- example: NAME -->, on that line's next one, in backticks."""
+    """What stands in backticks in the line below <!-- example: NAME -->."""
     return re.findall(r"`([^`]+)`", PAGE.split(f"<!-- example: {name} -->")[1].strip().splitlines()[0])
 
 
@@ -74,15 +74,14 @@ class Example:
         ran = Rows(jnp.asarray(logits), keys, keys, query)
         drafting = Rows(jnp.zeros((1, 1, 1), jnp.float32), keys[:, :, :, :1], keys[:, :, :, :1], query)
 
-        def target_forward(model, tokens, positions, cache, lengths, mask):
-            np.testing.assert_array_equal(
-                positions, [[self.n if row["position"] == "-" else int(row["position"]) for row in table("tree")]]
-            )
-            return ran, FullCache(write_rows(cache.keys, keys, 0, lengths), write_rows(cache.values, keys, 0, lengths))
+        positions_shown = [self.n if row["position"] == "-" else int(row["position"]) for row in table("tree")]
 
-        monkeypatch.setattr(
-            draft, "forward_rows", lambda model, tokens, positions, cache, *rest, **_: (drafting, cache)
-        )
+        def target_forward(model, tokens, positions, cache, lengths, mask):
+            np.testing.assert_array_equal(positions, [positions_shown])
+            stacks = (write_rows(stack, keys, 0, lengths) for stack in (cache.keys, cache.values))
+            return ran, FullCache(*stacks)
+
+        monkeypatch.setattr(draft, "forward_rows", lambda model, tokens, positions, cache, *_, **__: (drafting, cache))
         monkeypatch.setattr(verification, "forward_rows", target_forward)
         self.processors = processors_for(SAMPLING)
         shape = TreeShape((1, 2), 1, keyed_by_root=False)
@@ -122,9 +121,10 @@ class Example:
         )
 
 
-@pytest.fixture
-def example(monkeypatch):
-    return Example(monkeypatch)
+@pytest.fixture(scope="module")
+def example():
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return Example(monkeypatch)
 
 
 def test_the_noise(example):
@@ -155,7 +155,7 @@ def test_the_candidates_and_the_budget(example):
     """Candidates come from the page's draft logits, the root's window and the shared noise; a budget ranks them."""
     window = {IDS[word] for word in listed("window")}
     assert window == set(example.text[-2:])
-    candidates = []
+    candidates, chances_of = [], []
     for depth, row in enumerate(table("drafts")):
         scores = np.array(numbers(row))
         for token in window:
@@ -165,6 +165,7 @@ def test_the_candidates_and_the_budget(example):
         shown = [entry.split() for entry in row["candidates"].split(", ")]
         assert [WORDS[token] for token in best] == [word for word, _ in shown]
         np.testing.assert_allclose(chances[best], [float(chance) for _, chance in shown], rtol=0, atol=ROUNDING)
+        chances_of.append(chances[best])
         candidates.append((jnp.asarray(best[None], jnp.int32), jnp.log(jnp.asarray(chances[best][None], jnp.float32))))
     key = candidates[0][0]
     found = ngram.lookup(example.verified.ngrams, key, 1)
@@ -173,12 +174,12 @@ def test_the_candidates_and_the_budget(example):
     small = build(TreeShape((1, 2), 1, node_budget=3, keyed_by_root=False), key[:, 0], candidates, found)
     kept = [WORDS[token] for token in np.asarray(small.tokens[0])[1:]]
     assert kept == listed("budget")
-    first, second = (float(row["candidates"].split()[1]) for row in table("drafts"))
-    for row in table("tree")[1:]:
+    cat, (sat, on) = chances_of[0][0], chances_of[1]
+    expected = {1: cat, 2: max(cat * sat, cat / 2), 3: cat * on, 5: cat / 2, 6: cat / 2}
+    for row in table("tree"):
         if row["probability"] != "-":
-            expected = {1: first, 2: first * max(second, 0.5), 5: first / 2, 6: first / 2}.get(int(row["row"]))
-            expected = first * float(table("drafts")[1]["candidates"].split()[3]) if expected is None else expected
-            assert float(row["probability"]) == pytest.approx(expected, abs=2 * ROUNDING)
+            assert float(row["probability"]) == pytest.approx(expected.pop(int(row["row"])), abs=ROUNDING)
+    assert not expected
 
 
 def test_the_draws(example):

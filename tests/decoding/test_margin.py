@@ -1,5 +1,7 @@
 """The margin is the delta at which the emitted token becomes the draw: closed form, both sides, limits."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,9 +42,20 @@ def _draws(logits, noise, shared):
     return np.asarray(draw(scores[0], noise))
 
 
-def _changed(logits, emitted, delta):
-    sign = np.where(np.arange(VOCAB) == emitted[:, None], 1, -1).astype(np.float32)
-    return jnp.asarray(np.asarray(logits) + sign * np.asarray(delta, np.float32)[:, None])
+def _accepted(logits, emitted, delta, noise, shared):
+    """Whether moving every logit by delta makes the emitted token the draw, in either of the two ways."""
+    own = np.arange(VOCAB) == emitted[:, None]
+    plain = replace(shared["processors"], top_k=False, top_p=False, min_p=False, eta=False)
+    penalised = None if shared["penalised"] is None else shared["penalised"][None]
+    generated = shared["generated"][None]
+    scores = process(logits[None], penalised=penalised, generated=generated, inputs=shared["inputs"], processors=plain)
+    perturbed = np.asarray(scores)[0] + (0 if noise is None else np.asarray(noise))
+    ahead = perturbed >= perturbed[np.arange(DRAWS), emitted][:, None]
+    results = []
+    for up in (own, own | ~ahead):
+        moved = np.asarray(logits) + np.where(up, 1, -1) * np.asarray(delta)[:, None]
+        results.append(_draws(jnp.asarray(moved, jnp.float32), noise, shared) == emitted)
+    return results[0] | results[1]
 
 
 def test_greedy_is_half_the_gap():
@@ -98,9 +111,9 @@ def test_just_above_it_is_the_draw_and_just_below_it_is_not(asked):
     assert (found[away] > 0).all()
     # Ten times the resolution of float32 logits near 16 (1e-6); that of the search is finer.
     step = 1e-5 * np.maximum(found, 1)
-    assert (_draws(_changed(logits, emitted, found + step), noise, shared) == emitted).all()
+    assert _accepted(logits, emitted, found + step, noise, shared).all()
     below = np.where(found > step, found - step, 0)
-    assert (_draws(_changed(logits, emitted, below), noise, shared)[away] != emitted[away]).all()
+    assert not _accepted(logits, emitted, below, noise, shared)[away].any()
 
 
 def test_a_filter_that_drops_a_likely_draw_has_the_filters_margin():
@@ -115,6 +128,21 @@ def test_a_filter_that_drops_a_likely_draw_has_the_filters_margin():
     logits, noise = jnp.asarray([[2.0, 0.0, -1.0]], jnp.float32), jnp.asarray([[0.0, 9.0, 0.0]], jnp.float32)
     found = float(run(logits, jnp.asarray([1], jnp.int32), noise, **shared)[0])
     assert found == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_draw_that_a_filter_nearly_dropped_has_the_filters_margin():
+    """Noise wants token 2, which min-p keeps by 0.02 logits: token 0 up and token 2 down by 0.01 leave token 1."""
+    config = SamplingConfig(min_p=0.1)
+    shared = {
+        "penalised": None,
+        "generated": jnp.zeros((1,), jnp.int32),
+        "inputs": sampling_inputs(config, vocab=3, batch=1),
+        "processors": processors_for(config),
+    }
+    logits = jnp.asarray([[3.0, 2.0, 3.0 + np.log(0.1) + 0.02]], jnp.float32)
+    noise = jnp.asarray([[0.0, 4.0, 9.0]], jnp.float32)
+    found = float(run(logits, jnp.asarray([1], jnp.int32), noise, **shared)[0])
+    assert found == pytest.approx(0.01, abs=1e-6)
 
 
 def test_a_forbidden_token_has_the_limit():

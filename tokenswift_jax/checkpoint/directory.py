@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,6 +132,7 @@ def load_tokenizer(directory: Path) -> Any | None:
     place = _companion_directory(directory, _VOCABULARIES)
     if place is None:
         return None
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
     from transformers import AutoTokenizer
 
     try:

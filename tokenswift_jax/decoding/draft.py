@@ -35,10 +35,11 @@ def draft_tree(
     elif plan.kind == "partial":
         rows, state = _draft_forward(model, state, plan, root, jnp.zeros_like(root))
         hidden = rows.hidden[:, 0]
-        normed = jnp.concatenate([model.norm(hidden)[:, None], _heads(model, hidden)], axis=1)
+        heads = _heads(model, hidden, len(plan.tree.widths) - 1)
+        normed = jnp.concatenate([model.norm(hidden)[:, None], heads], axis=1)
         candidates = _candidates(model.project(normed), state, inputs, plan, noise)
     elif plan.kind == "fused":
-        candidates = _candidates(model.project(_heads(model, state.hidden)), state, inputs, plan, noise)
+        candidates = _candidates(model.project(_heads(model, state.hidden, len(plan.tree.widths))), state, inputs, plan, noise)
     else:
         candidates = []
     chains = None
@@ -53,9 +54,9 @@ def _root(state: DecodeState) -> jax.Array:
     return jnp.take_along_axis(state.tokens, state.length[:, None], axis=1)[:, 0]
 
 
-def _heads(model: Decoder, hidden: jax.Array) -> jax.Array:
+def _heads(model: Decoder, hidden: jax.Array, count: int) -> jax.Array:
     assert model.draft_heads is not None
-    return model.draft_heads(hidden)
+    return model.draft_heads(hidden, count)
 
 
 def _candidates(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 
@@ -26,9 +28,11 @@ def margin(
 ) -> jax.Array:
     """The smallest uniform change of the logits that makes each emitted token the draw.
 
-    A change of delta raises the emitted token's logit and lowers every other by delta, before the processors: so it
-    moves filter thresholds too. Found by doubling, then bisection; where acceptance is not monotone in delta (a
-    penalty scales logits differently) it is the edge below the first power of two that suffices.
+    A change of delta moves every logit by delta, before the processors, so it moves filter thresholds too. Two are
+    tried: the emitted token up and every other down, which draws it over others and past filters; and the tokens that
+    would be drawn before it down and all the rest up, which also drops those from what filters keep. Found by
+    doubling, then bisection; where acceptance is not monotone in delta (a penalty scales logits differently) it is
+    the edge below the first power of two that suffices.
 
     Args:
       logits: [draws, vocab], the raw logits.
@@ -45,17 +49,25 @@ def margin(
     """
     logits = logits.astype(wide_dtype(logits.dtype))
     ids = jnp.arange(logits.shape[1], dtype=jnp.int32)
-    sign = jnp.where(ids[None, :] == emitted[:, None], 1, -1).astype(logits.dtype)
+    own = ids[None, :] == emitted[:, None]
 
-    def accepted(delta: jax.Array) -> jax.Array:
-        scores = process(
-            (logits + sign * delta[:, None])[None],
+    def scores(logits: jax.Array, processors: Processors) -> jax.Array:
+        return process(
+            logits[None],
             penalised=None if penalised is None else penalised[None],
             generated=generated[None],
             inputs=inputs,
             processors=processors,
-        )
-        return draw(scores[0], noise) == emitted
+        )[0]
+
+    unfiltered = scores(logits, replace(processors, top_k=False, top_p=False, min_p=False, eta=False))
+    perturbed = unfiltered if noise is None else unfiltered + noise.astype(logits.dtype)
+    ahead = perturbed >= jnp.take_along_axis(perturbed, emitted[:, None], axis=1)
+    signs = [jnp.where(up, 1, -1).astype(logits.dtype) for up in (own, own | ~ahead)]
+
+    def accepted(delta: jax.Array) -> jax.Array:
+        first, second = (draw(scores(logits + sign * delta[:, None], processors), noise) == emitted for sign in signs)
+        return first | second
 
     zero = jnp.zeros(emitted.shape, logits.dtype)
     limit = jnp.asarray(MARGIN_LIMIT, logits.dtype)

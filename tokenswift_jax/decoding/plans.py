@@ -14,7 +14,7 @@ from tokenswift_jax.speculation import SpeculationConfig
 
 _CHAIN = 4  # tokens that `selfspec` drafts (TriForce's and MagicDec's gamma)
 # Node budgets that `auto` tries when none is given: a CPU pays for every row, an accelerator for the bytes alone.
-_AUTO_BUDGETS = {"cpu": (3, 7)}
+_AUTO_BUDGETS = {"cpu": (1, 3, 7)}
 _AUTO_BUDGETS_ELSEWHERE = (15, 63)
 
 
@@ -79,11 +79,15 @@ def _named(
     widths = {"partial": speculation.tree, "fused": speculation.tree[1:], "selfspec": (1,) * _CHAIN, "ngram": ()}[kind]
     if max(widths, default=0) > config.vocab_size:
         raise UserError(f"tree {speculation.tree} asks for more candidates than the vocabulary's {config.vocab_size}")
+    key_depth = 1 if kind == "partial" else 0
+    chain = 3 if budget is None else min(3, budget - key_depth)
     tree = TreeShape(
-        widths=widths,
-        ngram_k=speculation.ngram_k if mode in ("tokenswift", "ngram") else 0,
+        # Parents rank before their children, so nodes deeper than the budget are never taken: they are not drafted.
+        widths=widths[:budget],
+        ngram_k=speculation.ngram_k if mode in ("tokenswift", "ngram") and chain > 0 else 0,
+        ngram_depth=max(chain, 1),
         node_budget=budget,
-        keyed_by_root=kind != "partial",
+        keyed_by_root=not key_depth,
     )
     draft = None
     if kind in ("partial", "selfspec"):

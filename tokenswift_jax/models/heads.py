@@ -31,10 +31,11 @@ class DraftHeads(nnx.Module):
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.heads = nnx.List([DraftHead(config, dtype, rngs) for _ in range(config.num_draft_heads)])
 
-    def __call__(self, hidden: jax.Array) -> jax.Array:
-        """LM-head inputs [..., heads, hidden_size] from the last layer's output, before the final norm."""
-        outputs = []
-        for head in self.heads:
+    def __call__(self, hidden: jax.Array, count: int | None = None) -> jax.Array:
+        """LM-head inputs [..., count, hidden_size] of the first `count` heads (None: all), from the last layer's
+        output before the final norm."""
+        outputs = [jnp.zeros((*hidden.shape[:-1], 0, hidden.shape[-1]), hidden.dtype)]
+        for head in list(self.heads)[:count]:
             hidden, output = head(hidden)
-            outputs.append(output)
-        return jnp.stack(outputs, axis=-2)
+            outputs.append(jnp.expand_dims(output, -2))
+        return jnp.concatenate(outputs, axis=-2)
