@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -48,83 +49,76 @@ def numbers(row):
     return [float(row[word]) for word in WORDS]
 
 
-class Example:
-    """One iteration as `iterate` runs it, with a target and heads whose logits are the page's."""
+def iteration(monkeypatch):
+    """One iteration as `iterate` runs it, with a target and heads whose logits are the page's: every value it makes."""
+    text = [IDS[word] for word in listed("text")]
+    n, rows = len(text) - 1, len(table("tree"))
+    target = {int(row["row"]): numbers(row) for row in table("target")}
+    logits = np.zeros((1, rows, len(WORDS)), np.float32)
+    for row, values in target.items():
+        logits[0, row] = values
+    drafted = jnp.asarray([[numbers(row) for row in table("drafts")]], jnp.float32)
+    config = SimpleNamespace(vocab_size=8, num_layers=1, num_kv_heads=1, head_dim=1, sliding_windows=(None,))
+    model = SimpleNamespace(
+        config=config,
+        norm=lambda hidden: hidden,
+        draft_heads=lambda hidden, *_: hidden[:, None],
+        project=lambda normed: drafted,
+        logits=lambda hidden: hidden,
+    )
+    # A key is its position in committed slots, 100 + row in the rows of this pass.
+    keys = 100 + jnp.arange(rows, dtype=jnp.float32)[None, None, None, :, None]
+    query = jnp.zeros((1, 1, 1, 1), jnp.float32)
+    drafting = Rows(jnp.zeros((1, 1, 1), jnp.float32), keys[:, :, :, :1], keys[:, :, :, :1], query)
+    positions_run = []
 
-    def __init__(self, monkeypatch):
-        self.text = [IDS[word] for word in listed("text")]
-        self.n = len(self.text) - 1
-        self.target = {int(row["row"]): numbers(row) for row in table("target")}
-        rows = len(table("tree"))
-        logits = np.zeros((1, rows, len(WORDS)), np.float32)
-        for row, values in self.target.items():
-            logits[0, row] = values
-        drafted = np.asarray([[numbers(row) for row in table("drafts")]], np.float32)
-        model = SimpleNamespace(
-            config=SimpleNamespace(vocab_size=len(WORDS), num_layers=1, num_kv_heads=1, head_dim=1),
-            norm=lambda hidden: hidden,
-            draft_heads=lambda hidden: hidden[:, None],
-            project=lambda normed: jnp.asarray(drafted),
-            logits=lambda hidden: hidden,
-        )
-        model.config.sliding_windows = (None,)
-        # A key is its position in committed slots, 100 + row in the rows of this pass.
-        keys = 100 + jnp.arange(rows, dtype=jnp.float32)[None, None, None, :, None]
-        query = jnp.zeros((1, 1, 1, 1), jnp.float32)
-        ran = Rows(jnp.asarray(logits), keys, keys, query)
-        drafting = Rows(jnp.zeros((1, 1, 1), jnp.float32), keys[:, :, :, :1], keys[:, :, :, :1], query)
+    def target_forward(model, tokens, positions, cache, lengths, mask):
+        positions_run.append(positions)
+        stacks = (write_rows(stack, keys, 0, lengths) for stack in (cache.keys, cache.values))
+        return Rows(jnp.asarray(logits), keys, keys, query), FullCache(*stacks)
 
-        positions_shown = [self.n if row["position"] == "-" else int(row["position"]) for row in table("tree")]
+    monkeypatch.setattr(draft, "forward_rows", lambda model, tokens, positions, cache, *_, **__: (drafting, cache))
+    monkeypatch.setattr(verification, "forward_rows", target_forward)
+    shape = TreeShape((1, 2), 1, keyed_by_root=False)
+    plan = Plan(config, processors_for(SAMPLING), "partial", shape, DraftCacheShape(24, 4, 1, None))
+    sampling = sampling_inputs(SAMPLING, vocab=len(WORDS), batch=1)
+    limits = Limits(jnp.asarray([2], jnp.int32), jnp.asarray([CAPACITY], jnp.int32), jnp.zeros(len(WORDS), bool))
+    inputs = Inputs(None, sampling, limits, jnp.int32(2))
 
-        def target_forward(model, tokens, positions, cache, lengths, mask):
-            np.testing.assert_array_equal(positions, [positions_shown])
-            stacks = (write_rows(stack, keys, 0, lengths) for stack in (cache.keys, cache.values))
-            return ran, FullCache(*stacks)
+    @jax.jit
+    def run():
+        noise = gumbel_noise(sampling.keys, n + 1 + jnp.arange(5, dtype=jnp.int32)[None], len(WORDS))
+        tree, state = draft.draft_tree(model, state_before(text, plan), inputs, plan, noise)
+        draws, broken, computed, verified = verification.verify(model, state, inputs, plan, tree, noise)
+        walked = walk(tree, draws, plan.depth)
+        after, records, count = commit(verified, inputs, plan, tree, walked, broken, computed)
+        return noise, tree, draws, verified, walked, after, records, count, positions_run.pop()
 
-        monkeypatch.setattr(draft, "forward_rows", lambda model, tokens, positions, cache, *_, **__: (drafting, cache))
-        monkeypatch.setattr(verification, "forward_rows", target_forward)
-        self.processors = processors_for(SAMPLING)
-        shape = TreeShape((1, 2), 1, keyed_by_root=False)
-        plan = Plan(model.config, self.processors, "partial", shape, DraftCacheShape(24, 4, 1, None))  # pyright: ignore
-        self.inputs = Inputs(
-            None,
-            sampling_inputs(SAMPLING, vocab=len(WORDS), batch=1),
-            Limits(jnp.asarray([2], jnp.int32), jnp.asarray([CAPACITY], jnp.int32), jnp.zeros(len(WORDS), bool)),
-            jnp.int32(2),
-        )
-        state = self.state_before(model.config, plan)
-        self.noise = gumbel_noise(self.inputs.sampling.keys, self.n + 1 + jnp.arange(5, dtype=jnp.int32)[None], 8)
-        self.tree, state = draft.draft_tree(model, state, self.inputs, plan, self.noise)
-        self.draws, broken, rows_run, self.verified = verification.verify(
-            model, state, self.inputs, plan, self.tree, self.noise
-        )
-        self.walk = walk(self.tree, self.draws, plan.depth)
-        self.after, self.records, self.count = commit(
-            self.verified, self.inputs, plan, self.tree, self.walk, broken, rows_run
-        )
+    names = ("noise", "tree", "draws", "verified", "walk", "after", "records", "count", "positions")
+    return SimpleNamespace(text=text, n=n, target=target, **dict(zip(names, run(), strict=True)))
 
-    def state_before(self, config, plan):
-        tokens = jnp.asarray([self.text + [0] * (CAPACITY - len(self.text))], jnp.int32)
-        slots = jnp.arange(CAPACITY, dtype=jnp.float32)[None, None, None, :, None]
-        keys = jnp.where(slots < self.n, slots, jnp.float32(-1))
-        table_ = ngram.empty(1, len(WORDS), 4)
-        return DecodeState(
-            tokens=tokens,
-            length=jnp.asarray([self.n], jnp.int32),
-            finish=jnp.zeros(1, jnp.int32),
-            cache=FullCache(keys, keys),
-            hidden=jnp.zeros((1, len(WORDS)), jnp.float32),
-            query=jnp.zeros((1, 1, 1, 1), jnp.float32),
-            last_positions=penalty.last_positions(tokens, jnp.asarray([self.n + 1], jnp.int32), len(WORDS)),
-            ngrams=ngram.insert(table_, tokens, jnp.asarray([self.n - 2], jnp.int32)),
-            draft=empty_draft_cache(config, plan.draft, 1, jnp.dtype(jnp.float32)),
-        )
+
+def state_before(text, plan):
+    n, slots = len(text) - 1, jnp.arange(CAPACITY, dtype=jnp.float32)[None, None, None, :, None]
+    tokens = jnp.asarray([text + [0] * (CAPACITY - len(text))], jnp.int32)
+    keys = jnp.where(slots < n, slots, jnp.float32(-1))
+    return DecodeState(
+        tokens=tokens,
+        length=jnp.asarray([n], jnp.int32),
+        finish=jnp.zeros(1, jnp.int32),
+        cache=FullCache(keys, keys),
+        hidden=jnp.zeros((1, len(WORDS)), jnp.float32),
+        query=jnp.zeros((1, 1, 1, 1), jnp.float32),
+        last_positions=penalty.last_positions(tokens, jnp.asarray([n + 1], jnp.int32), len(WORDS)),
+        ngrams=ngram.insert(ngram.empty(1, len(WORDS), 4), tokens, jnp.asarray([n - 2], jnp.int32)),
+        draft=empty_draft_cache(plan.config, plan.draft, 1, jnp.dtype(jnp.float32)),
+    )
 
 
 @pytest.fixture(scope="module")
 def example():
     with pytest.MonkeyPatch.context() as monkeypatch:
-        return Example(monkeypatch)
+        return iteration(monkeypatch)
 
 
 def test_the_noise(example):
@@ -142,7 +136,8 @@ def test_the_tree_and_its_mask(example):
         assert bool(example.tree.valid[0, index]) == (row["word"] != "-")
         if row["word"] != "-":
             assert int(example.tree.tokens[0, index]) == IDS[row["word"]]
-            assert int(example.tree.depths[0, index]) == int(row["depth"]) == int(row["position"]) - example.n
+            assert int(example.tree.depths[0, index]) == int(row["depth"])
+            assert int(example.positions[0, index]) == int(row["position"])
             assert bool(example.tree.drafted_by_ngram_only[0, index]) == (row["drafted by"] == "n-gram")
     parents = {int(row["row"]): int(row["parent"]) for row in table("tree") if row["parent"] != "-"}
     assert {row: int(example.tree.parents[0, row]) for row in parents} == parents

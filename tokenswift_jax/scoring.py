@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -14,21 +14,22 @@ from flax import nnx
 from tokenswift_jax.decoding.loop import exact_products
 from tokenswift_jax.decoding.teacher import teacher_forced
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.prompt import encode
+from tokenswift_jax.prompt import Prompt, encode, is_batch
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
 
-def score(model: Model, texts: list[list[int]]) -> np.ndarray:
+def score(model: Model, texts: Sequence[Prompt]) -> np.ndarray:
     """Teacher-forced logits [batch, longest, vocab] in float32: entry i is for the token at position i + 1.
 
-    NaN past a text's end. Raises UserError for empty or too long texts and ids outside the vocabulary.
+    A text is a string or token ids. NaN past a text's end. Raises UserError for no, empty or too long texts and ids
+    outside the vocabulary.
     """
     return _logits(model, texts, heads=False)[:, :, 0]
 
 
-def draft_logits(model: Model, texts: list[list[int]]) -> np.ndarray:
+def draft_logits(model: Model, texts: Sequence[Prompt]) -> np.ndarray:
     """Logits [batch, longest, heads + 1, vocab] in float32 of the backbone and of each draft head, over the full cache.
 
     Entry [:, i, j] is for the token at position i + 1 + j. NaN past a text's end. Raises UserError for a checkpoint
@@ -39,15 +40,17 @@ def draft_logits(model: Model, texts: list[list[int]]) -> np.ndarray:
     return _logits(model, texts, heads=True)
 
 
-def _logits(model: Model, texts: list[list[int]], *, heads: bool) -> np.ndarray:
-    texts = [encode(text, model.tokenizer, model.config.vocab_size) for text in texts]
+def _logits(model: Model, texts: Sequence[Prompt], *, heads: bool) -> np.ndarray:
+    if not is_batch(texts):
+        raise UserError("give a list of texts, each a string or a list of token ids")
+    rows = [encode(text, model.tokenizer, model.config.vocab_size) for text in texts]
     project = _projection(model.graphdef, heads)
-    longest = max(map(len, texts), default=0)
+    longest = max(map(len, rows))
     count = 1 + model.config.num_draft_heads * heads
-    result = np.full((len(texts), longest, count, model.config.vocab_size), np.nan, np.float32)
-    for start, hidden in teacher_forced(model, texts):
+    result = np.full((len(rows), longest, count, model.config.vocab_size), np.nan, np.float32)
+    for start, hidden in teacher_forced(model, rows):
         logits = np.asarray(project(model.params, hidden))
-        for row, text in enumerate(texts):
+        for row, text in enumerate(rows):
             taken = max(min(len(text) - start, logits.shape[1]), 0)
             result[row, start : start + taken] = logits[row, :taken]
     return result

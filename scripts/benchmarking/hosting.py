@@ -20,6 +20,7 @@ from benchmarking.texts import Prompts
 from tokenswift_jax.model import Model
 
 _WINDOW = "decode"
+_GREEDY = ts.SamplingConfig(temperature=0.0)
 Interval = tuple[float, float]
 
 
@@ -62,18 +63,25 @@ class Streamed:
       seconds: from the first token to the result, text and statistics included.
       thread_seconds: processor time of the calling thread in them.
       tokens: that came in them.
+      iterations: passes of the target in them.
       compile_seconds: of the whole call.
     """
 
     seconds: float
     thread_seconds: float
     tokens: int
+    iterations: int
     compile_seconds: float
 
 
-def stream_text(model: Model, prompt: list[int], speculation: ts.SpeculationConfig, new_tokens: int) -> Streamed:
-    """Streams a greedy text, as a caller would, the part after the first token under the profiler's mark."""
-    sampling = ts.SamplingConfig(temperature=0.0)
+def stream_text(
+    model: Model,
+    prompt: list[int],
+    speculation: ts.SpeculationConfig,
+    new_tokens: int,
+    sampling: ts.SamplingConfig = _GREEDY,
+) -> Streamed:
+    """Streams a text, as a caller would, the part after the first token under the profiler's mark."""
     events = ts.stream(model, prompt, sampling, speculation, max_new_tokens=new_tokens, ignore_eos=True)
     next(events)
     result = None
@@ -83,7 +91,7 @@ def stream_text(model: Model, prompt: list[int], speculation: ts.SpeculationConf
             result = event.result or result
     seconds, thread_seconds = time.perf_counter() - begun, time.thread_time() - thread_begun
     assert result is not None, "the last event carries the result"
-    return Streamed(seconds, thread_seconds, result.generated_tokens - 1, result.compile_seconds)
+    return Streamed(seconds, thread_seconds, result.generated_tokens - 1, result.iterations, result.compile_seconds)
 
 
 def measure_host(

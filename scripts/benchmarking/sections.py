@@ -37,15 +37,12 @@ def speed(settings: Settings, emit: Emit) -> None:
 
 def auto_long(settings: Settings, emit: Emit) -> None:
     """`auto` against plain decoding over a long text, its trials and changes of plan included (wall time)."""
-    texts = [
-        ("greedy", settings.prompts.first(settings.prefixes[0]), 0.0),
-        ("sampled", settings.prompts.first(settings.prefixes[0]), 1.0),
-        (
-            "adversarial",
-            random_ids(settings.model, settings.prefixes[0], settings.rounds, settings.seed),
-            _ADVERSARIAL_TEMPERATURE,
-        ),
-    ]
+    prefix = settings.prefixes[0]
+    prompts = settings.prompts.first(prefix)
+    texts = [("greedy" if not t else "sampled", prompts, t) for t in settings.temperatures]
+    if any(settings.temperatures):
+        chaos = random_ids(settings.model, prefix, settings.rounds, settings.seed)
+        texts.append(("adversarial", chaos, _ADVERSARIAL_TEMPERATURE))
     for name, prompts, temperature in texts:
         settings.report(f"auto-long: {name}")
         contenders = [settings.ours(mode, prompts, temperature, settings.long_tokens) for mode in (PLAIN, "auto")]

@@ -289,6 +289,7 @@ def test_top_candidates(sampled):
     best = np.argsort(-(scores if noise is None else scores + noise), axis=-1, kind="stable")[..., :3]
     np.testing.assert_array_equal(tokens, best)
     with np.errstate(divide="ignore"):
-        expected = np.log(np.apply_along_axis(_softmax, -1, scores.astype(np.float64)))
+        perturbed = scores if noise is None else scores + noise
+        expected = np.log(np.apply_along_axis(_softmax, -1, perturbed.astype(np.float64)))
     np.testing.assert_allclose(log_probs, np.take_along_axis(expected, best, -1), rtol=1e-5, atol=1e-6)
     assert np.isneginf(log_probs[0, 0]).sum() == 3 - np.isfinite(scores[0, 0]).sum()

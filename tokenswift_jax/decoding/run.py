@@ -175,16 +175,15 @@ class DecodingRun:
             ahead = self._dispatch() if self._can_run_ahead() else None
             counts = np.asarray(pending.chunk.counts)
             now = time.perf_counter()
-            if not counts.any() and not (np.asarray(pending.chunk.finish) == NOT_A_NUMBER).any():
-                return
             step = Step(self._committed(pending.chunk, prefilled=False), now - clock)
             clock = now
-            generated += int(counts.max())
-            active = counts[counts > 0]
-            if active.size:
-                self._tuner.observe(pending.named, int(active.min()), step.seconds)
-            yield step
+            if counts.any():
+                generated += int(counts.max())
+                self._tuner.observe(pending.named, int(counts[counts > 0].min()), step.seconds)
+                yield step
             self._check_numbers(pending.chunk)
+            if (np.asarray(pending.chunk.finish) != RUNNING).all():
+                return
             if ahead is None:
                 self._prepare(generated)
                 clock = time.perf_counter()

@@ -1,0 +1,226 @@
+"""Writes the README's figures from the files that hold them; no figure is typed by hand.
+
+    python scripts/readme_table.py benchmarks/2026-11-22-cpu.jsonl     fills both sections
+    python scripts/readme_table.py                                     fills them anew from the same file
+    python scripts/readme_table.py --check                             fails where the README says something else
+
+The benchmark section comes from rows of `scripts/benchmark.py`, the demo section from the demo model's training.json
+and, where it is there, benchmarks/demo_model.json, which is what `scripts/evaluate_demo.py` prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "tokenswift_jax" / "demo_model"
+NOT_MEASURED = "Not measured yet."
+_PLAIN, _OTHER, _LOOKUP = "autoregressive", "transformers", "transformers, prompt lookup"
+
+Row = dict[str, Any]
+
+
+def benchmark_section(rows: list[Row]) -> str:
+    """The table of speeds and a line for each of the other sections of the benchmark, from its rows.
+
+    Rows of `--quick` measure nothing and are passed over; of two rows of one setting the later one counts.
+    """
+    latest = {_setting(row): row for row in rows if not row["quick"]}
+    by_section: dict[str, list[Row]] = {}
+    for row in latest.values():
+        by_section.setdefault(row["section"], []).append(row)
+    speed = by_section.get("speed", [])
+    parts = [_speed_table(speed), _conditions(speed)] if speed else []
+    notes = [
+        *_equality(list(latest.values())),
+        *map(_auto_note, by_section.get("auto-long", [])),
+        *map(_capacity_note, by_section.get("capacity", [])),
+        *_host_note(by_section.get("host", [])),
+        *_compile_note(speed),
+    ]
+    listed = "\n".join(f"* {note}" for note in notes if note)
+    return "\n\n".join(part for part in (*parts, listed) if part) or NOT_MEASURED
+
+
+def demo_section(training: Row, config: Row, measures: Row | None) -> str:
+    """What the demo model is and how long it was trained; its bits per character where they were measured."""
+    seen = {name: tokens for name, tokens in training["tokens_seen"].items() if tokens}
+    before = training.get("started_from") or {"tokens_seen": {}, "training_minutes": 0.0}
+    tokens = sum(seen.values()) + sum(before["tokens_seen"].values())
+    lengths = [
+        phase["length"] for phase in training["phases"] if phase["name"] in seen and not phase["freeze_backbone"]
+    ]
+    text = (
+        f"{config['model_type'].capitalize()}, {training['parameters']:,} parameters, "
+        f"{config['num_hidden_layers']} layers, {config['num_attention_heads']} query and "
+        f"{config['num_key_value_heads']} key/value heads, {config['vocab_size']:,} byte-level BPE entries, "
+        f"{config['tokenswift']['num_heads']} draft heads. Trained on {tokens / 1e6:.1f} million tokens of "
+        f"public-domain prose in {training['training_minutes'] + before['training_minutes']:.0f} minutes "
+        f"({training['machine']}). **Training length: {_range(lengths)} tokens**; "
+        f"`max_position_embeddings` is {config['max_position_embeddings']:,}, so longer text runs, but the model never "
+        "learnt to use what lies further back."
+    )
+    if measures is not None:
+        bits = measures["bits_per_character"]
+        text += (
+            f" Held-out books: **{bits['unwrapped']['all']:.2f} bits per character** "
+            f"({bits['wrapped']['all']:.2f} with the files' hard-wrapped lines; `scripts/evaluate_demo.py`)."
+        )
+    return text
+
+
+def _setting(row: Row) -> tuple[Any, ...]:
+    named = ("section", "prefix", "temperature", "contender", "text", "capacity", "new_tokens")
+    return tuple(row.get(name) for name in named)
+
+
+def _speed_table(rows: list[Row]) -> str:
+    contenders = list(dict.fromkeys(row["contender"] for row in rows))
+    others = [name for name in (_OTHER, _LOOKUP) if name in contenders]
+    ours = [name for name in contenders if name not in others]
+    cells = {(row["prefix"], row["temperature"], row["contender"]): _cell(row) for row in rows}
+    settings = sorted({(row["prefix"], row["temperature"]) for row in rows})
+    names = [*(name.replace(_LOOKUP, "its prompt lookup") for name in others), *(f"`{name}`" for name in ours)]
+    lines = [_line("prompt", "temperature", *names), _line(*["---"] * (2 + len(names)))]
+    for prefix, temperature in settings:
+        found = [cells.get((prefix, temperature, name), "") for name in (*others, *ours)]
+        lines.append(_line(f"{prefix:,}", f"{temperature:g}", *found))
+    return "\n".join(lines)
+
+
+def _cell(row: Row) -> str:
+    ratio = row.get("speed_vs_transformers") if row["contender"] == _PLAIN else row.get("speed_vs_autoregressive")
+    shown = f" ({ratio['median']:.2f}x)" if ratio and not row["contender"].startswith(_OTHER) else ""
+    return f"{row['tokens_per_second']['median']:,.0f}{shown}"
+
+
+def _conditions(rows: list[Row]) -> str:
+    row = rows[0]
+    versions = row["versions"]
+    libraries = [f"{name} {versions[name]}" for name in ("jax", _OTHER, "torch") if name in versions]
+    compared = "transformers' `generate` for `autoregressive`, `autoregressive` for the rest"
+    if _OTHER not in {row["contender"] for row in rows}:
+        compared = "`autoregressive`"
+    runs = sorted({row["runs"] for row in rows})
+    passes = [row["tokens_per_iteration"]["median"] for row in rows if row["contender"] == "tokenswift"]
+    drafted = f" `tokenswift`: {_range(passes, '.2f')} tokens a pass." if passes else ""
+    return (
+        f"Tokens a second after prefill, {row['new_tokens']} new tokens, median of {_range(runs)} interleaved runs; in "
+        f"brackets times {compared}.{drafted} {row['model'].capitalize()} in {row['dtype']}, prompts: "
+        f"{row['prompt']['source']}. {row['cpu']}, {row['cores']} cores, {row['device']} backend, load "
+        f"{row['load_average_at_start'][0] if row['load_average_at_start'] else 'unknown'} at the start; "
+        f"{', '.join(libraries)}; {row['date'][:10]}."
+    )
+
+
+def _equality(rows: list[Row]) -> list[str]:
+    counted = [row for row in rows if "leading_tokens_equal_to_autoregressive" in row]
+    own = [row for row in counted if not row["contender"].startswith(_OTHER)]
+    if not own:
+        return []
+    equal = [row for row in own if row["leading_tokens_equal_to_autoregressive"] == row["new_tokens"]]
+    if len(equal) == len(own):
+        return [f"Every text in these runs is `autoregressive`'s token for token ({len(own)} settings)."]
+    return [f"{len(own) - len(equal)} of {len(own)} settings gave a text that is NOT `autoregressive`'s."]
+
+
+def _auto_note(row: Row) -> str:
+    if "wall_speed_vs_autoregressive" not in row:
+        return ""
+    return (
+        f"`auto` over {row['new_tokens']:,} tokens, trials included, {row['text']} text (temperature "
+        f"{row['temperature']:g}): {row['wall_speed_vs_autoregressive']['median']:.2f}x `autoregressive`."
+    )
+
+
+def _capacity_note(row: Row) -> str:
+    for name, ratio in row.items():
+        if name.startswith("time_vs_capacity_"):
+            small, used = int(name.rsplit("_", 1)[1]), row["prefix"] + row["new_tokens"]
+            return (
+                f"`{row['mode']}`: capacity {row['capacity']:,} with {used:,} positions in use takes "
+                f"{ratio['median']:.2f} times the time of capacity {small:,}."
+            )
+    return ""
+
+
+def _host_note(rows: list[Row]) -> list[str]:
+    if not rows:
+        return []
+    shares = [f"{row['host_share']['median']:.1%} (`{row['mode']}`)" for row in rows]
+    return [f"Host work, of the decode time, by profiling: {', '.join(shares)}."]
+
+
+def _compile_note(rows: list[Row]) -> list[str]:
+    spent = [row["compile_seconds_excluded"] for row in rows if row["implementation"] == "tokenswift_jax"]
+    if not spent:
+        return []
+    return [f"Compilation, excluded above: {_range(spent, '.0f')} s a setting, the disk cache's hits included."]
+
+
+def _range(values: list[Any], form: str = ",") -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low} to {high}"
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def fill(readme: str, name: str, source: str, text: str) -> str:
+    """The README with the section between `<!-- name:begin source -->` and `<!-- name:end -->` replaced.
+
+    Raises:
+      ValueError: the markers are missing.
+    """
+    pattern = re.compile(rf"<!-- {name}:begin.*?-->.*?<!-- {name}:end -->", re.DOTALL)
+    begin = f"<!-- {name}:begin {source} -->" if source else f"<!-- {name}:begin -->"
+    filled, count = pattern.subn(lambda _: f"{begin}\n{text}\n<!-- {name}:end -->", readme)
+    if count != 1:
+        raise ValueError(f"the README needs one section {name}:begin .. {name}:end, not {count}")
+    return filled
+
+
+def fill_readme(readme: str, source: str | None) -> str:
+    """The README with both sections written anew; `source` (None: the one it names) holds the benchmark's rows."""
+    if source is None:
+        named = re.search(r"<!-- benchmark:begin (\S+) -->", readme)
+        source = "" if named is None else str(named[1])
+    lines = (ROOT / source).read_text(encoding="utf-8").splitlines() if source else []
+    readme = fill(readme, "benchmark", source, benchmark_section([json.loads(line) for line in lines]))
+    report = ROOT / "benchmarks" / "demo_model.json"
+    measures = _read(report) if report.exists() else None
+    return fill(readme, "demo", "", demo_section(_read(DEMO / "training.json"), _read(DEMO / "config.json"), measures))
+
+
+def _read(path: Path) -> Row:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes or checks the README; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="?", help="JSON lines of scripts/benchmark.py, below the project's folder")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the README differs")
+    arguments = parser.parse_args(argv)
+    source = None
+    if arguments.rows:
+        source = str(Path(arguments.rows).resolve().relative_to(ROOT))
+    path = ROOT / "README.md"
+    readme = path.read_text(encoding="utf-8")
+    filled = fill_readme(readme, source)
+    if arguments.check:
+        if filled != readme:
+            print("README.md differs from its sources; run python scripts/readme_table.py", file=sys.stderr)
+        return int(filled != readme)
+    path.write_text(filled, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
