@@ -49,6 +49,14 @@ def numbers(row):
     return [float(row[word]) for word in WORDS]
 
 
+def penalised(logits, window):
+    """Float64: a positive logit of a token in the window is halved, a negative one doubled."""
+    scores = np.array(logits)
+    for token in window:
+        scores[token] *= 0.5 if scores[token] > 0 else 2.0
+    return scores
+
+
 def iteration(monkeypatch):
     """One iteration as `iterate` runs it, with a target and heads whose logits are the page's: every value it makes."""
     text = [IDS[word] for word in listed("text")]
@@ -70,13 +78,18 @@ def iteration(monkeypatch):
     keys = 100 + jnp.arange(rows, dtype=jnp.float32)[None, None, None, :, None]
     query = jnp.zeros((1, 1, 1, 1), jnp.float32)
     drafting = Rows(jnp.zeros((1, 1, 1), jnp.float32), keys[:, :, :, :1], keys[:, :, :, :1], query)
-    positions_run = []
+    positions_run, candidates_run = [], []
 
     def target_forward(model, tokens, positions, cache, lengths, mask):
         positions_run.append(positions)
         stacks = (write_rows(stack, keys, 0, lengths) for stack in (cache.keys, cache.values))
         return Rows(jnp.asarray(logits), keys, keys, query), FullCache(*stacks)
 
+    def recording_build(shape, root, candidates, ngrams):
+        candidates_run.append(candidates)
+        return build(shape, root, candidates, ngrams)
+
+    monkeypatch.setattr(draft, "build", recording_build)
     monkeypatch.setattr(draft, "forward_rows", lambda model, tokens, positions, cache, *_, **__: (drafting, cache))
     monkeypatch.setattr(verification, "forward_rows", target_forward)
     shape = TreeShape((1, 2), 1, keyed_by_root=False)
@@ -92,9 +105,9 @@ def iteration(monkeypatch):
         draws, broken, computed, verified = verification.verify(model, state, inputs, plan, tree, noise)
         walked = walk(tree, draws, plan.depth)
         after, records, count = commit(verified, inputs, plan, tree, walked, broken, computed)
-        return noise, tree, draws, verified, walked, after, records, count, positions_run.pop()
+        return noise, tree, draws, verified, walked, after, records, count, positions_run.pop(), candidates_run.pop()
 
-    names = ("noise", "tree", "draws", "verified", "walk", "after", "records", "count", "positions")
+    names = ("noise", "tree", "draws", "verified", "walk", "after", "records", "count", "positions", "candidates")
     return SimpleNamespace(text=text, n=n, target=target, **dict(zip(names, run(), strict=True)))
 
 
@@ -150,30 +163,30 @@ def test_the_candidates_and_the_budget(example):
     """Candidates come from the page's draft logits, the root's window and the shared noise; a budget ranks them."""
     window = {IDS[word] for word in listed("window")}
     assert window == set(example.text[-2:])
-    candidates, chances_of = [], []
+    shares_of = []
     for depth, row in enumerate(table("drafts")):
-        scores = np.array(numbers(row))
-        for token in window:
-            scores[token] *= 0.5 if scores[token] > 0 else 2.0
-        best = np.argsort(-(scores + np.asarray(example.noise[0, depth], np.float64)))[: depth + 1]
-        chances = np.exp(scores) / np.exp(scores).sum()
+        scores = penalised(numbers(row), window) + np.asarray(example.noise[0, depth], np.float64)
+        best = np.argsort(-scores)[: depth + 1]
+        shares = np.exp(scores[best]) / np.exp(scores).sum()
         shown = [entry.split() for entry in row["candidates"].split(", ")]
         assert [WORDS[token] for token in best] == [word for word, _ in shown]
-        np.testing.assert_allclose(chances[best], [float(chance) for _, chance in shown], rtol=0, atol=ROUNDING)
-        chances_of.append(chances[best])
-        candidates.append((jnp.asarray(best[None], jnp.int32), jnp.log(jnp.asarray(chances[best][None], jnp.float32))))
-    key = candidates[0][0]
+        np.testing.assert_allclose(shares, [float(share) for _, share in shown], rtol=0, atol=ROUNDING)
+        tokens, log_shares = example.candidates[depth]
+        np.testing.assert_array_equal(tokens[0], best)
+        np.testing.assert_allclose(np.exp(log_shares[0]), shares, rtol=1e-5)  # float32 against float64
+        shares_of.append(shares)
+    key = example.candidates[0][0]
     found = ngram.lookup(example.verified.ngrams, key, 1)
     assert [WORDS[token] for token in found[0][0, 0, 0]] == listed("chain")
     assert (int(found[1][0, 0, 0]), int(found[2][0, 0])) == (1, 1)
-    small = build(TreeShape((1, 2), 1, node_budget=3, keyed_by_root=False), key[:, 0], candidates, found)
+    small = build(TreeShape((1, 2), 1, node_budget=3, keyed_by_root=False), key[:, 0], example.candidates, found)
     kept = [WORDS[token] for token in np.asarray(small.tokens[0])[1:]]
     assert kept == listed("budget")
-    cat, (sat, on) = chances_of[0][0], chances_of[1]
+    cat, (sat, on) = shares_of[0][0], shares_of[1]
     expected = {1: cat, 2: max(cat * sat, cat / 2), 3: cat * on, 5: cat / 2, 6: cat / 2}
     for row in table("tree"):
-        if row["probability"] != "-":
-            assert float(row["probability"]) == pytest.approx(expected.pop(int(row["row"])), abs=ROUNDING)
+        if row["score"] != "-":
+            assert float(row["score"]) == pytest.approx(expected.pop(int(row["row"])), abs=ROUNDING)
     assert not expected
 
 
@@ -184,9 +197,7 @@ def test_the_draws(example):
         path = [int(x) for x in np.flatnonzero(example.tree.mask[0, index])]
         window = {*(example.text + [int(example.tree.tokens[0, r]) for r in path[1:]])[-2:]}
         assert {IDS[word] for word in row["penalised"].split()} == window
-        scores = np.array(numbers(row))
-        for token in window:
-            scores[token] *= 0.5 if scores[token] > 0 else 2.0
+        scores = penalised(numbers(row), window)
         depth = int(example.tree.depths[0, index])
         assert int(row["draws"]) == example.n + depth + 1
         best = int(np.argmax(scores + np.asarray(example.noise[0, depth], np.float64)))
@@ -225,9 +236,7 @@ def test_plain_decoding_gives_the_same_words(example):
         by_path[tuple(np.asarray(example.tree.tokens[0])[path].tolist())] = example.target[index]
     text = list(example.text)
     for position in range(len(text), len(text) + len(listed("emitted"))):
-        scores = np.array(by_path[tuple(text[len(example.text) :])])
-        for token in {*text[-2:]}:
-            scores[token] *= 0.5 if scores[token] > 0 else 2.0
+        scores = penalised(by_path[tuple(text[len(example.text) :])], {*text[-2:]})
         noise = gumbel_noise(row_keys(0, jnp.zeros(1, jnp.uint32)), jnp.asarray([[position]], jnp.int32), 8)
         text.append(int(np.argmax(scores + np.asarray(noise[0, 0], np.float64))))
     assert [WORDS[token] for token in text[len(example.text) :]] == listed("emitted")

@@ -75,8 +75,10 @@ def tree_attention(
         )
         return new_peak, total, mixed
 
+    at_layer, zero = jnp.int32(layer), jnp.int32(0)  # the type of `start`, under x64 too
+
     def prefix_block(state, start, size):
-        at = (layer, 0, 0, start, 0)
+        at = (at_layer, zero, zero, start, zero)
         shape = (1, batch, kv_heads, size, head_dim)
         key_block = scaled(lax.dynamic_slice(keys, at, shape)[0])
         value_block = lax.dynamic_slice(values, at, shape)[0]
@@ -89,7 +91,7 @@ def tree_attention(
             if key_positions is None:
                 text = jnp.broadcast_to(slots[None, None, :], (batch, 1, size))
             else:
-                text = lax.dynamic_slice(key_positions, (layer, 0, 0, start), (1, batch, kv_heads, size))[0]
+                text = lax.dynamic_slice(key_positions, (at_layer, zero, zero, start), (1, batch, kv_heads, size))[0]
             reach = jnp.tile(positions, (1, group)) - window
             visible = live & (text[:, :, None, :] > reach[:, None, :, None])
         return accumulate(state, key_block, value_block, visible)

@@ -69,13 +69,16 @@ def start(recipe: Recipe, seed: int) -> tuple[Any, Learner]:
 
 
 def rates(recipe: Recipe, progress: float) -> Rates:
-    """Linear warm-up, then linear decay to zero at the end of the backbone's part (heads: of the run)."""
-    settings = recipe.optimizer
+    """Linear warm-up, then linear decay to zero at the end of the backbone's part.
+
+    The heads' rate starts over when the backbone stands still, and falls to zero at the end of the run.
+    """
+    settings, share = recipe.optimizer, recipe.backbone_share
     warm = min(1.0, (progress + 1e-4) / settings.warmup_share)
-    left = max(0.0, 1.0 - progress / recipe.backbone_share)
+    left = 1.0 - progress / share if progress < share else 0.0
+    heads_left = left if progress < share else (1.0 - progress) / (1.0 - share)
     return Rates(
-        np.float32(settings.learning_rate * warm * left),
-        np.float32(settings.head_learning_rate * warm * (1.0 - progress)),
+        np.float32(settings.learning_rate * warm * left), np.float32(settings.head_learning_rate * warm * heads_left)
     )
 
 

@@ -58,6 +58,7 @@ def successor_model(
     windows: tuple[int | None, ...] | None = None,
     certainty: float = 4.5,
     context: float = 0.55,
+    cycle: int | None = None,
     dtype: type = np.float32,
     seed: int = 0,
 ) -> Model:
@@ -65,15 +66,16 @@ def successor_model(
 
     Embeddings are orthogonal, the LM head scores token v by how much the hidden state looks like v's predecessor, and
     draft head i turns the embedding of a token into that of its i-th successor. Attention and MLP are random and move
-    the hidden state by about `context` of its length; `certainty` is the successor's logit without them.
+    the hidden state by about `context` of its length; `certainty` is the successor's logit without them. The permutation
+    is made of cycles of `cycle` tokens, by default a single one.
     """
     shape = config(vocab, layers, heads, windows)
     rng = np.random.default_rng(seed)
     size = shape.hidden_size
     orthogonal = np.linalg.qr(rng.normal(size=(size, size)))[0][:vocab]
-    order = rng.permutation(vocab)
+    cycles = rng.permutation(vocab).reshape(-1, cycle or vocab)
     successor = np.empty(vocab, np.int64)
-    successor[order] = np.roll(order, -1)
+    successor[cycles] = np.roll(cycles, -1, axis=1)
     step = orthogonal.T @ (orthogonal[successor] - orthogonal) / size**0.5
     lm_head = np.empty_like(orthogonal)
     lm_head[successor] = orthogonal * (certainty / size**0.5)

@@ -164,7 +164,13 @@ def test_chunks_of_any_size_fill_the_same_cache():
         for size in sizes:
             piece, positions = text[start : start + size], range(start, start + size)
             rows, cache = over_cache(
-                model.graphdef, model.params, ints([piece]), ints([positions]), cache, ints([start]), causal_mask(1, size)
+                model.graphdef,
+                model.params,
+                ints([piece]),
+                ints([positions]),
+                cache,
+                ints([start]),
+                causal_mask(1, size),
             )
             found.append(rows.hidden[0])
             start += size

@@ -1,9 +1,10 @@
 """Caches, drafting, tree verification and whole runs against what the public reference program computed.
 
 The reference selects its draft cache anew in the forward after the one that used it up, by the query of that forward's
-last row; the contract selects after the commit, by the root's query. So its dynamic updates are compared up to the step
-that uses the cache up, and again from its own selection on; that selection itself is compared where the reference's
-authors' data holds one made by the root's query (`reinit_root_slot_pos`).
+last row; the contract selects after the commit, by the root's query. So its dynamic updates (12 steps) are compared in
+steps 0 to 6, and from its own second selection (step 8, taken as it is) to the end. Left out are the positions of step
+7, where the cache is used up and the reference still holds it, and how step 8's were chosen; a selection by the root's
+query is compared with the one that the arrays hold for the purpose (`reinit_root_slot_pos`).
 """
 
 import warnings
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import nnx
 
 from tokenswift_jax import SamplingConfig, SpeculationConfig
@@ -24,9 +26,13 @@ from tokenswift_jax.cache.draft import DraftCache, DraftCacheShape, slots_in_use
 from tokenswift_jax.cache.full import FullCache, empty_cache, take_rows, write_rows
 from tokenswift_jax.checkpoint import load_decoder
 from tokenswift_jax.decoding import run as decoding
+from tokenswift_jax.decoding.draft import draft_tree
 from tokenswift_jax.decoding.forward import forward_rows
 from tokenswift_jax.decoding.prefill import prefill
+from tokenswift_jax.decoding.processors import processors_for
 from tokenswift_jax.decoding.programs import Programs
+from tokenswift_jax.decoding.state import Plan
+from tokenswift_jax.decoding.tree import TreeShape
 from tokenswift_jax.model import Model
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
@@ -36,6 +42,7 @@ ARRAYS = {"llama2_yarn": "llama2_yarn_fp32rope", "llama3_1": "llama3_1"}
 BOUND = 1e-4
 PROMPT, CAPACITY, SINKS = 96, 256, 16
 ROWS = 49  # of the largest tree
+GREEDY = SamplingConfig(temperature=0.0, min_p=None, repetition_penalty=1.0)
 
 pytestmark = pytest.mark.parametrize("name", ARRAYS)
 close = partial(np.testing.assert_allclose, rtol=0, atol=BOUND)
@@ -268,6 +275,29 @@ def test_verification_of_every_tree_node(name, prefix):
     close(logits, golden[f"{prefix}tree_logits"])
 
 
+def test_the_drafted_tree(name):
+    """Every path of the reference's tree of 40 nodes, and no other."""
+    golden, text = arrays(name), prompted(name, 48)
+    shape = TreeShape(widths=(1, 3, 3, 3), ngram_k=0, keyed_by_root=False)
+    plan = Plan(text.model.config, processors_for(GREEDY), "partial", shape, text.shape)
+    tokens = np.zeros((1, CAPACITY), np.int32)
+    tokens[0, : PROMPT + 1] = [*golden["input_ids"], golden["root_token"]]
+    inputs, state = tiny.abstract_call(plan, text.model.params, GREEDY, 1, CAPACITY)
+    inputs, state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (inputs, state))
+    inputs = replace(inputs, params=text.model.params, sampling=replace(inputs.sampling, temperature=jnp.float32(1)))
+    state = replace(state, tokens=ints(tokens), length=ints([PROMPT]), cache=text.cache, draft=text.draft)
+
+    @jax.jit
+    def draft(inputs, state):
+        return draft_tree(nnx.merge(text.model.graphdef, inputs.params), state, inputs, plan, None)[0]
+
+    tree = draft(inputs, state)
+    seen, depths, drafted = (np.asarray(part)[0] for part in (tree.mask, tree.depths, tree.tokens))
+    paths = {tuple(drafted[row][np.argsort(depths[row])]) for row in (np.flatnonzero(line) for line in seen)}
+    assert np.asarray(tree.valid).all()
+    assert paths == {tuple(path[: length + 1]) for path in golden["tree_candidates"].tolist() for length in range(5)}
+
+
 def test_commit_of_a_scripted_path(name):
     golden = arrays(name)
     text, count = prompted(name, 48), int(golden["accept_n"])
@@ -290,7 +320,7 @@ def decode(name, speculation):
     steps = decoding.start(
         model(name),
         [golden["input_ids"].tolist()],
-        SamplingConfig(temperature=0.0, min_p=None, repetition_penalty=1.0),
+        GREEDY,
         speculation,
         max_new_tokens=len(expected),
     )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tokenswift_jax.cache.draft import DraftCacheShape, empty_draft_cache
+from tokenswift_jax.cache.draft import empty_draft_cache
 from tokenswift_jax.cache.full import empty_cache
 from tokenswift_jax.decoding import ngram, penalty
 from tokenswift_jax.decoding.processors import processors_for, sampling_inputs

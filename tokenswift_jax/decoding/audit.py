@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _SAMPLED_ROWS = 64  # positions at which two row counts are compared
 _FEW = 16  # rows of the narrow forward in that comparison
+_MEASURED = 8  # mismatches whose margins are searched at once: a search costs about a hundred draws of each
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,10 @@ def audit(
         positions += int(audited.sum())
         emitted = np.asarray(tokens)[0, start + 1 : start + 1 + ROWS]
         wrong = np.flatnonzero(audited & (draws != emitted))
-        if wrong.size:
-            margins += np.asarray(measure(*arguments))[wrong].tolist()
+        for at in range(0, len(wrong), _MEASURED):
+            rows = wrong[at : at + _MEASURED]
+            found = measure(*arguments, jnp.asarray(np.resize(rows, _MEASURED), jnp.int32))
+            margins += np.asarray(found)[: len(rows)].tolist()
     wide = jnp.dtype(jax.tree.leaves(model.params)[0].dtype).itemsize >= 4
     bound = 0.0 if wide or not margins else 4 * _logit_spread(model, text)
     largest = max(margins, default=0.0)
@@ -106,7 +109,8 @@ def audit(
 
 @functools.cache
 def _programs(graph: nnx.GraphDef, processors: Processors) -> tuple[Callable, Callable]:
-    """Two jitted functions of one chunk's hidden states: the draws int32 [ROWS], and the emitted tokens' margins."""
+    """Two jitted functions of one chunk's hidden states: the draws int32 [ROWS], and the margins of the tokens that
+    were emitted at some rows int32 [_MEASURED]."""
 
     def prepared(params: Any, hidden: jax.Array, tokens: jax.Array, start: jax.Array, first: jax.Array, inputs: Any):
         model = nnx.merge(graph, params)
@@ -128,16 +132,14 @@ def _programs(graph: nnx.GraphDef, processors: Processors) -> tuple[Callable, Ca
         scores = process(logits, penalised=penalised, generated=generated, inputs=inputs, processors=processors)
         return draw(scores, noise)[0]
 
-    def measure(params: Any, hidden: Any, tokens: Any, start: Any, first: Any, inputs: SamplingInputs) -> jax.Array:
-        logits, emitted, noise, penalised, generated = prepared(params, hidden, tokens, start, first, inputs)
+    def measure(
+        params: Any, hidden: Any, tokens: Any, start: Any, first: Any, inputs: SamplingInputs, rows: jax.Array
+    ) -> jax.Array:
+        logits, emitted, noise, penalised, generated = jax.tree.map(
+            lambda values: values[0][rows], prepared(params, hidden, tokens, start, first, inputs)
+        )
         return margin(
-            logits[0],
-            emitted[0],
-            None if noise is None else noise[0],
-            penalised=None if penalised is None else penalised[0],
-            generated=generated[0],
-            inputs=inputs,
-            processors=processors,
+            logits, emitted, noise, penalised=penalised, generated=generated, inputs=inputs, processors=processors
         )
 
     return jax.jit(redraw), jax.jit(measure)
