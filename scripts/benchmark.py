@@ -77,6 +77,7 @@ def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     if output is None:
         day = datetime.now(UTC).date().isoformat()
         output = ROOT / "benchmarks" / f"{day}-{jax.default_backend()}.jsonl"
+        output.parent.mkdir(exist_ok=True)
     check_writable(output, "--output")
     settings = make_settings(arguments)
     model = settings.model

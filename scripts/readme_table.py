@@ -5,7 +5,7 @@
     python scripts/readme_table.py --check                             fails where the README says something else
 
 The benchmark section comes from rows of `scripts/benchmark.py`, the demo section from the demo model's training.json
-and, where it is there, benchmarks/demo_model.json, which is what `scripts/evaluate_demo.py` prints.
+and its model card, which `scripts/evaluate_demo.py --card` writes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,29 +48,29 @@ def benchmark_section(rows: list[Row]) -> str:
     return "\n\n".join(part for part in (*parts, listed) if part) or NOT_MEASURED
 
 
-def demo_section(training: Row, config: Row, measures: Row | None) -> str:
-    """What the demo model is and how long it was trained; its bits per character where they were measured."""
-    seen = {name: tokens for name, tokens in training["tokens_seen"].items() if tokens}
+def demo_section(training: Row, config: Row, card: str) -> str:
+    """What the demo model is and how long it was trained; its bits per character where the card states them."""
     before = training.get("started_from") or {"tokens_seen": {}, "training_minutes": 0.0}
-    tokens = sum(seen.values()) + sum(before["tokens_seen"].values())
-    lengths = [
-        phase["length"] for phase in training["phases"] if phase["name"] in seen and not phase["freeze_backbone"]
-    ]
+    seen = Counter(training["tokens_seen"]) + Counter(before["tokens_seen"])
+    backbone = [phase for phase in training["phases"] if seen[phase["name"]] and not phase["freeze_backbone"]]
+    lengths = [phase["length"] for phase in backbone]
+    tokens = sum(seen[phase["name"]] for phase in backbone)
+    minutes = training["training_minutes"] + before["training_minutes"]
     text = (
         f"{config['model_type'].capitalize()}, {training['parameters']:,} parameters, "
         f"{config['num_hidden_layers']} layers, {config['num_attention_heads']} query and "
         f"{config['num_key_value_heads']} key/value heads, {config['vocab_size']:,} byte-level BPE entries, "
         f"{config['tokenswift']['num_heads']} draft heads. Trained on {tokens / 1e6:.1f} million tokens of "
-        f"public-domain prose in {training['training_minutes'] + before['training_minutes']:.0f} minutes "
+        f"public-domain prose, the heads on {(seen.total() - tokens) / 1e6:.1f} million more, in {minutes:.0f} minutes "
         f"({training['machine']}). **Training length: {_range(lengths)} tokens**; "
         f"`max_position_embeddings` is {config['max_position_embeddings']:,}, so longer text runs, but the model never "
         "learnt to use what lies further back."
     )
-    if measures is not None:
-        bits = measures["bits_per_character"]
+    bits = re.search(r"^\| all \| ([\d.]+) \| ([\d.]+) \|$", card, re.MULTILINE)
+    if bits:
         text += (
-            f" Held-out books: **{bits['unwrapped']['all']:.2f} bits per character** "
-            f"({bits['wrapped']['all']:.2f} with the files' hard-wrapped lines; `scripts/evaluate_demo.py`)."
+            f" Held-out books: **{float(bits[1]):.2f} bits per character** "
+            f"({float(bits[2]):.2f} with the files' hard-wrapped lines; `scripts/evaluate_demo.py`)."
         )
     return text
 
@@ -193,9 +194,11 @@ def fill_readme(readme: str, source: str | None) -> str:
         source = "" if named is None else str(named[1])
     lines = (ROOT / source).read_text(encoding="utf-8").splitlines() if source else []
     readme = fill(readme, "benchmark", source, benchmark_section([json.loads(line) for line in lines]))
-    report = ROOT / "benchmarks" / "demo_model.json"
-    measures = _read(report) if report.exists() else None
-    return fill(readme, "demo", "", demo_section(_read(DEMO / "training.json"), _read(DEMO / "config.json"), measures))
+    card = DEMO / "README.md"
+    demo = demo_section(
+        _read(DEMO / "training.json"), _read(DEMO / "config.json"), card.read_text("utf-8") if card.exists() else ""
+    )
+    return fill(readme, "demo", "", demo)
 
 
 def _read(path: Path) -> Row:

@@ -68,7 +68,7 @@ def encoded_books(arguments: argparse.Namespace, recipe: Recipe) -> tuple[list[n
             for kind, texts in (("plain", plain), ("wrapped", [keep_wrapped(text) for text in raw.values()]))
             for index, ids in enumerate(tokenizer.encode_batch(texts))
         }
-        np.savez(store, **encoded)
+        np.savez(store, allow_pickle=False, **encoded)
     save_tokenizer(Tokenizer.from_file(str(tokenizer_file)), arguments.output, recipe.model.max_position_embeddings)
     with np.load(store) as arrays:
         names = sorted(arrays)

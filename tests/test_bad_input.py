@@ -19,6 +19,8 @@ from tokenswift_jax.cli import main
 from tokenswift_jax.model import DEMO_MODEL
 
 BILLION = 10**9
+DEMO = json.loads((DEMO_MODEL / "config.json").read_text())
+VOCAB, POSITIONS, LAYERS = DEMO["vocab_size"], DEMO["max_position_embeddings"], DEMO["num_hidden_layers"]
 
 
 @pytest.fixture(scope="module")
@@ -122,17 +124,20 @@ CHECKPOINTS = {
     "missing tensor": (tensors(MODEL, drop(UP)), [f"missing: {UP}"]),
     "extra tensor": (tensors(MODEL, add("model.layers.0.adapter.weight", 2)), ["extra: model.layers.0.adapter.weight"]),
     "mis-shaped tensor": (tensors(MODEL, add(UP, 3, 5)), [f"mis-shaped: {UP} [3, 5] instead of ["]),
-    "more layers than weights": (config(num_hidden_layers=9), ["missing: ", "layers.8", "more"]),
-    "another vocabulary": (config(vocab_size=4096), ["model.embed_tokens.weight", "instead of [4096, "]),
+    "more layers than weights": (
+        config(num_hidden_layers=LAYERS + 2),
+        [f"missing: model.layers.{LAYERS}.", "and 10 more"],
+    ),
+    "another vocabulary": (config(vocab_size=5000), ["model.embed_tokens.weight", "instead of [5000, "]),
     "heads for another hidden size": (tensors(HEADS, other_heads), ["another hidden size", "[48, 48]"]),
     "a head too few": (
         tensors(HEADS, lambda values: [values.pop(name) for name in list(values) if ".2." in name]),
         ["missing: medusa_layers.2."],
     ),
     "heads nobody announced": (config(tokenswift=None), ["extra: medusa_layers.0", "config.json names 0 draft heads"]),
-    "a tokenizer too large": (longer_tokenizer, ["tokenizer", "2049 entries", "vocabulary 2048"]),
+    "a tokenizer too large": (longer_tokenizer, ["tokenizer", f"{VOCAB + 1} entries", f"vocabulary {VOCAB}"]),
     "a broken tokenizer": (lambda folder: replaced(folder / "tokenizer.json", "{"), ["tokenizer", "cannot be loaded"]),
-    "eos outside the vocabulary": (only(generation_config={"eos_token_id": 2048}), ["eos_token_id 2048"]),
+    "eos outside the vocabulary": (only(generation_config={"eos_token_id": VOCAB}), [f"eos_token_id {VOCAB}"]),
     "unsupported generation": (only(generation_config={"num_beams": 4}), ["num_beams 4", "not supported"]),
     "sampling out of range": (only(generation_config={"top_p": 3}), ["top_p is 3"]),
     "truncated model": (cut(MODEL), [MODEL, "truncated?"]),
@@ -144,28 +149,34 @@ CHECKPOINTS = {
 }
 # flags, with the demo as it is -> what the one line has to name
 REQUESTS = {
-    "more tokens than positions": ("--max-new-tokens 131072", ["131072 positions", "--rope-override", "yarn"]),
-    "a prompt longer than the positions": ("--prompt-ids long.json", ["prompt (131072 tokens)", "--rope-override"]),
+    "more tokens than positions": (
+        f"--max-new-tokens {POSITIONS}",
+        [f"{POSITIONS} positions", "--rope-override", "yarn"],
+    ),
+    "a prompt longer than the positions": (
+        "--prompt-ids long.json",
+        [f"prompt ({POSITIONS} tokens)", "--rope-override"],
+    ),
     "a prompt longer than the capacity": ("--prompt-ids short.json --capacity 256", ["capacity 256", "needs"]),
     "more tokens than the capacity": ("--max-new-tokens 300 --capacity 256", ["capacity 256", "needs"]),
     "stretched, but not enough": (
-        '--max-new-tokens 300000 --rope-override {"rope_type":"yarn","factor":2.0}',
-        ["262144 positions", "--rope-override"],
+        f'--max-new-tokens {2 * POSITIONS} --rope-override {{"rope_type":"yarn","factor":2.0}}',
+        [f"{2 * POSITIONS} positions", "--rope-override"],
     ),
     "an override of no type": ('--rope-override {"rope_type":"su"}', ["'su'", "default, linear, llama3, yarn"]),
     "an override without a factor": ('--rope-override {"rope_type":"linear"}', ["'linear' needs factor"]),
     "an empty override": ("--rope-override {}", ["rope override", '"factor": 4.0']),
     "a negative factor": ('--rope-override {"rope_type":"linear","factor":-1}', ["factor is -1", "positive"]),
     "an empty prompt": ("--prompt-ids none.json", ["the prompt is empty"]),
-    "ids outside the vocabulary": ("--prompt-ids outside.json", ["token id 2048", "0..2047"]),
-    "a negative id": ("--prompt-ids negative.json", ["token id -1", "0..2047"]),
-    "suppressed ids outside": ("--suppress-tokens 2048", ["[2048]", "2047"]),
+    "ids outside the vocabulary": ("--prompt-ids outside.json", [f"token id {VOCAB} ", f"0..{VOCAB - 1}"]),
+    "a negative id": ("--prompt-ids negative.json", ["token id -1", f"0..{VOCAB - 1}"]),
+    "suppressed ids outside": (f"--suppress-tokens {VOCAB}", [f"[{VOCAB}]", f"{VOCAB - 1}"]),
     "an unknown dtype": ("--dtype int8", ["'int8'", "bfloat16, float16, float32"]),
     "float64 without x64": ("--dtype float64", ["JAX_ENABLE_X64"]),
     "a tree too shallow for the heads": ("--mode tokenswift --tree 1,3", ["2 depths", "3 draft heads need 4"]),
-    "a tree too wide": ("--mode medusa --tree 1,9999,3,3", ["9999", "2048"]),
-    "no such model": ("--model nowhere", ["no such directory: nowhere", "owner/name"]),
-    "a file for a model": ("--model short.json", ["is a file", "config.json"]),
+    "a tree too wide": ("--mode medusa --tree 1,9999,3,3", ["9999", f"{VOCAB}"]),
+    "no such model": ("--model nowhere --prompt x", ["no such directory: nowhere", "owner/name"]),
+    "a file for a model": ("--model short.json --prompt x", ["is a file", "config.json"]),
     "an infinite temperature": ("--temperature inf", ["temperature is inf"]),
     "a hot temperature": ("--temperature 1e9", ["temperature", "1e6"]),
     "a negative eta": ("--eta-cutoff -0.1", ["eta_cutoff is -0.1"]),
@@ -218,10 +229,10 @@ def test_a_spoiled_checkpoint(scene, capsys, name):
 @pytest.mark.parametrize("name", REQUESTS)
 def test_a_request_that_does_not_fit(scene, capsys, monkeypatch, name):
     for file, ids in {
-        "long": [1] * 131072,
+        "long": [1] * POSITIONS,
         "short": [1] * 300,
         "none": [],
-        "outside": [2048],
+        "outside": [VOCAB],
         "negative": [-1],
     }.items():
         Path(f"{file}.json").write_text(json.dumps(ids))
@@ -231,21 +242,21 @@ def test_a_request_that_does_not_fit(scene, capsys, monkeypatch, name):
 
 
 @pytest.mark.parametrize(
-    ("flags", "gigabytes"),
+    ("flags", "positions", "size"),
     [
-        # 2 (keys, values) x 4 layers x 2 heads x 64 values x 4 bytes = 4,096 bytes a position
-        (["--capacity", str(BILLION)], 4096),
-        (["--max-new-tokens", str(BILLION // 2)], 2048),
-        (["--capacity", str(BILLION), "--dtype", "bfloat16"], 2048),
+        (["--capacity", str(BILLION)], BILLION, 4),
+        (["--max-new-tokens", str(BILLION // 2)], BILLION // 2, 4),
+        (["--capacity", str(BILLION), "--dtype", "bfloat16"], BILLION, 2),
     ],
 )
-def test_too_little_memory_for_the_cache(scene, capsys, flags, gigabytes):
+def test_too_little_memory_for_the_cache(scene, capsys, flags, positions, size):
     """Said before anything of that size is asked for: these would take terabytes."""
     config(max_position_embeddings=2 * BILLION)(scene)
     before = contents(Path())
     assert main(["--model", "model", "--prompt", "x", *flags, *FILES]) == 2
     shown = capsys.readouterr()
     assert (shown.out, len(shown.err.splitlines())) == ("", 1)
+    gigabytes = 2 * LAYERS * DEMO["num_key_value_heads"] * DEMO["head_dim"] * size * positions / 1e9
     needed = float(shown.err.split(" GB")[0].split()[-1])
     assert gigabytes <= needed <= 1.13 * gigabytes  # capacities are rounded up by at most an eighth
     assert "GB are free" in shown.err

@@ -8,10 +8,12 @@ from jax import lax
 
 from pallas_kernels.dtypes import wide_dtype
 
-# Whole blocks of the prefix are read in large steps, its ragged end in small ones, so that a step costs the
-# length in use: on CPU larger blocks save loop overhead, smaller ones wasted columns.
-LARGE_BLOCK = 2048
+# Whole blocks of the prefix are read in large steps and without masks, its ragged end in small ones, so that a step
+# costs the length in use: on CPU larger blocks save loop overhead, smaller ones wasted columns.
+LARGE_BLOCK = 1024
 SMALL_BLOCK = 256
+# Above so many rows (query group included) large blocks halve, so that scores stay far smaller than the cache.
+MANY_ROWS = 64
 
 
 def tree_attention(
@@ -59,15 +61,18 @@ def tree_attention(
         return key_block * scale if exact else key_block
 
     def accumulate(state, key_block, value_block, visible):
-        """Folds one block of columns into the running maximum, normaliser and weighted sum."""
+        """Folds one block of columns into the running maximum, normaliser and weighted sum; visible None: all."""
         peak, total, mixed = state
         # Keys on the left: on CPU the large operand then needs no transposed copy.
         scores = jnp.einsum("bhcd,bhrd->bhcr", key_block, grouped, preferred_element_type=wide)
         scores = scores.swapaxes(2, 3) if exact else scores.swapaxes(2, 3) * scale
-        scores = jnp.where(visible, scores, lowest)
+        if visible is not None:
+            scores = jnp.where(visible, scores, lowest)
         new_peak = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
-        # Masked columns must weigh nothing even in a block where every column is masked.
-        weights = jnp.where(visible, jnp.exp(scores - new_peak), jnp.zeros((), wide))
+        weights = jnp.exp(scores - new_peak)
+        if visible is not None:
+            # Masked columns must weigh nothing even in a block where every column is masked.
+            weights = jnp.where(visible, weights, jnp.zeros((), wide))
         decay = jnp.exp(peak - new_peak)
         total = total * decay + weights.sum(axis=-1, keepdims=True)
         mixed = mixed * decay + jnp.einsum(
@@ -77,23 +82,26 @@ def tree_attention(
 
     at_layer, zero = jnp.int32(layer), jnp.int32(0)  # the type of `start`, under x64 too
 
-    def prefix_block(state, start, size):
+    def prefix_block(state, start, size, whole):
+        """Folds in `size` slots from `start`; whole: they are in use in every row of the batch."""
         at = (at_layer, zero, zero, start, zero)
         shape = (1, batch, kv_heads, size, head_dim)
         key_block = scaled(lax.dynamic_slice(keys, at, shape)[0])
         value_block = lax.dynamic_slice(values, at, shape)[0]
         slots = start + jnp.arange(size, dtype=jnp.int32)
-        live = (slots[None, :] < lengths[:, None])[:, None, None, :]
-        # 0 * NaN is NaN: scratch slots must be zero before they are weighted.
-        value_block = jnp.where(live[:, :, 0, :, None], value_block, jnp.zeros((), value_block.dtype))
-        visible = live
+        visible = None
+        if not whole:
+            visible = (slots[None, :] < lengths[:, None])[:, None, None, :]
+            # 0 * NaN is NaN: scratch slots must be zero before they are weighted.
+            value_block = jnp.where(visible[:, :, 0, :, None], value_block, jnp.zeros((), value_block.dtype))
         if window is not None:
             if key_positions is None:
                 text = jnp.broadcast_to(slots[None, None, :], (batch, 1, size))
             else:
                 text = lax.dynamic_slice(key_positions, (at_layer, zero, zero, start), (1, batch, kv_heads, size))[0]
             reach = jnp.tile(positions, (1, group)) - window
-            visible = live & (text[:, :, None, :] > reach[:, None, :, None])
+            near = text[:, :, None, :] > reach[:, None, :, None]
+            visible = near if visible is None else visible & near
         return accumulate(state, key_block, value_block, visible)
 
     shape = (batch, kv_heads, group * rows)
@@ -103,15 +111,23 @@ def tree_attention(
         jnp.zeros((*shape, head_dim), wide),
     )
     longest = lengths.max()
-    large, small = min(LARGE_BLOCK, capacity), min(SMALL_BLOCK, capacity)
-    first = jnp.zeros((), jnp.int32)
+    large = LARGE_BLOCK if group * rows <= MANY_ROWS else LARGE_BLOCK // 2
+    small = min(SMALL_BLOCK, capacity)
+    begin = jnp.zeros((), jnp.int32)  # in large blocks
     if window is not None and key_positions is None:
-        first = jnp.maximum(positions.min() - window + 1, 0) // large
-    whole = longest // large
-    state = lax.fori_loop(first, whole, lambda j, s: prefix_block(s, j * large, large), state)
-    begin = jnp.maximum(whole, first) * large // small
+        begin = jnp.maximum(positions.min() - window + 1, 0) // large
+    # A block as large as the cache would be read whatever the trip count: XLA moves what cannot vary out of the loop.
+    if capacity > large:
+        whole = jnp.maximum(lengths.min() // large, begin)
+        state = lax.fori_loop(begin, whole, lambda j, s: prefix_block(s, j * large, large, True), state)
+        begin = whole
+        if batch > 1:
+            whole = jnp.maximum(longest // large, begin)
+            state = lax.fori_loop(begin, whole, lambda j, s: prefix_block(s, j * large, large, False), state)
+            begin = whole
     end = (longest + small - 1) // small
-    state = lax.fori_loop(begin, end, lambda j, s: prefix_block(s, j * small, small), state)
+    begin = begin * large // small
+    state = lax.fori_loop(begin, end, lambda j, s: prefix_block(s, j * small, small, False), state)
 
     own_visible = tree_mask
     if window is not None:

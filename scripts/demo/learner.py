@@ -43,7 +43,8 @@ def split_decoder(config: ModelConfig, seed: int) -> tuple[Any, Any, Any]:
     for layer in model.layers:  # the residual stream sums 2 * layers terms: start them small
         for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
             linear.kernel[...] = linear.kernel[...] * jnp.float32((2 * config.num_layers) ** -0.5)
-    return nnx.split(model, nnx.PathContains("draft_heads"), ...)
+    graph, heads, backbone = nnx.split(model, nnx.PathContains("draft_heads"), ...)
+    return graph, heads, backbone
 
 
 def optimizer(settings: OptimizerRecipe, weight_decay: float) -> optax.GradientTransformation:

@@ -66,8 +66,8 @@ def successor_model(
 
     Embeddings are orthogonal, the LM head scores token v by how much the hidden state looks like v's predecessor, and
     draft head i turns the embedding of a token into that of its i-th successor. Attention and MLP are random and move
-    the hidden state by about `context` of its length; `certainty` is the successor's logit without them. The permutation
-    is made of cycles of `cycle` tokens, by default a single one.
+    the hidden state by about `context` of its length; `certainty` is the successor's logit without them. The
+    permutation is made of cycles of `cycle` tokens, by default a single one.
     """
     shape = config(vocab, layers, heads, windows)
     rng = np.random.default_rng(seed)
@@ -116,7 +116,10 @@ def model_of(shape: ModelConfig, value, dtype: type = np.float32, eos_token_ids:
     """The model whose parameter at each path is `value(path, dims)`."""
     graph, state = nnx.split(abstract_decoder(shape, jnp.dtype(dtype)))
     params = nnx.from_flat_state(
-        [(path, param.replace(jnp.asarray(value(path, param.shape), dtype))) for path, param in nnx.to_flat_state(state)]
+        [
+            (path, param.replace(jnp.asarray(value(path, param.shape), dtype)))
+            for path, param in nnx.to_flat_state(state)
+        ]
     )
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(params)), "float64 models need enable_x64"
     return Model(Path("in-memory"), shape, None, {}, graph, params, np.dtype(dtype).name, eos_token_ids, None)

@@ -7,6 +7,7 @@ _TREE = {"tree": (1, 2, 2, 2), "ngram_k": 2, "ngram_slots": 4, "node_budget": 7}
 _CACHE = {"draft_cache": 64, "draft_sinks": 8}
 
 SPECULATIONS = {
+    "plain": SpeculationConfig(mode="autoregressive"),
     "partial": SpeculationConfig(mode="tokenswift", schedule="partial", **_TREE, **_CACHE),
     "fused": SpeculationConfig(mode="tokenswift", schedule="fused", **_TREE),
     "medusa": SpeculationConfig(mode="medusa", tree=(1, 2, 2, 1)),

