@@ -122,7 +122,7 @@ def smallest_change(logits, penalised, noise, token, sampling):
     """By trying: every logit moves by delta, the token's up; the others all down, or only those drawn before it."""
     plain = scores_of(logits, penalised, sampling)[0] + noise
     own = np.arange(VOCAB) == token
-    for delta in np.arange(0, 20, 5e-4):
+    for delta in np.arange(0, 20, 1e-3):
         for up in (own, own | (plain < plain[token])):
             changed = logits + np.where(up, delta, -delta)
             if (scores_of(changed, penalised, sampling)[1] + noise).argmax() == token:
@@ -164,7 +164,7 @@ def test_margins_of_sampled_draws_by_trying(small):
         report = found(small, prompt, [*tokens[:at], token], sampling)
         assert (report.mismatches, report.failed) == (1, True)
         expected = smallest_change(logits[position - 1], penalised, noise, token, sampling)
-        assert report.max_margin == pytest.approx(expected, abs=6e-4)  # one step of the search above
+        assert report.max_margin == pytest.approx(expected, abs=1.1e-3)  # one step of the search above
         margins.append(report.max_margin)
     assert min(margins) > 0.1
 

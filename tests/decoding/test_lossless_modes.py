@@ -52,19 +52,23 @@ SAMPLED = {
 
 
 @functools.cache
-def model():
-    return small_models.with_eos(small_models.successor_model(), EOS)
+def model(layers):
+    return small_models.with_eos(small_models.successor_model(layers=layers), EOS)
+
+
+def write(case, speculation):
+    """The text of a case."""
+    if case == "greedy":
+        return decode(model(2), PROMPT, GREEDY, speculation, max_new_tokens=TOKENS, ignore_eos=True)
+    # EOS is forbidden for the first TOKENS and sure to come soon after them.
+    limits = {"max_new_tokens": 2 * TOKENS, "min_new_tokens": TOKENS}
+    return decode(model(1), PROMPT, SamplingConfig(**_ALL | SAMPLED[case]), speculation, **limits)
 
 
 @functools.cache
 def text(case, mode):
-    """The text of a case; mode None is plain decoding."""
-    speculation = PLAIN if mode is None else SPECULATIONS[mode]
-    if case == "greedy":
-        return decode(model(), PROMPT, GREEDY, speculation, max_new_tokens=TOKENS, ignore_eos=True)
-    # EOS is forbidden for the first TOKENS and sure to come soon after them.
-    limits = {"max_new_tokens": 2 * TOKENS, "min_new_tokens": TOKENS}
-    return decode(model(), PROMPT, SamplingConfig(**_ALL | SAMPLED[case]), speculation, **limits)
+    """The text of a case in a mode; None is plain decoding."""
+    return write(case, PLAIN if mode is None else SPECULATIONS[mode])
 
 
 CASES = ("greedy", *SAMPLED)
@@ -109,11 +113,11 @@ class EachInTurn(Tuner):
 @pytest.mark.parametrize("case", ["greedy", "everything"])
 @pytest.mark.parametrize("mode", ["auto", "tokenswift auto"])
 def test_plans_may_change_at_every_chunk(monkeypatch, mode, case):
+    plain = text(case, None)
     monkeypatch.setattr(run, "Tuner", EachInTurn)
-    text.cache_clear()
-    mixed = text(case, mode)
+    mixed = write(case, SPECULATIONS[mode])
     assert len(mixed.trace) > 20
     assert {entry["schedule"] for entry in mixed.trace} == {None, "fused", "partial"}
-    assert_same(mixed.tokens, text(case, None).tokens)
+    assert_same(mixed.tokens, plain.tokens)
     assert len(mixed.accepted_per_depth) == 4
     assert min(mixed.accepted_per_depth) > 0

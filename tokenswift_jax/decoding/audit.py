@@ -153,7 +153,7 @@ def _logit_spread(model: Model, text: list[int]) -> float:
     tokens = padded([sample])
     cache = empty_cache(model.config, 1, tokens.shape[1], jax.tree.leaves(params)[0].dtype)
     spread = 0.0
-    logits = jax.jit(lambda params, hidden: nnx.merge(graph, params).logits(hidden))
+    logits = _lm_head(graph)
     wide = np.asarray(logits(params, together))[0]
     for start in range(0, len(sample), _FEW):
         piece = jnp.asarray(tokens[:, start : start + _FEW])
@@ -162,3 +162,8 @@ def _logit_spread(model: Model, text: list[int]) -> float:
         rows = min(_FEW, len(sample) - start)
         spread = max(spread, float(np.abs(narrow[:rows] - wide[start : start + rows]).max()))
     return spread
+
+
+@functools.cache
+def _lm_head(graph: nnx.GraphDef) -> Callable:
+    return jax.jit(lambda params, hidden: nnx.merge(graph, params).logits(hidden))
