@@ -39,7 +39,9 @@ def draft_tree(
         normed = jnp.concatenate([model.norm(hidden)[:, None], heads], axis=1)
         candidates = _candidates(model.project(normed), state, inputs, plan, noise)
     elif plan.kind == "fused":
-        candidates = _candidates(model.project(_heads(model, state.hidden, len(plan.tree.widths))), state, inputs, plan, noise)
+        candidates = _candidates(
+            model.project(_heads(model, state.hidden, len(plan.tree.widths))), state, inputs, plan, noise
+        )
     else:
         candidates = []
     chains = None

@@ -128,8 +128,8 @@ def build(
         shape: the static shape; `rows` below is `shape.rows`.
         root: int32 `[batch]`, the newest emitted token.
         candidates: per depth int32 tokens `[batch, width]`, distinct within a depth, and float log-probabilities
-            `[batch, width]` *without* noise, -inf where a filter removed the token. They apply under every node of the
-            depth above.
+            `[batch, width]` (`processors.top_candidates`), -inf where a filter removed the token. They apply
+            under every node of the depth above.
         ngrams: what `ngram.lookup` returns for the keys: continuations `[batch, keys, k, 3]`, counts
             `[batch, keys, k]`, totals `[batch, keys]`; None iff `shape.ngram_k` is 0.
 
