@@ -46,7 +46,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "unwrapped": {name: unwrap(text, training["text"]["wrap_column"]) for name, text in books.items()},
         "wrapped": {name: keep_wrapped(text) for name, text in books.items()},
     }
-    report: dict[str, Any] = {"length": arguments.length, "stride": arguments.stride, "bits_per_character": {}}
+    report: dict[str, Any] = {"length": arguments.length, "stride": arguments.stride, "tokens_a_book": arguments.tokens}
+    report |= {"head_tokens_a_book": arguments.head_tokens, "bits_per_character": {}}
     for dress, texts in dresses.items():
         figures, bits, size, tokens = {}, 0.0, 0, 0
         for name, text in texts.items():

@@ -247,6 +247,7 @@ def test_a_request_that_does_not_fit(scene, capsys, monkeypatch, name):
         (["--capacity", str(BILLION)], BILLION, 4),
         (["--max-new-tokens", str(BILLION // 2)], BILLION // 2, 4),
         (["--capacity", str(BILLION), "--dtype", "bfloat16"], BILLION, 2),
+        (["--mode", "selfspec", "--draft-cache", str(BILLION)], BILLION, 4),
     ],
 )
 def test_too_little_memory_for_the_cache(scene, capsys, flags, positions, size):
@@ -261,6 +262,14 @@ def test_too_little_memory_for_the_cache(scene, capsys, flags, positions, size):
     assert gigabytes <= needed <= 1.13 * gigabytes  # capacities are rounded up by at most an eighth
     assert "GB are free" in shown.err
     assert contents(Path()) == before
+
+
+def test_too_little_memory_for_the_ngram_table(scene, capsys):
+    assert main(["--model", "model", "--prompt", "x", "--mode", "ngram", "--ngram-slots", str(BILLION), *FILES]) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, len(shown.err.splitlines())) == ("", 1)
+    assert "GB are free" in shown.err
+    assert "--ngram-slots" in shown.err
 
 
 def test_not_a_number_in_the_middle_stops_with_the_position(tmp_path, monkeypatch, capsys):

@@ -19,7 +19,8 @@ the recipe as it ran.
 
 * Data: 32 public-domain books (Project Gutenberg, first published before 1919), 41.8 MB. Paragraphs are unwrapped;
   {wrapped_share:.0%} of the windows keep the files' hard-wrapped lines.
-* {tokens:,} tokens in {steps:,} steps and {minutes} minutes on two shared CPU cores ({machine}; {versions}).{restart}
+* {tokens:,} tokens, {backbone_tokens:,} of them with the backbone learning, in {steps:,} steps and {minutes} minutes on
+  two shared CPU cores ({machine}; {versions}).{restart}
 * **Training length: {shortest} tokens for most of the run, at the end up to {longest}.** In the later phases some
   windows leave out their middle, so that distances up to {positions:,} positions occur. Beyond {longest} tokens of
   context the model was never trained: expect it to hold together, not to use what it read there.
@@ -34,7 +35,8 @@ the recipe as it ran.
 
 ## Measured on the held-out books (three authors absent from training)
 
-Bits per character, windows of {length} tokens advancing by {stride}, weights as stored (bfloat16) computed in float32:
+Bits per character of {read}, windows of {length} tokens advancing by {stride}, weights as stored
+(bfloat16), computed in float32:
 
 | book | unwrapped | hard-wrapped |
 | --- | --- | --- |
@@ -42,7 +44,7 @@ Bits per character, windows of {length} tokens advancing by {stride}, weights as
 
 ({per_token:.2f} characters a token unwrapped, {per_token_wrapped:.2f} hard-wrapped.)
 
-How often the backbone's own best token is among a head's best guesses, held-out text, 512-token windows:
+How often the backbone's own best token is among a head's best guesses, {head_tokens:,} tokens a book:
 
 | head | guesses | best 1 | best 2 | best 3 | book's word in best 1 |
 | --- | --- | --- | --- | --- | --- |
@@ -64,7 +66,7 @@ Temperature 1, min-p 0.1, penalty 1.1, seed 0. Prompt:
 """
 
 RESTART = """
-  They started from the weights, with fresh optimizer moments, of a run of the same recipe that was cut short after
+  They started from the weights, with fresh optimizer moments, of an earlier run that was cut short after
   {tokens:,} tokens, {steps} steps and {minutes} minutes (not counted here)."""
 
 
@@ -102,6 +104,9 @@ def write_card(folder: Path, report: dict[str, Any], note: str) -> None:
         draft_heads=config["tokenswift"]["num_heads"],
         wrapped_share=training["text"]["wrapped_share"],
         tokens=sum(training["tokens_seen"].values()),
+        backbone_tokens=sum(
+            training["tokens_seen"].get(p["name"], 0) for p in training["phases"] if not p["freeze_backbone"]
+        ),
         restart=restart,
         note=f"\n* {note}" if note else "",
         steps=training["steps"],
@@ -112,6 +117,8 @@ def write_card(folder: Path, report: dict[str, Any], note: str) -> None:
         longest=max(lengths),
         positions=config["max_position_embeddings"],
         phases="\n".join(phases),
+        read=f"each book's first {report['tokens_a_book']:,} tokens" if report["tokens_a_book"] else "the whole books",
+        head_tokens=report["head_tokens_a_book"],
         length=report["length"],
         stride=report["stride"],
         bits="\n".join(_row(name, bits["unwrapped"][name], bits["wrapped"][name]) for name in bits["unwrapped"]),

@@ -18,6 +18,7 @@ from tokenswift_jax.model import DEMO_MODEL
 
 GREEDY = ts.SamplingConfig(temperature=0.0)
 DRAFTED = ts.SpeculationConfig(mode="medusa", node_budget=3)
+PLAIN = ts.SpeculationConfig(mode="autoregressive")  # where drafts are beside the point: fewer programs to compile
 VOCAB = 48
 COUNT = 300  # with any prompt here more than one chunk of 256
 
@@ -37,8 +38,8 @@ def small():
     return successor_model(VOCAB)
 
 
-def emitted(model, prompt, sampling, **options):
-    return ts.generate(model, prompt, sampling, DRAFTED, max_new_tokens=COUNT, **options).token_ids
+def emitted(model, prompt, sampling, speculation=DRAFTED, **options):
+    return ts.generate(model, prompt, sampling, speculation, max_new_tokens=COUNT, **options).token_ids
 
 
 def tampered(tokens, at, token):
@@ -172,7 +173,7 @@ def test_margins_of_sampled_draws_by_trying(small):
 def test_rows_of_a_batch_are_sequences_of_their_own(small):
     sampling = ts.SamplingConfig(seed=1, sequence=5)
     prompts = [[1, 2, 3], list(range(20))]
-    outs = ts.generate(small, prompts, sampling, DRAFTED, max_new_tokens=60, audit=True)
+    outs = ts.generate(small, prompts, sampling, PLAIN, max_new_tokens=60, audit=True)
     assert [out.audit["mismatches"] for out in outs] == [0, 0]
     assert_clean(found(small, prompts[1], outs[1].token_ids, sampling, sequence=6), 60)
     assert found(small, prompts[1], outs[1].token_ids, sampling, sequence=5).mismatches > 10
@@ -180,17 +181,17 @@ def test_rows_of_a_batch_are_sequences_of_their_own(small):
 
 def test_an_eos_that_is_forbidden_for_a_while_or_ignored(small):
     prompt, sampling = [3, 1], ts.SamplingConfig(seed=2)
-    free = emitted(small, prompt, sampling)
+    free = emitted(small, prompt, sampling, PLAIN)
     at = next(at for at in range(4, 30) if free[at] not in free[:at])
     model = with_eos(small, free[at])
-    early = emitted(model, prompt, sampling)
+    early = emitted(model, prompt, sampling, PLAIN)
     assert early == free[: at + 1]
     assert_clean(found(model, prompt, early, sampling), at + 1)
-    late = emitted(model, prompt, sampling, min_new_tokens=30)
+    late = emitted(model, prompt, sampling, PLAIN, min_new_tokens=30)
     assert len(late) >= 30
     assert_clean(found(model, prompt, late, sampling, min_new_tokens=30), len(late))
     assert found(model, prompt, late, sampling).mismatches > 0
-    assert emitted(model, prompt, sampling, ignore_eos=True, min_new_tokens=30) == free
+    assert emitted(model, prompt, sampling, PLAIN, ignore_eos=True, min_new_tokens=30) == free
     assert_clean(found(model, prompt, free, sampling, ignore_eos=True, min_new_tokens=30), COUNT)
     assert found(model, prompt, free, sampling, min_new_tokens=30).mismatches > 0
 
@@ -202,8 +203,7 @@ def test_nothing_to_audit(small):
 def test_bfloat16_allows_near_ties_and_nothing_else(folder):
     model = ts.load(folder, dtype="bfloat16")
     prompt = model.tokenizer("The old house stood at the end of the lane.").input_ids
-    plain = ts.SpeculationConfig(mode="autoregressive")
-    tokens = ts.generate(model, prompt, GREEDY, plain, max_new_tokens=200, ignore_eos=True).token_ids
+    tokens = ts.generate(model, prompt, GREEDY, PLAIN, max_new_tokens=200, ignore_eos=True).token_ids
     report = found(model, prompt, tokens, GREEDY, ignore_eos=True)
     assert not report.failed
     assert report.max_margin <= report.bound

@@ -29,7 +29,6 @@ def model():
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-@functools.cache
 def sampling(model, name):
     if name == "greedy":
         return SamplingConfig(temperature=0.0)

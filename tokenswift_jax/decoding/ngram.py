@@ -39,6 +39,11 @@ def empty(batch: int, vocab: int, slots: int) -> NgramTable:
     return NgramTable(jnp.zeros((batch, vocab, _FIELDS * slots), jnp.int32), jnp.zeros((batch,), jnp.int32))
 
 
+def table_bytes(batch: int, vocab: int, slots: int) -> int:
+    """Bytes of a table."""
+    return 4 * _FIELDS * batch * vocab * slots
+
+
 def insert(table: NgramTable, tokens: jax.Array, eligible: jax.Array, most: int | None = None) -> NgramTable:
     """Inserts, in position order, the 4-grams that end at a position in [inserted, eligible); O(slots) each.
 

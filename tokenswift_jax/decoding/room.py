@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tokenswift_jax.cache.full import BLOCK, cache_bytes, round_up
+from tokenswift_jax.decoding import ngram
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
 
@@ -38,13 +39,17 @@ def capacity_for(
     return round_up(needed, max(BLOCK, 2 ** (needed.bit_length() - 4)))
 
 
-def check_memory(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> None:
-    """UserError where the cache alone exceeds the device's free memory."""
-    needed, free = cache_bytes(config, batch, capacity, dtype), _free_bytes()
+def check_memory(
+    config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, *, draft_slots: int = 0, ngram_slots: int = 0
+) -> None:
+    """UserError where caches (capacity + draft_slots a row) and n-gram table exceed the device's free memory."""
+    needed = cache_bytes(config, batch, capacity + draft_slots, dtype)
+    needed += ngram.table_bytes(batch, config.vocab_size, ngram_slots)
+    free = _free_bytes()
     if free is not None and needed > free:
         raise UserError(
-            f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are "
-            "free; lower --max-new-tokens, --capacity or the batch"
+            f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB, with all that goes with it, and "
+            f"{free / 1e9:.1f} GB are free; lower --max-new-tokens, --capacity, --draft-cache or --ngram-slots"
         )
 
 

@@ -116,13 +116,20 @@ class DecodingRun:
         prefill_rows = chunk_rows(max(map(len, self._texts)))
         self._capacity = room.capacity_for(config, lengths, max_new_tokens, rows, prefill_rows, capacity)
         dtype = jax.tree.leaves(model.params)[0].dtype
-        room.check_memory(config, len(prompts), self._capacity, dtype)
         self._model = model
         self._processors = processors
         self._ngram_slots = None
         if any(named.plan.tree and named.plan.tree.ngram_k for named in speculative):
             self._ngram_slots = speculation.ngram_slots
         self._draft = next((named.plan.draft for named in speculative if named.plan.draft), None)
+        room.check_memory(
+            config,
+            len(prompts),
+            self._capacity,
+            dtype,
+            draft_slots=self._draft.size + self._draft.scratch if self._draft else 0,
+            ngram_slots=self._ngram_slots or 0,
+        )
         stop_tokens = np.zeros(config.vocab_size, bool)
         if not ignore_eos:
             stop_tokens[list(model.eos_token_ids)] = True
