@@ -133,8 +133,12 @@ def tree_attention(
     if window is not None:
         own_visible = own_visible & (positions[:, None, :] > positions[:, :, None] - window)
     own_visible = jnp.tile(own_visible, (1, group, 1))[:, None]
-    _, total, mixed = accumulate(
-        state, scaled(own_keys.transpose(0, 2, 1, 3)), own_values.transpose(0, 2, 1, 3), own_visible
-    )
+    # A drafted row that overflowed spoils the rows that see it and no other: 0 * NaN is NaN.
+    rows_values = own_values.transpose(0, 2, 1, 3)
+    finite = jnp.isfinite(rows_values)
+    spoiled = (own_visible & ~finite.all(axis=-1)[:, :, None, :]).any(axis=-1, keepdims=True)
+    rows_values = jnp.where(finite, rows_values, jnp.zeros((), rows_values.dtype))
+    _, total, mixed = accumulate(state, scaled(own_keys.transpose(0, 2, 1, 3)), rows_values, own_visible)
+    mixed = jnp.where(spoiled, jnp.nan, mixed)
     mixed = (mixed / total).astype(queries.dtype).reshape(batch, kv_heads, group, rows, head_dim)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, rows, query_heads, head_dim)

@@ -279,7 +279,7 @@ class DecodingRun:
         """What `Programs` takes to run a chunk of at most `iterations`."""
         graph, capacity = self._model.graphdef, CHUNK_TOKENS + plan.depth
         most = jnp.asarray(capacity if iterations is None else iterations, jnp.int32)
-        return compiled("chunk", graph, plan, capacity), ("chunk", graph, plan), self._inputs, state, most
+        return compiled("chunk", graph, plan, capacity), ("chunk", graph, plan, capacity), self._inputs, state, most
 
     def _trace(self, named: NamedPlan, generated: int) -> None:
         entry = {
