@@ -109,9 +109,10 @@ def _conditions(rows: list[Row]) -> str:
         compared = "`autoregressive`"
     runs = sorted({row["runs"] for row in rows})
     passes = [row["tokens_per_iteration"]["median"] for row in rows if row["contender"] == "tokenswift"]
+    lengths = {f"{one['new_tokens']} new tokens after {one['prefix']:,}": None for one in rows}
     drafted = f" `tokenswift`: {_range(passes, '.2f')} tokens a pass." if passes else ""
     return (
-        f"Tokens a second after prefill, {row['new_tokens']} new tokens, median of {_range(runs)} interleaved runs; in "
+        f"Tokens a second after prefill, {' and '.join(lengths)}, median of {_range(runs)} interleaved runs; in "
         f"brackets times {compared}.{drafted} {row['model'].capitalize()} in {row['dtype']}, prompts: "
         f"{row['prompt']['source']}. {row['cpu']}, {row['cores']} cores, {row['device']} backend, load "
         f"{row['load_average_at_start'][0] if row['load_average_at_start'] else 'unknown'} at the start; "
