@@ -8,7 +8,7 @@ from tokenswift_jax.decoding.plans import NamedPlan
 
 # Share of plain decoding's time that speculation may lose, over HORIZON tokens or the whole text. A trial is only begun
 # within it; what its first iteration costs is unknown before, and that may exceed it.
-ALLOWANCE, HORIZON = 0.02, 2048
+ALLOWANCE, HORIZON = 0.015, 2048
 MARGIN = 1.03  # a plan must be this much faster than plain decoding to be taken
 PLAIN_TOKENS = 32  # of a measurement of plain decoding
 TRIAL_ITERATIONS = 8  # of a trial's piece
