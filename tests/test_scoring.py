@@ -20,13 +20,24 @@ HEADS = 2
 RELATIVE = 2e-4
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def sequential_heads(size):
+    rng = np.random.default_rng(7)
+    shapes = {"gate_proj": (size, 2 * size), "up_proj": (size, 2 * size), "down_proj": (size, size)}
+    shapes |= {f"{norm}_layernorm": (size,) for norm in ("input", "token", "post")}
+    return {
+        f"medusa_layers.{head}.{part}.weight": rng.normal(0, 0.3, shape).astype(np.float32)
+        for head in range(HEADS)
+        for part, shape in shapes.items()
+    }
+
+
+@pytest.fixture(scope="module", params=["chained", "sequential"])
+def folder(request, tmp_path_factory):
     """The Llama 3.1 fixture with draft heads and a tokenizer."""
     folder = shutil.copytree(FAMILIES / "llama3_1", tmp_path_factory.mktemp("scoring") / "model")
-    save_file(heads(32, HEADS), folder / "heads.safetensors")
+    save_file(heads(32, HEADS) if request.param == "chained" else sequential_heads(32), folder / "heads.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    config["tokenswift"] = {"num_heads": HEADS, "head_type": "chained"}
+    config["tokenswift"] = {"num_heads": HEADS, "head_type": request.param}
     (folder / "config.json").write_text(json.dumps(config))
     add_tokenizer(folder, 100)
     return folder
@@ -62,7 +73,10 @@ def expected(folder, texts):
             scaling={"kind": "llama3", "factor": 8.0, "low": 1.0, "high": 4.0, "original": 64},
             windows=(None, None),
         )
-        drafts = oracle.draft_logits(values, hidden, 1e-5, HEADS)
+        if "medusa_layers.0.linear.weight" in values:
+            drafts = oracle.draft_logits(values, hidden, 1e-5, HEADS)
+        else:
+            drafts = oracle.sequential_draft_logits(values, hidden, np.asarray(text), 1e-5, HEADS)
         results.append(np.concatenate([oracle.logits(values, hidden, 1e-5)[:, None], drafts], axis=1))
     return results
 
@@ -84,8 +98,11 @@ def test_draft_logits_are_the_backbone_s_and_each_head_s(model, texts, expected)
     assert (logits.shape, logits.dtype) == ((3, ROWS + 44, HEADS + 1, 128), np.float32)
     for row, text in enumerate(texts):
         for head in range(HEADS + 1):
-            assert error(logits[row, : len(text), head], expected[row][:, head]) < RELATIVE, head
-        assert np.isnan(logits[row, len(text) :]).all()
+            unseen = head if model.config.draft_head_type == "sequential" else 0
+            known = max(len(text) - unseen, 0)
+            if known:
+                assert error(logits[row, :known, head], expected[row][:known, head]) < RELATIVE, head
+            assert np.isnan(logits[row, known:, head]).all()
     np.testing.assert_array_equal(logits[:, :, 0], ts.score(model, texts))
 
 
@@ -154,6 +171,20 @@ def test_what_is_refused(model, texts, message):
     for function in (ts.score, ts.draft_logits):
         with pytest.raises(ts.UserError, match=message):
             function(model, texts)
+
+
+def test_tensors_of_the_other_head_type_are_listed(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    sequential = config["tokenswift"]["head_type"] == "sequential"
+    config["tokenswift"]["head_type"] = "chained" if sequential else "sequential"
+    (other / "config.json").write_text(json.dumps(config))
+    absent, foreign = ("linear", "down_proj") if sequential else ("down_proj", "linear")
+    with pytest.raises(ts.UserError) as caught:
+        ts.load(other)
+    missing, extra = str(caught.value).split("extra: ")
+    assert f"missing: medusa_layers.0.{absent}.weight" in missing
+    assert f"medusa_layers.0.{foreign}.weight" in extra
 
 
 def test_draft_logits_without_heads():

@@ -32,8 +32,9 @@ def score(model: Model, texts: Sequence[Prompt]) -> np.ndarray:
 def draft_logits(model: Model, texts: Sequence[Prompt]) -> np.ndarray:
     """Logits [batch, longest, heads + 1, vocab] in float32 of the backbone and of each draft head, over the full cache.
 
-    Entry [:, i, j] is for the token at position i + 1 + j. NaN past a text's end. Raises UserError for a checkpoint
-    without heads, and as `score`.
+    Entry [:, i, j] is for the token at position i + 1 + j. Sequential heads see the text's own tokens: entry
+    [:, i, j] has seen those up to position i + j, and is NaN where the text ends before that. NaN past a text's end.
+    Raises UserError for a checkpoint without heads, and as `score`.
     """
     if not model.config.num_draft_heads:
         raise UserError(f"{model.path} has no draft heads; train some, or use score")
@@ -46,22 +47,37 @@ def _logits(model: Model, texts: Sequence[Prompt], *, heads: bool) -> np.ndarray
     rows = [encode(text, model.tokenizer, model.config.vocab_size) for text in texts]
     project = _projection(model.graphdef, heads)
     longest = max(map(len, rows))
-    count = 1 + model.config.num_draft_heads * heads
-    result = np.full((len(rows), longest, count, model.config.vocab_size), np.nan, np.float32)
+    count = model.config.num_draft_heads * heads
+    sequential = heads and model.config.draft_head_type == "sequential"
+    result = np.full((len(rows), longest, 1 + count, model.config.vocab_size), np.nan, np.float32)
     for start, hidden in teacher_forced(model, rows):
-        logits = np.asarray(project(model.params, hidden))
+        following = _following(rows, start, hidden.shape[1], count) if sequential else None
+        logits = np.asarray(project(model.params, hidden, following))
         for row, text in enumerate(rows):
             taken = max(min(len(text) - start, logits.shape[1]), 0)
             result[row, start : start + taken] = logits[row, :taken]
+    if sequential:
+        for row, text in enumerate(rows):
+            for head in range(1, count + 1):
+                result[row, max(len(text) - head, 0) :, head] = np.nan
     return result
+
+
+def _following(rows: Sequence[Sequence[int]], start: int, count: int, heads: int) -> np.ndarray:
+    """int32 [batch, count, heads], the tokens 1, 2, .. places after positions start..; 0 past a text's end."""
+    tokens = np.zeros((len(rows), start + count + heads), np.int32)
+    for row, text in enumerate(rows):
+        kept = min(len(text), tokens.shape[1])
+        tokens[row, :kept] = text[:kept]
+    return np.stack([tokens[:, start + head : start + head + count] for head in range(1, heads + 1)], axis=-1)
 
 
 @functools.cache
 def _projection(graph: nnx.GraphDef, heads: bool) -> Callable:
-    def project(params: object, hidden: jax.Array) -> jax.Array:
+    def project(params: object, hidden: jax.Array, following: jax.Array | None) -> jax.Array:
         model = nnx.merge(graph, params)
         with exact_products(hidden.dtype):
             logits = model.logits(hidden)[:, :, None]
-            return jnp.concatenate([logits, model.draft_logits(hidden)], axis=2) if heads else logits
+            return jnp.concatenate([logits, model.draft_logits(hidden, following)], axis=2) if heads else logits
 
     return jax.jit(project)

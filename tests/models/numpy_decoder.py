@@ -130,3 +130,31 @@ def draft_logits(weights: Mapping[str, np.ndarray], hidden: np.ndarray, eps: flo
         )
         outputs.append(rms_norm(hidden, weights[name + "post_layernorm.weight"], eps) @ table.T)
     return np.stack(outputs, axis=1)
+
+
+def sequential_draft_logits(
+    weights: Mapping[str, np.ndarray], hidden: np.ndarray, ids: np.ndarray, eps: float, count: int
+) -> np.ndarray:
+    """[tokens, heads, vocab], NaN where a head would see a token past the text's end.
+
+    h_i[t] = h_{i-1}[t] + down(silu(gate z) * up z), z = [norm_i(h_{i-1}[t]); norm^e_i(E[ids[t + 1 + i]])].
+    """
+    vocabulary = weights["model.embed_tokens.weight"]
+    table = weights.get("lm_head.weight", vocabulary)
+    result = np.full((len(ids), count, len(vocabulary)), np.nan)
+    for row, state in enumerate(hidden):
+        for head in range(min(count, len(ids) - 1 - row)):
+            name = f"medusa_layers.{head}."
+            token = vocabulary[ids[row + 1 + head]]
+            z = np.concatenate(
+                [
+                    rms_norm(state, weights[name + "input_layernorm.weight"], eps),
+                    rms_norm(token, weights[name + "token_layernorm.weight"], eps),
+                ]
+            )
+            gate = linear(weights, name + "gate_proj", z)
+            state = state + linear(
+                weights, name + "down_proj", gate / (1 + np.exp(-gate)) * linear(weights, name + "up_proj", z)
+            )
+            result[row, head] = table @ rms_norm(state, weights[name + "post_layernorm.weight"], eps)
+    return result

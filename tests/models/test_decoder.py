@@ -43,6 +43,7 @@ VARIANTS: dict[str, tuple[dict, tuple[int | None, ...]]] = {
         {"model_type": "qwen3", "tie_word_embeddings": True},
         (5, None, 1),
     ),
+    "sequential heads": ({"tokenswift": {"num_heads": 3, "head_type": "sequential"}}, (None, None, None)),
 }
 TOKENS = 24
 
@@ -60,14 +61,16 @@ def random_decoder(config: ModelConfig) -> Decoder:
 
 
 def compute(model, ids, positions):
-    """Hidden states, logits and draft logits of whole sequences."""
+    """Hidden states, logits and draft logits of whole sequences; past a text's end comes token 0."""
     graph, state = nnx.split(model)
 
     @jax.jit
     def run(state, ids, positions):
         model = nnx.merge(graph, state)
         hidden, _ = model.hidden(ids, positions, causal_attention(model.config), None)
-        return hidden, model.logits(hidden), model.draft_logits(hidden)
+        padded = jnp.pad(ids, ((0, 0), (0, model.config.num_draft_heads)))
+        following = jnp.stack([padded[:, 1 + i : 1 + i + ids.shape[1]] for i in range(3)], axis=-1)
+        return hidden, model.logits(hidden), model.draft_logits(hidden, following)
 
     return run(state, ids, positions)
 
@@ -86,11 +89,13 @@ def test_decoder_and_heads_equal_the_oracle(name):
     expected_hidden = oracle.hidden_states(
         weights, ids, positions, heads=6, kv_heads=2, eps=1e-5, theta=100.0, scaling=YARN, windows=windows
     )
-    expected = [
-        expected_hidden,
-        oracle.logits(weights, expected_hidden, 1e-5),
-        oracle.draft_logits(weights, expected_hidden, 1e-5, 3),
-    ]
+    if config.draft_head_type == "sequential":
+        drafts = oracle.sequential_draft_logits(weights, expected_hidden, ids, 1e-5, 3)
+        actual[2] = np.where(np.isnan(drafts), np.nan, actual[2])
+        assert np.isfinite(drafts[: TOKENS - 3]).all()
+    else:
+        drafts = oracle.draft_logits(weights, expected_hidden, 1e-5, 3)
+    expected = [expected_hidden, oracle.logits(weights, expected_hidden, 1e-5), drafts]
     assert actual[2].shape == (TOKENS, 3, 40)
     for got, want in zip(actual, expected, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)  # float64, some thousand operations deep
@@ -134,13 +139,42 @@ def test_wide_dtype(dtype, wide):
         assert wide_dtype(jnp.dtype("float64")) == jnp.dtype("float64")
 
 
-def test_new_draft_heads_repeat_their_input():
-    heads = DraftHeads(model_config(BASE), jnp.dtype(jnp.float32), nnx.Rngs(0))
-    hidden = np.random.default_rng(5).normal(size=(1, 2, 24)).astype(np.float32)
-    outputs = np.asarray(heads(jnp.asarray(hidden)))
+@pytest.mark.parametrize("kind", ["chained", "sequential"])
+def test_new_draft_heads_repeat_their_input(kind):
+    config = replace(model_config(BASE), draft_head_type=kind)
+    heads = DraftHeads(config, jnp.dtype(jnp.float32), nnx.Rngs(0))
+    rng = np.random.default_rng(5)
+    hidden = rng.normal(size=(1, 2, 24)).astype(np.float32)
+    embedded = None if kind == "chained" else jnp.asarray(rng.normal(size=(1, 2, 3, 24)), jnp.float32)
+    outputs = np.asarray(heads(jnp.asarray(hidden), embedded=embedded))
     expected = oracle.rms_norm(hidden.astype(np.float64), np.ones(24), 1e-5)
     for head in range(3):
         np.testing.assert_allclose(outputs[:, :, head], expected, rtol=1e-6)  # two float32 roundings
+
+
+@pytest.mark.parametrize("kind", ["chained", "sequential"])
+def test_heads_stepped_one_by_one_are_the_heads_at_once(kind):
+    """A tree of drafts steps head by head, training takes all: both are one computation."""
+    with jax.enable_x64(True):
+        model = random_decoder(replace(model_config(BASE), draft_head_type=kind))
+        rng = np.random.default_rng(6)
+        start = hidden = jnp.asarray(rng.normal(size=(2, 5, 24)))
+        following = jnp.asarray(rng.integers(0, 40, (2, 5, 3)), jnp.int32)
+        outputs = []
+        for head in range(3):
+            embedded = model.embed(following[..., head]) if kind == "sequential" else None
+            hidden, output = model.draft_heads.step(head, hidden, embedded)
+            outputs.append(output)
+        together = model.draft_outputs(start, following)
+    np.testing.assert_array_equal(together, np.stack(outputs, axis=-2))
+
+
+def test_sequential_heads_want_the_following_tokens():
+    model = abstract_decoder(replace(model_config(BASE), draft_head_type="sequential"), jnp.float32)
+    hidden = jnp.zeros((2, 24), jnp.float32)
+    for following in (None, jnp.zeros((2, 2), jnp.int32), jnp.zeros((1, 3), jnp.int32)):
+        with pytest.raises(ValueError, match=r"of shape \(2, 3\)"):
+            model.draft_outputs(hidden, following)
 
 
 def test_parameter_paths_and_hf_names_are_one_to_one():
@@ -152,5 +186,8 @@ def test_parameter_paths_and_hf_names_are_one_to_one():
         assert len(set(hf)) == len(paths)
         assert [names.parameter_path(name) for name in hf] == paths
     assert ("layers", 0, "self_attn", "q_proj", "kernel") in paths
+    sequential = {name.removeprefix("medusa_layers.1.") for name in hf if name.startswith("medusa_layers.1.")}
+    projections, norms = ("gate_proj", "up_proj", "down_proj"), ("input", "token", "post")
+    assert sequential == {f"{name}.weight" for name in (*projections, *(f"{norm}_layernorm" for norm in norms))}
     assert names.hf_name(("layers", 11, "self_attn", "q_proj", "kernel")) == "model.layers.11.self_attn.q_proj.weight"
     assert names.parameter_path("model.layers.3.self_attn.rotary_emb.inv_freq") is None

@@ -34,6 +34,10 @@ _TABLE = {
     "lm_head.weight": "lm_head.kernel",
     "medusa_layers.{}.input_layernorm.weight": "draft_heads.heads.{}.input_layernorm.scale",
     "medusa_layers.{}.linear.weight": "draft_heads.heads.{}.linear.kernel",
+    "medusa_layers.{}.token_layernorm.weight": "draft_heads.heads.{}.token_layernorm.scale",
+    "medusa_layers.{}.gate_proj.weight": "draft_heads.heads.{}.gate_proj.kernel",
+    "medusa_layers.{}.up_proj.weight": "draft_heads.heads.{}.up_proj.kernel",
+    "medusa_layers.{}.down_proj.weight": "draft_heads.heads.{}.down_proj.kernel",
     "medusa_layers.{}.post_layernorm.weight": "draft_heads.heads.{}.post_layernorm.scale",
 }
 _BACK = {path: name for name, path in _TABLE.items()}

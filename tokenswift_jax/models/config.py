@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 RopeType = Literal["default", "linear", "llama3", "yarn"]
-DraftHeadType = Literal["chained"]
+DraftHeadType = Literal["chained", "sequential"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class ModelConfig:
         see, or None for all of them.
       qkv_bias, output_bias, mlp_bias: whether those projections carry a bias.
       qk_norm: whether queries and keys pass an RMSNorm per head (Qwen3).
-      num_draft_heads: chained heads that guess tokens t+2, t+3, ... from one hidden state.
+      num_draft_heads: heads that guess tokens t+2, t+3, ... from one hidden state.
+      draft_head_type: `chained` heads see that state alone, `sequential` ones also the token above their guess.
     """
 
     model_type: str

@@ -101,6 +101,10 @@ class Decoder(nnx.Module):
         self.lm_head = None if tied else Linear(size, config.vocab_size, bias=False, dtype=dtype, rngs=rngs)
         self.draft_heads = DraftHeads(config, dtype, rngs) if config.num_draft_heads else None
 
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Embeddings [..., hidden_size] of token ids."""
+        return self.embed_tokens[...][tokens]
+
     def hidden(
         self, tokens: jax.Array, positions: jax.Array, attention: Attention, carry: Any
     ) -> tuple[jax.Array, Any]:
@@ -108,7 +112,7 @@ class Decoder(nnx.Module):
 
         tokens and positions are int32 [batch, rows]; a position is the index in the text, never a row's index.
         """
-        x = self.embed_tokens[...][tokens]
+        x = self.embed(tokens)
         config = self.config
         cos, sin = rotation(config.rope, config.head_dim, positions, wide_dtype(x.dtype))
         for index, layer in enumerate(self.layers):
@@ -119,10 +123,27 @@ class Decoder(nnx.Module):
         """Logits [..., vocab] in float32 (or wider) from the last layer's output."""
         return self.project(self.norm(hidden))
 
-    def draft_logits(self, hidden: jax.Array) -> jax.Array:
-        """Logits [..., heads, vocab] of the draft heads from the last layer's output, one matrix product."""
+    def draft_outputs(self, hidden: jax.Array, following: jax.Array | None = None) -> jax.Array:
+        """LM-head inputs [..., heads, hidden_size] of all draft heads from the last layer's output [..., hidden_size].
+
+        following is int32 [..., heads], the tokens after the row's own: head i guesses the one after following[..., i]
+        and, being sequential, sees that one. Chained heads see none of them and need no following.
+
+        Raises:
+          ValueError: sequential heads without following, or following for another number of heads.
+        """
         assert self.draft_heads is not None
-        return self.project(self.draft_heads(hidden))
+        if self.config.draft_head_type == "chained":
+            return self.draft_heads(hidden)
+        if following is None or following.shape != (*hidden.shape[:-1], self.config.num_draft_heads):
+            given = None if following is None else following.shape
+            wanted = (*hidden.shape[:-1], self.config.num_draft_heads)
+            raise ValueError(f"sequential draft heads need following tokens of shape {wanted}, not {given}")
+        return self.draft_heads(hidden, embedded=self.embed(following))
+
+    def draft_logits(self, hidden: jax.Array, following: jax.Array | None = None) -> jax.Array:
+        """Logits [..., heads, vocab] of `draft_outputs`, one matrix product; raises what it raises."""
+        return self.project(self.draft_outputs(hidden, following))
 
     def project(self, normed: jax.Array) -> jax.Array:
         """The LM head's product [..., vocab] in float32 (or wider)."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.config import DraftHeadType, ModelConfig
 from tokenswift_jax.models.hf_rope import rope_config, rope_parameters
 
 # What a field means when config.json leaves it out: the defaults of the family's config class in transformers.
@@ -36,7 +36,7 @@ _WHEN_ABSENT: dict[str, dict[str, Any]] = {
 }
 _NULLABLE = {"head_dim", "num_key_value_heads", "sliding_window", "layer_types"}
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-_HEAD_TYPES = ("chained",)
+_HEAD_TYPES = get_args(DraftHeadType)
 
 
 def model_config(config: Mapping[str, Any]) -> ModelConfig:
