@@ -95,7 +95,10 @@ def series(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray
         for name, value in row.items():
             if name != "step":
                 points.setdefault(name, []).append((row["step"], math.nan if value is None else float(value)))
-    return {name: tuple(np.asarray(column) for column in zip(*pairs, strict=True)) for name, pairs in points.items()}
+    return {
+        name: (np.asarray([step for step, _ in pairs]), np.asarray([value for _, value in pairs]))
+        for name, pairs in points.items()
+    }
 
 
 def thinned(steps: np.ndarray, values: np.ndarray, most: int = _SMOOTHED) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +106,7 @@ def thinned(steps: np.ndarray, values: np.ndarray, most: int = _SMOOTHED) -> tup
     if len(steps) <= most:
         return steps, values
     parts = np.array_split(np.arange(len(steps)), most)
-    return tuple(np.asarray([column[part].mean() for part in parts]) for column in (steps, values))
+    return np.asarray([steps[part].mean() for part in parts]), np.asarray([values[part].mean() for part in parts])
 
 
 def _lines(
