@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import small_models
 
+from tokenswift_jax.cache.draft import DraftCacheShape
 from tokenswift_jax.decoding.autotune import Tuner
 from tokenswift_jax.decoding.plans import NamedPlan, autoregressive_plan
 from tokenswift_jax.decoding.processors import Processors
@@ -17,28 +18,44 @@ CONFIG = small_models.config(48)
 PLAIN = autoregressive_plan(CONFIG, Processors())
 
 
-def plan(budget):
+def plan(budget, draft=None):
     """A plan that can emit 5 tokens an iteration."""
     tree = TreeShape((1, 2, 2, 2), node_budget=budget)
-    return NamedPlan("tokenswift", "partial", budget, Plan(CONFIG, Processors(), "partial", tree, None))
+    schedule = "fused" if draft is None else "partial"
+    return NamedPlan("tokenswift", schedule, budget, Plan(CONFIG, Processors(), schedule, tree, draft))
 
 
-def simulate(prices, gains, tokens=TOKENS, noise=0.0, seed=0):
+def plan_with_a_cache(budget):
+    """Another, whose draft cache has to be built anew whenever it is taken up."""
+    return plan(budget, DraftCacheShape(64, 4, 1, None))
+
+
+def simulate(prices, gains, tokens=TOKENS, noise=0.0, seed=0, catch_ups=None):
     """A run as `DecodingRun` drives it, one chunk ahead, on a clock where plain decoding takes 1 second a token.
 
     Args:
       prices: seconds of one iteration of each plan.
       gains: (plan, position, random generator) -> tokens of one iteration.
-      noise: chunks take up to this share longer, at random.
+      noise: chunks, and catching up, take up to this share less or more, at random.
+      catch_ups: seconds that taking up each plan costs; nothing where it is not named.
 
     Returns:
-      the speed relative to plain decoding under the same noise, and which plan ran: (plan, first position, tokens).
+      the speed relative to plain decoding without noise, and which plan ran: (plan, first position, tokens).
     """
     rng = np.random.default_rng(seed)
     tuner = Tuner(PLAIN, list(prices), tokens)
-    clock, position, log = 0.0, 0, []
+    clock, position, log, ready = 0.0, 0, [], None
 
-    def dispatch():
+    def wavering(seconds):
+        return seconds * (1 + noise * (2 * rng.random() - 1))
+
+    def prepare():
+        nonlocal ready
+        named = tuner.next_plan()[0]
+        taken_up, ready = named is not ready, named
+        return wavering((catch_ups or {}).get(named, 0.0)) if taken_up else 0.0
+
+    def dispatch(catch_up=0.0):
         nonlocal position
         named, most = tuner.next_plan()
         begun, seconds = position, 0.0
@@ -48,20 +65,17 @@ def simulate(prices, gains, tokens=TOKENS, noise=0.0, seed=0):
             gain = 1 if named is PLAIN else gains(named, position, rng)
             position += min(gain, tokens - position)
             seconds += 1 if named is PLAIN else prices[named]
-        seconds *= 1 + noise * rng.random()
-        return named, begun, position - begun, seconds
+        return named, begun, position - begun, wavering(seconds), catch_up
 
-    ready, pending = tuner.next_plan()[0], dispatch()
+    pending = dispatch(prepare())
     while pending[2]:
         ahead = dispatch() if not tuner.trying and tuner.next_plan()[0] is ready else None
-        named, begun, count, seconds = pending
-        clock += seconds
-        tuner.observe(named, count, seconds)
+        named, begun, count, seconds, catch_up = pending
+        clock += seconds + catch_up
+        tuner.observe(named, count, seconds, catch_up)
         log.append((named, begun, count))
-        if ahead is None:
-            ready, ahead = tuner.next_plan()[0], dispatch()
-        pending = ahead
-    return tokens * (1 + noise / 2) / clock, log
+        pending = dispatch(prepare()) if ahead is None else ahead
+    return tokens / clock, log
 
 
 def share(log, named):
@@ -86,6 +100,103 @@ def test_other_lengths_lose_little_too(tokens):
     prices = {plan(3): 1.25, plan(7): 1.7, plan(15): 2.2}  # a CPU's
     speed, _ = simulate(prices, nothing, tokens)
     assert speed >= (0.97 if tokens > 200 else 0.95)
+
+
+def mean_time(prices, gains, noise, catch_ups):
+    """Time relative to plain decoding's, the mean of enough runs for the waverings to cancel out."""
+    runs = 50 if noise else 1
+    return np.mean(
+        [1 / simulate(prices, gains, noise=noise, seed=seed, catch_ups=catch_ups)[0] for seed in range(runs)]
+    )
+
+
+@pytest.fixture
+def cpu():
+    """A CPU's plans with their prices, and what catching up with each costs after 8,192 tokens."""
+    prices = {plan(1): 1.15, plan(3): 1.3, plan(7): 1.75, plan_with_a_cache(7): 2.0}
+    catch_ups = dict(zip(prices, (0.1, 0.1, 0.1, 9.0), strict=True))
+    return prices, catch_ups
+
+
+@pytest.mark.parametrize("rebuild", [0.5, 3.0, 9.0, 20.0])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_useless_drafts_and_catching_up_stay_within_the_three_percent(cpu, rebuild, noise):
+    """A rebuilding of 20 steps is twice the dearest that was measured."""
+    prices, catch_ups = cpu
+    *_, cached = prices
+    costs = {**catch_ups, cached: rebuild}
+    assert mean_time(prices, nothing, noise, costs) <= 1 / 0.97
+
+
+@pytest.mark.parametrize("period", [40, 100, 300, 700])
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_a_text_that_comes_and_goes_with_dear_changes_of_plan(cpu, period, noise):
+    """Only the plan with the cache ever accepts, and never for long: every change to it costs nine steps."""
+    prices, catch_ups = cpu
+    *_, cached = prices
+
+    def gains(named, position, rng):
+        return 5 if named is cached and (position // period) % 2 == 0 else 1
+
+    assert mean_time(prices, gains, noise, catch_ups) <= 1 / 0.97
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_the_plan_with_the_dear_catch_up_is_found_where_it_pays(cpu, noise):
+    prices, catch_ups = cpu
+    *_, cached = prices
+    for seed in range(10 if noise else 1):
+        speed, log = simulate(
+            prices, lambda named, *_: 4 if named is cached else 1, noise=noise, seed=seed, catch_ups=catch_ups
+        )
+        assert share(log, cached) > 0.8
+        assert speed > 1.5
+
+
+def test_plans_that_keep_a_draft_cache_are_tried_last():
+    cached, other = plan_with_a_cache(7), plan(3)
+    _, log = simulate({cached: 1.2, other: 1.2}, nothing)
+    assert next(named for named, *_ in log if named is not PLAIN) is other
+    assert cached in [named for named, *_ in log]
+
+
+def test_a_text_too_short_for_the_rebuilding_does_not_try_it():
+    """2% of 300 tokens are 6 steps, fewer than a rebuilding is taken to cost."""
+    cached = plan_with_a_cache(7)
+    speed, log = simulate({cached: 1.2}, nothing, tokens=300, catch_ups={cached: 9.0})
+    assert (speed, {named for named, *_ in log}) == (1.0, {PLAIN})
+
+
+def test_catching_up_is_lost_time_and_no_pace():
+    """An iteration that gave two tokens for one second, after a catch-up that costs more than may be lost."""
+    named = plan_with_a_cache(3)
+    tuner = Tuner(PLAIN, [named], 10**6)
+    for _ in range(2):
+        tuner.observe(*tuner.next_plan(), 32.0)
+    assert tuner.next_plan() == (named, 1)
+    tuner.observe(named, 2, 1.0, catch_up=60.0)
+    assert not tuner.trying, "nothing more may be lost"
+    assert tuner.current is PLAIN
+    tokens = 66
+    while not tuner.trying:
+        tuner.observe(PLAIN, 32, 32.0)
+        tokens += 32
+    # Lost are 59 steps; with the 60 of the next attempt they are 2% of 5,950 tokens. Rounds are 512 tokens apart.
+    assert 5950 < tokens < 5950 + 512 + 32
+    tuner.observe(named, 1, 0.5, catch_up=1.0)
+    assert tuner.next_plan() == (named, 8), "half of plain decoding's time: the catch-up does not count"
+
+
+@pytest.mark.parametrize(("pace", "first_taken"), [(0.52, True), (0.505, False)])
+def test_going_back_to_a_slightly_faster_plan_has_to_repay_its_catch_up(pace, first_taken):
+    """418 tokens are left; the plan tried first saves 8.4 or 2.1 seconds of them, and costs 5 to take up again."""
+    first, last = plan_with_a_cache(3), plan_with_a_cache(7)
+    tuner = Tuner(PLAIN, [first, last], 500)
+    while tuner.trying:
+        named, iterations = tuner.next_plan()
+        seconds = iterations * {PLAIN: 1.0, first: 0.5, last: pace}[named]
+        tuner.observe(named, iterations, seconds, catch_up=5.0 if iterations == 1 else 0.0)
+    assert tuner.current is (first if first_taken else last)
 
 
 def test_no_plans_no_trials():

@@ -67,7 +67,8 @@ class Step:
 
     Attributes:
       rows: one entry a row of the batch.
-      seconds: wall time the chunk took, compilation excluded; 0.0 for the step of prefill's token.
+      seconds: wall time the chunk took, with that of catching up with its plan before it where the plan changed;
+        compilation excluded; 0.0 for the step of prefill's token.
     """
 
     rows: tuple[Committed, ...]
@@ -76,8 +77,11 @@ class Step:
 
 @dataclass(frozen=True)
 class _Dispatched:
+    """A chunk under way, and the seconds that catching up with its plan took before it."""
+
     named: NamedPlan
     chunk: Chunk
+    catch_up: float
 
 
 class DecodingRun:
@@ -173,28 +177,27 @@ class DecodingRun:
         if first is not None:
             generated += 1
             yield first
-        self._prepare(generated)
+        catch_up = self._prepare(generated)
         clock = time.perf_counter()
-        pending = self._dispatch()
+        pending = self._dispatch(catch_up)
         while True:
             # Sent ahead, the next chunk hides the host's work; but a trial is timed alone, and a plan that must be
-            # compiled or caught up first waits, so that its delay is not taken for decoding.
+            # compiled or caught up with first waits, so that the delay is not taken for its chunk's pace.
             ahead = self._dispatch() if self._can_run_ahead() else None
             counts = np.asarray(pending.chunk.counts)
             now = time.perf_counter()
-            step = Step(self._committed(pending.chunk, prefilled=False), now - clock)
-            clock = now
+            seconds, clock = now - clock, now
             if counts.any():
                 generated += int(counts.max())
-                self._tuner.observe(pending.named, int(counts[counts > 0].min()), step.seconds)
-                yield step
+                self._tuner.observe(pending.named, int(counts[counts > 0].min()), seconds, pending.catch_up)
+                yield Step(self._committed(pending.chunk, prefilled=False), pending.catch_up + seconds)
             self._check_numbers(pending.chunk)
             if (np.asarray(pending.chunk.finish) != RUNNING).all():
                 return
             if ahead is None:
-                self._prepare(generated)
+                catch_up = self._prepare(generated)
                 clock = time.perf_counter()
-                ahead = self._dispatch()
+                ahead = self._dispatch(catch_up)
             pending = ahead
 
     def _can_run_ahead(self) -> bool:
@@ -249,28 +252,33 @@ class DecodingRun:
             last_positions=last_positions,
         )
 
-    def _prepare(self, generated: int) -> None:
-        """Compiles the next plan and brings the state up to it, where that is still to do; returns when it is done."""
+    def _prepare(self, generated: int) -> float:
+        """Compiles the next plan and brings the state up to it, where that is still to do; returns, when it is done,
+        the seconds that the latter took."""
         named, _ = self._tuner.next_plan()
         if named is self._ready_for:
-            return
+            return 0.0
         state = self._state
         assert state is not None
         self._trace(named, generated)
+        seconds = 0.0
         if named.plan.kind != "autoregressive":
-            function, key = compiled("catch_up", None, named.plan), ("catch_up", named.plan)
-            state = self._programs.run(function, key, self._inputs, state)
-        jax.block_until_ready(state.length)
+            call = compiled("catch_up", None, named.plan), ("catch_up", named.plan), self._inputs, state
+            self._programs.compile(*call)
+            begun = time.perf_counter()
+            state = jax.block_until_ready(self._programs.run(*call))
+            seconds = time.perf_counter() - begun
         self._programs.compile(*self._chunk_call(named.plan, state, None))
         self._state, self._ready_for = state, named
+        return seconds
 
-    def _dispatch(self) -> _Dispatched:
+    def _dispatch(self, catch_up: float = 0.0) -> _Dispatched:
         """Sends the next chunk to the device without waiting for it."""
         named, iterations = self._tuner.next_plan()
         assert self._state is not None
         assert named is self._ready_for
         self._state, chunk = self._run(named.plan, self._state, iterations)
-        return _Dispatched(named, chunk)
+        return _Dispatched(named, chunk, catch_up)
 
     def _run(self, plan: Plan, state: DecodeState, iterations: int | None) -> tuple[DecodeState, Chunk]:
         return self._programs.run(*self._chunk_call(plan, state, iterations))
