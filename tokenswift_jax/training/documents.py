@@ -1,0 +1,182 @@
+"""Training documents: what the files that a person names hold, one text after the other."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenswift_jax.errors import UserError
+
+SUFFIXES = (".txt", ".jsonl")
+_EXAMPLES = 5
+
+
+class Document(NamedTuple):
+    """One text to learn from.
+
+    Args:
+      text: not empty.
+      place: the file, or file:line, it came from.
+      rendered: a chat template wrote it, special tokens included.
+    """
+
+    text: str
+    place: str
+    rendered: bool
+
+
+@dataclasses.dataclass
+class Broken:
+    """What could not be read: counted, the first few kept with the reason.
+
+    Args:
+      strict: the first one raises UserError instead.
+    """
+
+    strict: bool = False
+    count: int = 0
+    examples: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, place: str, reason: str) -> None:
+        self.count += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(f"{place}: {reason}")
+        if self.strict:
+            raise strict_error(self.examples[0])
+
+
+def strict_error(example: str) -> UserError:
+    """What --strict says of the first broken line or file."""
+    return UserError(f"{example}; mend it, or leave out --strict to skip what is broken")
+
+
+def find_files(paths: Sequence[str | Path]) -> list[Path]:
+    """The .txt and .jsonl files of files, folders (all below, sorted) and glob patterns, each once, in the order named.
+
+    In folders and patterns files of other kinds are passed over.
+
+    Raises:
+      UserError: nothing is there, nothing in a folder or pattern can be read, a file named is of another kind.
+    """
+    files: dict[Path, None] = {}
+    for path in paths:
+        files.update(dict.fromkeys(_expand(path)))
+    if not files:
+        raise UserError("no training data; name .txt or .jsonl files, folders or patterns")
+    return list(files)
+
+
+def _expand(path: str | Path) -> list[Path]:
+    place = Path(path).expanduser()
+    if place.is_file():
+        if not _readable(place):
+            raise UserError(f"{path} is neither .txt (one document a file) nor .jsonl (one a line)")
+        return [place]
+    matches = [place] if place.is_dir() else [Path(name) for name in glob.glob(str(place), recursive=True)]
+    if not matches:
+        raise UserError(f"no training data at {path}: no such file or folder, and no file matches it as a pattern")
+    found = {file for match in matches for file in (match.rglob("*") if match.is_dir() else [match])}
+    files = sorted(file for file in found if _readable(file) and file.is_file())
+    if not files:
+        raise UserError(f"no .txt or .jsonl file in {path}")
+    return files
+
+
+def _readable(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+def read_documents(files: Sequence[Path], tokenizer: Any, broken: Broken) -> Iterator[Document]:
+    """The documents of .txt files (one a file) and .jsonl files (one a line: `text`, or chat `messages`), in order.
+
+    One file or line is in memory at a time. Blank lines are nothing; what cannot be read goes to `broken`: not UTF-8,
+    not JSON, neither field, wrong types, empty, refused by the tokenizer's chat template.
+
+    Raises:
+      UserError: a file cannot be opened; `broken` is strict and something is broken.
+    """
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                pieces = enumerate(stream, 1) if file.suffix.lower() == ".jsonl" else [(None, stream.read())]
+                for line, data in pieces:
+                    place = str(file) if line is None else f"{file}:{line}"
+                    if line is not None and not data.strip():
+                        continue
+                    try:
+                        document = _document(data, place, tokenizer, record=line is not None)
+                    except _BrokenError as error:
+                        broken.add(place if error.line is None else f"{file}:{error.line}", error.reason)
+                    else:
+                        yield document
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}") from None
+
+
+class _BrokenError(Exception):
+    def __init__(self, reason: str, line: int | None = None):
+        super().__init__(reason)
+        self.reason = reason
+        self.line = line
+
+
+def _document(data: bytes, place: str, tokenizer: Any, record: bool) -> Document:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = None if record else data.count(b"\n", 0, error.start) + 1
+        raise _BrokenError(f"not UTF-8 text (byte {error.start})", line) from None
+    rendered = False
+    if record:
+        text, rendered = _record_text(text, tokenizer)
+    if not text.strip():
+        raise _BrokenError("no text in it")
+    if "\0" in text:
+        raise _BrokenError("not text: it has a zero byte", None if record else text[: text.index("\0")].count("\n") + 1)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # "\ud800" is JSON but no character
+        raise _BrokenError("half of a surrogate pair in the text") from None
+    return Document(text, place, rendered)
+
+
+def _record_text(line: str, tokenizer: Any) -> tuple[str, bool]:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise _BrokenError(f"not JSON ({error.msg} at column {error.colno})") from None
+    except (ValueError, RecursionError):
+        raise _BrokenError("not JSON that can be read") from None
+    if not isinstance(record, dict):
+        raise _BrokenError(f"an object is needed, not {_kind(record)}")
+    if "text" in record:
+        if not isinstance(record["text"], str):
+            raise _BrokenError(f'"text" has to be a string, not {_kind(record["text"])}')
+        return record["text"], False
+    if "messages" not in record:
+        raise _BrokenError('neither "text" nor "messages" in it')
+    return _render(record["messages"], tokenizer), True
+
+
+def _render(messages: Any, tokenizer: Any) -> str:
+    if not isinstance(messages, list) or not messages:
+        raise _BrokenError('"messages" has to be a list of turns, at least one')
+    for turn in messages:
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or "content" not in turn:
+            raise _BrokenError('each turn of "messages" has to have "role" and "content"')
+    if not getattr(tokenizer, "chat_template", None):
+        raise _BrokenError('the tokenizer has no chat template for "messages"')
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except Exception as error:  # a template is a program: it raises what it likes
+        raise _BrokenError(f"the chat template refuses it ({' '.join(str(error).split())[:200]})") from None
+    return text
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

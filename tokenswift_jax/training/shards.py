@@ -1,0 +1,312 @@
+"""A corpus as token ids on disk: tokenised once, memory-mapped ever after."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.training.documents import Broken, Document, find_files, read_documents, strict_error
+
+SHARD_TOKENS = 1 << 26
+_FORMAT = 1  # raised whenever the same files would give other tokens or another layout
+_REPORT, _OFFSETS = "report.json", "offsets.npy"
+_PART_CHARACTERS = 1 << 20  # what the tokenizer holds at once; it needs some hundred bytes a token
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+    """Token ids of all documents, memory-mapped.
+
+    Args:
+      digest: sha256 of the token ids and of where documents begin: equal iff the data are.
+      offsets: int64 [documents + 1], where each document begins in the row of all tokens.
+      shards: uint16 or uint32 [tokens of the shard]; no document lies in two.
+      shard_starts: int64 [shards], the first token of each shard in the row of all tokens.
+      highest: the highest id among them.
+      broken: lines and files that could not be read.
+      examples: the first few of them, each with place and reason.
+    """
+
+    digest: str
+    offsets: np.ndarray
+    shards: tuple[np.ndarray, ...]
+    shard_starts: np.ndarray
+    highest: int
+    broken: int
+    examples: tuple[str, ...]
+
+    @property
+    def documents(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def tokens(self) -> int:
+        return int(self.offsets[-1])
+
+    def document(self, index: int) -> np.ndarray:
+        """The ids of one document, memory-mapped."""
+        if not 0 <= index < self.documents:
+            raise IndexError(f"document {index} of {self.documents}")
+        return self.read(int(self.offsets[index]), int(self.offsets[index + 1]))
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The ids start..stop-1 of the row of all tokens, which have to lie in one document."""
+        shard = int(np.searchsorted(self.shard_starts, start, side="right")) - 1
+        first = int(self.shard_starts[shard])
+        return self.shards[shard][start - first : stop - first]
+
+    def report(self) -> str:
+        """What was read, for a person: one line, and one for each broken line kept."""
+        summary = f"{self.documents:,} documents, {self.tokens:,} tokens"
+        if not self.broken:
+            return summary
+        lines = [f"{summary}; {self.broken:,} broken, the first:", *self.examples]
+        return "\n  ".join(lines)
+
+
+def tokenise(
+    paths: Sequence[str | Path], tokenizer: Any, cache_dir: str | Path, *, strict: bool, vocab_size: int
+) -> Corpus:
+    """The corpus of files, folders and patterns, tokenised into a folder of `cache_dir`, or found there.
+
+    The folder's name is a hash of the tokenizer and of the files' names, sizes and times; it appears whole or not at
+    all. Text gets the special tokens that the tokenizer adds by itself, as a prompt does, and EOS at its end; what a
+    chat template wrote stays as it is. Texts beyond a million characters are encoded in parts, cut at line ends.
+
+    Args:
+      vocab_size: of the model, beyond which no id may be.
+
+    Raises:
+      UserError: no document, a broken one with `strict`, ids outside the vocabulary, a folder that cannot be written.
+    """
+    files = find_files(paths)
+    folder = Path(cache_dir) / _key(files, tokenizer)
+    corpus = _load(folder)
+    if corpus is None:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with _lock(folder):
+                # Another process may have written it while this one waited.
+                corpus = _load(folder) or _write(folder, files, tokenizer, Broken(strict))
+        except OSError as error:
+            reason = "the disk is full" if error.errno in _FULL else error.strerror
+            raise UserError(f"cannot write tokenised data to {cache_dir}: {reason}; choose another folder") from None
+    if strict and corpus.broken:
+        raise strict_error(corpus.examples[0])
+    if corpus.highest >= vocab_size:
+        raise UserError(
+            f"the tokenizer does not fit the model: the data have token id {corpus.highest}, "
+            f"the vocabulary is 0..{vocab_size - 1}"
+        )
+    return corpus
+
+
+def _key(files: Sequence[Path], tokenizer: Any) -> str:
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    # What earlier calls of the tokenizer set; it changes nothing here.
+    backend = {name: value for name, value in backend.items() if name not in ("truncation", "padding")}
+    sources = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    what = [_FORMAT, backend, specials, tokenizer.chat_template, sources]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    with folder.with_suffix(".lock").open("w") as file:
+        with contextlib.suppress(ImportError):  # not on this system: two runs at once both tokenise
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _load(folder: Path) -> Corpus | None:
+    """The corpus of a folder, None where it is not there or files of it are missing or cut."""
+    try:
+        report = json.loads((folder / _REPORT).read_bytes())
+        offsets = np.load(folder / _OFFSETS)
+        shards = tuple(
+            np.memmap(folder / _shard_name(index), dtype=report["dtype"], mode="r", shape=(tokens,))
+            for index, tokens in enumerate(report["shards"])
+        )
+    except (OSError, ValueError, KeyError):
+        return None
+    starts = np.cumsum([0, *report["shards"]], dtype=np.int64)
+    if len(offsets) < 2 or offsets[-1] != starts[-1]:
+        return None
+    return Corpus(
+        digest=report["digest"],
+        offsets=offsets,
+        shards=shards,
+        shard_starts=starts[:-1],
+        highest=report["highest"],
+        broken=report["broken"],
+        examples=tuple(report["examples"]),
+    )
+
+
+def _write(folder: Path, files: Sequence[Path], tokenizer: Any, broken: Broken) -> Corpus:
+    prefix = f".{folder.name}-"
+    for leftover in folder.parent.glob(f"{prefix}*"):  # of a run that was killed: the lock is ours
+        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
+    try:
+        writer = _ShardWriter(temporary, max(tokenizer.get_vocab().values()))
+        try:
+            for document, ids in _encode(read_documents(files, tokenizer, broken), tokenizer):
+                if ids:
+                    writer.add(ids)
+                else:
+                    broken.add(document.place, "no token in it")
+            if not writer.shards:
+                raise UserError(_nothing(files, broken))
+            report = writer.close()
+        finally:
+            writer.abandon()
+        report |= {"broken": broken.count, "examples": broken.examples}
+        with (temporary / _REPORT).open("w", encoding="utf-8") as file:
+            json.dump(report, file)
+            _sync(file)
+        os.replace(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    corpus = _load(folder)
+    assert corpus is not None, folder
+    return corpus
+
+
+def _nothing(files: Sequence[Path], broken: Broken) -> str:
+    named = f"{files[0]}" if len(files) == 1 else f"{len(files)} files ({files[0]}, ...)"
+    first = f"; {broken.count} broken, the first {broken.examples[0]}" if broken.count else ""
+    return f"the training data are empty: no document in {named}{first}"
+
+
+def _encode(documents: Iterable[Document], tokenizer: Any) -> Iterator[tuple[Document, list[int]]]:
+    specials = _own_specials(tokenizer)
+    batch, characters = [], 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= _PART_CHARACTERS:
+            yield from _encode_batch(batch, tokenizer, specials)
+            batch, characters = [], 0
+    if batch:
+        yield from _encode_batch(batch, tokenizer, specials)
+
+
+def _encode_batch(
+    batch: Sequence[Document], tokenizer: Any, specials: tuple[list[int], list[int]]
+) -> Iterator[tuple[Document, list[int]]]:
+    parts = [_parts(document.text) for document in batch]
+    flat = [part for document in parts for part in document]
+    encoded = iter(
+        [
+            ids
+            for first in range(0, len(flat), 256)
+            for ids in tokenizer(flat[first : first + 256], add_special_tokens=False, verbose=False)["input_ids"]
+        ]
+    )
+    before, after = specials
+    for document, pieces in zip(batch, parts, strict=True):
+        ids = [token for _ in pieces for token in next(encoded)]
+        if ids and not document.rendered:
+            # Text that holds its BOS or EOS already gets no second one.
+            ids = (before if ids[: len(before)] != before else []) + ids
+            ids = ids + (after if ids[-len(after) :] != after else []) if after else ids
+        yield document, ids
+
+
+def _own_specials(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and after a text by itself, and EOS after it in any case, if it has one."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    start = next(index for index in range(len(whole)) if whole[index : index + len(plain)] == plain)
+    before, after = whole[:start], whole[start + len(plain) :]
+    eos = tokenizer.eos_token_id
+    return before, after if eos is None or eos in after else [*after, eos]
+
+
+def _parts(text: str) -> list[str]:
+    parts, start = [], 0
+    while len(text) - start > _PART_CHARACTERS:
+        end = start + _PART_CHARACTERS
+        cut = max(text.rfind("\n", start, end), text.rfind(" ", end - 1000, end))
+        stop = end if cut < start else cut + (text[cut] == "\n")
+        parts.append(text[start:stop])
+        start = stop
+    return [*parts, text[start:]]
+
+
+class _ShardWriter:
+    """Appends documents to shards of at most SHARD_TOKENS, or of one longer document."""
+
+    def __init__(self, folder: Path, highest_id: int):
+        self.shards: list[int] = []
+        self._folder = folder
+        self._dtype = np.dtype(np.uint16 if highest_id < 1 << 16 else np.uint32)
+        self._offsets = array("q", [0])
+        self._digest = hashlib.sha256()
+        self._highest = 0
+        self._file: Any = None
+
+    def add(self, ids: list[int]) -> None:
+        tokens = np.asarray(ids, self._dtype)
+        if not self.shards or self.shards[-1] + len(tokens) > SHARD_TOKENS:
+            self._finish()
+            self._file = (self._folder / _shard_name(len(self.shards))).open("wb")
+            self.shards.append(0)
+        data = tokens.tobytes()
+        self._file.write(data)
+        self._digest.update(data)
+        self._highest = max(self._highest, int(tokens.max()))
+        self.shards[-1] += len(tokens)
+        self._offsets.append(self._offsets[-1] + len(tokens))
+
+    def close(self) -> dict[str, Any]:
+        self._finish()
+        offsets = np.asarray(self._offsets, np.int64)
+        self._digest.update(offsets.tobytes())
+        with (self._folder / _OFFSETS).open("wb") as file:
+            np.save(file, offsets)
+            _sync(file)
+        digest = f"{self._dtype.name}-{self._digest.hexdigest()}"
+        return {"dtype": self._dtype.name, "shards": self.shards, "highest": self._highest, "digest": digest}
+
+    def abandon(self) -> None:
+        """Lets go of the file of a run that failed; nothing after close."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # the disk is full: what waits in the buffer is lost anyway
+                self._file.close()
+
+    def _finish(self) -> None:
+        if self._file is not None:
+            _sync(self._file)
+            self._file.close()
+            self._file = None
+
+
+def _sync(file: Any) -> None:
+    # Or a power cut could leave a folder that looks whole.
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _shard_name(index: int) -> str:
+    return f"shard-{index:05d}.bin"
