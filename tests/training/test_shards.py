@@ -221,5 +221,7 @@ def test_empty_data(tmp_path):
 def test_a_tokenizer_that_does_not_fit(data, tmp_path):
     highest = run(data, tmp_path / "cache").highest
     assert run(data, tmp_path / "cache", vocab_size=highest + 1).documents == 3
+    with pytest.raises(UserError, match="this checkpoint has no tokenizer"):
+        tokenise([data], None, tmp_path / "cache", strict=False, vocab_size=VOCABULARY)
     with pytest.raises(UserError, match=f"token id {highest}, the vocabulary is 0..{highest - 1}"):
         run(data, tmp_path / "cache", vocab_size=highest)

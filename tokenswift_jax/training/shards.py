@@ -85,14 +85,18 @@ def tokenise(
 
     The folder's name is a hash of the tokenizer and of the files' names, sizes and times; it appears whole or not at
     all. Text gets the special tokens that the tokenizer adds by itself, as a prompt does, and EOS at its end; what a
-    chat template wrote stays as it is. Texts beyond a million characters are encoded in parts, cut at line ends.
+    chat template wrote stays as it is. Texts beyond a million characters are encoded in parts, cut at line ends, where
+    a tokenizer that marks the start of every text (Llama 2's kind) leaves one mark more.
 
     Args:
       vocab_size: of the model, beyond which no id may be.
 
     Raises:
-      UserError: no document, a broken one with `strict`, ids outside the vocabulary, a folder that cannot be written.
+      UserError: no tokenizer, no document, a broken one with `strict`, ids outside the vocabulary, a folder that
+        cannot be written.
     """
+    if tokenizer is None:
+        raise UserError("this checkpoint has no tokenizer, and training data are text; add its tokenizer.json")
     files = find_files(paths)
     folder = Path(cache_dir) / _key(files, tokenizer)
     corpus = _load(folder)
@@ -116,9 +120,10 @@ def tokenise(
 
 
 def _key(files: Sequence[Path], tokenizer: Any) -> str:
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    # What earlier calls of the tokenizer set; it changes nothing here.
-    backend = {name: value for name, value in backend.items() if name not in ("truncation", "padding")}
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    backend = {"vocabulary": tokenizer.get_vocab()} if fast is None else json.loads(fast.to_str())
+    for set_by_earlier_calls in ("truncation", "padding"):
+        backend.pop(set_by_earlier_calls, None)
     sources = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     what = [_FORMAT, backend, specials, tokenizer.chat_template, sources]
@@ -247,8 +252,10 @@ def _parts(text: str) -> list[str]:
     parts, start = [], 0
     while len(text) - start > _PART_CHARACTERS:
         end = start + _PART_CHARACTERS
-        cut = max(text.rfind("\n", start, end), text.rfind(" ", end - 1000, end))
-        stop = end if cut < start else cut + (text[cut] == "\n")
+        middle = (start + end) // 2
+        # After a line, else before a word: where tokenizers begin a new token anyway.
+        line, word = text.rfind("\n", middle, end), text.rfind(" ", middle, end)
+        stop = line + 1 if line >= 0 else word if word >= 0 else end
         parts.append(text[start:stop])
         start = stop
     return [*parts, text[start:]]
