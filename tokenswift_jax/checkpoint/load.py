@@ -119,6 +119,8 @@ def load_decoder(
     dtype: str | Any | None = None,
     rope_override: Mapping[str, Any] | None = None,
     sharding: Callable[[names.ParameterPath], jax.sharding.Sharding] | None = None,
+    *,
+    untie: bool = True,
 ) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     """Loads a decoder split into (configuration, graph, parameters), each tensor straight to its shards.
 
@@ -129,6 +131,7 @@ def load_decoder(
       dtype: bfloat16, float16, float32 or float64; None is the checkpoint's own, at least float32 on CPU.
       rope_override: RoPE parameters to use instead of config.json's.
       sharding: the sharding of a parameter by its path; None puts everything on the default device.
+      untie: whether tied embeddings may be stored twice where that decodes faster (on CPU); training must not.
 
     Raises:
       UserError: as `open_checkpoint`; an unknown dtype, or float64 without jax_enable_x64.
@@ -140,7 +143,7 @@ def load_decoder(
     if chosen == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise UserError("dtype float64 needs JAX_ENABLE_X64=1")
     stored = checkpoint.config
-    if stored.tie_word_embeddings and jax.default_backend() == "cpu":
+    if untie and stored.tie_word_embeddings and jax.default_backend() == "cpu":
         # A tied head is a product with the transposed table, which a CPU does at half the speed for several rows.
         stored = replace(stored, tie_word_embeddings=False)
         checkpoint.tensors[("lm_head", "kernel")] = checkpoint.tensors[("embed_tokens",)]

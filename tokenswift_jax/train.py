@@ -1,0 +1,8 @@
+"""`python -m tokenswift_jax.train`: draft heads for a checkpoint. The Python class is `tokenswift_jax.SwiftTrainer`."""
+
+import sys
+
+from tokenswift_jax.training.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

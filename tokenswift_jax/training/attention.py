@@ -1,0 +1,45 @@
+"""Causal attention of packed rows, in blocks of queries: one block's scores in memory at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.decoder import Attention
+
+
+def packed_attention(config: ModelConfig, positions: jax.Array, segments: jax.Array, block: int) -> Attention:
+    """Attention within each packed document; a block's scores are computed again in the backward pass.
+
+    Args:
+      config: names the layers' sliding windows.
+      positions, segments: int32 [batch, length]; a row sees the rows before it of its own segment and itself.
+      block: queries at a time; keys after a block's last query are not touched.
+    """
+
+    def attend(layer: int, queries: jax.Array, keys: jax.Array, values: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
+        window = config.sliding_windows[layer]
+
+        @jax.checkpoint
+        def attend_block(queries: jax.Array, keys: jax.Array, values: jax.Array, low: jax.Array) -> jax.Array:
+            end, count = keys.shape[1], queries.shape[1]
+            rows = low + jnp.arange(count, dtype=jnp.int32)
+            own = jax.lax.dynamic_slice_in_dim(segments, low, count, axis=1)
+            here = jax.lax.dynamic_slice_in_dim(positions, low, count, axis=1)
+            seen = (rows[:, None] >= jnp.arange(end, dtype=jnp.int32)[None, :])[None]
+            seen = seen & (own[:, :, None] == segments[:, None, :end])
+            if window is not None:
+                seen = seen & (here[:, :, None] - positions[:, None, :end] < window)
+            return jax.nn.dot_product_attention(queries, keys, values, mask=seen[:, None])
+
+        length = queries.shape[1]
+        parts = []
+        for low in range(0, length, block):
+            high = min(low + block, length)
+            parts.append(attend_block(queries[:, low:high], keys[:, :high], values[:, :high], jnp.int32(low)))
+        return (parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)), carry
+
+    return attend

@@ -1,0 +1,118 @@
+"""Training checkpoints: parameters, optimizer, place in the data and settings, written while training goes on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.training.step import TrainState
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands beside its parameters.
+
+    Attributes:
+      data: state of the data iterator.
+      facts: what must not change when a run is resumed: settings, data, model (JSON).
+    """
+
+    data: dict[str, Any]
+    facts: dict[str, Any]
+
+
+class Checkpoints:
+    """The last checkpoint of a run and its best one by the held-out loss, in one folder.
+
+    Saving is asynchronous: the arrays are copied before `save` returns, the files written while training goes on. A
+    kill at any moment leaves whole checkpoints only.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every file it writes
+        self.folder = folder.resolve()
+        keep = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(2),  # while the newest is being written the one before it must stand
+                policies.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self.folder, options=ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
+        )
+
+    def latest(self) -> int | None:
+        """The newest whole checkpoint's step, None when there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, place: Place, held_out_loss: float | None) -> None:
+        """Writes the state in the background.
+
+        Raises:
+          UserError: an earlier write failed, such as on a full disk.
+        """
+        metrics = None if held_out_loss is None else {"loss": held_out_loss}
+        try:
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(named(state)),
+                    place=ocp.args.JsonSave({"data": place.data, "facts": place.facts}),
+                ),
+                metrics=metrics,
+                force=True,
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(_full(self.folder, error)) from None
+
+    def restore(self, like: TrainState) -> tuple[TrainState, Place]:
+        """The newest checkpoint in the structure of `like`."""
+        step = self.latest()
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(named(like)), place=ocp.args.JsonRestore()),
+        )
+        leaves = [restored["state"][name] for name in named(like)]
+        state = jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return state, Place(restored["place"]["data"], restored["place"]["facts"])
+
+    def facts(self) -> dict[str, Any]:
+        """The facts of the newest checkpoint, without its arrays."""
+        args = ocp.args.Composite(place=ocp.args.JsonRestore())
+        return self._manager.restore(self.latest(), args=args)["place"]["facts"]
+
+    def finish(self) -> None:
+        """Waits until everything is on disk.
+
+        Raises:
+          UserError: a write failed, such as on a full disk.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            raise UserError(_full(self.folder, error)) from None
+
+    def close(self) -> None:
+        """Releases the manager's threads."""
+        self._manager.close()
+
+
+def named(state: TrainState) -> dict[str, jax.Array]:
+    """The state's arrays by their path, in tree order."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _loss(metrics: dict[str, float]) -> float:
+    return metrics["loss"]
+
+
+def _full(folder: Path, error: Exception) -> str:
+    return f"cannot write the checkpoint in {folder}: {' '.join(str(error).split())[:200]}; earlier checkpoints stand"

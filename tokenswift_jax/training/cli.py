@@ -1,0 +1,128 @@
+"""The training command: flags to settings, one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.training.settings import HEAD_TYPES, REMAT, SCHEDULES, WHAT, read_settings
+
+PROGRAM = "python -m tokenswift_jax.train"
+# Flag, type, choices, metavar and help of each setting that has a flag of its own.
+_WHOLE, _NUMBER, _TEXT = int, float, str
+_FLAGS: dict[str, tuple[Any, Any, str | None, str]] = {
+    "what": (_TEXT, WHAT, None, "draft heads alone, or the backbone too (default: heads)"),
+    "heads": (_WHOLE, None, "N", "draft heads (default: 3)"),
+    "head_type": (_TEXT, HEAD_TYPES, None, "whether heads see the drafted token above them (default: sequential)"),
+    "max_length": (_WHOLE, None, "N", "tokens a row (default: 8192)"),
+    "batch_size": (_WHOLE, None, "N", "rows a micro-batch (default: 1)"),
+    "gradient_accumulation_steps": (_WHOLE, None, "N", "micro-batches a step (default: 1)"),
+    "max_steps": (_WHOLE, None, "N", "end after so many steps"),
+    "epochs": (_WHOLE, None, "N", "end after so many passes over the data (default: 1)"),
+    "learning_rate": (_NUMBER, None, "R", "peak (default: 0.005)"),
+    "head_learning_rate": (_NUMBER, None, "R", "the heads' own peak under --what all"),
+    "warmup_steps": (_WHOLE, None, "N", "default: 50"),
+    "lr_schedule": (_TEXT, SCHEDULES, None, "after the warm-up (default: cosine)"),
+    "weight_decay": (_NUMBER, None, "D", "default: 0.1"),
+    "head_weight_decay": (_NUMBER, None, "D", "the heads' own"),
+    "clip_norm": (_NUMBER, None, "G", "gradient clipping (default: 1)"),
+    "distill_weight": (_NUMBER, None, "W", "share of the target's own distribution in the heads' loss (default: 0)"),
+    "distill_temperature": (_NUMBER, None, "T", "default: 1"),
+    "self_distill": (_WHOLE, None, "N", "learn from N texts that the target writes itself"),
+    "head_loss_weight": (_NUMBER, None, "W", "the heads' losses beside the backbone's (default: 1)"),
+    "head_stride": (_WHOLE, None, "N", "heads learn from every Nth position (default: 1)"),
+    "draft_cache_prob": (_NUMBER, None, "P", "share of steps over the draft cache (default: 0)"),
+    "draft_cache": (_WHOLE, None, "N", "its slots (default: 4096)"),
+    "draft_sinks": (_WHOLE, None, "N", "of them fixed at the start (default: 16)"),
+    "skip_share": (_NUMBER, None, "P", "share of rows whose positions jump once (default: 0)"),
+    "loss_chunk": (_WHOLE, None, "N", "positions whose logits exist at one time (default: 512)"),
+    "remat": (_TEXT, REMAT, None, "what layers keep for the backward pass (default: none = everything)"),
+    "dtype": (_TEXT, None, None, "of the passes (default: bfloat16, float32 on CPU)"),
+    "seed": (_WHOLE, None, "S", "default: 0"),
+    "save_steps": (_WHOLE, None, "N", "steps between checkpoints (default: 100)"),
+    "evaluate_steps": (_WHOLE, None, "N", "steps between evaluations (default: one at the end)"),
+    "evaluate_prompts": (_WHOLE, None, "N", "held-out prompts of an evaluation (default: 4)"),
+    "evaluate_tokens": (_WHOLE, None, "N", "tokens the target writes after each (default: 128)"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {PROGRAM} --help lists the flags")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status (0, 1 a loss that is not a number, 2 bad input, 130 interrupted)."""
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; --resume continues from the last checkpoint", file=sys.stderr)
+        return 130
+    except OSError as error:  # a disk that is full, a file that has gone
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(argv: Sequence[str]) -> int:
+    spelled = [re.sub(r"^--[a-z_-]+", lambda flag: flag[0].replace("_", "-"), word) for word in argv]
+    options = _parser().parse_args(spelled)
+    given = {name: value for name in _FLAGS if (value := getattr(options, name)) is not None}
+    settings = read_settings(options.config, given)
+    # A run must be repeatable bit for bit; XLA reads its flags when it starts.
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from tokenswift_jax import checkpoint
+    from tokenswift_jax.model import DEMO_MODEL, use_compilation_cache
+    from tokenswift_jax.training.trainer import Paths, TrainingStoppedError, default_cache, train
+
+    use_compilation_cache()
+    paths = Paths(
+        model=checkpoint.resolve(DEMO_MODEL if options.model is None else options.model),
+        data=tuple(options.data),
+        held_out=tuple(options.eval_data or ()),
+        output=options.output,
+        cache=options.data_cache or default_cache(),
+    )
+    try:
+        written = train(paths, settings, resume=options.resume, strict=options.strict, say=sys.stderr)
+    except TrainingStoppedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(written)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM,
+        allow_abbrev=False,
+        description="Train draft heads for a checkpoint on text. The output is a checkpoint directory that "
+        "`python -m tokenswift_jax.generate --model` loads; its path goes to stdout, progress to stderr.",
+        epilog="Exit status: 0; 1 the loss is not a number (the checkpoints before it stand); 2 bad input; "
+        "130 interrupted (--resume continues).",
+    )
+    add = parser.add_argument_group("what is read and written").add_argument
+    add("--model", metavar="DIR|HUB_ID", help="the target (default: the bundled demo)")
+    add("--data", nargs="+", required=True, metavar="PATH", help=".txt and .jsonl files, folders, patterns")
+    add("--eval-data", nargs="+", metavar="PATH", help="held-out text (default: a hundredth of the documents)")
+    add("--strict", action="store_true", help="a broken line or file is an error")
+    add("--output", type=Path, required=True, metavar="DIR", help="checkpoint directory to write")
+    add("--data-cache", type=Path, metavar="DIR", help="where tokenised data are kept")
+    add("--resume", action="store_true", help="continue the run in --output (or begin it)")
+    add("--config", type=Path, metavar="FILE.json", help="settings; a flag overrides its field")
+    add = parser.add_argument_group("settings").add_argument
+    for name, (kind, choices, metavar, text) in _FLAGS.items():
+        add("--" + name.replace("_", "-"), type=kind, choices=choices, metavar=metavar, help=text)
+    return parser

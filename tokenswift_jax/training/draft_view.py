@@ -1,0 +1,153 @@
+"""Hidden states as drafting will see them: each row over the draft cache it would find, keys from the full pass.
+
+While decoding in the `partial` schedule only the root's own forward looks through the draft cache; the keys and values
+it finds there were computed with the whole text in view. Two streams go through the layers side by side: the full one
+gives keys and values, the draft one reads them through the draft cache's choice (`tokenswift_jax.cache.draft`).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.layers import wide_dtype
+from tokenswift_jax.models.rope import rotation
+from tokenswift_jax.training.attention import packed_attention
+from tokenswift_jax.training.forward import ATTENTION_BLOCK
+from tokenswift_jax.training.windows import Batch
+
+_PROMPT_STREAM = 0x6472  # apart from every other use of the seed
+
+
+def prompt_rows(seed: int, step: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    """What a step draws: a uniform float32 [] (whether it looks through the draft cache) and a prompt length int32 []
+    in [1, length)."""
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _PROMPT_STREAM), step)
+    which, where = jax.random.split(key)
+    return jax.random.uniform(which), jax.random.randint(where, (), 1, length, jnp.int32)
+
+
+def draft_view_states(
+    model: Decoder, batch: Batch, prompt: jax.Array, size: int, sinks: int
+) -> tuple[jax.Array, jax.Array]:
+    """Hidden states [batch, length, hidden_size] over the full cache and over the draft cache.
+
+    Rows of a document that begins its row look through a draft cache of `size` slots that was selected when `prompt`
+    tokens were read (or at the first row that no longer fits) and again whenever it was used up; its newest positions
+    replaced the lowest-scored ones between. Packed documents further on see their whole text, which is exact as long
+    as they fit.
+
+    Args:
+      model: the decoder, merged.
+      batch: packed rows.
+      prompt: int32 [], tokens of the text at the first selection.
+      size, sinks: slots of the draft cache, and how many of them hold the first positions.
+    """
+    config = model.config
+    attention = packed_attention(config, batch.positions, batch.segments, ATTENTION_BLOCK)
+    cos, sin = rotation(config.rope, config.head_dim, batch.positions, wide_dtype(jnp.float32))
+    full = draft = model.embed_tokens[...][batch.tokens]
+    for index, layer in enumerate(model.layers):
+        kept: list[tuple[jax.Array, jax.Array, jax.Array]] = []
+
+        def attend_full(at: int, queries: Any, keys: Any, values: Any, carry: Any, kept: Any = kept) -> Any:
+            kept.append((queries, keys, values))
+            return attention(at, queries, keys, values, carry)
+
+        full, _ = layer(full, cos, sin, index, attend_full, None)
+        queries, keys, values = kept[0]
+        ranks, begins = _selections(config, index, queries, keys, batch, prompt, size, sinks)
+        look = functools.partial(_attend_draft, config, batch, keys, values, ranks, begins, size, sinks)
+        draft, _ = layer(draft, cos, sin, index, look, None)
+    return full, draft
+
+
+def _selections(
+    config: ModelConfig,
+    layer: int,
+    queries: jax.Array,
+    keys: jax.Array,
+    batch: Batch,
+    prompt: jax.Array,
+    size: int,
+    sinks: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Each selection's rank of every row's key, int32 [selections, batch, kv_heads, length], and the row it is made
+    at, int32 [selections]: everything before it can be chosen."""
+    length, kept = keys.shape[1], size - sinks + 1
+    count = max(1, -(-(length - size - 1) // kept))
+    begins = jnp.maximum(prompt, size + 1) + kept * jnp.arange(count, dtype=jnp.int32)
+    rows = jnp.arange(length, dtype=jnp.int32)
+    window = config.sliding_windows[layer]
+    wide = wide_dtype(keys.dtype)
+    ranks = []
+    for at in begins:
+        query = jax.lax.dynamic_slice_in_dim(queries, jnp.minimum(at, length) - 1, 1, axis=1)[:, 0]
+        grouped = query.reshape(*query.shape[:1], config.num_kv_heads, config.group_size, -1)
+        summed = jnp.sum(grouped.astype(wide), axis=2)
+        scores = jnp.einsum("bkd,bskd->bks", summed, keys.astype(wide))
+        free = (rows >= sinks) & (rows < at)
+        if window is not None:
+            free &= rows > at - window
+        scores = jnp.where(free[None, None] & (batch.segments == 1)[:, None], scores, -jnp.inf)
+        order = jnp.argsort(scores, axis=-1, descending=True, stable=True)
+        ranks.append(jnp.argsort(order, axis=-1).astype(jnp.int32))
+    return jnp.stack(ranks), begins
+
+
+def _attend_draft(
+    config: ModelConfig,
+    batch: Batch,
+    keys: jax.Array,
+    values: jax.Array,
+    ranks: jax.Array,
+    begins: jax.Array,
+    size: int,
+    sinks: int,
+    layer: int,
+    queries: jax.Array,
+    own_keys: jax.Array,
+    own_values: jax.Array,
+    carry: Any,
+) -> tuple[jax.Array, Any]:
+    """Attention over the draft cache's positions, keys from the full pass, and each row's own key."""
+    length, window = keys.shape[1], config.sliding_windows[layer]
+    columns = jnp.arange(length, dtype=jnp.int32)
+
+    @jax.checkpoint
+    def block(queries: jax.Array, own_keys: jax.Array, own_values: jax.Array, low: jax.Array) -> jax.Array:
+        count = queries.shape[1]
+        rows = low + jnp.arange(count, dtype=jnp.int32)
+        segments = jax.lax.dynamic_slice_in_dim(batch.segments, low, count, axis=1)
+        positions = jax.lax.dynamic_slice_in_dim(batch.positions, low, count, axis=1)
+        seen = (columns[None, :] < rows[:, None])[None] & (segments[:, :, None] == batch.segments[:, None, :])
+        if window is not None:
+            seen &= positions[:, :, None] - batch.positions[:, None, :] < window
+        latest = jnp.sum(rows[:, None] >= begins[None, :], axis=1, dtype=jnp.int32) - 1  # -1: not selected yet
+        begin = begins[jnp.maximum(latest, 0)]
+        rank = ranks[jnp.maximum(latest, 0)].transpose(1, 2, 0, 3)  # [batch, kv_heads, rows, length]
+        left = size - sinks - (rows - begin)
+        held = (columns < sinks)[None, :] | (columns[None, :] >= begin[:, None])
+        held = held[None, None] | (rank < left[None, None, :, None])
+        whole = (latest < 0)[None, :] | (segments != 1)
+        held = held | whole[:, None, :, None]
+        mask = seen[:, None] & held
+        itself = jnp.broadcast_to(jnp.eye(count, dtype=bool)[None, None], (*mask.shape[:2], count, count))
+        mask = jnp.repeat(jnp.concatenate([mask, itself], axis=-1), config.group_size, axis=1)
+        return jax.nn.dot_product_attention(
+            queries,
+            jnp.concatenate([keys, own_keys], axis=1),
+            jnp.concatenate([values, own_values], axis=1),
+            mask=mask,
+        )
+
+    parts = []
+    for low in range(0, length, ATTENTION_BLOCK):
+        own = slice(low, min(low + ATTENTION_BLOCK, length))
+        parts.append(block(queries[:, own], own_keys[:, own], own_values[:, own], jnp.int32(low)))
+    return jnp.concatenate(parts, axis=1), carry

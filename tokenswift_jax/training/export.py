@@ -1,0 +1,55 @@
+"""From trained parameters to the checkpoint directory that `generate` loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from tokenswift_jax.checkpoint.directory import base_directory, companion_files, read_config
+from tokenswift_jax.checkpoint.load import open_checkpoint
+from tokenswift_jax.checkpoint.save import save, state_tensors
+from tokenswift_jax.training.learner import Learner
+from tokenswift_jax.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from tokenswift_jax.training.trainer import Paths
+
+TRAINING_FILE = "training.json"
+
+
+def write_checkpoint(
+    paths: Paths,
+    learner: Learner,
+    params: dict[str, Any],
+    settings: TrainingSettings,
+    node_set: dict[str, Any] | None,
+    facts: dict[str, Any],
+) -> None:
+    """Writes heads (and backbone, where it was trained) in the target's dtype, configuration and tokenizer.
+
+    With a frozen backbone "base" names the target's directory and no weights are copied.
+    """
+    dtype = open_checkpoint(paths.model).dtype
+    tensors = state_tensors(params["heads"])
+    base: str | None = str(base_directory(paths.model).resolve())
+    if settings.what == "all":
+        tensors += state_tensors(params["backbone"])
+        base = None
+    config = {name: value for name, value in read_config(paths.model).items() if name != "medusa_heads"}
+    config["tokenswift"] = {
+        "num_heads": settings.heads,
+        "head_type": settings.head_type,
+        "node_set": node_set,
+        "base": base,
+    }
+    output = paths.output
+    output.mkdir(parents=True, exist_ok=True)
+    save(output, config, [tensor.astype(dtype) for tensor in tensors])
+    for file in companion_files(paths.model):
+        if file.resolve().parent != output.resolve():
+            shutil.copyfile(file, output / file.name)
+    draft = output / f"{TRAINING_FILE}.part"
+    draft.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    os.replace(draft, output / TRAINING_FILE)

@@ -1,0 +1,44 @@
+"""The backbone over packed rows, with a choice of what its layers keep for the backward pass."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.layers import wide_dtype
+from tokenswift_jax.models.rope import rotation
+from tokenswift_jax.training.attention import packed_attention
+from tokenswift_jax.training.windows import Batch
+
+_RESIDUAL = "residual"
+ATTENTION_BLOCK = 512  # queries: scores of one block are [heads, 512, length]
+
+
+def hidden_states(model: Decoder, batch: Batch, remat: str) -> jax.Array:
+    """The last layer's output [batch, length, hidden_size] before the final norm.
+
+    remat: `none` keeps every activation, `layers` a layer's input, `offload` that input in the host's memory.
+    """
+    config = model.config
+    attention = packed_attention(config, batch.positions, batch.segments, ATTENTION_BLOCK)
+    x = model.embed_tokens[...][batch.tokens]
+    cos, sin = rotation(config.rope, config.head_dim, batch.positions, wide_dtype(x.dtype))
+    policy = None
+    if remat == "offload":
+        policy = jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[_RESIDUAL],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    for index, layer in enumerate(model.layers):
+        run = functools.partial(_layer, layer, cos, sin, index, attention)
+        x = run(x) if remat == "none" else jax.checkpoint(run, policy=policy)(x)
+    return x
+
+
+def _layer(layer, cos, sin, index, attention, x):  # type: ignore[no-untyped-def]
+    return layer(checkpoint_name(x, _RESIDUAL), cos, sin, index, attention, None)[0]

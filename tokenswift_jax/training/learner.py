@@ -1,0 +1,79 @@
+"""What is trained: a checkpoint's backbone and its draft heads, apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tokenswift_jax import checkpoint
+from tokenswift_jax.checkpoint.load import parse_dtype
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A decoder split for training.
+
+    Attributes:
+      config: the decoder's, with the heads that are trained.
+      graph: its structure; merged with (heads, backbone).
+      heads: float32 parameters of the draft heads.
+      backbone: everything else: float32 when it trains, else in the dtype of computation.
+      dtype: of the forward and backward passes.
+    """
+
+    config: ModelConfig
+    graph: nnx.GraphDef
+    heads: nnx.State
+    backbone: nnx.State
+    dtype: Any
+
+
+def load_learner(folder: Path, settings: TrainingSettings) -> Learner:
+    """Reads the checkpoint; heads of the asked type and number are continued, others begin anew.
+
+    Raises:
+      UserError: whatever is wrong with the checkpoint, or a text longer than its positions.
+    """
+    dtype = compute_dtype(settings)
+    stored = np.dtype(np.float32) if settings.what == "all" else dtype
+    config, graph, params = checkpoint.load_decoder(folder, stored, untie=False)
+    if settings.max_length > config.max_position_embeddings:
+        raise UserError(
+            f"max_length {settings.max_length} exceeds the model's {config.max_position_embeddings} positions"
+        )
+    wanted = replace(config, num_draft_heads=settings.heads, draft_head_type=settings.head_type)
+    loaded = nnx.merge(graph, params)
+    _, heads, backbone = nnx.split(loaded, nnx.PathContains("draft_heads"), ...)
+    if (config.num_draft_heads, config.draft_head_type) != (settings.heads, settings.head_type):
+        heads = fresh_heads(wanted, loaded.norm.scale[...], settings.seed)
+    shell = nnx.eval_shape(lambda: Decoder(wanted, dtype=stored, rngs=nnx.Rngs(0)))
+    graph = nnx.split(shell, nnx.PathContains("draft_heads"), ...)[0]
+    heads = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), heads)
+    return Learner(wanted, graph, heads, backbone, dtype)
+
+
+def compute_dtype(settings: TrainingSettings) -> Any:
+    """The dtype of the passes: as asked, else bfloat16 on accelerators and float32 on CPU."""
+    if settings.dtype is not None:
+        return parse_dtype(settings.dtype)
+    return np.dtype(np.float32) if jax.default_backend() == "cpu" else np.dtype(jnp.bfloat16)
+
+
+def fresh_heads(config: ModelConfig, final_norm: jax.Array, seed: int) -> nnx.State:
+    """Heads that have learnt nothing: each repeats what it reads, under the backbone's own final norm."""
+    tiny = replace(config, num_layers=0, sliding_windows=(), vocab_size=1, intermediate_size=1)
+    model = Decoder(tiny, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(seed))
+    assert model.draft_heads is not None
+    for head in model.draft_heads.heads:
+        head.post_layernorm.scale[...] = jnp.array(final_norm, jnp.float32)  # its own copy: states are donated
+    return nnx.split(model, nnx.PathContains("draft_heads"), ...)[1]

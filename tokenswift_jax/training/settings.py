@@ -1,0 +1,179 @@
+"""What one training run is: every choice that decides its result, as a frozen dataclass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tokenswift_jax.errors import UserError
+
+WHAT = ("heads", "all")
+HEAD_TYPES = ("sequential", "chained")
+REMAT = ("none", "layers", "offload")
+SCHEDULES = ("cosine", "linear", "constant")
+# Fields that may differ when a run is resumed: they decide when something is kept or shown, not what is learnt.
+FREE = ("save_steps", "evaluate_steps", "evaluate_prompts", "evaluate_tokens")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The choices of a run; the defaults are the paper's recipe (Table 9) but for batch and stopping.
+
+    Attributes:
+      what: `heads` freezes the backbone; `all` trains it too, on the next token.
+      heads: draft heads; head i (from 1) guesses the token i + 1 after the one whose hidden state it reads.
+      head_type: `sequential` heads see the token just above their guess, `chained` (the paper's) do not.
+      max_length: tokens a row.
+      batch_size: rows a micro-batch.
+      gradient_accumulation_steps: micro-batches a step.
+      max_steps, epochs: where the run ends; one of them is None.
+      learning_rate: peak, of what trains; `head_learning_rate` is the heads' own under `all`, None for the same.
+      warmup_steps: of a linear warm-up.
+      lr_schedule: from there to zero at the last step as a `cosine` or on a `linear` slope, or `constant` (for a run
+        that another one goes on from).
+      weight_decay: decoupled, of matrices alone; `head_weight_decay` is the heads', None for the same.
+      betas, clip_norm: Adam's, and the global norm that gradients are clipped to, heads and backbone apart.
+      distill_weight: share of the heads' loss taken against the target's own distribution; the rest is cross entropy
+        against the text (the paper: 0).
+      distill_temperature: divides the logits of both in that share; the loss is scaled by its square.
+      head_loss_weight: what the heads' losses count beside the next-token loss under `all`; 0 keeps them out of the
+        backbone.
+      head_stride: heads learn from every so many-th position, another each step.
+      draft_cache_prob: share of steps whose heads read hidden states computed over the draft cache (`draft_cache`
+        slots, `draft_sinks` of them fixed) instead of the full one.
+      skip_share: share of the rows whose positions jump once, so that far positions are met (positional skip-wise
+        training; Zhu et al. 2023).
+      self_distill: texts that the target itself writes to learn from, instead of the data's own.
+      loss_chunk: positions whose logits exist at one time, a row.
+      remat: what a layer keeps for the backward pass: everything, its input, or its input in host memory.
+      dtype: of the forward and backward passes; None is bfloat16 on accelerators, float32 on CPU. Masters are float32.
+      seed: of heads' first values and the order of the data.
+      save_steps: steps between checkpoints.
+      evaluate_steps: steps between evaluations; None evaluates at the end alone.
+      evaluate_prompts, evaluate_tokens: held-out prompts of an evaluation, and tokens that the target writes after each.
+    """
+
+    what: str = "heads"
+    heads: int = 3
+    head_type: str = "sequential"
+    max_length: int = 8192
+    batch_size: int = 1
+    gradient_accumulation_steps: int = 1
+    max_steps: int | None = None
+    epochs: int | None = 1
+    learning_rate: float = 5e-3
+    head_learning_rate: float | None = None
+    warmup_steps: int = 50
+    lr_schedule: str = "cosine"
+    weight_decay: float = 0.1
+    head_weight_decay: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float = 1.0
+    distill_weight: float = 0.0
+    distill_temperature: float = 1.0
+    head_loss_weight: float = 1.0
+    head_stride: int = 1
+    draft_cache_prob: float = 0.0
+    draft_cache: int = 4096
+    draft_sinks: int = 16
+    skip_share: float = 0.0
+    self_distill: int = 0
+    loss_chunk: int = 512
+    remat: str = "none"
+    dtype: str | None = None
+    seed: int = 0
+    save_steps: int = 100
+    evaluate_steps: int | None = None
+    evaluate_prompts: int = 4
+    evaluate_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        for name, known in (("what", WHAT), ("head_type", HEAD_TYPES), ("remat", REMAT), ("lr_schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
+        if (self.max_steps is None) == (self.epochs is None):
+            raise UserError("give max_steps or epochs, not both: one of them ends the run")
+        least = {"heads": 1, "max_length": 8, "batch_size": 1, "gradient_accumulation_steps": 1, "warmup_steps": 0}
+        least |= {"head_stride": 1, "draft_cache": 32, "draft_sinks": 0, "self_distill": 0, "loss_chunk": 1, "seed": 0}
+        least |= {"save_steps": 1, "evaluate_prompts": 1, "evaluate_tokens": 8}
+        least |= {name: 1 for name in ("max_steps", "epochs", "evaluate_steps") if getattr(self, name) is not None}
+        for name, low in least.items():
+            _check_whole(name, getattr(self, name), low)
+        for name in ("learning_rate", "clip_norm", "distill_temperature"):
+            _check_number(name, getattr(self, name), 0.0, None, above=True)
+        for name in ("weight_decay", "head_weight_decay", "head_learning_rate", "head_loss_weight"):
+            _check_number(name, getattr(self, name), 0.0, None)
+        for name in ("distill_weight", "draft_cache_prob", "skip_share"):
+            _check_number(name, getattr(self, name), 0.0, 1.0)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas are {self.betas!r}; two numbers of at least 0 and below 1 are needed")
+        if self.max_length < self.heads + 2:
+            raise UserError(f"max_length {self.max_length} is too short for {self.heads} heads: at least heads + 2")
+        if self.draft_cache < self.draft_sinks + 16:
+            raise UserError(f"draft_cache is {self.draft_cache}; it must hold draft_sinks + 16 or more")
+        if self.what == "all" and self.self_distill:
+            raise UserError("self_distill trains on the target's own text, so the target must stand still: what=heads")
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step reads, padding included."""
+        return self.batch_size * self.gradient_accumulation_steps * self.max_length
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON stores them."""
+        return asdict(self) | {"betas": list(self.betas)}
+
+
+def read_settings(config: Path | None, given: Mapping[str, Any]) -> TrainingSettings:
+    """The settings of a configuration file (a JSON object of `TrainingSettings` fields) under the fields `given`.
+
+    Raises:
+      UserError: not a JSON object, an unknown field, or a value out of range.
+    """
+    chosen: dict[str, Any] = {}
+    if config is not None:
+        try:
+            chosen = json.loads(config.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the configuration {config}: {error}") from None
+        if not isinstance(chosen, dict):
+            raise UserError(f"{config} must hold a JSON object of training settings")
+    known = {field.name for field in fields(TrainingSettings)}
+    unknown = sorted(set(chosen) - known)
+    if unknown:
+        raise UserError(f"{config}: unknown settings {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    chosen |= given
+    if "max_steps" in given and "epochs" not in given:
+        chosen["epochs"] = None
+    elif "epochs" in given and "max_steps" not in given:
+        chosen["max_steps"] = None
+    elif "max_steps" in chosen and "epochs" not in chosen:
+        chosen["epochs"] = None
+    if isinstance(chosen.get("betas"), list):
+        chosen["betas"] = tuple(chosen["betas"])
+    return TrainingSettings(**chosen)
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Names of the settings (as JSON) that differ and decide what is learnt, with both values."""
+    names = [name for name in {**before, **now} if name not in FREE and before.get(name) != now.get(name)]
+    return [f"{name} ({before.get(name)!r} then, {now.get(name)!r} now)" for name in sorted(names)]
+
+
+def _check_whole(name: str, value: Any, low: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise UserError(f"{name} is {value!r}; it must be a whole number of at least {low}")
+
+
+def _check_number(name: str, value: Any, low: float, high: float | None, *, above: bool = False) -> None:
+    if value is None and name.startswith("head_"):
+        return
+    right = isinstance(value, int | float) and not isinstance(value, bool)
+    if not right or value < low or (above and value == low) or (high is not None and value > high) or value != value:
+        kind = "above" if above else "at least"
+        raise UserError(
+            f"{name} is {value!r}; it must be {kind} {low:g}" + ("" if high is None else f", at most {high:g}")
+        )

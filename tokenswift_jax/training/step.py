@@ -1,0 +1,128 @@
+"""One optimizer step: gradients of all micro-batches, then one update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from tokenswift_jax.decoding.loop import exact_products
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.training.draft_view import draft_view_states, prompt_rows
+from tokenswift_jax.training.forward import hidden_states
+from tokenswift_jax.training.losses import Counts, Sums, count, loss_sums
+from tokenswift_jax.training.settings import TrainingSettings
+from tokenswift_jax.training.windows import Batch
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes.
+
+    Attributes:
+      step: int32 [], optimizer steps taken.
+      params: float32 masters, {"heads": ..., "backbone": ...}; no backbone when it is frozen.
+      optimizer: optax's state.
+    """
+
+    step: jax.Array
+    params: dict[str, Any]
+    optimizer: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class StepReport:
+    """What one step measured.
+
+    Attributes:
+      base: float32 [], mean nats of the next token; 0 where the backbone is frozen.
+      heads: float32 [heads], mean loss of each head in nats.
+      gradient_norm: float32 [], of everything that trains, before clipping.
+    """
+
+    base: jax.Array
+    heads: jax.Array
+    gradient_norm: jax.Array
+
+
+TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, StepReport]]
+
+
+def make_step(
+    graph: nnx.GraphDef, settings: TrainingSettings, optimizer: optax.GradientTransformation, dtype: Any
+) -> TrainStep:
+    """The jitted step (state, frozen backbone or None, batch [accumulation, batch, length]) -> (state, report).
+
+    The state is donated. dtype is that of forward and backward; gradients are summed in float32.
+    """
+
+    def sums(params: dict[str, Any], frozen: Any, batch: Batch, step: jax.Array, counts: Counts) -> tuple[Any, Sums]:
+        heads = jax.tree.map(partial(_as, dtype), params["heads"])
+        backbone = jax.tree.map(partial(_as, dtype), params["backbone"] if frozen is None else frozen)
+        offset = step % settings.head_stride
+        with exact_products(dtype):
+            model = nnx.merge(graph, heads, backbone)
+            hidden, read = _hidden(model, batch, step, settings)
+            if frozen is not None:
+                hidden, read = jax.lax.stop_gradient((hidden, read))
+            if not settings.head_loss_weight:
+                read = jax.lax.stop_gradient(read)
+            losses = loss_sums(model, hidden, read, batch, offset, settings)
+        base = losses.base / jnp.maximum(counts.base, 1).astype(jnp.float32)
+        guesses = losses.heads / jnp.maximum(counts.heads, 1).astype(jnp.float32)
+        # Adam does not see the scale of the heads' own gradients, so one weight serves heads and backbone.
+        return base + jnp.float32(settings.head_loss_weight or 1.0) * jnp.sum(guesses), Sums(base, guesses)
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: TrainState, frozen: Any, batches: Batch) -> tuple[TrainState, StepReport]:
+        offset = state.step % settings.head_stride
+        each = jax.vmap(lambda batch: count(batch, settings.heads, offset, settings.head_stride))(batches)
+        counts = jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=jnp.int32), each)
+        gradient = jax.grad(sums, has_aux=True)
+
+        def add(carry: Any, batch: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, carry, gradient(state.params, frozen, batch, state.step, counts)), None
+
+        if settings.gradient_accumulation_steps == 1:
+            one = jax.tree.map(lambda x: x[0], batches)
+            gradients, losses = gradient(state.params, frozen, one, state.step, counts)
+        else:
+            zero = jax.tree.map(jnp.zeros_like, state.params)
+            start = (zero, Sums(jnp.float32(0), jnp.zeros((settings.heads,), jnp.float32)))
+            (gradients, losses), _ = jax.lax.scan(add, start, batches)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # optax mixes dtypes
+            norm = optax.global_norm(gradients)
+            updates, moved = optimizer.update(gradients, state.optimizer, state.params)
+            params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, moved), StepReport(losses.base, losses.heads, norm)
+
+    return step
+
+
+def _hidden(model: Decoder, batch: Batch, step: jax.Array, settings: TrainingSettings) -> tuple[jax.Array, jax.Array]:
+    """What the backbone's loss and what the heads read, [batch, length, hidden_size] each."""
+
+    def whole() -> tuple[jax.Array, jax.Array]:
+        hidden = hidden_states(model, batch, settings.remat)
+        return hidden, hidden
+
+    if not settings.draft_cache_prob:
+        return whole()
+    chance, prompt = prompt_rows(settings.seed, step, batch.tokens.shape[1])
+
+    def through() -> tuple[jax.Array, jax.Array]:
+        return draft_view_states(model, batch, prompt, settings.draft_cache, settings.draft_sinks)
+
+    return jax.lax.cond(chance < settings.draft_cache_prob, through, whole)
+
+
+def _as(dtype: Any, leaf: jax.Array) -> jax.Array:
+    return leaf.astype(dtype)

@@ -1,0 +1,234 @@
+"""A training run from a checkpoint and some text to a checkpoint with draft heads."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tokenswift_jax import checkpoint
+from tokenswift_jax.checkpoint.directory import fingerprint
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.training.checkpoints import Checkpoints, Place
+from tokenswift_jax.training.export import write_checkpoint
+from tokenswift_jax.training.held_out import Examiner, held_out
+from tokenswift_jax.training.learner import Learner, load_learner
+from tokenswift_jax.training.metrics import MetricsWriter
+from tokenswift_jax.training.optimizer import learning_rate, make_optimizer
+from tokenswift_jax.training.settings import TrainingSettings, differing
+from tokenswift_jax.training.shards import Corpus, tokenise
+from tokenswift_jax.training.step import StepReport, TrainState, make_step
+from tokenswift_jax.training.windows import Batch, Packing, batches, pack
+
+STATE_FOLDER = "training"  # inside the output: checkpoints, metrics, curves
+METRICS_FILE, CURVES_FILE = "metrics.jsonl", "curves.png"
+_SAY_SECONDS = 10.0
+
+
+class TrainingStoppedError(ArithmeticError):
+    """The loss or its gradient is not a number; earlier checkpoints stand."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a run reads and writes.
+
+    Attributes:
+      model: checkpoint directory of the target.
+      data, held_out: files, folders or patterns of text; without held-out ones some documents of the data serve.
+      output: the checkpoint directory to write.
+      cache: where tokenised data are kept.
+    """
+
+    model: Path
+    data: tuple[str, ...]
+    held_out: tuple[str, ...]
+    output: Path
+    cache: Path
+
+
+def default_cache() -> Path:
+    """Where tokenised data are kept unless told otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokenswift_jax" / "data"
+
+
+def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: bool, say: TextIO) -> Path:
+    """Trains and writes the checkpoint directory `paths.output`; returns it.
+
+    A run that was killed goes on with `resume` from its newest checkpoint, with the very steps that it would have taken:
+    losses and final weights are those of a run nobody interrupted (same kind of device, mesh and versions).
+
+    Raises:
+      UserError: whatever is wrong with model, data, settings or the place to write; resuming with other settings.
+      TrainingStoppedError: the loss is not a number.
+    """
+    folder = paths.output / STATE_FOLDER
+    with ExitStack() as stack:
+        saved = Checkpoints(folder / "steps")
+        stack.callback(saved.close)
+        if saved.latest() is not None and not resume:
+            raise UserError(f"{folder} holds a training run; give --resume to continue it, or another --output")
+        tokenizer = checkpoint.load_tokenizer(paths.model)
+        if tokenizer is None:
+            raise UserError(f"{paths.model} has no tokenizer; training on text needs one")
+        learner = load_learner(paths.model, settings)
+        corpus = tokenise(paths.data, tokenizer, paths.cache, strict=strict, vocab_size=learner.config.vocab_size)
+        print(f"data: {corpus.report()}", file=say)
+        documents, held = held_out(corpus, paths.held_out, tokenizer, paths.cache, strict, learner.config.vocab_size)
+        if settings.self_distill:
+            from tokenswift_jax.training.self_distill import written_by_target
+
+            corpus = written_by_target(paths.model, corpus, documents, settings, paths.cache, say)
+            documents = range(corpus.documents)
+        packing = pack(corpus, length=settings.max_length, min_tokens=settings.heads + 2, documents=documents)
+        facts = _facts(paths.model, settings, corpus, held)
+        run = _Run(learner, settings, packing, facts)
+        if saved.latest() is not None:
+            changed = differing(saved.facts(), facts)
+            if changed:
+                raise UserError(f"{folder} was begun otherwise: {'; '.join(changed)}; resume with what it began with")
+            run.restore(saved)
+            print(f"resumed at step {int(run.state.step)}", file=say)
+        metrics = MetricsWriter(
+            folder / METRICS_FILE, folder / "tensorboard", resume_at=int(run.state.step) + 1 if resume else None
+        )
+        stack.enter_context(metrics)
+        examiner = None if held is None else Examiner(paths.model, learner, held, settings, say)
+        try:
+            _steps(run, saved, metrics, examiner, say)
+        finally:
+            saved.finish()
+        node_set = examiner.node_set if examiner is not None else None
+        write_checkpoint(paths, learner, run.state.params, settings, node_set, run.facts_told())
+    from tokenswift_jax.training.curves import draw_curves
+
+    draw_curves(folder / METRICS_FILE, folder / CURVES_FILE)
+    return paths.output
+
+
+class _Run:
+    """Parameters, data and their order: what a step needs."""
+
+    def __init__(self, learner: Learner, settings: TrainingSettings, packing: Packing, facts: dict[str, Any]) -> None:
+        self.learner, self.settings, self.packing, self.facts = learner, settings, packing, facts
+        rows = settings.batch_size * settings.gradient_accumulation_steps
+        steps = settings.max_steps
+        if steps is None:
+            assert settings.epochs is not None
+            steps = settings.epochs * packing.steps_per_epoch(rows)
+        self.steps = steps
+        self.data = batches(
+            packing,
+            batch_size=rows,
+            seed=settings.seed,
+            epochs=settings.epochs,
+            skip_share=settings.skip_share,
+            max_positions=learner.config.max_position_embeddings,
+        )
+        optimizer = make_optimizer(settings, max(steps, 1))
+        params: dict[str, Any] = {"heads": learner.heads}
+        self.frozen: Any = learner.backbone
+        if settings.what == "all":
+            params["backbone"], self.frozen = learner.backbone, None
+        self.state = TrainState(jnp.int32(0), params, optimizer.init(params))
+        self.step = make_step(learner.graph, settings, optimizer, learner.dtype)
+        self.rates = {"learning_rate": learning_rate(settings, max(steps, 1), heads=settings.what == "heads")}
+        if settings.what == "all" and settings.head_learning_rate is not None:
+            self.rates["head_learning_rate"] = learning_rate(settings, max(steps, 1), heads=True)
+        self.tokens, self.seconds = 0, 0.0  # of this session, the first step (compilation) left out
+
+    def restore(self, saved: Checkpoints) -> None:
+        """Takes up the newest checkpoint."""
+        self.state, place = saved.restore(self.state)
+        self.data.set_state(place.data)
+
+    def next_batch(self) -> Batch:
+        """int32 [accumulation, batch, length] each."""
+        settings = self.settings
+        shape = (settings.gradient_accumulation_steps, settings.batch_size, settings.max_length)
+        return Batch(*(np.ascontiguousarray(x).reshape(shape) for x in next(self.data)))
+
+    def place(self) -> Place:
+        """Where the run stands, for a checkpoint."""
+        return Place(dict(self.data.get_state()), self.facts)
+
+    def facts_told(self) -> dict[str, Any]:
+        """What the checkpoint says of its training."""
+        speed = round(self.tokens / self.seconds) if self.seconds else None
+        device = jax.devices()[0].device_kind
+        return {"steps": self.steps, "settings": self.settings.to_json(), "tokens_per_second": speed, "device": device}
+
+
+def _steps(run: _Run, saved: Checkpoints, metrics: MetricsWriter, examiner: Examiner | None, say: TextIO) -> None:
+    """All steps still to do; each is read while the next one runs."""
+    settings, begun = run.settings, int(run.state.step)
+    clock = told = time.perf_counter()
+    pending: tuple[int, StepReport, Batch] | None = None
+    for number in range(begun + 1, run.steps + 1):
+        batch = run.next_batch()
+        run.state, report = run.step(run.state, run.frozen, batch)
+        if pending is not None:
+            _read(run, metrics, *pending)
+        pending = (number, report, batch)
+        if number == begun + 1:
+            jax.block_until_ready(report)
+            clock = time.perf_counter()
+        else:
+            run.tokens += int(np.count_nonzero(batch.segments))
+        last = number == run.steps
+        due = settings.evaluate_steps is not None and number % settings.evaluate_steps == 0
+        if number % settings.save_steps == 0 or last or due:
+            _read(run, metrics, *pending)  # nothing is saved before its loss is known to be a number
+            pending = None
+            run.seconds += time.perf_counter() - clock
+            loss = None
+            if examiner is not None and (due or last):
+                loss = examiner.examine(run.state.params, number, metrics)
+            saved.save(run.state, run.place(), loss)
+            clock = time.perf_counter()
+        if time.perf_counter() - told > _SAY_SECONDS or last:
+            told = time.perf_counter()
+            print(_progress(run, number, report, told - clock), file=say, flush=True)
+
+
+def _read(run: _Run, metrics: MetricsWriter, number: int, report: StepReport, batch: Batch) -> None:
+    values: dict[str, float] = {}
+    if run.settings.what == "all":
+        values["train/base_loss"] = float(report.base)
+    for head, loss in enumerate(np.asarray(report.heads).tolist(), 1):
+        values[f"train/head_{head}/loss"] = loss
+    values["train/gradient_norm"] = float(report.gradient_norm)
+    for name, rate in run.rates.items():
+        values[f"train/{name}"] = float(rate(number - 1))
+    metrics.write(number, values)
+    if not np.isfinite(list(values.values())).all():
+        raise TrainingStoppedError(
+            f"step {number}: the loss or its gradient is not a number; its batch begins "
+            f"{_beginnings(batch)}; the checkpoints before it stand, a smaller learning rate or clip_norm may help"
+        )
+
+
+def _beginnings(batch: Batch) -> str:
+    rows = batch.tokens.reshape(-1, batch.tokens.shape[-1])
+    return ", ".join(str(row[:6].tolist()) for row in rows[:4]) + (" and more" if len(rows) > 4 else "")
+
+
+def _progress(run: _Run, number: int, report: StepReport, since: float) -> str:
+    losses = " ".join(f"{loss:.3f}" for loss in np.asarray(report.heads).tolist())
+    base = f"backbone {float(report.base):.3f}, " if run.settings.what == "all" else ""
+    seconds = run.seconds + since
+    speed = f", {run.tokens / seconds:,.0f} tokens/s" if run.tokens and seconds > 0 else ""
+    return f"step {number}/{run.steps}: {base}heads {losses}{speed}"
+
+
+def _facts(model: Path, settings: TrainingSettings, corpus: Corpus, held: Any) -> dict[str, Any]:
+    versions = {"jax_version": jax.__version__, "device_kind": jax.devices()[0].device_kind}
+    data = {"model": fingerprint(model), "data": corpus.digest, "devices": jax.device_count()}
+    return settings.to_json() | data | versions
