@@ -158,13 +158,13 @@ def test_float64_models_are_scored_in_float64():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ([[]], "empty"),
-        ([[1, 128]], "token id 128 of the prompt is outside the vocabulary of 0..127"),
+        ([[]], "the text is empty"),
+        ([[1, 128]], "token id 128 of the text is outside the vocabulary of 0..127"),
         ([[1] * 513], "a text to score holds 1 to 512 tokens"),
         ([], "a list of texts"),
         ("w5", "a list of texts"),
         ([1, 2], "a list of texts"),
-        ([[1.5]], "token ids"),
+        ([[1.5]], "a text is a string or a list of token ids, and 1.5 is no token id"),
     ],
 )
 def test_what_is_refused(model, texts, message):

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import io
 import os
+import stat
 import sys
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, TextIO
@@ -83,9 +84,9 @@ def _run(options: argparse.Namespace) -> int:
         try:
             result = _consume(events, writer)
         except NumericsError as error:
-            writer.end()
+            writer.end(stderr_follows=True)
             raise UserError(str(error)) from error
-    writer.end()
+    writer.end(stderr_follows=not options.quiet)
     if options.stats is not None:
         options.stats.write_text(result.to_json() + "\n", encoding="utf-8")
     if not options.quiet:
@@ -121,11 +122,16 @@ class _Writer:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    def end(self) -> None:
-        """Leaves a terminal on a fresh line."""
+    def end(self, *, stderr_follows: bool) -> None:
+        """Leaves a terminal on a fresh line. A file or a pipe gets the text and nothing else: where it is also what
+        stderr goes to, the line ends with what follows there."""
         self._progress.clear()
-        if self._stdout is not None and self._stdout.isatty() and self._last != "\n":
-            print(flush=True)
+        if self._stdout is None or self._last == "\n":
+            return
+        if self._stdout.isatty():
+            print(file=self._stdout, flush=True)
+        elif stderr_follows and _may_meet(self._stdout, sys.stderr):
+            print(file=sys.stderr, flush=True)
 
     def _write(self, pieces: Sequence[tuple[str, int]]) -> None:
         plain = "".join(text for text, _ in pieces)
@@ -139,6 +145,16 @@ class _Writer:
             self._progress.clear()
             self._stdout.write("".join(map(_coloured, pieces)) if self._colours else plain)
             self._stdout.flush()
+
+
+def _may_meet(text: TextIO, messages: TextIO) -> bool:
+    """Whether what is written to both comes together: one file or pipe, or a pipe beside a terminal (`... | tee`)."""
+    try:
+        here, there = os.fstat(text.fileno()), os.fstat(messages.fileno())
+    except (OSError, ValueError):  # not of the operating system
+        return False
+    same = (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+    return same or (stat.S_ISFIFO(here.st_mode) and messages.isatty())
 
 
 def _coloured(piece: tuple[str, int]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import inspect
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import jax
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from tokenswift_jax.decoding.run import DecodingRun
     from tokenswift_jax.model import Model
     from tokenswift_jax.speculation import SpeculationConfig
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -74,62 +78,15 @@ class _Request:
     audit: bool
 
 
-def generate(
-    model: Model,
-    prompt: Any,
-    sampling: SamplingConfig | None = None,
-    speculation: SpeculationConfig | None = None,
-    *,
-    max_new_tokens: int,
-    min_new_tokens: int = 0,
-    ignore_eos: bool = False,
-    stop: str | Sequence[str] = (),
-    journal: str | Path | None = None,
-    resume: bool = False,
-    audit: bool = False,
-    capacity: int | None = None,
-) -> Any:
-    """Generates text: the same tokens for one seed whatever `speculation` says.
+def _with_parameters_of(source: Callable[_P, Any]) -> Callable[[Callable[..., _T]], Callable[_P, _T]]:
+    """Gives a function that hands its arguments on to `source` the signature of that, for help() and type checkers."""
 
-    KeyboardInterrupt ends the text early and is not raised again: the result's finish_reason is "interrupted".
+    def decorate(function: Callable[..., _T]) -> Callable[_P, _T]:
+        own = inspect.signature(function)
+        cast("Any", function).__signature__ = inspect.signature(source).replace(return_annotation=own.return_annotation)
+        return function
 
-    Args:
-      model: from `load`.
-      prompt: text or token ids (one prompt), or a list of those (one batch).
-      sampling: None: the checkpoint's generation_config, neutral where it says nothing.
-      speculation: how drafts are made; None: the defaults (mode "auto").
-      max_new_tokens: the most tokens to generate, EOS included.
-      min_new_tokens: no EOS is drawn before this many tokens.
-      ignore_eos: EOS tokens do not end the text.
-      stop: strings that end the text; it ends before them.
-      journal: file for every emitted token (one prompt only).
-      resume: continue the journal's run, or begin it where there is no file yet.
-      audit: replay the finished text through the target and compare every draw.
-      capacity: positions to reserve in the cache; None: what prompt and max_new_tokens need.
-
-    Returns:
-      A `GenerationResult`, a list of them for a batch.
-
-    Raises:
-      UserError: whatever is wrong with the arguments, before anything is generated.
-      tokenswift_jax.decoding.run.NumericsError: NaN logits, with the position.
-    """
-    events = stream(
-        model,
-        prompt,
-        sampling,
-        speculation,
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens,
-        ignore_eos=ignore_eos,
-        stop=stop,
-        journal=journal,
-        resume=resume,
-        audit=audit,
-        capacity=capacity,
-    )
-    results = [event.result for event in events if event.result is not None]
-    return results if is_batch(prompt) else results[0]
+    return decorate
 
 
 def stream(
@@ -187,6 +144,37 @@ def stream(
             saved.close()
         raise
     return _events(request, rows, [StreamEvent(0, tuple(text), kept) for kept, text in past], run, saved)
+
+
+@_with_parameters_of(stream)
+def generate(model: Model, prompt: Any, *arguments: Any, **named: Any) -> Any:
+    """Generates text: the same tokens for one seed whatever `speculation` says.
+
+    KeyboardInterrupt ends the text early and is not raised again: the result's finish_reason is "interrupted".
+
+    Args:
+      model: from `load`.
+      prompt: text or token ids (one prompt), or a list of those (one batch).
+      sampling: None: the checkpoint's generation_config, neutral where it says nothing.
+      speculation: how drafts are made; None: the defaults (mode "auto").
+      max_new_tokens: the most tokens to generate, EOS included.
+      min_new_tokens: no EOS is drawn before this many tokens.
+      ignore_eos: EOS tokens do not end the text.
+      stop: strings that end the text; it ends before them.
+      journal: file for every emitted token (one prompt only).
+      resume: continue the journal's run, or begin it where there is no file yet.
+      audit: replay the finished text through the target and compare every draw.
+      capacity: positions to reserve in the cache; None: what prompt and max_new_tokens need.
+
+    Returns:
+      A `GenerationResult`, a list of them for a batch.
+
+    Raises:
+      UserError: whatever is wrong with the arguments, before anything is generated.
+      tokenswift_jax.decoding.run.NumericsError: NaN logits, with the position.
+    """
+    results = [event.result for event in stream(model, prompt, *arguments, **named) if event.result is not None]
+    return results if is_batch(prompt) else results[0]
 
 
 def _events(

@@ -22,8 +22,8 @@ def is_batch(prompt: Any) -> bool:
     return isinstance(prompt, list | tuple) and all(isinstance(entry, str) or _is_sequence(entry) for entry in prompt)
 
 
-def encode(prompt: Any, tokenizer: Any, vocab_size: int, chat: bool = False) -> list[int]:
-    """Token ids of one prompt, text or ids.
+def encode(prompt: Any, tokenizer: Any, vocab_size: int, chat: bool = False, name: str = "prompt") -> list[int]:
+    """Token ids of one prompt, text or ids; errors call it by its `name`.
 
     Text gets the special tokens that the tokenizer itself adds, BOS once. With `chat` it becomes the user's turn of
     the tokenizer's chat template, whose own special tokens are the only ones.
@@ -32,16 +32,16 @@ def encode(prompt: Any, tokenizer: Any, vocab_size: int, chat: bool = False) -> 
       UserError: the prompt is empty, is neither text nor ids, has ids outside the vocabulary; text without a
         tokenizer, `chat` without a template.
     """
-    ids = _text_ids(prompt, tokenizer, chat) if isinstance(prompt, str) else prompt
+    ids = _text_ids(prompt, tokenizer, chat, name) if isinstance(prompt, str) else prompt
     if not _are_ids(ids):
-        raise UserError(f"a prompt is text or a list of token ids, not {type(prompt).__name__}")
+        raise UserError(f"a {name} is a string or a list of token ids, {_no_ids(prompt)}")
     if chat and not isinstance(prompt, str):
         raise UserError("--chat needs a prompt of text, not token ids")
     if len(ids) == 0:
-        raise UserError("the prompt is empty; give at least one token")
+        raise UserError(f"the {name} is empty; give at least one token")
     outside = [int(token) for token in ids if not 0 <= token < vocab_size]
     if outside:
-        raise UserError(f"token id {outside[0]} of the prompt is outside the vocabulary of 0..{vocab_size - 1}")
+        raise UserError(f"token id {outside[0]} of the {name} is outside the vocabulary of 0..{vocab_size - 1}")
     return [int(token) for token in ids]
 
 
@@ -82,11 +82,20 @@ def read_ids(path: str) -> list[int]:
     return ids
 
 
-def _text_ids(text: str, tokenizer: Any, chat: bool) -> list[int]:
+def _no_ids(value: Any) -> str:
+    """What is wrong with what should have been token ids."""
+    if isinstance(value, np.ndarray):
+        return f"not a {value.ndim}-dimensional array of {value.dtype}"
+    if isinstance(value, list | tuple):
+        return f"and {next(token for token in value if not _is_id(token))!r} is no token id"
+    return f"not {type(value).__name__}"
+
+
+def _text_ids(text: str, tokenizer: Any, chat: bool, name: str) -> list[int]:
     if tokenizer is None:
-        raise UserError("this checkpoint has no tokenizer; give the prompt as token ids")
+        raise UserError(f"this checkpoint has no tokenizer; give the {name} as token ids")
     if not text:
-        raise UserError("the prompt is empty; give at least one character")
+        raise UserError(f"the {name} is empty; give at least one character")
     if chat:
         if not getattr(tokenizer, "chat_template", None):
             raise UserError("this checkpoint's tokenizer has no chat template; leave out --chat")
@@ -106,6 +115,8 @@ def _is_sequence(value: Any) -> TypeGuard[Sequence[Any] | np.ndarray]:
 def _are_ids(value: Any) -> TypeGuard[Sequence[int] | np.ndarray]:
     if isinstance(value, np.ndarray):
         return value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
-    return _is_sequence(value) and all(
-        isinstance(token, int | np.integer) and not isinstance(token, bool) for token in value
-    )
+    return _is_sequence(value) and all(map(_is_id, value))
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

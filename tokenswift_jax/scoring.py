@@ -44,7 +44,7 @@ def draft_logits(model: Model, texts: Sequence[Prompt]) -> np.ndarray:
 def _logits(model: Model, texts: Sequence[Prompt], *, heads: bool) -> np.ndarray:
     if not is_batch(texts):
         raise UserError("give a list of texts, each a string or a list of token ids")
-    rows = [encode(text, model.tokenizer, model.config.vocab_size) for text in texts]
+    rows = [encode(text, model.tokenizer, model.config.vocab_size, name="text") for text in texts]
     project = _projection(model.graphdef, heads)
     longest = max(map(len, rows))
     count = model.config.num_draft_heads * heads

@@ -180,6 +180,67 @@ def test_a_failed_audit_ends_with_status_one(load, monkeypatch, capsys, failed, 
         assert json.load(file)["audit"] == {"positions": 1, "mismatches": int(failed), "max_margin": 0.25}
 
 
+def generate_into(monkeypatch, out, err, *flags):
+    """Runs the command with these file descriptors as stdout and stderr."""
+    play(monkeypatch, prefilled(IDS[0]), plain(IDS[1:]))
+    with (
+        open(out, "w", closefd=False) as stdout,
+        open(err, "w", closefd=False) as stderr,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(sys, "stdout", stdout)
+        patch.setattr(sys, "stderr", stderr)
+        assert main([*GO, *flags]) == 0
+
+
+def test_in_a_shared_log_the_report_begins_on_a_line_of_its_own(load, monkeypatch, tmp_path):
+    """`> log 2>&1`: text, then a line end that stderr wrote, then the report."""
+    log = os.open("log", os.O_CREAT | os.O_WRONLY)
+    generate_into(monkeypatch, log, os.dup(log))
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines[0] == TEXT
+    assert lines[1].startswith(f"{len(IDS)} tokens in ")
+    assert len(lines) == 6
+
+
+def test_a_text_that_ends_its_line_gets_no_second_line_end(load, monkeypatch, tmp_path):
+    ids = byte_level()("the end\n").input_ids
+    play(monkeypatch, prefilled(ids[0]), plain(ids[1:]))
+    with open("log", "w") as log:
+        monkeypatch.setattr(sys, "stdout", log)
+        monkeypatch.setattr(sys, "stderr", log)
+        assert main(["--max-new-tokens", str(len(ids))]) == 0
+    assert (tmp_path / "log").read_text().startswith(f"the end\n{len(ids)} tokens in ")
+
+
+@pytest.mark.parametrize("flags", [(), ("--quiet",)])
+def test_a_file_gets_exactly_the_text(load, monkeypatch, tmp_path, flags):
+    out, err = (os.open(name, os.O_CREAT | os.O_WRONLY) for name in ("out", "err"))
+    generate_into(monkeypatch, out, err, *flags)
+    assert (tmp_path / "out").read_text() == TEXT
+    assert (tmp_path / "err").read_text()[:1] == ("" if flags else str(len(IDS))[0]), "no empty line before the report"
+
+
+def test_a_quiet_run_adds_nothing_to_a_shared_log(load, monkeypatch, tmp_path):
+    log = os.open("log", os.O_CREAT | os.O_WRONLY)
+    generate_into(monkeypatch, log, os.dup(log), "--quiet")
+    assert (tmp_path / "log").read_text() == TEXT
+
+
+@pytest.mark.parametrize(("piped", "begins"), [(True, "\r\n"), (False, "")])
+def test_beside_a_terminal_only_a_pipe_s_text_may_need_a_line_end(load, monkeypatch, piped, begins):
+    """`... | tee file` shows the text on the terminal that the report goes to; `... > file` does not."""
+    terminal, err = os.openpty()
+    reading, out = os.pipe() if piped else (None, os.open("out", os.O_CREAT | os.O_WRONLY))
+    generate_into(monkeypatch, out, err)
+    os.close(out)
+    text = os.read(reading, 1000).decode() if piped else open("out").read()  # noqa: SIM115
+    assert text == TEXT
+    shown = os.read(terminal, 100_000).decode()
+    before = shown[: shown.index(f"{len(IDS)} tokens in ")]
+    assert before.rsplit("\x1b8", 1)[1] == begins, "after the progress line's last escape"
+
+
 def test_a_reader_that_leaves_ends_the_run_quietly(tmp_path):
     """`... | head`: stdout is closed after the first text; no traceback, statistics kept."""
     program = (

@@ -1,6 +1,8 @@
 """`generate` and `stream` over scripted runs: text, ends, interrupts, batches, journals."""
 
+import inspect
 import json
+import pydoc
 import sys
 from types import SimpleNamespace
 
@@ -18,6 +20,24 @@ TEXT = " the cat and the dog 😀 naïve ✅ the end"
 def loaded(tmp_path):
     (tmp_path / "model").mkdir()
     return model(tmp_path / "model")
+
+
+def test_generate_shows_and_takes_the_parameters_of_stream(loaded, monkeypatch):
+    shown, hidden = inspect.signature(ts.generate), inspect.signature(ts.stream)
+    assert shown.parameters == hidden.parameters
+    assert list(shown.parameters)[:5] == ["model", "prompt", "sampling", "speculation", "max_new_tokens"]
+    assert "max_new_tokens: 'int', min_new_tokens: 'int' = 0" in pydoc.render_doc(ts.generate)
+    run = play(monkeypatch, prefilled(5))
+    sampling, speculation = ts.SamplingConfig(seed=3), ts.SpeculationConfig(mode="ngram")
+    by_name = {"speculation": speculation, "sampling": sampling, "prompt": [1], "model": loaded}
+    for out in (
+        ts.generate(loaded, [1], sampling, speculation, max_new_tokens=1),
+        ts.generate(**by_name, max_new_tokens=1),
+    ):
+        assert (out.token_ids, out.seed, out.mode) == ([5], 3, "ngram")
+        assert (run.asked["sampling"], run.asked["speculation"]) == (sampling, speculation)
+    with pytest.raises(TypeError, match="max_new_tokens"):
+        ts.generate(loaded, [1])
 
 
 def ids_of(text):
@@ -252,7 +272,7 @@ def test_the_audit_is_asked_about_the_finished_text(loaded, monkeypatch):
         ({"prompt": [400]}, r"token id 400 .* 0\.\.399"),
         ({"prompt": [-1]}, "token id -1"),
         ({"prompt": 5}, "not int"),
-        ({"prompt": [1, True]}, "text or a list of token ids"),
+        ({"prompt": [1, True]}, "a prompt is a string or a list of token ids, and True is no token id"),
         ({"sampling": ts.SamplingConfig(suppress_tokens=(400,))}, "outside the vocabulary"),
     ],
 )

@@ -62,7 +62,9 @@ def test_what_a_batch_is(prompt, batch):
         ("text", metaspace(), True, "no chat template"),
         ([1], byte_level(), True, "--chat needs a prompt of text"),
         ([5, 400], None, False, "token id 400 of the prompt is outside the vocabulary of 0..399"),
-        ([1.0], None, False, "not list"),
+        ([1, 2.0], None, False, "a prompt is a string or a list of token ids, and 2.0 is no token id"),
+        (np.zeros(0), None, False, "not a 1-dimensional array of float64"),
+        (np.zeros((1, 2), np.int32), None, False, "not a 2-dimensional array of int32"),
         (None, None, False, "not NoneType"),
     ],
 )
