@@ -96,8 +96,8 @@ def _slowest(trace: Trace, passes: int, top: int) -> list[str]:
 def _origins() -> dict[str, str]:
     """What the programs compiled here say about their operations, by name: shape and the path of calls."""
     found: dict[str, str] = {}
-    for executable in programs._executables.values():
-        for line in executable.as_text().splitlines():
+    for executable in programs.kept():
+        for line in (executable.as_text() or "").splitlines():
             match = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(?[\w\[\],]+)", line)
             if match:
                 path = re.search(r'op_name="([^"]*)"', line)

@@ -12,6 +12,7 @@ import tokenswift_jax as ts
 from tests.checkpoint.checkpoints_made_here import FAMILIES, add_tokenizer, heads
 from tests.decoding.small_models import successor_model, weights
 from tests.models import numpy_decoder as oracle
+from tokenswift_jax.decoding import room
 from tokenswift_jax.decoding.teacher import ROWS
 
 HEADS = 2
@@ -185,6 +186,12 @@ def test_tensors_of_the_other_head_type_are_listed(folder, tmp_path):
     missing, extra = str(caught.value).split("extra: ")
     assert f"missing: medusa_layers.0.{absent}.weight" in missing
     assert f"medusa_layers.0.{foreign}.weight" in extra
+
+
+def test_too_little_memory_is_said_in_words_of_scoring(model, texts, monkeypatch):
+    monkeypatch.setattr(room, "_free_bytes", lambda: 1000)
+    with pytest.raises(ts.UserError, match=r"the cache of 3 x 512 positions .* give fewer or shorter texts at once$"):
+        ts.score(model, texts)
 
 
 def test_draft_logits_without_heads():

@@ -289,6 +289,20 @@ def test_one_slow_chunk_of_plain_decoding_does_not_make_a_plan_look_good():
     assert tuner.current is PLAIN
 
 
+def test_one_slow_iteration_does_not_keep_a_plan_from_being_tried_again():
+    """Its first iteration takes 30 seconds, as if another program had interfered; later ones give 4 tokens for 1.25."""
+    named = plan(3)
+    tuner, tokens, tried = Tuner(PLAIN, [named], 10**6), 0, 0
+    while tuner.current is PLAIN:
+        one, most = tuner.next_plan()
+        gained = min(CHUNK if most is None else most * (1 if one is PLAIN else 4), CHUNK)
+        tried += one is named
+        tuner.observe(one, gained, gained if one is PLAIN else 30.0 if tried == 1 else 1.25 * gained / 4)
+        tokens += gained
+        assert tokens < 2000
+    assert tried == 3  # the slow one; then, after some rounds, one for the price and a piece
+
+
 def test_the_plan_in_use_is_compared_with_fresh_measurements():
     """A machine that slows down for plain decoding and plan alike is no reason to leave the plan for good."""
     named = plan(3)

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tokenswift_jax.cache.full import empty_cache
+from tokenswift_jax.cache.full import round_up
 from tokenswift_jax.decoding import penalty
 from tokenswift_jax.decoding.loop import exact_products
 from tokenswift_jax.decoding.margin import margin
 from tokenswift_jax.decoding.noise import gumbel_noise
+from tokenswift_jax.decoding.prefill import padded
 from tokenswift_jax.decoding.processors import (
     Processors,
     SamplingInputs,
@@ -25,7 +26,7 @@ from tokenswift_jax.decoding.processors import (
     processors_for,
     sampling_inputs,
 )
-from tokenswift_jax.decoding.teacher import ROWS, chunk_program, padded, teacher_forced
+from tokenswift_jax.decoding.teacher import ROWS, teacher_forced
 from tokenswift_jax.sampling import SamplingConfig
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def audit(
         min_new_tokens=min_new_tokens,
     )
     redraw, measure = _programs(model.graphdef, processors)
-    tokens = jnp.asarray(np.pad(padded([text]), ((0, 0), (0, 1))))
+    tokens = jnp.asarray(padded([text], round_up(len(text), ROWS) + 1))
     margins: list[float] = []
     positions = 0
     # The last token's own logits draw nothing.
@@ -147,21 +148,13 @@ def _programs(graph: nnx.GraphDef, processors: Processors) -> tuple[Callable, Ca
 
 def _logit_spread(model: Model, text: list[int]) -> float:
     """The largest difference between logits of the text's first positions computed ROWS and `_FEW` rows at a time."""
-    sample = text[:_SAMPLED_ROWS]
-    graph, params = model.graphdef, model.params
-    _, together = next(iter(teacher_forced(model, [sample])))
-    tokens = padded([sample])
-    cache = empty_cache(model.config, 1, tokens.shape[1], jax.tree.leaves(params)[0].dtype)
-    spread = 0.0
-    logits = _lm_head(graph)
-    wide = np.asarray(logits(params, together))[0]
-    for start in range(0, len(sample), _FEW):
-        piece = jnp.asarray(tokens[:, start : start + _FEW])
-        hidden, cache = chunk_program(graph)(params, piece, jnp.asarray(start, jnp.int32), cache)
-        narrow = np.asarray(logits(params, hidden))[0]
-        rows = min(_FEW, len(sample) - start)
-        spread = max(spread, float(np.abs(narrow[:rows] - wide[start : start + rows]).max()))
-    return spread
+    sample, logits = text[:_SAMPLED_ROWS], _lm_head(model.graphdef)
+
+    def computed(rows: int) -> np.ndarray:
+        chunks = [np.asarray(logits(model.params, hidden))[0] for _, hidden in teacher_forced(model, [sample], rows)]
+        return np.concatenate(chunks)[: len(sample)]
+
+    return float(np.abs(computed(_FEW) - computed(ROWS)).max())
 
 
 @functools.cache

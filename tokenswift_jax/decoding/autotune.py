@@ -110,9 +110,10 @@ class Tuner:
         again = False
         if named is not self.plain:
             if piece == 0:
-                self._prices[named] = seconds / iterations / self._plain_cost
+                price, most = seconds / iterations / self._plain_cost, named.plan.depth + 1
+                self._prices[named] = min(price, most)
                 # Dearer than the most tokens that an iteration can give, it cannot pay.
-                again = self._affordable(named, TRIAL_ITERATIONS) and self._prices[named] < named.plan.depth + 1
+                again = price < most and self._affordable(named, TRIAL_ITERATIONS)
             else:
                 self._chunks[named].append((tokens, seconds))
                 low, high = AMBIGUOUS
@@ -174,8 +175,12 @@ class Tuner:
     def _begin_round(self) -> None:
         """Measures anew: plain decoding first, when it is not what runs, then the other plans, the best known first."""
         self._next_round = self._tokens + self._wait
-        affordable = [named for named in self.plans if self._affordable(named, 1 + TRIAL_ITERATIONS)]
-        others = [named for named in affordable if named is not self.current]
+        others = [named for named in self.plans if named is not self.current]
+        affordable = [named for named in others if self._affordable(named, 1 + TRIAL_ITERATIONS)]
+        for named in set(others) - set(affordable):
+            # One iteration, perhaps disturbed, gave the price: it is not held against the plan for ever.
+            self._prices[named] = 1 + (self._prices.get(named, 1.0) - 1) / 2
+        others = affordable
         others.sort(key=lambda named: (self._cost(named) if self._chunks[named] else 0.0, _keeps_a_cache(named)))
         if self._left() <= 0 or (not others and self.current is self.plain):
             return

@@ -80,14 +80,23 @@ def run_chunk(
     return state, Chunk(records, counts, state.finish, state.length, done)
 
 
-def prefill_chunk(graph: nnx.GraphDef, params: Any, tokens: jax.Array, start: jax.Array, cache: FullCache) -> FullCache:
-    """K/V of tokens int32 [batch, rows] at positions start (int32 []) .. into the cache's slots; causal, no logits."""
+def causal_chunk(
+    graph: nnx.GraphDef, params: Any, tokens: jax.Array, start: jax.Array, cache: FullCache
+) -> tuple[jax.Array, FullCache]:
+    """Tokens int32 [batch, rows] at positions start (int32 []) ..: the last layer's output [batch, rows, hidden_size]
+    before the final norm, and the cache with their K/V in its slots."""
     model = nnx.merge(graph, params)
     batch, rows = tokens.shape
     lengths = jnp.broadcast_to(start, (batch,))
     positions = lengths[:, None] + jnp.arange(rows, dtype=jnp.int32)[None, :]
     with exact_products(cache.keys.dtype):
-        return forward_rows(model, tokens, positions, cache, lengths, causal_mask(batch, rows))[1]
+        done, cache = forward_rows(model, tokens, positions, cache, lengths, causal_mask(batch, rows))
+    return done.hidden, cache
+
+
+def prefill_chunk(graph: nnx.GraphDef, params: Any, tokens: jax.Array, start: jax.Array, cache: FullCache) -> FullCache:
+    """`causal_chunk` for the cache alone: what the last layer computes after its K/V is not even compiled."""
+    return causal_chunk(graph, params, tokens, start, cache)[1]
 
 
 def catch_up(plan: Plan, inputs: Inputs, state: DecodeState) -> DecodeState:
@@ -106,9 +115,10 @@ def catch_up(plan: Plan, inputs: Inputs, state: DecodeState) -> DecodeState:
 
 @functools.cache
 def compiled(kind: str, graph: nnx.GraphDef, *static: Any) -> Callable:
-    """The jitted program of a kind (`chunk`, `prefill`, `catch_up`), its state or cache donated."""
+    """The jitted program of a kind (`chunk`, `prefill`, `causal`, `catch_up`), its state or cache donated."""
     if kind == "chunk":
         return jax.jit(functools.partial(run_chunk, graph, *static), donate_argnums=1)
-    if kind == "prefill":
-        return jax.jit(functools.partial(prefill_chunk, graph), donate_argnums=3)
+    if kind in ("prefill", "causal"):
+        function = prefill_chunk if kind == "prefill" else causal_chunk
+        return jax.jit(functools.partial(function, graph), donate_argnums=3)
     return jax.jit(functools.partial(catch_up, *static), donate_argnums=1)

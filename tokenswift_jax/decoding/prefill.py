@@ -24,6 +24,14 @@ def chunk_rows(longest: int) -> int:
     return _LONG if longest > _SHORT else _SHORT
 
 
+def padded(texts: list[list[int]], width: int) -> np.ndarray:
+    """The texts as int32 [batch, width], 0 past their ends."""
+    tokens = np.zeros((len(texts), width), np.int32)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text)] = text
+    return tokens
+
+
 def prefill(
     programs: Programs,
     graph: Any,
@@ -39,6 +47,8 @@ def prefill(
     """The state of texts whose last tokens are roots: everything before them is in the cache.
 
     Args:
+      programs: where its executables are compiled and kept.
+      graph, params, config: the decoder.
       texts: token ids, at least one each.
       capacity: slots of the cache; at least the longest text rounded up to the chunk.
       penalise: whether the state keeps the penalty's window.
@@ -47,9 +57,7 @@ def prefill(
     """
     batch = len(texts)
     leaf = jax.tree.leaves(params)[0]
-    ids = np.zeros((batch, capacity), np.int32)
-    for row, text in enumerate(texts):
-        ids[row, : len(text)] = text
+    ids = padded(texts, capacity)
     tokens = jnp.asarray(ids)
     lengths = jnp.asarray([len(text) for text in texts], jnp.int32)
     cache = empty_cache(config, batch, capacity, leaf.dtype)

@@ -11,7 +11,12 @@ import jax
 
 # More than one long run ever needs; each holds host memory only.
 _KEPT = 64
-_executables: OrderedDict[Any, Any] = OrderedDict()
+_executables: OrderedDict[Any, jax.stages.Compiled] = OrderedDict()
+
+
+def kept() -> list[jax.stages.Compiled]:
+    """The executables kept at present, the latest used last."""
+    return list(_executables.values())
 
 
 class Programs:
@@ -27,12 +32,15 @@ class Programs:
     def run(self, function: Callable, key: Any, *arguments: Any) -> Any:
         """Calls the jitted `function`, compiling it first where no earlier call had such arguments.
 
-        key: hashable, tells apart functions that take arguments of the same shapes.
+        Args:
+          function: from `jax.jit`.
+          key: hashable, tells apart functions that take arguments of the same shapes.
+          arguments: its arguments.
         """
         return self.compile(function, key, *arguments)(*arguments)
 
-    def compile(self, function: Callable, key: Any, *arguments: Any) -> Any:
-        """The executable of `function` for such arguments."""
+    def compile(self, function: Callable, key: Any, *arguments: Any) -> jax.stages.Compiled:
+        """The executable of `function` for such arguments; `key` as for `run`."""
         leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves)
         full = (key, structure, shapes)

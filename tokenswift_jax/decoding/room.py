@@ -14,11 +14,19 @@ from tokenswift_jax.models.config import ModelConfig
 
 
 def capacity_for(
-    config: ModelConfig, prompts: list[int], max_new_tokens: int, rows: int, prefill_rows: int, asked: int | None
+    config: ModelConfig, prompts: list[int], max_new_tokens: int, scratch: int, prefill_rows: int, asked: int | None
 ) -> int:
     """Slots a row of the cache: room for the longest text, an iteration's scratch rows and prefill's last chunk.
 
     Rounded up coarsely (by at most an eighth), so that texts of similar lengths share executables.
+
+    Args:
+      config: the decoder's, for its positions.
+      prompts: lengths in tokens.
+      max_new_tokens: the most tokens after each.
+      scratch: rows that an iteration writes at the text's end, whether or not they are committed.
+      prefill_rows: rows of one prefill forward.
+      asked: slots the caller wants, at least as many as needed; None: as many as needed.
 
     Raises:
       UserError: prompt + max_new_tokens exceeds the model's positions or the capacity asked for.
@@ -31,7 +39,7 @@ def capacity_for(
             "positions; ask for less, or stretch them with --rope-override (for example "
             '\'{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ' + str(limit) + "}')"
         )
-    needed = round_up(max(longest + rows + 1, round_up(max(prompts), prefill_rows)))
+    needed = round_up(max(longest + scratch + 1, round_up(longest, prefill_rows)))
     if asked is not None:
         if asked < needed:
             raise UserError(f"capacity {asked} is too small: this request needs {needed} positions")
@@ -40,16 +48,27 @@ def capacity_for(
 
 
 def check_memory(
-    config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, *, draft_slots: int = 0, ngram_slots: int = 0
+    config: ModelConfig,
+    batch: int,
+    capacity: int,
+    dtype: jnp.dtype,
+    *,
+    advice: str,
+    draft_slots: int = 0,
+    ngram_slots: int = 0,
 ) -> None:
-    """UserError where caches (capacity + draft_slots a row) and n-gram table exceed the device's free memory."""
+    """Whether the caches (capacity + draft_slots positions a row) and the n-gram table fit the first device.
+
+    Raises:
+      UserError: they exceed its free memory; the message ends with the advice.
+    """
     needed = cache_bytes(config, batch, capacity + draft_slots, dtype)
     needed += ngram.table_bytes(batch, config.vocab_size, ngram_slots)
     free = _free_bytes()
     if free is not None and needed > free:
         raise UserError(
             f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB, with all that goes with it, and "
-            f"{free / 1e9:.1f} GB are free; lower --max-new-tokens, --capacity, --draft-cache or --ngram-slots"
+            f"{free / 1e9:.1f} GB are free; {advice}"
         )
 
 

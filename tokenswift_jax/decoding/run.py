@@ -15,7 +15,7 @@ from tokenswift_jax.decoding import penalty, plans, room
 from tokenswift_jax.decoding.autotune import Tuner
 from tokenswift_jax.decoding.loop import Chunk, compiled
 from tokenswift_jax.decoding.plans import NamedPlan
-from tokenswift_jax.decoding.prefill import chunk_rows, prefill
+from tokenswift_jax.decoding.prefill import chunk_rows, padded, prefill
 from tokenswift_jax.decoding.processors import processors_for, sampling_inputs
 from tokenswift_jax.decoding.programs import Programs
 from tokenswift_jax.decoding.state import EOS, LENGTH, NOT_A_NUMBER, RUNNING, DecodeState, Inputs, Limits, Plan
@@ -115,10 +115,11 @@ class DecodingRun:
             self._tuner.current = speculative[0]
         self._emitted = emitted or [[] for _ in prompts]
         self._texts = [prompt + done for prompt, done in zip(prompts, self._emitted, strict=True)]
-        rows = max([named.plan.rows for named in speculative], default=1)
+        # Verification writes its rows at the text's end, then the commit lays the accepted path there.
+        scratch = max([max(named.plan.rows, named.plan.depth + 1) for named in speculative], default=1)
         lengths = [len(prompt) for prompt in prompts]
         prefill_rows = chunk_rows(max(map(len, self._texts)))
-        self._capacity = room.capacity_for(config, lengths, max_new_tokens, rows, prefill_rows, capacity)
+        self._capacity = room.capacity_for(config, lengths, max_new_tokens, scratch, prefill_rows, capacity)
         dtype = jax.tree.leaves(model.params)[0].dtype
         self._model = model
         self._processors = processors
@@ -131,6 +132,7 @@ class DecodingRun:
             len(prompts),
             self._capacity,
             dtype,
+            advice="lower --max-new-tokens, --capacity, --draft-cache or --ngram-slots",
             draft_slots=self._draft.size + self._draft.scratch if self._draft else 0,
             ngram_slots=self._ngram_slots or 0,
         )
@@ -231,10 +233,8 @@ class DecodingRun:
 
     def _resume(self, state: DecodeState) -> DecodeState:
         """The state whose roots are the newest emitted tokens, whatever the step before them drew here."""
-        tokens = np.zeros((len(self._texts), self._capacity), np.int32)
+        tokens = padded(self._texts, self._capacity)
         lengths = np.asarray([len(text) for text in self._texts], np.int32)
-        for row, text in enumerate(self._texts):
-            tokens[row, : len(text)] = text
         stops = np.asarray(self._inputs.limits.stop_tokens)
         full = lengths >= np.asarray(self._inputs.limits.stop_length)
         ended = np.asarray([bool(done) and bool(stops[done[-1]]) for done in self._emitted])

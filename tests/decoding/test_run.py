@@ -1,0 +1,37 @@
+"""What the host measures while it drives a run."""
+
+import time
+
+import tiny
+
+from tokenswift_jax import SamplingConfig, SpeculationConfig
+from tokenswift_jax.decoding import run as decoding
+from tokenswift_jax.decoding.autotune import Tuner
+from tokenswift_jax.decoding.programs import Programs
+
+DELAY = 0.3  # seconds
+
+
+def test_catching_up_counts_as_decoding_and_is_told_from_the_chunk_s_own_time(monkeypatch):
+    run_it, observe, observed = Programs.run, Tuner.observe, []
+
+    def slow_catch_up(self, function, key, *arguments):
+        if key[0] == "catch_up":
+            time.sleep(DELAY)
+        return run_it(self, function, key, *arguments)
+
+    def noted(self, named, tokens, seconds, catch_up):
+        observed.append((seconds, catch_up))
+        observe(self, named, tokens, seconds, catch_up)
+
+    monkeypatch.setattr(Programs, "run", slow_catch_up)
+    monkeypatch.setattr(Tuner, "observe", noted)
+    model = tiny.tiny_model(tiny.tiny_config(num_hidden_layers=1))
+    speculation = SpeculationConfig(mode="ngram", node_budget=3)
+    run = decoding.start(model, [[1, 2, 3]], SamplingConfig(temperature=0.0), speculation, max_new_tokens=80)
+    prefilled, *steps = [step.seconds for step in run]
+    assert prefilled == 0
+    assert len(steps) == len(observed) >= 2
+    assert observed[0][1] >= DELAY
+    assert [catch_up for _, catch_up in observed[1:]] == [0.0] * (len(steps) - 1), "the plan never changed"
+    assert steps == [seconds + catch_up for seconds, catch_up in observed]
