@@ -7,7 +7,6 @@ steps 0 to 6, and from its own second selection (step 8, taken as it is) to the 
 query is compared with the one that the arrays hold for the purpose (`reinit_root_slot_pos`).
 """
 
-import warnings
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -20,6 +19,7 @@ import pytest
 import tiny
 from flax import nnx
 
+from tests.golden import BOUND, arrays, checkpoint, each_checkpoint
 from tokenswift_jax import SamplingConfig, SpeculationConfig
 from tokenswift_jax.cache import draft as draft_cache
 from tokenswift_jax.cache.draft import DraftCache, DraftCacheShape, slots_in_use
@@ -35,34 +35,17 @@ from tokenswift_jax.decoding.state import Plan
 from tokenswift_jax.decoding.tree import TreeShape
 from tokenswift_jax.model import Model
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
-# checkpoint -> where its arrays are: llama2_yarn's own were made with cos and sin rounded to float16
-ARRAYS = {"llama2_yarn": "llama2_yarn_fp32rope", "llama3_1": "llama3_1"}
-# Two chunkings of one computation differ by up to 1e-5 inside the reference; ten times that.
-BOUND = 1e-4
 PROMPT, CAPACITY, SINKS = 96, 256, 16
 ROWS = 49  # of the largest tree
 GREEDY = SamplingConfig(temperature=0.0, min_p=None, repetition_penalty=1.0)
 
-pytestmark = pytest.mark.parametrize("name", ARRAYS)
+pytestmark = each_checkpoint
 close = partial(np.testing.assert_allclose, rtol=0, atol=BOUND)
-
-
-@pytest.fixture(autouse=True)
-def _needs_golden(name):
-    if not (GOLDEN / name / "model.safetensors").is_file():
-        warnings.warn(f"{GOLDEN / name} is not there: NO comparison with the reference program", stacklevel=1)
-        pytest.skip("needs the golden checkpoints")
-
-
-@cache
-def arrays(name):
-    return {key: value for key, value in np.load(GOLDEN / ARRAYS[name] / "golden.npz").items()}
 
 
 @cache
 def model(name):
-    config, graph, params = load_decoder(GOLDEN / name)
+    config, graph, params = load_decoder(checkpoint(name))
     return Model(Path(name), config, None, {}, graph, params, "float32", (), None)
 
 

@@ -1,45 +1,25 @@
 """Backbone and draft heads against what the public reference program computed (../shared/golden)."""
 
-import warnings
 from functools import cache
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_decoder as oracle
-import pytest
 from flax import nnx
 
+from tests.golden import BOUND, arrays, checkpoint, each_checkpoint
 from tokenswift_jax.checkpoint import load_decoder, open_checkpoint
 from tokenswift_jax.models.decoder import causal_attention
 from tokenswift_jax.models.rope import inverse_frequencies
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
-# checkpoint -> where its arrays are: llama2_yarn's own were made with cos and sin rounded to float16
-ARRAYS = {"llama2_yarn": "llama2_yarn_fp32rope", "llama3_1": "llama3_1"}
-# Two chunkings of one computation differ by up to 1e-5 inside the reference; ten times that.
-BOUND = 1e-4
-
-pytestmark = pytest.mark.parametrize("name", ARRAYS)
-
-
-@pytest.fixture(autouse=True)
-def _needs_golden(name):
-    if not (GOLDEN / name / "model.safetensors").is_file():
-        warnings.warn(f"{GOLDEN / name} is not there: NO comparison with the reference program", stacklevel=1)
-        pytest.skip("needs the golden checkpoints")
-
-
-@cache
-def arrays(name):
-    return np.load(GOLDEN / ARRAYS[name] / "golden.npz")
+pytestmark = each_checkpoint
 
 
 @cache
 def computed(name, stretched):
     """Hidden states, normed hidden states, logits and draft logits of prompt + root, batch dimension dropped."""
-    config, graph, state = load_decoder(GOLDEN / name)
+    config, graph, state = load_decoder(checkpoint(name))
 
     @jax.jit
     def run(state, ids, positions):
@@ -68,7 +48,7 @@ def test_root_and_draft_head_logits_over_the_full_cache(name):
 
 
 def test_inverse_frequencies_are_the_same_bits(name):
-    config = open_checkpoint(GOLDEN / name).config
+    config = open_checkpoint(checkpoint(name)).config
     actual, _ = inverse_frequencies(config.rope, config.head_dim, np.dtype("float32"))
     np.testing.assert_array_equal(actual, arrays(name)["rope_inv_freq"])
 
@@ -76,9 +56,9 @@ def test_inverse_frequencies_are_the_same_bits(name):
 def test_stretched_positions(name):
     """Positions up to 5,795, far apart, against the reference and against float64 with the same float32 frequencies."""
     golden, logits = arrays(name), computed(name, stretched=True)[2][:96]
-    checkpoint = open_checkpoint(GOLDEN / name)
-    config = checkpoint.config
-    weights = {tensor.name: tensor.values().astype(np.float64) for tensor in checkpoint.tensors.values()}
+    stored = open_checkpoint(checkpoint(name))
+    config = stored.config
+    weights = {tensor.name: tensor.values().astype(np.float64) for tensor in stored.tensors.values()}
     scaling = {
         "llama2_yarn": {"kind": "yarn", "factor": 32.0, "original": 4096},
         "llama3_1": {"kind": "llama3", "factor": 8.0, "low": 1.0, "high": 4.0, "original": 8192},
