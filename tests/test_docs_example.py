@@ -11,14 +11,17 @@ import pytest
 
 from tokenswift_jax.cache.draft import DraftCacheShape, empty_draft_cache
 from tokenswift_jax.cache.full import FullCache, write_rows
+from tokenswift_jax.decoding import candidates as heads_candidates
 from tokenswift_jax.decoding import draft, ngram, penalty
 from tokenswift_jax.decoding import verify as verification
 from tokenswift_jax.decoding.commit import commit
 from tokenswift_jax.decoding.forward import Rows
+from tokenswift_jax.decoding.levels import shared_levels
 from tokenswift_jax.decoding.noise import gumbel_noise, row_keys
 from tokenswift_jax.decoding.processors import processors_for, sampling_inputs
+from tokenswift_jax.decoding.shape import TreeShape
 from tokenswift_jax.decoding.state import DecodeState, Inputs, Limits, Plan
-from tokenswift_jax.decoding.tree import TreeShape, build
+from tokenswift_jax.decoding.tree import build
 from tokenswift_jax.decoding.walk import walk
 from tokenswift_jax.sampling import SamplingConfig
 
@@ -85,11 +88,11 @@ def iteration(monkeypatch):
         stacks = (write_rows(stack, keys, 0, lengths) for stack in (cache.keys, cache.values))
         return Rows(jnp.asarray(logits), keys, keys, query), FullCache(*stacks)
 
-    def recording_build(shape, root, candidates, ngrams):
+    def recording_levels(shape, candidates):
         candidates_run.append(candidates)
-        return build(shape, root, candidates, ngrams)
+        return shared_levels(shape, candidates)
 
-    monkeypatch.setattr(draft, "build", recording_build)
+    monkeypatch.setattr(heads_candidates, "shared_levels", recording_levels)
     monkeypatch.setattr(draft, "forward_rows", lambda model, tokens, positions, cache, *_, **__: (drafting, cache))
     monkeypatch.setattr(verification, "forward_rows", target_forward)
     shape = TreeShape((1, 2), 1, keyed_by_root=False)
@@ -179,7 +182,8 @@ def test_the_candidates_and_the_budget(example):
     found = ngram.lookup(example.verified.ngrams, key, 1)
     assert [WORDS[token] for token in found[0][0, 0, 0]] == listed("chain")
     assert (int(found[1][0, 0, 0]), int(found[2][0, 0])) == (1, 1)
-    small = build(TreeShape((1, 2), 1, node_budget=3, keyed_by_root=False), key[:, 0], example.candidates, found)
+    shape = TreeShape((1, 2), 1, node_budget=3, keyed_by_root=False)
+    small = build(shape, key[:, 0], shared_levels(shape, example.candidates), found)
     kept = [WORDS[token] for token in np.asarray(small.tokens[0])[1:]]
     assert kept == listed("budget")
     cat, (sat, on) = shares_of[0][0], shares_of[1]

@@ -86,7 +86,9 @@ def _flags(names: Sequence[str]) -> str:
     return ", ".join("--" + name.replace("_", "-") for name in names)
 
 
-def _whole(low: int) -> Any:
+def whole(low: int) -> Any:
+    """For `argparse`: whole numbers of at least `low`."""
+
     def convert(text: str) -> int:
         value = int(text) if re.fullmatch(r"[+-]?\d+", text) else None
         if value is None or value < low:
@@ -103,7 +105,8 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
-def _whole_list(text: str) -> tuple[int, ...]:
+def whole_list(text: str) -> tuple[int, ...]:
+    """For `argparse`: whole numbers with commas between them."""
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,3,3,3")
     return tuple(int(part) for part in text.split(","))
@@ -150,37 +153,37 @@ def _parser() -> argparse.ArgumentParser:
     add("--chat", action="store_true", help="put the prompt into the tokenizer's chat template")
     add("--dtype", help="float32, bfloat16, ... (default: the checkpoint's; float32 on CPU)")
     add("--rope-override", type=_object, metavar="JSON", help="RoPE fields for longer text than the checkpoint's")
-    add("--capacity", type=_whole(1), metavar="N", help="cache positions to reserve (default: as many as needed)")
+    add("--capacity", type=whole(1), metavar="N", help="cache positions to reserve (default: as many as needed)")
     add("--mesh", type=_one_device, metavar="1", help="devices; one so far")
 
     add = parser.add_argument_group("length and end").add_argument
-    add("--max-new-tokens", type=_whole(1), default=256, metavar="N", help="default: %(default)s")
-    add("--min-new-tokens", type=_whole(0), default=0, metavar="N", help="no EOS before so many")
+    add("--max-new-tokens", type=whole(1), default=256, metavar="N", help="default: %(default)s")
+    add("--min-new-tokens", type=whole(0), default=0, metavar="N", help="no EOS before so many")
     add("--ignore-eos", action="store_true", help="go on after an EOS")
     add("--stop", type=_stop, action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
 
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=_number, metavar="T", help="0 is greedy")
-    add("--top-k", type=_whole(0), metavar="K", help="the K likeliest tokens; 0 is off")
+    add("--top-k", type=whole(0), metavar="K", help="the K likeliest tokens; 0 is off")
     add("--top-p", type=_number, metavar="P", help="the likeliest tokens that make up P; 1 is off")
     add("--min-p", type=_number, metavar="P", help="tokens at least P times as likely as the likeliest; 0 is off")
     add("--eta-cutoff", type=_number, metavar="E", help="entropy-dependent cutoff; 0 is off")
     add("--repetition-penalty", type=_number, metavar="THETA", help="for tokens in the window; 1 is off")
-    add("--penalty-window", type=_whole(1), metavar="W", help="newest positions that are penalised")
-    add("--min-tokens-to-keep", type=_whole(1), metavar="N", help="no filter leaves fewer")
-    add("--suppress-tokens", type=_whole_list, metavar="IDS", help="never drawn, such as 5,17")
-    add("--seed", type=_whole(0), metavar="S", help="below 2**32 (default: 0)")
+    add("--penalty-window", type=whole(1), metavar="W", help="newest positions that are penalised")
+    add("--min-tokens-to-keep", type=whole(1), metavar="N", help="no filter leaves fewer")
+    add("--suppress-tokens", type=whole_list, metavar="IDS", help="never drawn, such as 5,17")
+    add("--seed", type=whole(0), metavar="S", help="below 2**32 (default: 0)")
 
     add = parser.add_argument_group("speculation (never changes the text)").add_argument
     add("--mode", choices=sorted(_USED), help="default: auto")
     add("--schedule", choices=("auto", "partial", "fused"), help="of tokenswift: where its drafts come from")
-    add("--tree", type=_whole_list, metavar="1,3,3,3", help="candidates a depth")
-    add("--node-budget", type=_whole(1), metavar="N", help="nodes verified an iteration, the best first")
-    add("--ngram-k", type=_whole(0), metavar="K", help="n-gram chains a key (default: 20)")
-    add("--ngram-slots", type=_whole(1), metavar="N", help="continuations kept a token (default: 32)")
-    add("--draft-cache", type=_whole(1), metavar="N", help="positions the draft forward sees (default: 4096)")
-    add("--draft-sinks", type=_whole(0), metavar="N", help="of them fixed at the start (default: 16)")
-    add("--refresh-interval", type=_whole(1), metavar="N", help="tokens between selections (default: when used up)")
+    add("--tree", type=whole_list, metavar="1,3,3,3", help="candidates a depth (default: the checkpoint's node set)")
+    add("--node-budget", type=whole(1), metavar="N", help="nodes verified an iteration, the best first")
+    add("--ngram-k", type=whole(0), metavar="K", help="n-gram chains a key (default: 20)")
+    add("--ngram-slots", type=whole(1), metavar="N", help="continuations kept a token (default: 32)")
+    add("--draft-cache", type=whole(1), metavar="N", help="positions the draft forward sees (default: 4096)")
+    add("--draft-sinks", type=whole(0), metavar="N", help="of them fixed at the start (default: 16)")
+    add("--refresh-interval", type=whole(1), metavar="N", help="tokens between selections (default: when used up)")
 
     add = parser.add_argument_group("what comes out").add_argument
     add("--output", type=Path, metavar="FILE", help="write the text there too, as it is committed")

@@ -20,7 +20,8 @@ class SpeculationConfig:
         alone; `auto` measures and picks.
       schedule: for `tokenswift`: `partial` drafts with a forward over the draft cache, `fused` reads the verified
         hidden state; `auto` measures and picks.
-      tree: candidates a depth, backbone's first; `fused` and `medusa` use all but the first entry.
+      tree: candidates a depth, backbone's first; `fused` and `medusa` use all but the first entry. None: the
+        checkpoint's node set for the schedule, or one of the backbone's and three of each head's if it has none.
       node_budget: nodes verified an iteration, best first; None for the whole tree.
       ngram_k: n-gram chains a key; 0 switches them off.
       ngram_slots: continuations the table keeps a first token.
@@ -30,7 +31,7 @@ class SpeculationConfig:
 
     mode: str = "auto"
     schedule: str = "auto"
-    tree: tuple[int, ...] = (1, 3, 3, 3)
+    tree: tuple[int, ...] | None = None
     node_budget: int | None = None
     ngram_k: int = 20
     ngram_slots: int = 32
@@ -45,7 +46,7 @@ class SpeculationConfig:
             raise UserError(f"schedule {self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
         if self.schedule != "auto" and self.mode != "tokenswift":
             raise UserError(f"schedule {self.schedule!r} goes with mode 'tokenswift', not {self.mode!r}")
-        if len(self.tree) < 2 or any(not isinstance(w, int) or w < 1 for w in self.tree):
+        if self.tree is not None and (len(self.tree) < 2 or any(not isinstance(w, int) or w < 1 for w in self.tree)):
             raise UserError(f"tree {self.tree!r}: at least two depths of at least 1 candidate, such as 1,3,3,3")
         _at_least("node_budget", self.node_budget, 1)
         _at_least("ngram_k", self.ngram_k, 0)

@@ -78,7 +78,7 @@ def test_base_is_folded_in(tmp_path):
     add_tokenizer(base, 99)
     folder = tmp_path / "heads"
     folder.mkdir()
-    block = {"num_heads": 2, "head_type": "chained", "node_set": [[0], [1]], "base": "../base"}
+    block = {"num_heads": 2, "head_type": "chained", "node_set": {"fused": [[0], [1]]}, "base": "../base"}
     (folder / "config.json").write_text(json.dumps({"tokenswift": block}))
     save_file(heads(32), folder / "heads.safetensors")
     export([str(folder), str(tmp_path / "out")])

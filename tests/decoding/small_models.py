@@ -18,13 +18,21 @@ from flax import nnx
 from tokenswift_jax.checkpoint import state_tensors
 from tokenswift_jax.checkpoint.load import abstract_decoder
 from tokenswift_jax.model import Model
-from tokenswift_jax.models.config import ModelConfig, RopeConfig
+from tokenswift_jax.models.config import DraftHeadType, ModelConfig, RopeConfig
+from tokenswift_jax.models.node_sets import NO_NODE_SETS, NodeSets
 
 VOCAB, HEADS = 48, 3
 _ROPE = RopeConfig("default", 100.0, *[None] * 8)
 
 
-def config(vocab: int, layers: int = 2, heads: int = HEADS, windows: tuple[int | None, ...] | None = None):
+def config(
+    vocab: int,
+    layers: int = 2,
+    heads: int = HEADS,
+    windows: tuple[int | None, ...] | None = None,
+    head_type: DraftHeadType = "chained",
+    node_sets: NodeSets = NO_NODE_SETS,
+):
     """Four query heads on two key/value heads; as wide as the vocabulary is, so that embeddings can be orthogonal."""
     size = -(-vocab // 8) * 8
     return ModelConfig(
@@ -46,7 +54,8 @@ def config(vocab: int, layers: int = 2, heads: int = HEADS, windows: tuple[int |
         qk_norm=False,
         sliding_windows=windows or (None,) * layers,
         num_draft_heads=heads,
-        draft_head_type="chained",
+        draft_head_type=head_type,
+        node_sets=node_sets,
     )
 
 
@@ -59,17 +68,20 @@ def successor_model(
     certainty: float = 4.5,
     context: float = 0.55,
     cycle: int | None = None,
+    head_type: DraftHeadType = "chained",
+    node_sets: NodeSets = NO_NODE_SETS,
     dtype: type = np.float32,
     seed: int = 0,
 ) -> Model:
     """A model whose tokens follow a fixed permutation unless noise or context says otherwise.
 
     Embeddings are orthogonal, the LM head scores token v by how much the hidden state looks like v's predecessor, and
-    draft head i turns the embedding of a token into that of its i-th successor. Attention and MLP are random and move
+    draft head i turns the embedding of a token into that of its i-th successor; a sequential one makes its hidden
+    state look like the token it sees. Attention and MLP are random and move
     the hidden state by about `context` of its length; `certainty` is the successor's logit without them. The
     permutation is made of cycles of `cycle` tokens, by default a single one.
     """
-    shape = config(vocab, layers, heads, windows)
+    shape = config(vocab, layers, heads, windows, head_type, node_sets)
     rng = np.random.default_rng(seed)
     size = shape.hidden_size
     orthogonal = np.linalg.qr(rng.normal(size=(size, size)))[0][:vocab]
@@ -88,18 +100,38 @@ def successor_model(
         if path[0] == "lm_head":
             return lm_head.T + rng.normal(0, 0.3 / size**0.5, dims)
         if "draft_heads" in path:
-            return step
+            return step if head_type == "chained" else _sees_its_token(path, size)
         scale = {"q_proj": 3.0, "o_proj": 2 * context / size**0.5, "down_proj": 2 * context / size**0.5}
         return rng.normal(0, scale.get(path[-2], 1.0) * dims[0] ** -0.5, dims)
 
     return model_of(shape, value, dtype)
 
 
+def _sees_its_token(path: tuple, size: int) -> np.ndarray:
+    """A weight of a sequential head that adds about 3 max(z, 0)^2 of the token's normed embedding z: enough to tell it.
+
+    The hidden state it is given plays in a little; every head adds 4 times what the one before it did.
+    """
+    index, name = path[2], path[3]
+    if name == "down_proj":
+        return np.eye(size) * 0.3 * 4.0**index
+    token = np.eye(size) * (3.0 if name == "gate_proj" else 1.0)
+    rng = np.random.default_rng(index)  # its own, so that the backbone is the same whatever the heads are
+    return np.concatenate([rng.normal(0, 0.3 / size**0.5, (size, size)), token])
+
+
 def random_model(
-    vocab: int, *, layers: int = 1, heads: int = HEADS, spread: float = 1.5, dtype: type = np.float32, seed: int = 0
+    vocab: int,
+    *,
+    layers: int = 1,
+    heads: int = HEADS,
+    spread: float = 1.5,
+    head_type: DraftHeadType = "chained",
+    dtype: type = np.float32,
+    seed: int = 0,
 ) -> Model:
     """A model whose every weight is random; logits of a row spread by about `spread`."""
-    shape = config(vocab, layers, heads)
+    shape = config(vocab, layers, heads, head_type=head_type)
     rng = np.random.default_rng(seed)
 
     def value(path: tuple, dims: tuple[int, ...]) -> np.ndarray:

@@ -31,8 +31,8 @@ from tokenswift_jax.decoding.forward import forward_rows
 from tokenswift_jax.decoding.prefill import prefill
 from tokenswift_jax.decoding.processors import processors_for
 from tokenswift_jax.decoding.programs import Programs
+from tokenswift_jax.decoding.shape import TreeShape
 from tokenswift_jax.decoding.state import Plan
-from tokenswift_jax.decoding.tree import TreeShape
 from tokenswift_jax.model import Model
 
 PROMPT, CAPACITY, SINKS = 96, 256, 16

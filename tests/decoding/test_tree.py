@@ -1,5 +1,6 @@
 """The tree against a trie of plain dicts, on alphabets so small that heads and chains collide."""
 
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenswift_jax.decoding.tree import TreeShape, build
+from tokenswift_jax.decoding.levels import shared_levels
+from tokenswift_jax.decoding.shape import TreeShape
+from tokenswift_jax.decoding.tree import build
 from tokenswift_jax.errors import UserError
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
@@ -28,7 +31,10 @@ SHAPES = [
     TreeShape((1, 1, 1, 1)),
 ]
 
-compiled_build = jax.jit(build, static_argnums=0)
+
+@functools.partial(jax.jit, static_argnums=0)
+def compiled_build(shape, root, candidates, ngrams):
+    return build(shape, root, shared_levels(shape, candidates), ngrams)
 
 
 def with_budget(shape, budget):
@@ -241,7 +247,7 @@ def test_inputs_that_do_not_fit_the_shape_are_refused():
     candidates = [(jnp.zeros((1, 2), jnp.int32), jnp.zeros((1, 2), jnp.float32))]
     for shape in (TreeShape((3,)), TreeShape((2, 2)), TreeShape((2,), 3)):
         with pytest.raises(ValueError, match="fit"):
-            build(shape, jnp.zeros((1,), jnp.int32), candidates, None)
+            build(shape, jnp.zeros((1,), jnp.int32), shared_levels(shape, candidates), None)
 
 
 def _golden(name):

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenswift_jax.decoding import ngram
-from tokenswift_jax.decoding.tree import Tree, TreeShape, build
+from tokenswift_jax.decoding.levels import shared_levels
+from tokenswift_jax.decoding.shape import TreeShape
+from tokenswift_jax.decoding.tree import Tree, build
 from tokenswift_jax.decoding.walk import walk
 
 ROWS, DEPTH, VOCAB = 9, 4, 3
@@ -108,7 +110,8 @@ def test_table_tree_and_walk_keep_their_dtypes_in_a_float64_loop():
                 ((root[:, None] + jnp.arange(1, width + 1, dtype=jnp.int32)[None]) % 4, log_probs[:, :width])
                 for width in shape.widths
             ]
-            tree = build(shape, root, candidates, ngram.lookup(table, candidates[0][0], shape.ngram_k))
+            chains = ngram.lookup(table, candidates[0][0], shape.ngram_k)
+            tree = build(shape, root, shared_levels(shape, candidates), chains)
             result = walk(tree, (tree.tokens + 1) % 4, shape.depth)
             return step + 1, table, total * 3 + jnp.sum(result.emitted, axis=-1, dtype=jnp.int32)
 

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 
 from tokenswift_jax.cache.draft import DraftCacheShape
 from tokenswift_jax.decoding.processors import Processors
+from tokenswift_jax.decoding.shape import TreeShape
 from tokenswift_jax.decoding.state import Plan
-from tokenswift_jax.decoding.tree import TreeShape
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.node_sets import NodeSet
+from tokenswift_jax.models.node_sets import widths as widths_of
 from tokenswift_jax.speculation import SpeculationConfig
 
+_WIDTH = 3  # candidates of a head without a node set (the paper's tree: 1,3,3,3)
 _CHAIN = 4  # tokens that `selfspec` drafts (TriForce's and MagicDec's gamma)
 # Node budgets that `auto` tries when none is given: a CPU pays for every row, an accelerator for the bytes alone.
 _AUTO_BUDGETS = {"cpu": (1, 3, 7)}
@@ -62,8 +65,8 @@ def speculative_plans(
     return plans
 
 
-def _check_tree(tree: tuple[int, ...], heads: int) -> None:
-    if len(tree) != heads + 1:
+def _check_tree(tree: tuple[int, ...] | None, heads: int) -> None:
+    if tree is not None and len(tree) != heads + 1:
         raise UserError(f"tree {','.join(map(str, tree))} has {len(tree)} depths; {heads} draft heads need {heads + 1}")
 
 
@@ -76,21 +79,41 @@ def _named(
     budget: int | None,
 ) -> NamedPlan:
     kind = schedule or ("fused" if mode == "medusa" else mode)
-    widths = {"partial": speculation.tree, "fused": speculation.tree[1:], "selfspec": (1,) * _CHAIN, "ngram": ()}[kind]
+    widths, node_set = _heads_nodes(config, speculation.tree, kind)
     if max(widths, default=0) > config.vocab_size:
-        raise UserError(f"tree {speculation.tree} asks for more candidates than the vocabulary's {config.vocab_size}")
+        raise UserError(f"tree {widths} asks for more candidates than the vocabulary's {config.vocab_size}")
     key_depth = 1 if kind == "partial" else 0
     chain = 3 if budget is None else min(3, budget - key_depth)
-    tree = TreeShape(
+    if budget is not None:
         # Parents rank before their children, so nodes deeper than the budget are never taken: they are not drafted.
-        widths=widths[:budget],
+        if node_set is not None:
+            node_set = tuple(path for path in node_set if len(path) <= budget)
+        widths = widths[:budget] if node_set is None else widths_of(node_set)
+    tree = TreeShape(
+        widths=widths,
         ngram_k=speculation.ngram_k if mode in ("tokenswift", "ngram") and chain > 0 else 0,
         ngram_depth=max(chain, 1),
         node_budget=budget,
         keyed_by_root=not key_depth,
+        node_set=node_set,
+        per_parent=config.draft_head_type == "sequential" and kind in ("partial", "fused"),
     )
     draft = None
     if kind in ("partial", "selfspec"):
         scratch = 1 if kind == "partial" else _CHAIN
         draft = DraftCacheShape(speculation.draft_cache, speculation.draft_sinks, scratch, speculation.refresh_interval)
     return NamedPlan(mode, schedule, budget, Plan(config, processors, kind, tree, draft))
+
+
+def _heads_nodes(
+    config: ModelConfig, tree: tuple[int, ...] | None, kind: str
+) -> tuple[tuple[int, ...], NodeSet | None]:
+    """Candidates a depth, and the checkpoint's node set where the caller asked for no tree of their own."""
+    if kind in ("selfspec", "ngram"):
+        return (1,) * _CHAIN if kind == "selfspec" else (), None
+    if tree is None:
+        node_set = config.node_sets.partial if kind == "partial" else config.node_sets.fused
+        if node_set is not None:
+            return widths_of(node_set), node_set
+        tree = (1, *[_WIDTH] * config.num_draft_heads)
+    return tree if kind == "partial" else tree[1:], None

@@ -10,7 +10,7 @@ from tokenswift_jax.cache.draft import DraftCache, DraftCacheShape
 from tokenswift_jax.cache.full import FullCache
 from tokenswift_jax.decoding.ngram import NgramTable
 from tokenswift_jax.decoding.processors import Processors, SamplingInputs
-from tokenswift_jax.decoding.tree import TreeShape
+from tokenswift_jax.decoding.shape import TreeShape
 from tokenswift_jax.models.config import ModelConfig
 
 # Values of `DecodeState.finish`.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tokenswift_jax.models.node_sets import NO_NODE_SETS, NodeSets
+
 RopeType = Literal["default", "linear", "llama3", "yarn"]
 DraftHeadType = Literal["chained", "sequential"]
 
@@ -48,6 +50,7 @@ class ModelConfig:
       qk_norm: whether queries and keys pass an RMSNorm per head (Qwen3).
       num_draft_heads: heads that guess tokens t+2, t+3, ... from one hidden state.
       draft_head_type: `chained` heads see that state alone, `sequential` ones also the token above their guess.
+      node_sets: the nodes of the heads' tree that pay best, as the heads' training found them.
     """
 
     model_type: str
@@ -69,6 +72,7 @@ class ModelConfig:
     sliding_windows: tuple[int | None, ...]
     num_draft_heads: int
     draft_head_type: DraftHeadType
+    node_sets: NodeSets = NO_NODE_SETS
 
     @property
     def group_size(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import DraftHeadType, ModelConfig
 from tokenswift_jax.models.hf_rope import rope_config, rope_parameters
+from tokenswift_jax.models.node_sets import NodeSets, parse_node_sets
 
 # What a field means when config.json leaves it out: the defaults of the family's config class in transformers.
 # A null head_dim is hidden_size / num_attention_heads, null num_key_value_heads num_attention_heads, and a null
@@ -46,7 +47,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     by `tokenswift.num_heads`, or by the reference program's `medusa_heads`.
 
     Raises:
-      UserError: unknown family, RoPE type, activation or head type; a missing or impossible field.
+      UserError: unknown family, RoPE type, activation or head type; a bad node set; a missing or impossible field.
     """
     family = config.get("model_type")
     if family not in _WHEN_ABSENT:
@@ -77,7 +78,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
 
     max_positions = _positive(fields, "max_position_embeddings")
     attention_bias = bool(fields.get("attention_bias", False))
-    num_draft_heads, draft_head_type = _draft_heads(config)
+    num_draft_heads, draft_head_type, node_sets = _draft_heads(config)
     return ModelConfig(
         model_type=family,
         vocab_size=_positive(fields, "vocab_size"),
@@ -98,6 +99,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         sliding_windows=_sliding_windows(family, fields, layers),
         num_draft_heads=num_draft_heads,
         draft_head_type=draft_head_type,
+        node_sets=node_sets,
     )
 
 
@@ -169,7 +171,7 @@ def _window(fields: Mapping[str, Any]) -> int | None:
     return None if fields["sliding_window"] is None else _positive(fields, "sliding_window")
 
 
-def _draft_heads(config: Mapping[str, Any]) -> tuple[int, Any]:
+def _draft_heads(config: Mapping[str, Any]) -> tuple[int, Any, NodeSets]:
     block = config.get("tokenswift")
     if block is None:
         block = {"num_heads": config.get("medusa_heads") or 0}
@@ -181,4 +183,4 @@ def _draft_heads(config: Mapping[str, Any]) -> tuple[int, Any]:
     kind = block.get("head_type", "chained")
     if kind not in _HEAD_TYPES:
         raise UserError(f"unknown draft head type {kind!r} in config.json; known: {', '.join(_HEAD_TYPES)}")
-    return count, kind
+    return count, kind, parse_node_sets(block.get("node_set"), count)
