@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +99,7 @@ def tokenise(
         raise UserError("this checkpoint has no tokenizer, and training data are text; add its tokenizer.json")
     files = find_files(paths)
     folder = Path(cache_dir) / _key(files, tokenizer)
-    corpus = _load(folder)
-    if corpus is None:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with _lock(folder):
-                # Another process may have written it while this one waited.
-                corpus = _load(folder) or _write(folder, files, tokenizer, Broken(strict))
-        except OSError as error:
-            reason = "the disk is full" if error.errno in _FULL else error.strerror
-            raise UserError(f"cannot write tokenised data to {cache_dir}: {reason}; choose another folder") from None
+    corpus = _stored(folder, lambda: _tokenised(folder, files, tokenizer, Broken(strict)))
     if strict and corpus.broken:
         raise strict_error(corpus.examples[0])
     if corpus.highest >= vocab_size:
@@ -165,26 +156,65 @@ def _load(folder: Path) -> Corpus | None:
     )
 
 
-def _write(folder: Path, files: Sequence[Path], tokenizer: Any, broken: Broken) -> Corpus:
+def corpus_of_ids(folder: Path, texts: Callable[[], Iterable[Sequence[int]]], highest_id: int) -> Corpus:
+    """The corpus of a folder, or where it is not there yet, of texts(): token ids up to `highest_id`, no text empty.
+
+    The folder appears whole or not at all; another process that wants it waits for the one that writes.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+
+    def fill(writer: _ShardWriter) -> dict[str, Any]:
+        for ids in texts():
+            writer.add(ids)
+        return {"broken": 0, "examples": []}
+
+    return _stored(folder, lambda: _write(folder, highest_id, fill))
+
+
+def _stored(folder: Path, write: Callable[[], Corpus]) -> Corpus:
+    corpus = _load(folder)
+    if corpus is not None:
+        return corpus
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder):
+            # Another process may have written it while this one waited.
+            return _load(folder) or write()
+    except OSError as error:
+        reason = "the disk is full" if error.errno in _FULL else error.strerror
+        raise UserError(f"cannot write tokenised data to {folder.parent}: {reason}; choose another folder") from None
+
+
+def _tokenised(folder: Path, files: Sequence[Path], tokenizer: Any, broken: Broken) -> Corpus:
+    def fill(writer: _ShardWriter) -> dict[str, Any]:
+        for document, ids in _encode(read_documents(files, tokenizer, broken), tokenizer):
+            if ids:
+                writer.add(ids)
+            else:
+                broken.add(document.place, "no token in it")
+        if not writer.shards:
+            raise UserError(_nothing(files, broken))
+        return {"broken": broken.count, "examples": broken.examples}
+
+    return _write(folder, max(tokenizer.get_vocab().values()), fill)
+
+
+def _write(folder: Path, highest_id: int, fill: Callable[[_ShardWriter], dict[str, Any]]) -> Corpus:
+    """Writes what `fill` adds, with what it reports, and reads it back; the caller holds the folder's lock."""
     prefix = f".{folder.name}-"
     for leftover in folder.parent.glob(f"{prefix}*"):  # of a run that was killed: the lock is ours
         shutil.rmtree(leftover, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
-        writer = _ShardWriter(temporary, max(tokenizer.get_vocab().values()))
+        writer = _ShardWriter(temporary, highest_id)
         try:
-            for document, ids in _encode(read_documents(files, tokenizer, broken), tokenizer):
-                if ids:
-                    writer.add(ids)
-                else:
-                    broken.add(document.place, "no token in it")
-            if not writer.shards:
-                raise UserError(_nothing(files, broken))
-            report = writer.close()
+            told = fill(writer)
+            report = writer.close() | told
         finally:
             writer.abandon()
-        report |= {"broken": broken.count, "examples": broken.examples}
         with (temporary / _REPORT).open("w", encoding="utf-8") as file:
             json.dump(report, file)
             _sync(file)
@@ -273,7 +303,7 @@ class _ShardWriter:
         self._highest = 0
         self._file: Any = None
 
-    def add(self, ids: list[int]) -> None:
+    def add(self, ids: Sequence[int]) -> None:
         tokens = np.asarray(ids, self._dtype)
         if not self.shards or self.shards[-1] + len(tokens) > SHARD_TOKENS:
             self._finish()

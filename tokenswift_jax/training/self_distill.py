@@ -1,0 +1,126 @@
+"""Texts that the target itself writes, to learn from instead of the data's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from tokenswift_jax.checkpoint.directory import fingerprint, read_config
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.generation import generate
+from tokenswift_jax.model import load
+from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculation import SpeculationConfig
+from tokenswift_jax.training.learner import compute_dtype
+from tokenswift_jax.training.settings import TrainingSettings
+from tokenswift_jax.training.shards import Corpus, corpus_of_ids
+
+_FORMAT = 1  # raised whenever the same settings would give other texts
+PROMPT_SHARE = 8  # of so many tokens of a text one is the prompt's
+_TOKENS_AT_ONCE, _MOST_ROWS = 1 << 16, 32  # of a batch: its cache has to fit beside the parameters
+
+
+def written_by_target(
+    model_dir: Path, corpus: Corpus, documents: range, settings: TrainingSettings, cache: Path, say: TextIO
+) -> Corpus:
+    """`settings.self_distill` texts, each a prompt out of the data and what the target writes after it.
+
+    Prompts are the first tokens, an eighth of `max_length`, of pieces spread evenly over the data; where there are
+    fewer pieces than texts some serve several times, with other draws. The continuation is drawn from the target's own
+    distribution (temperature 1, no filter), up to `max_length` or an EOS, text i being number i of the seed. The
+    corpus is kept in `cache` by all that decides it. A run that is killed goes on after its last whole batch.
+
+    Args:
+      model_dir: checkpoint directory of the target.
+      corpus, documents: the data, and which of its documents prompts may come from.
+      settings: `self_distill`, `max_length`, `seed` and the dtype count; drafts do not change the texts.
+      cache: folder of tokenised data.
+      say: gets a line a batch.
+
+    Raises:
+      UserError: no document has two tokens, the cache cannot be written, or a batch does not fit in memory.
+      KeyboardInterrupt: also when it arrives while the target writes.
+    """
+    dtype = compute_dtype(settings)
+    span = [documents.start, documents.stop]
+    what = [_FORMAT, fingerprint(model_dir), corpus.digest, span, settings.self_distill, settings.max_length]
+    key = hashlib.sha256(json.dumps([*what, settings.seed, dtype.name]).encode()).hexdigest()
+    folder = cache / f"self-{key}"
+    journal = cache / f"self-{key}.jsonl"
+
+    def texts() -> Iterator[list[int]]:
+        written = _read_journal(journal)
+        yield from written
+        model = load(model_dir, dtype)
+        speculation = SpeculationConfig(draft_cache=settings.draft_cache, draft_sinks=settings.draft_sinks)
+        prompts = choose_prompts(corpus, documents, settings)
+        rows = min(max(_TOKENS_AT_ONCE // settings.max_length, 1), _MOST_ROWS)
+        with journal.open("a", encoding="utf-8") as file:
+            for first in range(len(written), len(prompts), rows):
+                begun, batch = time.perf_counter(), prompts[first : first + rows]
+                results = generate(
+                    model,
+                    batch,
+                    SamplingConfig(seed=settings.seed, sequence=first),
+                    speculation,
+                    max_new_tokens=settings.max_length - prompt_tokens(settings),
+                )
+                if any(result.finish_reason == "interrupted" for result in results):
+                    raise KeyboardInterrupt
+                done = [prompt + result.token_ids for prompt, result in zip(batch, results, strict=True)]
+                file.writelines(json.dumps(ids) + "\n" for ids in done)
+                file.flush()
+                os.fsync(file.fileno())
+                speed = sum(result.generated_tokens for result in results) / (time.perf_counter() - begun)
+                told = f"{first + len(batch)}/{len(prompts)} texts, {speed:,.0f} tokens/s"
+                print(f"self-distillation: {told}", file=say, flush=True)
+                yield from done
+
+    written = corpus_of_ids(folder, texts, read_config(model_dir)["vocab_size"] - 1)
+    journal.unlink(missing_ok=True)
+    print(f"self-distillation: {written.report()}", file=say, flush=True)
+    return written
+
+
+def prompt_tokens(settings: TrainingSettings) -> int:
+    """Tokens of a prompt, where its piece has as many."""
+    return max(1, settings.max_length // PROMPT_SHARE)
+
+
+def choose_prompts(corpus: Corpus, documents: range, settings: TrainingSettings) -> list[list[int]]:
+    """The beginnings of `self_distill` pieces of `max_length` tokens, spread evenly over the documents.
+
+    A piece's last token, which may be an EOS, never belongs to its prompt.
+
+    Raises:
+      UserError: no document has two tokens.
+    """
+    sizes = [(index, len(corpus.document(index))) for index in documents]
+    length = settings.max_length
+    places = [(index, start) for index, size in sizes for start in range(0, size - 1, length)]
+    if not places:
+        raise UserError("no document has two tokens, so there is nothing for the target to continue")
+    chosen = []
+    for at in np.linspace(0, len(places) - 1, settings.self_distill).astype(int):
+        index, start = places[at]
+        piece = corpus.document(index)[start : start + length]
+        chosen.append(piece[: min(prompt_tokens(settings), len(piece) - 1)].tolist())
+    return chosen
+
+
+def _read_journal(path: Path) -> list[list[int]]:
+    """The texts of a run that was killed; a last line that the kill tore is cut off."""
+    if not path.exists():
+        return []
+    whole = path.read_bytes()
+    whole = whole[: whole.rfind(b"\n") + 1]
+    with path.open("rb+") as file:
+        file.truncate(len(whole))
+    return [json.loads(line) for line in whole.splitlines()]
