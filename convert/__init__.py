@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,8 @@ import numpy as np
 from tokenswift_jax.checkpoint import save
 from tokenswift_jax.checkpoint.directory import companion_files
 from tokenswift_jax.checkpoint.load import Checkpoint
+from tokenswift_jax.checkpoint.names import HEAD_PREFIX
+from tokenswift_jax.checkpoint.tensors import Tensor
 from tokenswift_jax.errors import UserError
 
 _ARCHITECTURES = {
@@ -79,16 +82,28 @@ def new_directory(destination: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def write_layout(checkpoint: Checkpoint, folder: Path, dtype: np.dtype | None) -> str:
+def write_layout(checkpoint: Checkpoint, folder: Path, dtype: np.dtype | None, *, reference_heads: bool = False) -> str:
     """Writes a checkpoint whole (a base folded in) in this project's layout, cast if a dtype is given.
+
+    Args:
+      checkpoint: what to write.
+      folder: where to, an existing directory.
+      dtype: to cast to, None for none.
+      reference_heads: draft heads go among the model's tensors, under the reference program's names; what only this
+        project knows of them (the node set) is left out.
 
     Returns:
       What was written, for a person.
+
+    Raises:
+      UserError: the reference program has no such heads.
     """
-    tensors = list(checkpoint.tensors.values())
+    tensors, config = list(checkpoint.tensors.values()), _hf_config(checkpoint, dtype)
     if dtype is not None:
         tensors = [tensor.astype(dtype) for tensor in tensors]
-    save(folder, _hf_config(checkpoint, dtype), tensors)
+    if reference_heads:
+        tensors, config = _as_reference(checkpoint, tensors, config)
+    save(folder, config, tensors)
     for file in companion_files(checkpoint.directory):
         shutil.copyfile(file, folder / file.name)
     total = sum(tensor.nbytes for tensor in tensors)
@@ -109,3 +124,19 @@ def _hf_config(checkpoint: Checkpoint, dtype: np.dtype | None) -> dict[str, Any]
         required = {"num_heads": checkpoint.config.num_draft_heads, "head_type": checkpoint.config.draft_head_type}
         config["tokenswift"] = {"node_set": None} | block | required
     return config
+
+
+def _as_reference(
+    checkpoint: Checkpoint, tensors: list[Tensor], config: dict[str, Any]
+) -> tuple[list[Tensor], dict[str, Any]]:
+    heads, kind = checkpoint.config.num_draft_heads, checkpoint.config.draft_head_type
+    if not heads:
+        raise UserError(f"{checkpoint.directory} has no draft heads to export")
+    if kind != "chained":
+        raise UserError(f"{kind} draft heads are none of the reference program's: it knows chained ones only")
+    renamed = [
+        replace(tensor, name=f"model.{tensor.name}") if tensor.name.startswith(HEAD_PREFIX) else tensor
+        for tensor in tensors
+    ]
+    config = {name: value for name, value in config.items() if name != "tokenswift"}
+    return renamed, config | {"medusa_heads": heads}
