@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ def learning_rate(settings: TrainingSettings, steps: int, *, heads: bool) -> opt
 
 def make_optimizer(settings: TrainingSettings, steps: int) -> optax.GradientTransformation:
     """The rule for {"heads": ..., "backbone": ...} (no backbone when it is frozen); norms' scales do not decay."""
-    parts = {"heads": _adamw(settings, steps, heads=True)}
+    parts: dict[Hashable, optax.GradientTransformation] = {"heads": _adamw(settings, steps, heads=True)}
     if settings.what == "all":
         parts["backbone"] = _adamw(settings, steps, heads=False)
     return optax.partition(parts, {name: name for name in parts})

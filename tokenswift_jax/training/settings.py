@@ -53,7 +53,8 @@ class TrainingSettings:
       seed: of heads' first values and the order of the data.
       save_steps: steps between checkpoints.
       evaluate_steps: steps between evaluations; None evaluates at the end alone.
-      evaluate_prompts, evaluate_tokens: held-out prompts of an evaluation, and tokens that the target writes after each.
+      evaluate_prompts, evaluate_tokens: held-out prompts of an evaluation, and how many tokens the target writes after
+        each.
     """
 
     what: str = "heads"
@@ -171,8 +172,9 @@ def _check_whole(name: str, value: Any, low: int) -> None:
 def _check_number(name: str, value: Any, low: float, high: float | None, *, above: bool = False) -> None:
     if value is None and name.startswith("head_"):
         return
-    right = isinstance(value, int | float) and not isinstance(value, bool)
-    if not right or value < low or (above and value == low) or (high is not None and value > high) or value != value:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise UserError(f"{name} is {value!r}; it must be a number")
+    if value < low or (above and value == low) or (high is not None and value > high) or value != value:
         kind = "above" if above else "at least"
         raise UserError(
             f"{name} is {value!r}; it must be {kind} {low:g}" + ("" if high is None else f", at most {high:g}")

@@ -101,7 +101,7 @@ def make_step(
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # optax mixes dtypes
             norm = optax.global_norm(gradients)
             updates, moved = optimizer.update(gradients, state.optimizer, state.params)
-            params = optax.apply_updates(state.params, updates)
+            params = jax.tree.map(jnp.add, state.params, updates)
         return TrainState(state.step + 1, params, moved), StepReport(losses.base, losses.heads, norm)
 
     return step

@@ -62,8 +62,8 @@ def default_cache() -> Path:
 def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: bool, say: TextIO) -> Path:
     """Trains and writes the checkpoint directory `paths.output`; returns it.
 
-    A run that was killed goes on with `resume` from its newest checkpoint, with the very steps that it would have taken:
-    losses and final weights are those of a run nobody interrupted (same kind of device, mesh and versions).
+    A run that was killed goes on with `resume` from its newest checkpoint, with the very steps that it would have
+    taken: losses and final weights are those of a run nobody interrupted (same kind of device, mesh and versions).
 
     Raises:
       UserError: whatever is wrong with model, data, settings or the place to write; resuming with other settings.
@@ -206,7 +206,7 @@ def _read(run: _Run, metrics: MetricsWriter, number: int, report: StepReport, ba
         values[f"train/head_{head}/loss"] = loss
     values["train/gradient_norm"] = float(report.gradient_norm)
     for name, rate in run.rates.items():
-        values[f"train/{name}"] = float(rate(number - 1))
+        values[f"train/{name}"] = float(np.asarray(rate(number - 1)))
     metrics.write(number, values)
     if not np.isfinite(list(values.values())).all():
         raise TrainingStoppedError(
