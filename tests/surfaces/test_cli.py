@@ -234,6 +234,7 @@ def test_beside_a_terminal_only_a_pipe_s_text_may_need_a_line_end(load, monkeypa
     reading, out = os.pipe() if piped else (None, os.open("out", os.O_CREAT | os.O_WRONLY))
     generate_into(monkeypatch, out, err)
     os.close(out)
+    os.close(err)  # a report that never came is an error, not a wait
     text = os.read(reading, 1000).decode() if piped else open("out").read()  # noqa: SIM115
     assert text == TEXT
     shown = ""
