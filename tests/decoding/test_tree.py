@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenswift_jax.decoding.levels import shared_levels
+from tokenswift_jax.decoding.levels import next_level, shared_levels, to_expand
 from tokenswift_jax.decoding.shape import TreeShape
 from tokenswift_jax.decoding.tree import build
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.models.node_sets import widths as widths_of
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 VOCAB = 5
@@ -30,6 +31,7 @@ SHAPES = [
     TreeShape((3, 3, 3)),
     TreeShape((1, 1, 1, 1)),
 ]
+NODE_SET = ((0,), (1,), (0, 0), (2,), (0, 0, 1), (1, 0), (0, 2))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -236,6 +238,7 @@ def test_a_worked_example():
         {"widths": (), "ngram_k": 3, "keyed_by_root": False},
         {"widths": (3,), "node_budget": 0},
         {"widths": (3,), "ngram_k": 3, "ngram_depth": 4},
+        {"widths": (3, 1), "node_set": ((0,), (1,), (0, 0))},
     ],
 )
 def test_impossible_shapes_are_refused(arguments):
@@ -248,6 +251,98 @@ def test_inputs_that_do_not_fit_the_shape_are_refused():
     for shape in (TreeShape((3,)), TreeShape((2, 2)), TreeShape((2,), 3)):
         with pytest.raises(ValueError, match="fit"):
             build(shape, jnp.zeros((1,), jnp.int32), shared_levels(shape, candidates), None)
+
+
+@pytest.mark.parametrize("node_set", [None, NODE_SET], ids=["product", "node set"])
+@pytest.mark.parametrize("budget", [None, 1, 2, 3, 5, 9])
+def test_expanding_within_a_budget_loses_no_node(node_set, budget):
+    """Candidates that differ from parent to parent: the budget's best of the full expansion, by brute force."""
+    if node_set is not None and budget is not None:
+        node_set = tuple(path for path in node_set if len(path) <= budget)
+    widths = (2, 3, 2)[:budget] if node_set is None else widths_of(node_set)
+    shape = TreeShape(widths, node_budget=budget, node_set=node_set, per_parent=True)
+    rng = np.random.default_rng(budget or 0)
+
+    @jax.jit
+    def grow(tables):
+        """tables[depth] maps a parent's path of ranks to its candidates' (tokens, log probabilities)."""
+        levels, parents = [], jnp.zeros((2, 1), jnp.int32)
+        code = jnp.zeros((2, 1), jnp.int32)
+        rows = jnp.arange(2, dtype=jnp.int32)[:, None]
+        for depth in range(len(widths)):
+            if levels:
+                parents = to_expand(shape, levels)
+                last = widths[depth - 1]
+                code = jnp.take_along_axis(code, parents // last, axis=1) * last + parents % last
+            tokens, log_probs = (table[rows, code] for table in tables[depth])
+            levels.append(next_level(shape, levels, parents, tokens, log_probs))
+        return build(shape, jnp.arange(2, dtype=jnp.int32), levels)
+
+    for _ in range(20):
+        tables = []
+        for depth, width in enumerate(widths):
+            above = math.prod(widths[:depth])
+            tokens = rng.permuted(np.broadcast_to(np.arange(7), (2, above, 7)), axis=-1)[..., :width]
+            chances = np.where(rng.random((2, above, width)) < 0.1, 0.0, rng.random((2, above, width)))
+            with np.errstate(divide="ignore"):
+                tables.append((tokens.astype(np.int32), np.log(chances).astype(np.float32)))
+        tree = grow(tables)
+        for row in range(2):
+            nodes, level = {}, [((), 0, (), 1.0)]
+            for width, (tokens, log_probs) in zip(widths, tables, strict=True):
+                above, level = level, []
+                for (ranks, code, path, chance), rank in itertools.product(above, range(width)):
+                    log_prob, below = float(log_probs[row, code, rank]), (*ranks, rank)
+                    if log_prob > -math.inf and (node_set is None or below in node_set):
+                        longer, score = (*path, int(tokens[row, code, rank])), chance * math.exp(log_prob)
+                        nodes[longer] = [score, False]
+                        level.append((below, code * width + rank, longer, score))
+            best = sorted(nodes, key=lambda path: -nodes[path][0])[:budget]
+            check_rows(shape, tree, row, nodes, best)
+
+
+@pytest.mark.parametrize(
+    ("budget", "node_set", "expanded"),
+    [(1, None, (1,)), (3, None, (1, 2, 1)), (7, None, (1, 3, 5)), (None, None, (1, 3, 9)), (None, "set", (1, 2, 1))],
+)
+def test_head_rows_that_a_budget_pays_for(budget, node_set, expanded):
+    widths = (3, 3, 3)[:budget] if node_set is None else widths_of(NODE_SET)
+    shape = TreeShape(widths, node_budget=budget, node_set=NODE_SET if node_set else None, per_parent=True)
+    assert tuple(shape.expanded(depth) for depth in range(1, len(widths) + 1)) == expanded
+
+
+@pytest.mark.parametrize("per_parent", [False, True])
+@pytest.mark.parametrize("budget", [None, 4])
+def test_a_node_set_is_the_tree(per_parent, budget):
+    """Tokens say their ranks, so that the paths can be read; the best ranks come first when a budget is short."""
+    shape = TreeShape(widths_of(NODE_SET), node_budget=budget, node_set=NODE_SET, per_parent=per_parent)
+    log_probs = [np.log(np.array([0.5, 0.3, 0.1])[:width]).astype(np.float32) for width in shape.widths]
+    if per_parent:
+        levels = []
+        for depth, width in enumerate(shape.widths, 1):
+            parents = to_expand(shape, levels) if levels else jnp.zeros((1, 1), jnp.int32)
+            dims = (1, shape.expanded(depth), width)
+            tokens = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), dims)
+            levels.append(next_level(shape, levels, parents, tokens, jnp.broadcast_to(log_probs[depth - 1], dims)))
+    else:
+        candidates = [(jnp.arange(len(row), dtype=jnp.int32)[None], jnp.asarray(row[None])) for row in log_probs]
+        levels = shared_levels(shape, candidates)
+    tree = build(shape, jnp.zeros((1,), jnp.int32), levels)
+    expected = set(NODE_SET) if budget is None else {(0,), (1,), (0, 0), (1, 0)}  # 0.5, 0.3, 0.25, 0.15
+    assert set(paths_of(tree, 0)) == {(), *expected}
+    assert tree.tokens.shape[1] == 1 + len(expected)
+
+
+def test_a_chain_runs_through_a_path_outside_the_node_set():
+    """Heads may hold 1 and 1,2; the chain 1,3,4 is keyed by 1 and leaves the set, the chain 1,2,6 starts in it."""
+    shape = TreeShape((1, 1), 2, ngram_depth=2, keyed_by_root=False, node_set=((0,), (0, 0)))
+    half = jnp.log(jnp.asarray([[0.5]], jnp.float32))
+    levels = shared_levels(shape, [(jnp.asarray([[token]], jnp.int32), half) for token in (1, 2)])
+    chains = jnp.asarray([[[[3, 4, 5], [2, 6, 5]]]], jnp.int32)
+    ngrams = (chains, jnp.asarray([[[2, 1]]], jnp.int32), jnp.asarray([[3]], jnp.int32))
+    tree = build(shape, jnp.zeros((1,), jnp.int32), levels, ngrams)
+    by_chain = {path: bool(tree.drafted_by_ngram_only[0, row]) for path, row in paths_of(tree, 0).items()}
+    assert by_chain == {(): False, (1,): False, (1, 2): False, (1, 3): True, (1, 3, 4): True, (1, 2, 6): True}
 
 
 def _golden(name):
