@@ -1,0 +1,110 @@
+"""`python -m tokenswift_jax.evaluate`: how good a checkpoint's draft heads will be, before they are used.
+
+The Python function is `tokenswift_jax.training.evaluation.evaluate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.options import whole, whole_list
+from tokenswift_jax.paths import check_writable
+
+PROGRAM = "python -m tokenswift_jax.evaluate"
+_WINDOWS = 16  # of held-out text, for the accuracies
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {PROGRAM} --help lists the flags")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status (0, 2 bad input, 130 interrupted)."""
+    try:
+        _run(_parser().parse_args(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:  # a disk that is full, a file that has gone
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.json is not None:
+        check_writable(options.json, "--json")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from tokenswift_jax.model import load
+    from tokenswift_jax.speculation import SpeculationConfig
+    from tokenswift_jax.training.evaluation import evaluate, store_node_sets
+    from tokenswift_jax.training.held_out import HeldOut, windows
+    from tokenswift_jax.training.shards import tokenise
+    from tokenswift_jax.training.trainer import default_cache
+
+    chosen = {"tree": options.tree, "node_budget": options.node_budget, "ngram_k": options.ngram_k}
+    speculation = SpeculationConfig(**{name: value for name, value in chosen.items() if value is not None})
+    model = load(options.model, options.dtype)
+    if not model.config.num_draft_heads:
+        raise UserError(f"{model.path} has no draft heads; train some with python -m tokenswift_jax.train")
+    if options.store:
+        check_writable(model.path / "config.json", "--store")
+    cache = options.data_cache or default_cache()
+    corpus = tokenise(options.data, model.tokenizer, cache, strict=False, vocab_size=model.config.vocab_size)
+    length = options.prompt_tokens + options.continuation
+    result = evaluate(
+        model,
+        windows(HeldOut(corpus, range(corpus.documents)), length, max(_WINDOWS, options.prompts)),
+        speculation,
+        seed=options.seed,
+        prompts=options.prompts,
+        prompt_tokens=options.prompt_tokens,
+        continuation=options.continuation,
+    )
+    print(result.table())
+    if options.json is not None:
+        options.json.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+    if options.store:
+        store_node_sets(model.path, result.node_sets)
+        print(f"node sets stored in {model.path / 'config.json'}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=PROGRAM,
+        allow_abbrev=False,
+        description="Loss and accuracy of each draft head on held-out text, the tokens per iteration to expect at "
+        "temperatures 0 and 1, and the best nodes for a given number of rows. The rest of sampling is the "
+        "checkpoint's own (generation_config.json).",
+    )
+    add = parser.add_argument
+    add("--model", metavar="DIR|HUB_ID", help="checkpoint with draft heads (default: the bundled demo)")
+    add("--data", nargs="+", required=True, metavar="PATH", help=".txt and .jsonl files, folders, patterns")
+    add("--dtype", help="float32, bfloat16, ... (default: the checkpoint's; float32 on CPU)")
+    add("--prompts", type=whole(1), default=4, metavar="N", help="that the target continues (default: 4)")
+    add("--prompt-tokens", type=whole(1), default=256, metavar="N", help="tokens of each (default: 256)")
+    add("--continuation", type=whole(2), default=128, metavar="N", help="tokens written after each (default: 128)")
+    add("--tree", type=whole_list, metavar="1,3,3,3", help="candidates a depth (default: the checkpoint's node set)")
+    add("--node-budget", type=whole(1), metavar="N", help="nodes verified an iteration (default: all)")
+    add("--ngram-k", type=whole(0), metavar="K", help="n-gram chains a key (default: 20)")
+    add("--seed", type=whole(0), default=0, metavar="S", help="of the continuations (default: 0)")
+    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add("--store", action="store_true", help="write the node sets found into the checkpoint's config.json")
+    add("--data-cache", type=Path, metavar="DIR", help="where tokenised data are kept")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

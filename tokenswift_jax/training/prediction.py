@@ -1,0 +1,212 @@
+"""Expected tokens per iteration, before anything is generated with the drafts.
+
+Drafting changes no draw: the text that plain decoding writes is the text that every tree, schedule and mode writes
+with the same seed. So the target writes once, and every iteration is then replayed along that text: the tree is built
+as decoding builds it (the same heads' levels, shared noise, penalty, n-gram table and node budget), and instead of a
+verify forward the text itself says which path is drawn. Hidden states come from one teacher-forced pass.
+
+What this leaves out: the draft cache. The replay holds while everything committed fits it (`Replay.predict` refuses a
+longer text under `partial`); beyond, drafts see less than the full cache and fewer of them are accepted. In narrow
+types a hidden state computed 256 rows at a time differs in its last bits, so a candidate may differ now and then.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from tokenswift_jax.decoding import ngram, penalty
+from tokenswift_jax.decoding.candidates import Ranking, head_levels
+from tokenswift_jax.decoding.loop import exact_products
+from tokenswift_jax.decoding.noise import gumbel_noise
+from tokenswift_jax.decoding.plans import NamedPlan, speculative_plans
+from tokenswift_jax.decoding.processors import Processors, processors_for, sampling_inputs
+from tokenswift_jax.decoding.state import Inputs, Limits, Plan
+from tokenswift_jax.decoding.teacher import teacher_forced
+from tokenswift_jax.decoding.tree import build
+from tokenswift_jax.decoding.walk import walk
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.generation import generate
+from tokenswift_jax.model import Model
+from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculation import SpeculationConfig
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """What the target itself writes after held-out prompts.
+
+    Attributes:
+      sampling: how it was drawn; text i is number `sampling.sequence` + i of its seed.
+      prompts: token ids, at least one each.
+      tokens: the token ids written after each, an EOS included.
+    """
+
+    sampling: SamplingConfig
+    prompts: tuple[tuple[int, ...], ...]
+    tokens: tuple[tuple[int, ...], ...]
+
+    @property
+    def texts(self) -> list[list[int]]:
+        """Prompts and continuations together."""
+        return [[*prompt, *written] for prompt, written in zip(self.prompts, self.tokens, strict=True)]
+
+
+def write_continuations(
+    model: Model, prompts: list[list[int]], sampling: SamplingConfig, max_new_tokens: int
+) -> Continuations:
+    """The target's own continuations, by plain decoding; an EOS ends one early."""
+    plain = SpeculationConfig(mode="autoregressive")
+    results = generate(model, prompts, sampling, plain, max_new_tokens=max_new_tokens)
+    return Continuations(
+        sampling, tuple(tuple(prompt) for prompt in prompts), tuple(tuple(result.token_ids) for result in results)
+    )
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a plan's iterations accept along the continuations.
+
+    Attributes:
+      expected_tokens: tokens per iteration over all texts (`mean_accepted_length` of the same generation, where the
+        last iteration of a text is cut at its end too); NaN without iterations.
+      iterations, tokens: how many, the first token of each text, which prefill gives, left out.
+      accepted_per_position: entry d counts the iterations that accept a draft at depth d + 1.
+    """
+
+    expected_tokens: float
+    iterations: int
+    tokens: int
+    accepted_per_position: tuple[int, ...]
+
+
+class Replay:
+    """Continuations with the target's hidden states, along which iterations are replayed.
+
+    Attributes:
+      continuations: the texts.
+      tokens: int32 [texts, capacity], 0 past a text's end.
+      hidden: [texts, capacity, hidden_size], the last layer's output before the final norm.
+      starts, ends: int32 [texts], lengths of the prompts and of the texts.
+      processors: those of the sampling.
+      inputs: what decoding of the texts as one batch reads.
+    """
+
+    def __init__(self, model: Model, continuations: Continuations) -> None:
+        texts, sampling = continuations.texts, continuations.sampling
+        self.continuations = continuations
+        self.hidden = jnp.concatenate([part for _, part in teacher_forced(model, texts)], axis=1)
+        tokens = np.zeros((len(texts), self.hidden.shape[1]), np.int32)
+        for row, text in enumerate(texts):
+            tokens[row, : len(text)] = text
+        self.tokens = jnp.asarray(tokens)
+        self.starts = jnp.asarray([len(prompt) for prompt in continuations.prompts], jnp.int32)
+        self.ends = jnp.asarray([len(text) for text in texts], jnp.int32)
+        self.processors: Processors = processors_for(sampling)
+        window = sampling.penalty_window if self.processors.penalty else None
+        values = sampling_inputs(sampling, vocab=model.config.vocab_size, batch=len(texts), eos_ids=model.eos_token_ids)
+        limits = Limits(self.starts, self.ends, jnp.zeros((model.config.vocab_size,), bool))
+        self.inputs = Inputs(model.params, values, limits, jnp.asarray(window or 0, jnp.int32))
+        self._model = model
+
+    def predict(self, speculation: SpeculationConfig) -> Prediction:
+        """What `generate` with this speculation would accept on the texts.
+
+        Raises:
+          UserError: a mode that is not predicted (`auto`, `selfspec`, `autoregressive`) or schedule `auto`; missing
+            heads; under `partial` a text longer than the draft cache.
+        """
+        named = self._plan(speculation)
+        program = _program(self._model.graphdef, named.plan, speculation.ngram_slots)
+        histogram = np.asarray(program(self.inputs, self.tokens, self.hidden))
+        iterations = int(histogram.sum())
+        accepted = int(histogram @ np.arange(len(histogram)))
+        # Of the tokens that a text's last iteration emits, the last one counts as drawn, as in `stats.acceptance`.
+        tokens = accepted + iterations
+        expected = tokens / iterations if iterations else float("nan")
+        at_least = np.cumsum(histogram[::-1])[::-1][1:]
+        return Prediction(expected, iterations, tokens, tuple(np.trim_zeros(at_least, "b").tolist()))
+
+    def _plan(self, speculation: SpeculationConfig) -> NamedPlan:
+        mode, schedule = speculation.mode, speculation.schedule
+        if mode not in ("tokenswift", "medusa", "ngram") or (mode == "tokenswift" and schedule == "auto"):
+            raise UserError(
+                f"mode {mode!r} with schedule {schedule!r} cannot be predicted; "
+                "name tokenswift with partial or fused, medusa or ngram"
+            )
+        plans = speculative_plans(self._model.config, speculation, self.processors, jax.default_backend())
+        longest = max(map(len, self.continuations.texts))
+        if plans[0].plan.kind == "partial" and longest > speculation.draft_cache:
+            raise UserError(
+                f"a text of {longest} tokens exceeds the draft cache of {speculation.draft_cache}, beyond which "
+                "schedule partial cannot be predicted; give shorter prompts and continuations or a larger draft cache"
+            )
+        return plans[0]
+
+
+@functools.cache
+def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
+    """(inputs, tokens, hidden) -> int32 [depth + 1], how many iterations accepted 0, 1, .. drafts."""
+
+    def run(inputs: Inputs, tokens: jax.Array, hidden: jax.Array) -> jax.Array:
+        model, shape = nnx.merge(graph, inputs.params), plan.tree
+        assert shape is not None
+        batch, vocab = tokens.shape[0], plan.config.vocab_size
+        start, ends = inputs.limits.prompt_length, inputs.limits.stop_length
+        ahead = jnp.arange(1, plan.depth + 2, dtype=jnp.int32)[None, :]
+
+        def iteration(carry: tuple) -> tuple:
+            length, last_positions, table, histogram = carry
+            root = take(tokens, length[:, None])[:, 0]
+            noise = None
+            if plan.processors.sample:
+                noise = gumbel_noise(inputs.sampling.keys, length[:, None] + ahead, vocab)
+            generated = length + 1 - start
+            ranking = Ranking(length + 1, generated, last_positions, noise, inputs.sampling, plan.processors)
+            levels, chains = [], None
+            if shape.widths:
+                partial = plan.kind == "partial"
+                read = take(hidden, (length if partial else length - 1)[:, None])[:, 0]
+                levels = head_levels(model, shape, read, root, ranking, backbone=partial)
+            if shape.ngram_k:
+                first = root[:, None] if shape.keyed_by_root else levels[0].tokens
+                chains = ngram.lookup(table, first, shape.ngram_k)
+            tree = build(shape, root, levels, chains)
+            # On the true path a row's draw is the text's next token; off it, draws decide nothing.
+            place = length[:, None] + tree.depths + 1
+            draws = jnp.where(place < ends[:, None], take(tokens, place), jnp.int32(-1))
+            accepted = walk(tree, draws, plan.depth).accepted
+            count = jnp.clip(accepted + 1, 0, ends - (length + 1))  # 0 once a text has ended
+            won = jnp.where(count > 0, count - 1, jnp.int32(plan.depth + 1))
+            histogram = histogram.at[won].add(1, mode="drop")
+            after = length + count
+            if plan.processors.penalty:
+                last_positions = penalty.advance(last_positions, tokens, length + 1, after + 1, plan.depth + 1)
+            if shape.ngram_k:
+                table = ngram.insert(table, tokens, after - inputs.ngram_window, plan.depth + 1)
+            return after, last_positions, table, histogram
+
+        last_positions = table = None
+        if plan.processors.penalty:
+            last_positions = penalty.last_positions(tokens, start + 1, vocab)
+        if shape.ngram_k:
+            table = ngram.insert(ngram.empty(batch, vocab, ngram_slots), tokens, start - inputs.ngram_window)
+        with exact_products(hidden.dtype):
+            carry = (start, last_positions, table, jnp.zeros((plan.depth + 1,), jnp.int32))
+            return lax.while_loop(lambda carry: (carry[0] + 1 < ends).any(), iteration, carry)[-1]
+
+    return jax.jit(run)
+
+
+def take(values: jax.Array, places: jax.Array) -> jax.Array:
+    """Entries [batch, count, ..] of values [batch, capacity, ..] at places [batch, count], clipped to what there is."""
+    index: Any = places.reshape(*places.shape, *(1,) * (values.ndim - 2))
+    return jnp.take_along_axis(values, index, axis=1, mode="clip")

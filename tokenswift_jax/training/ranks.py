@@ -1,0 +1,99 @@
+"""Where the target's draws rank among the drafts' candidates: what the search for node sets counts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tokenswift_jax.decoding import penalty
+from tokenswift_jax.decoding.candidates import Ranking
+from tokenswift_jax.decoding.loop import exact_products
+from tokenswift_jax.decoding.noise import gumbel_noise
+from tokenswift_jax.decoding.processors import Processors
+from tokenswift_jax.decoding.state import Inputs
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.model import Model
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.training.prediction import Replay, take
+
+WIDTH = 8  # candidates a depth that a node set may use
+_ROOTS = 32  # whose logits exist at one time
+
+
+def measure_ranks(model: Model, replay: Replay, schedule: str, width: int = WIDTH) -> list[np.ndarray]:
+    """Per text int32 `[roots, depth]`: the rank of the token 1, 2, .. after each root among its depth's candidates.
+
+    Candidates are ranked as decoding ranks them (processors, window of the root, shared noise). Below depth 1 they are
+    those under the drawn tokens, which sequential heads see. The roots are the continuation's tokens but the last;
+    `width` stands for a token that is not among the candidates, or past the text's end. Under `partial` depth 1 is the
+    backbone's own guess, as with a draft cache that holds everything: it is always right.
+
+    Raises:
+      UserError: no heads.
+    """
+    config = model.config
+    if not config.num_draft_heads:
+        raise UserError(f"{model.path} has no draft heads; train some")
+    width = min(width, config.vocab_size)
+    program = _program(model.graphdef, replay.processors, schedule == "partial", width)
+    found = []
+    starts, ends = np.asarray(replay.starts).tolist(), np.asarray(replay.ends).tolist()
+    for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        parts = [
+            np.asarray(program(replay.inputs, replay.tokens, replay.hidden, jnp.int32(row), jnp.int32(first)))
+            for first in range(start, end - 1, _ROOTS)
+        ]
+        depth = config.num_draft_heads + (schedule == "partial")
+        found.append(np.concatenate([np.zeros((0, depth), np.int32), *parts])[: end - 1 - start])
+    return found
+
+
+@functools.cache
+def _program(graph: nnx.GraphDef, processors: Processors, partial: bool, width: int) -> Callable:
+    """(inputs, tokens, hidden, row, first root) -> int32 [_ROOTS, depth]."""
+
+    def run(inputs: Inputs, tokens: jax.Array, hidden: jax.Array, row: jax.Array, first: jax.Array) -> jax.Array:
+        model: Decoder = nnx.merge(graph, inputs.params)
+        vocab, depth = model.config.vocab_size, model.config.num_draft_heads + partial
+        length = first + jnp.arange(_ROOTS, dtype=jnp.int32)
+        places = length[:, None] + jnp.arange(1, depth + 1, dtype=jnp.int32)[None, :]
+        text, states = tokens[row][None], hidden[row][None]
+        drawn = take(text, places.reshape(1, -1))[0].reshape(places.shape)
+        root = take(text, length[None])[0]
+        read = take(states, (length if partial else length - 1)[None])[0]
+        noise = last_positions = None
+        if processors.sample:
+            keys = jnp.broadcast_to(inputs.sampling.keys[row][None], (_ROOTS, 2))
+            noise = gumbel_noise(keys, places, vocab)
+        if processors.penalty:
+            everywhere = jnp.broadcast_to(text, (_ROOTS, text.shape[1]))
+            last_positions = penalty.last_positions(everywhere, length + 1, vocab)
+        generated = length + 1 - inputs.limits.prompt_length[row]
+        ranking = Ranking(length + 1, generated, last_positions, noise, inputs.sampling, processors)
+        with exact_products(hidden.dtype):
+            # Head i reads the token just above its guess: the root first under `fused`, the depth-1 token otherwise.
+            above = jnp.concatenate([root[:, None], drawn], axis=1)[:, partial:depth]
+            logits = model.draft_logits(read, above)
+            if partial:
+                logits = jnp.concatenate([model.logits(read)[:, None], logits], axis=1)
+            candidates = _candidates(model, ranking, logits, drawn, width)
+        hits = candidates == drawn[:, :, None]
+        rank = jnp.where(hits, jnp.arange(width, dtype=jnp.int32)[None, None], jnp.int32(width)).min(axis=-1)
+        return jnp.where(places < inputs.limits.stop_length[row], rank, jnp.int32(width))
+
+    return jax.jit(run)
+
+
+def _candidates(model: Decoder, ranking: Ranking, logits: jax.Array, drawn: jax.Array, width: int) -> jax.Array:
+    """int32 [roots, depth, width], with the windows and noise that `candidates.head_levels` gives each depth."""
+    depths = jnp.arange(logits.shape[1], dtype=jnp.int32)
+    if model.config.draft_head_type == "chained":
+        return ranking.best(logits, (), depths, width)[0]
+    path = [drawn[:, i : i + 1] for i in range(logits.shape[1])]
+    best = [ranking.best(logits[:, i : i + 1], path[:i], depths[i : i + 1], width)[0] for i in range(logits.shape[1])]
+    return jnp.concatenate(best, axis=1)
