@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tokenswift_jax.scoring import draft_logits, score
     from tokenswift_jax.speculation import SpeculationConfig
     from tokenswift_jax.stats import GenerationResult
+    from tokenswift_jax.training.swift_trainer import SwiftTrainer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "SamplingConfig",
     "SpeculationConfig",
     "StreamEvent",
+    "SwiftTrainer",
     "UserError",
     "__version__",
     "draft_logits",
@@ -41,6 +43,7 @@ _HOMES = {
     "SamplingConfig": "sampling",
     "SpeculationConfig": "speculation",
     "StreamEvent": "generation",
+    "SwiftTrainer": "training.swift_trainer",
     "UserError": "errors",
     "draft_logits": "scoring",
     "generate": "generation",

@@ -10,7 +10,7 @@ from checkpoint.checkpoints_made_here import add_tokenizer, copy
 from tokenswift_jax.training.settings import TrainingSettings
 from tokenswift_jax.training.trainer import Paths, train
 
-FAMILY = "llama3"
+FAMILY = "llama3_1"
 SMALL = {"max_length": 24, "batch_size": 2, "max_steps": 6, "epochs": None, "warmup_steps": 2, "save_steps": 2}
 SMALL |= {"heads": 2, "loss_chunk": 8, "learning_rate": 2e-3, "distill_weight": 0.5}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.training.extra import check_installed
 from tokenswift_jax.training.settings import HEAD_TYPES, REMAT, SCHEDULES, WHAT, read_settings
 
 PROGRAM = "python -m tokenswift_jax.train"
@@ -77,6 +78,7 @@ def _run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(spelled)
     given = {name: value for name in _FLAGS if (value := getattr(options, name)) is not None}
     settings = read_settings(options.config, given)
+    check_installed()
     # A run must be repeatable bit for bit; XLA reads its flags when it starts.
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in flags:

@@ -115,6 +115,11 @@ class TrainingSettings:
             raise UserError(f"max_length {self.max_length} is too short for {self.heads} heads: at least heads + 2")
         if self.draft_cache < self.draft_sinks + 16:
             raise UserError(f"draft_cache is {self.draft_cache}; it must hold draft_sinks + 16 or more")
+        if self.draft_cache_prob and self.draft_cache >= self.max_length:
+            raise UserError(
+                f"draft_cache {self.draft_cache} holds every row of max_length {self.max_length}: looking through it "
+                "would show no less; choose a smaller draft_cache or a larger max_length"
+            )
         if self.what == "all" and self.self_distill:
             raise UserError("self_distill trains on the target's own text, so the target must stand still: what=heads")
 

@@ -99,7 +99,7 @@ def make_step(
             start = (zero, Sums(jnp.float32(0), jnp.zeros((settings.heads,), jnp.float32)))
             (gradients, losses), _ = jax.lax.scan(add, start, batches)
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # optax mixes dtypes
-            norm = optax.global_norm(gradients)
+            norm = optax.tree.norm(gradients)
             updates, moved = optimizer.update(gradients, state.optimizer, state.params)
             params = jax.tree.map(jnp.add, state.params, updates)
         return TrainState(state.step + 1, params, moved), StepReport(losses.base, losses.heads, norm)

@@ -1,0 +1,214 @@
+"""Whole training runs of a few steps: killed and resumed, refused, stopped by a loss that is no number."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_runs import SMALL, checkpoint_in, paths_in, run, text_in, weights
+
+import tokenswift_jax as ts
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.training.metrics import read_metrics
+from tokenswift_jax.training.settings import TrainingSettings
+from tokenswift_jax.training.trainer import TrainingStoppedError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with model, data and one uninterrupted run of six steps in `out`."""
+    folder = tmp_path_factory.mktemp("runs")
+    run(paths_in(folder))
+    return folder
+
+
+def command(folder: Path, output: str, **settings) -> list[str]:
+    words = [sys.executable, "-m", "tokenswift_jax.train", "--model", folder / "model", "--data", folder / "data"]
+    words += ["--output", folder / output, "--data-cache", folder / "cache"]
+    for name, value in settings.items():
+        words += [] if value is None else [f"--{name.replace('_', '-')}", value]
+    return list(map(str, words))
+
+
+def test_losses_fall_and_the_checkpoint_generates(place):
+    rows = read_metrics(place / "out" / "training" / "metrics.jsonl")
+    losses = [row["train/head_1/loss"] for row in rows if "train/head_1/loss" in row]
+    assert [row["step"] for row in rows if "train/head_1/loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert losses[-1] < losses[0]
+    config = json.loads((place / "out" / "config.json").read_text())
+    assert config["tokenswift"]["base"] == str((place / "model").resolve())
+    assert config["tokenswift"]["num_heads"] == 2
+    assert not list((place / "out").glob("model*.safetensors")), "a frozen backbone is not copied"
+    assert (place / "out" / "training" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    model = ts.load(place / "out")
+    greedy = ts.SamplingConfig(temperature=0.0)
+    plain = ts.generate(model, [5, 6, 7], greedy, ts.SpeculationConfig(mode="autoregressive"), max_new_tokens=12)
+    drafted = ts.generate(
+        model,
+        [5, 6, 7],
+        greedy,
+        ts.SpeculationConfig(mode="tokenswift", schedule="fused", tree=(1, 2, 2)),
+        max_new_tokens=12,
+    )
+    assert drafted.token_ids == plain.token_ids
+
+
+def test_a_killed_run_ends_up_as_one_that_was_not(place):
+    """kill -9 while steps are running, then --resume: loss curve and weights are equal bit for bit."""
+    settings = SMALL | {"max_steps": 24, "save_steps": 2, "what": "all"}
+    whole = command(place, "whole", **settings)
+    broken = command(place, "broken", **settings)
+    subprocess.run(whole, check=True, cwd=ROOT, capture_output=True)
+    process = subprocess.Popen(broken, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    steps, deadline = place / "broken" / "training" / "steps", time.monotonic() + 300
+    while not (steps / "4").is_dir():
+        assert process.poll() is None, "it ended by itself before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (place / "broken" / "config.json").exists()
+    resumed = subprocess.run([*broken, "--resume"], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert "resumed at step" in resumed.stderr
+    names = ("whole", "broken")
+    curves = [(place / name / "training" / "metrics.jsonl").read_bytes() for name in names]
+    assert curves[0] == curves[1]
+    ends = [weights(place / name) for name in names]
+    assert ends[0].keys() == ends[1].keys()
+    assert any(name.startswith("model.layers") for name in ends[0])
+    for name, value in ends[0].items():
+        np.testing.assert_array_equal(value.view(np.uint8), ends[1][name].view(np.uint8), err_msg=name)
+
+
+def test_every_choice_that_matters_is_held_on_resume(place):
+    with pytest.raises(UserError, match="give --resume to continue it, or another --output"):
+        run(paths_in(place))
+    with pytest.raises(UserError, match=r"begun otherwise: learning_rate \(0.002 then, 0.003 now\); resume with"):
+        run(paths_in(place), resume=True, learning_rate=3e-3)
+    # When something is kept is free.
+    assert "resumed at step 6" in run(paths_in(place), resume=True, save_steps=3)
+
+
+def test_gradients_of_micro_batches_are_those_of_one_batch(tmp_path):
+    together = run(paths_in(tmp_path, "together"), batch_size=4, max_steps=2, warmup_steps=0)
+    apart = run(paths_in(tmp_path, "apart"), batch_size=2, gradient_accumulation_steps=2, max_steps=2, warmup_steps=0)
+    assert together
+    assert apart
+    rows = [read_metrics(tmp_path / name / "training" / "metrics.jsonl") for name in ("together", "apart")]
+    for name in ("train/head_1/loss", "train/head_2/loss", "train/gradient_norm"):
+        a, b = ([row[name] for row in each if name in row] for each in rows)
+        np.testing.assert_allclose(a, b, rtol=1e-5)  # float32 sums in another order
+
+
+def test_a_frozen_backbone_stays_and_a_trained_one_moves(tmp_path):
+    run(paths_in(tmp_path, "all"), what="all", max_steps=3)
+    before, after = weights(tmp_path / "model"), weights(tmp_path / "all")
+    moved = [name for name in before if not np.array_equal(before[name], after[name])]
+    assert len(moved) == len(before)
+    assert json.loads((tmp_path / "all" / "config.json").read_text())["tokenswift"]["base"] is None
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
+    paths = paths_in(tmp_path)
+    with pytest.raises(
+        TrainingStoppedError, match=r"step \d+: the loss or its gradient is not a number; its batch begins"
+    ):
+        run(paths, learning_rate=1e30, max_steps=40, save_steps=1, clip_norm=1e30)
+    rows = read_metrics(tmp_path / "out" / "training" / "metrics.jsonl")
+    assert rows[-1]["train/gradient_norm"] is None or rows[-1]["train/head_1/loss"] is None
+    kept = sorted(int(step.name) for step in (tmp_path / "out" / "training" / "steps").iterdir() if step.name.isdigit())
+    assert kept, "the checkpoints before it stand"
+    assert kept[-1] == rows[-1]["step"] - 1
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_length": 3, "heads": 3}, "max_length is 3; it must be a whole number of at least 8"),
+        ({"epochs": 1, "max_steps": 3}, "give max_steps or epochs, not both"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
+        ({"distill_weight": 1.5}, "distill_weight is 1.5; it must be at least 0, at most 1"),
+        ({"what": "tail"}, "what is 'tail'; known: heads, all"),
+        ({"max_length": 10**6}, "exceeds the model's"),
+        ({"draft_cache_prob": 0.5, "draft_cache": 512}, "draft_cache 512 holds every row of max_length 24"),
+    ],
+)
+def test_wrong_settings_are_one_line(place, settings, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        run(paths_in(place, "refused"), **settings)
+    assert not (place / "refused" / "config.json").exists()
+
+
+def test_a_model_without_tokenizer_and_empty_data_are_refused(tmp_path):
+    paths = paths_in(tmp_path)
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="has no tokenizer"):
+        run(paths)
+    checkpoint_in(tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    from dataclasses import replace
+
+    with pytest.raises(UserError):
+        run(replace(paths, model=tmp_path / "other", data=(str(tmp_path / "empty"),)))
+
+
+def test_documents_too_short_for_the_heads(tmp_path):
+    from dataclasses import replace
+
+    paths = paths_in(tmp_path)
+    text_in(tmp_path / "short", documents=30, words=2)
+    with pytest.raises(UserError, match="every document is shorter than 4 tokens"):
+        run(replace(paths, data=(str(tmp_path / "short"),)))
+
+
+def test_the_command_says_one_line_and_exits_with_2(tmp_path):
+    paths_in(tmp_path)
+    done = subprocess.run(
+        command(tmp_path, "out", max_steps=2, epochs=3), cwd=ROOT, capture_output=True, text=True, env=dict(os.environ)
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: give max_steps or epochs, not both")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_python_class_gives_a_checkpoint_that_loads(tmp_path):
+    paths = paths_in(tmp_path)
+    lines = [json.dumps({"text": file.read_text()}) for file in sorted((tmp_path / "data").iterdir())]
+    (tmp_path / "x.jsonl").write_text("\n".join([*lines, "not JSON"]))
+    trainer = ts.SwiftTrainer(model_name=paths.model, max_length=24, heads=2, head_type="chained")
+    say = io.StringIO()
+    written = trainer.fine_tune(
+        train_data=tmp_path / "x.jsonl",
+        batch_size=8,
+        epochs=1,
+        output=tmp_path / "tuned",
+        data_cache=tmp_path / "cache",
+        progress=say,
+    )
+    assert "1 broken" in say.getvalue()
+    assert f"{tmp_path / 'x.jsonl'}:25: " in say.getvalue()
+    assert ts.load(written).config.num_draft_heads == 2
+    with pytest.raises(UserError, match="unknown settings epoch;"):
+        trainer.fine_tune(train_data=tmp_path / "x.jsonl", epoch=3)
+
+
+def test_paper_defaults():
+    settings = TrainingSettings()
+    assert (settings.what, settings.learning_rate, settings.warmup_steps, settings.max_length) == (
+        "heads",
+        5e-3,
+        50,
+        8192,
+    )
+    assert settings.weight_decay == 0.1
+    assert settings.betas == (0.9, 0.999)
