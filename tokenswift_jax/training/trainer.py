@@ -137,7 +137,9 @@ class _Run:
         self.frozen: Any = learner.backbone
         if settings.what == "all":
             params["backbone"], self.frozen = learner.backbone, None
-        self.state = TrainState(jnp.int32(0), params, optimizer.init(params))
+        # Committed, as what a step returns is: otherwise the second step compiles anew.
+        begin = TrainState(jnp.int32(0), params, optimizer.init(params))
+        self.state = jax.device_put(begin, jax.local_devices()[0])
         self.step = make_step(learner.graph, settings, optimizer, learner.dtype)
         self.rates = {"learning_rate": learning_rate(settings, max(steps, 1), heads=settings.what == "heads")}
         if settings.what == "all" and settings.head_learning_rate is not None:
