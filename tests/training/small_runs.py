@@ -13,6 +13,7 @@ from tokenswift_jax.training.trainer import Paths, train
 FAMILY = "llama3_1"
 SMALL = {"max_length": 24, "batch_size": 2, "max_steps": 6, "epochs": None, "warmup_steps": 2, "save_steps": 2}
 SMALL |= {"heads": 2, "loss_chunk": 8, "learning_rate": 2e-3, "distill_weight": 0.5}
+SMALL |= {"evaluate_prompts": 2, "evaluate_tokens": 12}
 
 
 def checkpoint_in(folder: Path, family: str = FAMILY) -> Path:

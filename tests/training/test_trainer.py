@@ -46,6 +46,10 @@ def test_losses_fall_and_the_checkpoint_generates(place):
     config = json.loads((place / "out" / "config.json").read_text())
     assert config["tokenswift"]["base"] == str((place / "model").resolve())
     assert config["tokenswift"]["num_heads"] == 2
+    evaluated = next(row for row in rows if "eval/expected/fused_t0" in row)
+    assert evaluated["step"] == 6
+    assert 1 <= evaluated["eval/expected/fused_t1"] <= 3
+    assert config["tokenswift"]["node_set"]["partial"][0] == [0], "the target's own best token is never wrong"
     assert not list((place / "out").glob("model*.safetensors")), "a frozen backbone is not copied"
     assert (place / "out" / "training" / "curves.png").read_bytes().startswith(b"\x89PNG")
     model = ts.load(place / "out")
@@ -63,7 +67,7 @@ def test_losses_fall_and_the_checkpoint_generates(place):
 
 def test_a_killed_run_ends_up_as_one_that_was_not(place):
     """kill -9 while steps are running, then --resume: loss curve and weights are equal bit for bit."""
-    settings = SMALL | {"max_steps": 24, "save_steps": 2, "what": "all"}
+    settings = SMALL | {"max_steps": 16, "save_steps": 2, "what": "all", "evaluate_prompts": 1, "evaluate_tokens": 8}
     whole = command(place, "whole", **settings)
     broken = command(place, "broken", **settings)
     subprocess.run(whole, check=True, cwd=ROOT, capture_output=True)

@@ -12,15 +12,17 @@ import numpy as np
 from flax import nnx
 
 from tokenswift_jax.model import Model, load
-from tokenswift_jax.training.accuracy import measure_accuracy
+from tokenswift_jax.training.evaluation import evaluate
 from tokenswift_jax.training.learner import Learner
 from tokenswift_jax.training.metrics import MetricsWriter
+from tokenswift_jax.training.prediction import Continuations
 from tokenswift_jax.training.settings import TrainingSettings
 from tokenswift_jax.training.shards import Corpus, tokenise
 
 _ENOUGH = 20  # documents of which some can be held out
 _SHARE = 100  # of so many documents one is held out
 _WINDOWS, _WINDOW_TOKENS = 16, 512  # of the accuracies
+_PROMPT_TOKENS = 256  # that the target goes on from
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,15 @@ class Examiner:
     """Examines parameters in training on held-out text.
 
     Attributes:
-      node_set: the best node sets found last, None before.
+      node_set: the best node sets found last, as config.json has them; None before.
     """
 
     def __init__(self, path: Path, learner: Learner, held: HeldOut, settings: TrainingSettings, say: TextIO) -> None:
         self._learner, self._settings, self._say = learner, settings, say
-        self._model = load(path)
-        self._windows = windows(held, _WINDOW_TOKENS, _WINDOWS)
+        self._loaded = load(path)
+        self._windows = windows(held, min(_WINDOW_TOKENS, learner.config.max_position_embeddings), _WINDOWS)
+        self._continuations: Sequence[Continuations] | None = None
+        self._graph: Any = None
         self.node_set: dict[str, Any] | None = None
 
     def model(self, params: dict[str, Any]) -> Model:
@@ -84,28 +88,32 @@ class Examiner:
         cast = jax.tree.map(lambda leaf: leaf.astype(learner.dtype), params)
         whole = nnx.merge(learner.graph, cast["heads"], cast.get("backbone", learner.backbone))
         graph, state = nnx.split(whole)
-        return replace(
-            self._model, config=learner.config, graphdef=graph, params=state, dtype=str(np.dtype(learner.dtype))
-        )
+        self._graph = self._graph or graph  # one object, so that programs are compiled once
+        name = str(np.dtype(learner.dtype))
+        return replace(self._loaded, config=learner.config, graphdef=self._graph, params=state, dtype=name)
 
     def examine(self, params: dict[str, Any], step: int, metrics: MetricsWriter) -> float:
         """Measures, writes the metrics, tells a person; returns the held-out loss that the best checkpoint has least.
 
         Under `all` that is the backbone's, else the mean of the heads'.
         """
-        model = self.model(params)
-        accuracy = measure_accuracy(model, self._windows)
-        values = {"eval/base_loss": accuracy.base_loss}
-        for number, head in enumerate(accuracy.heads, 1):
-            values[f"eval/head_{number}/loss"] = head.model_loss
-            values[f"eval/head_{number}/text_loss"] = head.text_loss
-            for rank, share in enumerate(head.model_top, 1):
-                values[f"eval/head_{number}/model_top_{rank}"] = share
-        metrics.write(step, values)
-        print(f"held out at step {step}: backbone {accuracy.base_loss:.3f}", file=self._say)
-        for number, head in enumerate(accuracy.heads, 1):
-            shares = " / ".join(f"{share:.1%}" for share in head.model_top)
-            print(f"  head {number}: loss {head.model_loss:.3f}, best 1 / 2 / 3 {shares}", file=self._say)
-        if self._settings.what == "all":
-            return accuracy.base_loss
-        return float(np.mean([head.model_loss for head in accuracy.heads]))
+        settings, length = self._settings, self._windows.shape[1]
+        room = self._learner.config.max_position_embeddings
+        prompt = max(1, min(_PROMPT_TOKENS, length, room // 2))
+        result = evaluate(
+            self.model(params),
+            self._windows,
+            seed=settings.seed,
+            prompts=settings.evaluate_prompts,
+            prompt_tokens=prompt,
+            continuation=min(settings.evaluate_tokens, room - prompt),
+            continuations=self._continuations,
+        )
+        if settings.what == "heads":
+            self._continuations = result.continuations  # the target stands still
+        self.node_set = result.node_sets or None
+        metrics.write(step, result.metrics())
+        print(f"step {step}, {result.table()}", file=self._say)
+        if settings.what == "all":
+            return result.accuracy.base_loss
+        return float(np.mean([head.model_loss for head in result.accuracy.heads]))

@@ -16,6 +16,7 @@ from tokenswift_jax.checkpoint.load import parse_dtype
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.node_sets import NO_NODE_SETS
 from tokenswift_jax.training.settings import TrainingSettings
 
 
@@ -51,7 +52,7 @@ def load_learner(folder: Path, settings: TrainingSettings) -> Learner:
         raise UserError(
             f"max_length {settings.max_length} exceeds the model's {config.max_position_embeddings} positions"
         )
-    wanted = replace(config, num_draft_heads=settings.heads, draft_head_type=settings.head_type)
+    wanted = replace(config, num_draft_heads=settings.heads, draft_head_type=settings.head_type, node_sets=NO_NODE_SETS)
     loaded = nnx.merge(graph, params)
     _, heads, backbone = nnx.split(loaded, nnx.PathContains("draft_heads"), ...)
     if (config.num_draft_heads, config.draft_head_type) != (settings.heads, settings.head_type):
