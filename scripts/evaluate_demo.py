@@ -1,23 +1,27 @@
 """Measures a demo checkpoint on held-out books, prints JSON and, with --card, writes the model card beside it.
 
-python scripts/evaluate_demo.py --data ../shared/corpus/heldout --card
+python scripts/evaluate_demo.py --data ../shared/corpus/heldout --tokens 40000 --card
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from demo.card import write_card
-from demo.measures import bits_per_character, head_hits, loss_by_position, write_on
-from demo.reload import load_decoder
+from demo.measures import bits_per_character, head_hits, loss_by_position, tokens_per_iteration, write_on
 from demo.text import keep_wrapped, read_books, unwrap
-from tokenizers import Tokenizer
+
+import tokenswift_jax as ts
+from tokenswift_jax.checkpoint.directory import read_json
+from tokenswift_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
+_HEAD_WINDOW = 512
+_SKIPPED = 2048  # tokens of a book's front matter, passed over where prose is wanted
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -29,7 +33,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--stride", type=int, default=768, help="tokens between windows")
     parser.add_argument("--tokens", type=int, help="read only each book's first tokens")
     parser.add_argument("--head-tokens", type=int, default=16384, help="tokens a book for the heads' accuracy")
-    parser.add_argument("--long", type=int, default=16384, help="tokens of the window read in one go")
+    parser.add_argument("--long", type=int, default=16384, help="tokens of the longest window read in one go")
+    parser.add_argument("--prompt-tokens", type=int, default=2048, help="of a book, before tokens are drafted")
+    parser.add_argument("--new-tokens", type=int, default=256, help="drafted after each prompt")
     parser.add_argument("--sample-tokens", type=int, default=192)
     parser.add_argument("--card", action="store_true", help="write README.md into --model")
     parser.add_argument("--note", default="", help="a sentence for the card that the recipe does not tell")
@@ -38,12 +44,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every figure the model card states."""
-    model = load_decoder(arguments.model)
-    training = json.loads((arguments.model / "training.json").read_text())
-    tokenizer = Tokenizer.from_file(str(arguments.model / "tokenizer.json"))
+    model = ts.load(arguments.model)
+    tokenizer = model.tokenizer
+    column = read_json(arguments.model / "training.json")["text"]["wrap_column"]
     books = read_books(arguments.data)
     dresses = {
-        "unwrapped": {name: unwrap(text, training["text"]["wrap_column"]) for name, text in books.items()},
+        "unwrapped": {name: unwrap(text, column) for name, text in books.items()},
         "wrapped": {name: keep_wrapped(text) for name, text in books.items()},
     }
     report: dict[str, Any] = {"length": arguments.length, "stride": arguments.stride, "tokens_a_book": arguments.tokens}
@@ -51,34 +57,44 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     for dress, texts in dresses.items():
         figures, bits, size, tokens = {}, 0.0, 0, 0
         for name, text in texts.items():
-            encoding = tokenizer.encode(text)
-            ids = np.array(encoding.ids[: arguments.tokens])
-            characters = encoding.offsets[len(ids) - 1][1]
+            encoding = tokenizer(text, return_offsets_mapping=True, verbose=False)
+            ids = encoding.input_ids[: arguments.tokens]
+            characters = encoding.offset_mapping[len(ids) - 1][1]
             value = bits_per_character(model, ids, characters, arguments.length, arguments.stride)
             figures[name] = round(value, 4)
             bits, size, tokens = bits + value * characters, size + characters, tokens + len(ids)
         report["bits_per_character"][dress] = figures | {"all": round(bits / size, 4)}
         report[f"characters_per_token_{dress}"] = round(size / tokens, 4)
-    samples = [np.array(tokenizer.encode(text).ids) for text in dresses["unwrapped"].values()]
-    ids = np.concatenate([sample[2048 : 2048 + arguments.head_tokens] for sample in samples])
-    report["head_hits"] = head_hits(model, ids, 512, ranks=3)
+    plain = [tokenizer(text, verbose=False).input_ids for text in dresses["unwrapped"].values()]
+    report["head_hits"] = head_hits(
+        model, [ids[_SKIPPED : _SKIPPED + arguments.head_tokens] for ids in plain], _HEAD_WINDOW
+    )
     report["nats_by_position"] = {
-        length: loss_by_position(model, samples[0], length, 8) for length in (4096, arguments.long)
+        length: loss_by_position(model, plain[0], length, 8) for length in sorted({arguments.long // 4, arguments.long})
     }
-    prompt = samples[-1][4096:4160]
-    written = write_on(model, prompt, arguments.sample_tokens, min_p=0.1, penalty=1.1, seed=0)
-    report["sample"] = {"prompt": tokenizer.decode(prompt.tolist()), "text": tokenizer.decode(written)}
+    report |= {"prompt_tokens": arguments.prompt_tokens, "new_tokens": arguments.new_tokens}
+    report["tokens_per_iteration"] = tokens_per_iteration(
+        model, [ids[_SKIPPED : _SKIPPED + arguments.prompt_tokens] for ids in plain], arguments.new_tokens
+    )
+    prompt = plain[-1][2 * _SKIPPED : 2 * _SKIPPED + 64]
+    written = write_on(model, prompt, arguments.sample_tokens)
+    report["sample"] = {"prompt": tokenizer.decode(prompt), "text": written}
     return report
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measures, prints, writes the card."""
+def main(argv: list[str] | None = None) -> int:
+    """Measures, prints, writes the card; the exit status."""
     arguments = parse_arguments(argv)
-    report = measure(arguments)
-    print(json.dumps(report, indent=2, ensure_ascii=False))
-    if arguments.card:
-        write_card(arguments.model, report, arguments.note)
+    try:
+        report = measure(arguments)
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+        if arguments.card:
+            write_card(arguments.model, report, arguments.note)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

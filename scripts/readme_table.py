@@ -14,9 +14,10 @@ import argparse
 import json
 import re
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from demo.extent import extent
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "tokenswift_jax" / "demo_model"
@@ -50,19 +51,15 @@ def benchmark_section(rows: list[Row]) -> str:
 
 def demo_section(training: Row, config: Row, card: str) -> str:
     """What the demo model is and how long it was trained; its bits per character where the card states them."""
-    before = training.get("started_from") or {"tokens_seen": {}, "training_minutes": 0.0}
-    seen = Counter(training["tokens_seen"]) + Counter(before["tokens_seen"])
-    backbone = [phase for phase in training["phases"] if seen[phase["name"]] and not phase["freeze_backbone"]]
-    lengths = [phase["length"] for phase in backbone]
-    tokens = sum(seen[phase["name"]] for phase in backbone)
-    minutes = training["training_minutes"] + before["training_minutes"]
+    whole = extent(training)
+    minutes = "" if whole.minutes is None else f", in {whole.minutes:.0f} minutes"
     text = (
         f"{config['model_type'].capitalize()}, {training['parameters']:,} parameters, "
         f"{config['num_hidden_layers']} layers, {config['num_attention_heads']} query and "
         f"{config['num_key_value_heads']} key/value heads, {config['vocab_size']:,} byte-level BPE entries, "
-        f"{config['tokenswift']['num_heads']} draft heads. Trained on {tokens / 1e6:.1f} million tokens of "
-        f"public-domain prose, the heads on {(seen.total() - tokens) / 1e6:.1f} million more, in {minutes:.0f} minutes "
-        f"({training['machine']}). **Training length: {_range(lengths)} tokens**; "
+        f"{config['tokenswift']['num_heads']} draft heads. Trained on {whole.backbone_tokens / 1e6:.1f} million tokens "
+        f"of public-domain prose, the heads on {whole.head_tokens / 1e6:.1f} million more{minutes} "
+        f"({training['machine']}). **Training length: {_range([whole.shortest, whole.longest])} tokens**; "
         f"`max_position_embeddings` is {config['max_position_embeddings']:,}, so longer text runs, but the model never "
         "learnt to use what lies further back."
     )

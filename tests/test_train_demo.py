@@ -1,161 +1,273 @@
-"""The demo's training script on a toy corpus: it learns, it resumes exactly, its directory is what HF reads."""
+"""The demo model's making on a toy corpus: interrupted, continued, assembled, read by others; its card and measures."""
 
-from __future__ import annotations
-
-import contextlib
-import io
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
+
+import tokenswift_jax as ts
+from tokenswift_jax.training import trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))  # as python scripts/train_demo.py does
 
 import train_demo  # noqa: E402
-from demo.attention import blocked_attention  # noqa: E402
-from demo.measures import bits_per_character, forward_pass  # noqa: E402
-from demo.recipe import Phase, read_recipe  # noqa: E402
-from demo.reload import load_decoder  # noqa: E402
-from demo.text import keep_wrapped, unwrap  # noqa: E402
-from demo.windows import WindowSampler  # noqa: E402
-
-STEPS = 24
-
+from demo.card import card_text  # noqa: E402
+from demo.extent import Extent, extent  # noqa: E402
+from demo.measures import bits_per_character, head_hits, loss_by_position  # noqa: E402
+from demo.recipe import read_recipe  # noqa: E402
+from demo.text import keep_wrapped, unwrap, write_books  # noqa: E402
 
 WORDS = ("the", "of", "and", "river", "bank", "stone", "light", "walked", "slowly", "towards", "evening", "house")
+FIRST_STEPS, KILLED_AT = 6, 4
 
 
 def toy_book(seed: int) -> str:
     rng = np.random.default_rng(seed)
-    lines = [" ".join(rng.choice(WORDS, 11)) + "," for _ in range(120)]
+    lines = [" ".join(rng.choice(WORDS, 11)) + "," for _ in range(40)]
     return "\n".join(line + "\n" * (index % 6 == 5) for index, line in enumerate(lines))
 
 
+def tiny_recipe() -> dict:
+    """The shipped recipe with a tiny model and two phases of few steps."""
+    parts = json.loads((ROOT / "configs" / "demo.json").read_text())
+    parts["architecture"] |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    parts["text"] |= {"vocab_size": 280, "wrapped_every": 2}
+    parts["every_phase"] |= {"heads": 2, "save_steps": 2, "batch_size": 2, "max_length": 24, "warmup_steps": 1}
+    short = {"name": "short", "what": "all", "max_steps": FIRST_STEPS, "learning_rate": 3e-3, "skip_share": 0.5}
+    parts["phases"] = [short, {"name": "heads", "what": "heads", "max_steps": 3}]
+    return parts
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two books and a tiny recipe; a whole run of STEPS steps in whole/, its log in log.jsonl."""
+def folder(tmp_path_factory):
+    """Three books and a tiny recipe."""
     folder = tmp_path_factory.mktemp("demo")
     (folder / "books").mkdir()
-    for seed in range(2):
+    for seed in range(3):
         (folder / "books" / f"book{seed}.txt").write_text(toy_book(seed), encoding="utf-8")
-    fields = json.loads((ROOT / "configs" / "demo.json").read_text())
-    fields["architecture"] |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
-    fields["text"]["vocab_size"] = 280
-    short = {"name": "short", "share": 0.75, "batch": 4, "length": 32, "gap_share": 0.5}
-    short |= {"head_stride": 4, "head_weight": 0.1, "freeze_backbone": False}
-    heads = short | {"name": "heads", "share": 0.25, "head_stride": 1, "head_weight": 0.0, "freeze_backbone": True}
-    fields["phases"] = [short, heads]
-    (folder / "recipe.json").write_text(json.dumps(fields))
+    (folder / "recipe.json").write_text(json.dumps(tiny_recipe()))
     return folder
 
 
-def run(folder: Path, name: str, *flags: str) -> Path:
-    places = ["--data", folder / "books", "--config", folder / "recipe.json"]
-    places += ["--state", folder / f"{name}-state", "--output", folder / name]
-    train_demo.main([*map(str, places), "--steps", str(STEPS), *flags])
-    return folder / name
+def call(folder: Path, *words: object, recipe: str = "recipe.json", output: str = "model") -> int:
+    places = ["--data", folder / "books", "--config", folder / recipe, "--work", folder / "work"]
+    return train_demo.main([str(word) for word in (*places, "--output", folder / output, *words)])
 
 
 @pytest.fixture(scope="module")
-def whole(folder: Path) -> Path:
-    with contextlib.redirect_stdout(io.StringIO()) as log:
-        checkpoint = run(folder, "whole")
-    (folder / "log.jsonl").write_text(log.getvalue())
-    return checkpoint
+def model(folder):
+    """The checkpoint of a run that was interrupted in its first phase and called again."""
+    read = trainer._read
+
+    def interrupted(run, metrics, number, report, batch):
+        read(run, metrics, number, report, batch)
+        if number == KILLED_AT:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "_read", interrupted)
+        assert call(folder) == 130
+    assert (folder / "work" / "start" / "model.safetensors").exists()
+    assert not (folder / "model").exists()
+    assert call(folder) == 0
+    return folder / "model"
 
 
-def state_tensors(folder: Path) -> dict[str, np.ndarray]:
-    with safe_open(folder / "state.safetensors", framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+def test_a_run_called_again_goes_on_and_is_told_whole(folder, model):
+    metrics = (folder / "work" / "short" / "training" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
+    told = json.loads((model / "training.json").read_text())
+    assert told["started_from"] is None
+    assert [(phase["name"], phase["steps"], phase["tokens"]) for phase in told["phases"]] == [
+        ("short", 6, 6 * 48),
+        ("heads", 3, 3 * 48),
+    ]
+    assert [phase["settings"]["skip_share"] for phase in told["phases"]] == [0.5, 0.0]
+    whole = extent(told)
+    assert (whole.backbone_tokens, whole.head_tokens, whole.shortest, whole.longest) == (288, 144, 24, 24)
 
 
-@pytest.mark.usefixtures("whole")
-def test_loss_falls(folder: Path) -> None:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert lines[0]["step"] == 1
-    assert lines[-1]["step"] == STEPS
-    assert lines[-1]["backbone"] < lines[0]["backbone"] - 0.5
-    assert all(last < first - 0.1 for first, last in zip(lines[0]["heads"], lines[-1]["heads"], strict=True))
+def test_what_is_assembled(folder, model):
+    config = json.loads((model / "config.json").read_text())
+    assert config["tokenswift"] == {"num_heads": 2, "head_type": "sequential", "node_set": None, "base": None}
+    assert json.loads((model / "generation_config.json").read_text())["penalty_window"] == 1024
+    for name, last in (("model", folder / "work" / "short"), ("heads", folder / "work" / "heads")):
+        with (
+            safe_open(model / f"{name}.safetensors", framework="flax") as got,
+            safe_open(last / f"{name}.safetensors", framework="flax") as expected,
+        ):
+            assert set(got.keys()) == set(expected.keys())
+            for tensor in got.keys():  # noqa: SIM118 (not a dict)
+                assert got.get_slice(tensor).get_dtype() == "BF16"
+                trained = expected.get_tensor(tensor).astype("bfloat16")  # the frozen backbone is the first phase's
+                np.testing.assert_array_equal(got.get_tensor(tensor), trained, err_msg=tensor)
 
 
-@pytest.mark.parametrize("stop", [7, 20])  # in either phase
-def test_resumed_run_ends_where_the_whole_one_does(folder: Path, whole: Path, stop: int) -> None:
-    run(folder, f"halves{stop}", "--stop-after", str(stop))
-    resumed = run(folder, f"halves{stop}", "--resume")
-    expected, got = state_tensors(folder / "whole-state"), state_tensors(folder / f"halves{stop}-state")
-    assert expected.keys() == got.keys()
-    for name, tensor in expected.items():
-        np.testing.assert_array_equal(got[name], tensor, err_msg=name)
-    assert (resumed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+def test_the_checkpoint_generates_what_its_backbone_says(model):
+    loaded = ts.load(model)
+    greedy = ts.SamplingConfig(temperature=0.0)
+    drafting = ts.SpeculationConfig(mode="medusa", node_budget=3)
+    out = ts.generate(loaded, "the river", greedy, drafting, max_new_tokens=8, ignore_eos=True)
+    text = loaded.tokenizer("the river").input_ids + out.token_ids
+    best = ts.score(loaded, [text])[0].argmax(axis=-1)
+    assert best[-9:-1].tolist() == out.token_ids
 
 
-def test_checkpoint_names_and_shapes(whole: Path) -> None:
-    with safe_open(whole / "heads.safetensors", framework="numpy") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-        dtypes = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    expected = {f"medusa_layers.{i}.linear.weight": [32, 32] for i in range(3)}
-    expected |= {f"medusa_layers.{i}.{kind}_layernorm.weight": [32] for i in range(3) for kind in ("input", "post")}
-    assert shapes == expected
-    assert dtypes == {"BF16"}
-    config = json.loads((whole / "config.json").read_text())
-    assert config["tokenswift"] == {"num_heads": 3, "head_type": "chained", "node_set": None, "base": None}
-    assert json.loads((whole / "generation_config.json").read_text())["penalty_window"] == 1024
+def test_phases_that_stand_are_assembled_and_no_more(folder, model, capsys):
+    weights = (folder / "work" / "short" / "model.safetensors").stat().st_mtime_ns
+    assert call(folder, output="again") == 0
+    assert "phase" not in capsys.readouterr().err
+    assert (folder / "work" / "short" / "model.safetensors").stat().st_mtime_ns == weights
+    assert (folder / "again" / "heads.safetensors").read_bytes() == (model / "heads.safetensors").read_bytes()
 
 
-def test_transformers_reads_the_same_model(whole: Path) -> None:
+@pytest.mark.usefixtures("model")
+def test_a_start_is_copied_and_counted(folder, capsys):
+    other = folder / "other"
+    (other / "short").parent.mkdir()
+    for name in ("short", "heads"):
+        (other / name).symlink_to(folder / "work" / name)
+    words = ("--start", folder / "model", "--work", other)
+    assert call(folder, *words, output="continued") == 0
+    told = json.loads((folder / "continued" / "training.json").read_text())
+    assert told["started_from"]["in_all"]["backbone_tokens"] == 288
+    assert told["in_all"]["backbone_tokens"] == 576
+    assert (other / "start" / "model.safetensors").read_bytes() == (folder / "model" / "model.safetensors").read_bytes()
+    assert call(folder, "--start", folder / "work" / "short", "--work", other) == 2
+    assert "started from another checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda parts: parts.pop("generation"), "must hold architecture"),
+        (lambda parts: parts["phases"][0].update(speed=1), "phase short has unknown settings speed"),
+        (lambda parts: parts["phases"][0].update(name="start"), "a phase's name is 'start'"),
+        (lambda parts: parts["phases"][0].update(learning_rate=-1), "phase short: learning_rate is -1"),
+        (lambda parts: parts["phases"][0].update(learning_rate=0.5), "trained otherwise: learning_rate (0.003 then"),
+        (lambda parts: parts["architecture"].update(rope_theta=1e4), "another model than the configuration's"),
+    ],
+)
+def test_a_bad_configuration_is_one_line(folder, capsys, change, message):
+    parts = tiny_recipe()
+    change(parts)
+    (folder / "bad.json").write_text(json.dumps(parts))
+    assert call(folder, recipe="bad.json", output="never") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (folder / "never").exists()
+
+
+@pytest.mark.usefixtures("model")
+def test_named_phases_need_the_one_before(folder, tmp_path, capsys):
+    (tmp_path / "start").symlink_to(folder / "work" / "start")
+    assert call(folder, "--work", tmp_path, "--phases", "heads") == 2
+    assert "starts from short, which is not finished" in capsys.readouterr().err
+    assert call(folder, "--work", tmp_path, "--phases", "middle") == 2
+    assert "unknown phases middle" in capsys.readouterr().err
+
+
+def test_transformers_reads_the_same_model(model):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(whole)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     text = "the river walked “slowly”\n\nunder"
     ids = tokenizer(text).input_ids
     assert tokenizer.decode(ids) == text
     assert (len(tokenizer), tokenizer.eos_token_id) == (280, 0)
-    model = transformers.LlamaForCausalLM.from_pretrained(whole, dtype=torch.float32)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
     with torch.no_grad():
-        expected = model(torch.tensor([ids])).logits[0].numpy()
-    np.testing.assert_allclose(forward_pass(load_decoder(whole))(np.array(ids))[1], expected, atol=1e-4)
+        expected = theirs(torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(ts.score(ts.load(model), [ids])[0], expected, atol=1e-4)  # float32, other summation
 
 
-def test_bits_per_character_does_not_depend_on_the_windows(whole: Path) -> None:
-    model, ids = load_decoder(whole), np.arange(3, 43)
-    logits = np.asarray(forward_pass(model)(np.concatenate([[0], ids[:-1]]))[1], np.float64)
-    chances = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-    expected = -np.log2(chances[np.arange(40), ids]).sum() / 100
-    assert bits_per_character(model, ids, characters=100, length=64, stride=32) == pytest.approx(expected, rel=1e-5)
-    # one token of context: every window start is scored as if the text began there
-    short = bits_per_character(model, ids, characters=100, length=8, stride=1)
-    assert short == pytest.approx(expected, rel=0.5)
+def test_measures_are_their_definitions(model):
+    loaded, ids = ts.load(model), list(range(3, 43))
+    chances = np.exp(ts.score(loaded, [[0, *ids[:-1]]])[0].astype(np.float64))
+    chances /= chances.sum(axis=-1, keepdims=True)
+    nats = -np.log(chances[np.arange(40), ids])
+    expected = nats.sum() / np.log(2) / 100
+    whole = bits_per_character(loaded, ids, characters=100, length=64, stride=32)
+    assert whole == pytest.approx(expected, rel=1e-5)  # float32 logits
+    # windows of 24 tokens, advancing by 8: the first 24 targets have all before them, the next 8 the 16 before
+    windowed = bits_per_character(loaded, ids, characters=100, length=24, stride=8)
+    by_hand = nats[:24].sum()
+    for start in (8, 16):
+        window = [0, *ids][start : start + 24]
+        odds = np.exp(ts.score(loaded, [window])[0].astype(np.float64))
+        odds /= odds.sum(axis=-1, keepdims=True)
+        by_hand -= np.log(odds[np.arange(16, 24), ids[start + 16 : start + 24]]).sum()
+    assert windowed == pytest.approx(by_hand / np.log(2) / 100, rel=1e-5)
+    bands = loss_by_position(loaded, [0, *ids], 40, 2)
+    assert bands == pytest.approx([nats[:20].mean(), nats[20:].mean()], abs=1e-4)  # rounded to four digits
+    hits = head_hits(loaded, [ids, ids], 20)
+    assert len(hits["model"]) == 2
+    assert all(0 <= one <= two <= three <= 1 for one, two, three in hits["model"] + hits["text"])
 
 
-def test_blocked_attention_is_causal_attention() -> None:
-    queries, keys, values = (
-        jax.random.normal(key, (2, 20, heads, 8))
-        for key, heads in zip(jax.random.split(jax.random.key(0), 3), (4, 2, 2), strict=True)
-    )
-    blocked, _ = blocked_attention(8)(0, queries, keys, values, None)
-    expected = jax.nn.dot_product_attention(queries, keys, values, is_causal=True)
-    assert jnp.allclose(blocked, expected, atol=1e-5)
+def test_the_card_tells_training_and_measures():
+    phase: dict[str, Any] = {"name": "short", "steps": 6, "tokens": 12288, "minutes": 1.5}
+    phase["settings"] = {"what": "all", "max_length": 512, "batch_size": 4, "gradient_accumulation_steps": 1}
+    heads = phase | {"name": "heads", "settings": phase["settings"] | {"what": "heads", "skip_share": 0.0}}
+    phase["settings"]["skip_share"] = 0.25
+    before = {"backbone_tokens": 1000, "head_tokens": 500, "minutes": 2.0, "shortest": 256, "longest": 2048}
+    training: dict[str, Any] = {"phases": [phase, heads], "started_from": {"in_all": before}, "parameters": 1234}
+    training |= {"text": {"wrapped_every": 5}, "machine": "a machine", "versions": {"jax": "0.10.2"}}
+    training["in_all"] = {"backbone_tokens": 13288, "head_tokens": 12788, "minutes": 5.0}
+    training["in_all"] |= {"shortest": 256, "longest": 2048}
+    config: dict[str, Any] = {
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+    }
+    config |= {"vocab_size": 2048, "max_position_embeddings": 131072}
+    config["tokenswift"] = {"num_heads": 1, "head_type": "sequential"}
+    report: dict[str, Any] = {"length": 1024, "stride": 768, "tokens_a_book": 40000, "head_tokens_a_book": 2048}
+    report["bits_per_character"] = {dress: {"tess": 1.7, "all": 1.7} for dress in ("unwrapped", "wrapped")}
+    report |= {"characters_per_token_unwrapped": 3.02, "characters_per_token_wrapped": 2.8, "prompt_tokens": 2048}
+    report |= {"head_hits": {"model": [[0.5, 0.6, 0.7]], "text": [[0.3, 0.4, 0.5]]}, "new_tokens": 256}
+    report["nats_by_position"] = {4096: [3.5] * 8}
+    samplings = ("temperature 0", "temperature 1, min-p 0.1, penalty 1.1", "temperature 1")
+    report["tokens_per_iteration"] = {name: {"partial": 4.2, "fused": 3.3} for name in samplings}
+    report["sample"] = {"prompt": "Once\nmore", "text": "and again"}
+    card = card_text(training, config, report, "A note.")
+    assert "24,576 tokens, 12,288 of them with the backbone learning, in 12 steps and 3 minutes (a machine" in card
+    assert "(1,000 tokens with the backbone\n  learning, 500 with the heads alone, rows of 256 to 2,048 tokens)" in card
+    assert "| short | 12,288 | 6 | 4 x 512 | 25% | backbone and heads |\n| heads | 12,288 |" in card
+    assert "| 1 | t+2 | 50.0% | 60.0% | 70.0% | 30.0% |" in card
+    assert "| all | 1.7 | 1.7 |" in card
+    assert "| bits per character, unwrapped | 1.90 | 1.70 |" in card
+    assert "| tokens per iteration, `fused`, temperature 1, min-p 0.1, penalty 1.1 | 1.59 | 3.30 |" in card
+    assert "\n* A note.\n" in card
+    assert "> Once\n> more\n\nand again" in card
+    other = card_text(training, config, report | {"prompt_tokens": 64}, "")
+    assert "Against the weights before" not in other, "what was measured otherwise is not compared"
 
 
-def test_a_gap_moves_tokens_and_positions_alike() -> None:
-    book = np.arange(5000, dtype=np.uint16)
-    phase = Phase("gaps", 1.0, 64, 16, 1.0, 1, 0.0, False)
-    tokens, positions = WindowSampler([book], [book], 0.5, 4000, seed=3).sample(phase, 0)
-    assert (positions[:, 0] == 0).all()
-    assert (tokens - positions == tokens[:, :1]).all()  # the book's own distances
-    jumps = np.diff(positions, axis=1) - 1
-    assert ((jumps > 0).sum(axis=1) == 1).all()
-    assert positions.max() < 4000
-    assert jumps.max() > 1000
+def test_the_extent_of_the_first_weights():
+    told: dict[str, Any] = {
+        "started_from": {"tokens_seen": {"short": 1000}, "training_minutes": 12.0},
+        "training_minutes": 74.0,
+    }
+    told["tokens_seen"] = {"short": 2000, "medium": 500, "heads": 300}
+    lengths = {"short": (256, False), "medium": (1024, False), "long": (2048, False), "heads": (512, True)}
+    told["phases"] = [
+        {"name": name, "length": length, "freeze_backbone": frozen} for name, (length, frozen) in lengths.items()
+    ]
+    assert extent(told) == Extent(3500, 300, 86.0, 256, 1024)
+    assert Extent() + extent(told) == extent(told)
+    assert (extent(told) + Extent(1, 0, None, 128, 512)).minutes is None
 
 
-def test_unwrap_joins_wrapped_lines_only() -> None:
+def test_unwrap_joins_wrapped_lines_only():
     prose = "It was the best of times, it was the worst of times, it was\nthe age of wisdom.\n"
     verse = "  A short line,\n  another one.\n"
     assert unwrap(f"{prose}\n\n\n{verse}", 55) == (
@@ -165,8 +277,30 @@ def test_unwrap_joins_wrapped_lines_only() -> None:
     assert keep_wrapped(f"{prose}\n\n\n{verse}").startswith(prose + "\n  A short line,\n")
 
 
-def test_the_shipped_recipe_is_whole() -> None:
+def test_every_so_many_th_book_keeps_its_lines(tmp_path):
+    (tmp_path / "from").mkdir()
+    long, short = "x" * 60, "end"
+    for number in range(6):
+        (tmp_path / "from" / f"{number}.txt").write_text(f"{long}\n{short}\n")
+    write_books(tmp_path / "from", tmp_path / "to", 55, 5)
+    wrapped = [number for number in range(6) if (tmp_path / "to" / f"{number}.txt").read_text().count("\n") == 2]
+    assert wrapped == [4]
+    (tmp_path / "from" / "0.txt").unlink()
+    write_books(tmp_path / "from", tmp_path / "to", 55, None)
+    assert sorted(path.name for path in (tmp_path / "to").iterdir()) == [f"{number}.txt" for number in range(1, 6)]
+    assert (tmp_path / "to" / "4.txt").read_text() == f"{long} {short}\n"
+
+
+def test_the_shipped_recipe():
     recipe = read_recipe(ROOT / "configs" / "demo.json")
-    assert recipe.phase_at(0.0).name == recipe.phases[0].name
-    assert recipe.phase_at(0.9999) == recipe.phases[-1]
-    assert recipe.backbone_share < 1.0
+    found = [(p.name, p.settings.what, p.settings.max_length, p.settings.max_steps) for p in recipe.phases]
+    assert found == [
+        ("short", "all", 512, 2000),
+        ("medium", "all", 1024, 1000),
+        ("long", "all", 2048, 250),
+        ("heads", "heads", 512, 300),
+    ]
+    assert {(p.settings.heads, p.settings.head_type, p.settings.distill_weight) for p in recipe.phases} == {
+        (3, "sequential", 1.0)
+    }
+    assert sum(p.settings.max_steps * p.settings.tokens_per_step for p in recipe.phases) == 7_884_800

@@ -1,1 +1,1 @@
-"""The pieces of the bundled demo model's training, one concept a module."""
+"""The bundled demo model's own parts, one concept a module; the training itself is tokenswift_jax.training's."""

@@ -1,98 +1,102 @@
-"""Measures of a trained demo model: bits per character, loss by position, how often heads guess the backbone's word."""
+"""Measures of a demo checkpoint: bits per character, loss by position, heads' hits, tokens per iteration."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from demo.attention import blocked_attention
-from demo.losses import cross_entropy
-from tokenswift_jax.models.decoder import Decoder
+import tokenswift_jax as ts
+from tokenswift_jax.training.accuracy import measure_accuracy
 
-ATTENTION_BLOCK = 256  # queries
-
-
-def forward_pass(model: Decoder) -> Callable[[np.ndarray], tuple[jax.Array, jax.Array]]:
-    """Jitted map of one window's ids [T] to hidden states [T, d] and float32 logits [T, V]; compiled per length."""
-    graph, params = nnx.split(model)
-    attention = blocked_attention(ATTENTION_BLOCK)
-
-    @jax.jit
-    def forward(params: Any, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
-        model = nnx.merge(graph, params)
-        positions = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-        hidden, _ = model.hidden(tokens[None], positions[None], attention, None)
-        return hidden[0], model.logits(hidden)[0]
-
-    return lambda tokens: forward(params, jnp.asarray(tokens, jnp.int32))
+_WINDOWS = 4  # that are scored together
+_END = 0  # the end mark opens a book, as in training
+DRAFT_CACHE = 512
+SCHEDULES = ("partial", "fused")
+SAMPLINGS: dict[str, dict[str, Any]] = {
+    "temperature 0": {"temperature": 0.0},
+    "temperature 1, min-p 0.1, penalty 1.1": {"temperature": 1.0, "min_p": 0.1, "repetition_penalty": 1.1},
+    "temperature 1": {"temperature": 1.0},
+}
 
 
-def bits_per_character(model: Decoder, ids: np.ndarray, characters: int, length: int, stride: int) -> float:
+def bits_per_character(model: ts.Model, ids: Sequence[int], characters: int, length: int, stride: int) -> float:
     """Every token of a text scored once, in windows of `length` tokens that advance by `stride`.
 
     A token sees at least length - stride tokens before it, but for the first window's.
     """
-    forward = forward_pass(model)
-    ids = np.concatenate([[0], ids])  # the end mark opens a book, as in training
-    total, scored = 0.0, 0  # scored: how many of the targets ids[1:] are done
-    while scored < len(ids) - 1:
-        end = min(scored + (stride if scored else length), len(ids) - 1)
-        start = max(0, end - length)
-        window = np.zeros(length, np.int32)
-        window[: end - start] = ids[start:end]  # padding on the right is seen by nothing before it
-        logits = forward(window)[1][scored - start : end - start]
-        losses = cross_entropy(logits, jnp.asarray(ids[scored + 1 : end + 1], jnp.int32))
-        total += float(np.asarray(losses, np.float64).sum())
+    text = np.array([_END, *ids])
+    pieces = []  # start, first and last scored target
+    scored = 0
+    while scored < len(text) - 1:
+        end = min(scored + (stride if scored else length), len(text) - 1)
+        pieces.append((max(0, end - length), scored, end))
         scored = end
+    total = 0.0
+    for first in range(0, len(pieces), _WINDOWS):
+        group = pieces[first : first + _WINDOWS]
+        missing = min(_WINDOWS, len(pieces)) - len(group)
+        windows = [text[start:end].tolist() for start, _, end in [*group, *[group[0]] * missing]]  # one shape for all
+        logits = ts.score(model, windows)
+        for (start, low, high), rows in zip(group, logits, strict=False):
+            total += float(losses(rows[low - start : high - start], text[low + 1 : high + 1]).sum())
     return total / math.log(2) / characters
 
 
-def loss_by_position(model: Decoder, ids: np.ndarray, length: int, bands: int) -> list[float]:
+def losses(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Cross entropy of tokens [n] under logits [n, vocab], in nats."""
+    wide = logits.astype(np.float64)
+    peak = wide.max(axis=-1)
+    total = peak + np.log(np.exp(wide - peak[:, None]).sum(axis=-1))
+    return total - wide[np.arange(len(tokens)), tokens]
+
+
+def loss_by_position(model: ts.Model, ids: Sequence[int], length: int, bands: int) -> list[float]:
     """Nats a token in `bands` equal stretches of one window of `length` tokens from the text's beginning."""
-    logits = forward_pass(model)(ids[:length])[1]
-    losses = np.asarray(cross_entropy(logits, jnp.asarray(ids[1 : length + 1], jnp.int32)))
-    return [round(float(part.mean()), 4) for part in np.array_split(losses, bands)]
+    window = np.array(ids[: length + 1])
+    logits = ts.score(model, [window[:-1].tolist()])[0]
+    return [round(float(part.mean()), 4) for part in np.array_split(losses(logits, window[1:]), bands)]
 
 
-def head_hits(model: Decoder, ids: np.ndarray, length: int, ranks: int) -> dict[str, list[list[float]]]:
-    """How often a head's `ranks` best guesses hold the right token: [heads][ranks], over windows of `length`.
+def head_hits(model: ts.Model, books: Sequence[Sequence[int]], length: int) -> dict[str, list[list[float]]]:
+    """How often a head's best 1, 2, 3 guesses hold the right token: [heads][ranks], over windows of `length`.
 
     "model": right is the backbone's own best token where the guess falls (what greedy decoding accepts);
     "text": right is the book's token.
     """
-    forward, heads = forward_pass(model), model.config.num_draft_heads
-    drafts = nnx.jit(lambda model, hidden: jax.lax.top_k(model.draft_logits(hidden), ranks)[1])
-    hits: dict[str, list[np.ndarray]] = {"model": [], "text": []}
-    for start in range(0, len(ids) - length, length):
-        hidden, logits = forward(ids[start : start + length])
-        guesses = np.asarray(drafts(model, hidden))  # [T, heads, ranks]
-        best, book = np.asarray(jnp.argmax(logits, axis=-1)), ids[start + 1 : start + length + 1]
-        rows = length - heads
-        for name, right in (("model", best), ("text", book)):
-            shifted = np.stack([right[head : head + rows] for head in range(1, heads + 1)], axis=1)
-            hits[name].append(np.cumsum(guesses[:rows] == shifted[:, :, None], axis=2))
-    return {name: np.concatenate(parts).mean(axis=0).round(4).tolist() for name, parts in hits.items()}
+    windows = [ids[start : start + length] for ids in books for start in range(0, len(ids) - length + 1, length)]
+    heads = measure_accuracy(model, np.array(windows, np.int32)).heads
+    return {
+        "model": [[round(share, 4) for share in head.model_top] for head in heads],
+        "text": [[round(share, 4) for share in head.text_top] for head in heads],
+    }
 
 
-def write_on(model: Decoder, ids: np.ndarray, count: int, min_p: float, penalty: float, seed: int) -> list[int]:
-    """`count` sampled ids after `ids`: temperature 1, min-p, penalty over the whole text.
+def tokens_per_iteration(
+    model: ts.Model, prompts: Sequence[Sequence[int]], new_tokens: int
+) -> dict[str, dict[str, float]]:
+    """Tokens an iteration of `tokenswift` emits after the prompts, n-grams included: by sampling, then by schedule.
 
-    One full forward a token: slow, but it owes nothing to the caches it is to show working.
+    The draft cache is smaller than the prompts, seed 0, the checkpoint's tree; the mean weighs iterations alike.
     """
-    forward, rng = forward_pass(model), np.random.default_rng(seed)
-    text = np.zeros(len(ids) + count, np.int32)
-    text[: len(ids)] = ids
-    for end in range(len(ids), len(text)):
-        logits = np.asarray(forward(text)[1][end - 1], np.float64)
-        seen = np.unique(text[:end])
-        logits[seen] = np.where(logits[seen] < 0, logits[seen] * penalty, logits[seen] / penalty)
-        chances = np.exp(logits - logits.max())
-        chances[chances < min_p] = 0.0
-        text[end] = rng.choice(len(chances), p=chances / chances.sum())
-    return text[len(ids) :].tolist()
+    found: dict[str, dict[str, float]] = {}
+    for name, fields in SAMPLINGS.items():
+        sampling = ts.SamplingConfig(**fields)
+        for schedule in SCHEDULES:
+            speculation = ts.SpeculationConfig(mode="tokenswift", schedule=schedule, draft_cache=DRAFT_CACHE)
+            results = [
+                ts.generate(model, list(prompt), sampling, speculation, max_new_tokens=new_tokens, ignore_eos=True)
+                for prompt in prompts
+            ]
+            accepted, iterations = (sum(getattr(r, n) for r in results) for n in ("accepted_tokens", "iterations"))
+            found.setdefault(name, {})[schedule] = round(accepted / iterations + 1, 3)
+    return found
+
+
+def write_on(model: ts.Model, ids: Sequence[int], count: int) -> str:
+    """`count` tokens after `ids`, as the card shows them: temperature 1, min-p 0.1, penalty 1.1, seed 0."""
+    sampling = ts.SamplingConfig(temperature=1.0, min_p=0.1, repetition_penalty=1.1)
+    plain = ts.SpeculationConfig(mode="autoregressive")
+    return ts.generate(model, list(ids), sampling, plain, max_new_tokens=count, ignore_eos=True).text

@@ -1,13 +1,18 @@
-"""What one training run is: the architecture and phases of configs/demo.json as dataclasses."""
+"""How the demo model is made: configs/demo.json as dataclasses."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tokenswift_jax.models.config import ModelConfig, RopeConfig
+from tokenswift_jax.checkpoint.directory import read_json
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.training.settings import TrainingSettings, read_settings
+
+_PARTS = {"architecture", "text", "every_phase", "phases", "generation"}
+_KEPT_NAMES = {"cache", "held_out", "start", "text"}  # folders beside the phases'
 
 
 @dataclass(frozen=True)
@@ -17,122 +22,90 @@ class TextRecipe:
     Attributes:
       vocab_size: tokenizer entries, the end mark and 256 bytes included.
       wrap_column: a line of at least this many characters was broken by wrapping, not by its author.
-      wrapped_share: part of the windows read from the files' own hard-wrapped lines.
+      wrapped_every: every so many-th book keeps the file's own hard-wrapped lines.
     """
 
     vocab_size: int
     wrap_column: int
-    wrapped_share: float
-
-
-@dataclass(frozen=True)
-class OptimizerRecipe:
-    """AdamW for the backbone and, apart from it, for the heads; warmup_share is a part of the whole run.
-
-    The heads want a far higher rate: their maps start at zero and must outweigh a residual stream of large norm.
-    """
-
-    learning_rate: float
-    head_learning_rate: float
-    warmup_share: float
-    betas: tuple[float, float]
-    weight_decay: float
-    head_weight_decay: float
-    clip_norm: float
+    wrapped_every: int
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training with one batch shape.
-
-    Attributes:
-      share: its part of the run's time (or steps).
-      batch, length: windows a step and tokens a window.
-      gap_share: part of the windows whose middle is left out, so that far positions occur.
-      head_stride: the heads learn from every head_stride-th position.
-      head_weight: what the heads' losses count in the backbone's gradient; 0 keeps them apart.
-      freeze_backbone: whether only the heads learn.
-    """
+    """A stretch of training: one run of the training command, from the checkpoint of the phase before it."""
 
     name: str
-    share: float
-    batch: int
-    length: int
-    gap_share: float
-    head_stride: int
-    head_weight: float
-    freeze_backbone: bool
+    settings: TrainingSettings
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole run."""
+    """A whole run.
 
-    model: ModelConfig
+    Attributes:
+      architecture: fields of LlamaConfig.
+      text: of the books.
+      phases: in order.
+      generation: fields of generation_config.json.
+    """
+
+    architecture: dict[str, Any]
     text: TextRecipe
-    optimizer: OptimizerRecipe
     phases: tuple[Phase, ...]
     generation: dict[str, Any]
 
-    def phase_at(self, progress: float) -> Phase:
-        """The phase at `progress` in [0, 1)."""
-        end = 0.0
-        for phase in self.phases:
-            end += phase.share
-            if progress < end:
-                return phase
-        return self.phases[-1]
-
     @property
-    def backbone_share(self) -> float:
-        """Part of the run in which the backbone learns."""
-        return sum(phase.share for phase in self.phases if not phase.freeze_backbone)
+    def hf_config(self) -> dict[str, Any]:
+        """config.json of the model without heads."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": self.text.vocab_size,
+            **self.architecture,
+            "hidden_act": "silu",
+            "rope_scaling": None,
+            "tie_word_embeddings": True,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "initializer_range": self.architecture["hidden_size"] ** -0.5,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+        }
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a JSON file; a missing or unknown field is an error."""
-    fields = json.loads(path.read_text())
-    optimizer = dict(fields["optimizer"], betas=tuple(fields["optimizer"]["betas"]))
-    text = TextRecipe(**fields["text"])
-    phases = tuple(Phase(**phase) for phase in fields["phases"])
-    if abs(sum(phase.share for phase in phases) - 1.0) > 1e-6:
-        raise SystemExit(f"train_demo: the phases' shares in {path} do not sum to 1")
-    model = llama_config(fields["architecture"] | {"vocab_size": text.vocab_size})
-    return Recipe(model, text, OptimizerRecipe(**optimizer), phases, fields["generation"])
+    """The recipe in a JSON file; `every_phase` holds the settings that all phases share.
+
+    Raises:
+      UserError: a part or field is missing or unknown, or a value out of range.
+    """
+    parts = read_json(path)
+    if set(parts) != _PARTS:
+        raise UserError(f"{path} must hold {', '.join(sorted(_PARTS))}; it holds {', '.join(sorted(parts))}")
+    asked = {field.name for field in fields(TextRecipe)}
+    text = parts["text"]
+    if set(text) != asked or not all(type(value) is int and value > 0 for value in text.values()):
+        raise UserError(f"{path}: text must hold {', '.join(sorted(asked))}, whole numbers above 0, not {text}")
+    if "hidden_size" not in parts["architecture"]:
+        raise UserError(f"{path}: the architecture lacks hidden_size")
+    phases = tuple(_phase(path, parts["every_phase"] | phase) for phase in parts["phases"])
+    names = [phase.name for phase in phases]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{path}: phases need names of their own, not {names}")
+    return Recipe(parts["architecture"], TextRecipe(**text), phases, parts["generation"])
 
 
-def llama_config(fields: dict[str, Any]) -> ModelConfig:
-    """The decoder of LlamaConfig's fields and num_draft_heads."""
-    rope = RopeConfig(
-        type="default",
-        theta=fields["rope_theta"],
-        factor=None,
-        original_max_position=None,
-        low_freq_factor=None,
-        high_freq_factor=None,
-        beta_fast=None,
-        beta_slow=None,
-        attention_factor=None,
-        truncate=None,
-    )
-    return ModelConfig(
-        model_type="llama",
-        vocab_size=fields["vocab_size"],
-        hidden_size=fields["hidden_size"],
-        intermediate_size=fields["intermediate_size"],
-        num_layers=fields["num_hidden_layers"],
-        num_heads=fields["num_attention_heads"],
-        num_kv_heads=fields["num_key_value_heads"],
-        head_dim=fields["head_dim"],
-        rms_norm_eps=fields["rms_norm_eps"],
-        rope=rope,
-        max_position_embeddings=fields["max_position_embeddings"],
-        tie_word_embeddings=True,
-        qkv_bias=False,
-        output_bias=False,
-        mlp_bias=False,
-        qk_norm=False,
-        sliding_windows=(None,) * fields["num_hidden_layers"],
-        num_draft_heads=fields["num_draft_heads"],
-        draft_head_type="chained",
-    )
+def _phase(path: Path, given: dict[str, Any]) -> Phase:
+    settings = dict(given)
+    name = settings.pop("name", None)
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_]+", name) or name in _KEPT_NAMES:
+        kept = ", ".join(sorted(_KEPT_NAMES))
+        raise UserError(f"{path}: a phase's name is {name!r}; it must be small letters and digits, none of {kept}")
+    unknown = sorted(set(settings) - {field.name for field in fields(TrainingSettings)})
+    if unknown:
+        raise UserError(f"{path}: phase {name} has unknown settings {', '.join(unknown)}")
+    try:
+        return Phase(name, read_settings(None, settings))
+    except UserError as error:
+        raise UserError(f"{path}: phase {name}: {error}") from None

@@ -5,13 +5,40 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from tokenswift_jax.errors import UserError
+
 
 def read_books(folder: Path) -> dict[str, str]:
-    """The folder's *.txt files by stem, in name order."""
-    books = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))}
+    """The folder's *.txt files by stem, in name order.
+
+    Raises:
+      UserError: there is none, or one cannot be read.
+    """
+    try:
+        books = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the books in {folder}: {error}") from None
     if not books:
-        raise SystemExit(f"train_demo: no *.txt file in {folder}")
+        raise UserError(f"no *.txt file in {folder}")
     return books
+
+
+def write_books(source: Path, folder: Path, wrap_column: int, wrapped_every: int | None) -> None:
+    """Writes the books of `source` to `folder`, unwrapped but for every `wrapped_every`-th, which keeps its lines.
+
+    Only files that differ are written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    books = read_books(source)
+    for path in folder.glob("*.txt"):
+        if path.stem not in books:
+            path.unlink()
+    for number, (name, text) in enumerate(books.items(), 1):
+        keeps = wrapped_every is not None and number % wrapped_every == 0
+        dressed = keep_wrapped(text) if keeps else unwrap(text, wrap_column)
+        path = folder / f"{name}.txt"
+        if not path.exists() or path.read_text(encoding="utf-8") != dressed:
+            path.write_text(dressed, encoding="utf-8")
 
 
 def unwrap(text: str, wrap_column: int) -> str:

@@ -8,11 +8,17 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from tokenswift_jax.errors import UserError
+
 END_OF_TEXT = "<|endoftext|>"  # id 0: end of a book, and the start and padding mark for want of others
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE of exactly `vocab_size` entries: the end mark, 256 bytes, merges."""
+    """Byte-level BPE of exactly `vocab_size` entries: the end mark, 256 bytes, merges.
+
+    Raises:
+      UserError: the texts hold too little for so many.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -24,7 +30,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != vocab_size:
-        raise SystemExit(f"train_demo: the corpus gives {tokenizer.get_vocab_size()} tokens, not {vocab_size}")
+        raise UserError(f"the books give {tokenizer.get_vocab_size()} tokens, not {vocab_size}")
     return tokenizer
 
 
