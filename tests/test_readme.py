@@ -85,22 +85,14 @@ def test_medians_stand_under_their_contender():
 def test_the_demo_section_states_training_length_and_bits():
     training = json.loads((readme_table.DEMO / "training.json").read_text())
     config = json.loads((readme_table.DEMO / "config.json").read_text())
-    training |= {"tokens_seen": {"short": 1_500_000, "medium": 500_000, "heads": 250_000}}
-    training["started_from"] = {"tokens_seen": {"short": 1_000_000}, "training_minutes": 2.0}
-    training["training_minutes"] = 5.4
-    training["phases"] = [
-        {"name": name, "length": length, "freeze_backbone": frozen}
-        for name, length, frozen in (
-            ("short", 256, False),
-            ("medium", 1024, False),
-            ("long", 2048, False),
-            ("heads", 512, True),
-        )
-    ]
+    training["in_all"] = {"backbone_tokens": 3_000_000, "head_tokens": 250_000, "minutes": 7.4}
+    training["in_all"] |= {"shortest": 256, "longest": 1024}
     text = readme_table.demo_section(training, config, "")
     assert "on 3.0 million tokens of public-domain prose, the heads on 0.2 million more, in 7 minutes" in text
     assert "Training length: 256 to 1,024 tokens" in text
     assert "bits per character" not in text
+    training["in_all"]["minutes"] = None
+    assert "0.2 million more (" in readme_table.demo_section(training, config, "")
     card = "| book | unwrapped | hard-wrapped |\n| tess | 1.8 | 1.9 |\n| all | 1.987 | 2.1 |\n"
     assert "**1.99 bits per character** (2.10 with" in readme_table.demo_section(training, config, card)
 
