@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import tokenswift_jax as ts
+from tokenswift_jax.evaluate import main as evaluate_command
 from tokenswift_jax.options import parse
+from tokenswift_jax.training.cli import main as train_command
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "scripts"))  # as python scripts/readme_table.py does
@@ -124,15 +126,18 @@ def test_the_extras_of_the_readme_exist():
 
 
 def test_every_flag_of_the_readme_is_known(capsys):
-    with pytest.raises(SystemExit):
-        parse(["--help"])
-    known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    known = set()
+    for command in (parse, train_command, evaluate_command):
+        with pytest.raises(SystemExit):
+            command(["--help"])
+        known |= set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
     text = "\n".join(line for line in README.splitlines() if "convert." not in line and "scripts/" not in line)
     assert {flag for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text) if flag != "--help"} <= known
     commands = re.findall(r"^python -m tokenswift_jax.generate (.+)$", README, re.MULTILINE)
     assert commands
     for command in commands:
-        assert parse(command.split()).max_new_tokens == 4096
+        options = parse(command.split())
+        assert ("--max-new-tokens" not in command) or options.max_new_tokens == 4096
 
 
 def test_the_python_of_the_readme_fits_the_interface():

@@ -214,7 +214,13 @@ def test_measures_are_their_definitions(model):
 
 def test_the_card_tells_training_and_measures():
     phase: dict[str, Any] = {"name": "short", "steps": 6, "tokens": 12288, "minutes": 1.5}
-    phase["settings"] = {"what": "all", "max_length": 512, "batch_size": 4, "gradient_accumulation_steps": 1}
+    phase["settings"] = {
+        "what": "all",
+        "max_length": 512,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "head_loss_weight": 0.1,
+    }
     heads = phase | {"name": "heads", "settings": phase["settings"] | {"what": "heads", "skip_share": 0.0}}
     phase["settings"]["skip_share"] = 0.25
     before = {"backbone_tokens": 1000, "head_tokens": 500, "minutes": 2.0, "shortest": 256, "longest": 2048}

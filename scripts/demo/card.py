@@ -35,8 +35,9 @@ command that anyone's model gets; `training.json` holds the settings as they ran
 | --- | --- | --- | --- | --- | --- |
 {phases}
 
-* {head_sentence} They learn the backbone's own distribution, not the book's word; while the backbone learns too,
-  their losses count a tenth beside its own.{note}
+* {head_sentence}
+  They learn the backbone's own distribution, not the book's word; while the backbone learns too, their losses count
+  {head_loss_weight:.0%} beside its own.{note}
 
 ## Measured on the held-out books (three authors absent from training)
 
@@ -49,7 +50,8 @@ Bits per character of {read}, windows of {length:,} tokens advancing by {stride}
 
 ({per_token:.2f} characters a token unwrapped, {per_token_wrapped:.2f} hard-wrapped.)
 
-How often the backbone's own best token is among a head's best guesses, {head_tokens:,} tokens a book{seen}:
+How often the backbone's own best token is among a head's best guesses, {head_tokens:,} tokens a
+book{seen}:
 
 | head | guesses | best 1 | best 2 | best 3 | book's word in best 1 |
 | --- | --- | --- | --- | --- | --- |
@@ -129,6 +131,7 @@ def card_text(training: Mapping[str, Any], config: Mapping[str, Any], report: Ma
         draft_heads=draft["num_heads"],
         head_type=draft["head_type"],
         head_sentence=HEADS[draft["head_type"]],
+        head_loss_weight=phases[0]["settings"]["head_loss_weight"],
         seen=SEEN if draft["head_type"] == "sequential" else "",
         wrapped_every=training["text"]["wrapped_every"],
         tokens=backbone + here.head_tokens - before.head_tokens,
@@ -184,7 +187,7 @@ def _comparison(report: Mapping[str, Any]) -> str:
     hit = report["head_hits"]["model"][0][0]
     rows = [
         _row("bits per character, unwrapped", f"{EARLIER_BITS:.2f}", f"{bits:.2f}"),
-        _row("head 1, best 1", f"{EARLIER_HIT:.1%}", f"{hit:.1%}"),
+        _row("head 1, best 1, on the book's own text", f"{EARLIER_HIT:.1%}", f"{hit:.1%}"),
     ]
     for name, found in EARLIER_TOKENS.items():
         for schedule, tokens in found.items():
