@@ -114,6 +114,7 @@ def test_the_files_that_pages_name_exist(page):
     assert all((ROOT / page).parent.joinpath(link).exists() for link in linked), linked
     named = re.findall(r"`(?:python )?((?:[\w.]+/)+[\w.]*)", text)
     places = (ROOT, ROOT / "tokenswift_jax")
+    named = [name for name in named if not name.split("/")[0].isupper()]  # OUTPUT/.. is a place of the reader's
     missing = [name for name in named if not any((place / name).exists() for place in places)]
     assert not missing
 
