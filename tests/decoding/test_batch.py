@@ -98,6 +98,7 @@ def what_counts(state, row):
         state.last_positions[row],
         state.ngrams.entries[row],
         state.ngrams.inserted[row],
+        state.ngram_trust[row],
         state.draft.cache.keys[:, row, :, :in_use],
         state.draft.cache.values[:, row, :, :in_use],
         state.draft.positions[:, row, :, :in_use],

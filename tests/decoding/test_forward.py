@@ -138,8 +138,9 @@ def test_prefill_of_unequal_prompts_in_chunks():
     model = tiny.tiny_model(config, jnp.float64)
     texts = [TEXT[:400], TEXT[:1], TEXT[50:307]]
     state = prefill(
-        Programs(), model.graphdef, model.params, config, texts, 512, penalise=True, ngram_slots=None, draft=None
-    )
+        Programs(), model.graphdef, model.params, config, texts, 512,
+        penalise=True, ngram_slots=None, calibrate=False, draft=None,
+    )  # fmt: skip
     assert chunk_rows(400) < 400, "the longest must take several chunks"
     assert state.length.tolist() == [399, 0, 256]
     assert state.cache.keys.dtype == jnp.float64

@@ -156,6 +156,7 @@ def test_prefill_fills_the_cache(name):
         CAPACITY,
         penalise=False,
         ngram_slots=None,
+        calibrate=False,
         draft=None,
     )
     for stack, expected in ((state.cache.keys, "kv_key_prefill"), (state.cache.values, "kv_value_prefill")):

@@ -58,7 +58,7 @@ def setting():
     shape = DraftCacheShape(32, 4, 1, None)
     state = prefill(
         Programs(), model.graphdef, model.params, model.config, [PROMPT], 256,
-        penalise=True, ngram_slots=4, draft=shape,
+        penalise=True, ngram_slots=4, calibrate=True, draft=shape,
     )  # fmt: skip
     ends = Limits(
         jnp.asarray([len(PROMPT)], jnp.int32),

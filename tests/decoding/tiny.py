@@ -8,7 +8,7 @@ from flax import nnx
 
 from tokenswift_jax.cache.draft import empty_draft_cache
 from tokenswift_jax.cache.full import empty_cache
-from tokenswift_jax.decoding import ngram, penalty
+from tokenswift_jax.decoding import ngram, penalty, trust
 from tokenswift_jax.decoding.processors import processors_for, sampling_inputs
 from tokenswift_jax.decoding.state import DecodeState, Inputs, Limits, Plan
 from tokenswift_jax.model import Model
@@ -88,6 +88,7 @@ def _call(plan, params, sampling, batch, capacity, ngram_slots, dtype):
         query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), dtype),
         last_positions=last,
         ngrams=ngram.empty(batch, config.vocab_size, ngram_slots) if with_table else None,
+        ngram_trust=trust.unobserved(batch) if plan.tree is not None and plan.tree.calibrated else None,
         draft=None if plan.draft is None else empty_draft_cache(config, plan.draft, batch, dtype),
     )
     limits = Limits(lengths, lengths, jnp.zeros((config.vocab_size,), bool))

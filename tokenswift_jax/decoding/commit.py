@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from tokenswift_jax.cache import draft as draft_cache
 from tokenswift_jax.cache.full import FullCache, take_rows, write_rows
-from tokenswift_jax.decoding import ngram, penalty
+from tokenswift_jax.decoding import ngram, penalty, trust
 from tokenswift_jax.decoding.forward import Rows
 from tokenswift_jax.decoding.state import (
     DRAFTED,
@@ -62,12 +62,15 @@ def commit(
     last = jnp.take_along_axis(walk.path, jnp.maximum(count - 1, 0)[:, None], axis=1)
     hidden = jnp.take_along_axis(rows.hidden, last[:, :, None], axis=1)[:, 0]
     moved = count > 0
-    ngrams, last_positions = state.ngrams, state.last_positions
+    ngrams, ngram_trust, last_positions = state.ngrams, state.ngram_trust, state.last_positions
     if plan.processors.penalty:
         assert last_positions is not None
         last_positions = penalty.advance(last_positions, tokens, before + 1, after + 1, plan.depth + 1)
     if plan.tree is not None and plan.tree.ngram_k:
         assert ngrams is not None
+        if plan.tree.calibrated:
+            assert ngram_trust is not None
+            ngram_trust = trust.observe(ngram_trust, plan.tree, ngrams, tree.tokens[:, 0], walk, moved)
         ngrams = ngram.insert(ngrams, tokens, after - inputs.ngram_window, plan.depth + 1)
 
     by_ngram = jnp.take_along_axis(tree.drafted_by_ngram_only, walk.path[:, 1:], axis=1)
@@ -86,6 +89,7 @@ def commit(
         query=jnp.where(moved[None, :, None, None], rows.query, state.query),
         last_positions=last_positions,
         ngrams=ngrams,
+        ngram_trust=ngram_trust,
         draft=draft,
     )
     return state, records, count

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tokenswift_jax.cache.draft import slots_in_use
-from tokenswift_jax.decoding import ngram
+from tokenswift_jax.decoding import ngram, trust
 from tokenswift_jax.decoding.candidates import Ranking, head_levels
 from tokenswift_jax.decoding.forward import Rows, forward_rows
 from tokenswift_jax.decoding.levels import Level, shared_levels
@@ -42,12 +42,15 @@ def draft_tree(
         levels = head_levels(model, plan.tree, rows.hidden[:, 0], root, ranking, backbone=True)
     elif plan.kind == "fused":
         levels = head_levels(model, plan.tree, state.hidden, root, ranking, backbone=False)
-    chains = None
+    chains = factor = None
     if plan.tree.ngram_k:
         assert state.ngrams is not None
         first = root[:, None] if plan.tree.keyed_by_root else levels[0].tokens
         chains = ngram.lookup(state.ngrams, first, plan.tree.ngram_k)
-    return build(plan.tree, root, levels, chains), state
+    if plan.tree.calibrated:
+        assert state.ngram_trust is not None
+        factor = trust.factor(state.ngram_trust)
+    return build(plan.tree, root, levels, chains, factor), state
 
 
 def _root(state: DecodeState) -> jax.Array:

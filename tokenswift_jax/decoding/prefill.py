@@ -10,7 +10,7 @@ import numpy as np
 
 from tokenswift_jax.cache.draft import DraftCacheShape, empty_draft_cache
 from tokenswift_jax.cache.full import empty_cache
-from tokenswift_jax.decoding import ngram, penalty
+from tokenswift_jax.decoding import ngram, penalty, trust
 from tokenswift_jax.decoding.loop import compiled
 from tokenswift_jax.decoding.programs import Programs
 from tokenswift_jax.decoding.state import RUNNING, DecodeState
@@ -42,6 +42,7 @@ def prefill(
     *,
     penalise: bool,
     ngram_slots: int | None,
+    calibrate: bool,
     draft: DraftCacheShape | None,
 ) -> DecodeState:
     """The state of texts whose last tokens are roots: everything before them is in the cache.
@@ -53,6 +54,7 @@ def prefill(
       capacity: slots of the cache; at least the longest text rounded up to the chunk.
       penalise: whether the state keeps the penalty's window.
       ngram_slots: slots of the n-gram table, None for no table (`loop.catch_up` fills it).
+      calibrate: whether the state keeps how the n-grams fare.
       draft: sizes of the draft cache, None for none (`loop.catch_up` fills it).
     """
     batch = len(texts)
@@ -75,5 +77,6 @@ def prefill(
         query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), leaf.dtype),
         last_positions=penalty.last_positions(tokens, lengths, config.vocab_size) if penalise else None,
         ngrams=None if ngram_slots is None else ngram.empty(batch, config.vocab_size, ngram_slots),
+        ngram_trust=trust.unobserved(batch) if calibrate else None,
         draft=None if draft is None else empty_draft_cache(config, draft, batch, leaf.dtype),
     )

@@ -126,6 +126,7 @@ class DecodingRun:
         self._ngram_slots = None
         if any(named.plan.tree and named.plan.tree.ngram_k for named in speculative):
             self._ngram_slots = speculation.ngram_slots
+        self._calibrate = any(named.plan.tree and named.plan.tree.calibrated for named in speculative)
         self._draft = next((named.plan.draft for named in speculative if named.plan.draft), None)
         room.check_memory(
             config,
@@ -220,6 +221,7 @@ class DecodingRun:
             self._capacity,
             penalise=self._processors.penalty,
             ngram_slots=self._ngram_slots,
+            calibrate=self._calibrate,
             draft=self._draft,
         )
         self._state, chunk = self._run(self._plain.plan, state, 1)

@@ -59,6 +59,11 @@ class TreeShape:
         return 0 if self.keyed_by_root else 1
 
     @property
+    def calibrated(self) -> bool:
+        """Chains compete with heads' nodes, so their claims are held against what comes true (`decoding/trust.py`)."""
+        return self.ngram_k > 0 and bool(self.widths)
+
+    @property
     def depth(self) -> int:
         """The deepest level a node can have; the root's is 0."""
         return max(len(self.widths), self.key_depth + self.ngram_depth if self.ngram_k else 0)

@@ -36,6 +36,8 @@ class DecodeState:
       last_positions: int32 [batch, vocab], newest position of each token in the text (`penalty.last_positions`);
         None when the penalty is off.
       ngrams: the table of 4-grams; None in modes without it.
+      ngram_trust: float32 [batch, 2], how the n-grams' claims have fared (`trust.factor`); None where no plan is
+        `TreeShape.calibrated`.
       draft: the draft cache; None in modes without it.
     """
 
@@ -47,6 +49,7 @@ class DecodeState:
     query: jax.Array
     last_positions: jax.Array | None
     ngrams: NgramTable | None
+    ngram_trust: jax.Array | None
     draft: DraftCache | None
 
 

@@ -54,12 +54,14 @@ def build(
     root: jax.Array,
     levels: Sequence[Level],
     ngrams: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+    trust: jax.Array | None = None,
 ) -> Tree:
     """Merges the heads' nodes with the n-gram chains and keeps the best `node_budget` nodes.
 
     Nodes rank by draft probability: for heads the product along the path, for chains the key's probability (the root's
-    is 1) times (counts of the chains through the node) / (row total + 1), for both the larger; then shallower first;
-    then in slot order (within a depth heads' nodes first, then chains, as given). No child outranks its parent.
+    is 1) times trust times (counts of the chains through the node) / (row total + 1), for both the larger; then
+    shallower first; then in slot order (within a depth heads' nodes first, then chains, as given). No child outranks
+    its parent.
 
     Args:
         shape: the static shape; `rows` below is `shape.rows`.
@@ -67,6 +69,7 @@ def build(
         levels: the heads' nodes, depth by depth (`levels.shared_levels`, `levels.next_level`).
         ngrams: what `ngram.lookup` returns for the keys: continuations `[batch, keys, k, 3]`, counts
             `[batch, keys, k]`, totals `[batch, keys]`; None iff `shape.ngram_k` is 0.
+        trust: float32 `[batch]` in (0, 1], what the n-grams are worth (`trust.factor`); None is 1.
 
     Raises:
         ValueError: the inputs are not those of the shape.
@@ -77,7 +80,7 @@ def build(
         raise ValueError("levels or n-grams do not fit the tree's shape")
     heads, chains = list(levels), []
     if ngrams is not None:
-        heads, chains = _chains(shape, heads, ngrams)
+        heads, chains = _chains(shape, heads, ngrams, trust)
     score, fields = _in_slot_order(shape, root, heads, chains)
     if shape.node_budget is None and shape.rows == 1 + shape.slots:
         chosen = jnp.broadcast_to(jnp.arange(shape.rows, dtype=jnp.int32)[None], score.shape)
@@ -106,7 +109,10 @@ def build(
 
 
 def _chains(
-    shape: TreeShape, heads: list[Level], ngrams: tuple[jax.Array, jax.Array, jax.Array]
+    shape: TreeShape,
+    heads: list[Level],
+    ngrams: tuple[jax.Array, jax.Array, jax.Array],
+    trust: jax.Array | None,
 ) -> tuple[list[Level], list[Level]]:
     """The heads' levels with the scores of the nodes that chains run through raised, and the chains' levels.
 
@@ -116,7 +122,8 @@ def _chains(
     batch, keys, k = counts.shape
     key_score = jnp.ones((batch, 1), jnp.float32) if shape.keyed_by_root else heads[0].score
     live = (counts > 0) & (key_score >= 0)[..., None]
-    unit = lax.optimization_barrier(1 / (totals + 1).astype(jnp.float32))
+    unit = 1 / (totals + 1).astype(jnp.float32)
+    unit = lax.optimization_barrier(unit if trust is None else unit * trust[:, None])
     key = jnp.broadcast_to(jnp.arange(keys, dtype=jnp.int32)[None, :, None], live.shape)
     chain = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32)[None, None, :], live.shape)
     path = [jnp.zeros_like(key)] + [shape.first_slot(1) + key] * shape.key_depth

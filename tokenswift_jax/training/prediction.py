@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from tokenswift_jax.decoding import ngram, penalty
+from tokenswift_jax.decoding import ngram, penalty, trust
 from tokenswift_jax.decoding.candidates import Ranking, head_levels
 from tokenswift_jax.decoding.loop import exact_products
 from tokenswift_jax.decoding.noise import gumbel_noise
@@ -164,14 +164,14 @@ def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
         ahead = jnp.arange(1, plan.depth + 2, dtype=jnp.int32)[None, :]
 
         def iteration(carry: tuple) -> tuple:
-            length, last_positions, table, histogram = carry
+            length, last_positions, table, ngram_trust, histogram = carry
             root = take(tokens, length[:, None])[:, 0]
             noise = None
             if plan.processors.sample:
                 noise = gumbel_noise(inputs.sampling.keys, length[:, None] + ahead, vocab)
             generated = length + 1 - start
             ranking = Ranking(length + 1, generated, last_positions, noise, inputs.sampling, plan.processors)
-            levels, chains = [], None
+            levels, chains, factor = [], None, None
             if shape.widths:
                 partial = plan.kind == "partial"
                 read = take(hidden, (length if partial else length - 1)[:, None])[:, 0]
@@ -179,28 +179,33 @@ def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
             if shape.ngram_k:
                 first = root[:, None] if shape.keyed_by_root else levels[0].tokens
                 chains = ngram.lookup(table, first, shape.ngram_k)
-            tree = build(shape, root, levels, chains)
+            if shape.calibrated:
+                factor = trust.factor(ngram_trust)
+            tree = build(shape, root, levels, chains, factor)
             # On the true path a row's draw is the text's next token; off it, draws decide nothing.
             place = length[:, None] + tree.depths + 1
             draws = jnp.where(place < ends[:, None], take(tokens, place), jnp.int32(-1))
-            accepted = walk(tree, draws, plan.depth).accepted
-            count = jnp.clip(accepted + 1, 0, ends - (length + 1))  # 0 once a text has ended
-            won = jnp.where(count > 0, count - 1, jnp.int32(plan.depth + 1))
-            histogram = histogram.at[won].add(1, mode="drop")
+            won = walk(tree, draws, plan.depth)
+            count = jnp.clip(won.accepted + 1, 0, ends - (length + 1))  # 0 once a text has ended
+            accepted = jnp.where(count > 0, count - 1, jnp.int32(plan.depth + 1))
+            histogram = histogram.at[accepted].add(1, mode="drop")
             after = length + count
             if plan.processors.penalty:
                 last_positions = penalty.advance(last_positions, tokens, length + 1, after + 1, plan.depth + 1)
+            if shape.calibrated:
+                ngram_trust = trust.observe(ngram_trust, shape, table, root, won, count > 0)
             if shape.ngram_k:
                 table = ngram.insert(table, tokens, after - inputs.ngram_window, plan.depth + 1)
-            return after, last_positions, table, histogram
+            return after, last_positions, table, ngram_trust, histogram
 
         last_positions = table = None
+        ngram_trust = trust.unobserved(batch) if shape.calibrated else None
         if plan.processors.penalty:
             last_positions = penalty.last_positions(tokens, start + 1, vocab)
         if shape.ngram_k:
             table = ngram.insert(ngram.empty(batch, vocab, ngram_slots), tokens, start - inputs.ngram_window)
         with exact_products(hidden.dtype):
-            carry = (start, last_positions, table, jnp.zeros((plan.depth + 1,), jnp.int32))
+            carry = (start, last_positions, table, ngram_trust, jnp.zeros((plan.depth + 1,), jnp.int32))
             return lax.while_loop(lambda carry: (carry[0] + 1 < ends).any(), iteration, carry)[-1]
 
     return jax.jit(run)

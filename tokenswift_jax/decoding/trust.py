@@ -1,0 +1,63 @@
+"""Trust in the n-grams: their probabilities are scaled by how often they have been right lately.
+
+An n-gram's share of its key's row is no forecast: a text drawn at temperature 1 repeats itself far less than the shares
+say, and nodes that score too high drive better ones of the heads out of a node budget.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.decoding import ngram
+from tokenswift_jax.decoding.ngram import NgramTable
+from tokenswift_jax.decoding.shape import TreeShape
+from tokenswift_jax.decoding.walk import Walk
+
+PRIOR = 1.0  # observations' worth of belief in the table as it stands
+DECAY = 0.98  # an observation's weight at the next one: some fifty count
+
+
+def unobserved(batch: int) -> jax.Array:
+    """A record, float32 `[batch, 2]`, of no observations: trust 1."""
+    return jnp.zeros((batch, 2), jnp.float32)
+
+
+def factor(record: jax.Array) -> jax.Array:
+    """What n-gram probabilities are multiplied by, float32 `[batch]` in (0, 1].
+
+    Args:
+        record: float32 `[batch, 2]`, decayed sums of hits and of the probabilities claimed.
+    """
+    hits, claims = record[:, 0], record[:, 1]
+    return jnp.minimum((hits + PRIOR) / (claims + PRIOR), 1)
+
+
+def observe(
+    record: jax.Array, shape: TreeShape, table: NgramTable, root: jax.Array, walk: Walk, running: jax.Array
+) -> jax.Array:
+    """The record after an iteration.
+
+    Observed is the first token of the most frequent continuation of the key that the walk went through, whether or not
+    a node budget kept it (else lost trust could not come back), against the token that followed the key. A row stays
+    as it is where it is not running, the walk went through no key or the key has no continuation.
+
+    Args:
+        record: float32 `[batch, 2]`, as `factor` takes it.
+        shape: the tree's shape, with chains.
+        table: the table that the tree was built from.
+        root: int32 `[batch]`, the iteration's root.
+        walk: what the iteration accepted.
+        running: bool `[batch]`.
+    """
+    if shape.keyed_by_root:
+        key, followed, seen = root, walk.emitted[:, 0], running
+    else:
+        key, followed, seen = walk.emitted[:, 0], walk.emitted[:, 1], running & (walk.accepted > 0)
+    continuations, counts, totals = ngram.lookup(table, key[:, None], shape.ngram_k)
+    first, counts = continuations[:, 0, :, 0], counts[:, 0]
+    seen &= counts[:, 0] > 0
+    through = jnp.sum(jnp.where(first == first[:, :1], counts, 0), axis=1, dtype=jnp.int32)
+    claim = through.astype(jnp.float32) / (totals[:, 0] + 1).astype(jnp.float32)
+    hit = (first[:, 0] == followed).astype(jnp.float32)
+    return jnp.where(seen[:, None], jnp.float32(DECAY) * record + jnp.stack([hit, claim], axis=1), record)
