@@ -70,6 +70,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Compiles, prints a line for each step and writes the JSON file; 1 if a step does not fit its device."""
     arguments = parse_arguments(argv)
+    at_depth([(layers, 0) for layers in arguments.layers], LLAMA_3_1_8B["num_hidden_layers"])  # before minutes of work
     os.environ["JAX_PLATFORMS"] = "cpu"
     # Or libtpu looks for the chips and the metadata server of a TPU machine.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8"}
