@@ -50,6 +50,15 @@ def test_greedy(mode):
     assert min(text.accepted_per_depth) > TOKENS / 10
 
 
+@pytest.mark.parametrize("mode", ["partial", "fused"])
+def test_medusa_heads(mode):
+    chosen = small_models.random_model(small_models.VOCAB, head_type="medusa")
+    expected = decode(chosen, PROMPTS[0], SAMPLING, SPECULATIONS["plain"], max_new_tokens=TOKENS)
+    text = decode(chosen, PROMPTS[0], SAMPLING, SPECULATIONS[mode], max_new_tokens=TOKENS)
+    assert_same(text.tokens, expected.tokens)
+    assert text.accepted_per_depth[0] > 0
+
+
 @pytest.mark.parametrize("head_type", ["chained", "sequential"])
 @pytest.mark.parametrize(
     "speculation",

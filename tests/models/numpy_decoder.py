@@ -132,6 +132,14 @@ def draft_logits(weights: Mapping[str, np.ndarray], hidden: np.ndarray, eps: flo
     return np.stack(outputs, axis=1)
 
 
+def medusa_draft_logits(weights: Mapping[str, np.ndarray], hidden: np.ndarray, eps: float, count: int) -> np.ndarray:
+    """[tokens, heads, vocab]: logits_i = lm_head(x + silu(W_i x + b_i)), x = norm(hidden)."""
+    table = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
+    x = rms_norm(hidden, weights["model.norm.weight"], eps)
+    gates = [linear(weights, f"medusa_layers.{head}.linear", x) for head in range(count)]
+    return np.stack([(x + gate / (1 + np.exp(-gate))) @ table.T for gate in gates], axis=1)
+
+
 def sequential_draft_logits(
     weights: Mapping[str, np.ndarray], hidden: np.ndarray, ids: np.ndarray, eps: float, count: int
 ) -> np.ndarray:

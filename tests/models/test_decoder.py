@@ -43,6 +43,7 @@ VARIANTS: dict[str, tuple[dict, tuple[int | None, ...]]] = {
         {"model_type": "qwen3", "tie_word_embeddings": True},
         (5, None, 1),
     ),
+    "medusa heads": ({"tokenswift": {"num_heads": 3, "head_type": "medusa"}}, (None, None, None)),
     "sequential heads": ({"tokenswift": {"num_heads": 3, "head_type": "sequential"}}, (None, None, None)),
 }
 TOKENS = 24
@@ -93,6 +94,8 @@ def test_decoder_and_heads_equal_the_oracle(name):
         drafts = oracle.sequential_draft_logits(weights, expected_hidden, ids, 1e-5, 3)
         actual[2] = np.where(np.isnan(drafts), np.nan, actual[2])
         assert np.isfinite(drafts[: TOKENS - 3]).all()
+    elif config.draft_head_type == "medusa":
+        drafts = oracle.medusa_draft_logits(weights, expected_hidden, 1e-5, 3)
     else:
         drafts = oracle.draft_logits(weights, expected_hidden, 1e-5, 3)
     expected = [expected_hidden, oracle.logits(weights, expected_hidden, 1e-5), drafts]

@@ -34,6 +34,7 @@ _TABLE = {
     "lm_head.weight": "lm_head.kernel",
     "medusa_layers.{}.input_layernorm.weight": "draft_heads.heads.{}.input_layernorm.scale",
     "medusa_layers.{}.linear.weight": "draft_heads.heads.{}.linear.kernel",
+    "medusa_layers.{}.linear.bias": "draft_heads.heads.{}.linear.bias",
     "medusa_layers.{}.token_layernorm.weight": "draft_heads.heads.{}.token_layernorm.scale",
     "medusa_layers.{}.gate_proj.weight": "draft_heads.heads.{}.gate_proj.kernel",
     "medusa_layers.{}.up_proj.weight": "draft_heads.heads.{}.up_proj.kernel",

@@ -87,7 +87,7 @@ def head_levels(
     if shape.per_parent:
         return _sequential(model, shape, hidden, root, ranking, backbone)
     assert model.draft_heads is not None
-    normed = model.draft_heads(hidden, len(shape.widths) - backbone)
+    normed = model.draft_heads(model.heads_input(hidden), len(shape.widths) - backbone)
     if backbone:
         normed = jnp.concatenate([model.norm(hidden)[:, None], normed], axis=1)
     depths = jnp.arange(len(shape.widths), dtype=jnp.int32)

@@ -8,7 +8,7 @@ from typing import Literal
 from tokenswift_jax.models.node_sets import NO_NODE_SETS, NodeSets
 
 RopeType = Literal["default", "linear", "llama3", "yarn"]
-DraftHeadType = Literal["chained", "sequential"]
+DraftHeadType = Literal["chained", "sequential", "medusa"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class ModelConfig:
       qkv_bias, output_bias, mlp_bias: whether those projections carry a bias.
       qk_norm: whether queries and keys pass an RMSNorm per head (Qwen3).
       num_draft_heads: heads that guess tokens t+2, t+3, ... from one hidden state.
-      draft_head_type: `chained` heads see that state alone, `sequential` ones also the token above their guess.
+      draft_head_type: `chained` heads see that state alone, `sequential` ones also the token above their guess;
+        `medusa` heads see that state after the final norm, and do not build on each other.
       node_sets: the nodes of the heads' tree that pay best, as the heads' training found them.
     """
 

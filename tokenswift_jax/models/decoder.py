@@ -123,18 +123,22 @@ class Decoder(nnx.Module):
         """Logits [..., vocab] in float32 (or wider) from the last layer's output."""
         return self.project(self.norm(hidden))
 
+    def heads_input(self, hidden: jax.Array) -> jax.Array:
+        """What draft heads read, from the last layer's output: itself, or for Medusa heads itself normed."""
+        return self.norm(hidden) if self.config.draft_head_type == "medusa" else hidden
+
     def draft_outputs(self, hidden: jax.Array, following: jax.Array | None = None) -> jax.Array:
         """LM-head inputs [..., heads, hidden_size] of all draft heads from the last layer's output [..., hidden_size].
 
         following is int32 [..., heads], the tokens after the row's own: head i guesses the one after following[..., i]
-        and, being sequential, sees that one. Chained heads see none of them and need no following.
+        and, being sequential, sees that one. Other heads see none of them and need no following.
 
         Raises:
           ValueError: sequential heads without following, or following for another number of heads.
         """
         assert self.draft_heads is not None
-        if self.config.draft_head_type == "chained":
-            return self.draft_heads(hidden)
+        if self.config.draft_head_type != "sequential":
+            return self.draft_heads(self.heads_input(hidden))
         if following is None or following.shape != (*hidden.shape[:-1], self.config.num_draft_heads):
             given = None if following is None else following.shape
             wanted = (*hidden.shape[:-1], self.config.num_draft_heads)

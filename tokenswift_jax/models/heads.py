@@ -1,4 +1,4 @@
-"""Draft heads: small layers that guess tokens t+2, t+3, ... from one hidden state, each fed by the one before it."""
+"""Draft heads: small layers that guess tokens t+2, t+3, ... from one hidden state."""
 
 from __future__ import annotations
 
@@ -50,7 +50,22 @@ class SequentialHead(nnx.Module):
         return hidden, self.post_layernorm(hidden)
 
 
-_HEADS = {"chained": ChainedHead, "sequential": SequentialHead}
+class MedusaHead(nnx.Module):
+    """The LM head reads x + silu(W x + b), x the backbone's state after the final norm; no head sees another.
+
+    (Cai et al. 2024, "Medusa", its heads sharing the backbone's LM head.)
+    """
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.linear = Linear(config.hidden_size, config.hidden_size, bias=True, dtype=dtype, rngs=rngs)
+        self.linear.kernel[...] = jnp.zeros_like(self.linear.kernel[...])  # an untrained head repeats its input
+
+    def __call__(self, hidden: jax.Array, embedded: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        assert embedded is None
+        return hidden, hidden + jax.nn.silu(self.linear(hidden))
+
+
+_HEADS = {"chained": ChainedHead, "sequential": SequentialHead, "medusa": MedusaHead}
 
 
 class DraftHeads(nnx.Module):
@@ -63,14 +78,14 @@ class DraftHeads(nnx.Module):
     def step(self, index: int, hidden: jax.Array, embedded: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Head `index`'s hidden state h_i and LM-head input, both [..., hidden_size].
 
-        hidden is h_{i-1} (the last layer's output before the final norm for head 0), embedded the embedding
-        [..., hidden_size] of the token above the guess: for sequential heads only, None for chained ones.
+        hidden is h_{i-1} (`Decoder.heads_input` for head 0, and for every Medusa head), embedded the embedding
+        [..., hidden_size] of the token above the guess: for sequential heads only, None for others.
         """
         return self.heads[index](hidden, embedded)
 
     def __call__(self, hidden: jax.Array, count: int | None = None, embedded: jax.Array | None = None) -> jax.Array:
-        """LM-head inputs [..., count, hidden_size] of the first `count` heads (None: all), from the last layer's
-        output before the final norm; embedded [..., count, hidden_size] for sequential heads, None for chained."""
+        """LM-head inputs [..., count, hidden_size] of the first `count` heads (None: all), from
+        `Decoder.heads_input`; embedded [..., count, hidden_size] for sequential heads, None for others."""
         outputs = [jnp.zeros((*hidden.shape[:-1], 0, hidden.shape[-1]), hidden.dtype)]
         for index in range(len(self.heads) if count is None else count):
             hidden, output = self.step(index, hidden, None if embedded is None else embedded[..., index, :])

@@ -20,7 +20,7 @@ _WHOLE, _NUMBER, _TEXT = int, float, str
 _FLAGS: dict[str, tuple[Any, Any, str | None, str]] = {
     "what": (_TEXT, WHAT, None, "draft heads alone, or the backbone too (default: heads)"),
     "heads": (_WHOLE, None, "N", "draft heads (default: 3)"),
-    "head_type": (_TEXT, HEAD_TYPES, None, "whether heads see the drafted token above them (default: sequential)"),
+    "head_type": (_TEXT, HEAD_TYPES, None, "whether heads see the token above their guess (default: sequential)"),
     "max_length": (_WHOLE, None, "N", "tokens a row (default: 8192)"),
     "batch_size": (_WHOLE, None, "N", "rows a micro-batch (default: 1)"),
     "gradient_accumulation_steps": (_WHOLE, None, "N", "micro-batches a step (default: 1)"),

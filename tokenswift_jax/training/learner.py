@@ -76,5 +76,7 @@ def fresh_heads(config: ModelConfig, final_norm: jax.Array, seed: int) -> nnx.St
     model = Decoder(tiny, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(seed))
     assert model.draft_heads is not None
     for head in model.draft_heads.heads:
+        if config.draft_head_type == "medusa":
+            continue  # reads what the final norm gave already
         head.post_layernorm.scale[...] = jnp.array(final_norm, jnp.float32)  # its own copy: states are donated
     return nnx.split(model, nnx.PathContains("draft_heads"), ...)[1]

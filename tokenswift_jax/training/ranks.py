@@ -92,7 +92,7 @@ def _program(graph: nnx.GraphDef, processors: Processors, partial: bool, width: 
 def _candidates(model: Decoder, ranking: Ranking, logits: jax.Array, drawn: jax.Array, width: int) -> jax.Array:
     """int32 [roots, depth, width], with the windows and noise that `candidates.head_levels` gives each depth."""
     depths = jnp.arange(logits.shape[1], dtype=jnp.int32)
-    if model.config.draft_head_type == "chained":
+    if model.config.draft_head_type != "sequential":
         return ranking.best(logits, (), depths, width)[0]
     path = [drawn[:, i : i + 1] for i in range(logits.shape[1])]
     best = [ranking.best(logits[:, i : i + 1], path[:i], depths[i : i + 1], width)[0] for i in range(logits.shape[1])]

@@ -11,7 +11,7 @@ from typing import Any
 from tokenswift_jax.errors import UserError
 
 WHAT = ("heads", "all")
-HEAD_TYPES = ("sequential", "chained")
+HEAD_TYPES = ("sequential", "chained", "medusa")
 REMAT = ("none", "layers", "offload")
 SCHEDULES = ("cosine", "linear", "constant")
 # Fields that may differ when a run is resumed: they decide when something is kept or shown, not what is learnt.
@@ -25,7 +25,8 @@ class TrainingSettings:
     Attributes:
       what: `heads` freezes the backbone; `all` trains it too, on the next token.
       heads: draft heads; head i (from 1) guesses the token i + 1 after the one whose hidden state it reads.
-      head_type: `sequential` heads see the token just above their guess, `chained` (the paper's) do not.
+      head_type: `sequential` heads see the token just above their guess, `chained` (the paper's) do not; `medusa` heads
+        are those that `convert.export --heads medusa` can write for other programs.
       max_length: tokens a row.
       batch_size: rows a micro-batch.
       gradient_accumulation_steps: micro-batches a step.
