@@ -232,7 +232,8 @@ def test_quick_run_measures_every_section(checkpoint, tmp_path, capsys):
     for row in rows:
         if row["section"] == "host":
             assert row["host_share"]["median"] >= 0
-            assert 0 < row["caller_share"]["median"] < 1
+            # Processor time and wall time are two clocks: a thread that never waits may read a little over 1.
+            assert 0 < row["caller_share"]["median"] < 1.01
         if row["section"] == "capacity" and row["capacity"] == 4096:
             assert row["time_vs_capacity_1024"]["median"] > 0
         if row["section"] == "auto-long" and row["mode"] == "auto":

@@ -73,6 +73,7 @@ def iteration(monkeypatch):
     model = SimpleNamespace(
         config=config,
         norm=lambda hidden: hidden,
+        heads_input=lambda hidden: hidden,
         draft_heads=lambda hidden, *_: hidden[:, None],
         project=lambda normed: drafted,
         logits=lambda hidden: hidden,

@@ -104,7 +104,7 @@ def test_tokens_are_those_of_plain_decoding_whatever_auto_picks(case):
 class EachInTurn(Tuner):
     """Takes another plan with every chunk, as no measurement would."""
 
-    def observe(self, named, tokens, seconds):
+    def observe(self, named, tokens, seconds, catch_up=0.0):
         order = [self.plain, *self.plans]
         self._queue = []
         self.current = order[(order.index(named) + 1) % len(order)]

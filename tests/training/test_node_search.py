@@ -26,13 +26,13 @@ def _correlated_ranks(rng, roots, depth, width):
     return ranks
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_every_budget_gets_the_set_that_accepts_most(seed):
     rng, depth, width = np.random.default_rng(seed), 2, 3
     # 20,000 roots: the prior's 16 are nothing, so that chances are the frequencies, whatever the set.
     ranks = _correlated_ranks(rng, 20000, depth, width)
     nodes = best_nodes(ranks, width)
-    for size in range(1, 6):
+    for size in range(1, 5):
         best = max(accepted_by(ranks, held).mean() for held in _closed_sets(depth, width, size))
         held = [path for path, _ in nodes[:size]]
         assert accepted_by(ranks, held).mean() >= best - 2e-3  # sets as good as the best but for the prior's pull

@@ -60,8 +60,7 @@ def test_the_replay_accepts_what_decoding_accepts(head_type, speculation, sampli
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", ["fused", "partial"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("schedule", "temperature"), [("fused", 1.0), ("partial", 0.0)])
 def test_the_demo_models_prediction_is_what_generate_measures(schedule, temperature):
     model = ts.load(DEMO_MODEL)
     text = (
