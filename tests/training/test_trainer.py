@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,6 +93,19 @@ def test_a_killed_run_ends_up_as_one_that_was_not(place):
     assert any(name.startswith("model.layers") for name in ends[0])
     for name, value in ends[0].items():
         np.testing.assert_array_equal(value.view(np.uint8), ends[1][name].view(np.uint8), err_msg=name)
+
+
+def test_a_full_disk_is_one_line(place):
+    """A limit on the size of files stands for the full disk: the checkpoint's arrays exceed it, nothing else does."""
+    limited = ["bash", "-c", 'ulimit -f 6; exec "$@"', "bash"]  # KiB
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"}
+    words = limited + command(place, "full", **(SMALL | {"max_steps": 2}))
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.fullmatch(r"error: cannot write the checkpoint in .*: File too large; make room and --resume, .*", last)
+    # (The writer's own threads may have complained above it.)
+    assert not (place / "full" / "config.json").exists()
 
 
 def test_every_choice_that_matters_is_held_on_resume(place):

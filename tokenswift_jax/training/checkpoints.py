@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,9 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path) -> None:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every file it writes
+        # orbax tells every file it writes, and a failed one with its traceback; the error itself comes with `finish`.
+        for name in ("absl", "concurrent.futures"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = folder.resolve()
         keep = policies.AnyPreservationPolicy(
             [
@@ -115,4 +119,8 @@ def _loss(metrics: dict[str, float]) -> float:
 
 
 def _full(folder: Path, error: Exception) -> str:
-    return f"cannot write the checkpoint in {folder}: {' '.join(str(error).split())[:200]}; earlier checkpoints stand"
+    reason = " ".join(str(error).split())[-200:]
+    code = re.search(r"os_error_code='(\d+)'", reason)
+    if code:  # tensorstore's way to say what the system said
+        reason = os.strerror(int(code[1]))
+    return f"cannot write the checkpoint in {folder}: {reason}; make room and --resume, earlier checkpoints stand"
