@@ -92,7 +92,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "section": "training loop",
         "date": str(datetime.date.today()),
         "device": jax.devices()[0].device_kind,
-        "model": str(arguments.model),
+        "model": Path(arguments.model).name,
         "settings": settings.to_json(),
         "steps": arguments.steps,
         "rounds": arguments.rounds,
