@@ -11,6 +11,7 @@ import sys
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from tokenswift_jax.command import exit_status, quiet_transformers
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.options import parse
 
@@ -27,24 +28,12 @@ _PLAIN = "\x1b[0m"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (0, 1 failed audit, 2 bad input, 130 interrupted)."""
-    try:
-        return _run(parse(sys.argv[1:] if argv is None else argv))
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except OSError as error:  # a disk that is full, a file that has gone
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_status(lambda: _run(parse(sys.argv[1:] if argv is None else argv)))
 
 
 def _run(options: argparse.Namespace) -> int:
     given = _read_prompt(options)
-    # Advice about frameworks that are not needed here.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quiet_transformers()
     from tokenswift_jax.decoding.run import NumericsError
     from tokenswift_jax.generation import stream
     from tokenswift_jax.model import load

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from tokenswift_jax.command import Parser, exit_status, quiet_transformers
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.options import whole, whole_list
 from tokenswift_jax.paths import check_writable
@@ -21,32 +20,15 @@ PROGRAM = "python -m tokenswift_jax.evaluate"
 _WINDOWS = 16  # of held-out text, for the accuracies
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {PROGRAM} --help lists the flags")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (0, 2 bad input, 130 interrupted)."""
-    try:
-        _run(_parser().parse_args(sys.argv[1:] if argv is None else argv))
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except OSError as error:  # a disk that is full, a file that has gone
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(lambda: _run(_parser().parse_args(sys.argv[1:] if argv is None else argv)))
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace) -> int:
     if options.json is not None:
         check_writable(options.json, "--json")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quiet_transformers()
     from tokenswift_jax.model import load
     from tokenswift_jax.speculation import SpeculationConfig
     from tokenswift_jax.training.evaluation import evaluate, store_node_sets
@@ -79,10 +61,11 @@ def _run(options: argparse.Namespace) -> None:
     if options.store:
         store_node_sets(model.path, result.node_sets)
         print(f"node sets stored in {model.path / 'config.json'}", file=sys.stderr)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=PROGRAM,
         allow_abbrev=False,
         description="Loss and accuracy of each draft head on held-out text, the tokens per iteration to expect at "

@@ -7,8 +7,9 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from tokenswift_jax.command import Parser, with_dashes
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.paths import check_writable
 
@@ -33,20 +34,13 @@ _USED = {  # by mode; a flag that would change nothing is an error
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {PROGRAM} --help lists the flags")
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The checked flags; `sampling` and `speculation` hold the fields that were given.
 
     Raises:
       UserError: an unknown, malformed, contradictory or ineffective flag, or a file that cannot be written.
     """
-    # HF's own spelling, --max_new_tokens, is understood too.
-    spelled = [re.sub(r"^--[a-z_-]+", lambda flag: flag[0].replace("_", "-"), word) for word in argv]
-    options = _parser().parse_args(spelled)
+    options = _parser().parse_args(with_dashes(argv))
     options.sampling = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
     options.speculation = {name: value for name in SPECULATION if (value := getattr(options, name)) is not None}
     _check(options)
@@ -137,7 +131,7 @@ def _stop(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=PROGRAM,
         allow_abbrev=False,
         description="Generate text from a checkpoint: several tokens a pass, exactly the text that plain "

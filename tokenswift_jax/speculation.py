@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, check_whole
 
 MODES = ("autoregressive", "tokenswift", "medusa", "selfspec", "ngram", "auto")
 SCHEDULES = ("partial", "fused", "auto")
@@ -60,5 +60,5 @@ class SpeculationConfig:
 
 
 def _at_least(name: str, value: int | None, low: int) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
-        raise UserError(f"{name} is {value!r}; it must be a whole number of at least {low}")
+    if value is not None:
+        check_whole(name, value, low)

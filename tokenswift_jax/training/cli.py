@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.command import Parser, exit_status, quiet_transformers, with_dashes
 from tokenswift_jax.training.extra import check_installed
 from tokenswift_jax.training.settings import HEAD_TYPES, REMAT, SCHEDULES, WHAT, read_settings
 
@@ -53,29 +52,16 @@ _FLAGS: dict[str, tuple[Any, Any, str | None, str]] = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {PROGRAM} --help lists the flags")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status (0, 1 a loss that is not a number, 2 bad input, 130 interrupted)."""
-    try:
-        return _run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; --resume continues from the last checkpoint", file=sys.stderr)
-        return 130
-    except OSError as error:  # a disk that is full, a file that has gone
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_status(
+        lambda: _run(sys.argv[1:] if argv is None else argv),
+        interrupted="interrupted; --resume continues from the last checkpoint",
+    )
 
 
 def _run(argv: Sequence[str]) -> int:
-    spelled = [re.sub(r"^--[a-z_-]+", lambda flag: flag[0].replace("_", "-"), word) for word in argv]
-    options = _parser().parse_args(spelled)
+    options = _parser().parse_args(with_dashes(argv))
     given = {name: value for name in _FLAGS if (value := getattr(options, name)) is not None}
     settings = read_settings(options.config, given)
     check_installed()
@@ -83,8 +69,7 @@ def _run(argv: Sequence[str]) -> int:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quiet_transformers()
     from tokenswift_jax import checkpoint
     from tokenswift_jax.model import DEMO_MODEL, use_compilation_cache
     from tokenswift_jax.training.trainer import Paths, TrainingStoppedError, default_cache, train
@@ -107,7 +92,7 @@ def _run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog=PROGRAM,
         allow_abbrev=False,
         description="Train draft heads for a checkpoint on text. The output is a checkpoint directory that "

@@ -7,7 +7,7 @@ import functools
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
-from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.decoder import Attention, Decoder, DecoderLayer
 from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.models.rope import rotation
 from tokenswift_jax.training.attention import packed_attention
@@ -40,5 +40,7 @@ def hidden_states(model: Decoder, batch: Batch, remat: str) -> jax.Array:
     return x
 
 
-def _layer(layer, cos, sin, index, attention, x):  # type: ignore[no-untyped-def]
+def _layer(
+    layer: DecoderLayer, cos: jax.Array, sin: jax.Array, index: int, attention: Attention, x: jax.Array
+) -> jax.Array:
     return layer(checkpoint_name(x, _RESIDUAL), cos, sin, index, attention, None)[0]

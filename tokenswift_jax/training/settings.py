@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, check_whole
 
 WHAT = ("heads", "all")
 HEAD_TYPES = ("sequential", "chained", "medusa")
@@ -103,7 +103,7 @@ class TrainingSettings:
         least |= {"save_steps": 1, "evaluate_prompts": 1, "evaluate_tokens": 8}
         least |= {name: 1 for name in ("max_steps", "epochs", "evaluate_steps") if getattr(self, name) is not None}
         for name, low in least.items():
-            _check_whole(name, getattr(self, name), low)
+            check_whole(name, getattr(self, name), low)
         for name in ("learning_rate", "clip_norm", "distill_temperature"):
             _check_number(name, getattr(self, name), 0.0, None, above=True)
         for name in ("weight_decay", "head_weight_decay", "head_learning_rate", "head_loss_weight"):
@@ -168,11 +168,6 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Names of the settings (as JSON) that differ and decide what is learnt, with both values."""
     names = [name for name in {**before, **now} if name not in FREE and before.get(name) != now.get(name)]
     return [f"{name} ({before.get(name)!r} then, {now.get(name)!r} now)" for name in sorted(names)]
-
-
-def _check_whole(name: str, value: Any, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise UserError(f"{name} is {value!r}; it must be a whole number of at least {low}")
 
 
 def _check_number(name: str, value: Any, low: float, high: float | None, *, above: bool = False) -> None:
