@@ -20,17 +20,18 @@ SAMPLING = (
 )
 SPECULATION = (
     *("mode", "schedule", "tree", "node_budget", "ngram_k", "ngram_slots"),
-    *("draft_cache", "draft_sinks", "refresh_interval"),
+    *("draft_cache", "draft_sinks", "refresh_interval", "shared_noise"),
 )
 _TREE, _NGRAM = {"tree", "node_budget"}, {"ngram_k", "ngram_slots"}
 _DRAFT_CACHE = {"draft_cache", "draft_sinks", "refresh_interval"}
+_SPELLED = {"shared_noise": "no_shared_noise"}  # flags that are not called like their field
 _USED = {  # by mode; a flag that would change nothing is an error
     "autoregressive": set(),
-    "tokenswift": _TREE | _NGRAM | _DRAFT_CACHE | {"schedule"},
-    "medusa": _TREE,
-    "selfspec": _DRAFT_CACHE,
+    "tokenswift": _TREE | _NGRAM | _DRAFT_CACHE | {"schedule", "shared_noise"},
+    "medusa": _TREE | {"shared_noise"},
+    "selfspec": _DRAFT_CACHE | {"shared_noise"},
     "ngram": _NGRAM | {"node_budget"},
-    "auto": _TREE | _NGRAM | _DRAFT_CACHE,
+    "auto": _TREE | _NGRAM | _DRAFT_CACHE | {"shared_noise"},
 }
 
 
@@ -77,7 +78,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _flags(names: Sequence[str]) -> str:
-    return ", ".join("--" + name.replace("_", "-") for name in names)
+    return ", ".join("--" + _SPELLED.get(name, name).replace("_", "-") for name in names)
 
 
 def whole(low: int) -> Any:
@@ -178,6 +179,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--draft-cache", type=whole(1), metavar="N", help="positions the draft forward sees (default: 4096)")
     add("--draft-sinks", type=whole(0), metavar="N", help="of them fixed at the start (default: 16)")
     add("--refresh-interval", type=whole(1), metavar="N", help="tokens between selections (default: when used up)")
+    add(
+        "--no-shared-noise",
+        dest="shared_noise",
+        action="store_const",
+        const=False,
+        help="draft the likeliest tokens, not those the target's noise favours: fewer are right; for comparison",
+    )
 
     add = parser.add_argument_group("what comes out").add_argument
     add("--output", type=Path, metavar="FILE", help="write the text there too, as it is committed")

@@ -27,6 +27,8 @@ class SpeculationConfig:
       ngram_slots: continuations the table keeps a first token.
       draft_cache: slots of the draft cache, `draft_sinks` of them for the first positions.
       refresh_interval: select the draft cache anew after so many tokens; None: when it is used up.
+      shared_noise: rank sampled drafts with the noise that the target's draw will use; without it heads and backbone
+        draft what they hold most likely, which meets fewer draws (there for comparison).
     """
 
     mode: str = "auto"
@@ -38,6 +40,7 @@ class SpeculationConfig:
     draft_cache: int = 4096
     draft_sinks: int = 16
     refresh_interval: int | None = None
+    shared_noise: bool = True
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -55,6 +58,8 @@ class SpeculationConfig:
         _at_least("refresh_interval", self.refresh_interval, 1)
         # A selection needs room for more than sinks, or every token would ask for another.
         _at_least("draft_cache", self.draft_cache, self.draft_sinks + 16)
+        if not isinstance(self.shared_noise, bool):
+            raise UserError(f"shared_noise is {self.shared_noise!r}; it must be True or False")
         if self.mode == "ngram" and self.ngram_k == 0:
             raise UserError("mode 'ngram' needs ngram_k of at least 1")
 

@@ -48,6 +48,7 @@ FLAGS = [  # (arguments, what the line has to name)
     ("--mode selfspec --node-budget 3", "no use for --node-budget"),
     ("--mode tokenswift --schedule fused --refresh-interval 5", "tokenswift --schedule fused has no use for"),
     ("--mode ngram --ngram-k 0", "ngram_k"),
+    ("--mode ngram --no-shared-noise", "--mode ngram has no use for --no-shared-noise"),
     ("--tree 1,x", "--tree"),
     ("--tree 1,0", "tree"),
     ("--tree 3", "tree"),

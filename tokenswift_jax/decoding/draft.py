@@ -22,7 +22,8 @@ def draft_tree(
 ) -> tuple[Tree, DecodeState]:
     """The tree that this iteration verifies, and the state (the draft cache's scratch slots are overwritten).
 
-    noise is float32 [batch, depth + 1, vocab] of positions n+1 .., None when greedy.
+    noise is float32 [batch, depth + 1, vocab] of positions n+1 .., None when greedy; a plan without `shared_noise` drafts
+    as if it were None.
     """
     assert plan.tree is not None
     root = _root(state)
@@ -30,7 +31,7 @@ def draft_tree(
         length=state.length + 1,
         generated=state.length + 1 - inputs.limits.prompt_length,
         last_positions=state.last_positions,
-        noise=noise,
+        noise=noise if plan.shared_noise else None,
         sampling=inputs.sampling,
         processors=plan.processors,
     )

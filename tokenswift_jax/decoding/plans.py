@@ -102,7 +102,7 @@ def _named(
     if kind in ("partial", "selfspec"):
         scratch = 1 if kind == "partial" else _CHAIN
         draft = DraftCacheShape(speculation.draft_cache, speculation.draft_sinks, scratch, speculation.refresh_interval)
-    return NamedPlan(mode, schedule, budget, Plan(config, processors, kind, tree, draft))
+    return NamedPlan(mode, schedule, budget, Plan(config, processors, kind, tree, draft, speculation.shared_noise))
 
 
 def _heads_nodes(

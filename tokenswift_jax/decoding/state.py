@@ -97,6 +97,7 @@ class Plan:
       kind: `autoregressive`, `partial`, `fused` (medusa too), `ngram` or `selfspec`.
       tree: the tree's shape; None for autoregressive.
       draft: sizes of the draft cache; None for kinds that do not draft over it.
+      shared_noise: whether candidates are ranked with the noise of the draw they guess.
     """
 
     config: ModelConfig
@@ -104,6 +105,7 @@ class Plan:
     kind: str
     tree: TreeShape | None
     draft: DraftCacheShape | None
+    shared_noise: bool = True
 
     @property
     def depth(self) -> int:

@@ -170,7 +170,8 @@ def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
             if plan.processors.sample:
                 noise = gumbel_noise(inputs.sampling.keys, length[:, None] + ahead, vocab)
             generated = length + 1 - start
-            ranking = Ranking(length + 1, generated, last_positions, noise, inputs.sampling, plan.processors)
+            shared = noise if plan.shared_noise else None
+            ranking = Ranking(length + 1, generated, last_positions, shared, inputs.sampling, plan.processors)
             levels, chains, factor = [], None, None
             if shape.widths:
                 partial = plan.kind == "partial"
