@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tokenswift_jax.cache.draft import empty_draft_cache
 from tokenswift_jax.cache.full import empty_cache
-from tokenswift_jax.decoding import ngram, penalty, trust
+from tokenswift_jax.decoding.prefill import first_state
 from tokenswift_jax.decoding.processors import processors_for, sampling_inputs
-from tokenswift_jax.decoding.state import DecodeState, Inputs, Limits, Plan
+from tokenswift_jax.decoding.state import Inputs, Limits, Plan
 from tokenswift_jax.model import Model
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
@@ -76,20 +75,15 @@ def _call(plan, params, sampling, batch, capacity, ngram_slots, dtype):
     config = plan.config
     assert processors_for(sampling) == plan.processors
     lengths = jnp.ones((batch,), jnp.int32)
-    tokens = jnp.zeros((batch, capacity), jnp.int32)
-    with_table = plan.tree is not None and plan.tree.ngram_k > 0
-    last = penalty.last_positions(tokens, lengths, config.vocab_size) if plan.processors.penalty else None
-    state = DecodeState(
-        tokens=tokens,
-        length=lengths,
-        finish=jnp.zeros((batch,), jnp.int32),
-        cache=empty_cache(config, batch, capacity, dtype),
-        hidden=jnp.zeros((batch, config.hidden_size), dtype),
-        query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), dtype),
-        last_positions=last,
-        ngrams=ngram.empty(batch, config.vocab_size, ngram_slots) if with_table else None,
-        ngram_trust=trust.unobserved(batch) if plan.tree is not None and plan.tree.calibrated else None,
-        draft=None if plan.draft is None else empty_draft_cache(config, plan.draft, batch, dtype),
+    state = first_state(
+        config,
+        jnp.zeros((batch, capacity), jnp.int32),
+        lengths,
+        empty_cache(config, batch, capacity, dtype),
+        penalise=plan.processors.penalty,
+        ngram_slots=ngram_slots if plan.tree is not None and plan.tree.ngram_k > 0 else None,
+        calibrate=plan.tree is not None and plan.tree.calibrated,
+        draft=plan.draft,
     )
     limits = Limits(lengths, lengths, jnp.zeros((config.vocab_size,), bool))
     inputs = Inputs(

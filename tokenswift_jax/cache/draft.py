@@ -11,6 +11,7 @@ from jax import lax
 from pallas_kernels.cache_scores import top_positions
 from tokenswift_jax.cache.full import FullCache, round_up
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.heads import over_heads
 
 FAR_AWAY = -(2**30)  # position of an empty slot: outside every sliding window
 
@@ -154,7 +155,16 @@ def select(
         begins = jnp.full_like(committed, shape.sinks)
         if window is not None:
             begins = jnp.maximum(begins, committed - window + 1)
-        best = top_positions(query[layer], full.keys, layer=layer, begins=begins, ends=committed, count=count)
+        best = over_heads(
+            top_positions,
+            result=1,
+            query=query[layer],
+            keys=full.keys,
+            layer=layer,
+            begins=begins,
+            ends=committed,
+            count=count,
+        )
         chosen = jnp.concatenate([sinks, best], axis=-1)
         source = jnp.maximum(chosen, 0)
         for stack, whole, write in ((keys, full.keys, 0), (values, full.values, 1)):

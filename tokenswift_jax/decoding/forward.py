@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from pallas_kernels.tree_attention import tree_attention
 from tokenswift_jax.cache.full import FullCache, write_rows
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.parallel.heads import over_heads
 
 
 @jax.tree_util.register_dataclass
@@ -64,12 +65,14 @@ def forward_rows(
         all_keys = write_rows(all_keys, own_keys, layer, lengths)
         all_values = write_rows(all_values, own_values, layer, lengths)
         collected.append((own_keys, own_values, queries[None, :, 0]))
-        mixed = tree_attention(
-            queries,
-            all_keys,
-            all_values,
-            keys,
-            values,
+        mixed = over_heads(
+            tree_attention,
+            result=2,
+            queries=queries,
+            keys=all_keys,
+            values=all_values,
+            own_keys=keys,
+            own_values=values,
             layer=layer,
             lengths=lengths,
             tree_mask=tree_mask,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokenswift_jax.cache.draft import DraftCacheShape, empty_draft_cache
-from tokenswift_jax.cache.full import empty_cache
+from tokenswift_jax.cache.full import FullCache, empty_cache
 from tokenswift_jax.decoding import ngram, penalty, trust
 from tokenswift_jax.decoding.loop import compiled
 from tokenswift_jax.decoding.programs import Programs
@@ -57,26 +57,51 @@ def prefill(
       calibrate: whether the state keeps how the n-grams fare.
       draft: sizes of the draft cache, None for none (`loop.catch_up` fills it).
     """
-    batch = len(texts)
-    leaf = jax.tree.leaves(params)[0]
+    dtype = jax.tree.leaves(params)[0].dtype
     ids = padded(texts, capacity)
     tokens = jnp.asarray(ids)
     lengths = jnp.asarray([len(text) for text in texts], jnp.int32)
-    cache = empty_cache(config, batch, capacity, leaf.dtype)
+    cache = empty_cache(config, len(texts), capacity, dtype)
     rows = chunk_rows(max(map(len, texts)))
     function = compiled("prefill", graph)
     for start in range(0, max(map(len, texts)) - 1, rows):
         piece = jnp.asarray(ids[:, start : start + rows])
         cache = programs.run(function, ("prefill", graph), params, piece, jnp.asarray(start, jnp.int32), cache)
+    return first_state(
+        config,
+        tokens,
+        lengths,
+        cache,
+        penalise=penalise,
+        ngram_slots=ngram_slots,
+        calibrate=calibrate,
+        draft=draft,
+    )
+
+
+def first_state(
+    config: ModelConfig,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    cache: FullCache,
+    *,
+    penalise: bool,
+    ngram_slots: int | None,
+    calibrate: bool,
+    draft: DraftCacheShape | None,
+) -> DecodeState:
+    """The state of texts int32 [batch, capacity] of `lengths` int32 [batch] tokens whose cache is filled; their tables
+    and draft caches are empty. The other arguments are those of `prefill`."""
+    batch, dtype = lengths.shape[0], cache.keys.dtype
     return DecodeState(
         tokens=tokens,
         length=lengths - 1,
         finish=jnp.full((batch,), RUNNING, jnp.int32),
         cache=cache,
-        hidden=jnp.zeros((batch, config.hidden_size), leaf.dtype),
-        query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), leaf.dtype),
+        hidden=jnp.zeros((batch, config.hidden_size), dtype),
+        query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), dtype),
         last_positions=penalty.last_positions(tokens, lengths, config.vocab_size) if penalise else None,
         ngrams=None if ngram_slots is None else ngram.empty(batch, config.vocab_size, ngram_slots),
         ngram_trust=trust.unobserved(batch) if calibrate else None,
-        draft=None if draft is None else empty_draft_cache(config, draft, batch, leaf.dtype),
+        draft=None if draft is None else empty_draft_cache(config, draft, batch, dtype),
     )

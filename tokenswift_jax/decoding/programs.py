@@ -11,6 +11,8 @@ import jax
 
 # More than one long run ever needs; each holds host memory only.
 _KEPT = 64
+# XLA may join matrix products of one input by laying their weights side by side, a copy of them at every step.
+COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_dot_merger_threshold_mb": 0}}
 _executables: OrderedDict[Any, jax.stages.Compiled] = OrderedDict()
 
 
@@ -47,7 +49,8 @@ class Programs:
         executable = _executables.get(full)
         if executable is None:
             begun = time.perf_counter()
-            executable = function.lower(*arguments).compile()
+            options = COMPILER_OPTIONS.get(jax.default_backend(), {})
+            executable = function.lower(*arguments).compile(compiler_options=options)
             self.compile_seconds += time.perf_counter() - begun
             _executables[full] = executable
             while len(_executables) > _KEPT:

@@ -18,6 +18,7 @@ from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.heads import DraftHeads
 from tokenswift_jax.models.layers import Linear, RMSNorm, wide_dtype
 from tokenswift_jax.models.rope import rotate, rotation
+from tokenswift_jax.parallel.residual import whole
 
 # (layer, queries [B, R, Hq, D], keys and values [B, R, Hkv, D], carry) -> (mixed values [B, R, Hq, D], carry)
 Attention = Callable[[int, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
@@ -78,8 +79,8 @@ class DecoderLayer(nnx.Module):
         self, x: jax.Array, cos: jax.Array, sin: jax.Array, layer: int, attention: Attention, carry: Any
     ) -> tuple[jax.Array, Any]:
         mixed, carry = self.self_attn(self.input_layernorm(x), cos, sin, layer, attention, carry)
-        x = x + mixed
-        return x + self.mlp(self.post_attention_layernorm(x)), carry
+        x = whole(x + mixed)
+        return whole(x + self.mlp(self.post_attention_layernorm(x))), carry
 
 
 class Decoder(nnx.Module):
@@ -112,7 +113,7 @@ class Decoder(nnx.Module):
 
         tokens and positions are int32 [batch, rows]; a position is the index in the text, never a row's index.
         """
-        x = self.embed(tokens)
+        x = whole(self.embed(tokens))
         config = self.config
         cos, sin = rotation(config.rope, config.head_dim, positions, wide_dtype(x.dtype))
         for index, layer in enumerate(self.layers):

@@ -1,0 +1,66 @@
+"""Compiles decoding for accelerators that need not be here, and reports what their compilers say of it.
+
+    pip install -e '.[aot]'
+    python scripts/aot_report.py --target v5e h200 --model Llama-3.1-8B --step plain verify-16
+
+For each target, model and step: bytes of arguments and of temporary memory on one device, arrays as large as a layer's
+cache that the program makes anew (there should be none), registers and spills of GPU kernels, and the roofline: bytes,
+operations, and the time that the target's data sheet allows. Nothing here was run or measured on an accelerator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from hardware import targets
+
+MODELS = ("Llama-3.1-8B", "Qwen2.5-1.5B", "Qwen2.5-7B", "Qwen2.5-14B", "Yarn-Llama-2-7B")
+STEPS = ("plain", "verify-16", "verify-64", "draft", "partial-16", "prefill")
+KEYS = ("target", "model", "step", "layers", "capacity")
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = list(targets.TARGETS)
+    parser.add_argument("--target", nargs="+", choices=names, default=names)
+    parser.add_argument("--model", nargs="+", choices=[*MODELS, "tiny"], default=list(MODELS))
+    parser.add_argument("--step", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--layers", type=int, help="compile so many layers; the default is all")
+    parser.add_argument("--capacity", type=int, default=131072, help="slots of the cache")
+    parser.add_argument("--output", type=Path, help="JSON file, added to (default: benchmarks/<date>-aot.json)")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Compiles, prints a line for each step and writes the JSON file; 1 if any falls short of what it must be."""
+    arguments = parse_arguments(argv)
+    default = Path(__file__).parents[1] / "benchmarks" / f"{datetime.date.today()}-aot.json"
+    output = arguments.output or default
+    rows = json.loads(output.read_text(encoding="utf-8")) if output.exists() else []
+    good = True
+    with tempfile.TemporaryDirectory() as dumped:
+        targets.compile_without_hardware()
+        os.environ["XLA_FLAGS"] = f"--xla_dump_to={dumped} {os.environ.get('XLA_FLAGS', '')}"  # read when XLA starts
+        from hardware.aot import report
+
+        for target in arguments.target:
+            for model in arguments.model:
+                for step in arguments.step:
+                    row = report(target, model, step, arguments.layers, arguments.capacity, Path(dumped))
+                    print(json.dumps(row), flush=True)
+                    good &= row["good"]
+                    key = [row[name] for name in KEYS]
+                    rows = [old for old in rows if [old[name] for name in KEYS] != key] + [row]
+                    output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""One step of one model, compiled for one target ahead of time: what its compiler says."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hardware import ptx, roofline, shapes, steps
+from hardware.copies import large_arrays
+from hardware.targets import TARGETS, Target, devices
+from jax.sharding import AxisType, Mesh
+
+from pallas_kernels.implementation import compiling_for
+from tokenswift_jax.cache.full import cache_bytes
+from tokenswift_jax.decoding.programs import COMPILER_OPTIONS
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.rules import TENSOR, check_mesh, shardings
+
+LENGTHS = (4096, 16384, 65536, 126976)
+TEMPORARY_SHARE = 0.05  # of the cache, at most
+ROOM = 0.92  # of a device's memory, that weights and cache may take
+DTYPE = jnp.dtype(jnp.bfloat16)
+KERNELS = ("tree_attention", "sparse_attention", "cache_scores")
+_ARCHITECTURES = {"a100": "sm_80", "h200": "sm_90a"}
+
+
+def report(name: str, model: str, step: str, layers: int | None, capacity: int, dumped: Path) -> dict[str, Any]:
+    """The row of one step; `good` says that it is all it must be. `dumped` is where XLA puts PTX."""
+    target, whole = TARGETS[name], shapes.config_of(model)
+    count = devices_needed(target, whole, capacity)
+    config = shapes.config_of(model, layers)
+    wanted = steps.step_named(step, config, capacity, DTYPE)
+    for old in dumped.glob("*"):
+        old.unlink()
+    begun = time.perf_counter()
+    compiled = compile_step(target, wanted, count)
+    seconds = time.perf_counter() - begun
+    memory = compiled.memory_analysis()
+    cache = cache_bytes(config, 1, capacity, DTYPE) // count
+    logits = 4 * wanted.rows * config.vocab_size if wanted.plan else 0
+    made = large_arrays(compiled.as_text(), cache // (2 * config.num_layers))
+    copies = [entry for entry in made if " bf16[" in entry]
+    arguments = memory.argument_size_in_bytes
+    total = arguments + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    row = {
+        "target": name,
+        "model": model,
+        "step": step,
+        "layers": config.num_layers,
+        "capacity": capacity,
+        "devices": count,
+        "compile_seconds": round(seconds, 1),
+        "argument_bytes": arguments,
+        "cache_bytes": cache,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "temporary_share": round(memory.temp_size_in_bytes / cache, 4),
+        "cache_is_donated": memory.alias_size_in_bytes >= cache,
+        "cache_copies": copies,
+        "other_large_arrays": [entry for entry in made if entry not in copies],
+        "share_of_memory": round(total / target.memory, 3),
+        "roofline": [_bound(step, whole, length, target, count) for length in LENGTHS if length < capacity],
+        "jax": jax.__version__,
+    }
+    if target.kind == "gpu":
+        row["kernels"] = ptx.kernel_registers(dumped, _ARCHITECTURES[name], KERNELS)
+    # A shallow model's cache says nothing of the share that temporaries may take.
+    small = memory.temp_size_in_bytes <= TEMPORARY_SHARE * cache + logits or config.num_layers < whole.num_layers
+    spilled = any(kernel["spilled_bytes"] for kernel in row.get("kernels", {}).values())
+    row["good"] = bool(row["cache_is_donated"] and not copies and small and total <= target.memory and not spilled)
+    return row
+
+
+def compile_step(target: Target, step: steps.Step, count: int) -> Any:
+    """The compiled step, split over `count` of the target's devices."""
+    mesh = Mesh(np.array(devices(target)[:count]), (TENSOR,), axis_types=(AxisType.Auto,))
+    placed = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        step.arguments,
+        shardings(mesh, step.arguments),
+    )
+    with compiling_for(target.kind), jax.set_mesh(mesh):
+        return step.function.lower(*placed).compile(compiler_options=COMPILER_OPTIONS.get(target.kind, {}))
+
+
+def devices_needed(target: Target, config: ModelConfig, capacity: int) -> int:
+    """The fewest devices, of a power of two, that hold weights and cache."""
+    needed = roofline.parameter_bytes(config) + cache_bytes(config, 1, capacity, DTYPE)
+    for count in (1, 2, 4, 8):
+        if needed <= ROOM * target.memory * count and config.num_kv_heads % count == 0:
+            check_mesh(config, count)
+            return count
+    raise SystemExit(f"error: {needed / 1e9:.0f} GB do not fit 8 devices of {target.memory / 1e9:.0f} GB")
+
+
+def _bound(step: str, config: ModelConfig, length: int, target: Target, count: int) -> dict[str, Any]:
+    cost = roofline.step_cost(step, config, length)
+    return {
+        "length": length,
+        "bytes": cost.bytes,
+        "operations": cost.operations,
+        "milliseconds": round(1e3 * cost.seconds(target, count), 4),
+    }

@@ -1,0 +1,81 @@
+"""What a step must move and compute, counted from shapes, and the time a device's data sheet allows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hardware.steps import DRAFT_CACHE, PREFILL_ROWS
+from hardware.targets import Target
+
+from tokenswift_jax.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one step over all devices: bytes of memory traffic, floating-point operations."""
+
+    bytes: int
+    operations: int
+
+    def seconds(self, target: Target, devices: int) -> float:
+        """The time below which no program can be on so many devices: bytes or operations, whichever takes longer."""
+        return max(self.bytes / target.bandwidth, self.operations / target.operations) / devices
+
+
+def step_cost(name: str, config: ModelConfig, length: int, itemsize: int = 2) -> Cost:
+    """The least that a step (of `steps.STEPS`) at `length` committed tokens costs.
+
+    Each weight that takes part and each live position of the cache is read once, each row's K/V and logits are written
+    once and read once; what a chip keeps in registers and on-chip memory costs nothing.
+    """
+    layer, head, heads = _layer_weights(config), config.hidden_size * config.vocab_size, _head_weights(config)
+    backbone = config.num_layers * layer
+    cell = config.num_layers * 2 * config.num_kv_heads * config.head_dim  # a position's elements of K and V
+    draft = _pass(config, backbone, cell, 1, min(length, DRAFT_CACHE), itemsize)
+    # Three chained heads and the backbone give their candidates from one product with the LM head.
+    guess = _product(heads, 1, itemsize) + _product(head, 1 + config.num_draft_heads, itemsize)
+    guess.append((4 * 2 * (1 + config.num_draft_heads) * config.vocab_size, 0))
+    if name == "prefill":
+        parts = _pass(config, backbone, cell, PREFILL_ROWS, length, itemsize)
+    elif name == "plain":
+        parts = [*_pass(config, backbone, cell, 1, length, itemsize), *_logits(config, head, 1, itemsize)]
+    elif name == "draft":
+        parts = [*draft, *guess]
+    else:
+        kind, rows = name.split("-")
+        parts = [*_pass(config, backbone, cell, int(rows), length, itemsize)]
+        parts += [*_logits(config, head, int(rows), itemsize), *guess, *(draft if kind == "partial" else [])]
+    return Cost(sum(part[0] for part in parts), sum(part[1] for part in parts))
+
+
+def parameter_bytes(config: ModelConfig, itemsize: int = 2) -> int:
+    """Bytes of all weights, draft heads included."""
+    tables = (1 if config.tie_word_embeddings else 2) * config.hidden_size * config.vocab_size
+    return itemsize * (config.num_layers * _layer_weights(config) + _head_weights(config) + tables)
+
+
+def _layer_weights(config: ModelConfig) -> int:
+    size, dim = config.hidden_size, config.head_dim
+    attention = size * dim * (2 * config.num_heads + 2 * config.num_kv_heads)
+    return attention + 3 * size * config.intermediate_size
+
+
+def _head_weights(config: ModelConfig) -> int:
+    return config.num_draft_heads * config.hidden_size**2
+
+
+def _product(weights: int, rows: int, itemsize: int) -> list[tuple[int, int]]:
+    return [(weights * itemsize, 2 * weights * rows)]
+
+
+def _pass(
+    config: ModelConfig, backbone: int, cell: int, rows: int, length: int, itemsize: int
+) -> list[tuple[int, int]]:
+    """A forward of so many rows over `length` cached positions: weights, cache read, own K/V written."""
+    attention = 4 * config.num_layers * config.num_heads * config.head_dim * rows * (length + rows)
+    return [*_product(backbone, rows, itemsize), (cell * (length + rows) * itemsize, attention)]
+
+
+def _logits(config: ModelConfig, head: int, rows: int, itemsize: int) -> list[tuple[int, int]]:
+    """The LM head, and its logits in float32 written and read once."""
+    return [*_product(head, rows, itemsize), (4 * 2 * rows * config.vocab_size, 0)]

@@ -1,0 +1,118 @@
+"""The programs that decoding runs, with their arguments as shapes: to be compiled anywhere, or filled and run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tokenswift_jax.cache.full import FullCache, empty_cache
+from tokenswift_jax.decoding import loop, plans
+from tokenswift_jax.decoding.draft import draft_tree
+from tokenswift_jax.decoding.loop import exact_products
+from tokenswift_jax.decoding.noise import gumbel_noise
+from tokenswift_jax.decoding.prefill import first_state
+from tokenswift_jax.decoding.processors import processors_for, sampling_inputs
+from tokenswift_jax.decoding.run import CHUNK_TOKENS
+from tokenswift_jax.decoding.state import DecodeState, Inputs, Limits, Plan
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculation import SpeculationConfig
+
+STEPS = ("plain", "verify-16", "verify-64", "draft", "partial-16", "prefill")
+# The paper's taste, so that every part of sampling is in the steps.
+SAMPLING = SamplingConfig(temperature=1.0, min_p=0.1, repetition_penalty=1.1, penalty_window=1024)
+PREFILL_ROWS = 512
+DRAFT_CACHE = 4096
+
+
+@dataclass(frozen=True)
+class Step:
+    """One program.
+
+    Attributes:
+      name: of STEPS.
+      function: jitted; its cache is donated.
+      arguments: pytree of shapes.
+      rows: that the target's forward takes at once.
+      plan: what it does; None for prefill.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    rows: int
+    plan: Plan | None
+
+
+def step_named(name: str, config: ModelConfig, capacity: int, dtype: Any, batch: int = 1) -> Step:
+    """A step of a model with a cache of `capacity` slots.
+
+    `plain` is a token of `autoregressive`; `verify-N` an iteration of `fused` with N rows, drafting by heads and commit
+    included; `partial-16` an iteration of `partial`; `draft` its drafting alone; `prefill` a chunk of a prompt.
+    """
+    graph, params = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))))
+    if name == "prefill":
+        shape = jax.ShapeDtypeStruct
+        cache = jax.eval_shape(lambda: empty_cache(config, batch, capacity, jnp.dtype(dtype)))
+        arguments = (params, shape((batch, PREFILL_ROWS), jnp.int32), shape((), jnp.int32), cache)
+        return Step(name, jax.jit(functools.partial(loop.prefill_chunk, graph), donate_argnums=3), arguments, 512, None)
+    plan = plan_named(name, config)
+    inputs, state = jax.eval_shape(lambda p: first_call(plan, p, jnp.dtype(dtype), batch, capacity), params)
+    if name == "draft":
+        function = jax.jit(functools.partial(draft_alone, graph, plan), donate_argnums=1)
+        return Step(name, function, (inputs, state), 1, plan)
+    function = jax.jit(functools.partial(loop.run_chunk, graph, plan, CHUNK_TOKENS + plan.depth), donate_argnums=1)
+    return Step(name, function, (inputs, state, jax.ShapeDtypeStruct((), jnp.int32)), plan.rows, plan)
+
+
+def plan_named(name: str, config: ModelConfig) -> Plan:
+    """The plan of a step of STEPS, prefill excepted."""
+    processors = processors_for(SAMPLING)
+    if name == "plain":
+        return plans.autoregressive_plan(config, processors).plan
+    schedule = "fused" if name.startswith("verify") else "partial"
+    rows = 16 if name == "draft" else int(name.split("-")[1])
+    speculation = SpeculationConfig(
+        mode="tokenswift", schedule=schedule, node_budget=rows - 1, draft_cache=DRAFT_CACHE, tree=(1, 3, 3, 3)
+    )
+    return plans.speculative_plans(config, speculation, processors, "accelerator")[0].plan
+
+
+def first_call(plan: Plan, params: Any, dtype: Any, batch: int, capacity: int) -> tuple[Inputs, DecodeState]:
+    """What the first iteration after an empty prompt takes."""
+    config = plan.config
+    lengths = jnp.ones((batch,), jnp.int32)
+    state = first_state(
+        config,
+        jnp.zeros((batch, capacity), jnp.int32),
+        lengths,
+        empty_cache(config, batch, capacity, dtype),
+        penalise=plan.processors.penalty,
+        ngram_slots=32 if plan.tree is not None and plan.tree.ngram_k else None,
+        calibrate=plan.tree is not None and plan.tree.calibrated,
+        draft=plan.draft,
+    )
+    limits = Limits(lengths, jnp.full((batch,), capacity, jnp.int32), jnp.zeros((config.vocab_size,), bool))
+    sampling = sampling_inputs(SAMPLING, vocab=config.vocab_size, batch=batch)
+    return Inputs(params, sampling, limits, jnp.asarray(SAMPLING.penalty_window, jnp.int32)), state
+
+
+def draft_alone(graph: Any, plan: Plan, inputs: Inputs, state: DecodeState) -> tuple[Any, DecodeState]:
+    """The drafting half of an iteration: its tree, and the state with the draft cache's scratch rows written."""
+    model = nnx.merge(graph, inputs.params)
+    ahead = jnp.arange(1, plan.depth + 2, dtype=jnp.int32)
+    with exact_products(state.cache.keys.dtype):
+        noise = gumbel_noise(inputs.sampling.keys, state.length[:, None] + ahead[None], plan.config.vocab_size)
+        return draft_tree(model, state, inputs, plan, noise)
+
+
+def cache_of(step: Step) -> FullCache:
+    """The full cache among a step's arguments."""
+    return step.arguments[3] if step.plan is None else step.arguments[1].cache

@@ -1,0 +1,68 @@
+"""A tiny decoder with a KV head for each of eight devices, and what its first chunk takes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tokenswift_jax import SamplingConfig, SpeculationConfig
+from tokenswift_jax.cache.full import empty_cache
+from tokenswift_jax.decoding import plans
+from tokenswift_jax.decoding.prefill import first_state
+from tokenswift_jax.decoding.processors import processors_for, sampling_inputs
+from tokenswift_jax.decoding.state import Inputs, Limits
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.hf_config import model_config
+
+FEW = 40  # records of a chunk: enough that the draft cache of 24 selects
+SAMPLING = SamplingConfig(temperature=1.0, min_p=0.05, repetition_penalty=1.1, seed=3)
+CAPACITY = 256
+
+
+def model_of(kv_heads=8):
+    """(configuration, graph, parameters)."""
+    config = model_config(
+        {
+            "model_type": "qwen2",  # its projections have biases
+            "vocab_size": 64,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 16,
+            "num_key_value_heads": kv_heads,
+            "head_dim": 8,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "max_position_embeddings": 131072,
+            "tie_word_embeddings": False,
+        }
+    )
+    config = dataclasses.replace(config, num_draft_heads=3, draft_head_type="chained")
+    return config, *nnx.split(Decoder(config, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(0)))
+
+
+def first_call(schedule):
+    """(graph, plan, inputs, state) of a text of one token; schedule `autoregressive` or one of tokenswift's."""
+    config, graph, params = model_of()
+    processors = processors_for(SAMPLING)
+    plan = plans.autoregressive_plan(config, processors).plan
+    if schedule != "autoregressive":
+        speculation = SpeculationConfig(
+            mode="tokenswift", schedule=schedule, node_budget=4, draft_cache=24, draft_sinks=4, ngram_k=4, ngram_slots=4
+        )
+        plan = plans.speculative_plans(config, speculation, processors, "cpu")[0].plan
+    lengths = jnp.ones((1,), jnp.int32)
+    state = first_state(
+        config,
+        jnp.zeros((1, CAPACITY), jnp.int32),
+        lengths,
+        empty_cache(config, 1, CAPACITY, jnp.dtype(jnp.float32)),
+        penalise=True,
+        ngram_slots=4 if plan.tree else None,
+        calibrate=plan.tree is not None and plan.tree.calibrated,
+        draft=plan.draft,
+    )
+    limits = Limits(lengths, jnp.full((1,), CAPACITY, jnp.int32), jnp.zeros((config.vocab_size,), bool))
+    sampling = sampling_inputs(SAMPLING, vocab=config.vocab_size, batch=1)
+    return graph, plan, Inputs(params, sampling, limits, jnp.asarray(0, jnp.int32)), jax.block_until_ready(state)

@@ -1,0 +1,77 @@
+"""Decoding split over eight devices writes what one device writes, and every array lies where the rules say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+from parallel_models import FEW, first_call, model_of
+
+from tokenswift_jax.decoding.loop import run_chunk
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.parallel.rules import TENSOR, check_mesh, shardings
+
+DEVICES = 8
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return Mesh(np.array(jax.devices()[:DEVICES]), (TENSOR,), axis_types=(AxisType.Auto,))
+
+
+@pytest.mark.parametrize("schedule", ["autoregressive", "partial"])
+def test_eight_devices_write_the_text_of_one(mesh, schedule):
+    graph, plan, inputs, state = first_call(schedule)
+    run = jax.jit(lambda i, s: run_chunk(graph, plan, FEW, i, s, jnp.int32(FEW)))
+    alone, chunk = run(inputs, state)
+    with jax.set_mesh(mesh):
+        split_state, split_chunk = run(*jax.device_put((inputs, state), shardings(mesh, (inputs, state))))
+    assert np.asarray(chunk.counts).min() >= FEW - plan.depth - 1
+    np.testing.assert_array_equal(split_chunk.records, chunk.records)
+    length = int(alone.length[0])
+    # The same products, summed in another order.
+    np.testing.assert_allclose(
+        np.asarray(split_state.cache.keys)[:, :, :, :length], alone.cache.keys[:, :, :, :length], atol=1e-4
+    )
+    assert split_state.cache.keys.sharding.spec == P(None, None, TENSOR), "every device keeps its own heads"
+    if state.draft is not None:
+        assert split_state.draft.cache.keys.sharding.spec == P(None, None, TENSOR)
+
+
+def test_weights_and_caches_are_split_and_the_rest_is_whole(mesh):
+    _, _, inputs, state = first_call("partial")
+    found = {
+        jax.tree_util.keystr(path): sharding.spec
+        for path, sharding in jax.tree_util.tree_leaves_with_path(shardings(mesh, (inputs.params, state)))
+    }
+    found = {name.replace("']['", "."): spec for name, spec in found.items() if spec != P()}
+    expected = {
+        "q_proj.kernel": P(None, TENSOR),
+        "k_proj.kernel": P(None, TENSOR),
+        "v_proj.kernel": P(None, TENSOR),
+        "q_proj.bias": P(TENSOR),
+        "k_proj.bias": P(TENSOR),
+        "v_proj.bias": P(TENSOR),
+        "o_proj.kernel": P(TENSOR, None),
+        "gate_proj.kernel": P(None, TENSOR),
+        "up_proj.kernel": P(None, TENSOR),
+        "down_proj.kernel": P(TENSOR, None),
+        "lm_head.kernel": P(None, TENSOR),
+        "embed_tokens": P(TENSOR, None),
+        "linear.kernel": P(None, TENSOR),
+        "cache.keys": P(None, None, TENSOR),
+        "cache.values": P(None, None, TENSOR),
+        "query": P(None, None, TENSOR),
+        "draft.positions": P(None, None, TENSOR),
+    }
+    for name, spec in found.items():
+        assert [wanted for part, wanted in expected.items() if part in name] == [spec], name
+    for part in expected:
+        assert any(part in name for name in found), part
+
+
+def test_a_model_that_cannot_be_split():
+    config = model_of(kv_heads=2)[0]
+    with pytest.raises(UserError, match="num_kv_heads 2 cannot be split over 8 devices; use a divisor"):
+        check_mesh(config, DEVICES)

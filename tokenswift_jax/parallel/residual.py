@@ -1,0 +1,14 @@
+"""The residual stream on a mesh: whole on every device."""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+
+def whole(x: jax.Array) -> jax.Array:
+    """x, kept whole on every device of the mesh in use, if one is.
+
+    Left alone, XLA may split the stream and then copies slices of the weights at every step.
+    """
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, P())

@@ -1,0 +1,68 @@
+"""Where every array lives on a mesh: the one place that says which dimension is split over which axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.models.config import ModelConfig
+
+TENSOR = "tensor"  # heads, the MLP's inner size and the vocabulary
+
+# By the last two names of a parameter's path; what is not named is whole on every device. Projections that read the
+# residual stream are split by column, those that write it by row, so a layer needs two sums across devices.
+_PARAMETERS = {
+    ("q_proj", "kernel"): P(None, TENSOR),
+    ("k_proj", "kernel"): P(None, TENSOR),
+    ("v_proj", "kernel"): P(None, TENSOR),
+    ("q_proj", "bias"): P(TENSOR),
+    ("k_proj", "bias"): P(TENSOR),
+    ("v_proj", "bias"): P(TENSOR),
+    ("o_proj", "kernel"): P(TENSOR, None),
+    ("gate_proj", "kernel"): P(None, TENSOR),
+    ("up_proj", "kernel"): P(None, TENSOR),
+    ("gate_proj", "bias"): P(TENSOR),
+    ("up_proj", "bias"): P(TENSOR),
+    ("down_proj", "kernel"): P(TENSOR, None),
+    ("lm_head", "kernel"): P(None, TENSOR),
+    ("linear", "kernel"): P(None, TENSOR),  # draft heads
+    ("linear", "bias"): P(TENSOR),
+}
+_EMBEDDINGS = P(TENSOR, None)
+_KV_HEADS = P(None, None, TENSOR)  # [layers, batch, heads, ...] of caches, their positions and queries
+
+
+def check_mesh(config: ModelConfig, devices: int) -> None:
+    """UserError where a model cannot be split over so many devices."""
+    for name in ("num_kv_heads", "num_heads", "intermediate_size", "vocab_size"):
+        if getattr(config, name) % devices:
+            raise UserError(f"{name} {getattr(config, name)} cannot be split over {devices} devices; use a divisor")
+
+
+def shardings(mesh: Mesh, tree: Any) -> Any:
+    """The sharding of every leaf of parameters, inputs or state, by the names on its path; None stays None."""
+
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, _spec([_name(key) for key in path], leaf))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def _spec(names: list[str], leaf: Any) -> P:
+    names = [name for name in names if name != "value"]  # nnx wraps a parameter in a variable
+    if "embed_tokens" in names:
+        return _EMBEDDINGS
+    if leaf.ndim >= 4 and (set(names) & {"cache", "draft", "query", "keys", "values"}):
+        return _KV_HEADS
+    return _PARAMETERS.get((names[-2], names[-1]), P()) if len(names) > 1 else P()
+
+
+def _name(key: Any) -> str:
+    for attribute in ("name", "key", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
