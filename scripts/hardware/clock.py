@@ -1,0 +1,34 @@
+"""Wall time of work on a device: warmed up, repeated, medians."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def seconds_of(work: Callable[[], Any], repeats: int = 5) -> float:
+    """Median seconds of `work`, which returns what it made; its first call, compilation included, is not counted."""
+    jax.block_until_ready(work())
+    times = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        jax.block_until_ready(work())
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+def copy_bandwidth(size: int, passes: int = 10) -> float:
+    """Bytes a second of memory traffic, read and written, of a program that rewrites `size` bytes again and again."""
+    x = jax.random.normal(jax.random.key(0), (size // 4,), jnp.float32)
+
+    @jax.jit
+    def rewrite(x: jax.Array) -> jax.Array:
+        # Behind the barrier two passes cannot become one.
+        return jax.lax.fori_loop(0, passes, lambda _, y: jax.lax.optimization_barrier(-y), x)
+
+    return 2 * size * passes / seconds_of(lambda: rewrite(x))

@@ -1,0 +1,94 @@
+"""Steps with random weights and a random cache of any length: real enough to be timed."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from hardware import steps
+
+from tokenswift_jax.cache.full import FullCache
+from tokenswift_jax.decoding.loop import compiled
+from tokenswift_jax.decoding.programs import COMPILER_OPTIONS
+from tokenswift_jax.decoding.state import Inputs
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.decoder import Decoder
+
+CALLS = 6  # timed calls of a step, the first of which is left out
+ITERATIONS = 6  # of a call
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """A model's configuration and random parameters of its shapes.
+
+    Attributes:
+      config: the decoder's.
+      params: its parameters on the device.
+      dtype: of weights and activations.
+    """
+
+    config: ModelConfig
+    params: Any
+    dtype: Any
+
+
+def random_model(config: ModelConfig, dtype: Any) -> RandomModel:
+    """Parameters drawn on the device, one shape at a time, so that nothing but them takes memory."""
+    shapes = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))))[1]
+    leaves, structure = jax.tree.flatten(shapes)
+    filled = [_random(leaf, index) for index, leaf in enumerate(leaves)]
+    return RandomModel(config, jax.tree.unflatten(structure, filled), dtype)
+
+
+def milliseconds_a_pass(model: RandomModel, name: str, length: int, capacity: int) -> dict[str, float]:
+    """A step's time an iteration after `length` tokens, and how many tokens an iteration emitted."""
+    step = steps.step_named(name, model.config, capacity, model.dtype)
+    assert step.plan is not None
+    blank = jax.jit(lambda: steps.first_call(step.plan, None, jnp.dtype(model.dtype), 1, capacity))
+    inputs, state = blank()
+    inputs = replace(inputs, params=model.params)
+    cache = FullCache(_random(state.cache.keys, 1), _random(state.cache.values, 2))
+    state = replace(state, cache=cache, length=jnp.full_like(state.length, length))
+    if step.plan.draft is not None or (step.plan.tree is not None and step.plan.tree.ngram_k):
+        state = compiled("catch_up", None, step.plan)(_light(inputs), state)
+    function = _executable(step, inputs, state)
+    times, tokens, passes = [], 0, 0
+    for call in range(CALLS):
+        begun = time.perf_counter()
+        state, chunk = function(inputs, state, jnp.int32(ITERATIONS))
+        done = int(chunk.iterations)
+        if call:
+            times.append(1e3 * (time.perf_counter() - begun) / done)
+            tokens, passes = tokens + int(chunk.counts[0]), passes + done
+    return {"milliseconds": statistics.median(times), "tokens_a_pass": tokens / passes}
+
+
+def _executable(step: steps.Step, inputs: Inputs, state: Any) -> Any:
+    lowered = step.function.lower(inputs, state, jnp.int32(ITERATIONS))
+    return lowered.compile(compiler_options=COMPILER_OPTIONS.get(jax.default_backend(), {}))
+
+
+def _light(inputs: Inputs) -> Inputs:
+    """Catching up reads no parameters."""
+    return replace(inputs, params=None)
+
+
+def _random(leaf: Any, seed: int) -> jax.Array:
+    return _drawn(leaf.shape, jnp.dtype(leaf.dtype), jnp.uint32(seed))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _drawn(shape: tuple[int, ...], dtype: Any, seed: jax.Array) -> jax.Array:
+    """Normal numbers of the size that trained weights have, by a layer of the stack at a time: no wide copy of all."""
+    scale = jnp.asarray(0.02 if len(shape) == 2 else 1.0, dtype)
+    key = jax.random.key(seed)
+    if len(shape) < 3:
+        return jax.random.normal(key, shape, dtype) * scale
+    return jax.lax.map(lambda key: jax.random.normal(key, shape[1:], dtype) * scale, jax.random.split(key, shape[0]))
