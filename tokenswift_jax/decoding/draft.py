@@ -22,8 +22,8 @@ def draft_tree(
 ) -> tuple[Tree, DecodeState]:
     """The tree that this iteration verifies, and the state (the draft cache's scratch slots are overwritten).
 
-    noise is float32 [batch, depth + 1, vocab] of positions n+1 .., None when greedy; a plan without `shared_noise` drafts
-    as if it were None.
+    noise is float32 [batch, depth + 1, vocab] of positions n+1 .., None when greedy; a plan without `shared_noise`
+    drafts as if it were None.
     """
     assert plan.tree is not None
     root = _root(state)
