@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 
 import jax
 
+from pallas_kernels.gpus import Gpu, attached
+
 Implementation = Literal["reference", "tpu", "gpu"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
@@ -31,8 +33,14 @@ def interpret() -> Any:
     return False if _override.value is None else _override.value[1]
 
 
+def gpu() -> Gpu:
+    """The GPU that kernels traced here size their programs by: what `compiling_for` says, else the attached one."""
+    target = None if _override.value is None else _override.value[2]
+    return target or attached()
+
+
 @contextmanager
-def compiling_for(name: Implementation, *, interpret: Any = False) -> Iterator[None]:
+def compiling_for(name: Implementation, *, interpret: Any = False, gpu: Gpu | None = None) -> Iterator[None]:
     """Kernels traced inside use the implementation `name`, whatever this process runs on.
 
     For compilation ahead of time and for tests. A jitted function called or lowered inside is traced anew for the
@@ -43,6 +51,7 @@ def compiling_for(name: Implementation, *, interpret: Any = False) -> Iterator[N
       name: "reference", "tpu" or "gpu".
       interpret: what `pl.pallas_call` takes: False compiles, True interprets, and the TPU kernels also take
         `pltpu.InterpretParams(...)`.
+      gpu: what GPU kernels size their programs by (`gpus.A100`, `gpus.H200`); None for the attached one.
 
     Raises:
       ValueError: no such implementation, or the reference is to be interpreted.
@@ -51,7 +60,7 @@ def compiling_for(name: Implementation, *, interpret: Any = False) -> Iterator[N
         raise ValueError(f"no implementation {name!r}; there are {', '.join(IMPLEMENTATIONS)}")
     if interpret and name == "reference":
         raise ValueError("the reference is plain jnp and has no interpreter; interpret is for tpu and gpu")
-    with _override((name, interpret)):
+    with _override((name, interpret, gpu)):
         yield
 
 

@@ -14,5 +14,15 @@ __all__ = ["tree_attention"]
 
 def tree_attention(*arrays: jax.Array, **options: Any) -> jax.Array:
     """`reference.tree_attention`, by the implementation that `pallas_kernels.implementation` chooses."""
-    choose("tree_attention", ("reference",))
-    return reference.tree_attention(*arrays, **options)
+    # Imported where they are wanted: on CPU nobody should wait for Pallas.
+    match choose("tree_attention"):
+        case "tpu":
+            from pallas_kernels.tree_attention import tpu
+
+            return tpu.tree_attention(*arrays, **options)
+        case "gpu":
+            from pallas_kernels.tree_attention import gpu
+
+            return gpu.tree_attention(*arrays, **options)
+        case "reference":
+            return reference.tree_attention(*arrays, **options)

@@ -29,6 +29,8 @@ def tree_attention(
     positions: jax.Array,
     window: int | None,
     key_positions: jax.Array | None,
+    key_scales: jax.Array | None = None,
+    value_scales: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention of rows over a cache prefix and over each other, as [batch, rows, query_heads, head_dim].
 
@@ -44,6 +46,8 @@ def tree_attention(
       window: how many newest positions a row may see, its own included; None for all.
       key_positions: int32 [layers, batch, kv_heads, capacity], index in the text of each slot; None when slot i
         holds position i. Read only under a window.
+      key_scales, value_scales: float32 [layers, batch, kv_heads, capacity]: a slot's keys or values are the cache's
+        numbers, int8 or float8 say, times its scale. None: the cache is in the queries' dtype.
     """
     batch, rows, query_heads, head_dim = queries.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
@@ -60,12 +64,14 @@ def tree_attention(
         # loop on CPU; narrow dtypes scale the scores.
         return key_block * scale if exact else key_block
 
-    def accumulate(state, key_block, value_block, visible):
+    def accumulate(state, key_block, value_block, visible, key_scale=None, value_scale=None):
         """Folds one block of columns into the running maximum, normaliser and weighted sum; visible None: all."""
         peak, total, mixed = state
         # Keys on the left: on CPU the large operand then needs no transposed copy.
         scores = jnp.einsum("bhcd,bhrd->bhcr", key_block, grouped, preferred_element_type=wide)
         scores = scores.swapaxes(2, 3) if exact else scores.swapaxes(2, 3) * scale
+        if key_scale is not None:
+            scores = scores * key_scale
         if visible is not None:
             scores = jnp.where(visible, scores, lowest)
         new_peak = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
@@ -75,6 +81,8 @@ def tree_attention(
             weights = jnp.where(visible, weights, jnp.zeros((), wide))
         decay = jnp.exp(peak - new_peak)
         total = total * decay + weights.sum(axis=-1, keepdims=True)
+        if value_scale is not None:
+            weights = weights * value_scale
         mixed = mixed * decay + jnp.einsum(
             "bhrc,bhcd->bhrd", weights.astype(value_block.dtype), value_block, preferred_element_type=wide
         )
@@ -86,14 +94,20 @@ def tree_attention(
         """Folds in `size` slots from `start`; whole: they are in use in every row of the batch."""
         at = (at_layer, zero, zero, start, zero)
         shape = (1, batch, kv_heads, size, head_dim)
-        key_block = scaled(lax.dynamic_slice(keys, at, shape)[0])
-        value_block = lax.dynamic_slice(values, at, shape)[0]
+        # Numbers that carry a scale are exact in the queries' dtype.
+        key_block = scaled(lax.dynamic_slice(keys, at, shape)[0].astype(queries.dtype))
+        value_block = lax.dynamic_slice(values, at, shape)[0].astype(queries.dtype)
+        scales = [
+            None if x is None else lax.dynamic_slice(x, at[:4], shape[:4])[0].astype(wide)[:, :, None, :]
+            for x in (key_scales, value_scales)
+        ]
         slots = start + jnp.arange(size, dtype=jnp.int32)
         visible = None
         if not whole:
             visible = (slots[None, :] < lengths[:, None])[:, None, None, :]
             # 0 * NaN is NaN: scratch slots must be zero before they are weighted.
             value_block = jnp.where(visible[:, :, 0, :, None], value_block, jnp.zeros((), value_block.dtype))
+            scales = [None if x is None else jnp.where(visible, x, jnp.zeros((), wide)) for x in scales]
         if window is not None:
             if key_positions is None:
                 text = jnp.broadcast_to(slots[None, None, :], (batch, 1, size))
@@ -102,7 +116,7 @@ def tree_attention(
             reach = jnp.tile(positions, (1, group)) - window
             near = text[:, :, None, :] > reach[:, None, :, None]
             visible = near if visible is None else visible & near
-        return accumulate(state, key_block, value_block, visible)
+        return accumulate(state, key_block, value_block, visible, *scales)
 
     shape = (batch, kv_heads, group * rows)
     state = (

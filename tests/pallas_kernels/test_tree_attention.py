@@ -1,95 +1,19 @@
 """Tree attention against dense softmax attention in NumPy float64; whatever must not be read holds NaN."""
 
-from dataclasses import dataclass
 from functools import partial
 
+import attention_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from attention_cases import LAYER, LAYERS, Shape, dense, make, quantised
 
 from pallas_kernels.tree_attention import tree_attention
 
-LAYERS, LAYER = 3, 1
 # Around every length at which an implementation in blocks could end one.
 EDGES = sorted({0, 1, 2} | {block * times + by for block in (128, 2048) for times in (1, 2, 4, 8) for by in (-1, 0, 1)})
 EDGES = [length for length in EDGES if length <= 4097]
-
-
-@dataclass(frozen=True)
-class Shape:
-    group: int = 2
-    rows: int = 5
-    head_dim: int = 16
-    kv_heads: int = 2
-    capacity: int = 4352
-    dtype: str = "float32"
-
-
-def ancestor_mask(rng, rows):
-    """bool [rows, rows] of a random tree: row 0 the root, every other row below an earlier one."""
-    mask = np.eye(rows, dtype=bool)
-    for row in range(1, rows):
-        mask[row] |= mask[rng.integers(row)]
-    return mask
-
-
-def make(rng, shape, lengths):
-    """Arguments by name: NaN past each length and in every other layer."""
-    batch, heads = len(lengths), shape.kv_heads * shape.group
-    cache = np.full((2, LAYERS, batch, shape.kv_heads, shape.capacity, shape.head_dim), np.nan)
-    for row, length in enumerate(lengths):
-        cache[:, LAYER, row, :, :length] = rng.normal(size=(2, shape.kv_heads, length, shape.head_dim))
-    masks = [ancestor_mask(rng, shape.rows) for _ in lengths]
-    drawn = {
-        "queries": rng.normal(size=(batch, shape.rows, heads, shape.head_dim)),
-        "keys": cache[0],
-        "values": cache[1],
-        "own_keys": rng.normal(size=(batch, shape.rows, shape.kv_heads, shape.head_dim)),
-        "own_values": rng.normal(size=(batch, shape.rows, shape.kv_heads, shape.head_dim)),
-    }
-    lengths = np.asarray(lengths, np.int32)
-    depths = np.asarray([mask.sum(axis=1) - 1 for mask in masks], np.int32)
-    return {name: jnp.asarray(array, shape.dtype) for name, array in drawn.items()} | {
-        "lengths": jnp.asarray(lengths),
-        "tree_mask": jnp.asarray(np.stack(masks)),
-        "positions": jnp.asarray(lengths[:, None] + depths),
-        "key_positions": None,
-    }
-
-
-def widened(values):
-    """Float64, exactly."""
-    return np.asarray(values).astype(np.float64)
-
-
-def dense(arguments, window=None):
-    """The mixed values, and the same with |v| for v, which bounds how far rounding can move them."""
-    wide = {k: None if v is None else np.asarray(v) for k, v in arguments.items()}
-    floats = ("queries", "keys", "values", "own_keys", "own_values")
-    wide |= {name: widened(arguments[name]) for name in floats}
-    queries, positions = wide["queries"], wide["positions"]
-    batch, rows, heads, dim = queries.shape
-    group = heads // wide["keys"].shape[2]
-    mixed, magnitude = np.zeros_like(queries), np.zeros_like(queries)
-    for b in range(batch):
-        length = wide["lengths"][b]
-        for head in range(heads):
-            kv = head // group
-            keys = np.concatenate([wide["keys"][LAYER, b, kv, :length], wide["own_keys"][b, :, kv]])
-            values = np.concatenate([wide["values"][LAYER, b, kv, :length], wide["own_values"][b, :, kv]])
-            seen = np.concatenate([np.ones((rows, length), bool), wide["tree_mask"][b]], axis=1)
-            if window is not None:
-                where = np.arange(length)
-                if wide["key_positions"] is not None:
-                    where = wide["key_positions"][LAYER, b, kv, :length]
-                where = np.concatenate([where, positions[b]])
-                seen &= where[None] > positions[b][:, None] - window
-            scores = np.where(seen, queries[b, :, head] @ keys.T / np.sqrt(dim), -np.inf)
-            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-            weights /= weights.sum(axis=1, keepdims=True)
-            mixed[b, :, head], magnitude[b, :, head] = weights @ values, weights @ abs(values)
-    return mixed, magnitude
 
 
 @partial(jax.jit, static_argnames="window")
@@ -97,17 +21,7 @@ def run(arguments, window=None):
     return tree_attention(**arguments, layer=LAYER, window=window)
 
 
-def check(arguments, window=None):
-    actual = run(arguments, window)
-    assert actual.dtype == arguments["queries"].dtype
-    assert actual.shape == arguments["queries"].shape
-    mixed, magnitude = dense(arguments, window)
-    # Narrow dtypes round the weights and the result, half an eps each: twice that. Wide ones round sums: scores up to
-    # about 6 of some ten products each, a few eps apiece.
-    eps = float(jnp.finfo(actual.dtype).eps)
-    bound = magnitude * eps * (2 if eps > 1e-6 else 64)
-    difference = abs(widened(actual) - mixed)
-    assert np.all(difference <= bound), (difference / bound).max()
+check = partial(attention_cases.check, run)
 
 
 def test_every_length_around_a_block_edge():
@@ -171,6 +85,14 @@ def test_sliding_window_over_slots_in_any_order(window):
         "positions": arguments["positions"] - arguments["lengths"][:, None] + 1000,
     }
     check(arguments, window)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn"])
+def test_numbers_with_scales(dtype):
+    rng = np.random.default_rng(7)
+    for queries in ("float32", "bfloat16"):
+        shape = Shape(group=4, rows=3, capacity=1408, dtype=queries)
+        check(quantised(rng, make(rng, shape, [1100, 0, 130]), dtype))
 
 
 def test_scores_of_any_size_do_not_overflow():

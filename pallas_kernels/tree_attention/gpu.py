@@ -1,0 +1,177 @@
+"""Tree attention for NVIDIA GPUs (compute capability 8.0 and above), by Pallas' Triton backend.
+
+The rows of a KV head's query group are tiled; each tile's walk over the live prefix is split over the length, so that
+even one row of one sequence occupies every multiprocessor. The last split also folds in the rows' own block, and a
+second kernel merges the splits by their log-sum-exp. Rows are read from, and results written to, the callers' layouts:
+nothing is transposed or copied around the two launches.
+
+Limits, each a ValueError: bfloat16, float16 or float32 queries; head_dim a multiple of 16 up to 256; a cache with one
+byte a number below 2 GiB or above 4 GiB.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from pallas_kernels.implementation import gpu, interpret
+from pallas_kernels.tree_attention.gpu_kernels import Problem, attend_split, merge_splits
+from pallas_kernels.tree_attention.pieces import head_pieces
+
+MOST_SPLITS = 128
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Sizes of one program: rows, columns of the cache a step, warps, stages of the load pipeline."""
+
+    rows: int
+    columns: int
+    warps: int
+    stages: int
+
+
+def tile_for(rows: int, pieces: int, wide: bool, hopper: bool) -> Tile:
+    """The tile for `rows` rows a KV head, query group included: the largest that ptxas compiles without spills.
+
+    Args:
+      rows: how many there are to tile.
+      pieces: of the head's numbers; each has its own operands in registers.
+      wide: queries are float32, which multiply without tensor cores.
+      hopper: compute capability 9 and above, whose tensor cores read their operands from shared memory.
+    """
+    if wide:
+        return Tile(16, 16, 8, 2)
+    if rows <= 16:
+        return Tile(16, 64, 4, 3)
+    if rows <= 32:
+        return Tile(32, 64, 4, 3)
+    if hopper:
+        return Tile(64, 64, 4, 2) if rows <= 64 else Tile(128, 64, 8, 2)
+    return Tile(64, 64, 8, 2) if pieces == 1 else Tile(64, 32, 4, 3)
+
+
+def splits_for(programs: int, wanted: int, blocks: int) -> int:
+    """Into how many parts the length is split, so that `programs` tiles become about `wanted` programs.
+
+    Static, hence by the capacity's blocks: a length in use that has fewer leaves splits without work.
+    """
+    return max(1, min(wanted // programs, blocks, MOST_SPLITS))
+
+
+def tree_attention(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    own_keys: jax.Array,
+    own_values: jax.Array,
+    *,
+    layer: int | jax.Array,
+    lengths: jax.Array,
+    tree_mask: jax.Array,
+    positions: jax.Array,
+    window: int | None,
+    key_positions: jax.Array | None,
+    key_scales: jax.Array | None = None,
+    value_scales: jax.Array | None = None,
+) -> jax.Array:
+    """`reference.tree_attention`; raises ValueError beyond the limits above."""
+    batch, rows, query_heads, head_dim = queries.shape
+    kv_heads, capacity = keys.shape[2], keys.shape[3]
+    _check(queries, keys)
+    group = query_heads // kv_heads
+    target = gpu()
+    pieces = head_pieces(head_dim)
+    tile = tile_for(group * rows, len(pieces), queries.dtype == jnp.float32, target.compute_capability >= (9, 0))
+    tiles = pl.cdiv(group * rows, tile.rows)
+    # Two programs of four warps fit a multiprocessor's registers, and one's loads overlap the other's products.
+    wanted = target.multiprocessors * (8 // tile.warps)
+    splits = splits_for(batch * kv_heads * tiles, wanted, pl.cdiv(capacity, tile.columns))
+    float8_bits = keys.dtype == jnp.float8_e4m3fn and target.compute_capability < (8, 9)
+    if float8_bits:
+        keys, values = (lax.bitcast_convert_type(x, jnp.uint8) for x in (keys, values))
+    problem = Problem(
+        rows=rows,
+        group=group,
+        kv_heads=kv_heads,
+        capacity=capacity,
+        pieces=pieces,
+        scale=head_dim**-0.5 * math.log2(math.e),
+        splits=splits,
+        tile_rows=tile.rows,
+        columns=tile.columns,
+        own_columns=min(tile.columns, max(16, pl.next_power_of_2(rows))),
+        window=window,
+        float8_bits=float8_bits,
+    )
+    begins = jnp.zeros((batch,), jnp.int32)
+    if window is not None and key_positions is None:
+        begins = jnp.maximum(positions.min(axis=1) - window + 1, 0)
+    given: dict[str, Any] = {
+        "layer": jnp.asarray(layer, jnp.int32).reshape(1),
+        "lengths": lengths,
+        "begins": begins,
+        "queries": queries,
+        "keys": keys,
+        "values": values,
+        "own_keys": own_keys,
+        "own_values": own_values,
+        "mask": tree_mask,
+        "positions": None if window is None else positions,
+        "key_positions": None if window is None else key_positions,
+        "key_scales": key_scales,
+        "value_scales": value_scales,
+    }
+    names = tuple(name for name, array in given.items() if array is not None)
+    whole = jax.ShapeDtypeStruct(queries.shape, queries.dtype)
+    padded = (batch, kv_heads, tiles * tile.rows, splits)
+    parts = [
+        jax.ShapeDtypeStruct((*padded, head_dim), jnp.float32),
+        jax.ShapeDtypeStruct(padded, jnp.float32),
+        jax.ShapeDtypeStruct(padded, jnp.float32),
+    ]
+    live = batch * kv_heads * capacity * head_dim
+    scored = query_heads * rows * batch * (capacity + rows)
+    call = pl.pallas_call(
+        partial(attend_split, problem, names),
+        grid=(tiles, splits, batch * kv_heads),
+        out_shape=[whole] if splits == 1 else parts,
+        compiler_params=plgpu.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
+        interpret=interpret(),
+        name="tree_attention",
+        cost_estimate=pl.CostEstimate(
+            flops=4 * scored * head_dim,
+            transcendentals=scored,
+            bytes_accessed=2 * live * keys.dtype.itemsize + 2 * queries.nbytes,
+        ),
+    )
+    out = call(*(given[name] for name in names))
+    if splits == 1:
+        return out[0]
+    return pl.pallas_call(
+        partial(merge_splits, problem),
+        grid=(group * rows, batch * kv_heads),
+        out_shape=whole,
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
+        interpret=interpret(),
+        name="tree_attention_merge",
+        cost_estimate=pl.CostEstimate(
+            flops=3 * parts[0].size, transcendentals=parts[1].size, bytes_accessed=4 * parts[0].size
+        ),
+    )(*out)
+
+
+def _check(queries: jax.Array, keys: jax.Array) -> None:
+    if queries.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
+        raise ValueError(f"queries are {queries.dtype}; the GPU kernel takes bfloat16, float16 and float32")
+    # Pallas computes offsets in 32 signed bits up to 4 GiB, which wraps for one-byte numbers above 2 GiB.
+    if keys.dtype.itemsize == 1 and 2**31 < keys.size <= 2**32:
+        raise ValueError(f"the cache has {keys.size} one-byte numbers; the GPU kernel takes up to 2^31 or above 2^32")

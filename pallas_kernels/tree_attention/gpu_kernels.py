@@ -1,0 +1,212 @@
+"""The two Triton kernels of tree attention: one split of the length, and the merge of splits.
+
+Scores are kept in powers of two (scaled by log2 e), since that is what the hardware's exponential takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+LOWEST = float(jnp.finfo(jnp.float32).min)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a kernel is specialised for.
+
+    Attributes:
+      rows, group, kv_heads, capacity: sizes of the call.
+      pieces: (start, size) of the head's numbers.
+      scale: of the scores, log2(e) included.
+      splits: parts of the length.
+      tile_rows, columns, own_columns: rows of a program, slots of the cache and own rows of a step.
+      window: how many newest positions a row sees, or None.
+      float8_bits: the cache's uint8 are the bits of float8_e4m3fn, for GPUs that cannot convert those.
+    """
+
+    rows: int
+    group: int
+    kv_heads: int
+    capacity: int
+    pieces: tuple[tuple[int, int], ...]
+    scale: float
+    splits: int
+    tile_rows: int
+    columns: int
+    own_columns: int
+    window: int | None
+    float8_bits: bool
+
+
+def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
+    """Program (row tile, split, batch * kv_heads): rows over one split of the live prefix.
+
+    `refs` are the inputs that `names` names, then the outputs: the result [batch, rows, query_heads, head_dim] where
+    there is one split, else mix [batch, kv_heads, padded rows, splits, head_dim], peak and total
+    [batch, kv_heads, padded rows, splits].
+    """
+    inputs = dict(zip(names, refs, strict=False))
+    outputs = refs[len(names) :]
+    split = pl.program_id(1)
+    batch, head = pl.program_id(2) // p.kv_heads, pl.program_id(2) % p.kv_heads
+    member = pl.program_id(0) * p.tile_rows + jnp.arange(p.tile_rows, dtype=jnp.int32)
+    real = member < p.rows * p.group
+    row = jnp.minimum(member // p.group, p.rows - 1)
+    query_head = head * p.group + member % p.group
+    queries = [inputs["queries"][batch, row[:, None], query_head[:, None], _span(piece)] for piece in p.pieces]
+    layer, length = inputs["layer"][0], inputs["lengths"][batch]
+    reach = None if p.window is None else inputs["positions"][batch, row] - p.window
+
+    def fold(state, keys, values, visible, key_scale=None, value_scale=None):
+        """Folds one block of columns into the running peak, normaliser and mix; visible None: all."""
+        peak, total, mix = state
+        scores = jnp.zeros((), jnp.float32)
+        for q, k in zip(queries, keys, strict=True):
+            scores = scores + _dot(q, stored_numbers(k, p.float8_bits, q.dtype), 1)
+        scores = scores * p.scale
+        if key_scale is not None:
+            scores = scores * key_scale[None, :]
+        if visible is not None:
+            scores = jnp.where(visible, scores, LOWEST)
+        new_peak = jnp.maximum(peak, scores.max(axis=1))
+        weights = jnp.exp2(scores - new_peak[:, None])
+        if visible is not None:
+            weights = jnp.where(visible, weights, 0.0)
+        decay = jnp.exp2(peak - new_peak)
+        total = total * decay + weights.sum(axis=1)
+        if value_scale is not None:
+            weights = weights * value_scale[None, :]
+        weights = weights.astype(queries[0].dtype)
+        mix = tuple(
+            m * decay[:, None] + _dot(weights, stored_numbers(v, p.float8_bits, weights.dtype), 0)
+            for m, v in zip(mix, values, strict=True)
+        )
+        return new_peak, total, mix
+
+    def slots_of(name, slots, live):
+        """Numbers of the slots, pieces of [columns, size]; live None: all are, else what is not reads as zero."""
+        if live is None:
+            return [inputs[name][layer, batch, head, slots, pl.ds(*piece)] for piece in p.pieces]
+        there = inputs[name]
+        zero = jnp.zeros((), there.dtype)
+        return [
+            jnp.where(live[:, None], there[layer, batch, head, slots[:, None], _span(piece)], zero)
+            for piece in p.pieces
+        ]
+
+    def per_slot(name, slots, live):
+        if name not in inputs:
+            return None
+        numbers = inputs[name][layer, batch, head, slots]
+        return numbers if live is None else jnp.where(live, numbers, 0)
+
+    def prefix_block(index, state, whole):
+        order = index * p.columns + jnp.arange(p.columns, dtype=jnp.int32)
+        if whole:
+            live, slots, visible = None, pl.ds(index * p.columns, p.columns), None
+        else:
+            # A block may reach past the cache: what it must not read, it reads from the last slot.
+            live, slots = order < length, jnp.minimum(order, p.capacity - 1)
+            visible = jnp.broadcast_to(live[None, :], (p.tile_rows, p.columns))
+        keys, values = slots_of("keys", slots, live), slots_of("values", slots, live)
+        if reach is not None:
+            text = inputs["key_positions"][layer, batch, head, slots] if "key_positions" in inputs else order
+            near = text[None, :] > reach[:, None]
+            visible = near if visible is None else visible & near
+        scales = per_slot("key_scales", slots, live), per_slot("value_scales", slots, live)
+        return fold(state, keys, values, visible, *scales)
+
+    def own_block(index, carry):
+        state, spoiled = carry
+        order = index * p.own_columns + jnp.arange(p.own_columns, dtype=jnp.int32)
+        other = jnp.minimum(order, p.rows - 1)
+        visible = inputs["mask"][batch, row[:, None], other[None, :]] & (order < p.rows)[None, :]
+        if reach is not None:
+            visible = visible & (inputs["positions"][batch, other][None, :] > reach[:, None])
+        keys = [inputs["own_keys"][batch, other[:, None], head, _span(piece)] for piece in p.pieces]
+        values = [inputs["own_values"][batch, other[:, None], head, _span(piece)] for piece in p.pieces]
+        # A drafted row that overflowed spoils the rows that see it and no other: 0 * NaN is NaN.
+        finite = [jnp.abs(value.astype(jnp.float32)) < jnp.inf for value in values]
+        broken = jnp.zeros((p.own_columns,), jnp.int32)
+        for good in finite:
+            broken = jnp.maximum(broken, jnp.where(good, 0, 1).max(axis=1))
+        values = [jnp.where(good, value, 0) for good, value in zip(finite, values, strict=True)]
+        spoiled = jnp.maximum(spoiled, jnp.where(visible, broken[None, :], 0).max(axis=1))
+        return fold(state, keys, values, visible), spoiled
+
+    state = (
+        jnp.full((p.tile_rows,), LOWEST, jnp.float32),
+        jnp.zeros((p.tile_rows,), jnp.float32),
+        tuple(jnp.zeros((p.tile_rows, size), jnp.float32) for _, size in p.pieces),
+    )
+    first = inputs["begins"][batch] // p.columns
+    blocks = pl.cdiv(length, p.columns)
+    each = pl.cdiv(jnp.maximum(blocks - first, 0), p.splits)
+    begin = first + split * each
+    end = jnp.minimum(begin + each, blocks)
+    ragged = jnp.maximum(jnp.minimum(end, length // p.columns), begin)
+    state = lax.fori_loop(begin, ragged, lambda index, s: prefix_block(index, s, True), state)
+    state = lax.fori_loop(ragged, end, lambda index, s: prefix_block(index, s, False), state)
+    # The last split has the fewest blocks.
+    own = jnp.where(split == p.splits - 1, jnp.int32(pl.cdiv(p.rows, p.own_columns)), jnp.int32(0))
+    spoiled = jnp.zeros((p.tile_rows,), jnp.int32)
+    (peak, total, mix), spoiled = lax.fori_loop(jnp.int32(0), own, own_block, (state, spoiled))
+    mix = [jnp.where(spoiled[:, None] > 0, jnp.nan, m) for m in mix]
+    if p.splits == 1:
+        for piece, m in zip(p.pieces, mix, strict=True):
+            at = outputs[0].at[batch, row[:, None], query_head[:, None], _span(piece)]
+            plgpu.store(at, (m / total[:, None]).astype(outputs[0].dtype), mask=real[:, None])
+        return
+    for piece, m in zip(p.pieces, mix, strict=True):
+        outputs[0][batch, head, member[:, None], split, _span(piece)] = m
+    outputs[1][batch, head, member, split] = peak
+    outputs[2][batch, head, member, split] = total
+
+
+def merge_splits(p: Problem, mix_ref: Any, peak_ref: Any, total_ref: Any, out_ref: Any) -> None:
+    """Program (row of the group, batch * kv_heads): one row's splits, weighed by their log-sum-exp."""
+    member = pl.program_id(0)
+    batch, head = pl.program_id(1) // p.kv_heads, pl.program_id(1) % p.kv_heads
+    order = jnp.arange(pl.next_power_of_2(p.splits), dtype=jnp.int32)
+    split = jnp.minimum(order, p.splits - 1)
+    peak = peak_ref[batch, head, member, split]
+    weight = jnp.where(order < p.splits, jnp.exp2(peak - peak.max()), 0.0)
+    total = (weight * total_ref[batch, head, member, split]).sum()
+    for start, size in p.pieces:
+        mix = mix_ref[batch, head, member, split[:, None], _span((start, size))]
+        merged = (mix * weight[:, None]).sum(axis=0) / total
+        at = (batch, member // p.group, head * p.group + member % p.group, pl.ds(start, size))
+        out_ref[at] = merged.astype(out_ref.dtype)
+
+
+def _span(piece: tuple[int, int]) -> jax.Array:
+    return (piece[0] + jnp.arange(piece[1], dtype=jnp.int32))[None, :]
+
+
+def stored_numbers(block: jax.Array, float8_bits: bool, dtype: jnp.dtype) -> jax.Array:
+    """A block of the cache, or of own rows, in the dtype it is multiplied in."""
+    if not float8_bits or block.dtype != jnp.uint8:
+        return block.astype(dtype)
+    # The bits of a float8_e4m3fn, moved to where float16 has them, are the number over 2^8: 7 against 15 is the bias.
+    bits = block.astype(jnp.int32)
+    half = lax.bitcast_convert_type((((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).astype(jnp.int16), jnp.float16)
+    number = half.astype(jnp.float32) * 256.0
+    return jnp.where((bits & 0x7F) == 0x7F, jnp.nan, number).astype(dtype)
+
+
+def _dot(left: jax.Array, right: jax.Array, axis: int) -> jax.Array:
+    """Sums over axis 1 of `left` and `axis` of `right`, at float32 throughout: no TF32 for float32 models."""
+    return lax.dot_general(
+        left,
+        right,
+        (((1,), (axis,)), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
