@@ -12,6 +12,7 @@ from typing import Any
 from tokenswift_jax.command import Parser, with_dashes
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.paths import check_writable
+from tokenswift_jax.speculation import DRAFT_WEIGHTS
 
 PROGRAM = "python -m tokenswift_jax.generate"
 SAMPLING = (
@@ -20,18 +21,19 @@ SAMPLING = (
 )
 SPECULATION = (
     *("mode", "schedule", "tree", "node_budget", "ngram_k", "ngram_slots"),
-    *("draft_cache", "draft_sinks", "refresh_interval", "shared_noise"),
+    *("draft_cache", "draft_sinks", "refresh_interval", "shared_noise", "draft_weights"),
 )
 _TREE, _NGRAM = {"tree", "node_budget"}, {"ngram_k", "ngram_slots"}
 _DRAFT_CACHE = {"draft_cache", "draft_sinks", "refresh_interval"}
+_MODEL = {"shared_noise", "draft_weights"}  # of drafts that the model makes
 _SPELLED = {"shared_noise": "no_shared_noise"}  # flags that are not called like their field
 _USED = {  # by mode; a flag that would change nothing is an error
     "autoregressive": set(),
-    "tokenswift": _TREE | _NGRAM | _DRAFT_CACHE | {"schedule", "shared_noise"},
-    "medusa": _TREE | {"shared_noise"},
-    "selfspec": _DRAFT_CACHE | {"shared_noise"},
+    "tokenswift": _TREE | _NGRAM | _DRAFT_CACHE | _MODEL | {"schedule"},
+    "medusa": _TREE | _MODEL,
+    "selfspec": _DRAFT_CACHE | _MODEL,
     "ngram": _NGRAM | {"node_budget"},
-    "auto": _TREE | _NGRAM | _DRAFT_CACHE | {"shared_noise"},
+    "auto": _TREE | _NGRAM | _DRAFT_CACHE | _MODEL,
 }
 
 
@@ -179,6 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--draft-cache", type=whole(1), metavar="N", help="positions the draft forward sees (default: 4096)")
     add("--draft-sinks", type=whole(0), metavar="N", help="of them fixed at the start (default: 16)")
     add("--refresh-interval", type=whole(1), metavar="N", help="tokens between selections (default: when used up)")
+    add("--draft-weights", choices=DRAFT_WEIGHTS, help="bits of the weights that draft (default: the target's own)")
     add(
         "--no-shared-noise",
         dest="shared_noise",

@@ -8,6 +8,7 @@ from tokenswift_jax.errors import UserError, check_whole
 
 MODES = ("autoregressive", "tokenswift", "medusa", "selfspec", "ngram", "auto")
 SCHEDULES = ("partial", "fused", "auto")
+DRAFT_WEIGHTS = ("int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class SpeculationConfig:
       refresh_interval: select the draft cache anew after so many tokens; None: when it is used up.
       shared_noise: rank sampled drafts with the noise that the target's draw will use; without it heads and backbone
         draft what they hold most likely, which meets fewer draws (there for comparison).
+      draft_weights: `int8` or `int4`: drafts are made with the weights in so many bits (verification keeps its own);
+        None: with the target's own.
     """
 
     mode: str = "auto"
@@ -41,6 +44,7 @@ class SpeculationConfig:
     draft_sinks: int = 16
     refresh_interval: int | None = None
     shared_noise: bool = True
+    draft_weights: str | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -60,6 +64,11 @@ class SpeculationConfig:
         _at_least("draft_cache", self.draft_cache, self.draft_sinks + 16)
         if not isinstance(self.shared_noise, bool):
             raise UserError(f"shared_noise is {self.shared_noise!r}; it must be True or False")
+        if self.draft_weights not in (None, *DRAFT_WEIGHTS):
+            known = ", ".join(DRAFT_WEIGHTS)
+            raise UserError(f"draft_weights {self.draft_weights!r} is unknown; known: {known}")
+        if self.draft_weights is not None and self.mode in ("autoregressive", "ngram"):
+            raise UserError(f"mode {self.mode!r} drafts without weights; leave draft_weights out")
         if self.mode == "ngram" and self.ngram_k == 0:
             raise UserError("mode 'ngram' needs ngram_k of at least 1")
 

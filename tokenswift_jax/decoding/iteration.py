@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from tokenswift_jax.decoding.commit import commit
 from tokenswift_jax.decoding.draft import draft_tree
@@ -28,7 +29,8 @@ def iterate(model: Decoder, state: DecodeState, inputs: Inputs, plan: Plan) -> t
     if plan.kind == "autoregressive":
         tree = root_only(state)
     else:
-        tree, state = draft_tree(model, state, inputs, plan, noise)
+        drafter = model if plan.drafter is None else nnx.merge(plan.drafter, inputs.draft_params)
+        tree, state = draft_tree(drafter, state, inputs, plan, noise)
     draws, broken, rows, state = verify(model, state, inputs, plan, tree, noise)
     won = walk(tree, draws, plan.depth) if plan.depth else _root_walk(draws)
     return commit(state, inputs, plan, tree, won, broken, rows)

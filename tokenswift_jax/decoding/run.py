@@ -13,6 +13,7 @@ import numpy as np
 
 from tokenswift_jax.decoding import penalty, plans, room
 from tokenswift_jax.decoding.autotune import Tuner
+from tokenswift_jax.decoding.drafter import with_drafter
 from tokenswift_jax.decoding.loop import Chunk, compiled
 from tokenswift_jax.decoding.plans import NamedPlan
 from tokenswift_jax.decoding.prefill import chunk_rows, padded, prefill
@@ -109,6 +110,9 @@ class DecodingRun:
         processors = processors_for(sampling, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos)
         self._plain = plans.autoregressive_plan(config, processors)
         speculative = plans.speculative_plans(config, speculation, processors, jax.default_backend())
+        draft_params = None
+        if speculation.draft_weights is not None:
+            speculative, draft_params = with_drafter(model, speculative, speculation.draft_weights)
         adaptive = speculation.mode == "auto" or (speculation.mode == "tokenswift" and speculation.schedule == "auto")
         self._tuner = Tuner(self._plain, speculative if adaptive else [], max_new_tokens)
         if speculative and not adaptive:
@@ -158,6 +162,7 @@ class DecodingRun:
                 stop_tokens=jnp.asarray(stop_tokens),
             ),
             ngram_window=jnp.asarray(window, jnp.int32),
+            draft_params=draft_params,
         )
         self._programs = Programs()
         self._state: DecodeState | None = None

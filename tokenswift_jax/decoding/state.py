@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
+from flax import nnx
 
 from tokenswift_jax.cache.draft import DraftCache, DraftCacheShape
 from tokenswift_jax.cache.full import FullCache
@@ -76,6 +77,7 @@ class Inputs:
 
     Attributes:
       params: the decoder's parameters (`nnx.split`).
+      draft_params: those of `Plan.drafter`; None where no plan has one.
       sampling: the processors' values and the rows' keys.
       limits: where texts end.
       ngram_window: int32 [], tokens before the root that 4-grams must have left; 0 when the penalty is off.
@@ -85,6 +87,7 @@ class Inputs:
     sampling: SamplingInputs
     limits: Limits
     ngram_window: jax.Array
+    draft_params: object | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class Plan:
       tree: the tree's shape; None for autoregressive.
       draft: sizes of the draft cache; None for kinds that do not draft over it.
       shared_noise: whether candidates are ranked with the noise of the draw they guess.
+      drafter: structure of the decoder that drafts, quantised (`Inputs.draft_params`); None: the target itself.
     """
 
     config: ModelConfig
@@ -106,6 +110,7 @@ class Plan:
     tree: TreeShape | None
     draft: DraftCacheShape | None
     shared_noise: bool = True
+    drafter: nnx.GraphDef | None = None
 
     @property
     def depth(self) -> int:

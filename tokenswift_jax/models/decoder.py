@@ -155,7 +155,7 @@ class Decoder(nnx.Module):
         wide = wide_dtype(normed.dtype)
         if self.lm_head is None:
             return jnp.einsum("...d,vd->...v", normed, self.embed_tokens[...], preferred_element_type=wide)
-        return jnp.matmul(normed, self.lm_head.kernel[...], preferred_element_type=wide)
+        return self.lm_head.product(normed, wide)
 
 
 def causal_attention(config: ModelConfig) -> Attention:

@@ -19,6 +19,10 @@ class Linear(nnx.Module):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (inputs, outputs), dtype) * scale)
         self.bias = nnx.Param(jnp.zeros((outputs,), dtype)) if bias else None
 
+    def product(self, x: jax.Array, wide: jnp.dtype) -> jax.Array:
+        """x W [..., out], accumulated and returned in `wide`."""
+        return jnp.matmul(x, self.kernel[...], preferred_element_type=wide)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x @ self.kernel[...]
         return y if self.bias is None else y + jnp.expand_dims(self.bias[...], range(y.ndim - 1))

@@ -1,0 +1,76 @@
+"""Weights in 8 or 4 bits for drafting: what drafts are made of changes how many are right, never the text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.layers import Linear
+
+KINDS = ("int8", "int4")
+# Inputs that share a scale: 8 bits bear a whole column of the kernel, 4 bits do not.
+_GROUPS = {"int8": None, "int4": 128}
+_HIGHEST = {"int8": 127, "int4": 7}
+
+
+class QuantizedLinear(nnx.Module):
+    """y = x W + b, W = kernel * scale: kernel int8 or int4 [groups, in / groups, out], scale float32 [groups, out].
+
+    Symmetric, rounded to nearest, scales from the largest weight of each group; int8 has one group, int4 one of 128
+    inputs each (one in all where 128 does not divide them).
+    """
+
+    def __init__(self, linear: Linear, kind: str):
+        kernel = linear.kernel[...]
+        inputs, outputs = kernel.shape
+        size = _GROUPS[kind]
+        groups = inputs // size if size is not None and inputs % size == 0 else 1
+        values, scale = _quantize(kernel.reshape(groups, inputs // groups, outputs), kind)
+        self.kernel = nnx.Param(values)
+        self.scale = nnx.Param(scale)
+        self.bias = linear.bias
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.product(x, jnp.dtype(jnp.float32)).astype(x.dtype)
+        return y if self.bias is None else y + jnp.expand_dims(self.bias[...], range(y.ndim - 1))
+
+    def product(self, x: jax.Array, wide: jnp.dtype) -> jax.Array:
+        """x W [..., out] in `wide`; each group's sum is scaled, so that no weight is ever unpacked to memory."""
+        kernel, scale = self.kernel[...], self.scale[...]
+        grouped = x.reshape(*x.shape[:-1], kernel.shape[0], kernel.shape[1])
+        sums = jnp.einsum("...gi,gio->...go", grouped, kernel.astype(x.dtype), preferred_element_type=wide)
+        return jnp.sum(sums * jnp.expand_dims(scale.astype(wide), range(x.ndim - 1)), axis=-2)
+
+
+def quantized(decoder: Decoder, kind: str, *, backbone: bool) -> Decoder:
+    """The decoder with its linear maps in `kind` (of KINDS); changes the module it is given.
+
+    Embeddings, norms and biases stay as they are.
+
+    Args:
+      decoder: whose arrays are shared where they are not quantised.
+      kind: "int8" or "int4".
+      backbone: also the layers; else only the LM head and the draft heads, for drafts that read a verified state.
+    """
+    parts: list[Any] = [decoder.draft_heads, *(decoder.layers if backbone else [])]
+    for part in parts:
+        if part is None:
+            continue
+        for _, module in list(nnx.iter_modules(part)):
+            for name, value in list(vars(module).items()):
+                if isinstance(value, Linear):
+                    setattr(module, name, QuantizedLinear(value, kind))
+    if decoder.lm_head is not None:
+        decoder.lm_head = QuantizedLinear(decoder.lm_head, kind)  # pyright: ignore[reportAttributeAccessIssue]
+    return decoder
+
+
+def _quantize(kernel: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
+    wide = kernel.astype(jnp.float32)
+    most = jnp.max(jnp.abs(wide), axis=1)
+    scale = jnp.where(most > 0, most, 1) / _HIGHEST[kind]
+    return jnp.round(wide / scale[:, None]).astype(kind), scale
