@@ -21,10 +21,10 @@ from tokenswift_jax.models.hf_config import model_config
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/benchmark.py does
 
 import benchmark
+from benchmarking.fields import comparison
 from benchmarking.hosting import Trace, covered, read_trace
 from benchmarking.rounds import Contender, Results, measures, paired_ratios, play, same_leading_tokens
 from benchmarking.runs import Run
-from benchmarking.sections import _comparison
 from benchmarking.table import format_table
 from benchmarking.texts import passages_of_files, random_ids
 from benchmarking.transformers_generate import timed_run
@@ -83,12 +83,12 @@ def test_ratios_pair_runs_of_one_round():
         },
         {"autoregressive": 1.0, "tokenswift": 2.5, "transformers": 0.0},
     )
-    fields = _comparison(results, "tokenswift", greedy=True)
+    fields = comparison(results, "tokenswift", greedy=True)
     assert fields["speed_vs_autoregressive"] == {"median": 1.25, "min": 1.25, "max": 2.0}
     assert fields["speed_vs_transformers"] == {"median": 2.5, "min": 2.5, "max": 8.0}
     assert fields["leading_tokens_equal_to_autoregressive"] == 11
-    assert "speed_vs_autoregressive" not in _comparison(results, "autoregressive", greedy=True)
-    assert "leading_tokens_equal_to_autoregressive" not in _comparison(results, "transformers", greedy=False)
+    assert "speed_vs_autoregressive" not in comparison(results, "autoregressive", greedy=True)
+    assert "leading_tokens_equal_to_autoregressive" not in comparison(results, "transformers", greedy=False)
     own = measures(results, "tokenswift")
     assert own["ms_per_token"] == {"median": 80.0, "min": 50.0, "max": 800.0}
     assert own["wall_ms_per_token"]["median"] == 81.0

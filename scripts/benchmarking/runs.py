@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenswift_jax.decoding import run as decoding
 from tokenswift_jax.model import Model
-from tokenswift_jax.records import PREFILL_OFFSET
+from tokenswift_jax.records import PREFILL_OFFSET, Records, concatenate, from_committed
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
 
@@ -27,6 +27,7 @@ class Run:
       compile_seconds: spent compiling.
       schedule_trace: which plan ran from which token on.
       prefill_tokens: how many tokens came with prefill; more than 1 only where another package drafts in it.
+      records: what is known of each token, for sections that look closer; those of prefill have no time.
     """
 
     token_ids: list[int]
@@ -37,6 +38,7 @@ class Run:
     compile_seconds: float
     schedule_trace: list[dict[str, Any]] = field(default_factory=list)
     prefill_tokens: int = 1
+    records: Records | None = None
 
     @property
     def decoded_tokens(self) -> int:
@@ -71,26 +73,25 @@ def run_ours(
     run = decoding.start(
         model, [prompt], sampling, speculation, max_new_tokens=new_tokens, ignore_eos=True, capacity=capacity
     )
-    token_ids: list[int] = []
-    decode_seconds, iterations = 0.0, 0
+    parts: list[Records] = []
     begun, compiled_before = 0.0, 0.0
     for step in run:
         row = step.rows[0]
-        if not token_ids:
+        if not parts:
             begun, compiled_before = time.perf_counter(), run.compile_seconds
-        token_ids += row.token_ids.tolist()
-        decode_seconds += step.seconds
-        iterations += int((row.offsets == 0).sum())
-        assert not (row.offsets[1:] == PREFILL_OFFSET).any()
+        parts.append(from_committed(row, step.seconds))
     wall_seconds = time.perf_counter() - begun - (run.compile_seconds - compiled_before)
     run.close()
-    assert len(token_ids) == new_tokens, f"{len(token_ids)} tokens instead of {new_tokens}"
+    records = concatenate(parts)
+    assert len(records) == new_tokens, f"{len(records)} tokens instead of {new_tokens}"
+    assert not (records.offsets[1:] == PREFILL_OFFSET).any()
     return Run(
-        token_ids=token_ids,
-        decode_seconds=decode_seconds,
+        token_ids=records.token_ids.tolist(),
+        decode_seconds=float(records.seconds.sum()),
         wall_seconds=wall_seconds,
-        iterations=iterations,
+        iterations=int((records.offsets == 0).sum()),
         prefill_seconds=run.prefill_seconds,
         compile_seconds=run.compile_seconds,
         schedule_trace=list(run.schedule_trace),
+        records=records,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from benchmarking.rounds import Contender
 from benchmarking.runs import run_ours
@@ -14,7 +13,45 @@ from tokenswift_jax.model import Model
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
 
-Emit = Callable[[dict[str, Any]], None]
+
+@dataclass(frozen=True)
+class ProtocolSettings:
+    """Of the section `protocol`.
+
+    Attributes:
+      prefixes, tokens: lengths in tokens; every pair is measured.
+      contenders: names, in the order in which they run.
+      passages: texts of each pair.
+      transformers_tokens: decoded tokens of transformers' generate, at most; ratios are over equal windows.
+      windows: tokens of a fine and of a coarse window of a row.
+      audit: replay the texts of `tokenswift`.
+    """
+
+    prefixes: tuple[int, ...]
+    tokens: tuple[int, ...]
+    contenders: tuple[str, ...]
+    passages: int
+    transformers_tokens: int
+    windows: tuple[int, int]
+    audit: bool
+
+
+@dataclass(frozen=True)
+class AblationSettings:
+    """Of the section `ablations`.
+
+    Attributes:
+      names: which.
+      prefix, tokens: lengths in tokens.
+      heads: a second checkpoint, compared with the first by the ablation `heads`; None leaves that out.
+      ends_only: the first and the last value of each list alone.
+    """
+
+    names: tuple[str, ...]
+    prefix: int
+    tokens: int
+    heads: Model | None
+    ends_only: bool
 
 
 @dataclass(frozen=True)
@@ -26,11 +63,14 @@ class Settings:
       prompts: one passage a round, of the longest prefix.
       other: the same weights in transformers; None where it is not measured.
       prefixes, new_tokens, temperatures, modes: of the section `speed`.
-      node_budget: of the modes tokenswift and ngram; `auto` chooses for itself.
+      node_budget: of the modes tokenswift, medusa and ngram; `auto` chooses for itself.
+      draft_cache: slots, of the sections `protocol` and `ablations`.
+      samplings: by name, of the same two.
       long_tokens: of the section `auto-long`.
       capacities: small and large, of the section `capacity`.
       rounds: timed runs of every contender.
       seed: of every sampled text.
+      protocol, ablations: what only these sections ask.
       report: says what is being done.
     """
 
@@ -42,10 +82,14 @@ class Settings:
     temperatures: tuple[float, ...]
     modes: tuple[str, ...]
     node_budget: int
+    draft_cache: int
+    samplings: dict[str, SamplingConfig]
     long_tokens: int
     capacities: tuple[int, int]
     rounds: int
     seed: int
+    protocol: ProtocolSettings
+    ablations: AblationSettings
     report: Callable[[str], None]
 
     def speculation(self, mode: str) -> SpeculationConfig:
@@ -79,9 +123,10 @@ class Settings:
         """transformers' generate, plain or with prompt lookup."""
         other = self.other
         assert other is not None
+        sampling = SamplingConfig(temperature=temperature, seed=self.seed)
         return Contender(
             name="transformers, prompt lookup" if lookup else "transformers",
-            run=lambda i: other.run(prompts.of_round(i), temperature, self.seed, self.new_tokens, lookup),
+            run=lambda i: other.run(prompts.of_round(i), sampling, self.new_tokens, lookup),
             labels={
                 "implementation": "transformers",
                 "mode": "prompt_lookup" if lookup else "plain",

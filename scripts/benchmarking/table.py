@@ -49,6 +49,12 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def _drafting(row: dict[str, Any]) -> str:
+    rate, share = row["acceptance_rate"], row["ngram_share"]
+    alpha = rate["median"] if isinstance(rate, dict) else rate
+    return f"alpha {alpha:.3f}" + ("" if share is None else f", n-grams {share:.0%} of it")
+
+
 def _median(row: dict[str, Any], name: str, form: str) -> str:
     return format(row[name]["median"], form) if name in row else ""
 
@@ -66,6 +72,11 @@ def _note(row: dict[str, Any]) -> str:
     if "host_share" in row:
         share, caller = row["host_share"], row["caller_share"]
         notes.append(f"host {share['median']:.2%} of the time; calling thread busy {caller['median']:.2%}")
+    if "acceptance_rate" in row:
+        notes.append(_drafting(row))
+    if row.get("audit"):
+        audit = row["audit"]
+        notes.append(f"audit: {audit['mismatches']} of {audit['positions']:,} draws differ")
     equal = row.get("leading_tokens_equal_to_autoregressive")
     if equal is not None and equal < row["new_tokens"]:
         notes.append(f"differs from plain decoding after {equal} tokens")

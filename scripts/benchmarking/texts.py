@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,17 +36,24 @@ class Prompts:
         """The first `length` tokens of every passage."""
         return Prompts(self.source, tuple(passage[:length] for passage in self.passages))
 
-    def describe(self) -> dict[str, object]:
-        """Fields of a row."""
-        return {"source": self.source, "passages": len(self.passages), "tokens": len(self.passages[0])}
+    def only(self, index: int) -> Prompts:
+        """The passage of round `index` alone."""
+        return Prompts(self.source, (self.of_round(index),))
+
+    def describe(self) -> dict[str, Any]:
+        """Fields of a row; the digest tells passages of one book apart."""
+        digest = hashlib.sha256(json.dumps(self.passages).encode()).hexdigest()[:16]
+        size = {"passages": len(self.passages), "tokens": len(self.passages[0])}
+        return {"source": self.source, "digest": digest} | size
 
 
 def passages_of_files(model: Model, files: list[Path], length: int, count: int) -> Prompts:
     """`count` passages of `length` tokens, the books taken in turn, each book's passages evenly spaced within it.
 
     Raises:
-      UserError: an unreadable file, a checkpoint without a tokenizer, a book that is too short.
+      UserError: an unreadable file, a folder without *.txt, a checkpoint without a tokenizer, a book that is too short.
     """
+    files = [file for path in files for file in _files_of(path)]
     books = [encode(read_text(str(file)), model.tokenizer, model.config.vocab_size) for file in files]
     passages = []
     for index in range(count):
@@ -55,6 +65,15 @@ def passages_of_files(model: Model, files: list[Path], length: int, count: int) 
             raise ts.UserError(f"{file} has {len(book)} tokens; a passage of {length} needs a longer book")
         passages.append(book[start : start + length])
     return Prompts(", ".join(file.name for file in files), tuple(passages))
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.glob("*.txt"))
+    if not files:
+        raise ts.UserError(f"the folder {path} has no *.txt")
+    return files
 
 
 def passages_of_the_model(model: Model, length: int, count: int, seed: int) -> Prompts:

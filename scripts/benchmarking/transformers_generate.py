@@ -13,6 +13,8 @@ from benchmarking.environment import usable_cores
 from benchmarking.runs import Run
 from convert.export import export
 from tokenswift_jax.model import Model
+from tokenswift_jax.records import PREFILL_OFFSET, from_columns
+from tokenswift_jax.sampling import SamplingConfig
 
 LOOKUP_TOKENS = 10  # prompt_lookup_num_tokens: the value of transformers' documentation
 
@@ -65,13 +67,11 @@ class TransformersModel:
         # The checkpoint's own would add its taste and its EOS; what is measured is said in `run` alone.
         self._model.generation_config = GenerationConfig(pad_token_id=0)
 
-    def run(self, prompt: list[int], temperature: float, seed: int, new_tokens: int, lookup: bool) -> Run:
-        """Generates exactly `new_tokens` tokens, greedy at temperature 0, else sampled without filters."""
+    def run(self, prompt: list[int], sampling: SamplingConfig, new_tokens: int, lookup: bool) -> Run:
+        """Generates exactly `new_tokens` tokens; its penalty knows no window and looks back over the whole text."""
         torch = _torch()
-        torch.manual_seed(seed)
-        chosen: dict[str, Any] = {"do_sample": False}
-        if temperature > 0:
-            chosen = {"do_sample": True, "temperature": temperature, "top_k": 0}
+        torch.manual_seed(sampling.seed)
+        chosen = _as_transformers_says(sampling)
         if lookup:
             chosen["prompt_lookup_num_tokens"] = LOOKUP_TOKENS
         ids, clock = torch.tensor([prompt]), _Clock()
@@ -88,10 +88,27 @@ class TransformersModel:
         return timed_run(output[0, len(prompt) :].tolist(), begun, clock.times, clock.counts)
 
 
+def _as_transformers_says(sampling: SamplingConfig) -> dict[str, Any]:
+    chosen: dict[str, Any] = {"do_sample": sampling.temperature > 0}
+    if sampling.repetition_penalty != 1:
+        chosen["repetition_penalty"] = sampling.repetition_penalty
+    if sampling.suppress_tokens:
+        chosen["suppress_tokens"] = list(sampling.suppress_tokens)
+    if sampling.temperature > 0:
+        chosen |= {"temperature": sampling.temperature, "top_k": sampling.top_k or 0}
+        filters = {name: getattr(sampling, name) for name in ("top_p", "min_p", "eta_cutoff")}
+        chosen |= {name: value for name, value in filters.items() if value is not None}
+    return chosen
+
+
 def timed_run(token_ids: list[int], begun: float, times: list[float], counts: list[int]) -> Run:
     """The run whose streamer was called at `times` (s) with `counts` tokens: the prompt, prefill's, each pass's."""
     assert sum(counts[1:]) == len(token_ids), "the streamer missed tokens"
     seconds = times[-1] - times[1]
+    passes = [(count, end - begin) for count, begin, end in zip(counts[2:], times[1:], times[2:], strict=False)]
+    offsets = [PREFILL_OFFSET] * counts[1] + [index for count, _ in passes for index in range(count)]
+    times_of_tokens = [0.0] * counts[1] + [time / count for count, time in passes for _ in range(count)]
+    zeros = [0] * len(token_ids)
     return Run(
         token_ids=token_ids,
         decode_seconds=seconds,
@@ -100,4 +117,5 @@ def timed_run(token_ids: list[int], begun: float, times: list[float], counts: li
         prefill_seconds=times[1] - begun,
         compile_seconds=0.0,
         prefill_tokens=counts[1],
+        records=from_columns(token_ids, zeros, offsets, zeros, times_of_tokens),
     )
