@@ -1,0 +1,1 @@
+"""Figures of what was measured, one kind of measurement a module."""
