@@ -22,7 +22,7 @@ from hardware import targets
 
 MODELS = ("Llama-3.1-8B", "Qwen2.5-1.5B", "Qwen2.5-7B", "Qwen2.5-14B", "Yarn-Llama-2-7B")
 STEPS = ("plain", "verify-16", "verify-64", "draft", "partial-16", "prefill")
-KEYS = ("target", "model", "step", "layers", "capacity")
+KEYS = ("target", "model", "step", "layers_compiled", "capacity")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -29,7 +29,16 @@ _ARCHITECTURES = {"a100": "sm_80", "h200": "sm_90a"}
 
 
 def report(name: str, model: str, step: str, layers: int | None, capacity: int, dumped: Path) -> dict[str, Any]:
-    """The row of one step; `good` says that it is all it must be. `dumped` is where XLA puts PTX."""
+    """The row of one step; `good` says that it is all it must be.
+
+    Args:
+      name: of the target.
+      model: of its shapes.
+      step: of `steps.STEPS`.
+      layers: how many are compiled, None for all; arguments, cache and roofline are the whole model's.
+      capacity: slots of the cache.
+      dumped: where XLA puts PTX.
+    """
     target, whole = TARGETS[name], shapes.config_of(model)
     count = devices_needed(target, whole, capacity)
     config = shapes.config_of(model, layers)
@@ -41,42 +50,49 @@ def report(name: str, model: str, step: str, layers: int | None, capacity: int, 
     seconds = time.perf_counter() - begun
     memory = compiled.memory_analysis()
     cache = cache_bytes(config, 1, capacity, DTYPE) // count
-    logits = 4 * wanted.rows * config.vocab_size if wanted.plan else 0
+    whole_cache = cache_bytes(whole, 1, capacity, DTYPE) // count
+    arguments = argument_bytes(target, steps.step_named(step, whole, capacity, DTYPE), count)
     made = large_arrays(compiled.as_text(), cache // (2 * config.num_layers))
     copies = [entry for entry in made if " bf16[" in entry]
-    arguments = memory.argument_size_in_bytes
-    total = arguments + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
-    row = {
+    row: dict[str, Any] = {
         "target": name,
         "model": model,
         "step": step,
-        "layers": config.num_layers,
+        "layers_compiled": config.num_layers,
+        "layers": whole.num_layers,
         "capacity": capacity,
         "devices": count,
         "compile_seconds": round(seconds, 1),
         "argument_bytes": arguments,
-        "cache_bytes": cache,
+        "cache_bytes": whole_cache,
         "temporary_bytes": memory.temp_size_in_bytes,
-        "temporary_share": round(memory.temp_size_in_bytes / cache, 4),
+        "temporary_share": round(memory.temp_size_in_bytes / whole_cache, 4),
         "cache_is_donated": memory.alias_size_in_bytes >= cache,
         "cache_copies": copies,
         "other_large_arrays": [entry for entry in made if entry not in copies],
-        "share_of_memory": round(total / target.memory, 3),
+        "share_of_memory": round((arguments + memory.temp_size_in_bytes) / target.memory, 3),
         "roofline": [_bound(step, whole, length, target, count) for length in LENGTHS if length < capacity],
         "jax": jax.__version__,
     }
     if target.kind == "gpu":
         row["kernels"] = ptx.kernel_registers(dumped, _ARCHITECTURES[name], KERNELS)
-    # A shallow model's cache says nothing of the share that temporaries may take.
-    small = memory.temp_size_in_bytes <= TEMPORARY_SHARE * cache + logits or config.num_layers < whole.num_layers
+    logits = 4 * wanted.rows * config.vocab_size if wanted.plan else 0
     spilled = any(kernel["spilled_bytes"] for kernel in row.get("kernels", {}).values())
-    row["good"] = bool(row["cache_is_donated"] and not copies and small and total <= target.memory and not spilled)
+    small = memory.temp_size_in_bytes <= TEMPORARY_SHARE * whole_cache + logits
+    row["good"] = bool(row["cache_is_donated"] and small and row["share_of_memory"] <= 1 and not copies and not spilled)
     return row
+
+
+def argument_bytes(target: Target, step: steps.Step, count: int) -> int:
+    """Bytes of a step's arguments on one of `count` devices."""
+    mesh = _mesh(target, count)
+    parts = zip(jax.tree.leaves(step.arguments), jax.tree.leaves(shardings(mesh, step.arguments)), strict=True)
+    return sum(prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, where in parts)
 
 
 def compile_step(target: Target, step: steps.Step, count: int) -> Any:
     """The compiled step, split over `count` of the target's devices."""
-    mesh = Mesh(np.array(devices(target)[:count]), (TENSOR,), axis_types=(AxisType.Auto,))
+    mesh = _mesh(target, count)
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         step.arguments,
@@ -84,6 +100,10 @@ def compile_step(target: Target, step: steps.Step, count: int) -> Any:
     )
     with compiling_for(target.kind), jax.set_mesh(mesh):
         return step.function.lower(*placed).compile(compiler_options=COMPILER_OPTIONS.get(target.kind, {}))
+
+
+def _mesh(target: Target, count: int) -> Mesh:
+    return Mesh(np.array(devices(target)[:count]), (TENSOR,), axis_types=(AxisType.Auto,))
 
 
 def devices_needed(target: Target, config: ModelConfig, capacity: int) -> int:
