@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import prod
 from pathlib import Path
 from typing import Any
 
