@@ -23,6 +23,9 @@ from benchmarking.environment import describe_environment, load_average
 from hardware.sections import SECTIONS, Check
 from hardware.shapes import NAMES
 
+from tokenswift_jax.speculation import MODES
+
+STEPS = ("plain", "verify-16", "verify-64", "partial-16")
 _SMALL = jax.default_backend() == "cpu"
 
 
@@ -34,6 +37,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", choices=NAMES, default="tiny" if _SMALL else "Llama-3.1-8B")
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths, help="committed tokens")
     parser.add_argument("--copied-bytes", type=int, default=2**26 if _SMALL else 2**32)
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
+    parser.add_argument("--demo-modes", nargs="+", choices=MODES, default=list(MODES), help="autoregressive first")
     parser.add_argument("--demo-tokens", type=int, default=256 if _SMALL else 20480)
     parser.add_argument("--replayed-tokens", type=int, default=100_000)
     parser.add_argument("--acceptances", type=float, nargs="+", default=[0.4, 0.6, 0.8])
@@ -60,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
             lengths=tuple(arguments.lengths),
             capacity=-(-(max(arguments.lengths) + 2048) // 256) * 256,
             copied_bytes=arguments.copied_bytes,
+            steps=tuple(arguments.steps),
+            demo_modes=tuple(arguments.demo_modes),
             demo_tokens=arguments.demo_tokens,
             replayed_tokens=arguments.replayed_tokens,
             acceptances=tuple(arguments.acceptances),

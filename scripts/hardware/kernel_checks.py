@@ -22,7 +22,7 @@ _BOUNDS = {"bfloat16": 2**-7, "float16": 2**-10, "float32": 1e-5}
 
 def against_definitions(dtype: Any) -> Iterator[dict[str, Any]]:
     """Relative errors of tree attention for shapes that steps have; whatever must not be read holds NaN."""
-    for rows, group, head_dim in itertools.product((1, 16, 64), (4, 7), (64, 128)):
+    for rows, (group, head_dim) in itertools.product((1, 16, 64), ((4, 128), (7, 64))):
         rng = np.random.default_rng(rows + group + head_dim)
         arguments = _case(rng, rows, group, head_dim, (4097, 130))
         given = {name: jnp.asarray(a, dtype if a.dtype == np.float64 else a.dtype) for name, a in arguments.items()}

@@ -29,7 +29,9 @@ class Check:
       lengths: committed tokens at which steps and kernels are timed.
       capacity: slots of the cache.
       copied_bytes: of the array that the copy bandwidth is measured with.
-      demo_tokens: written by the bundled model in every mode.
+      steps: the iterations that are timed (of `steps.STEPS`).
+      demo_modes: of the bundled model's texts.
+      demo_tokens: written in each.
       replayed_tokens: of the text whose time is computed from the steps'.
       acceptances: shares of drafted tokens accepted, for that.
       earlier: rows of sections done before, this process's or another's.
@@ -40,6 +42,8 @@ class Check:
     lengths: tuple[int, ...]
     capacity: int
     copied_bytes: int
+    steps: tuple[str, ...]
+    demo_modes: tuple[str, ...]
     demo_tokens: int
     replayed_tokens: int
     acceptances: tuple[float, ...]
@@ -74,7 +78,7 @@ def steps(check: Check) -> Rows:
     """Plain decoding and the speculative iterations by length, held against bytes over copy bandwidth."""
     config, bandwidth = shapes.config_of(check.model), check.bandwidth()
     model = random_model(config, check.dtype)
-    for name in ("plain", "verify-16", "verify-64", "partial-16"):
+    for name in check.steps:
         for length in check.lengths:
             check.report(f"{name} after {length:,} tokens")
             timed = milliseconds_a_pass(model, name, length, check.capacity)
@@ -122,7 +126,7 @@ def demo(check: Check) -> Rows:
     """The bundled model end to end in every mode, each text audited and compared with plain decoding's."""
     model = ts.load()
     plain: list[int] = []
-    for mode in ("autoregressive", "tokenswift", "medusa", "selfspec", "ngram", "auto"):
+    for mode in check.demo_modes:
         check.report(f"demo: {mode}, {check.demo_tokens:,} tokens")
         begun = time.perf_counter()
         speculation = ts.SpeculationConfig(mode=mode, draft_cache=512)

@@ -1,0 +1,143 @@
+"""What the scripts count: bytes of steps, large arrays in programs, registers, devices; and the device check."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/device_check.py does
+
+import device_check
+from hardware import ptx, roofline, shapes, steps
+from hardware.copies import large_arrays
+from hardware.sections import _integral
+from hardware.targets import TARGETS
+
+from tokenswift_jax.models.decoder import Decoder
+
+
+@pytest.mark.parametrize("name", shapes.NAMES)
+def test_weights_are_counted_as_the_decoder_has_them(name):
+    config = shapes.config_of(name)
+    made = nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(jnp.bfloat16), rngs=nnx.Rngs(0)))
+    leaves = jax.tree.leaves(nnx.split(made)[1])
+    vectors = sum(leaf.size * 2 for leaf in leaves if leaf.ndim == 1)  # norms and biases: not counted
+    assert roofline.parameter_bytes(config) == sum(leaf.size * 2 for leaf in leaves) - vectors
+
+
+def test_a_plain_step_of_llama_reads_its_weights_its_cache_and_little_else():
+    config = shapes.config_of("Llama-3.1-8B")
+    short, long = (roofline.step_cost("plain", config, length) for length in (0, 16384))
+    # 8.03e9 parameters without the embedding table (1 row of it is read) and the norms.
+    weights = 2 * (32 * (4096 * 128 * (2 * 32 + 2 * 8) + 3 * 4096 * 14336) + 4096 * 128256)
+    assert short.bytes == weights + 32 * 2 * 8 * 128 * 2 + 8 * 128256
+    assert long.bytes - short.bytes == 16384 * 131072  # 128 KiB a position
+    assert short.operations == weights + 4 * 32 * 32 * 128
+    h200 = TARGETS["h200"]
+    assert long.seconds(h200, 1) == pytest.approx(long.bytes / 4.8e12)
+    assert long.seconds(h200, 4) == pytest.approx(long.bytes / 4.8e12 / 4)
+    prefill = roofline.step_cost("prefill", config, 0)
+    assert prefill.seconds(h200, 1) == pytest.approx(prefill.operations / 989e12), "a chunk is bound by arithmetic"
+
+
+def test_verification_costs_rows_and_partial_drafting_a_second_pass():
+    config = shapes.config_of("Qwen2.5-7B")
+    plain, narrow, wide, both = (
+        roofline.step_cost(name, config, 65536).bytes for name in ("plain", "verify-16", "verify-64", "partial-16")
+    )
+    assert plain < narrow < wide < 1.1 * plain
+    assert both - narrow == pytest.approx(roofline.step_cost("plain", config, 4096).bytes, rel=0.1)
+
+
+def compiled(function, *shapes_of):
+    return jax.jit(function, donate_argnums=0).lower(*shapes_of).compile().as_text()
+
+
+def test_updates_in_place_are_no_copies_and_copies_are_found():
+    cache, rows = jax.ShapeDtypeStruct((8, 4096), jnp.float32), jax.ShapeDtypeStruct((8, 4), jnp.float32)
+
+    def lay(cache, rows):
+        return jax.lax.dynamic_update_slice(cache, rows, (0, 0))
+
+    size = 8 * 4096 * 4
+    assert large_arrays(compiled(lay, cache, rows), size) == []
+    both = compiled(lambda cache, rows: (lay(cache, rows), cache[::-1]), cache, rows)
+    assert any(entry.endswith("f32[8,4096]") for entry in large_arrays(both, size))
+    assert large_arrays(both, size + 1) == []
+
+
+def test_registers_are_those_of_the_kernels_asked_for(tmp_path, monkeypatch):
+    said = """ptxas info    : Compiling entry function 'tree_attention_1' for 'sm_80'
+ptxas info    : Function properties for tree_attention_1
+    8 bytes stack frame, 136 bytes spill stores, 140 bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers
+ptxas info    : Compiling entry function 'fusion_7' for 'sm_80'
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 16 registers
+"""
+    assembler = tmp_path / "ptxas"
+    assembler.write_text(f"#!/bin/sh\ncat >&2 <<'E'\n{said}E\n")
+    assembler.chmod(0o755)
+    (tmp_path / "module.ptx").touch()
+    monkeypatch.setattr(ptx, "_assembler", lambda: assembler)
+    found = ptx.kernel_registers(tmp_path, "sm_80", ("tree_attention",))
+    assert found == {"tree_attention_1": {"registers": 255, "spilled_bytes": 136}}
+
+
+def test_a_replayed_text_sums_the_steps_at_every_length():
+    points = [(10, 1.0), (20, 2.0)]
+    assert _integral(points, 10) == pytest.approx(10.0)  # level before the first
+    assert _integral(points, 21) == pytest.approx(10 + np.linspace(1, 2, 11).sum())
+    assert _integral(points, 31) == pytest.approx(10 + np.linspace(1, 2, 11).sum() + 20)
+
+
+def test_the_device_check_runs_here_and_goes_on_where_it_ended(tmp_path, capsys):
+    output = tmp_path / "check.json"
+    flags = ["--lengths", "300", "--steps", "plain", "verify-16", "--copied-bytes", "1000000", "--output", str(output)]
+    flags += ["--demo-modes", "autoregressive", "ngram", "--demo-tokens", "40", "--replayed-tokens", "1000"]
+    assert device_check.main([*flags, "--sections", "copy", "steps", "replay", "demo"]) == 0
+    rows = json.loads(output.read_text())
+    by_section = {name: [row for row in rows if row["section"] == name] for name in device_check.SECTIONS}
+    (copied,) = by_section["copy"]
+    assert copied["bytes_a_second"] > 1e6
+    plain, verify = by_section["steps"]
+    assert plain["tokens_a_pass"] == 1.0
+    for row in (plain, verify):
+        expected = row["bytes"] / (row["milliseconds"] / 1e3) / copied["bytes_a_second"]
+        assert row["of_copy_bandwidth"] == pytest.approx(expected)
+    replayed = {(row["step"], row["acceptance_rate"]): row["seconds"] for row in by_section["replay"]}
+    assert replayed["plain", 0.0] == pytest.approx(plain["milliseconds"])  # 1,000 tokens at one measured length
+    assert replayed["verify-16", 0.6] == pytest.approx(verify["milliseconds"] / (1 + 3 * 0.6))
+    assert [row["leading_tokens_of_autoregressive"] for row in by_section["demo"]] == [40, 40]
+    assert not any(row["audit_failed"] for row in by_section["demo"])
+    before = output.read_text()
+    assert device_check.main([*flags, "--sections", "copy", "steps"]) == 0
+    assert "copy: done before" in capsys.readouterr().err
+    assert output.read_text() == before
+
+
+def test_a_section_that_fails_costs_no_other(tmp_path, monkeypatch):
+    def broken(check):
+        yield {"kept": True}
+        raise MemoryError("no room")
+
+    monkeypatch.setitem(device_check.SECTIONS, "kernels", broken)
+    output = tmp_path / "check.json"
+    flags = ["--sections", "kernels", "copy", "--copied-bytes", "1000000", "--output", str(output)]
+    assert device_check.main(flags) == 1
+    rows = json.loads(output.read_text())
+    assert [row["section"] for row in rows] == ["kernels", "kernels", "copy"]
+    assert rows[0]["kept"]
+    assert rows[1]["error"] == "MemoryError: no room"
+
+
+def test_every_step_is_one_of_the_reports():
+    import aot_report
+
+    assert aot_report.STEPS == steps.STEPS
+    assert {*aot_report.MODELS, "tiny"} == set(shapes.NAMES)
