@@ -24,6 +24,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.implementation import gpu, interpret
 from pallas_kernels.tree_attention.gpu_kernels import Problem, attend_split, merge_splits
+from pallas_kernels.tree_attention.own_blocks import own_blocks
 from pallas_kernels.tree_attention.pieces import head_pieces
 
 MOST_SPLITS = 128
@@ -40,7 +41,10 @@ class Tile:
 
 
 def tile_for(rows: int, pieces: int, wide: bool, hopper: bool) -> Tile:
-    """The tile for `rows` rows a KV head, query group included: the largest that ptxas compiles without spills.
+    """The tile for `rows` rows a KV head, query group included.
+
+    The largest that ptxas keeps free of spills for sm_80 and sm_90a, at every head_dim and dtype of the cache. Of
+    larger ones, 128 rows spill 800 bytes on sm_80, 256 rows 400 on sm_90a, 32 columns of float32 240 on either.
 
     Args:
       rows: how many there are to tile.
@@ -50,10 +54,9 @@ def tile_for(rows: int, pieces: int, wide: bool, hopper: bool) -> Tile:
     """
     if wide:
         return Tile(16, 16, 8, 2)
-    if rows <= 16:
-        return Tile(16, 64, 4, 3)
     if rows <= 32:
-        return Tile(32, 64, 4, 3)
+        # Two of these share a multiprocessor, with three stages only where shared memory is 228 KB.
+        return Tile(16 if rows <= 16 else 32, 64, 4, 3 if hopper else 2)
     if hopper:
         return Tile(64, 64, 4, 2) if rows <= 64 else Tile(128, 64, 8, 2)
     return Tile(64, 64, 8, 2) if pieces == 1 else Tile(64, 32, 4, 3)
@@ -98,6 +101,7 @@ def tree_attention(
     float8_bits = keys.dtype == jnp.float8_e4m3fn and target.compute_capability < (8, 9)
     if float8_bits:
         keys, values = (lax.bitcast_convert_type(x, jnp.uint8) for x in (keys, values))
+    own_columns = min(tile.columns, max(16, pl.next_power_of_2(rows)))
     problem = Problem(
         rows=rows,
         group=group,
@@ -108,7 +112,7 @@ def tree_attention(
         splits=splits,
         tile_rows=tile.rows,
         columns=tile.columns,
-        own_columns=min(tile.columns, max(16, pl.next_power_of_2(rows))),
+        own_columns=own_columns,
         window=window,
         float8_bits=float8_bits,
     )
@@ -125,6 +129,7 @@ def tree_attention(
         "own_keys": own_keys,
         "own_values": own_values,
         "mask": tree_mask,
+        "own_blocks": own_blocks(tree_mask, group, tile.rows, own_columns),
         "positions": None if window is None else positions,
         "key_positions": None if window is None else key_positions,
         "key_scales": key_scales,
@@ -132,11 +137,11 @@ def tree_attention(
     }
     names = tuple(name for name, array in given.items() if array is not None)
     whole = jax.ShapeDtypeStruct(queries.shape, queries.dtype)
-    padded = (batch, kv_heads, tiles * tile.rows, splits)
+    each = (batch, kv_heads, group * rows, splits)
     parts = [
-        jax.ShapeDtypeStruct((*padded, head_dim), jnp.float32),
-        jax.ShapeDtypeStruct(padded, jnp.float32),
-        jax.ShapeDtypeStruct(padded, jnp.float32),
+        jax.ShapeDtypeStruct((*each, head_dim), jnp.float32),
+        jax.ShapeDtypeStruct(each, jnp.float32),
+        jax.ShapeDtypeStruct(each, jnp.float32),
     ]
     live = batch * kv_heads * capacity * head_dim
     scored = query_heads * rows * batch * (capacity + rows)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
 
@@ -49,16 +48,17 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
     """Program (row tile, split, batch * kv_heads): rows over one split of the live prefix.
 
     `refs` are the inputs that `names` names, then the outputs: the result [batch, rows, query_heads, head_dim] where
-    there is one split, else mix [batch, kv_heads, padded rows, splits, head_dim], peak and total
-    [batch, kv_heads, padded rows, splits].
+    there is one split, else mix [batch, kv_heads, rows * group, splits, head_dim], peak and total
+    [batch, kv_heads, rows * group, splits].
     """
     inputs = dict(zip(names, refs, strict=False))
     outputs = refs[len(names) :]
     split = pl.program_id(1)
     batch, head = pl.program_id(2) // p.kv_heads, pl.program_id(2) % p.kv_heads
     member = pl.program_id(0) * p.tile_rows + jnp.arange(p.tile_rows, dtype=jnp.int32)
-    real = member < p.rows * p.group
-    row = jnp.minimum(member // p.group, p.rows - 1)
+    # Past the last row a tile computes and writes it again.
+    member = jnp.minimum(member, p.rows * p.group - 1)
+    row = member // p.group
     query_head = head * p.group + member % p.group
     queries = [inputs["queries"][batch, row[:, None], query_head[:, None], _span(piece)] for piece in p.pieces]
     layer, length = inputs["layer"][0], inputs["lengths"][batch]
@@ -155,14 +155,14 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
     state = lax.fori_loop(begin, ragged, lambda index, s: prefix_block(index, s, True), state)
     state = lax.fori_loop(ragged, end, lambda index, s: prefix_block(index, s, False), state)
     # The last split has the fewest blocks.
-    own = jnp.where(split == p.splits - 1, jnp.int32(pl.cdiv(p.rows, p.own_columns)), jnp.int32(0))
+    own = jnp.where(split == p.splits - 1, inputs["own_blocks"][batch, pl.program_id(0)], jnp.int32(0))
     spoiled = jnp.zeros((p.tile_rows,), jnp.int32)
     (peak, total, mix), spoiled = lax.fori_loop(jnp.int32(0), own, own_block, (state, spoiled))
     mix = [jnp.where(spoiled[:, None] > 0, jnp.nan, m) for m in mix]
     if p.splits == 1:
         for piece, m in zip(p.pieces, mix, strict=True):
-            at = outputs[0].at[batch, row[:, None], query_head[:, None], _span(piece)]
-            plgpu.store(at, (m / total[:, None]).astype(outputs[0].dtype), mask=real[:, None])
+            mixed = (m / total[:, None]).astype(outputs[0].dtype)
+            outputs[0][batch, row[:, None], query_head[:, None], _span(piece)] = mixed
         return
     for piece, m in zip(p.pieces, mix, strict=True):
         outputs[0][batch, head, member[:, None], split, _span(piece)] = m

@@ -22,6 +22,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from pallas_kernels.implementation import interpret
+from pallas_kernels.tree_attention.own_blocks import own_blocks
 from pallas_kernels.tree_attention.tpu_kernel import LANES, Problem, attend
 
 # Bytes of keys a step fetches (values are as many, and both are double-buffered): a step's fixed cost is a third of a
@@ -29,7 +30,7 @@ from pallas_kernels.tree_attention.tpu_kernel import LANES, Problem, attend
 STEP_BYTES = 2**20
 # Rows times KV heads that one program keeps in fast memory, about 2.5 KB each.
 MOST_ROWS = 2048
-OWN_COLUMNS = 512
+OWN_COLUMNS = 256
 
 
 def tree_attention(
@@ -65,7 +66,8 @@ def tree_attention(
     tiles = pl.cdiv(group * rows, tile)
     columns = _columns(capacity, heads * head_dim * keys.dtype.itemsize, tile)
     own_columns = min(rows, OWN_COLUMNS)
-    own_blocks = pl.cdiv(rows, own_columns)
+    own_most = pl.cdiv(rows, own_columns)
+    own_seen = own_blocks(tree_mask, group, tile, own_columns)
     problem = Problem(
         heads=heads,
         columns=columns,
@@ -79,34 +81,35 @@ def tree_attention(
     if window is not None and key_positions is None:
         begins = jnp.minimum(jnp.maximum(positions.min(axis=1) - window + 1, 0) // columns, blocks)
     steps = (blocks - begins).max()
-    scalars = (jnp.asarray(layer, jnp.int32).reshape(1), lengths, begins, blocks, steps.reshape(1))
+    scalars = (jnp.asarray(layer, jnp.int32).reshape(1), lengths, begins, blocks, steps.reshape(1), own_seen)
 
     def at_step(b, step, begins_ref, blocks_ref):
         # Past a sequence's own blocks the index stays, so nothing is fetched.
         return jnp.maximum(jnp.minimum(begins_ref[b] + step, blocks_ref[b] - 1), 0)
 
-    def cached(b, h, i, j, layer_ref, lengths_ref, begins_ref, blocks_ref, steps_ref):
+    def cached(b, h, i, j, layer_ref, lengths_ref, begins_ref, blocks_ref, *_):
         block = at_step(b, j, begins_ref, blocks_ref)
         return (layer_ref[0], b, h, 0, block) if slots_minor else (layer_ref[0], b, h, block, 0)
 
-    def cached_scalar(b, h, i, j, layer_ref, lengths_ref, begins_ref, blocks_ref, steps_ref):
+    def cached_scalar(b, h, i, j, layer_ref, lengths_ref, begins_ref, blocks_ref, *_):
         return layer_ref[0], b, h, at_step(b, j, begins_ref, blocks_ref)
 
-    def own_step(j, steps_ref):
-        return jnp.clip(j - steps_ref[0], 0, own_blocks - 1)
+    def own_step(b, i, j, refs):
+        steps_ref, own_ref = refs[-2:]
+        return jnp.maximum(jnp.minimum(j - steps_ref[0], own_ref[b, i] - 1), 0)
 
     shape = (None, None, heads, head_dim, columns) if slots_minor else (None, None, heads, columns, head_dim)
     cache_spec = pl.BlockSpec(shape, cached)
     scalar_spec = pl.BlockSpec((None, None, heads, columns), cached_scalar)
     row_spec = pl.BlockSpec((None, heads, tile, head_dim), lambda b, h, i, j, *_: (b, h, i, 0))
     own_spec = pl.BlockSpec(
-        (None, heads, own_columns, head_dim), lambda b, h, i, j, *refs: (b, h, own_step(j, refs[-1]), 0)
+        (None, heads, own_columns, head_dim), lambda b, h, i, j, *refs: (b, h, own_step(b, i, j, refs), 0)
     )
-    mask_spec = pl.BlockSpec((None, tile, own_columns), lambda b, h, i, j, *refs: (b, i, own_step(j, refs[-1])))
+    mask_spec = pl.BlockSpec((None, tile, own_columns), lambda b, h, i, j, *refs: (b, i, own_step(b, i, j, refs)))
     reach_spec = pl.BlockSpec((None, tile, 1), lambda b, h, i, j, *_: (b, i, 0))
-    where_spec = pl.BlockSpec((None, 1, own_columns), lambda b, h, i, j, *refs: (b, 0, own_step(j, refs[-1])))
+    where_spec = pl.BlockSpec((None, 1, own_columns), lambda b, h, i, j, *refs: (b, 0, own_step(b, i, j, refs)))
 
-    more_rows, more_columns = tiles * tile - group * rows, own_blocks * own_columns - rows
+    more_rows, more_columns = tiles * tile - group * rows, own_most * own_columns - rows
     own = [_padded(x.transpose(0, 2, 1, 3), 2, more_columns) for x in (own_keys, own_values)]
     mask = _padded(jnp.repeat(tree_mask, group, axis=1), 1, more_rows)
     given: dict[str, tuple[Any, pl.BlockSpec]] = {
@@ -132,7 +135,7 @@ def tree_attention(
         partial(attend, problem, tuple(given)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
-            grid=(batch, kv_heads // heads, tiles, steps + own_blocks),
+            grid=(batch, kv_heads // heads, tiles, steps + own_most),
             in_specs=[spec for _, spec in given.values()],
             out_specs=row_spec,
             scratch_shapes=[

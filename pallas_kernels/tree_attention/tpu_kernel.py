@@ -42,12 +42,12 @@ class Problem:
 def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
     """Step j of program (sequence, block of heads, row tile): prefix blocks first, then blocks of own rows.
 
-    `refs` are the scalars layer, lengths, first block, end of the blocks and prefix steps, the inputs that `names`
-    names, the output [heads, rows, head_dim], and the running peak, normaliser and mix.
+    `refs` are the scalars layer, lengths, first block, end of the blocks, prefix steps and own blocks a tile sees, the
+    inputs that `names` names, the output [heads, rows, head_dim], and the running peak, normaliser and mix.
     """
-    _, lengths_ref, begins_ref, blocks_ref, steps_ref = refs[:5]
-    inputs = dict(zip(names, refs[5:], strict=False))
-    out_ref, peak_ref, total_ref, mix_ref = refs[5 + len(names) :]
+    _, lengths_ref, begins_ref, blocks_ref, steps_ref, own_ref = refs[:6]
+    inputs = dict(zip(names, refs[6:], strict=False))
+    out_ref, peak_ref, total_ref, mix_ref = refs[6 + len(names) :]
     sequence, step = pl.program_id(0), pl.program_id(3)
     length = lengths_ref[sequence]
     block = begins_ref[sequence] + step
@@ -116,7 +116,9 @@ def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
     def _():
         prefix_block(False)
 
-    @pl.when(step >= steps_ref[0])
+    own_step = step - steps_ref[0]
+
+    @pl.when((own_step >= 0) & (own_step < own_ref[sequence, pl.program_id(2)]))
     def _():
         visible = inputs["mask"][...].astype(jnp.int32) != 0
         if p.window is not None:

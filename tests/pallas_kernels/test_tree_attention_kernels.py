@@ -18,6 +18,7 @@ from pallas_kernels.implementation import compiling_for
 from pallas_kernels.tree_attention import tpu, tree_attention
 from pallas_kernels.tree_attention.gpu import splits_for
 from pallas_kernels.tree_attention.gpu_kernels import stored_numbers
+from pallas_kernels.tree_attention.own_blocks import own_blocks
 from pallas_kernels.tree_attention.pieces import head_pieces
 from tests.decoding import tiny
 from tokenswift_jax.cache.full import FullCache
@@ -80,6 +81,25 @@ def test_groups_rows_and_head_sizes(name, shape):
     """Caches that are no multiple of a block, full and empty."""
     rng = np.random.default_rng(1)
     check(name, make(rng, shape, [shape.capacity, 0, 131]))
+
+
+@each_kernel
+def test_a_causal_chunk(name, monkeypatch):
+    """Of several tiles and blocks of own rows, none of them whole; a tile walks no block past its rows."""
+    monkeypatch.setattr(tpu, "OWN_COLUMNS", 128)
+    monkeypatch.setattr(tpu, "MOST_ROWS", 64)
+    arguments = make(np.random.default_rng(9), Shape(rows=150, head_dim=16, capacity=300), [131, 0])
+    arguments["tree_mask"] = jnp.broadcast_to(jnp.tril(jnp.ones((150, 150), bool)), (2, 150, 150))
+    arguments["positions"] = arguments["lengths"][:, None] + jnp.arange(150, dtype=jnp.int32)[None, :]
+    check(name, arguments, 145)
+
+
+def test_own_blocks_of_a_tile():
+    """Two query heads a row: tiles of 4 are rows 0..1, 2..3 and the last row twice."""
+    causal = jnp.tril(jnp.ones((1, 5, 5), bool))
+    np.testing.assert_array_equal(own_blocks(causal, 2, 4, 2), [[1, 2, 3]])
+    np.testing.assert_array_equal(own_blocks(causal[:, ::-1], 2, 4, 2), [[3, 2, 1]])
+    np.testing.assert_array_equal(own_blocks(causal, 2, 4, 8), [[1, 1, 1]])
 
 
 def test_float16_on_gpu():
