@@ -40,11 +40,12 @@ class Tile:
     stages: int
 
 
-def tile_for(rows: int, pieces: int, wide: bool, hopper: bool) -> Tile:
+def tile_for(rows: int, pieces: int, *, wide: bool, hopper: bool) -> Tile:
     """The tile for `rows` rows a KV head, query group included.
 
-    The largest that ptxas keeps free of spills for sm_80 and sm_90a, at every head_dim and dtype of the cache. Of
-    larger ones, 128 rows spill 800 bytes on sm_80, 256 rows 400 on sm_90a, 32 columns of float32 240 on either.
+    The largest that ptxas keeps free of spills for sm_80 and sm_90a, at every head_dim and dtype of the cache (60
+    bytes at most for a window over one-byte numbers on sm_80). Of larger ones, 128 rows spill 800 bytes on sm_80, 256
+    rows 400 on sm_90a, 32 columns of float32 240 on either.
 
     Args:
       rows: how many there are to tile.
@@ -93,7 +94,12 @@ def tree_attention(
     group = query_heads // kv_heads
     target = gpu()
     pieces = head_pieces(head_dim)
-    tile = tile_for(group * rows, len(pieces), queries.dtype == jnp.float32, target.compute_capability >= (9, 0))
+    tile = tile_for(
+        group * rows,
+        len(pieces),
+        wide=queries.dtype == jnp.float32,
+        hopper=target.compute_capability >= (9, 0),
+    )
     tiles = pl.cdiv(group * rows, tile.rows)
     # Two programs of four warps fit a multiprocessor's registers, and one's loads overlap the other's products.
     wanted = target.multiprocessors * (8 // tile.warps)
@@ -101,7 +107,8 @@ def tree_attention(
     float8_bits = keys.dtype == jnp.float8_e4m3fn and target.compute_capability < (8, 9)
     if float8_bits:
         keys, values = (lax.bitcast_convert_type(x, jnp.uint8) for x in (keys, values))
-    own_columns = min(tile.columns, max(16, pl.next_power_of_2(rows)))
+    # Half the prefix's: the masks of own rows take more registers.
+    own_columns = min(max(tile.columns // 2, 16), max(16, pl.next_power_of_2(rows)))
     problem = Problem(
         rows=rows,
         group=group,
