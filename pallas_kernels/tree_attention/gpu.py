@@ -43,8 +43,8 @@ class Tile:
 def tile_for(rows: int, pieces: int, *, wide: bool, hopper: bool) -> Tile:
     """The tile for `rows` rows a KV head, query group included.
 
-    The largest that ptxas keeps free of spills for sm_80 and sm_90a, at every head_dim and dtype of the cache (60
-    bytes at most for a window over one-byte numbers on sm_80). Of larger ones, 128 rows spill 800 bytes on sm_80, 256
+    The largest that ptxas keeps free of spills for sm_80 and sm_90a, at a head_dim up to 128 and any dtype (but 60
+    bytes for a window over one-byte numbers on sm_80). Of larger ones, 128 rows spill 800 bytes on sm_80, 256
     rows 400 on sm_90a, 32 columns of float32 240 on either.
 
     Args:
