@@ -46,7 +46,7 @@ HF_CONFIG = {
     "tie_word_embeddings": True,
     "eos_token_id": 0,
     "dtype": "float32",
-    "tokenswift": {"num_heads": 3, "head_type": "chained", "node_set": None, "base": None},
+    "tokenswift": {"num_heads": 1, "head_type": "chained", "node_set": None, "base": None},
 }
 
 
@@ -209,7 +209,7 @@ def test_quick_run_measures_every_section(checkpoint, tmp_path, capsys):
         ["transformers", "transformers, prompt lookup"] if torch else []
     )
     assert [row["text"] for row in rows if row["section"] == "auto-long"] == ["greedy"] * 2
-    assert [row["capacity"] for row in rows if row["section"] == "capacity"] == [1024, 4096] * 2
+    assert [row["capacity"] for row in rows if row["section"] == "capacity"] == [256, 1024] * 2
     assert [row["contender"] for row in rows if row["section"] == "host"] == ours
     for row in rows:
         assert row["platform"] == "cpu"
@@ -234,8 +234,8 @@ def test_quick_run_measures_every_section(checkpoint, tmp_path, capsys):
             assert row["host_share"]["median"] >= 0
             # Processor time and wall time are two clocks: a thread that never waits may read a little over 1.
             assert 0 < row["caller_share"]["median"] < 1.01
-        if row["section"] == "capacity" and row["capacity"] == 4096:
-            assert row["time_vs_capacity_1024"]["median"] > 0
+        if row["section"] == "capacity" and row["capacity"] == 1024:
+            assert row["time_vs_capacity_256"]["median"] > 0
         if row["section"] == "auto-long" and row["mode"] == "auto":
             assert row["schedule_trace"][0] == {
                 "from_token": 1, "mode": "autoregressive", "schedule": None, "node_budget": None

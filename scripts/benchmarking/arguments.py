@@ -35,7 +35,7 @@ _QUICK = {
     "prefixes": (64,),
     "new_tokens": 24,
     "long_tokens": 96,
-    "capacities": (1024, 4096),
+    "capacities": (256, 1024),  # the smaller is what the other sections reserve, so that their programs serve
     "protocol": {"prefixes": (64,), "tokens": (48,), "windows": (8, 16)},
     "ablations": {"prefix": 64, "tokens": 24, "ends_only": True},
 }

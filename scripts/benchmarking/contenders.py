@@ -29,6 +29,7 @@ def labels_of(speculation: SpeculationConfig) -> dict[str, object]:
     tokenswift = speculation.mode == "tokenswift"
     over_cache = speculation.mode in ("selfspec", "auto") or (tokenswift and speculation.schedule != "fused")
     with_ngrams = tokenswift or speculation.mode in ("ngram", "auto")
+    by_model = speculation.mode not in ("autoregressive", "ngram")
     return {
         "implementation": "tokenswift_jax",
         "mode": speculation.mode,
@@ -38,5 +39,6 @@ def labels_of(speculation: SpeculationConfig) -> dict[str, object]:
         "ngram_k": speculation.ngram_k if with_ngrams else None,
         "draft_cache": speculation.draft_cache if over_cache else None,
         "refresh_interval": speculation.refresh_interval if over_cache else None,
-        "shared_noise": speculation.shared_noise if speculation.mode not in ("autoregressive", "ngram") else None,
+        "shared_noise": speculation.shared_noise if by_model else None,
+        "draft_weights": speculation.draft_weights if by_model else None,
     }
