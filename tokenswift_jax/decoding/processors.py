@@ -1,19 +1,21 @@
 """From logits to a draw: transformers' processors for every row of a step at once, without sorting the vocabulary.
 
 Every filter keeps an upper set of scores (a token is kept iff its score >= a threshold; ties are kept), so the filters
-of a row come down to one threshold. The thresholds that a sort would give are found exactly, bit by bit (`_largest`).
+of a row come down to one threshold, which `thresholds` finds exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tokenswift_jax.decoding.noise import row_keys
+from tokenswift_jax.decoding.thresholds import FEW_PASSES, ONE_BIT, Search, kth_largest, nucleus_edge
 from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.parallel.residual import whole
 from tokenswift_jax.sampling import SamplingConfig, check_vocabulary
@@ -157,18 +159,32 @@ def process(
     if not processors.sample:
         return scores
     scores = scores / inputs.temperature.astype(scores.dtype)
-    threshold = _threshold(scores, inputs, processors)
-    return scores if threshold is None else jnp.where(scores < threshold, -jnp.inf, scores)
+    if not (processors.top_k or processors.top_p or processors.min_p or processors.eta):
+        return scores
+    find = partial(_threshold, processors=processors)
+    threshold = jax.lax.platform_dependent(
+        scores, inputs, cpu=partial(find, search=ONE_BIT), default=partial(find, search=FEW_PASSES)
+    )
+    return jnp.where(scores < threshold, -jnp.inf, scores)
 
 
 def draw(scores: jax.Array, noise: jax.Array | None) -> jax.Array:
     """The token of every row: the highest score + noise, ties to the lowest id; [..., vocab] -> [...] int32."""
     perturbed = scores if noise is None else scores + noise.astype(scores.dtype)
-    vocab = perturbed.shape[-1]
-    ids = jax.lax.broadcasted_iota(jnp.int32, perturbed.shape, perturbed.ndim - 1)
-    # Two plain reductions: on CPU argmax is one that does not vectorise, 3 to 6 times slower.
-    highest = jnp.max(perturbed, axis=-1, keepdims=True)
-    token = jnp.min(jnp.where(perturbed == highest, ids, vocab), axis=-1)
+    return jax.lax.platform_dependent(perturbed, cpu=_highest_in_two_reductions, default=_highest)
+
+
+def _highest(scores: jax.Array) -> jax.Array:
+    """One reduction: each of two could round what is fused into it in its own way, and they would not meet."""
+    return jax.lax.argmax(scores, scores.ndim - 1, jnp.int32)
+
+
+def _highest_in_two_reductions(scores: jax.Array) -> jax.Array:
+    """On CPU argmax is a reduction that does not vectorise, 3 to 6 times slower than two that do."""
+    vocab = scores.shape[-1]
+    ids = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    token = jnp.min(jnp.where(scores == highest, ids, vocab), axis=-1)
     return jnp.minimum(token, vocab - 1)  # a NaN row equals nothing
 
 
@@ -193,22 +209,19 @@ def top_candidates(scores: jax.Array, noise: jax.Array | None, k: int) -> tuple[
     return tokens.astype(jnp.int32), log_shares.astype(jnp.float32)
 
 
-def _threshold(scores: jax.Array, inputs: SamplingInputs, processors: Processors) -> jax.Array | None:
-    """[batch, rows, 1]: the lowest score that every filter keeps; None without filters."""
-    if not (processors.top_k or processors.top_p or processors.min_p or processors.eta):
-        return None
+def _threshold(scores: jax.Array, inputs: SamplingInputs, *, processors: Processors, search: Search) -> jax.Array:
+    """[batch, rows, 1]: the lowest score that every filter keeps."""
     dtype = scores.dtype
     highest = jnp.max(scores, axis=-1, keepdims=True)
     keep = inputs.min_tokens_to_keep
     # What min_tokens_to_keep protects: earlier filters keep these too, so one threshold serves all.
-    floor = kth_largest(scores, keep) if processors.keep_several else highest
+    floor = kth_largest(scores, keep, search) if processors.keep_several else highest
     threshold = jnp.full_like(highest, -jnp.inf)
     if processors.top_k:
         k = jnp.maximum(inputs.top_k, keep) if processors.keep_several else inputs.top_k
-        threshold = kth_largest(scores, k)
+        threshold = kth_largest(scores, k, search)
     if processors.top_p:
-        weights = jnp.where(scores < threshold, 0, jnp.exp(scores - highest))
-        nucleus = nucleus_edge(scores, weights, inputs.top_p.astype(dtype))
+        nucleus = nucleus_edge(scores, highest, threshold, inputs.top_p.astype(dtype), search)
         threshold = jnp.maximum(threshold, jnp.minimum(nucleus, floor))
     if processors.min_p:
         edge = highest + jnp.log(inputs.min_p.astype(dtype))
@@ -223,51 +236,3 @@ def _threshold(scores: jax.Array, inputs: SamplingInputs, processors: Processors
         edge = highest + log_total + jnp.minimum(log_eta, log_eta / 2 - entropy)
         threshold = jnp.maximum(threshold, jnp.minimum(edge, floor))
     return threshold
-
-
-def kth_largest(scores: jax.Array, k: jax.Array) -> jax.Array:
-    """The k-th largest score of every row, exactly: [..., vocab] -> [..., 1]; the smallest for any larger k."""
-
-    def enough(edge: jax.Array) -> jax.Array:
-        return jnp.sum(scores >= edge, axis=-1, keepdims=True, dtype=jnp.int32) >= k
-
-    return _largest(enough, scores)
-
-
-def nucleus_edge(scores: jax.Array, weights: jax.Array, top_p: jax.Array) -> jax.Array:
-    """The largest score t such that tokens of score >= t hold at least `top_p` of the weight: [..., vocab] -> [..., 1].
-
-    So a token is kept iff the tokens above it hold less than `top_p`: without ties the fewest likeliest tokens whose
-    probabilities reach it, as transformers has it; tied tokens are kept or dropped together.
-    """
-    target = top_p * jnp.sum(weights, axis=-1, keepdims=True)
-
-    def enough(edge: jax.Array) -> jax.Array:
-        mass = jnp.sum(jnp.where(scores >= edge, weights, 0), axis=-1, keepdims=True)
-        return (mass >= target) & (mass > 0)  # top_p may underflow to 0
-
-    return _largest(enough, scores)
-
-
-def _largest(holds: Callable[[jax.Array], jax.Array], scores: jax.Array) -> jax.Array:
-    """The largest score of every row for which `holds`, given that it holds for every lower number too; else -inf.
-
-    Binary search over the bits of the unsigned integers that order as floats do (sign flipped if positive, all bits if
-    negative): 32 passes over the row for float32, 64 for float64, no sort.
-    """
-    bits = scores.dtype.itemsize * 8
-    word = jnp.dtype(f"uint{bits}")
-    sign = jnp.asarray(1 << (bits - 1), word)
-    lowest = ~jax.lax.bitcast_convert_type(jnp.asarray(-jnp.inf, scores.dtype), word)
-
-    def number(image: jax.Array) -> jax.Array:
-        image = jnp.maximum(image, lowest)  # images below that of -inf are NaNs
-        return jax.lax.bitcast_convert_type(jnp.where(image >= sign, image ^ sign, ~image), scores.dtype)
-
-    def try_bit(i: jax.Array, image: jax.Array) -> jax.Array:
-        candidate = image | (sign >> i.astype(word))
-        return jnp.where(holds(number(candidate)), candidate, image)
-
-    found = number(jax.lax.fori_loop(0, bits, try_bit, jnp.zeros((*scores.shape[:-1], 1), word)))
-    # Up to the score itself: processors that flush denormals take any of them for 0.
-    return jnp.min(jnp.where(scores < found, jnp.inf, scores), axis=-1, keepdims=True)

@@ -7,9 +7,8 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from tokenswift_jax.decoding import penalty
 from tokenswift_jax.decoding.forward import Rows, forward_rows
-from tokenswift_jax.decoding.processors import draw, process
+from tokenswift_jax.decoding.row_draws import RowInputs, TextInputs, draw_rows
 from tokenswift_jax.decoding.state import DecodeState, Inputs, Plan
 from tokenswift_jax.decoding.tree import Tree
 from tokenswift_jax.models.decoder import Decoder
@@ -28,27 +27,13 @@ def verify(
         model, tree.tokens, state.length[:, None] + tree.depths, state.cache, state.length, tree.mask
     )
     logits = model.logits(rows.hidden)
-    scores = process(
-        logits,
-        penalised=_penalised(state, inputs, plan, tree),
-        generated=(state.length + 1 - inputs.limits.prompt_length)[:, None] + tree.depths,
-        inputs=inputs.sampling,
-        processors=plan.processors,
+    draws, broken = draw_rows(
+        RowInputs(logits, tree.depths, path_tokens(tree, plan.depth)),
+        TextInputs(state.length + 1, inputs.limits.prompt_length, state.last_positions, noise),
+        inputs.sampling,
+        plan.processors,
     )
-    if noise is not None and plan.depth:
-        noise = jnp.take_along_axis(noise, tree.depths[:, :, None], axis=1)
-    broken = jnp.isnan(logits).any(axis=-1)
-    return draw(scores, noise), broken, rows, replace(state, cache=cache)
-
-
-def _penalised(state: DecodeState, inputs: Inputs, plan: Plan, tree: Tree) -> jax.Array | None:
-    """bool [batch, rows, vocab]: the window slides along each row's own path."""
-    if not plan.processors.penalty:
-        return None
-    assert state.last_positions is not None
-    length = state.length + 1
-    path = path_tokens(tree, plan.depth)
-    return penalty.row_penalised(state.last_positions, length, path, tree.depths, inputs.sampling.window)
+    return draws, broken, rows, replace(state, cache=cache)
 
 
 def path_tokens(tree: Tree, depth: int) -> jax.Array:

@@ -1,0 +1,102 @@
+"""Order statistics of every row of scores, exactly, without sorting: a search over the bits of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class Search:
+    """How a threshold is searched for; static. The answer is the same, bit for bit.
+
+    Attributes:
+      bits: bits of it that one pass over the scores settles, by comparing them with 2**bits - 1 numbers.
+      keep_weights: the scores' weights are computed once and kept, not anew in every pass.
+    """
+
+    bits: int
+    keep_weights: bool
+
+
+# A CPU pays for comparisons: one a pass, 32 in all for float32. An accelerator pays for reading: seven comparisons a
+# pass, 11 passes. With fifteen XLA splits a pass into two kernels, and 8 passes read 16 times.
+ONE_BIT = Search(bits=1, keep_weights=True)
+FEW_PASSES = Search(bits=3, keep_weights=False)
+
+
+def kth_largest(scores: jax.Array, k: jax.Array, search: Search = ONE_BIT) -> jax.Array:
+    """The k-th largest score of every row, exactly: [..., vocab] -> [..., 1]; the smallest for any larger k."""
+
+    def enough(edge: jax.Array) -> jax.Array:
+        return jnp.sum(scores >= edge, axis=-1, keepdims=True, dtype=jnp.int32) >= k
+
+    return _largest(enough, scores, search.bits)
+
+
+def nucleus_edge(
+    scores: jax.Array, highest: jax.Array, lowest: jax.Array, top_p: jax.Array, search: Search = ONE_BIT
+) -> jax.Array:
+    """The largest score t such that tokens of score >= t hold at least `top_p` of the weight.
+
+    So a token is kept iff the tokens above it hold less than `top_p`: without ties the fewest likeliest tokens whose
+    probabilities reach it, as transformers has it; tied tokens are kept or dropped together.
+
+    Args:
+      scores: [..., vocab]; the weight of one is exp(score - highest), or 0 below `lowest`.
+      highest: [..., 1], the row's highest score.
+      lowest: [..., 1].
+      top_p: [], a probability.
+      search: how to search, static.
+
+    Returns:
+      [..., 1].
+    """
+
+    def weights() -> jax.Array:
+        return jnp.where(scores < lowest, 0, jnp.exp(scores - highest))
+
+    kept = weights()
+    target = top_p * jnp.sum(kept, axis=-1, keepdims=True)
+
+    def enough(edge: jax.Array) -> jax.Array:
+        held = jnp.where(scores >= edge, kept if search.keep_weights else weights(), 0)
+        mass = jnp.sum(held, axis=-1, keepdims=True)
+        return (mass >= target) & (mass > 0)  # top_p may underflow to 0
+
+    return _largest(enough, scores, search.bits)
+
+
+def _largest(holds: Callable[[jax.Array], jax.Array], scores: jax.Array, step: int) -> jax.Array:
+    """The largest score of every row for which `holds`, given that it holds for every lower number too; else -inf.
+
+    A search over the bits, `step` of them a pass, of the unsigned integers that order as floats do (sign flipped if
+    positive, all bits if negative).
+    """
+    bits = scores.dtype.itemsize * 8
+    word = jnp.dtype(f"uint{bits}")
+    sign = jnp.asarray(1 << (bits - 1), word)
+    lowest = ~jax.lax.bitcast_convert_type(jnp.asarray(-jnp.inf, scores.dtype), word)
+
+    def number(image: jax.Array) -> jax.Array:
+        image = jnp.maximum(image, lowest)  # images below that of -inf are NaNs
+        return jax.lax.bitcast_convert_type(jnp.where(image >= sign, image ^ sign, ~image), scores.dtype)
+
+    def settle(image: jax.Array, shift: jax.Array, count: int) -> jax.Array:
+        # What holds for a number holds for those below it, so the digit is the number of digits that hold.
+        digits = [jnp.asarray(digit, word) << shift for digit in range(1, 2**count)]
+        held = sum((holds(number(image | digit)).astype(word) for digit in digits), start=jnp.zeros_like(image))
+        return image | (held << shift)
+
+    def one_pass(i: jax.Array, image: jax.Array) -> jax.Array:
+        return settle(image, (bits - step * (i + 1)).astype(word), step)
+
+    passes, rest = divmod(bits, step)
+    image = jax.lax.fori_loop(0, passes, one_pass, jnp.zeros((*scores.shape[:-1], 1), word))
+    if rest:
+        image = settle(image, jnp.zeros((), word), rest)
+    # Up to the score itself: processors that flush denormals take any of them for 0.
+    return jnp.min(jnp.where(scores < number(image), jnp.inf, scores), axis=-1, keepdims=True)
