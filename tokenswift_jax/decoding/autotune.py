@@ -9,10 +9,14 @@ from tokenswift_jax.decoding.plans import NamedPlan
 # Share of plain decoding's time that speculation may lose, over HORIZON tokens or the whole text. A trial is only begun
 # within it; what its first iteration costs is unknown before, and that may exceed it.
 ALLOWANCE, HORIZON = 0.02, 2048
+# Share of all work, counted in plain steps, that trials without a gain may be, over the same tokens: with what a first
+# iteration may exceed it by, at most 3% of the work of a text whose drafts are never accepted is not plain decoding.
+IN_VAIN = 0.027
 MARGIN = 1.03  # a plan must be this much faster than plain decoding to be taken
 PLAIN_TOKENS = 32  # of a measurement of plain decoding
-TRIAL_ITERATIONS = 8  # of a trial's piece
-TRIAL_PIECES = 3  # at most; only a plan that is about as fast as plain decoding needs more than one
+PROBE_ITERATIONS = 4  # of a trial's first piece; without one accepted draft it is the last
+TRIAL_ITERATIONS = 8  # of a later piece
+TRIAL_PIECES = 4  # at most; only a plan that is about as fast as plain decoding needs more than one
 AMBIGUOUS = (0.75, 1.15)  # cost relative to plain decoding's after a piece that asks for another
 CHUNK_ITERATIONS = 16  # of a plan in use, at most: what it can lose before it is dropped
 BAD_CHUNK = 1.25  # a plan in use is dropped after one chunk that costs this much more than plain decoding
@@ -29,6 +33,7 @@ class Tuner:
     It begins with plain decoding, tries each speculative plan for a few iterations, keeps the fastest, and returns to
     plain decoding as soon as that is faster. An account of what speculation lost (gains repay it) limits trials:
     those that do not pay grow rarer, and the first iteration of each, its price, decides whether more are affordable.
+    A second account is of all the work of trials that gained nothing, not only of what it cost beyond plain decoding.
     What catching up with a plan costs is lost too, but says nothing of the plan's pace; plans for which it is dear
     are tried last, and only where the account has room for it. Whatever it names, the text is the same.
 
@@ -55,6 +60,7 @@ class Tuner:
         self._rebuilds: dict[NamedPlan, float] = {}  # seconds of the latest catch-up of plans that keep a draft cache
         self._ran = plain  # the latest chunk's plan, the one that nothing need catch up with
         self._lost = 0.0
+        self._in_vain = 0.0
         self._tokens = 0
         self._wait = FIRST_WAIT
         self._next_round = 0
@@ -90,7 +96,12 @@ class Tuner:
             paces = sorted(seconds / tokens for tokens, seconds in self._chunks[named])
             self._plain_cost = paces[(len(paces) - 1) // 2]  # the lower middle: the host's hiccups are no news
         else:
-            self._lost = max(0.0, self._lost + catch_up + seconds - tokens * self._plain_cost)
+            gained = tokens * self._plain_cost - seconds - catch_up
+            self._lost = max(0.0, self._lost - gained)
+            if gained > 0:
+                self._in_vain = max(0.0, self._in_vain - gained)
+            elif self._queue and named is self._queue[0][0]:
+                self._in_vain += seconds + catch_up
         if self._queue and named is self._queue[0][0]:
             self._observe_trial(*self._queue.popleft(), tokens, seconds)
             return
@@ -113,14 +124,15 @@ class Tuner:
                 price, most = seconds / iterations / self._plain_cost, named.plan.depth + 1
                 self._prices[named] = min(price, most)
                 # Dearer than the most tokens that an iteration can give, it cannot pay.
-                again = price < most and self._affordable(named, TRIAL_ITERATIONS)
+                again = price < most and self._affordable(named, PROBE_ITERATIONS)
             else:
                 self._chunks[named].append((tokens, seconds))
                 low, high = AMBIGUOUS
                 unsure = low < self._cost(named) / self._plain_cost < high
-                again = unsure and piece < TRIAL_PIECES and self._left() > 0
+                again = unsure and tokens > iterations and piece < TRIAL_PIECES
+                again = again and self._affordable(named, TRIAL_ITERATIONS)
         if again:
-            self._queue.appendleft((named, TRIAL_ITERATIONS, piece + 1))
+            self._queue.appendleft((named, TRIAL_ITERATIONS if piece else PROBE_ITERATIONS, piece + 1))
         else:
             self._queue = deque(trial for trial in self._queue if self._affordable(trial[0], 1))
         if not self._queue:
@@ -136,14 +148,19 @@ class Tuner:
 
     def _left(self) -> float:
         """Seconds that may still be lost."""
-        horizon = max(self._tokens, min(HORIZON, self._max_new_tokens))
-        return ALLOWANCE * self._plain_cost * horizon - self._lost
+        return ALLOWANCE * self._accounted() - self._lost
+
+    def _accounted(self) -> float:
+        """Seconds of plain decoding that both accounts are shares of."""
+        return self._plain_cost * max(self._tokens, min(HORIZON, self._max_new_tokens))
 
     def _affordable(self, named: NamedPlan, iterations: int) -> bool:
         """Whether so many iterations may be lost entirely, with catching up with the plan and, afterwards, with the
-        current one; where the price is unknown, whether anything may be lost."""
-        loss = iterations * max(self._prices.get(named, 1.0) - 1, 0.0) * self._plain_cost
-        return loss + self._rebuild(named) + self._rebuild(self.current, leaving=True) < self._left()
+        current one, and be work in vain; where the price is unknown, whether anything may."""
+        price = max(self._prices.get(named, 1.0), 1.0)
+        rebuilding = self._rebuild(named) + self._rebuild(self.current, leaving=True)
+        loss, work = (iterations * units * self._plain_cost + rebuilding for units in (price - 1, price))
+        return loss < self._left() and self._in_vain + work < IN_VAIN * self._accounted()
 
     def _rebuild(self, named: NamedPlan, *, leaving: bool = False) -> float:
         """Seconds that taking up a plan is expected to cost, now or (`leaving`) once another has run. An n-gram table
@@ -176,7 +193,7 @@ class Tuner:
         """Measures anew: plain decoding first, when it is not what runs, then the other plans, the best known first."""
         self._next_round = self._tokens + self._wait
         others = [named for named in self.plans if named is not self.current]
-        affordable = [named for named in others if self._affordable(named, 1 + TRIAL_ITERATIONS)]
+        affordable = [named for named in others if self._affordable(named, 1 + PROBE_ITERATIONS)]
         for named in set(others) - set(affordable):
             # One iteration, perhaps disturbed, gave the price: it is not held against the plan for ever.
             self._prices[named] = 1 + (self._prices.get(named, 1.0) - 1) / 2
