@@ -7,7 +7,7 @@ import pytest
 import small_models
 
 from tokenswift_jax.cache.draft import DraftCacheShape
-from tokenswift_jax.decoding.autotune import Tuner
+from tokenswift_jax.decoding.autotune import STAY, Tuner
 from tokenswift_jax.decoding.plans import NamedPlan, autoregressive_plan
 from tokenswift_jax.decoding.processors import Processors
 from tokenswift_jax.decoding.state import Plan
@@ -269,6 +269,20 @@ def test_it_returns_when_the_text_changes():
     assert share([entry for entry in log if entry[1] < turn], named) < 0.05
     assert share([entry for entry in log if entry[1] > 4 * turn], named) > 0.9
     assert speed > 1.5
+
+
+def test_a_plan_that_still_pays_gives_way_to_one_that_became_better():
+    """As the text grows: every STAY tokens the plan in use is compared with the others, at the present length."""
+    first, later = plan(3), plan(7)
+    turn = 2500
+    prices, better = {first: 1.25, later: 1.75}, {first: 2, later: 5}
+    _, log = simulate(
+        prices, lambda named, position, _: 1 if named is later and position < turn else better[named], 9000
+    )
+    assert share([entry for entry in log if 200 < entry[1] < turn], first) > 0.95
+    assert share([entry for entry in log if entry[1] > turn + STAY + 2 * CHUNK], later) > 0.95
+    taken = next(begun for named, begun, count in log if named is later and count >= CHUNK)
+    assert turn < taken <= turn + STAY + 4 * CHUNK
 
 
 @pytest.mark.parametrize("price", [1.25, 1.7, 2.2, 5.0])

@@ -288,13 +288,22 @@ class DecodingRun:
         return _Dispatched(named, chunk, catch_up)
 
     def _run(self, plan: Plan, state: DecodeState, iterations: int | None) -> tuple[DecodeState, Chunk]:
-        return self._programs.run(*self._chunk_call(plan, state, iterations))
+        kept = state
+        state, chunk = self._programs.run(*self._chunk_call(plan, state, iterations))
+        if plan.kind == "autoregressive":
+            state = replace(state, ngrams=kept.ngrams, ngram_trust=kept.ngram_trust, draft=kept.draft)
+        return state, chunk
 
     def _chunk_call(self, plan: Plan, state: DecodeState, iterations: int | None) -> tuple:
         """What `Programs` takes to run a chunk of at most `iterations`."""
         graph, capacity = self._model.graphdef, CHUNK_TOKENS + plan.depth
         most = jnp.asarray(capacity if iterations is None else iterations, jnp.int32)
-        return compiled("chunk", graph, plan, capacity), ("chunk", graph, plan, capacity), self._inputs, state, most
+        inputs = self._inputs
+        if plan.kind == "autoregressive":
+            # Plain decoding is one executable, whatever the mode: it is not handed what only drafting needs.
+            inputs = replace(inputs, draft_params=None)
+            state = replace(state, ngrams=None, ngram_trust=None, draft=None)
+        return compiled("chunk", graph, plan, capacity), ("chunk", graph, plan, capacity), inputs, state, most
 
     def _trace(self, named: NamedPlan, generated: int) -> None:
         entry = {
