@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 from hardware import targets
+from hardware.table import write_table
 
 MODELS = ("Llama-3.1-8B", "Qwen2.5-1.5B", "Qwen2.5-7B", "Qwen2.5-14B", "Yarn-Llama-2-7B")
 STEPS = ("plain", "verify-16", "verify-64", "draft", "partial-16", "prefill")
@@ -35,6 +36,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="compile so many layers; the default is all")
     parser.add_argument("--capacity", type=int, default=131072, help="slots of the cache")
     parser.add_argument("--output", type=Path, help="JSON file, added to (default: benchmarks/<date>-aot.json)")
+    parser.add_argument("--table", type=Path, metavar="PAGE", help="compile nothing; write --output's rows into a page")
     return parser.parse_args(argv)
 
 
@@ -44,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     default = Path(__file__).parents[1] / "benchmarks" / f"{datetime.date.today()}-aot.json"
     output = arguments.output or default
     rows = json.loads(output.read_text(encoding="utf-8")) if output.exists() else []
+    if arguments.table is not None:
+        write_table(rows, arguments.table)
+        return 0
     good = True
     with tempfile.TemporaryDirectory() as dumped:
         targets.compile_without_hardware()

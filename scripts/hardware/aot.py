@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, Mesh
+
 from hardware import ptx, roofline, shapes, steps
 from hardware.copies import large_arrays
 from hardware.targets import TARGETS, Target, devices
-from jax.sharding import AxisType, Mesh
-
 from pallas_kernels.implementation import compiling_for
 from tokenswift_jax.cache.full import cache_bytes
 from tokenswift_jax.decoding.programs import COMPILER_OPTIONS

@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hardware.clock import seconds_of
 
+from hardware.clock import seconds_of
 from pallas_kernels.implementation import compiling_for
 from pallas_kernels.tree_attention import tree_attention
 from tokenswift_jax.models.config import ModelConfig

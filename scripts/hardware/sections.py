@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import tokenswift_jax as ts
 from hardware import kernel_checks, peer, roofline, shapes
 from hardware.clock import copy_bandwidth
 from hardware.filled import milliseconds_a_pass, random_model
-
-import tokenswift_jax as ts
 from tokenswift_jax.cli import DEMO_PROMPT
 
 Rows = Iterator[dict[str, Any]]

@@ -1,0 +1,46 @@
+"""The report's rows as the table of a page."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+_BEGIN, _END = "<!-- aot:begin -->", "<!-- aot:end -->"
+
+
+def write_table(rows: list[dict[str, Any]], page: Path) -> None:
+    """Puts the table of the rows between the page's marks; ValueError where it has none."""
+    text = page.read_text(encoding="utf-8")
+    if _BEGIN not in text or _END not in text:
+        raise ValueError(f"{page} has no {_BEGIN} ... {_END}")
+    table = f"{_BEGIN}\n{as_table(rows)}\n{_END}"
+    page.write_text(re.sub(f"{_BEGIN}.*{_END}", lambda _: table, text, flags=re.DOTALL), encoding="utf-8")
+
+
+def as_table(rows: list[dict[str, Any]]) -> str:
+    """One line a program, in the order of target, model and step."""
+    heading = "| target | model | devices | step | memory | temporary | copies | registers (spilled) | "
+    lengths = [bound["length"] for bound in rows[0]["roofline"]]
+    heading += " | ".join(f"{length:,}" for length in lengths) + " |"
+    lines = [heading, "| --- " * heading.count(" | ") + "| --- |"]
+    lines += [_line(row) for row in rows]
+    return "\n".join(lines)
+
+
+def _line(row: dict[str, Any]) -> str:
+    kernels = row.get("kernels", {})
+    most = max((kernel["registers"] for kernel in kernels.values()), default=None)
+    spilled = sum(kernel["spilled_bytes"] for kernel in kernels.values())
+    cells = [
+        row["target"],
+        row["model"],
+        str(row["devices"]),
+        row["step"] + ("" if row["layers_compiled"] == row["layers"] else f" ({row['layers_compiled']} layers)"),
+        f"{row['share_of_memory']:.0%}",
+        f"{row['temporary_share']:.2%}",
+        str(len(row["cache_copies"])),
+        "" if most is None else f"{most} ({spilled})",
+        *[f"{bound['milliseconds']:.2f}" for bound in row["roofline"]],
+    ]
+    return "| " + " | ".join(cells) + " |"
