@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh
 from hardware import ptx, roofline, shapes, steps
 from hardware.copies import large_arrays
 from hardware.targets import TARGETS, Target, devices
+from pallas_kernels.gpus import A100, H200
 from pallas_kernels.implementation import compiling_for
 from tokenswift_jax.cache.full import cache_bytes
 from tokenswift_jax.decoding.programs import COMPILER_OPTIONS
@@ -27,6 +28,7 @@ ROOM = 0.92  # of a device's memory, that weights and cache may take
 DTYPE = jnp.dtype(jnp.bfloat16)
 KERNELS = ("tree_attention", "sparse_attention", "cache_scores")
 _ARCHITECTURES = {"a100": "sm_80", "h200": "sm_90a"}
+_GPUS = {TARGETS["a100"]: A100, TARGETS["h200"]: H200}
 
 
 def report(name: str, model: str, step: str, layers: int | None, capacity: int, dumped: Path) -> dict[str, Any]:
@@ -99,7 +101,8 @@ def compile_step(target: Target, step: steps.Step, count: int) -> Any:
         step.arguments,
         shardings(mesh, step.arguments),
     )
-    with compiling_for(target.kind), jax.set_mesh(mesh):
+    gpu = _GPUS.get(target)
+    with compiling_for(target.kind, gpu=gpu), jax.set_mesh(mesh):
         return step.function.lower(*placed).compile(compiler_options=COMPILER_OPTIONS.get(target.kind, {}))
 
 

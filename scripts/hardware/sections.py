@@ -166,4 +166,5 @@ def _shared(ids: list[int], others: list[int]) -> int:
 
 def _integral(points: list[tuple[int, float]], tokens: int) -> float:
     """Milliseconds of a pass summed over lengths 0 .. tokens-1, linear between the points and level beyond them."""
-    return float(np.interp(np.arange(tokens), *zip(*points, strict=True)).sum())
+    lengths, costs = zip(*points, strict=True)
+    return float(np.interp(np.arange(tokens), lengths, costs).sum())
