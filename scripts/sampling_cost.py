@@ -1,0 +1,123 @@
+"""What drawing costs: measured here, and computed as a share of a step's memory traffic for models of the field.
+
+    python scripts/sampling_cost.py
+
+Measured are milliseconds of the draws of all rows of a step on this machine's device, noise included, next to those of
+temperature 0, which only looks for the highest logit. Computed, and measured nowhere, are the bytes that the draws of
+64 rows move on an accelerator, where each pass reads the logits once (XLA fuses penalty, filters and noise into it):
+as a share of what the whole step must move (scripts/hardware/roofline.py). What stays in on-chip memory costs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from benchmarking.environment import describe_environment
+from hardware import roofline, shapes
+from hardware.clock import seconds_of
+
+from tokenswift_jax.decoding.noise import gumbel_noise
+from tokenswift_jax.decoding.processors import Processors, SamplingInputs, processors_for, sampling_inputs
+from tokenswift_jax.decoding.row_draws import RowInputs, TextInputs, draw_rows
+from tokenswift_jax.decoding.thresholds import FEW_PASSES
+from tokenswift_jax.sampling import SamplingConfig
+
+CASES = {
+    "temperature 0": SamplingConfig(temperature=0.0),
+    "temperature 1": SamplingConfig(),
+    "min-p, penalty": SamplingConfig(min_p=0.1, repetition_penalty=1.2, penalty_window=1024),
+    "top-k": SamplingConfig(top_k=50),
+    "top-p": SamplingConfig(top_p=0.9),
+    "top-k, top-p, penalty": SamplingConfig(top_k=50, top_p=0.9, repetition_penalty=1.2, penalty_window=1024),
+}
+MODELS = ("Llama-3.1-8B", "Qwen2.5-1.5B", "Qwen2.5-7B", "Qwen2.5-14B")
+LENGTHS = (4096, 131072)
+ROWS, DEPTH, FLOAT = 64, 4, 4
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", nargs="+", default=["64x152064", "4x4096"], help="ROWSxVOCABULARY to measure")
+    parser.add_argument("--repeats", type=int, default=9, help="runs of which the median is taken")
+    parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/<date>-sampling-cost.json)")
+    return parser.parse_args(argv)
+
+
+def passes(processors: Processors) -> int:
+    """Times that a step's draws read the logits, or write their processed form, on an accelerator."""
+    search = -(-8 * FLOAT // FEW_PASSES.bits) + 1  # the passes that settle the bits, and one for the score itself
+    count = 1  # the draw
+    if processors.top_k or processors.top_p:
+        count += 2  # processed scores are written, and the highest found on the way
+    elif processors.min_p or processors.eta:
+        count += 1  # the highest
+    count += search * processors.top_k + (search + 1) * processors.top_p  # the weights are summed first
+    return count + processors.eta
+
+
+def share_of_step(model: str, length: int, processors: Processors) -> float:
+    """Bytes of the draws of 64 rows over those of the verify step in bfloat16, the logits' one reading in both."""
+    config = shapes.config_of(model)
+    step = roofline.step_cost("verify-64", config, length).bytes
+    return passes(processors) * ROWS * config.vocab_size * FLOAT / step
+
+
+def draws(
+    logits: jax.Array, last: jax.Array, path: jax.Array, inputs: SamplingInputs, *, processors: Processors
+) -> tuple[jax.Array, jax.Array]:
+    """What a step draws for its rows, at depths 0 to `DEPTH` by turns, and whether their logits hold NaN."""
+    length = jnp.full((1,), 4000, jnp.int32)
+    positions = length[:, None] + jnp.arange(DEPTH + 1, dtype=jnp.int32)[None]
+    noise = gumbel_noise(inputs.keys, positions, logits.shape[-1]) if processors.sample else None
+    depths = jnp.arange(logits.shape[1], dtype=jnp.int32)[None] % (DEPTH + 1)
+    texts = TextInputs(length, length, last if processors.penalty else None, noise)
+    return draw_rows(RowInputs(logits, depths, path), texts, inputs, processors)
+
+
+def milliseconds(rows: int, vocab: int, config: SamplingConfig, repeats: int) -> float:
+    """Median of one step's draws here: normal logits of spread 2.5, a hundredth of the vocabulary in the window."""
+    logits = 2.5 * jax.random.normal(jax.random.key(0), (1, rows, vocab))
+    recent = jax.random.uniform(jax.random.key(1), (1, vocab)) < 0.01
+    last = jnp.where(recent, jnp.int32(3990), jnp.int32(-(2**31)))
+    path = jax.random.randint(jax.random.key(2), (1, rows, DEPTH), 0, vocab)
+    inputs = sampling_inputs(config, vocab=vocab, batch=1)
+    function = jax.jit(partial(draws, processors=processors_for(config)))
+    return 1e3 * seconds_of(lambda: function(logits, last, path, inputs), repeats)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints a line for each figure and writes the JSON file."""
+    arguments = parse_arguments(argv)
+    default = Path(__file__).parents[1] / "benchmarks" / f"{datetime.date.today()}-sampling-cost.json"
+    measured: list[dict[str, Any]] = []
+    for shape in arguments.shape:
+        rows, vocab = map(int, shape.split("x"))
+        for name, config in CASES.items():
+            taken = milliseconds(rows, vocab, config, arguments.repeats)
+            measured.append({"rows": rows, "vocab": vocab, "case": name, "milliseconds": round(taken, 3)})
+            print(f"measured here: {rows} rows of {vocab} tokens, {name}: {taken:.3f} ms", flush=True)
+    computed: list[dict[str, Any]] = []
+    for model in MODELS:
+        for length in LENGTHS:
+            for name, config in CASES.items():
+                processors = processors_for(config)
+                share = share_of_step(model, length, processors)
+                row = {"model": model, "length": length, "rows": ROWS, "case": name, "passes": passes(processors)}
+                computed.append({**row, "share_of_step_bytes": round(share, 4)})
+                print(f"computed: {model}, 64 rows at {length}, {name}: {share:.1%} of the step's bytes", flush=True)
+    document = {"environment": describe_environment(), "measured": measured, "computed": computed}
+    (arguments.output or default).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""scripts/sampling_cost.py: the passes counted by hand, the share from its parts, and a run on a small shape."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+import sampling_cost
+
+from tokenswift_jax.decoding.processors import processors_for
+
+
+def test_passes_and_shares():
+    counted = {name: sampling_cost.passes(processors_for(config)) for name, config in sampling_cost.CASES.items()}
+    # top-k: scores written, the highest, 11 passes for 32 bits, the score itself, the draw; top-p: the weights too.
+    assert list(counted.values()) == [1, 1, 2, 15, 16, 28]
+    one, two = (
+        sampling_cost.share_of_step("Qwen2.5-7B", 4096, processors_for(sampling_cost.CASES[name]))
+        for name in ("temperature 1", "min-p, penalty")
+    )
+    # 39 MB of logits over 15.2 GB of weights, 7.6 billion parameters of 2 bytes less the embeddings that no row reads;
+    # the cache and the heads add to the step.
+    assert one == pytest.approx(64 * 152064 * 4 / 14.6e9, rel=0.1)
+    assert two == 2 * one
+    assert two < 0.1
+
+
+def test_a_run_writes_its_figures(tmp_path, capsys):
+    output = tmp_path / "cost.json"
+    assert sampling_cost.main(["--shape", "2x64", "--repeats", "1", "--output", str(output)]) == 0
+    document = json.loads(output.read_text())
+    assert [row["case"] for row in document["measured"]] == list(sampling_cost.CASES)
+    assert all(row["milliseconds"] > 0 for row in document["measured"])
+    assert len(document["computed"]) == 4 * 2 * len(sampling_cost.CASES)
+    assert capsys.readouterr().out.count("\n") == len(document["measured"]) + len(document["computed"])
