@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tokenswift_jax.cache.draft import DraftCacheShape, empty_draft_cache
+from tokenswift_jax.cache.draft import DraftCacheShape
 from tokenswift_jax.cache.full import FullCache, write_rows
 from tokenswift_jax.decoding import candidates as heads_candidates
 from tokenswift_jax.decoding import draft, ngram, penalty, trust
@@ -129,7 +129,7 @@ def state_before(text, plan):
         last_positions=penalty.last_positions(tokens, jnp.asarray([n + 1], jnp.int32), len(WORDS)),
         ngrams=ngram.insert(ngram.empty(1, len(WORDS), 4), tokens, jnp.asarray([n - 2], jnp.int32)),
         ngram_trust=trust.unobserved(1),
-        draft=empty_draft_cache(plan.config, plan.draft, 1, jnp.dtype(jnp.float32)),
+        draft=plan.draft.empty(plan.config, 1, jnp.dtype(jnp.float32)),
     )
 
 

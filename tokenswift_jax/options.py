@@ -21,10 +21,10 @@ SAMPLING = (
 )
 SPECULATION = (
     *("mode", "schedule", "tree", "node_budget", "ngram_k", "ngram_slots"),
-    *("draft_cache", "draft_sinks", "refresh_interval", "shared_noise", "draft_weights"),
+    *("draft_cache", "draft_sinks", "draft_block", "refresh_interval", "shared_noise", "draft_weights"),
 )
 _TREE, _NGRAM = {"tree", "node_budget"}, {"ngram_k", "ngram_slots"}
-_DRAFT_CACHE = {"draft_cache", "draft_sinks", "refresh_interval"}
+_DRAFT_CACHE = {"draft_cache", "draft_sinks", "draft_block", "refresh_interval"}
 _MODEL = {"shared_noise", "draft_weights"}  # of drafts that the model makes
 _SPELLED = {"shared_noise": "no_shared_noise"}  # flags that are not called like their field
 _USED = {  # by mode; a flag that would change nothing is an error
@@ -180,6 +180,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--ngram-slots", type=whole(1), metavar="N", help="continuations kept a token (default: 32)")
     add("--draft-cache", type=whole(1), metavar="N", help="positions the draft forward sees (default: 4096)")
     add("--draft-sinks", type=whole(0), metavar="N", help="of them fixed at the start (default: 16)")
+    add(
+        "--draft-block",
+        type=whole(1),
+        metavar="N",
+        help="blocks of N positions, not copied (default: single ones, copied)",
+    )
     add("--refresh-interval", type=whole(1), metavar="N", help="tokens between selections (default: when used up)")
     add("--draft-weights", choices=DRAFT_WEIGHTS, help="bits of the weights that draft (default: the target's own)")
     add(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tokenswift_jax.errors import UserError, check_whole
 
 MODES = ("autoregressive", "tokenswift", "medusa", "selfspec", "ngram", "auto")
+DRAFT_BLOCKS = (16, 32, 64, 128, 256)  # the full cache's capacity is a multiple of each
 SCHEDULES = ("partial", "fused", "auto")
 DRAFT_WEIGHTS = ("int8", "int4")
 
@@ -27,6 +28,8 @@ class SpeculationConfig:
       ngram_k: n-gram chains a key; 0 switches them off.
       ngram_slots: continuations the table keeps a first token.
       draft_cache: slots of the draft cache, `draft_sinks` of them for the first positions.
+      draft_block: None: the draft cache copies the best single positions; a number: it names the best blocks of so
+        many positions, a power of two from 16 to 256, of the full cache and copies nothing.
       refresh_interval: select the draft cache anew after so many tokens; None: when it is used up.
       shared_noise: rank sampled drafts with the noise that the target's draw will use; without it heads and backbone
         draft what they hold most likely, which meets fewer draws (there for comparison).
@@ -42,6 +45,7 @@ class SpeculationConfig:
     ngram_slots: int = 32
     draft_cache: int = 4096
     draft_sinks: int = 16
+    draft_block: int | None = None
     refresh_interval: int | None = None
     shared_noise: bool = True
     draft_weights: str | None = None
@@ -62,6 +66,8 @@ class SpeculationConfig:
         _at_least("refresh_interval", self.refresh_interval, 1)
         # A selection needs room for more than sinks, or every token would ask for another.
         _at_least("draft_cache", self.draft_cache, self.draft_sinks + 16)
+        if self.draft_block is not None:
+            self._check_blocks(self.draft_block)
         if not isinstance(self.shared_noise, bool):
             raise UserError(f"shared_noise is {self.shared_noise!r}; it must be True or False")
         if self.draft_weights not in (None, *DRAFT_WEIGHTS):
@@ -71,6 +77,17 @@ class SpeculationConfig:
             raise UserError(f"mode {self.mode!r} drafts without weights; leave draft_weights out")
         if self.mode == "ngram" and self.ngram_k == 0:
             raise UserError("mode 'ngram' needs ngram_k of at least 1")
+
+    def _check_blocks(self, block: int) -> None:
+        if block not in DRAFT_BLOCKS:
+            raise UserError(f"draft_block is {block!r}; it must be one of {', '.join(map(str, DRAFT_BLOCKS))}")
+        # The sinks' blocks, the newest one, and one that newer blocks can replace.
+        least = (-(-self.draft_sinks // block) + 2) * block
+        if self.draft_cache < least or self.draft_cache % block:
+            raise UserError(
+                f"draft_cache is {self.draft_cache}; with draft_block {block} and draft_sinks {self.draft_sinks} it "
+                f"must be {least} or another multiple of {block} above"
+            )
 
 
 def _at_least(name: str, value: int | None, low: int) -> None:

@@ -1,5 +1,74 @@
-"""Scores of cached keys under one query, and the positions of the best."""
+"""The selection pass: which cached keys, or blocks of them, score best under one query."""
 
-from pallas_kernels.cache_scores.reference import top_positions
+from __future__ import annotations
 
-__all__ = ["top_positions"]
+import jax
+
+from pallas_kernels.cache_scores import reference
+from pallas_kernels.implementation import choose
+
+__all__ = ["top_blocks", "top_positions"]
+
+
+def top_positions(
+    query: jax.Array,
+    keys: jax.Array,
+    *,
+    layer: int,
+    begins: jax.Array,
+    ends: jax.Array,
+    count: int,
+    key_scales: jax.Array | None = None,
+) -> jax.Array:
+    """Positions int32 [batch, kv_heads, count] of the best-scoring keys, best first; -1 where too few are eligible.
+
+    The score of a key for a KV head is the sum over its query group of q.k, unnormalised (paper, Eq. 2).
+
+    Args:
+      query: [batch, query_heads, head_dim], rotated.
+      keys: the stacked cache [layers, batch, kv_heads, capacity, head_dim]; slot i holds position i.
+      layer: which layer to read.
+      begins, ends: int32 [batch]; positions begins .. ends-1 are eligible. Others may hold anything, NaN included.
+      count: how many to return.
+      key_scales: [layers, batch, kv_heads, capacity], what each key is to be multiplied by; None for 1.
+    """
+    return top_blocks(
+        query, keys, layer=layer, begins=begins, ends=ends, count=count, block_size=1, key_scales=key_scales
+    )
+
+
+def top_blocks(
+    query: jax.Array,
+    keys: jax.Array,
+    *,
+    layer: int,
+    begins: jax.Array,
+    ends: jax.Array,
+    count: int,
+    block_size: int,
+    key_scales: jax.Array | None = None,
+) -> jax.Array:
+    """Numbers int32 [batch, kv_heads, count] of the best-scoring blocks, best first; -1 where too few are eligible.
+
+    Block i holds the slots i * block_size .. (i + 1) * block_size - 1. Its score is that of its best eligible key, and
+    it is eligible if any of its keys is. The rest as for `top_positions`.
+
+    Args:
+      block_size: slots a block; the capacity is a multiple of it.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if keys.shape[3] % block_size:
+        raise ValueError(f"a capacity of {keys.shape[3]} slots is no multiple of blocks of {block_size}")
+    choose("cache_scores", ("reference",))
+    return reference.top_blocks(
+        query,
+        keys,
+        layer=layer,
+        begins=begins,
+        ends=ends,
+        count=count,
+        block_size=block_size,
+        key_scales=key_scales,
+    )

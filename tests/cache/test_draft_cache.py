@@ -7,33 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from two_layers import GROUP, HEAD_DIM, KV_HEADS, LAYERS, config
 
-from tokenswift_jax.cache import draft as draft_cache
-from tokenswift_jax.cache.draft import DraftCacheShape, slots_in_use
+from tokenswift_jax.cache.draft import DraftCacheShape
 from tokenswift_jax.cache.full import FullCache
-from tokenswift_jax.models.hf_config import model_config
 
-LAYERS, KV_HEADS, GROUP, HEAD_DIM = 2, 2, 2, 4
 CAPACITY, MOST = 512, 5
-
-
-def config(windows=(None, None)):
-    kind = {None: "full_attention"}
-    return model_config(
-        {
-            "model_type": "qwen3",
-            "vocab_size": 8,
-            "hidden_size": 16,
-            "intermediate_size": 16,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": KV_HEADS * GROUP,
-            "num_key_value_heads": KV_HEADS,
-            "head_dim": HEAD_DIM,
-            "use_sliding_window": True,
-            "sliding_window": next((window for window in windows if window), 1),
-            "layer_types": [kind.get(window, "sliding_attention") for window in windows],
-        }
-    )
 
 
 @dataclass
@@ -95,7 +74,7 @@ class Bench:
         stacks = self.rng.normal(size=(2, LAYERS, batch, KV_HEADS, CAPACITY, HEAD_DIM)).astype(np.float32)
         self.keys, self.values = stacks
         self.texts = [Text(self.keys[:, row].astype(np.float64), shape, windows) for row in range(batch)]
-        self.draft = draft_cache.empty_draft_cache(self.config, shape, batch, jnp.dtype(jnp.float32))
+        self.draft = shape.empty(self.config, batch, jnp.dtype(jnp.float32))
 
     def full(self, committed):
         """The full cache, whose slots past each committed length hold NaN."""
@@ -142,7 +121,7 @@ class Bench:
         held, keys, values = (
             np.asarray(x) for x in (self.draft.positions, self.draft.cache.keys, self.draft.cache.values)
         )
-        in_use = np.asarray(slots_in_use(self.shape, _ints([text.committed for text in self.texts])))
+        in_use = np.asarray(self.shape.slots_in_use(_ints([text.committed for text in self.texts])))
         for row, text in enumerate(self.texts):
             assert int(self.draft.selected[row]) == text.selected
             for (layer, head), expected in text.held.items():
@@ -164,8 +143,8 @@ def _ints(values):
     return jnp.asarray(values, jnp.int32)
 
 
-_advance = jax.jit(draft_cache.advance, static_argnums=(7, 8))
-_rebuild = jax.jit(draft_cache.rebuild, static_argnums=(4, 5))
+_advance = jax.jit(lambda *args: args[-1].advance(*args[:-1]), static_argnums=(7, 8))
+_rebuild = jax.jit(lambda *args: args[-1].rebuild(*args[:-1]), static_argnums=(4, 5))
 
 PLAIN, INTERVAL = DraftCacheShape(24, 4, 1, None), DraftCacheShape(40, 4, 1, 7)
 SHAPES = {
@@ -248,7 +227,7 @@ def test_rows_do_not_depend_on_each_other():
     draft = _advance(draft, full, *pieces, _ints(committed), _ints(after), query, together.config, shape)
     for row in range(3):
         one = partial(jax.tree.map, lambda x, row=row: x[:, row : row + 1])
-        alone = draft_cache.empty_draft_cache(together.config, shape, 1, jnp.dtype(jnp.float32))
+        alone = shape.empty(together.config, 1, jnp.dtype(jnp.float32))
         before = together.full(committed)
         alone = _rebuild(
             alone, one(before), _ints(committed[row : row + 1]), query[:, row : row + 1], together.config, shape

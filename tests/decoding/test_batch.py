@@ -44,7 +44,9 @@ def test_rows_end_at_different_places(alone):
     assert {text.finish for text in alone} == {"eos", "length"}
 
 
-@pytest.mark.parametrize("mode", ["plain", "partial", "fused", "medusa", "selfspec", "ngram", "auto"])
+@pytest.mark.parametrize(
+    "mode", ["plain", "partial", "fused", "medusa", "selfspec", "selfspec blocks", "ngram", "auto"]
+)
 def test_every_row_is_the_text_alone(model, alone, mode):
     texts = decode_batch(model, PROMPTS, SAMPLING, SPECULATIONS[mode], max_new_tokens=TOKENS)
     for text, single in zip(texts, alone, strict=True):

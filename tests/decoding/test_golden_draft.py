@@ -21,8 +21,7 @@ from flax import nnx
 
 from tests.golden import BOUND, arrays, checkpoint, each_checkpoint
 from tokenswift_jax import SamplingConfig, SpeculationConfig
-from tokenswift_jax.cache import draft as draft_cache
-from tokenswift_jax.cache.draft import DraftCache, DraftCacheShape, slots_in_use
+from tokenswift_jax.cache.draft import DraftCache, DraftCacheShape
 from tokenswift_jax.cache.full import FullCache, empty_cache, take_rows, write_rows
 from tokenswift_jax.checkpoint import load_decoder
 from tokenswift_jax.decoding import run as decoding
@@ -67,10 +66,10 @@ def compute(graph, params, tokens, positions, cache, lengths, mask):
 def _commit(draft, cache, rows, path, before, after, config, shape):
     keys, values = take_rows(rows.keys, path), take_rows(rows.values, path)
     cache = FullCache(write_rows(cache.keys, keys, 0, before), write_rows(cache.values, values, 0, before))
-    return cache, draft_cache.advance(draft, cache, keys, values, before, after, rows.query, config, shape)
+    return cache, shape.advance(draft, cache, keys, values, before, after, rows.query, config)
 
 
-_rebuild = jax.jit(draft_cache.rebuild, static_argnums=(4, 5))
+_rebuild = jax.jit(lambda *args: args[-1].rebuild(*args[:-1]), static_argnums=(4, 5))
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class Text:
 
     def drafting(self, token):
         """Normed hidden states [4, size] and logits [4, vocab] of the drafting pass."""
-        in_use = slots_in_use(self.shape, ints([self.length]))
+        in_use = self.shape.slots_in_use(ints([self.length]))
         one = jnp.ones((1, 1, 1), bool)
         call = (ints([[token]]), ints([[self.length]]), self.draft.cache, in_use, one)
         return compute(self.model.graphdef, self.model.params, *call)[2]
@@ -130,7 +129,7 @@ def prompted(name, size):
     """The prompt, committed, its draft cache chosen by the query of its last token."""
     loaded, shape = model(name), DraftCacheShape(size, SINKS, 1, None)
     dtype = jnp.dtype(jnp.float32)
-    empty = draft_cache.empty_draft_cache(loaded.config, shape, 1, dtype)
+    empty = shape.empty(loaded.config, 1, dtype)
     text = Text(loaded, shape, 0, empty_cache(loaded.config, 1, CAPACITY, dtype), empty)
     ids = arrays(name)["input_ids"].tolist()
     for begin, end in ((0, ROWS), (ROWS, PROMPT - 1)):
@@ -212,7 +211,7 @@ def test_newest_tokens_replace_the_lowest_of_a_later_selection(name):
     held = golden["upd_slot_pos"][second]
     at = jnp.asarray(held)[:, None, :, :, None]
     taken = FullCache(*(jnp.take_along_axis(stack, at, axis=3) for stack in (cache.keys, cache.values)))
-    draft = draft_cache.empty_draft_cache(text.model.config, text.shape, 1, jnp.dtype(jnp.float32))
+    draft = text.shape.empty(text.model.config, 1, jnp.dtype(jnp.float32))
     draft = DraftCache(
         FullCache(
             draft.cache.keys.at[:, :, :, :48].set(taken.keys), draft.cache.values.at[:, :, :, :48].set(taken.values)
@@ -245,7 +244,7 @@ def test_selection_by_the_query_of_the_root(name):
     _, _, cache = text.rows(golden["upd_tokens"][: committed - PROMPT])
     text = replace(text, length=committed, cache=cache)
     rows = text.rows([int(golden["ng_tree_tokens"][0])])[0]
-    empty = draft_cache.empty_draft_cache(text.model.config, shape, 1, jnp.dtype(jnp.float32))
+    empty = shape.empty(text.model.config, 1, jnp.dtype(jnp.float32))
     draft = _rebuild(empty, cache, ints([committed]), rows.query, text.model.config, shape)
     assert_same_sets(np.asarray(draft.positions)[:, 0, :, :48], golden["reinit_root_slot_pos"])
 

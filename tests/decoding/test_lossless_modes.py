@@ -95,6 +95,14 @@ def test_tokens_are_those_of_plain_decoding(mode, case):
     assert min(speculative.accepted_per_depth) >= 3  # none would prove nothing
 
 
+@pytest.mark.parametrize(("mode", "case"), [("partial blocks", "everything"), ("selfspec blocks", "greedy")])
+def test_tokens_are_those_of_plain_decoding_with_drafts_over_blocks(mode, case):
+    speculative = text(case, mode)
+    assert_same(speculative.tokens, text(case, None).tokens)
+    assert len(speculative.accepted_per_depth) == 4
+    assert min(speculative.accepted_per_depth) >= 3
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_tokens_are_those_of_plain_decoding_whatever_auto_picks(case):
     assert_same(text(case, "auto").tokens, text(case, None).tokens)
@@ -113,8 +121,16 @@ class EachInTurn(Tuner):
         self.current = order[(order.index(named) + 1) % len(order)]
 
 
-@pytest.mark.parametrize("case", ["greedy", "everything"])
-@pytest.mark.parametrize("mode", ["auto", "tokenswift auto"])
+@pytest.mark.parametrize(
+    ("mode", "case"),
+    [
+        ("auto", "greedy"),
+        ("auto", "everything"),
+        ("tokenswift auto", "greedy"),
+        ("tokenswift auto", "everything"),
+        ("auto blocks", "everything"),
+    ],
+)
 def test_plans_may_change_at_every_chunk(monkeypatch, mode, case):
     plain = text(case, None)
     monkeypatch.setattr(run, "Tuner", EachInTurn)

@@ -57,7 +57,10 @@ def test_chunks_may_have_any_size(model, full_text, monkeypatch, mode, size):
     assert_same([token for chunk in chunks for token in chunk.rows[0].token_ids.tolist()], full_text[:100])
 
 
-@pytest.mark.parametrize(("before", "after"), [("partial", "fused"), ("fused", "partial"), ("ngram", "selfspec")])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("partial", "fused"), ("fused", "partial"), ("ngram", "selfspec"), ("fused", "partial blocks")],
+)
 def test_a_text_may_be_resumed_anywhere_in_another_mode(model, full_text, before, after):
     sampling = SamplingConfig(seed=2, **PENALISED, penalty_window=3)
     begun = decode(model, PROMPT, sampling, SPECULATIONS[before], max_new_tokens=200)
@@ -77,11 +80,14 @@ def test_a_resumed_text_that_had_ended_emits_nothing(model, full_text):
         assert list(run.start(ended, [PROMPT], sampling, PLAIN, max_new_tokens=cap, emitted=[emitted])) == []
 
 
-def test_the_default_tree_and_sliding_windows():
+@pytest.mark.parametrize("draft_block", [None, 16])
+def test_the_default_tree_and_sliding_windows(draft_block):
     """The whole tree of 40 nodes and 20 chains, on layers of which one sees 24 positions and one 100."""
     model = small_models.successor_model(windows=(24, 100))
     sampling = SamplingConfig(seed=3, min_p=0.05)
-    speculation = SpeculationConfig(mode="tokenswift", schedule="partial", draft_cache=64, draft_sinks=8)
+    speculation = SpeculationConfig(
+        mode="tokenswift", schedule="partial", **{"draft_cache": 64, "draft_sinks": 8, "draft_block": draft_block}
+    )
     plain = decode(model, PROMPT, sampling, max_new_tokens=400)
     speculative = decode(model, PROMPT, sampling, speculation, max_new_tokens=400)
     assert_same(speculative.tokens, plain.tokens)

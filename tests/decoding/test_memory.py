@@ -22,6 +22,7 @@ SAMPLING = SamplingConfig(temperature=0.0, min_p=None, repetition_penalty=1.0)
 MODES = {
     "autoregressive": {"mode": "autoregressive"},
     "partial": {"mode": "tokenswift", "schedule": "partial"},
+    "partial blocks": {"mode": "tokenswift", "schedule": "partial", "draft_block": 64},
     "fused": {"mode": "tokenswift", "schedule": "fused"},
     "ngram": {"mode": "ngram"},
     "selfspec": {"mode": "selfspec"},

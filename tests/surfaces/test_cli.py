@@ -74,7 +74,7 @@ def test_flags_reach_the_run_and_come_before_the_checkpoint_s(load, monkeypatch)
         "--mesh 1x1 --temperature 0 --top-k 0 --top-p 0.9 --min-p 0.1 --eta-cutoff 0.01 --repetition-penalty 1.2 "
         "--penalty-window 5 --min-tokens-to-keep 2 --suppress-tokens 3,4 --seed 8 --mode tokenswift --schedule partial "
         "--tree 1,2,2 --node-budget 6 --ngram-k 3 --ngram-slots 4 --draft-cache 128 --draft-sinks 4 "
-        "--refresh-interval 9 --quiet"
+        "--draft-block 16 --refresh-interval 9 --quiet"
     )
     assert main([*words.split(), "--rope-override", '{"rope_type": "yarn"}', "--stop", "zz"]) == 0
     assert load.asked == [("m", "bfloat16", {"rope_type": "yarn"})]
@@ -82,7 +82,8 @@ def test_flags_reach_the_run_and_come_before_the_checkpoint_s(load, monkeypatch)
     chosen = run.asked["speculation"]
     assert (chosen.mode, chosen.schedule, chosen.tree, chosen.node_budget) == ("tokenswift", "partial", (1, 2, 2), 6)
     assert (chosen.ngram_k, chosen.ngram_slots) == (3, 4)
-    assert (chosen.draft_cache, chosen.draft_sinks, chosen.refresh_interval) == (128, 4, 9)
+    assert (chosen.draft_cache, chosen.draft_sinks) == (128, 4)
+    assert (chosen.draft_block, chosen.refresh_interval) == (16, 9)
     limits = {name: run.asked[name] for name in ("max_new_tokens", "min_new_tokens", "ignore_eos", "capacity")}
     assert limits == {"max_new_tokens": 7, "min_new_tokens": 2, "ignore_eos": True, "capacity": 99}
 

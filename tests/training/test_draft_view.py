@@ -9,7 +9,7 @@ import pytest
 from decoding.small_models import random_model
 from flax import nnx
 
-from tokenswift_jax.cache.draft import DraftCacheShape, advance, empty_draft_cache, rebuild, slots_in_use
+from tokenswift_jax.cache.draft import DraftCacheShape
 from tokenswift_jax.cache.full import empty_cache
 from tokenswift_jax.decoding.forward import forward_rows
 from tokenswift_jax.training.draft_view import draft_view_states, prompt_rows
@@ -37,20 +37,20 @@ def decoded(decoder, tokens: np.ndarray, prompt: int) -> np.ndarray:
     """Token by token through both caches: the draft forward's hidden states [length, size]."""
     config, shape = decoder.config, DraftCacheShape(SIZE, SINKS, 1, None)
     full = empty_cache(config, 1, 128, jnp.float32)
-    draft = empty_draft_cache(config, shape, 1, jnp.float32)
+    draft = shape.empty(config, 1, jnp.float32)
     own, out = jnp.ones((1, 1, 1), bool), []
 
     @jax.jit
     def both(row, at, full, draft):
         rows, full = forward_rows(decoder, row, at[:, None], full, at, own)
         positions = draft.positions if any(config.sliding_windows) else None
-        in_use = slots_in_use(shape, at)
+        in_use = shape.slots_in_use(at)
         seen, _ = forward_rows(decoder, row, at[:, None], draft.cache, in_use, own, key_positions=positions)
         return rows, full, seen.hidden[0, 0]
 
-    begin = jax.jit(lambda draft, full, at, query: rebuild(draft, full, at + 1, query, config, shape))
+    begin = jax.jit(lambda draft, full, at, query: shape.rebuild(draft, full, at + 1, query, config))
     keep = jax.jit(
-        lambda d, full, rows, at: advance(d, full, rows.keys, rows.values, at, at + 1, rows.query, config, shape)
+        lambda d, full, rows, at: shape.advance(d, full, rows.keys, rows.values, at, at + 1, rows.query, config)
     )
     for n in range(LENGTH):
         at = jnp.full((1,), n, jnp.int32)

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.cache_scores import top_positions
+from tokenswift_jax.cache.drafting import DraftView
 from tokenswift_jax.cache.full import FullCache, round_up
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.heads import over_heads
 
 FAR_AWAY = -(2**30)  # position of an empty slot: outside every sliding window
-
-
-@dataclass(frozen=True)
-class DraftCacheShape:
-    """Static sizes, in slots.
-
-    Attributes:
-      size: slots that hold positions of the text.
-      sinks: leading slots that hold positions 0 .. sinks-1 for ever.
-      scratch: slots past `size` for the root and a drafted chain.
-      refresh_interval: select again after so many committed tokens; None: when no replaceable slot is left.
-    """
-
-    size: int
-    sinks: int
-    scratch: int
-    refresh_interval: int | None
 
 
 @jax.tree_util.register_dataclass
@@ -50,140 +34,185 @@ class DraftCache:
     selected: jax.Array
 
 
-def empty_draft_cache(config: ModelConfig, shape: DraftCacheShape, batch: int, dtype: jnp.dtype) -> DraftCache:
-    """A draft cache that holds nothing."""
-    slots = round_up(shape.size + shape.scratch)
-    dims = (config.num_layers, batch, config.num_kv_heads, slots)
-    zeros = jnp.zeros((*dims, config.head_dim), dtype)
-    positions = jnp.full(dims, FAR_AWAY, jnp.int32)
-    return DraftCache(FullCache(zeros, zeros.copy()), positions, jnp.zeros((batch,), jnp.int32))
+@dataclass(frozen=True)
+class DraftCacheShape:
+    """A draft cache that copies single positions; a `drafting.DraftKind`. Static sizes, in slots.
 
-
-def slots_in_use(shape: DraftCacheShape, committed: jax.Array) -> jax.Array:
-    """int32 [batch]: how many leading slots hold positions when `committed` tokens are committed."""
-    return jnp.minimum(committed, shape.size)
-
-
-def advance(
-    draft: DraftCache,
-    full: FullCache,
-    new_keys: jax.Array,
-    new_values: jax.Array,
-    before: jax.Array,
-    after: jax.Array,
-    query: jax.Array,
-    config: ModelConfig,
-    shape: DraftCacheShape,
-) -> DraftCache:
-    """Takes in newly committed positions before .. after-1, selecting anew where that falls due.
-
-    Args:
-      draft: the draft cache at `before` committed tokens.
-      full: the full cache, with the new positions in place.
-      new_keys, new_values: [layers, batch, kv_heads, most, head_dim] of positions before .., `most` >= after - before.
-      before, after: int32 [batch], committed lengths.
-      query: [layers, batch, query_heads, head_dim], the root's in the pass that committed them.
-      config, shape: static.
+    Attributes:
+      size: slots that hold positions of the text.
+      sinks: leading slots that hold positions 0 .. sinks-1 for ever.
+      scratch: slots past `size` for the root and a drafted chain.
+      refresh_interval: select again after so many committed tokens; None: when no replaceable slot is left.
     """
-    most = new_keys.shape[3]
-    position = before[:, None] + jnp.arange(most, dtype=jnp.int32)[None, :]
-    fits = position < shape.size
-    newest_first = shape.size - 1 - (position - draft.selected[:, None])
-    slot = jnp.where((draft.selected[:, None] == 0) & fits, position, newest_first)
-    slots = draft.positions.shape[3]
-    lowest = jnp.where(draft.selected[:, None] > 0, jnp.int32(shape.sinks), jnp.int32(0))
-    live = (position < after[:, None]) & (slot >= lowest) & (slot < shape.size)
-    slot = jnp.where(live, slot, jnp.int32(slots))  # out of range: dropped
 
-    keys, values, positions = draft.cache.keys, draft.cache.values, draft.positions
-    for row in range(slot.shape[0]):
-        keys = keys.at[:, row, :, slot[row]].set(new_keys[:, row].transpose(2, 0, 1, 3), mode="drop")
-        values = values.at[:, row, :, slot[row]].set(new_values[:, row].transpose(2, 0, 1, 3), mode="drop")
-        entry = jnp.broadcast_to(position[row][:, None, None], (most, *positions.shape[0:1], positions.shape[2]))
-        positions = positions.at[:, row, :, slot[row]].set(entry, mode="drop")
+    size: int
+    sinks: int
+    scratch: int
+    refresh_interval: int | None
 
-    due = refresh_due(shape, draft.selected, after) & (after > before)
-    kept = DraftCache(FullCache(keys, values), positions, draft.selected)
-    return lax.cond(due.any(), lambda d: select(d, full, after, due, query, config, shape), lambda d: d, kept)
+    @property
+    def copied_slots(self) -> int:
+        """Slots whose keys and values are copied, a row of the batch."""
+        return self.size + self.scratch
+
+    def empty(self, config: ModelConfig, batch: int, dtype: jnp.dtype) -> DraftCache:
+        """A draft cache that holds nothing."""
+        slots = round_up(self.size + self.scratch)
+        dims = (config.num_layers, batch, config.num_kv_heads, slots)
+        zeros = jnp.zeros((*dims, config.head_dim), dtype)
+        positions = jnp.full(dims, FAR_AWAY, jnp.int32)
+        return DraftCache(FullCache(zeros, zeros.copy()), positions, jnp.zeros((batch,), jnp.int32))
+
+    def slots_in_use(self, committed: jax.Array) -> jax.Array:
+        """int32 [batch]: how many leading slots hold positions when `committed` tokens are committed."""
+        return jnp.minimum(committed, self.size)
+
+    def view(
+        self, draft: DraftCache, full: FullCache, committed: jax.Array, depth: jax.Array, config: ModelConfig
+    ) -> DraftView:
+        """What a row reads that follows `depth` drafted ones."""
+        positions = draft.positions if _windowed(config) else None
+        return DraftView(draft.cache, self.slots_in_use(committed) + depth, positions, None, None)
+
+    def written(
+        self,
+        draft: DraftCache,
+        full: FullCache,
+        cache: FullCache,
+        committed: jax.Array,
+        depth: jax.Array,
+        config: ModelConfig,
+    ) -> tuple[DraftCache, FullCache]:
+        """Takes back the view's cache, into which the row at `depth` has been written."""
+        positions = draft.positions
+        if _windowed(config):
+            # Later rows of a drafted chain must know where this one stands.
+            slots = jnp.arange(positions.shape[3], dtype=jnp.int32)
+            here = slots[None, :] == (self.slots_in_use(committed) + depth)[:, None]
+            positions = jnp.where(here[None, :, None, :], (committed + depth)[None, :, None, None], positions)
+        return replace(draft, cache=cache, positions=positions), full
+
+    def advance(
+        self,
+        draft: DraftCache,
+        full: FullCache,
+        new_keys: jax.Array,
+        new_values: jax.Array,
+        before: jax.Array,
+        after: jax.Array,
+        query: jax.Array,
+        config: ModelConfig,
+    ) -> DraftCache:
+        """Takes in newly committed positions before .. after-1, selecting anew where that falls due.
+
+        Args:
+          draft: the draft cache at `before` committed tokens.
+          full: the full cache, with the new positions in place.
+          new_keys, new_values: [layers, batch, kv_heads, most, head_dim] of positions before ..,
+            `most` >= after - before.
+          before, after: int32 [batch], committed lengths.
+          query: [layers, batch, query_heads, head_dim], the root's in the pass that committed them.
+          config: static.
+        """
+        most = new_keys.shape[3]
+        position = before[:, None] + jnp.arange(most, dtype=jnp.int32)[None, :]
+        fits = position < self.size
+        newest_first = self.size - 1 - (position - draft.selected[:, None])
+        slot = jnp.where((draft.selected[:, None] == 0) & fits, position, newest_first)
+        slots = draft.positions.shape[3]
+        lowest = jnp.where(draft.selected[:, None] > 0, jnp.int32(self.sinks), jnp.int32(0))
+        live = (position < after[:, None]) & (slot >= lowest) & (slot < self.size)
+        slot = jnp.where(live, slot, jnp.int32(slots))  # out of range: dropped
+
+        keys, values, positions = draft.cache.keys, draft.cache.values, draft.positions
+        for row in range(slot.shape[0]):
+            keys = keys.at[:, row, :, slot[row]].set(new_keys[:, row].transpose(2, 0, 1, 3), mode="drop")
+            values = values.at[:, row, :, slot[row]].set(new_values[:, row].transpose(2, 0, 1, 3), mode="drop")
+            entry = jnp.broadcast_to(position[row][:, None, None], (most, *positions.shape[0:1], positions.shape[2]))
+            positions = positions.at[:, row, :, slot[row]].set(entry, mode="drop")
+
+        due = self.refresh_due(draft.selected, after) & (after > before)
+        kept = DraftCache(FullCache(keys, values), positions, draft.selected)
+        return lax.cond(due.any(), lambda d: self.select(d, full, after, due, query, config), lambda d: d, kept)
+
+    def refresh_due(self, selected: jax.Array, committed: jax.Array) -> jax.Array:
+        """bool [batch]: whether `committed` tokens no longer fit beside what was selected, or the interval is over."""
+        most = self.size - self.sinks
+        if self.refresh_interval is not None:
+            most = min(most, self.refresh_interval - 1)
+        first = (selected == 0) & (committed > self.size)
+        return first | ((selected > 0) & (committed - selected > most))
+
+    def rebuild(
+        self,
+        draft: DraftCache,
+        full: FullCache,
+        committed: jax.Array,
+        query: jax.Array,
+        config: ModelConfig,
+    ) -> DraftCache:
+        """The draft cache of a text of any length at once: after prefill, or after decoding that did not keep it."""
+        copied = self._copy_prefix(draft, full, committed)
+        due = committed > self.size
+        return lax.cond(due.any(), lambda d: self.select(d, full, committed, due, query, config), lambda d: d, copied)
+
+    def select(
+        self,
+        draft: DraftCache,
+        full: FullCache,
+        committed: jax.Array,
+        rows: jax.Array,
+        query: jax.Array,
+        config: ModelConfig,
+    ) -> DraftCache:
+        """Fills the rows bool [batch] with the sinks and the best-scoring positions in descending score.
+
+        A layer with a sliding window offers only positions inside it.
+        """
+        count = self.size - self.sinks
+        keys, values, positions = draft.cache.keys, draft.cache.values, draft.positions
+        batch, kv_heads = positions.shape[1], positions.shape[2]
+        sinks = jnp.broadcast_to(jnp.arange(self.sinks, dtype=jnp.int32), (batch, kv_heads, self.sinks))
+        keep = rows[:, None, None]
+        row = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
+        head = jnp.arange(kv_heads, dtype=jnp.int32)[None, :, None]
+        for layer in range(config.num_layers):
+            window = config.sliding_windows[layer]
+            begins = jnp.full_like(committed, self.sinks)
+            if window is not None:
+                begins = jnp.maximum(begins, committed - window + 1)
+            best = over_heads(
+                top_positions,
+                result=1,
+                query=query[layer],
+                keys=full.keys,
+                layer=layer,
+                begins=begins,
+                ends=committed,
+                count=count,
+            )
+            chosen = jnp.concatenate([sinks, best], axis=-1)
+            source = jnp.maximum(chosen, 0)
+            for stack, whole, write in ((keys, full.keys, 0), (values, full.values, 1)):
+                taken = whole[layer, row, head, source]
+                taken = jnp.where(keep[..., None], taken, stack[layer, :, :, : self.size])
+                stack = lax.dynamic_update_slice(stack, taken[None], (layer, 0, 0, 0, 0))
+                keys, values = (stack, values) if write == 0 else (keys, stack)
+            held = jnp.where(chosen < 0, jnp.int32(FAR_AWAY), chosen)
+            held = jnp.where(keep, held, positions[layer, :, :, : self.size])
+            positions = lax.dynamic_update_slice(positions, held[None], (layer, 0, 0, 0))
+        return DraftCache(FullCache(keys, values), positions, jnp.where(rows, committed, draft.selected))
+
+    def _copy_prefix(self, draft: DraftCache, full: FullCache, committed: jax.Array) -> DraftCache:
+        """Slots 0.. hold positions 0..; what lies past the committed length is scratch in both caches."""
+        slots = min(self.size, full.capacity)
+        keys = lax.dynamic_update_slice(draft.cache.keys, full.keys[:, :, :, :slots], (0, 0, 0, 0, 0))
+        values = lax.dynamic_update_slice(draft.cache.values, full.values[:, :, :, :slots], (0, 0, 0, 0, 0))
+        index = jnp.arange(draft.positions.shape[3], dtype=jnp.int32)
+        held = jnp.where(index[None, :] < committed[:, None], index[None, :], jnp.int32(FAR_AWAY))
+        positions = jnp.broadcast_to(held[None, :, None, :], draft.positions.shape)
+        return DraftCache(FullCache(keys, values), positions, jnp.zeros_like(draft.selected))
 
 
-def refresh_due(shape: DraftCacheShape, selected: jax.Array, committed: jax.Array) -> jax.Array:
-    """bool [batch]: whether `committed` tokens no longer fit beside what was selected, or the interval is over."""
-    most = shape.size - shape.sinks
-    if shape.refresh_interval is not None:
-        most = min(most, shape.refresh_interval - 1)
-    first = (selected == 0) & (committed > shape.size)
-    return first | ((selected > 0) & (committed - selected > most))
-
-
-def rebuild(
-    draft: DraftCache,
-    full: FullCache,
-    committed: jax.Array,
-    query: jax.Array,
-    config: ModelConfig,
-    shape: DraftCacheShape,
-) -> DraftCache:
-    """The draft cache of a text of any length at once: after prefill, or after decoding that did not keep it."""
-    copied = _copy_prefix(draft, full, committed, shape)
-    due = committed > shape.size
-    return lax.cond(due.any(), lambda d: select(d, full, committed, due, query, config, shape), lambda d: d, copied)
-
-
-def select(
-    draft: DraftCache,
-    full: FullCache,
-    committed: jax.Array,
-    rows: jax.Array,
-    query: jax.Array,
-    config: ModelConfig,
-    shape: DraftCacheShape,
-) -> DraftCache:
-    """Fills the rows bool [batch] with the sinks and the best-scoring positions in descending score.
-
-    A layer with a sliding window offers only positions inside it.
-    """
-    count = shape.size - shape.sinks
-    keys, values, positions = draft.cache.keys, draft.cache.values, draft.positions
-    batch, kv_heads = positions.shape[1], positions.shape[2]
-    sinks = jnp.broadcast_to(jnp.arange(shape.sinks, dtype=jnp.int32), (batch, kv_heads, shape.sinks))
-    keep = rows[:, None, None]
-    row = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
-    head = jnp.arange(kv_heads, dtype=jnp.int32)[None, :, None]
-    for layer in range(config.num_layers):
-        window = config.sliding_windows[layer]
-        begins = jnp.full_like(committed, shape.sinks)
-        if window is not None:
-            begins = jnp.maximum(begins, committed - window + 1)
-        best = over_heads(
-            top_positions,
-            result=1,
-            query=query[layer],
-            keys=full.keys,
-            layer=layer,
-            begins=begins,
-            ends=committed,
-            count=count,
-        )
-        chosen = jnp.concatenate([sinks, best], axis=-1)
-        source = jnp.maximum(chosen, 0)
-        for stack, whole, write in ((keys, full.keys, 0), (values, full.values, 1)):
-            taken = whole[layer, row, head, source]
-            taken = jnp.where(keep[..., None], taken, stack[layer, :, :, : shape.size])
-            stack = lax.dynamic_update_slice(stack, taken[None], (layer, 0, 0, 0, 0))
-            keys, values = (stack, values) if write == 0 else (keys, stack)
-        held = jnp.where(chosen < 0, jnp.int32(FAR_AWAY), chosen)
-        held = jnp.where(keep, held, positions[layer, :, :, : shape.size])
-        positions = lax.dynamic_update_slice(positions, held[None], (layer, 0, 0, 0))
-    return DraftCache(FullCache(keys, values), positions, jnp.where(rows, committed, draft.selected))
-
-
-def _copy_prefix(draft: DraftCache, full: FullCache, committed: jax.Array, shape: DraftCacheShape) -> DraftCache:
-    """Slots 0.. hold positions 0..; what lies past the committed length is scratch in both caches."""
-    slots = min(shape.size, full.capacity)
-    keys = lax.dynamic_update_slice(draft.cache.keys, full.keys[:, :, :, :slots], (0, 0, 0, 0, 0))
-    values = lax.dynamic_update_slice(draft.cache.values, full.values[:, :, :, :slots], (0, 0, 0, 0, 0))
-    index = jnp.arange(draft.positions.shape[3], dtype=jnp.int32)
-    held = jnp.where(index[None, :] < committed[:, None], index[None, :], jnp.int32(FAR_AWAY))
-    positions = jnp.broadcast_to(held[None, :, None, :], draft.positions.shape)
-    return DraftCache(FullCache(keys, values), positions, jnp.zeros_like(draft.selected))
+def _windowed(config: ModelConfig) -> bool:
+    return any(window is not None for window in config.sliding_windows)

@@ -7,7 +7,6 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from tokenswift_jax.cache import draft as draft_cache
 from tokenswift_jax.cache.full import FullCache, take_rows, write_rows
 from tokenswift_jax.decoding import ngram, penalty, trust
 from tokenswift_jax.decoding.forward import Rows
@@ -54,9 +53,7 @@ def commit(
         cache = FullCache(keys, values)
         if plan.draft is not None:
             assert draft is not None
-            draft = draft_cache.advance(
-                draft, cache, path_keys, path_values, before, after, rows.query, plan.config, plan.draft
-            )
+            draft = plan.draft.advance(draft, cache, path_keys, path_values, before, after, rows.query, plan.config)
 
     # The row that drew the newest token; a frozen row keeps what it had.
     last = jnp.take_along_axis(walk.path, jnp.maximum(count - 1, 0)[:, None], axis=1)

@@ -7,7 +7,6 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
-from tokenswift_jax.cache.draft import slots_in_use
 from tokenswift_jax.decoding import ngram, trust
 from tokenswift_jax.decoding.candidates import Ranking, head_levels
 from tokenswift_jax.decoding.forward import Rows, forward_rows
@@ -20,7 +19,7 @@ from tokenswift_jax.models.decoder import Decoder
 def draft_tree(
     model: Decoder, state: DecodeState, inputs: Inputs, plan: Plan, noise: jax.Array | None
 ) -> tuple[Tree, DecodeState]:
-    """The tree that this iteration verifies, and the state (the draft cache's scratch slots are overwritten).
+    """The tree that this iteration verifies, and the state (scratch slots are overwritten).
 
     noise is float32 [batch, depth + 1, vocab] of positions n+1 .., None when greedy; a plan without `shared_noise`
     drafts as if it were None.
@@ -64,25 +63,20 @@ def _draft_forward(
     """One row over the draft cache: `token` int32 [batch] at position n + depth, after `depth` drafted ones."""
     assert state.draft is not None
     assert plan.draft is not None
-    batch = token.shape[0]
-    in_use = slots_in_use(plan.draft, state.length)
-    windowed = any(window is not None for window in plan.config.sliding_windows)
+    view = plan.draft.view(state.draft, state.cache, state.length, depth, plan.config)
     rows, cache = forward_rows(
         model,
         token[:, None],
         (state.length + depth)[:, None],
-        state.draft.cache,
-        in_use + depth,
-        jnp.ones((batch, 1, 1), bool),
-        key_positions=state.draft.positions if windowed else None,
+        view.cache,
+        view.lengths,
+        jnp.ones((token.shape[0], 1, 1), bool),
+        key_positions=view.key_positions,
+        blocks=view.blocks,
+        block_size=view.block_size,
     )
-    positions = state.draft.positions
-    if windowed:
-        # Later rows of a drafted chain must know where this one stands.
-        slots = jnp.arange(positions.shape[3], dtype=jnp.int32)
-        here = slots[None, :] == (in_use + depth)[:, None]
-        positions = jnp.where(here[None, :, None, :], (state.length + depth)[None, :, None, None], positions)
-    return rows, replace(state, draft=replace(state.draft, cache=cache, positions=positions))
+    draft, full = plan.draft.written(state.draft, state.cache, cache, state.length, depth, plan.config)
+    return rows, replace(state, draft=draft, cache=full)
 
 
 def _drafted_chain(

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.sparse_attention import sparse_attention
 from pallas_kernels.tree_attention import tree_attention
 from tokenswift_jax.cache.full import FullCache, write_rows
 from tokenswift_jax.models.decoder import Decoder
@@ -44,6 +45,8 @@ def forward_rows(
     tree_mask: jax.Array,
     *,
     key_positions: jax.Array | None = None,
+    blocks: jax.Array | None = None,
+    block_size: int | None = None,
 ) -> tuple[Rows, FullCache]:
     """Runs rows over the first `lengths` slots of a cache and over each other.
 
@@ -55,6 +58,8 @@ def forward_rows(
       lengths: int32 [batch], slots in use; lengths + rows must not exceed the capacity.
       tree_mask: bool [batch, rows, rows]; row i sees row j. Every row sees itself.
       key_positions: int32 [layers, batch, kv_heads, capacity] for a cache whose slots are not in text order.
+      blocks: int32 [layers, batch, kv_heads, table], the only blocks of `block_size` slots that the rows see, -1 for
+        none; None: they see every slot in use. Goes without key_positions.
     """
     config = model.config
     collected: list[tuple[jax.Array, jax.Array, jax.Array]] = []
@@ -65,21 +70,22 @@ def forward_rows(
         all_keys = write_rows(all_keys, own_keys, layer, lengths)
         all_values = write_rows(all_values, own_values, layer, lengths)
         collected.append((own_keys, own_values, queries[None, :, 0]))
-        mixed = over_heads(
-            tree_attention,
-            result=2,
-            queries=queries,
-            keys=all_keys,
-            values=all_values,
-            own_keys=keys,
-            own_values=values,
-            layer=layer,
-            lengths=lengths,
-            tree_mask=tree_mask,
-            positions=positions,
-            window=config.sliding_windows[layer],
-            key_positions=key_positions,
-        )
+        shared = {
+            "queries": queries,
+            "keys": all_keys,
+            "values": all_values,
+            "own_keys": keys,
+            "own_values": values,
+            "layer": layer,
+            "lengths": lengths,
+            "tree_mask": tree_mask,
+            "positions": positions,
+            "window": config.sliding_windows[layer],
+        }
+        if blocks is None:
+            mixed = over_heads(tree_attention, result=2, **shared, key_positions=key_positions)
+        else:
+            mixed = over_heads(sparse_attention, result=2, **shared, blocks=blocks[layer], block_size=block_size)
         return mixed, (all_keys, all_values)
 
     hidden, (keys, values) = model.hidden(tokens, positions, attend, (cache.keys, cache.values))

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tokenswift_jax.cache import draft as draft_cache
 from tokenswift_jax.cache.full import FullCache
 from tokenswift_jax.decoding import ngram
 from tokenswift_jax.decoding.forward import causal_mask, forward_rows
@@ -108,7 +107,7 @@ def catch_up(plan: Plan, inputs: Inputs, state: DecodeState) -> DecodeState:
         state = replace(state, ngrams=table)
     if plan.draft is not None:
         assert state.draft is not None
-        draft = draft_cache.rebuild(state.draft, state.cache, state.length, state.query, plan.config, plan.draft)
+        draft = plan.draft.rebuild(state.draft, state.cache, state.length, state.query, plan.config)
         state = replace(state, draft=draft)
     return state
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tokenswift_jax.cache.blocks import BlockTableShape
 from tokenswift_jax.cache.draft import DraftCacheShape
 from tokenswift_jax.decoding.processors import Processors
 from tokenswift_jax.decoding.shape import TreeShape
@@ -101,7 +102,9 @@ def _named(
     draft = None
     if kind in ("partial", "selfspec"):
         scratch = 1 if kind == "partial" else _CHAIN
-        draft = DraftCacheShape(speculation.draft_cache, speculation.draft_sinks, scratch, speculation.refresh_interval)
+        sizes = speculation.draft_cache, speculation.draft_sinks, scratch, speculation.refresh_interval
+        block = speculation.draft_block
+        draft = DraftCacheShape(*sizes) if block is None else BlockTableShape(*sizes, block)
     return NamedPlan(mode, schedule, budget, Plan(config, processors, kind, tree, draft, speculation.shared_noise))
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tokenswift_jax.cache.draft import DraftCacheShape, empty_draft_cache
+from tokenswift_jax.cache.drafting import DraftKind
 from tokenswift_jax.cache.full import FullCache, empty_cache
 from tokenswift_jax.decoding import ngram, penalty, trust
 from tokenswift_jax.decoding.loop import compiled
@@ -43,7 +43,7 @@ def prefill(
     penalise: bool,
     ngram_slots: int | None,
     calibrate: bool,
-    draft: DraftCacheShape | None,
+    draft: DraftKind | None,
 ) -> DecodeState:
     """The state of texts whose last tokens are roots: everything before them is in the cache.
 
@@ -55,7 +55,7 @@ def prefill(
       penalise: whether the state keeps the penalty's window.
       ngram_slots: slots of the n-gram table, None for no table (`loop.catch_up` fills it).
       calibrate: whether the state keeps how the n-grams fare.
-      draft: sizes of the draft cache, None for none (`loop.catch_up` fills it).
+      draft: kind and sizes of the draft cache, None for none (`loop.catch_up` fills it).
     """
     dtype = jax.tree.leaves(params)[0].dtype
     ids = padded(texts, capacity)
@@ -88,7 +88,7 @@ def first_state(
     penalise: bool,
     ngram_slots: int | None,
     calibrate: bool,
-    draft: DraftCacheShape | None,
+    draft: DraftKind | None,
 ) -> DecodeState:
     """The state of texts int32 [batch, capacity] of `lengths` int32 [batch] tokens whose cache is filled; their tables
     and draft caches are empty. The other arguments are those of `prefill`."""
@@ -103,5 +103,5 @@ def first_state(
         last_positions=penalty.last_positions(tokens, lengths, config.vocab_size) if penalise else None,
         ngrams=None if ngram_slots is None else ngram.empty(batch, config.vocab_size, ngram_slots),
         ngram_trust=trust.unobserved(batch) if calibrate else None,
-        draft=None if draft is None else empty_draft_cache(config, draft, batch, dtype),
+        draft=None if draft is None else draft.empty(config, batch, dtype),
     )

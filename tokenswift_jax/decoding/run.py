@@ -138,7 +138,7 @@ class DecodingRun:
             self._capacity,
             dtype,
             advice="lower --max-new-tokens, --capacity, --draft-cache or --ngram-slots",
-            draft_slots=self._draft.size + self._draft.scratch if self._draft else 0,
+            draft_slots=self._draft.copied_slots if self._draft else 0,
             ngram_slots=self._ngram_slots or 0,
         )
         stop_tokens = np.zeros(config.vocab_size, bool)

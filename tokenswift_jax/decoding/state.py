@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import jax
 from flax import nnx
 
-from tokenswift_jax.cache.draft import DraftCache, DraftCacheShape
+from tokenswift_jax.cache.blocks import BlockTable
+from tokenswift_jax.cache.draft import DraftCache
+from tokenswift_jax.cache.drafting import DraftKind
 from tokenswift_jax.cache.full import FullCache
 from tokenswift_jax.decoding.ngram import NgramTable
 from tokenswift_jax.decoding.processors import Processors, SamplingInputs
@@ -51,7 +53,7 @@ class DecodeState:
     last_positions: jax.Array | None
     ngrams: NgramTable | None
     ngram_trust: jax.Array | None
-    draft: DraftCache | None
+    draft: DraftCache | BlockTable | None
 
 
 @jax.tree_util.register_dataclass
@@ -99,7 +101,7 @@ class Plan:
       processors: which processors apply.
       kind: `autoregressive`, `partial`, `fused` (medusa too), `ngram` or `selfspec`.
       tree: the tree's shape; None for autoregressive.
-      draft: sizes of the draft cache; None for kinds that do not draft over it.
+      draft: kind and sizes of the draft cache; None for kinds that do not draft over it.
       shared_noise: whether candidates are ranked with the noise of the draw they guess.
       drafter: structure of the decoder that drafts, quantised (`Inputs.draft_params`); None: the target itself.
     """
@@ -108,7 +110,7 @@ class Plan:
     processors: Processors
     kind: str
     tree: TreeShape | None
-    draft: DraftCacheShape | None
+    draft: DraftKind | None
     shared_noise: bool = True
     drafter: nnx.GraphDef | None = None
 

@@ -1,0 +1,69 @@
+"""Attention of rows over blocks of the cache that a table names, read in place, and over their own ancestors."""
+
+from __future__ import annotations
+
+import jax
+
+from pallas_kernels.implementation import choose
+from pallas_kernels.sparse_attention import reference
+
+__all__ = ["sparse_attention"]
+
+
+def sparse_attention(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    own_keys: jax.Array,
+    own_values: jax.Array,
+    *,
+    layer: int,
+    blocks: jax.Array,
+    block_size: int,
+    lengths: jax.Array,
+    tree_mask: jax.Array,
+    positions: jax.Array,
+    window: int | None,
+    key_scales: jax.Array | None = None,
+    value_scales: jax.Array | None = None,
+) -> jax.Array:
+    """Softmax attention of rows over named blocks of the cache and over each other, as
+    [batch, rows, query_heads, head_dim].
+
+    Args:
+      queries: [batch, rows, query_heads, head_dim], rotated.
+      keys, values: the stacked cache [layers, batch, kv_heads, capacity, head_dim]; slot i holds position i. Slots
+        at or past a row's length, and in blocks that are not named, may hold anything, NaN included.
+      own_keys, own_values: [batch, rows, kv_heads, head_dim] of the rows themselves.
+      layer: which layer of the cache to read.
+      blocks: int32 [batch, kv_heads, table], which blocks each KV head's rows see; -1 for none. No block twice.
+      block_size: slots a block; block i holds the slots i * block_size .. (i + 1) * block_size - 1.
+      lengths: int32 [batch], slots of the cache in use.
+      tree_mask: bool [batch, rows, rows]; row i sees row j. Every row sees at least itself.
+      positions: int32 [batch, rows], index in the text; read only under a window.
+      window: how many newest positions a row may see, its own included; None for all.
+      key_scales, value_scales: [layers, batch, kv_heads, capacity], what each key (value) is to be multiplied by;
+        None for 1.
+
+    Raises:
+      ValueError: the capacity is no multiple of block_size.
+    """
+    if keys.shape[3] % block_size:
+        raise ValueError(f"a capacity of {keys.shape[3]} slots is no multiple of blocks of {block_size}")
+    choose("sparse_attention", ("reference",))
+    return reference.sparse_attention(
+        queries,
+        keys,
+        values,
+        own_keys,
+        own_values,
+        layer=layer,
+        blocks=blocks,
+        block_size=block_size,
+        lengths=lengths,
+        tree_mask=tree_mask,
+        positions=positions,
+        window=window,
+        key_scales=key_scales,
+        value_scales=value_scales,
+    )
