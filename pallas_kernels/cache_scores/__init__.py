@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import jax
+from jax import lax
 
-from pallas_kernels.cache_scores import reference
+from pallas_kernels.cache_scores import gpu, reference, tpu
+from pallas_kernels.cache_scores.running import running_top
 from pallas_kernels.implementation import choose
 
 __all__ = ["top_blocks", "top_positions"]
+
+# Scores that an accelerator ranks at a time, beside the best so far.
+CHUNK = 8192
 
 
 def top_positions(
@@ -61,14 +66,19 @@ def top_blocks(
     """
     if keys.shape[3] % block_size:
         raise ValueError(f"a capacity of {keys.shape[3]} slots is no multiple of blocks of {block_size}")
-    choose("cache_scores", ("reference",))
-    return reference.top_blocks(
-        query,
-        keys,
-        layer=layer,
-        begins=begins,
-        ends=ends,
-        count=count,
-        block_size=block_size,
-        key_scales=key_scales,
+    chosen = choose("cache_scores")
+    shared = {"begins": begins, "ends": ends, "count": count, "block_size": block_size}
+    if chosen == "reference":
+        return reference.top_blocks(query, keys, layer=layer, **shared, key_scales=key_scales)
+    kernel = {"tpu": tpu, "gpu": gpu}[chosen]
+    scores = kernel.cache_scores(query, keys, layer=layer, begins=begins, ends=ends, key_scales=key_scales)
+    _, kv_heads, capacity = scores.shape
+    chunk = min(CHUNK, capacity)
+    return running_top(
+        lambda start: lax.dynamic_slice_in_dim(scores, start, chunk, axis=2),
+        **shared,
+        kv_heads=kv_heads,
+        capacity=capacity,
+        chunk=chunk,
+        dtype=scores.dtype,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from pallas_kernels.implementation import choose
-from pallas_kernels.sparse_attention import reference
+from pallas_kernels.sparse_attention import gpu, reference, tpu
 
 __all__ = ["sparse_attention"]
 
@@ -50,8 +50,8 @@ def sparse_attention(
     """
     if keys.shape[3] % block_size:
         raise ValueError(f"a capacity of {keys.shape[3]} slots is no multiple of blocks of {block_size}")
-    choose("sparse_attention", ("reference",))
-    return reference.sparse_attention(
+    chosen = {"reference": reference, "tpu": tpu, "gpu": gpu}[choose("sparse_attention")]
+    return chosen.sparse_attention(
         queries,
         keys,
         values,

@@ -1,0 +1,1 @@
+from pallas_kernels.sparse_attention.reference import sparse_attention

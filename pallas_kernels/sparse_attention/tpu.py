@@ -1,0 +1,182 @@
+"""Sparse attention for TPUs, by Pallas' Mosaic backend.
+
+One program a sequence walks the named blocks of all its KV heads in turn, several blocks a step, and fetches the next
+step's blocks from where they lie in the cache while it works on this one's. Entries that name nothing live are not
+fetched, and steps of only such entries at a table's end are not taken.
+
+The smallest piece of a cache that can be fetched is a tile: 8, 16 or 32 slots, or 128 where head_dim does not fill the
+128 lanes (XLA then lays the slots along the lanes, and the kernel reads the transposed view [head_dim, slots]). Of a
+tile larger than a block the rest is fetched and masked.
+
+Limits, each a ValueError: bfloat16 or float32 queries (Mosaic multiplies no float16); head_dim a multiple of 8; a
+capacity that is a multiple of the tile.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from pallas_kernels.implementation import interpret
+from pallas_kernels.sparse_attention.reference import named_slots
+from pallas_kernels.sparse_attention.tpu_kernel import Problem, attend
+
+LANES = 128
+# Slots of a step: enough bytes to hide a step's fixed cost, few enough for scores of many rows.
+COLUMNS = 512
+
+
+def sparse_attention(
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    own_keys: jax.Array,
+    own_values: jax.Array,
+    *,
+    layer: int | jax.Array,
+    blocks: jax.Array,
+    block_size: int,
+    lengths: jax.Array,
+    tree_mask: jax.Array,
+    positions: jax.Array,
+    window: int | None,
+    key_scales: jax.Array | None,
+    value_scales: jax.Array | None,
+) -> jax.Array:
+    """`reference.sparse_attention`; raises ValueError beyond the limits above."""
+    batch, rows, query_heads, head_dim = queries.shape
+    kv_heads, capacity = keys.shape[2], keys.shape[3]
+    group = query_heads // kv_heads
+    slots_minor = head_dim % LANES != 0
+    tile = max(block_size, LANES if slots_minor else 32 // keys.dtype.itemsize)
+    _check(queries, capacity, tile)
+
+    # Whole steps, so that a step's tiles need no bound of their own.
+    tiles = max(COLUMNS // tile, 1)
+    columns = tiles * tile
+    blocks = _padded(blocks, 2, -blocks.shape[2] % tiles, -1)
+    steps = blocks.shape[2] // tiles
+    live = (blocks >= 0) & (blocks * block_size < lengths[:, None, None])
+    starts = jnp.where(live, blocks * block_size // tile * tile, -1)
+    slots = _tile_slots(blocks, block_size, tile, lengths)
+    whole = (slots >= 0).reshape(batch, kv_heads, steps, columns).all(axis=-1)
+    taken = jnp.where(live, jnp.arange(1, live.shape[2] + 1, dtype=jnp.int32)[None, None, :], 0).max(axis=2)
+    taken = jnp.maximum(pl.cdiv(taken, tiles), 1)  # every head has a step in which its own rows are folded in
+    scalars = (
+        jnp.asarray(layer, jnp.int32).reshape(1),
+        lengths,
+        starts.reshape(-1),
+        whole.astype(jnp.int32).reshape(-1),
+        taken.reshape(-1),
+        taken.sum(axis=1),
+        blocks.reshape(-1),
+    )
+
+    more = -(group * rows) % 16
+    grouped = queries.reshape(batch, rows, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
+    grouped = _padded(grouped.reshape(batch, kv_heads, group * rows, head_dim), 2, more)
+    of_sequence = partial(_whole_rows, batch)
+    given: dict[str, tuple[jax.Array, Any]] = {
+        "queries": of_sequence(grouped),
+        "keys": (keys.swapaxes(3, 4) if slots_minor else keys, pl.BlockSpec(memory_space=pl.ANY)),
+        "values": (values.swapaxes(3, 4) if slots_minor else values, pl.BlockSpec(memory_space=pl.ANY)),
+        "own_keys": of_sequence(own_keys.swapaxes(1, 2)),
+        "own_values": of_sequence(own_values.swapaxes(1, 2)),
+        "mask": of_sequence(_padded(jnp.tile(tree_mask, (1, group, 1)), 1, more).astype(jnp.int8)),
+        "slots": of_sequence(slots),
+    }
+    if window is not None:
+        oldest = positions - window + 1
+        given["oldest"] = of_sequence(_padded(jnp.tile(oldest, (1, group)), 1, more)[:, :, None])
+        given["own_positions"] = of_sequence(positions[:, None, :])
+    for name, scales in (("key_scales", key_scales), ("value_scales", value_scales)):
+        if scales is not None:
+            given[name] = of_sequence(_gathered(scales, layer, slots))
+
+    problem = Problem(
+        heads=kv_heads,
+        tiles=tiles,
+        tile=tile,
+        block=block_size,
+        steps=steps,
+        scale=head_dim**-0.5 * math.log2(math.e),
+        window=window is not None,
+        slots_minor=slots_minor,
+    )
+    buffer = (2, head_dim, columns) if slots_minor else (2, columns, head_dim)
+    padded_rows = grouped.shape[2]
+    scored = batch * query_heads * rows * (slots.shape[2] + rows)
+    mixed = pl.pallas_call(
+        partial(attend, problem, tuple(given)),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(scalars),
+            grid=(batch,),
+            in_specs=[spec for _, spec in given.values()],
+            out_specs=of_sequence(grouped)[1],
+            scratch_shapes=[
+                pltpu.VMEM(buffer, keys.dtype),
+                pltpu.VMEM(buffer, values.dtype),
+                pltpu.SemaphoreType.DMA((2, 2)),
+                pltpu.VMEM((padded_rows, LANES), jnp.float32),
+                pltpu.VMEM((padded_rows, LANES), jnp.float32),
+                pltpu.VMEM((padded_rows, head_dim), jnp.float32),
+            ],
+        ),
+        out_shape=jax.ShapeDtypeStruct(grouped.shape, queries.dtype),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=64 * 2**20),
+        interpret=interpret(),
+        name="sparse_attention",
+        cost_estimate=pl.CostEstimate(
+            flops=4 * scored * head_dim,
+            transcendentals=scored,
+            bytes_accessed=2 * slots.size * head_dim * keys.dtype.itemsize + 2 * queries.nbytes,
+        ),
+    )(*scalars, *(array for array, _ in given.values()))
+    mixed = mixed[:, :, : group * rows].reshape(batch, kv_heads, group, rows, head_dim)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
+
+
+def _check(queries: jax.Array, capacity: int, tile: int) -> None:
+    if queries.dtype not in (jnp.bfloat16, jnp.float32):
+        raise ValueError(f"queries are {queries.dtype}; the TPU kernel takes bfloat16 and float32")
+    if queries.shape[3] % 8:
+        raise ValueError(f"head_dim is {queries.shape[3]}; the TPU kernel takes multiples of 8")
+    if capacity % tile:
+        raise ValueError(f"a capacity of {capacity} slots is no multiple of {tile}, the least that can be fetched")
+
+
+def _tile_slots(blocks: jax.Array, block_size: int, tile: int, lengths: jax.Array) -> jax.Array:
+    """int32 [batch, kv_heads, table * tile]: the slots of each entry's tile, -1 for those outside its block, not live
+    or of an entry that names none."""
+    if tile == block_size:
+        return named_slots(blocks, block_size, lengths)
+    of_tile = named_slots(blocks * block_size // tile, tile, lengths).reshape(*blocks.shape, tile)
+    there = (of_tile // block_size == blocks[..., None]) & (blocks >= 0)[..., None]
+    return jnp.where(there, of_tile, -1).reshape(*blocks.shape[:2], -1)
+
+
+def _gathered(scales: jax.Array, layer: int | jax.Array, slots: jax.Array) -> jax.Array:
+    """float32 like `slots`: the scales of the slots, 0 for -1."""
+    batch, kv_heads, _ = slots.shape
+    row = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
+    head = jnp.arange(kv_heads, dtype=jnp.int32)[None, :, None]
+    taken = scales[jnp.asarray(layer, jnp.int32), row, head, jnp.maximum(slots, 0)]
+    return jnp.where(slots >= 0, taken.astype(jnp.float32), 0.0)
+
+
+def _whole_rows(batch: int, array: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
+    """An array [batch, ...] and the spec that hands each program its sequence's part."""
+    assert array.shape[0] == batch
+    rest = array.shape[1:]
+    return array, pl.BlockSpec((None, *rest), lambda b, *_: (b, *[0] * len(rest)))
+
+
+def _padded(x: jax.Array, axis: int, more: int, value: int = 0) -> jax.Array:
+    pads = [(0, more if a == axis else 0) for a in range(x.ndim)]
+    return jnp.pad(x, pads, constant_values=value) if more else x

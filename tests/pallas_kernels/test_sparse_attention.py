@@ -1,0 +1,50 @@
+"""Sparse attention over named blocks against dense softmax attention in NumPy float64, the reference first."""
+
+import jax
+import numpy as np
+import pytest
+from sparse_cases import Shape, check, make
+
+from pallas_kernels.sparse_attention import sparse_attention
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Shape(head_dim=16),
+        Shape(group=1, rows=1, head_dim=64, block=16, table=20),
+        Shape(group=7, rows=3, head_dim=80, kv_heads=1, block=256, table=3),
+        Shape(head_dim=16, window=40),
+        Shape(head_dim=16, cache_dtype="int8"),
+        Shape(head_dim=16, dtype="bfloat16", cache_dtype="float8_e4m3fn", window=200),
+        Shape(head_dim=96, dtype="bfloat16"),
+    ],
+    ids=str,
+)
+def test_reference(shape):
+    """Also a cache in full use and one that is empty, unequal lengths and edges of blocks."""
+    rng = np.random.default_rng(0)
+    for lengths in ([1024, 0, 515], [1, 31, 33], [512, 511, 513]):
+        check(make(rng, shape, lengths), shape)
+
+
+def test_a_whole_table_is_tree_attention_over_the_prefix():
+    """Every block named in order, against the kernel that needs no table."""
+    from pallas_kernels.tree_attention import tree_attention
+
+    shape, lengths = Shape(head_dim=16, capacity=512, table=17), [500, 7]
+    arguments = make(np.random.default_rng(1), shape, lengths)
+    keys, values = (np.nan_to_num(np.asarray(arguments.pop(name)), nan=0.5) for name in ("keys", "values"))
+    del arguments["key_scales"], arguments["value_scales"]
+    arguments["blocks"] = np.broadcast_to(np.arange(16, dtype=np.int32), (2, 2, 16))
+    sparse = sparse_attention(**arguments, keys=keys, values=values, layer=1, block_size=32, window=None)
+    del arguments["blocks"]
+    whole = tree_attention(**arguments, keys=keys, values=values, layer=1, window=None, key_positions=None)
+    # two orders of summing float32: a few eps of values of about 3
+    np.testing.assert_allclose(sparse, whole, rtol=0, atol=2e-6)
+
+
+def test_blocks_must_divide_the_capacity():
+    arguments = make(np.random.default_rng(2), Shape(head_dim=16), [3])
+    with pytest.raises(ValueError, match="1024 slots is no multiple of blocks of 48"):
+        jax.eval_shape(lambda a: sparse_attention(**a, layer=0, block_size=48, window=None), arguments)
