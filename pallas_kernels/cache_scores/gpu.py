@@ -3,7 +3,7 @@
 One program a (block of slots, sequence and KV head); those without an eligible slot end at once. One query is no work
 for tensor cores: products are made and added in float32, which the reading of the keys hides.
 
-Limits, each a ValueError: head_dim a multiple of 16 up to 256; a cache with one byte a number below 2 GiB or above 4.
+Limits, each a ValueError: head_dim up to 256; a cache with one byte a number below 2 GiB or above 4.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jax.experimental.pallas import triton as plgpu
 from pallas_kernels.cache_scores.reference import summed_group
 from pallas_kernels.implementation import interpret
 
-COLUMNS = 64
+COLUMNS = 64  # slots of a program
 
 
 def cache_scores(
@@ -37,4 +37,45 @@ def cache_scores(
     """
     batch, _, head_dim = query.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
-    return jnp.zeros((batch, kv_heads, capacity))
+    if head_dim > 256:
+        raise ValueError(f"head_dim is {head_dim}; the GPU kernel takes up to 256")
+    # Pallas computes offsets in 32 signed bits up to 4 GiB, which wraps for one-byte numbers above 2 GiB.
+    if keys.dtype.itemsize == 1 and 2**31 < keys.size <= 2**32:
+        raise ValueError(f"the cache has {keys.size} one-byte numbers; the GPU kernel takes up to 2^31 or above 2^32")
+    given = [jnp.asarray(layer, jnp.int32).reshape(1), begins, ends, summed_group(query, kv_heads), keys]
+    return pl.pallas_call(
+        partial(_score_block, kv_heads, capacity, head_dim),
+        grid=(pl.cdiv(capacity, COLUMNS), batch * kv_heads),
+        out_shape=jax.ShapeDtypeStruct((batch, kv_heads, capacity), jnp.float32),
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
+        interpret=interpret(),
+        name="cache_scores",
+        cost_estimate=pl.CostEstimate(
+            flops=2 * batch * kv_heads * capacity * head_dim,
+            transcendentals=0,
+            bytes_accessed=keys.nbytes // keys.shape[0] + 4 * batch * kv_heads * capacity,
+        ),
+    )(*given, *([] if key_scales is None else [key_scales]))
+
+
+def _score_block(kv_heads: int, capacity: int, head_dim: int, *refs: Any) -> None:
+    """Program (block of slots, batch * kv_heads): the block's scores, if one of its slots is eligible."""
+    layer_ref, begins_ref, ends_ref, summed_ref, keys_ref = refs[:5]
+    scales_ref, out_ref = refs[5] if len(refs) == 7 else None, refs[-1]
+    batch, head = pl.program_id(1) // kv_heads, pl.program_id(1) % kv_heads
+    start = pl.program_id(0) * COLUMNS
+
+    @pl.when((start < ends_ref[batch]) & (start + COLUMNS > begins_ref[batch]))
+    def _():
+        layer = layer_ref[0]
+        # Triton's arrays have powers of two for sizes; what a head has not is neither read nor counted.
+        numbers = jnp.arange(pl.next_power_of_2(head_dim), dtype=jnp.int32)
+        slots = start + jnp.arange(COLUMNS, dtype=jnp.int32)
+        there, inside = numbers < head_dim, slots < capacity
+        summed = plgpu.load(summed_ref.at[batch, head, numbers], mask=there, other=0.0)
+        mask = there[None, :] & inside[:, None]
+        keys = plgpu.load(keys_ref.at[layer, batch, head, slots[:, None], numbers[None, :]], mask=mask, other=0)
+        scores = (keys.astype(jnp.float32) * summed[None, :]).sum(axis=1)
+        if scales_ref is not None:
+            scores = scores * plgpu.load(scales_ref.at[layer, batch, head, slots], mask=inside, other=0.0)
+        plgpu.store(out_ref.at[batch, head, slots], scores, mask=inside)

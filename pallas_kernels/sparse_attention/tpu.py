@@ -78,23 +78,24 @@ def sparse_attention(
         blocks.reshape(-1),
     )
 
-    more = -(group * rows) % 16
+    more, more_own = -(group * rows) % 16, -rows % 16  # whole registers
     grouped = queries.reshape(batch, rows, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
     grouped = _padded(grouped.reshape(batch, kv_heads, group * rows, head_dim), 2, more)
+    mask = _padded(jnp.tile(tree_mask, (1, group, 1)), 1, more)
     of_sequence = partial(_whole_rows, batch)
     given: dict[str, tuple[jax.Array, Any]] = {
         "queries": of_sequence(grouped),
         "keys": (keys.swapaxes(3, 4) if slots_minor else keys, pl.BlockSpec(memory_space=pl.ANY)),
         "values": (values.swapaxes(3, 4) if slots_minor else values, pl.BlockSpec(memory_space=pl.ANY)),
-        "own_keys": of_sequence(own_keys.swapaxes(1, 2)),
-        "own_values": of_sequence(own_values.swapaxes(1, 2)),
-        "mask": of_sequence(_padded(jnp.tile(tree_mask, (1, group, 1)), 1, more).astype(jnp.int8)),
+        "own_keys": of_sequence(_padded(own_keys.swapaxes(1, 2), 2, more_own)),
+        "own_values": of_sequence(_padded(own_values.swapaxes(1, 2), 2, more_own)),
+        "mask": of_sequence(_padded(mask, 2, more_own).astype(jnp.int8)),
         "slots": of_sequence(slots),
     }
     if window is not None:
         oldest = positions - window + 1
         given["oldest"] = of_sequence(_padded(jnp.tile(oldest, (1, group)), 1, more)[:, :, None])
-        given["own_positions"] = of_sequence(positions[:, None, :])
+        given["own_positions"] = of_sequence(_padded(positions, 1, more_own)[:, None, :])
     for name, scales in (("key_scales", key_scales), ("value_scales", value_scales)):
         if scales is not None:
             given[name] = of_sequence(_gathered(scales, layer, slots))

@@ -124,6 +124,7 @@ def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
         keys, values = key_buffer[side], value_buffer[side]
         scales = line("key_scales", head, step), line("value_scales", head, step)
         slots, visible = line("slots", head, step), None
+        assert slots is not None
         if not whole:
             visible = slots >= 0
             values = live_values(values, slots, head, step)

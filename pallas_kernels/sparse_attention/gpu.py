@@ -1,1 +1,0 @@
-from pallas_kernels.sparse_attention.reference import sparse_attention
