@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from jax import lax
 
-from pallas_kernels.cache_scores import gpu, reference, tpu
+from pallas_kernels.cache_scores import reference
 from pallas_kernels.cache_scores.running import running_top
 from pallas_kernels.implementation import choose
 
@@ -66,17 +68,24 @@ def top_blocks(
     """
     if keys.shape[3] % block_size:
         raise ValueError(f"a capacity of {keys.shape[3]} slots is no multiple of blocks of {block_size}")
-    chosen = choose("cache_scores")
-    shared = {"begins": begins, "ends": ends, "count": count, "block_size": block_size}
-    if chosen == "reference":
-        return reference.top_blocks(query, keys, layer=layer, **shared, key_scales=key_scales)
-    kernel = {"tpu": tpu, "gpu": gpu}[chosen]
-    scores = kernel.cache_scores(query, keys, layer=layer, begins=begins, ends=ends, key_scales=key_scales)
+    options: dict[str, Any] = {"layer": layer, "begins": begins, "ends": ends, "key_scales": key_scales}
+    # Imported where they are wanted: on CPU nobody should wait for Pallas.
+    match choose("cache_scores"):
+        case "tpu":
+            from pallas_kernels.cache_scores.tpu import cache_scores
+        case "gpu":
+            from pallas_kernels.cache_scores.gpu import cache_scores
+        case "reference":
+            return reference.top_blocks(query, keys, count=count, block_size=block_size, **options)
+    scores = cache_scores(query, keys, **options)
     _, kv_heads, capacity = scores.shape
     chunk = min(CHUNK, capacity)
     return running_top(
         lambda start: lax.dynamic_slice_in_dim(scores, start, chunk, axis=2),
-        **shared,
+        begins=begins,
+        ends=ends,
+        count=count,
+        block_size=block_size,
         kv_heads=kv_heads,
         capacity=capacity,
         chunk=chunk,

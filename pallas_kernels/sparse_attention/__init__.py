@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from pallas_kernels.implementation import choose
-from pallas_kernels.sparse_attention import reference, tpu
+from pallas_kernels.sparse_attention import reference
 
 __all__ = ["sparse_attention"]
 
@@ -50,20 +52,23 @@ def sparse_attention(
     """
     if keys.shape[3] % block_size:
         raise ValueError(f"a capacity of {keys.shape[3]} slots is no multiple of blocks of {block_size}")
-    kernel = {"reference": reference, "tpu": tpu}[choose("sparse_attention", ("reference", "tpu"))]
-    return kernel.sparse_attention(
-        queries,
-        keys,
-        values,
-        own_keys,
-        own_values,
-        layer=layer,
-        blocks=blocks,
-        block_size=block_size,
-        lengths=lengths,
-        tree_mask=tree_mask,
-        positions=positions,
-        window=window,
-        key_scales=key_scales,
-        value_scales=value_scales,
-    )
+    arrays = queries, keys, values, own_keys, own_values
+    options: dict[str, Any] = {
+        "layer": layer,
+        "blocks": blocks,
+        "block_size": block_size,
+        "lengths": lengths,
+        "tree_mask": tree_mask,
+        "positions": positions,
+        "window": window,
+        "key_scales": key_scales,
+        "value_scales": value_scales,
+    }
+    # Imported where they are wanted: on CPU nobody should wait for Pallas.
+    match choose("sparse_attention", ("reference", "tpu")):
+        case "tpu":
+            from pallas_kernels.sparse_attention import tpu
+
+            return tpu.sparse_attention(*arrays, **options)
+        case _:
+            return reference.sparse_attention(*arrays, **options)
