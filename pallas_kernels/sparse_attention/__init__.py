@@ -65,10 +65,14 @@ def sparse_attention(
         "value_scales": value_scales,
     }
     # Imported where they are wanted: on CPU nobody should wait for Pallas.
-    match choose("sparse_attention", ("reference", "tpu")):
+    match choose("sparse_attention"):
         case "tpu":
             from pallas_kernels.sparse_attention import tpu
 
             return tpu.sparse_attention(*arrays, **options)
-        case _:
+        case "gpu":
+            from pallas_kernels.sparse_attention import gpu
+
+            return gpu.sparse_attention(*arrays, **options)
+        case "reference":
             return reference.sparse_attention(*arrays, **options)

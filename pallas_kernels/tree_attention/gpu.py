@@ -86,8 +86,14 @@ def tree_attention(
     key_positions: jax.Array | None,
     key_scales: jax.Array | None = None,
     value_scales: jax.Array | None = None,
+    blocks: jax.Array | None = None,
+    block_size: int | None = None,
 ) -> jax.Array:
-    """`reference.tree_attention`; raises ValueError beyond the limits above."""
+    """`reference.tree_attention`, or with `blocks` of `block_size` slots that of `sparse_attention`.
+
+    Raises:
+      ValueError: beyond the limits above.
+    """
     batch, rows, query_heads, head_dim = queries.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
     _check(queries, keys)
@@ -103,7 +109,8 @@ def tree_attention(
     tiles = pl.cdiv(group * rows, tile.rows)
     # Two programs of four warps fit a multiprocessor's registers, and one's loads overlap the other's products.
     wanted = target.multiprocessors * (8 // tile.warps)
-    splits = splits_for(batch * kv_heads * tiles, wanted, pl.cdiv(capacity, tile.columns))
+    walked = capacity if blocks is None else blocks.shape[2] * block_size
+    splits = splits_for(batch * kv_heads * tiles, wanted, pl.cdiv(walked, tile.columns))
     float8_bits = keys.dtype == jnp.float8_e4m3fn and target.compute_capability < (8, 9)
     if float8_bits:
         keys, values = (lax.bitcast_convert_type(x, jnp.uint8) for x in (keys, values))
@@ -122,9 +129,11 @@ def tree_attention(
         own_columns=own_columns,
         window=window,
         float8_bits=float8_bits,
+        block_size=block_size,
+        table=0 if blocks is None else blocks.shape[2],
     )
     begins = jnp.zeros((batch,), jnp.int32)
-    if window is not None and key_positions is None:
+    if window is not None and key_positions is None and blocks is None:
         begins = jnp.maximum(positions.min(axis=1) - window + 1, 0)
     given: dict[str, Any] = {
         "layer": jnp.asarray(layer, jnp.int32).reshape(1),
@@ -141,6 +150,7 @@ def tree_attention(
         "key_positions": None if window is None else key_positions,
         "key_scales": key_scales,
         "value_scales": value_scales,
+        "blocks": blocks,
     }
     names = tuple(name for name, array in given.items() if array is not None)
     whole = jax.ShapeDtypeStruct(queries.shape, queries.dtype)
@@ -150,15 +160,15 @@ def tree_attention(
         jax.ShapeDtypeStruct(each, jnp.float32),
         jax.ShapeDtypeStruct(each, jnp.float32),
     ]
-    live = batch * kv_heads * capacity * head_dim
-    scored = query_heads * rows * batch * (capacity + rows)
+    live = batch * kv_heads * walked * head_dim
+    scored = query_heads * rows * batch * (walked + rows)
     call = pl.pallas_call(
         partial(attend_split, problem, names),
         grid=(tiles, splits, batch * kv_heads),
         out_shape=[whole] if splits == 1 else parts,
         compiler_params=plgpu.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         interpret=interpret(),
-        name="tree_attention",
+        name="tree_attention" if blocks is None else "sparse_attention",
         cost_estimate=pl.CostEstimate(
             flops=4 * scored * head_dim,
             transcendentals=scored,

@@ -27,6 +27,7 @@ class Problem:
       splits: parts of the length.
       tile_rows, columns, own_columns: rows of a program, slots of the cache and own rows of a step.
       window: how many newest positions a row sees, or None.
+      block_size, table: slots a block and entries of the table of blocks that rows see; None and 0: they see all slots.
       float8_bits: the cache's uint8 are the bits of float8_e4m3fn, for GPUs that cannot convert those.
     """
 
@@ -42,6 +43,8 @@ class Problem:
     own_columns: int
     window: int | None
     float8_bits: bool
+    block_size: int | None
+    table: int
 
 
 def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
@@ -109,7 +112,14 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
 
     def prefix_block(index, state, whole):
         order = index * p.columns + jnp.arange(p.columns, dtype=jnp.int32)
-        if whole:
+        if p.block_size is not None:
+            # A table entry's slots stand where it says; what it does not name is read from slot 0 and is not live.
+            entry = order // p.block_size
+            block = inputs["blocks"][batch, head, jnp.minimum(entry, p.table - 1)]
+            order = block * p.block_size + order % p.block_size
+            live = (entry < p.table) & (block >= 0) & (order < length)
+            slots, visible = jnp.where(live, order, 0), jnp.broadcast_to(live[None, :], (p.tile_rows, p.columns))
+        elif whole:
             live, slots, visible = None, pl.ds(index * p.columns, p.columns), None
         else:
             # A block may reach past the cache: what it must not read, it reads from the last slot.
@@ -147,11 +157,11 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
         tuple(jnp.zeros((p.tile_rows, size), jnp.float32) for _, size in p.pieces),
     )
     first = inputs["begins"][batch] // p.columns
-    blocks = pl.cdiv(length, p.columns)
+    blocks = pl.cdiv(length if p.block_size is None else p.table * p.block_size, p.columns)
     each = pl.cdiv(jnp.maximum(blocks - first, 0), p.splits)
     begin = first + split * each
     end = jnp.minimum(begin + each, blocks)
-    ragged = jnp.maximum(jnp.minimum(end, length // p.columns), begin)
+    ragged = begin if p.block_size is not None else jnp.maximum(jnp.minimum(end, length // p.columns), begin)
     state = lax.fori_loop(begin, ragged, lambda index, s: prefix_block(index, s, True), state)
     state = lax.fori_loop(ragged, end, lambda index, s: prefix_block(index, s, False), state)
     # The last split has the fewest blocks.

@@ -1,0 +1,14 @@
+"""Sparse attention for NVIDIA GPUs: tree attention's kernel, whose walk follows the table instead of the prefix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from pallas_kernels.tree_attention import gpu
+
+
+def sparse_attention(*arrays: jax.Array, blocks: jax.Array, block_size: int, **options: Any) -> jax.Array:
+    """`reference.sparse_attention`; raises ValueError beyond the limits of `tree_attention.gpu`."""
+    return gpu.tree_attention(*arrays, **options, key_positions=None, blocks=blocks, block_size=block_size)
