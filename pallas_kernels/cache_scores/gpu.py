@@ -13,11 +13,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.cache_scores.reference import summed_group
-from pallas_kernels.implementation import interpret
+from pallas_kernels.implementation import gpu, interpret
+from pallas_kernels.tree_attention.gpu_kernels import stored_numbers
 
 COLUMNS = 64  # slots of a program
 
@@ -42,9 +44,12 @@ def cache_scores(
     # Pallas computes offsets in 32 signed bits up to 4 GiB, which wraps for one-byte numbers above 2 GiB.
     if keys.dtype.itemsize == 1 and 2**31 < keys.size <= 2**32:
         raise ValueError(f"the cache has {keys.size} one-byte numbers; the GPU kernel takes up to 2^31 or above 2^32")
+    float8_bits = keys.dtype == jnp.float8_e4m3fn and gpu().compute_capability < (8, 9)
+    if float8_bits:
+        keys = lax.bitcast_convert_type(keys, jnp.uint8)
     given = [jnp.asarray(layer, jnp.int32).reshape(1), begins, ends, summed_group(query, kv_heads), keys]
     return pl.pallas_call(
-        partial(_score_block, kv_heads, capacity, head_dim),
+        partial(_score_block, kv_heads, capacity, head_dim, float8_bits),
         grid=(pl.cdiv(capacity, COLUMNS), batch * kv_heads),
         out_shape=jax.ShapeDtypeStruct((batch, kv_heads, capacity), jnp.float32),
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
@@ -58,7 +63,7 @@ def cache_scores(
     )(*given, *([] if key_scales is None else [key_scales]))
 
 
-def _score_block(kv_heads: int, capacity: int, head_dim: int, *refs: Any) -> None:
+def _score_block(kv_heads: int, capacity: int, head_dim: int, float8_bits: bool, *refs: Any) -> None:
     """Program (block of slots, batch * kv_heads): the block's scores, if one of its slots is eligible."""
     layer_ref, begins_ref, ends_ref, summed_ref, keys_ref = refs[:5]
     scales_ref, out_ref = refs[5] if len(refs) == 7 else None, refs[-1]
@@ -71,11 +76,12 @@ def _score_block(kv_heads: int, capacity: int, head_dim: int, *refs: Any) -> Non
         # Triton's arrays have powers of two for sizes; what a head has not is neither read nor counted.
         numbers = jnp.arange(pl.next_power_of_2(head_dim), dtype=jnp.int32)
         slots = start + jnp.arange(COLUMNS, dtype=jnp.int32)
-        there, inside = numbers < head_dim, slots < capacity
-        summed = plgpu.load(summed_ref.at[batch, head, numbers], mask=there, other=0.0)
-        mask = there[None, :] & inside[:, None]
-        keys = plgpu.load(keys_ref.at[layer, batch, head, slots[:, None], numbers[None, :]], mask=mask, other=0)
-        scores = (keys.astype(jnp.float32) * summed[None, :]).sum(axis=1)
+        there = numbers < head_dim
+        # What would lie outside is read from the last place, and weighs nothing or is written over with the same.
+        numbers, slots = jnp.minimum(numbers, head_dim - 1), jnp.minimum(slots, capacity - 1)
+        summed = jnp.where(there, summed_ref[batch, head, numbers], 0.0)
+        keys = stored_numbers(keys_ref[layer, batch, head, slots[:, None], numbers[None, :]], float8_bits, jnp.float32)
+        scores = jnp.where(there[None, :], keys * summed[None, :], 0.0).sum(axis=1)
         if scales_ref is not None:
-            scores = scores * plgpu.load(scales_ref.at[layer, batch, head, slots], mask=inside, other=0.0)
-        plgpu.store(out_ref.at[batch, head, slots], scores, mask=inside)
+            scores = scores * scales_ref[layer, batch, head, slots]
+        out_ref[batch, head, slots] = scores

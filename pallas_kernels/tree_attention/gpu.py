@@ -109,7 +109,8 @@ def tree_attention(
     tiles = pl.cdiv(group * rows, tile.rows)
     # Two programs of four warps fit a multiprocessor's registers, and one's loads overlap the other's products.
     wanted = target.multiprocessors * (8 // tile.warps)
-    walked = capacity if blocks is None else blocks.shape[2] * block_size
+    table = 0 if blocks is None else blocks.shape[2]
+    walked = capacity if block_size is None else table * block_size
     splits = splits_for(batch * kv_heads * tiles, wanted, pl.cdiv(walked, tile.columns))
     float8_bits = keys.dtype == jnp.float8_e4m3fn and target.compute_capability < (8, 9)
     if float8_bits:
@@ -130,7 +131,7 @@ def tree_attention(
         window=window,
         float8_bits=float8_bits,
         block_size=block_size,
-        table=0 if blocks is None else blocks.shape[2],
+        table=table,
     )
     begins = jnp.zeros((batch,), jnp.int32)
     if window is not None and key_positions is None and blocks is None:

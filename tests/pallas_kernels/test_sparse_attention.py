@@ -28,22 +28,6 @@ def test_reference(shape):
         check(make(rng, shape, lengths), shape)
 
 
-def test_a_whole_table_is_tree_attention_over_the_prefix():
-    """Every block named in order, against the kernel that needs no table."""
-    from pallas_kernels.tree_attention import tree_attention
-
-    shape, lengths = Shape(head_dim=16, capacity=512, table=17), [500, 7]
-    arguments = make(np.random.default_rng(1), shape, lengths)
-    keys, values = (np.nan_to_num(np.asarray(arguments.pop(name)), nan=0.5) for name in ("keys", "values"))
-    del arguments["key_scales"], arguments["value_scales"]
-    arguments["blocks"] = np.broadcast_to(np.arange(16, dtype=np.int32), (2, 2, 16))
-    sparse = sparse_attention(**arguments, keys=keys, values=values, layer=1, block_size=32, window=None)
-    del arguments["blocks"]
-    whole = tree_attention(**arguments, keys=keys, values=values, layer=1, window=None, key_positions=None)
-    # two orders of summing float32: a few eps of values of about 3
-    np.testing.assert_allclose(sparse, whole, rtol=0, atol=2e-6)
-
-
 def test_blocks_must_divide_the_capacity():
     arguments = make(np.random.default_rng(2), Shape(head_dim=16), [3])
     with pytest.raises(ValueError, match="1024 slots is no multiple of blocks of 48"):
