@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CHUNK_TOKENS = 32  # a row's records a chunk: often enough for a reader, rare enough for the host
 FINISH_NAMES = {LENGTH: "length", EOS: "eos"}
+_DRAFTING = ("ngrams", "ngram_trust", "draft")  # parts of the state that a plan without such drafts leaves as they are
 
 
 class NumericsError(ArithmeticError):
@@ -288,21 +289,18 @@ class DecodingRun:
         return _Dispatched(named, chunk, catch_up)
 
     def _run(self, plan: Plan, state: DecodeState, iterations: int | None) -> tuple[DecodeState, Chunk]:
-        kept = state
-        state, chunk = self._programs.run(*self._chunk_call(plan, state, iterations))
-        if plan.kind == "autoregressive":
-            state = replace(state, ngrams=kept.ngrams, ngram_trust=kept.ngram_trust, draft=kept.draft)
-        return state, chunk
+        after, chunk = self._programs.run(*self._chunk_call(plan, state, iterations))
+        kept = {name: getattr(state, name) for name in _DRAFTING if getattr(after, name) is None}
+        return replace(after, **kept), chunk
 
     def _chunk_call(self, plan: Plan, state: DecodeState, iterations: int | None) -> tuple:
         """What `Programs` takes to run a chunk of at most `iterations`."""
         graph, capacity = self._model.graphdef, CHUNK_TOKENS + plan.depth
         most = jnp.asarray(capacity if iterations is None else iterations, jnp.int32)
-        inputs = self._inputs
-        if plan.kind == "autoregressive":
-            # Plain decoding is one executable, whatever the mode: it is not handed what only drafting needs.
-            inputs = replace(inputs, draft_params=None)
-            state = replace(state, ngrams=None, ngram_trust=None, draft=None)
+        # A plan is one executable, whatever the mode: it is not handed what only other plans need.
+        inputs = self._inputs if plan.drafter is not None else replace(self._inputs, draft_params=None)
+        read = (plan.tree and plan.tree.ngram_k, plan.tree and plan.tree.calibrated, plan.draft)
+        state = replace(state, **{name: None for name, part in zip(_DRAFTING, read, strict=True) if not part})
         return compiled("chunk", graph, plan, capacity), ("chunk", graph, plan, capacity), inputs, state, most
 
     def _trace(self, named: NamedPlan, generated: int) -> None:
