@@ -12,9 +12,25 @@ os.environ.setdefault("NPROC", "32")  # fewer threads than virtual devices can d
 
 import jax
 
+from tokenswift_jax.decoding import programs
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# What these compare with is not another of our programs bit for bit, but NumPy, a file, a message or the run's own
+# bookkeeping, and a quarter of their time would be LLVM's optimisation. That modes, schedules and batches agree token
+# for token is proven with it, on programs compiled as a person's are, in tests/decoding and test_end_to_end.py.
+_COMPILED_QUICKLY = {
+    "test_train_demo.py",
+    "test_training_scripts.py",
+    *(
+        f"training/test_{name}.py"
+        for name in (
+            *("accuracy", "draft_view", "evaluation", "losses"),
+            *("prediction", "ranks", "self_distill", "trainer"),
+        )
+    ),
+}
 # Linux allows a process 65,530 memory maps, and every executable for CPU takes some: a worker that has compiled for
 # hundreds of tests would crash in the compiler.
 _MAPS = Path("/proc/self/maps")
@@ -28,3 +44,17 @@ def released():
     if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MANY:
         jax.clear_caches()
         gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimised(request):
+    """Compiles a module's programs as its tests need them; no program compiled otherwise is met again.
+
+    Commands that a test starts read the same setting from the environment.
+    """
+    quick = request.path.relative_to(Path(__file__).parent).as_posix() in _COMPILED_QUICKLY
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
+    if jax.config.read("jax_disable_most_optimizations") != quick:
+        jax.config.update("jax_disable_most_optimizations", quick)
+        programs._executables.clear()
+        jax.clear_caches()

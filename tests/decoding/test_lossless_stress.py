@@ -11,6 +11,7 @@ from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
 
 PROMPT = np.random.default_rng(2).integers(0, small_models.VOCAB, 20).tolist()
+CAPACITY = 512  # of every run, so that texts of any length share their executables
 PENALISED = {"repetition_penalty": 1.05, "min_p": 0.05}
 
 
@@ -21,7 +22,8 @@ def model():
 
 @pytest.fixture(scope="module")
 def full_text(model):
-    return decode(model, PROMPT, SamplingConfig(seed=2, **PENALISED, penalty_window=3), max_new_tokens=400).tokens
+    sampling = SamplingConfig(seed=2, **PENALISED, penalty_window=3)
+    return decode(model, PROMPT, sampling, max_new_tokens=400, capacity=CAPACITY).tokens
 
 
 def repeats_inside(text, window):
@@ -39,8 +41,8 @@ def repeats_inside(text, window):
 def test_the_window_slides_inside_the_tree(model, mode, window):
     """Tokens that repeat every 3 positions: what the tree itself emits enters and leaves windows of 1 to 4."""
     sampling = SamplingConfig(seed=2, **PENALISED, penalty_window=window)
-    plain = decode(model, PROMPT, sampling, max_new_tokens=400)
-    speculative = decode(model, PROMPT, sampling, SPECULATIONS[mode], max_new_tokens=400)
+    plain = decode(model, PROMPT, sampling, max_new_tokens=400, capacity=CAPACITY)
+    speculative = decode(model, PROMPT, sampling, SPECULATIONS[mode], max_new_tokens=400, capacity=CAPACITY)
     assert_same(speculative.tokens, plain.tokens)
     assert sum(speculative.accepted_per_depth[1:]) > 20
     if window in (3, 4):
@@ -52,7 +54,8 @@ def test_the_window_slides_inside_the_tree(model, mode, window):
 def test_chunks_may_have_any_size(model, full_text, monkeypatch, mode, size):
     monkeypatch.setattr(run, "CHUNK_TOKENS", size)
     sampling = SamplingConfig(seed=2, **PENALISED, penalty_window=3)
-    chunks = list(run.start(model, [PROMPT], sampling, SPECULATIONS[mode], max_new_tokens=100))
+    limits = {"max_new_tokens": 100, "capacity": CAPACITY}
+    chunks = list(run.start(model, [PROMPT], sampling, SPECULATIONS[mode], **limits))
     assert len(chunks) > 100 / (size + 5)
     assert_same([token for chunk in chunks for token in chunk.rows[0].token_ids.tolist()], full_text[:100])
 
@@ -63,11 +66,12 @@ def test_chunks_may_have_any_size(model, full_text, monkeypatch, mode, size):
 )
 def test_a_text_may_be_resumed_anywhere_in_another_mode(model, full_text, before, after):
     sampling = SamplingConfig(seed=2, **PENALISED, penalty_window=3)
-    begun = decode(model, PROMPT, sampling, SPECULATIONS[before], max_new_tokens=200)
+    limits = {"max_new_tokens": 200, "capacity": CAPACITY}
+    begun = decode(model, PROMPT, sampling, SPECULATIONS[before], **limits)
     assert_same(begun.tokens, full_text[:200])
     inside = next(emitted for emitted in begun.runs[10:] if len(emitted) >= 3)
     for cut in (1, 2, inside.start, inside.start + 1, inside.start + 2, 70, 199):
-        rest = decode(model, PROMPT, sampling, SPECULATIONS[after], max_new_tokens=200, emitted=[begun.tokens[:cut]])
+        rest = decode(model, PROMPT, sampling, SPECULATIONS[after], **limits, emitted=[begun.tokens[:cut]])
         assert_same(begun.tokens[:cut] + rest.tokens, full_text[:200])
         assert rest.finish == "length"
 
