@@ -22,9 +22,10 @@ SAMPLING = (
 SPECULATION = (
     *("mode", "schedule", "tree", "node_budget", "ngram_k", "ngram_slots"),
     *("draft_cache", "draft_sinks", "draft_block", "refresh_interval", "shared_noise", "draft_weights"),
+    "draft_cache_dtype",
 )
 _TREE, _NGRAM = {"tree", "node_budget"}, {"ngram_k", "ngram_slots"}
-_DRAFT_CACHE = {"draft_cache", "draft_sinks", "draft_block", "refresh_interval"}
+_DRAFT_CACHE = {"draft_cache", "draft_sinks", "draft_block", "refresh_interval", "draft_cache_dtype"}
 _MODEL = {"shared_noise", "draft_weights"}  # of drafts that the model makes
 _SPELLED = {"shared_noise": "no_shared_noise"}  # flags that are not called like their field
 _USED = {  # by mode; a flag that would change nothing is an error
@@ -187,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
         help="blocks of N positions, not copied (default: single ones, copied)",
     )
     add("--refresh-interval", type=whole(1), metavar="N", help="tokens between selections (default: when used up)")
+    add("--draft-cache-dtype", choices=("int8",), help="of its keys and values (default: the full cache's)")
     add("--draft-weights", choices=DRAFT_WEIGHTS, help="bits of the weights that draft (default: the target's own)")
     add(
         "--no-shared-noise",

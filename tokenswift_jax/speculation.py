@@ -35,6 +35,8 @@ class SpeculationConfig:
         draft what they hold most likely, which meets fewer draws (there for comparison).
       draft_weights: `int8` or `int4`: drafts are made with the weights in so many bits (verification keeps its own);
         None: with the target's own.
+      draft_cache_dtype: `int8`: the draft cache keeps its keys and values in 8 bits, with a scale each; None: as the
+        full cache has them.
     """
 
     mode: str = "auto"
@@ -49,6 +51,7 @@ class SpeculationConfig:
     refresh_interval: int | None = None
     shared_noise: bool = True
     draft_weights: str | None = None
+    draft_cache_dtype: str | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -75,6 +78,13 @@ class SpeculationConfig:
             raise UserError(f"draft_weights {self.draft_weights!r} is unknown; known: {known}")
         if self.draft_weights is not None and self.mode in ("autoregressive", "ngram"):
             raise UserError(f"mode {self.mode!r} drafts without weights; leave draft_weights out")
+        if self.draft_cache_dtype not in (None, "int8"):
+            raise UserError(f"draft_cache_dtype {self.draft_cache_dtype!r} is unknown; known: int8")
+        if self.draft_cache_dtype is not None and self.draft_block is not None:
+            raise UserError("draft_block reads the full cache in place; leave draft_cache_dtype out")
+        copies = self.mode in ("selfspec", "auto") or (self.mode == "tokenswift" and self.schedule != "fused")
+        if self.draft_cache_dtype is not None and not copies:
+            raise UserError(f"mode {self.mode!r} keeps no draft cache; leave draft_cache_dtype out")
         if self.mode == "ngram" and self.ngram_k == 0:
             raise UserError("mode 'ngram' needs ngram_k of at least 1")
 

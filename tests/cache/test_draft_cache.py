@@ -118,9 +118,8 @@ class Bench:
 
     def check(self, fresh):
         """Positions as sets (in order after a selection), and the keys and values of what is held."""
-        held, keys, values = (
-            np.asarray(x) for x in (self.draft.positions, self.draft.cache.keys, self.draft.cache.values)
-        )
+        held, cache = np.asarray(self.draft.positions), self.draft.cache
+        kept = [(np.asarray(cache.keys), cache.key_scales), (np.asarray(cache.values), cache.value_scales)]
         in_use = np.asarray(self.shape.slots_in_use(_ints([text.committed for text in self.texts])))
         for row, text in enumerate(self.texts):
             assert int(self.draft.selected[row]) == text.selected
@@ -134,9 +133,14 @@ class Bench:
                 fixed = min(self.shape.sinks, len(expected))
                 assert actual[:fixed] == list(range(fixed))
                 real = slots[slots >= 0]
-                for stack, whole in ((keys, self.keys), (values, self.values)):
+                for (stack, scales), whole in zip(kept, (self.keys, self.values), strict=True):
                     found = stack[layer, row, head, : len(expected)][slots >= 0]
-                    np.testing.assert_array_equal(found, whole[layer, row, head, real])
+                    if scales is None:
+                        np.testing.assert_array_equal(found, whole[layer, row, head, real])
+                    else:
+                        step = np.asarray(scales)[layer, row, head, : len(expected)][slots >= 0][:, None]
+                        # Rounded to the nearest step: half of one, and float32's own rounding.
+                        assert np.all(abs(found * step - whole[layer, row, head, real]) <= 0.5001 * step)
 
 
 def _ints(values):
@@ -150,6 +154,7 @@ PLAIN, INTERVAL = DraftCacheShape(24, 4, 1, None), DraftCacheShape(40, 4, 1, 7)
 SHAPES = {
     "used up": (PLAIN, (None, None)),
     "no sinks": (DraftCacheShape(24, 0, 4, None), (None, None)),
+    "narrow": (DraftCacheShape(24, 4, 1, None, narrow=True), (None, None)),
     "interval": (INTERVAL, (None, None)),
     "interval of one": (DraftCacheShape(20, 4, 1, 1), (None, None)),
     "interval beyond the room": (DraftCacheShape(20, 4, 1, 99), (None, None)),

@@ -41,6 +41,15 @@ def test_the_text_is_plain_decodings(mode, kind):
     assert text.accepted_per_depth[0] > TOKENS / 10
 
 
+@pytest.mark.parametrize("mode", ["partial", "selfspec"])
+def test_a_draft_cache_of_small_numbers(mode):
+    """Over selections (64 slots), and beside weights of small numbers."""
+    chosen = replace(SPECULATIONS[mode], draft_cache_dtype="int8", draft_weights="int8")
+    text = decode(model(), PROMPT, SAMPLING, chosen, max_new_tokens=TOKENS)
+    assert_same(text.tokens, plain().tokens)
+    assert text.accepted_per_depth[0] > TOKENS / 10
+
+
 @pytest.mark.parametrize(("schedule", "backbone"), [("partial", True), ("fused", False)])
 def test_what_drafts_do_not_read_is_not_quantised(schedule, backbone):
     chosen = SpeculationConfig(mode="tokenswift", schedule=schedule, draft_weights="int8")
@@ -65,3 +74,9 @@ def test_an_unknown_kind_and_modes_without_a_use_for_it():
         SpeculationConfig(draft_weights="int3")
     with pytest.raises(UserError, match="mode 'ngram' drafts without weights; leave draft_weights out"):
         SpeculationConfig(mode="ngram", draft_weights="int8")
+    with pytest.raises(UserError, match="draft_cache_dtype 'int4' is unknown; known: int8"):
+        SpeculationConfig(draft_cache_dtype="int4")
+    with pytest.raises(UserError, match="mode 'medusa' keeps no draft cache; leave draft_cache_dtype out"):
+        SpeculationConfig(mode="medusa", draft_cache_dtype="int8")
+    with pytest.raises(UserError, match="draft_block reads the full cache in place"):
+        SpeculationConfig(draft_cache_dtype="int8", draft_block=64)

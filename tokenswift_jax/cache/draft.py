@@ -43,12 +43,14 @@ class DraftCacheShape:
       sinks: leading slots that hold positions 0 .. sinks-1 for ever.
       scratch: slots past `size` for the root and a drafted chain.
       refresh_interval: select again after so many committed tokens; None: when no replaceable slot is left.
+      narrow: keys and values are kept in 8 bits.
     """
 
     size: int
     sinks: int
     scratch: int
     refresh_interval: int | None
+    narrow: bool = False
 
     @property
     def copied_slots(self) -> int:
@@ -59,9 +61,12 @@ class DraftCacheShape:
         """A draft cache that holds nothing."""
         slots = round_up(self.size + self.scratch)
         dims = (config.num_layers, batch, config.num_kv_heads, slots)
-        zeros = jnp.zeros((*dims, config.head_dim), dtype)
+        zeros = jnp.zeros((*dims, config.head_dim), jnp.int8 if self.narrow else dtype)
+        cache = FullCache(zeros, zeros.copy())
+        if self.narrow:
+            cache = replace(cache, key_scales=jnp.zeros(dims), value_scales=jnp.zeros(dims))
         positions = jnp.full(dims, FAR_AWAY, jnp.int32)
-        return DraftCache(FullCache(zeros, zeros.copy()), positions, jnp.zeros((batch,), jnp.int32))
+        return DraftCache(cache, positions, jnp.zeros((batch,), jnp.int32))
 
     def slots_in_use(self, committed: jax.Array) -> jax.Array:
         """int32 [batch]: how many leading slots hold positions when `committed` tokens are committed."""
@@ -124,15 +129,17 @@ class DraftCacheShape:
         live = (position < after[:, None]) & (slot >= lowest) & (slot < self.size)
         slot = jnp.where(live, slot, jnp.int32(slots))  # out of range: dropped
 
-        keys, values, positions = draft.cache.keys, draft.cache.values, draft.positions
+        stacks, positions = list(draft.cache.stacks), draft.positions
+        new = draft.cache.stored(new_keys, new_values)
         for row in range(slot.shape[0]):
-            keys = keys.at[:, row, :, slot[row]].set(new_keys[:, row].transpose(2, 0, 1, 3), mode="drop")
-            values = values.at[:, row, :, slot[row]].set(new_values[:, row].transpose(2, 0, 1, 3), mode="drop")
+            for index, rows in enumerate(new):
+                slots_first = jnp.moveaxis(rows[:, row], 2, 0)
+                stacks[index] = stacks[index].at[:, row, :, slot[row]].set(slots_first, mode="drop")
             entry = jnp.broadcast_to(position[row][:, None, None], (most, *positions.shape[0:1], positions.shape[2]))
             positions = positions.at[:, row, :, slot[row]].set(entry, mode="drop")
 
         due = self.refresh_due(draft.selected, after) & (after > before)
-        kept = DraftCache(FullCache(keys, values), positions, draft.selected)
+        kept = DraftCache(FullCache(*stacks), positions, draft.selected)
         return lax.cond(due.any(), lambda d: self.select(d, full, after, due, query, config), lambda d: d, kept)
 
     def refresh_due(self, selected: jax.Array, committed: jax.Array) -> jax.Array:
@@ -170,7 +177,7 @@ class DraftCacheShape:
         A layer with a sliding window offers only positions inside it.
         """
         count = self.size - self.sinks
-        keys, values, positions = draft.cache.keys, draft.cache.values, draft.positions
+        stacks, positions = list(draft.cache.stacks), draft.positions
         batch, kv_heads = positions.shape[1], positions.shape[2]
         sinks = jnp.broadcast_to(jnp.arange(self.sinks, dtype=jnp.int32), (batch, kv_heads, self.sinks))
         keep = rows[:, None, None]
@@ -193,25 +200,29 @@ class DraftCacheShape:
             )
             chosen = jnp.concatenate([sinks, best], axis=-1)
             source = jnp.maximum(chosen, 0)
-            for stack, whole, write in ((keys, full.keys, 0), (values, full.values, 1)):
-                taken = whole[layer, row, head, source]
-                taken = jnp.where(keep[..., None], taken, stack[layer, :, :, : self.size])
-                stack = lax.dynamic_update_slice(stack, taken[None], (layer, 0, 0, 0, 0))
-                keys, values = (stack, values) if write == 0 else (keys, stack)
+            taken = draft.cache.stored(full.keys[layer, row, head, source], full.values[layer, row, head, source])
+            for index, rows_taken in enumerate(taken):
+                stack, here = stacks[index], keep if rows_taken.ndim == 3 else keep[..., None]
+                rows_taken = jnp.where(here, rows_taken, stack[layer, :, :, : self.size])
+                at = (layer, *[0] * (stack.ndim - 1))
+                stacks[index] = lax.dynamic_update_slice(stack, rows_taken[None], at)
             held = jnp.where(chosen < 0, jnp.int32(FAR_AWAY), chosen)
             held = jnp.where(keep, held, positions[layer, :, :, : self.size])
             positions = lax.dynamic_update_slice(positions, held[None], (layer, 0, 0, 0))
-        return DraftCache(FullCache(keys, values), positions, jnp.where(rows, committed, draft.selected))
+        return DraftCache(FullCache(*stacks), positions, jnp.where(rows, committed, draft.selected))
 
     def _copy_prefix(self, draft: DraftCache, full: FullCache, committed: jax.Array) -> DraftCache:
         """Slots 0.. hold positions 0..; what lies past the committed length is scratch in both caches."""
         slots = min(self.size, full.capacity)
-        keys = lax.dynamic_update_slice(draft.cache.keys, full.keys[:, :, :, :slots], (0, 0, 0, 0, 0))
-        values = lax.dynamic_update_slice(draft.cache.values, full.values[:, :, :, :slots], (0, 0, 0, 0, 0))
+        first = draft.cache.stored(full.keys[:, :, :, :slots], full.values[:, :, :, :slots])
+        stacks = [
+            lax.dynamic_update_slice(stack, rows, (0,) * stack.ndim)
+            for stack, rows in zip(draft.cache.stacks, first, strict=True)
+        ]
         index = jnp.arange(draft.positions.shape[3], dtype=jnp.int32)
         held = jnp.where(index[None, :] < committed[:, None], index[None, :], jnp.int32(FAR_AWAY))
         positions = jnp.broadcast_to(held[None, :, None, :], draft.positions.shape)
-        return DraftCache(FullCache(keys, values), positions, jnp.zeros_like(draft.selected))
+        return DraftCache(FullCache(*stacks), positions, jnp.zeros_like(draft.selected))
 
 
 def _windowed(config: ModelConfig) -> bool:

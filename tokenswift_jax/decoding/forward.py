@@ -65,15 +65,14 @@ def forward_rows(
     collected: list[tuple[jax.Array, jax.Array, jax.Array]] = []
 
     def attend(layer: int, queries: jax.Array, keys: jax.Array, values: jax.Array, carry: Any):
-        all_keys, all_values = carry
         own_keys, own_values = keys.transpose(0, 2, 1, 3)[None], values.transpose(0, 2, 1, 3)[None]
-        all_keys = write_rows(all_keys, own_keys, layer, lengths)
-        all_values = write_rows(all_values, own_values, layer, lengths)
+        stored = zip(carry.stacks, carry.stored(own_keys, own_values), strict=True)
+        carry = FullCache(*[write_rows(stack, rows, layer, lengths) for stack, rows in stored])
         collected.append((own_keys, own_values, queries[None, :, 0]))
         shared = {
             "queries": queries,
-            "keys": all_keys,
-            "values": all_values,
+            "keys": carry.keys,
+            "values": carry.values,
             "own_keys": keys,
             "own_values": values,
             "layer": layer,
@@ -83,14 +82,15 @@ def forward_rows(
             "window": config.sliding_windows[layer],
         }
         if blocks is None:
-            mixed = over_heads(tree_attention, result=2, **shared, key_positions=key_positions)
+            scales = {"key_scales": carry.key_scales, "value_scales": carry.value_scales}
+            mixed = over_heads(tree_attention, result=2, **shared, **scales, key_positions=key_positions)
         else:
             mixed = over_heads(sparse_attention, result=2, **shared, blocks=blocks[layer], block_size=block_size)
-        return mixed, (all_keys, all_values)
+        return mixed, carry
 
-    hidden, (keys, values) = model.hidden(tokens, positions, attend, (cache.keys, cache.values))
+    hidden, cache = model.hidden(tokens, positions, attend, cache)
     parts = [jnp.concatenate(part) for part in zip(*collected, strict=True)]
-    return Rows(hidden, *parts), FullCache(keys, values)
+    return Rows(hidden, *parts), cache
 
 
 def causal_mask(batch: int, rows: int) -> jax.Array:

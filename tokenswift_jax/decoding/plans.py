@@ -104,7 +104,8 @@ def _named(
         scratch = 1 if kind == "partial" else _CHAIN
         sizes = speculation.draft_cache, speculation.draft_sinks, scratch, speculation.refresh_interval
         block = speculation.draft_block
-        draft = DraftCacheShape(*sizes) if block is None else BlockTableShape(*sizes, block)
+        narrow = speculation.draft_cache_dtype == "int8"
+        draft = DraftCacheShape(*sizes, narrow) if block is None else BlockTableShape(*sizes, block)
     return NamedPlan(mode, schedule, budget, Plan(config, processors, kind, tree, draft, speculation.shared_noise))
 
 
