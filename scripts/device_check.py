@@ -80,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
             traceback.print_exc()
             made.append({"error": f"{type(error).__name__}: {error}"})
         seconds = round(time.perf_counter() - begun, 1)
-        about = {"section": name, "section_seconds": seconds, "load": load_average(), "environment": environment}
+        about = {"section": name, "section_seconds": seconds, "load_average": load_average(), **environment}
+        about |= {"model": arguments.model, "dtype": str(check.dtype)}
         rows += [{**about, **row} for row in made]
         output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         for row in made:

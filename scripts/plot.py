@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from plotting import benchmark_figures
+from plotting import benchmark_figures, device_figures
 
 from tokenswift_jax.errors import UserError
 
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # One entry a kind of measurement: rows, its own and others', to {name of a picture: what writes it}.
 KINDS: tuple[Callable[[Sequence[dict[str, Any]]], dict[str, Callable[[Path], None]]], ...] = (
     benchmark_figures.figures,
+    device_figures.figures,
 )
 
 
@@ -58,7 +59,8 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     found = {name: write for kind in KINDS for name, write in kind(rows).items()}
     if not found:
         raise UserError(
-            "nothing to draw: no rows of the sections protocol or ablations (those of --quick do not count)"
+            "nothing to draw: no rows of the benchmark's protocol or ablations (those of --quick do not count), "
+            "and none of a device check's steps or kernels"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,7 @@ def draw(rows: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
 def main(argv: list[str] | None = None) -> int:
     """Draws and says what it wrote; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+", help="JSON or JSON lines of scripts/benchmark.py")
+    parser.add_argument("files", type=Path, nargs="+", help="JSON of scripts/benchmark.py or device_check.py")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "figures", help="folder (default: docs/figures)")
     arguments = parser.parse_args(argv)
     try:

@@ -21,7 +21,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Callable[[Path], None]]:
 
     Rows of `--quick` measure nothing and are passed over; of two rows of one setting the later one counts.
     """
-    kept = [row for row in rows if "section" in row and not row["quick"]]
+    kept = [row for row in rows if "section" in row and row.get("quick") is False]
     texts = _texts(kept)
     long = [row for own in texts.values() for row in own]
     drawn: dict[str, Callable[[Path], None]] = {}
