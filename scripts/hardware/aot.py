@@ -46,7 +46,7 @@ def report(name: str, model: str, step: str, layers: int | None, capacity: int, 
     count = devices_needed(target, whole, capacity)
     config = shapes.config_of(model, layers)
     wanted = steps.step_named(step, config, capacity, DTYPE)
-    for old in dumped.glob("*"):
+    for old in dumped.glob("*.ptx"):
         old.unlink()
     begun = time.perf_counter()
     compiled = compile_step(target, wanted, count)
