@@ -1,8 +1,4 @@
-"""The bundled demo model, with its own sampling and greedily: every mode writes plain decoding's tokens.
-
-Over 2,048 tokens test_lossless_modes.py shows it for every mode, on models that cost a fraction. Here it is the real
-weights that count, and a text of several times the draft cache.
-"""
+"""The bundled demo model, with its own sampling and greedily: every mode writes plain decoding's tokens."""
 
 import functools
 
@@ -14,7 +10,7 @@ import tokenswift_jax as ts
 from tokenswift_jax.sampling import SamplingConfig, resolve_sampling
 from tokenswift_jax.speculation import SpeculationConfig
 
-TOKENS = 1024
+TOKENS = 2048
 PROMPT = "The old house stood at the end of the lane, and nobody had lived in it for many years. "
 _TREE = {"tree": (1, 2, 2, 1), "ngram_k": 4, "ngram_slots": 8, "node_budget": 5}
 _CACHE = {"draft_cache": 192, "draft_sinks": 16}
