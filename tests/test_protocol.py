@@ -8,21 +8,24 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from tokenswift_jax.checkpoint.save import save, state_tensors
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.node_sets import NodeSets
 from tokenswift_jax.records import from_columns
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculation import SpeculationConfig
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/benchmark.py does
 sys.path.append(str(Path(__file__).resolve().parent / "decoding"))
 
 import benchmark
 import small_models
-from benchmarking.ablations import ABLATIONS
+from benchmarking.ablations import ABLATIONS, drafting_bytes
 from benchmarking.contenders import CONTENDERS, labels_of, speculation_of
 from benchmarking.protocol import compared
 from benchmarking.rowfile import RowFile
@@ -120,6 +123,8 @@ def test_each_ablation_varies_one_thing():
         "draft_cache": [64, 2048],
         "refresh_interval": [16, None],
         "node_budget": [1, 63, 1, 63],
+        "draft_weights": [None, "int4", None, "int4"],
+        "draft_cache_dtype": [None, "int8"],
     }.items():
         (group,) = groups(name)
         assert [value for value, _ in group.variants] == values
@@ -146,6 +151,22 @@ def test_each_ablation_varies_one_thing():
     settings.ablations = replace(settings.ablations, heads=None)
     assert groups("shared_noise", GREEDY) == groups("heads") == []
     assert len(said) == 2
+
+
+def test_bytes_of_the_weights_that_draft():
+    """A layer, an LM head and three draft heads: everything but embeddings and norms in 4 bits with scales."""
+    model = small_models.random_model(16, head_type="chained")
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    partial = SpeculationConfig("tokenswift", "partial")
+    assert drafting_bytes(model, partial) == whole
+    assert drafting_bytes(model, SpeculationConfig("ngram")) is None
+    narrow = replace(partial, draft_weights="int4")
+    vectors = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params) if leaf.ndim == 1)
+    matrices = [leaf for path, leaf in nnx.to_flat_state(model.params) if path[-1] == "kernel"]
+    scales = sum(4 * leaf.shape[1] for leaf in matrices)
+    expected = sum(leaf.size // 2 for leaf in matrices) + scales + vectors + model.params.embed_tokens[...].nbytes
+    assert drafting_bytes(model, narrow) == expected
+    assert drafting_bytes(model, replace(narrow, schedule="fused")) > expected, "the layers are the target's own"
 
 
 def test_a_row_is_found_by_what_was_asked_and_where(tmp_path):

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
+
 from benchmarking.contenders import labels_of
 from benchmarking.fields import PLAIN, comparison, setting
 from benchmarking.rounds import Contender, Results, measures, play, spread
@@ -14,6 +17,9 @@ from benchmarking.runs import Run, run_ours
 from benchmarking.settings import Settings
 from benchmarking.texts import Prompts
 from tokenswift_jax import stats
+from tokenswift_jax.decoding.drafter import with_drafter
+from tokenswift_jax.decoding.plans import speculative_plans
+from tokenswift_jax.decoding.processors import Processors
 from tokenswift_jax.model import Model
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
@@ -24,6 +30,9 @@ _DRAFT_CACHES = (64, 128, 256, 512, 1024, 2048)
 _REFRESH_INTERVALS = (16, 64, 256, None)
 _WIDTHS = (1, 2, 3)  # candidates of every head
 _NODE_BUDGETS = (1, 3, 7, 15, 31, 63)
+_DRAFT_WEIGHTS = (None, "int8", "int4")
+_DRAFT_CACHE_DTYPES = (None, "int8")
+_DRAFT_BLOCKS = (None, 16, 32, 64)
 _PENALTIES = (1.0, 1.1, 1.2, 1.4)
 
 
@@ -74,11 +83,26 @@ def _measure(settings: Settings, emit: RowFile, prompts: Prompts, text: Row, gro
         Contender(row["contender"], _runner(settings, prompts, group, speculation), {})
         for row, (_, speculation) in zip(rows, varied, strict=True)
     ]
+    speculations = {row["contender"]: speculation for row, (_, speculation) in zip(rows, varied, strict=True)}
     results = play(contenders, settings.rounds, settings.report)
     for row in rows:
         contender = row["contender"]
         drafted = drafting(results, contender)
+        row |= {"drafting_bytes": drafting_bytes(group.model, speculations[contender])}
         emit(row | measures(results, contender) | drafted | comparison(results, contender, greedy=True))
+
+
+def drafting_bytes(model: Model, speculation: SpeculationConfig) -> int | None:
+    """Bytes of the weights that drafts are made with, embeddings and all; None where none are."""
+    if speculation.mode in (PLAIN, "ngram"):
+        return None
+    params = model.params
+    if speculation.draft_weights is not None:
+        plans = speculative_plans(model.config, speculation, Processors(), jax.default_backend())
+        params = with_drafter(model, plans, speculation.draft_weights)[1]
+    # An int4 array's nbytes counts a byte a number.
+    leaves = jax.tree.leaves(params)
+    return sum(leaf.size // 2 if leaf.dtype == jnp.int4 else leaf.nbytes for leaf in leaves)
 
 
 def _runner(settings: Settings, prompts: Prompts, group: Group, speculation: SpeculationConfig) -> Callable[[int], Run]:
@@ -184,5 +208,8 @@ ABLATIONS: dict[str, Callable[[Settings, SamplingConfig], Iterator[Group]]] = {
     "node_budget": _vary("node_budget", _NODE_BUDGETS, ("partial", "fused")),
     "penalty": _penalties,
     "shared_noise": _shared_noise,
+    "draft_weights": _vary("draft_weights", _DRAFT_WEIGHTS, ("partial", "fused")),
+    "draft_cache_dtype": _vary("draft_cache_dtype", _DRAFT_CACHE_DTYPES, ("partial",)),
+    "draft_block": _vary("draft_block", _DRAFT_BLOCKS, ("partial",)),
     "heads": _heads,
 }

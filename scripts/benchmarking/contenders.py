@@ -39,6 +39,8 @@ def labels_of(speculation: SpeculationConfig) -> dict[str, object]:
         "ngram_k": speculation.ngram_k if with_ngrams else None,
         "draft_cache": speculation.draft_cache if over_cache else None,
         "refresh_interval": speculation.refresh_interval if over_cache else None,
+        "draft_block": speculation.draft_block if over_cache else None,
+        "draft_cache_dtype": speculation.draft_cache_dtype if over_cache else None,
         "shared_noise": speculation.shared_noise if by_model else None,
         "draft_weights": speculation.draft_weights if by_model else None,
     }
