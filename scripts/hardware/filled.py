@@ -50,14 +50,15 @@ def random_model(config: ModelConfig, dtype: Any) -> RandomModel:
 def milliseconds_a_pass(model: RandomModel, name: str, length: int, capacity: int) -> dict[str, float]:
     """A step's time an iteration after `length` tokens, and how many tokens an iteration emitted."""
     step = steps.step_named(name, model.config, capacity, model.dtype)
-    assert step.plan is not None
-    blank = jax.jit(lambda: steps.first_call(step.plan, None, jnp.dtype(model.dtype), 1, capacity))
+    plan = step.plan
+    assert plan is not None
+    blank = jax.jit(lambda: steps.first_call(plan, None, jnp.dtype(model.dtype), 1, capacity))
     inputs, state = blank()
     inputs = replace(inputs, params=model.params)
     cache = FullCache(_random(state.cache.keys, 1), _random(state.cache.values, 2))
     state = replace(state, cache=cache, length=jnp.full_like(state.length, length))
-    if step.plan.draft is not None or (step.plan.tree is not None and step.plan.tree.ngram_k):
-        state = compiled("catch_up", None, step.plan)(_light(inputs), state)
+    if plan.draft is not None or (plan.tree is not None and plan.tree.ngram_k):
+        state = compiled("catch_up", None, plan)(_light(inputs), state)
     function = _executable(step, inputs, state)
     times, tokens, passes = [], 0, 0
     for call in range(CALLS):
