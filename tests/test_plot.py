@@ -130,3 +130,9 @@ def test_a_device_check_gives_steps_and_kernels_by_length(tmp_path):
     assert [path.read_bytes() for path in plot.draw(rows, tmp_path)] == first
     other = plot.draw([*rows, checked("steps", 65536, step="plain", milliseconds=1e5)], tmp_path)
     assert other[0].read_bytes() != first[0]
+
+
+def test_a_text_without_plain_decoding_beside_it_has_no_speedup(tmp_path):
+    alone = text("tokenswift-fused", [2.0, 3.0], None)
+    assert sorted(figures([alone])) == ["protocol-ms-per-token", "protocol-tokens-per-iteration"]
+    assert "protocol-speedup" in figures([alone | {"speed_vs_autoregressive": {"median": 1.5}}])

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from hardware import steps
 
+from hardware import steps
 from tokenswift_jax.cache.full import FullCache
 from tokenswift_jax.decoding.loop import compiled
 from tokenswift_jax.decoding.programs import COMPILER_OPTIONS

@@ -30,7 +30,8 @@ def figures(rows: Sequence[Row]) -> dict[str, Callable[[Path], None]]:
         drawn["protocol-tokens-per-iteration"] = partial(
             _over_length, texts, "tokens_per_iteration", "tokens an iteration"
         )
-        drawn["protocol-speedup"] = partial(_speedups, texts)
+        if any("speed_vs_autoregressive" in row for row in long):
+            drawn["protocol-speedup"] = partial(_speedups, texts)
     ablations = _ablations(kept)
     if ablations:
         drawn["ablations"] = partial(_ablation_figure, ablations)
