@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from hardware.steps import DRAFT_CACHE, PREFILL_ROWS
 from hardware.targets import Target
-
 from tokenswift_jax.models.config import ModelConfig
 
 
