@@ -12,10 +12,9 @@ from tokenswift_jax.cache.full import FullCache
 CAPACITY, MOST = 512, 12
 SHAPES = {
     "used up": (BlockTableShape(64, 8, 1, None, 16), (None, None)),
-    "no sinks, a chain": (BlockTableShape(96, 0, 4, None, 16), (None, None)),
-    "interval": (BlockTableShape(128, 20, 4, 7, 16), (None, None)),
-    "least room": (BlockTableShape(48, 16, 4, None, 16), (None, None)),
-    "windows": (BlockTableShape(96, 8, 1, None, 16), (40, None)),
+    "no sinks, a chain, an interval": (BlockTableShape(96, 0, 4, 29, 16), (None, None)),
+    "least room, a chain": (BlockTableShape(48, 16, 4, None, 16), (None, None)),
+    "windows": (BlockTableShape(96, 20, 1, None, 16), (40, None)),
 }
 
 
@@ -156,7 +155,7 @@ def test_rebuild_at_any_length_forgets_what_was_there():
 
 
 def test_first_selection_is_when_text_and_chain_no_longer_fit():
-    plain, chain = (Bench(*SHAPES[name]) for name in ("used up", "no sinks, a chain"))
+    plain, chain = (Bench(*SHAPES[name]) for name in ("used up", "no sinks, a chain, an interval"))
     assert plain.rebuild([63, 64, 65]) == [False, False, True]
     assert chain.rebuild([92, 93, 94]) == [False, False, True]  # 3 drafted rows beyond the text are read
 

@@ -11,13 +11,10 @@ from pallas_kernels.sparse_attention import sparse_attention
 @pytest.mark.parametrize(
     "shape",
     [
-        Shape(head_dim=16),
-        Shape(group=1, rows=1, head_dim=64, block=16, table=20),
-        Shape(group=7, rows=3, head_dim=80, kv_heads=1, block=256, table=3),
         Shape(head_dim=16, window=40),
-        Shape(head_dim=16, cache_dtype="int8"),
-        Shape(head_dim=16, dtype="bfloat16", cache_dtype="float8_e4m3fn", window=200),
-        Shape(head_dim=96, dtype="bfloat16"),
+        Shape(group=1, rows=1, head_dim=64, block=16, table=20, cache_dtype="int8"),
+        Shape(group=7, rows=3, head_dim=80, kv_heads=1, block=256, table=3),
+        Shape(head_dim=96, dtype="bfloat16", cache_dtype="float8_e4m3fn", window=200),
     ],
     ids=str,
 )
