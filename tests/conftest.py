@@ -17,17 +17,16 @@ from tokenswift_jax.decoding import programs
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# What these compare with is not another of our programs bit for bit, but NumPy, a file, a message or the run's own
-# bookkeeping, and a quarter of their time would be LLVM's optimisation. That modes, schedules and batches agree token
-# for token is proven with it, on programs compiled as a person's are, in tests/decoding and test_end_to_end.py.
-_COMPILED_QUICKLY = {
-    "test_train_demo.py",
-    "test_training_scripts.py",
+# That modes, schedules and batches agree token for token is proven on programs compiled as a person's are. Everything
+# else compares with NumPy, a file, a message or the run's own bookkeeping, and a quarter of its time would be LLVM's
+# optimisation.
+_COMPILED_AS_FOR_A_PERSON = {
+    "test_end_to_end.py",
     *(
-        f"training/test_{name}.py"
+        f"decoding/test_{name}.py"
         for name in (
-            *("accuracy", "draft_view", "evaluation", "losses"),
-            *("prediction", "ranks", "self_distill", "trainer"),
+            *("audit", "batch", "lossless_demo", "lossless_float64"),
+            *("lossless_modes", "lossless_transformers"),
         )
     ),
 }
@@ -52,7 +51,7 @@ def optimised(request):
 
     Commands that a test starts read the same setting from the environment.
     """
-    quick = request.path.relative_to(Path(__file__).parent).as_posix() in _COMPILED_QUICKLY
+    quick = request.path.relative_to(Path(__file__).parent).as_posix() not in _COMPILED_AS_FOR_A_PERSON
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
     if jax.config.read("jax_disable_most_optimizations") != quick:
         jax.config.update("jax_disable_most_optimizations", quick)
