@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,8 +121,15 @@ def _loss(metrics: dict[str, float]) -> float:
 
 
 def _full(folder: Path, error: Exception) -> str:
+    _silence_threads()
     reason = " ".join(str(error).split())[-200:]
     code = re.search(r"os_error_code='(\d+)'", reason)
     if code:  # tensorstore's way to say what the system said
         reason = os.strerror(int(code[1]))
     return f"cannot write the checkpoint in {folder}: {reason}; make room and --resume, earlier checkpoints stand"
+
+
+def _silence_threads() -> None:
+    """The writer's threads would print tracebacks of the same failure around the one line that a person gets."""
+    threading.excepthook = lambda *_: None
+    sys.unraisablehook = lambda *_: None
