@@ -13,11 +13,12 @@ import argparse
 import dataclasses
 import datetime
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from hardware.targets import TARGETS, compile_without_hardware, devices
 
 LLAMA_3_1_8B: dict[str, Any] = {
     "model_type": "llama",
@@ -39,24 +40,13 @@ LLAMA_3_1_8B: dict[str, Any] = {
     "max_position_embeddings": 131072,
     "tie_word_embeddings": False,
 }
-# Bytes of one device: NVIDIA's data sheet for the H200 (141 GB), Google's for the v5p (95 GiB a chip).
-DEVICE_BYTES = {"h200": 141 * 10**9, "v5p": 95 * 2**30}
-# What XLA's GPU compiler wants to know of a GPU that is not there.
-_H200 = """gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: 4800000000000 l2_cache_size: 52428800
-  clock_rate_ghz: 1.98 device_memory_size: 141000000000 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 minor: 0 } registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA" dnn_version_info { major: 9 minor: 8 patch: 0 }
-runtime_version { major: 13 minor: 0 patch: 0 } device_description_str: "NVIDIA H200" """
+DEVICES = ("h200", "v5p")
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", nargs="+", choices=list(DEVICE_BYTES), default=list(DEVICE_BYTES))
+    parser.add_argument("--device", nargs="+", choices=DEVICES, default=list(DEVICES))
     parser.add_argument("--head-type", nargs="+", choices=("sequential", "chained"), default=["sequential", "chained"])
     parser.add_argument("--layers", type=int, nargs="+", default=[32], help="depths to compile; 32 from two by a line")
     parser.add_argument("--max-length", type=int, default=8192)
@@ -71,10 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     """Compiles, prints a line for each step and writes the JSON file; 1 if a step does not fit its device."""
     arguments = parse_arguments(argv)
     at_depth([(layers, 0) for layers in arguments.layers], LLAMA_3_1_8B["num_hidden_layers"])  # before minutes of work
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    # Or libtpu looks for the chips and the metadata server of a TPU machine.
-    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8"}
-    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
+    compile_without_hardware()
     rows = []
     for name in arguments.device:
         for head_type in arguments.head_type:
@@ -127,9 +114,9 @@ def measure(arguments: argparse.Namespace, name: str, head_type: str) -> dict[st
         "layers": whole,
         "extrapolated": whole not in arguments.layers,
         "total": total,
-        "device_memory": DEVICE_BYTES[name],
-        "share": round(total / DEVICE_BYTES[name], 3),
-        "fits": total <= DEVICE_BYTES[name],
+        "device_memory": TARGETS[name].memory,
+        "share": round(total / TARGETS[name].memory, 3),
+        "fits": total <= TARGETS[name].memory,
         "jax": jax.__version__,
     }
 
@@ -181,15 +168,7 @@ def compile_step(name: str, settings: Any, layers: int) -> Any:
 
 def device(name: str) -> Any:
     """A description of one H200 or one v5p chip that programs can be compiled for."""
-    from jax.experimental import topologies
-
-    if name == "h200":
-        described = topologies.get_topology_desc(
-            topology_name="h200", platform="cuda", topology="1x1x1", target_config=_H200
-        )
-    else:
-        described = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1")
-    return described.devices[0]
+    return devices(TARGETS[name])[0]
 
 
 if __name__ == "__main__":
