@@ -4,10 +4,11 @@ import gc
 import os
 from pathlib import Path
 
+import compilation
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ["XLA_FLAGS"] = compilation.QUICK
 os.environ.setdefault("NPROC", "32")  # fewer threads than virtual devices can deadlock a collective on CPU
 
 import jax
@@ -18,8 +19,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # That modes, schedules and batches agree token for token is proven on programs compiled as a person's are. Everything
-# else compares with NumPy, a file, a message or the run's own bookkeeping, and a quarter of its time would be LLVM's
-# optimisation.
+# else compares with NumPy, a file, a message or the run's own bookkeeping, and most of its time would be compilation.
 _COMPILED_AS_FOR_A_PERSON = {
     "test_end_to_end.py",
     *(
@@ -49,10 +49,13 @@ def released():
 def optimised(request):
     """Compiles a module's programs as its tests need them; no program compiled otherwise is met again.
 
-    Commands that a test starts read the same setting from the environment.
+    Commands that a test starts read the same settings from the environment.
     """
     quick = request.path.relative_to(Path(__file__).parent).as_posix() not in _COMPILED_AS_FOR_A_PERSON
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
+    os.environ["XLA_FLAGS"] = compilation.QUICK if quick else compilation.DEVICES
+    old = compilation.OLD_FUSIONS
+    programs.COMPILER_OPTIONS["cpu"] = {old: True} if old and not quick else {}
     if jax.config.read("jax_disable_most_optimizations") != quick:
         jax.config.update("jax_disable_most_optimizations", quick)
         programs._executables.clear()
