@@ -4,8 +4,11 @@
 
 Measured are milliseconds of the draws of all rows of a step on this machine's device, noise included, next to those of
 temperature 0, which only looks for the highest logit. Computed, and measured nowhere, are the bytes that the draws of
-64 rows move on an accelerator, where each pass reads the logits once (XLA fuses penalty, filters and noise into it):
-as a share of what the whole step must move (scripts/hardware/roofline.py). What stays in on-chip memory costs less.
+64 rows move on a GPU, where each pass reads the logits once (XLA fuses penalty, filters and noise into it): as a share
+of what the whole step must move (scripts/hardware/roofline.py). What stays in its second-level cache costs less; XLA
+for v5e, v5p and v6e keeps the searched scores of 64 rows in on-chip memory, which leaves one or two passes. They are
+computed twice: where the few highest scores of every row decide (decoding/shortlist.py; top-k up to 128, a nucleus of
+about as many tokens), and where a single row's do not, so that all scores are searched too.
 """
 
 from __future__ import annotations
@@ -52,23 +55,27 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def passes(processors: Processors) -> int:
-    """Times that a step's draws read the logits, or write their processed form, on an accelerator."""
+def passes(processors: Processors, few_decide: bool) -> int:
+    """Times that a step's draws read the logits, or write their processed form, on a GPU."""
     search = -(-8 * FLOAT // FEW_PASSES.bits) + 1  # the passes that settle the bits, and one for the score itself
     count = 1  # the draw
     if processors.top_k or processors.top_p:
-        count += 2  # processed scores are written, and the highest found on the way
+        count += 2  # processed scores are written, and the peaks of blocks found on the way
+        count += 1  # the few are picked: one in 37, but by 4 bytes of the 32 or more that are read at once
+        count += processors.top_p and not processors.top_k  # all weights are summed
+        if not few_decide:
+            count += 1 + search * processors.top_k  # the highest
+            count += (search + 1) * processors.top_p  # the weights summed first
     elif processors.min_p or processors.eta:
         count += 1  # the highest
-    count += search * processors.top_k + (search + 1) * processors.top_p  # the weights are summed first
     return count + processors.eta
 
 
-def share_of_step(model: str, length: int, processors: Processors) -> float:
+def share_of_step(model: str, length: int, processors: Processors, few_decide: bool) -> float:
     """Bytes of the draws of 64 rows over those of the verify step in bfloat16, the logits' one reading in both."""
     config = shapes.config_of(model)
     step = roofline.step_cost("verify-64", config, length).bytes
-    return passes(processors) * ROWS * config.vocab_size * FLOAT / step
+    return passes(processors, few_decide) * ROWS * config.vocab_size * FLOAT / step
 
 
 def draws(
@@ -110,10 +117,13 @@ def main(argv: list[str] | None = None) -> int:
         for length in LENGTHS:
             for name, config in CASES.items():
                 processors = processors_for(config)
-                share = share_of_step(model, length, processors)
-                row = {"model": model, "length": length, "rows": ROWS, "case": name, "passes": passes(processors)}
-                computed.append({**row, "share_of_step_bytes": round(share, 4)})
-                print(f"computed: {model}, 64 rows at {length}, {name}: {share:.1%} of the step's bytes", flush=True)
+                row = {"model": model, "length": length, "rows": ROWS, "case": name}
+                for few in (True, False) if processors.top_k or processors.top_p else (True,):
+                    share = share_of_step(model, length, processors, few)
+                    row |= {"few_decide": few, "passes": passes(processors, few)}
+                    computed.append({**row, "share_of_step_bytes": round(share, 4)})
+                    how = f"{name}{'' if few else ', all scores searched'}"
+                    print(f"computed: {model}, 64 rows at {length}, {how}: {share:.1%} of the step's bytes", flush=True)
     document = {"environment": describe_environment(), "measured": measured, "computed": computed}
     (arguments.output or default).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return 0

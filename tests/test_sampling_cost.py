@@ -13,11 +13,15 @@ from tokenswift_jax.decoding.processors import processors_for
 
 
 def test_passes_and_shares():
-    counted = {name: sampling_cost.passes(processors_for(config)) for name, config in sampling_cost.CASES.items()}
-    # top-k: scores written, the highest, 11 passes for 32 bits, the score itself, the draw; top-p: the weights too.
-    assert list(counted.values()) == [1, 1, 2, 15, 16, 28]
+    def counted(few_decide):
+        return [sampling_cost.passes(processors_for(config), few_decide) for config in sampling_cost.CASES.values()]
+
+    # top-k: scores written, read for the peaks, the few picked, the draw; top-p: the weights too.
+    assert counted(True) == [1, 1, 2, 4, 5, 4]
+    # And the highest, 11 passes for 32 bits, the score itself; top-p: the weights too.
+    assert counted(False) == [1, 1, 2, 4 + 13, 5 + 14, 4 + 13 + 13]
     one, two = (
-        sampling_cost.share_of_step("Qwen2.5-7B", 4096, processors_for(sampling_cost.CASES[name]))
+        sampling_cost.share_of_step("Qwen2.5-7B", 4096, processors_for(sampling_cost.CASES[name]), few_decide=True)
         for name in ("temperature 1", "min-p, penalty")
     )
     # 39 MB of logits over 15.2 GB of weights, 7.6 billion parameters of 2 bytes less the embeddings that no row reads;
@@ -33,5 +37,5 @@ def test_a_run_writes_its_figures(tmp_path, capsys):
     document = json.loads(output.read_text())
     assert [row["case"] for row in document["measured"]] == list(sampling_cost.CASES)
     assert all(row["milliseconds"] > 0 for row in document["measured"])
-    assert len(document["computed"]) == 4 * 2 * len(sampling_cost.CASES)
+    assert len(document["computed"]) == 4 * 2 * (len(sampling_cost.CASES) + 3)
     assert capsys.readouterr().out.count("\n") == len(document["measured"]) + len(document["computed"])

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokenswift_jax.decoding.noise import row_keys
+from tokenswift_jax.decoding.shortlist import kth_of, nucleus_of, shortlist, worthwhile
 from tokenswift_jax.decoding.thresholds import FEW_PASSES, ONE_BIT, Search, kth_largest, nucleus_edge
 from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.parallel.residual import whole
@@ -163,7 +164,12 @@ def process(
         return scores
     find = partial(_threshold, processors=processors)
     threshold = jax.lax.platform_dependent(
-        scores, inputs, cpu=partial(find, search=ONE_BIT), default=partial(find, search=FEW_PASSES)
+        scores,
+        inputs,
+        cpu=partial(find, search=ONE_BIT, listed=True),
+        # Blocks of a row would be laid out anew there, and the scores of 64 rows fit its on-chip memory.
+        tpu=partial(find, search=FEW_PASSES, listed=False),
+        default=partial(find, search=FEW_PASSES, listed=True),
     )
     return jnp.where(scores < threshold, -jnp.inf, scores)
 
@@ -209,20 +215,13 @@ def top_candidates(scores: jax.Array, noise: jax.Array | None, k: int) -> tuple[
     return tokens.astype(jnp.int32), log_shares.astype(jnp.float32)
 
 
-def _threshold(scores: jax.Array, inputs: SamplingInputs, *, processors: Processors, search: Search) -> jax.Array:
+def _threshold(
+    scores: jax.Array, inputs: SamplingInputs, *, processors: Processors, search: Search, listed: bool
+) -> jax.Array:
     """[batch, rows, 1]: the lowest score that every filter keeps."""
     dtype = scores.dtype
-    highest = jnp.max(scores, axis=-1, keepdims=True)
-    keep = inputs.min_tokens_to_keep
-    # What min_tokens_to_keep protects: earlier filters keep these too, so one threshold serves all.
-    floor = kth_largest(scores, keep, search) if processors.keep_several else highest
-    threshold = jnp.full_like(highest, -jnp.inf)
-    if processors.top_k:
-        k = jnp.maximum(inputs.top_k, keep) if processors.keep_several else inputs.top_k
-        threshold = kth_largest(scores, k, search)
-    if processors.top_p:
-        nucleus = nucleus_edge(scores, highest, threshold, inputs.top_p.astype(dtype), search)
-        threshold = jnp.maximum(threshold, jnp.minimum(nucleus, floor))
+    orders = _orders if listed and worthwhile(scores.shape[-1]) else _orders_of_all
+    highest, floor, threshold = orders(scores, inputs, processors, search)
     if processors.min_p:
         edge = highest + jnp.log(inputs.min_p.astype(dtype))
         threshold = jnp.maximum(threshold, jnp.minimum(edge, floor))
@@ -236,3 +235,60 @@ def _threshold(scores: jax.Array, inputs: SamplingInputs, *, processors: Process
         edge = highest + log_total + jnp.minimum(log_eta, log_eta / 2 - entropy)
         threshold = jnp.maximum(threshold, jnp.minimum(edge, floor))
     return threshold
+
+
+# The highest score of every row, the lowest that `min_tokens_to_keep` protects from every filter (so that one threshold
+# serves all), and the lowest that top-k and top-p keep; [batch, rows, 1] each.
+_Orders = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def _orders(scores: jax.Array, inputs: SamplingInputs, processors: Processors, search: Search) -> _Orders:
+    """Found among the few highest scores, and for a row that they do not decide among all of its own."""
+    if not (processors.top_k or processors.top_p or processors.keep_several):
+        return _orders_of_all(scores, inputs, processors, search)
+    found, exact = _orders_of_few(scores, inputs, processors, search)
+
+    def mended() -> _Orders:
+        whole = _orders_of_all(scores, inputs, processors, search)
+        return jax.tree.map(partial(jnp.where, exact), found, whole)
+
+    return jax.lax.cond(jnp.all(exact), lambda: found, mended)
+
+
+def _orders_of_all(scores: jax.Array, inputs: SamplingInputs, processors: Processors, search: Search) -> _Orders:
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    floor = kth_largest(scores, inputs.min_tokens_to_keep, search) if processors.keep_several else highest
+    threshold = jnp.full_like(highest, -jnp.inf)
+    if processors.top_k:
+        threshold = kth_largest(scores, _kept_by_top_k(inputs, processors), search)
+    if processors.top_p:
+        nucleus = nucleus_edge(scores, highest, threshold, inputs.top_p.astype(scores.dtype), search)
+        threshold = jnp.maximum(threshold, jnp.minimum(nucleus, floor))
+    return highest, floor, threshold
+
+
+def _orders_of_few(
+    scores: jax.Array, inputs: SamplingInputs, processors: Processors, search: Search
+) -> tuple[_Orders, jax.Array]:
+    """And of which rows they are exact, bool [batch, rows, 1]."""
+    few = shortlist(scores)
+    floor, exact = few.highest, few.highest >= few.sure
+    threshold = jnp.full_like(floor, -jnp.inf)
+    if processors.keep_several:
+        floor, exact = kth_of(few, inputs.min_tokens_to_keep, search)
+    if processors.top_k:
+        threshold, is_kth = kth_of(few, _kept_by_top_k(inputs, processors), search)
+        exact &= is_kth
+    if processors.top_p:
+        # What top-k keeps is on the list, unless it lies at its end; the weight of all else must be read.
+        weighed = few.scores if processors.top_k else scores
+        weights = jnp.where(weighed < threshold, 0, jnp.exp(weighed - few.highest))
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        nucleus, is_nucleus = nucleus_of(few, threshold, total, inputs.top_p.astype(scores.dtype), search)
+        exact &= is_nucleus & (threshold > few.sure) if processors.top_k else is_nucleus
+        threshold = jnp.maximum(threshold, jnp.minimum(nucleus, floor))
+    return (few.highest, floor, threshold), exact
+
+
+def _kept_by_top_k(inputs: SamplingInputs, processors: Processors) -> jax.Array:
+    return jnp.maximum(inputs.top_k, inputs.min_tokens_to_keep) if processors.keep_several else inputs.top_k

@@ -38,7 +38,12 @@ def kth_largest(scores: jax.Array, k: jax.Array, search: Search = ONE_BIT) -> ja
 
 
 def nucleus_edge(
-    scores: jax.Array, highest: jax.Array, lowest: jax.Array, top_p: jax.Array, search: Search = ONE_BIT
+    scores: jax.Array,
+    highest: jax.Array,
+    lowest: jax.Array,
+    top_p: jax.Array,
+    search: Search = ONE_BIT,
+    total: jax.Array | None = None,
 ) -> jax.Array:
     """The largest score t such that tokens of score >= t hold at least `top_p` of the weight.
 
@@ -51,16 +56,17 @@ def nucleus_edge(
       lowest: [..., 1].
       top_p: [], a probability.
       search: how to search, static.
+      total: [..., 1], all the weight there is; None for that of `scores`.
 
     Returns:
-      [..., 1].
+      [..., 1]; -inf where `scores` hold less than `top_p` of `total`.
     """
 
     def weights() -> jax.Array:
         return jnp.where(scores < lowest, 0, jnp.exp(scores - highest))
 
     kept = weights()
-    target = top_p * jnp.sum(kept, axis=-1, keepdims=True)
+    target = top_p * (jnp.sum(kept, axis=-1, keepdims=True) if total is None else total)
 
     def enough(edge: jax.Array) -> jax.Array:
         held = jnp.where(scores >= edge, kept if search.keep_weights else weights(), 0)
