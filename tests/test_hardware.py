@@ -13,7 +13,7 @@ from flax import nnx
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/device_check.py does
 
 import device_check
-from hardware import ptx, roofline, shapes, steps
+from hardware import kernel_checks, kernel_speed, ptx, roofline, shapes, steps
 from hardware.copies import large_arrays
 from hardware.sections import _integral
 from hardware.targets import TARGETS
@@ -119,6 +119,51 @@ def test_the_device_check_runs_here_and_goes_on_where_it_ended(tmp_path, capsys)
     assert device_check.main([*flags, "--sections", "copy", "steps"]) == 0
     assert "copy: done before" in capsys.readouterr().err
     assert output.read_text() == before
+
+
+@pytest.fixture
+def small_cases(monkeypatch):
+    monkeypatch.setattr(kernel_checks, "SHAPES", ((4, 16),))
+    monkeypatch.setattr(kernel_checks, "CAPACITY", 320)
+    monkeypatch.setattr(kernel_checks, "LENGTHS", (300, 70))
+    monkeypatch.setattr(kernel_checks, "BEST", 90)
+
+
+def test_kernels_are_held_against_their_definitions(small_cases):
+    rows = list(kernel_checks.against_definitions(jnp.dtype(jnp.float32)))
+    kernels = ["tree_attention", "sparse_attention"]
+    assert [row["kernel"] for row in rows] == 3 * kernels + ["cache_scores"]
+    assert all(row["good"] for row in rows)
+
+
+@pytest.mark.parametrize("kernel", ["tree_attention", "sparse_attention", "top_positions"])
+def test_a_kernel_that_is_wrong_is_found(kernel, small_cases, monkeypatch):
+    """An attention that is off by a thousandth; a selection that misses the best key."""
+    right = getattr(kernel_checks, kernel)
+
+    def wrong(queries, *arguments, **options):
+        if kernel == "top_positions":
+            return right(queries, *arguments, **options | {"count": options["count"] + 1})[..., 1:]
+        # The definition is the same function, in float64: it stays right.
+        mixed = right(queries, *arguments, **options)
+        return mixed * np.float32(1.001) if queries.dtype == np.float32 else mixed
+
+    monkeypatch.setattr(kernel_checks, kernel, wrong)
+    found = {row["kernel"] for row in kernel_checks.against_definitions(jnp.dtype(jnp.float32)) if not row["good"]}
+    assert found == {"cache_scores" if kernel == "top_positions" else kernel}
+
+
+def test_kernels_are_timed_for_the_bytes_they_must_read():
+    config = shapes.config_of("tiny")
+    rows = list(kernel_speed.by_length(config, (300, 200), jnp.dtype(jnp.float32), bandwidth=1e9))
+    position = config.num_kv_heads * config.head_dim * 4  # of keys
+    read = {(row["kernel"], row["rows"], row["length"]): row["bytes"] for row in rows}
+    assert len(read) == 3 * 2 + 2 * 2 + 2
+    assert read["tree_attention", 64, 300] == 2 * position * 300
+    assert read["sparse_attention", 16, 300] == 2 * position * 256
+    assert read["cache_scores", 1, 200] == position * 200
+    for row in rows:
+        assert row["of_copy_bandwidth"] == pytest.approx(row["bytes"] / (row["microseconds"] * 1e-6) / 1e9)
 
 
 def test_a_section_that_fails_costs_no_other(tmp_path, monkeypatch):

@@ -1,123 +1,133 @@
-"""Kernels on this machine's device: against their definitions in float64 on its CPU, and how fast they read a cache."""
+"""Kernels on this machine's device against their definitions in float64 on its CPU."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardware.clock import seconds_of
+from pallas_kernels.cache_scores import top_positions
 from pallas_kernels.implementation import compiling_for
+from pallas_kernels.sparse_attention import sparse_attention
 from pallas_kernels.tree_attention import tree_attention
-from tokenswift_jax.models.config import ModelConfig
 
 LAYERS, LAYER = 2, 1
+HEADS, CAPACITY, BLOCK, BEST = 2, 4608, 64, 300
+LENGTHS = (4097, 130)
+SHAPES = ((4, 128), (7, 64))  # group, head_dim
 # Half an eps of the weights and of the result in narrow types; in float32 sums of thousands of products.
 _BOUNDS = {"bfloat16": 2**-7, "float16": 2**-10, "float32": 1e-5}
+_SCORE_BOUND = 1e-5  # of the scores' spread: their products are exact in float32, their sums are not
 
 
 def against_definitions(dtype: Any) -> Iterator[dict[str, Any]]:
-    """Relative errors of tree attention for shapes that steps have; whatever must not be read holds NaN."""
-    for rows, (group, head_dim) in itertools.product((1, 16, 64), ((4, 128), (7, 64))):
+    """How far each kernel is off, for shapes that steps have; whatever must not be read holds NaN.
+
+    The attentions' `relative_error` is that of the whole result; that of the selection is how much worse than the
+    best there were the chosen keys' scores are, over the scores' spread.
+    """
+    tree = partial(tree_attention, layer=LAYER, window=None, key_positions=None)
+    sparse = partial(sparse_attention, layer=LAYER, window=None, block_size=BLOCK)
+    for rows, (group, head_dim) in itertools.product((1, 16, 64), SHAPES):
         rng = np.random.default_rng(rows + group + head_dim)
-        arguments = _case(rng, rows, group, head_dim, (4097, 130))
-        given = {name: jnp.asarray(a, dtype if a.dtype == np.float64 else a.dtype) for name, a in arguments.items()}
-        actual = np.asarray(_attend(given).astype(jnp.float32), np.float64)
-        rounded = {name: np.asarray(a.astype(jnp.float32), np.float64) for name, a in given.items() if a.dtype == dtype}
-        with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]), compiling_for("reference"):
-            wide = {name: jnp.asarray(rounded.get(name, a)) for name, a in arguments.items()}
-            expected = np.asarray(_attend(wide))
-        error = float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
-        yield {
-            "kernel": "tree_attention",
-            "rows": rows,
-            "group": group,
-            "head_dim": head_dim,
-            "dtype": str(dtype),
-            "relative_error": error,
-            "good": bool(error <= _BOUNDS[str(dtype)]),
-        }
+        case = _case(rng, rows, group, head_dim)
+        yield _row("tree_attention", rows, group, head_dim, dtype, _attention_error(tree, case, dtype))
+        case = _in_blocks(rng, case)
+        yield _row("sparse_attention", rows, group, head_dim, dtype, _attention_error(sparse, case, dtype))
+    for group, head_dim in SHAPES:
+        error = _selection_error(_case(np.random.default_rng(group), 1, group, head_dim), dtype)
+        yield _row("cache_scores", 1, group, head_dim, dtype, error) | {"good": error <= _SCORE_BOUND}
 
 
-def by_length(config: ModelConfig, lengths: tuple[int, ...], dtype: Any, bandwidth: float) -> Iterator[dict[str, Any]]:
-    """Share of the copy bandwidth at which a layer's attention reads a cache of the model's shape."""
-    heads, dim, capacity = config.num_kv_heads, config.head_dim, max(lengths) + 256
-    shape = (LAYERS, 1, heads, capacity, dim)
-    keys, values = (jax.random.normal(jax.random.key(seed), shape, dtype) for seed in (1, 2))
-    for rows, length in itertools.product((1, 16, 64), lengths):
-        own = jax.random.normal(jax.random.key(3), (1, rows, heads, dim), dtype)
-        queries = jax.random.normal(jax.random.key(4), (1, rows, config.num_heads, dim), dtype)
-        passes = 20
-
-        @jax.jit
-        def many(queries: jax.Array, own: jax.Array, length: jax.Array, passes: int = passes) -> jax.Array:
-            rows = own.shape[1]
-
-            def one(index: jax.Array, queries: jax.Array) -> jax.Array:
-                # Layers take turns, and each pass needs the one before it.
-                mixed = [
-                    tree_attention(
-                        queries,
-                        keys,
-                        values,
-                        own,
-                        own,
-                        layer=layer,
-                        lengths=length[None],
-                        tree_mask=jnp.tril(jnp.ones((1, rows, rows), bool)),
-                        positions=length + jnp.arange(rows, dtype=jnp.int32)[None],
-                        window=None,
-                        key_positions=None,
-                    )
-                    for layer in range(LAYERS)
-                ]
-                return sum(mixed, queries)
-
-            return jax.lax.fori_loop(0, passes, one, queries)
-
-        at = jnp.int32(length)
-        seconds = (
-            seconds_of(lambda many=many, queries=queries, own=own, at=at: many(queries, own, at)) / passes / LAYERS
-        )
-        size = 2 * heads * length * dim * jnp.dtype(dtype).itemsize
-        yield {
-            "kernel": "tree_attention",
-            "rows": rows,
-            "length": length,
-            "microseconds": 1e6 * seconds,
-            "bytes": size,
-            "of_copy_bandwidth": size / seconds / bandwidth,
-        }
+def _row(kernel: str, rows: int, group: int, head_dim: int, dtype: Any, error: float) -> dict[str, Any]:
+    return {
+        "kernel": kernel,
+        "rows": rows,
+        "group": group,
+        "head_dim": head_dim,
+        "dtype": str(dtype),
+        "relative_error": error,
+        "good": bool(error <= _BOUNDS[str(dtype)]),
+    }
 
 
-def _attend(arguments: dict[str, jax.Array]) -> jax.Array:
+def _attention_error(attend: Callable[..., jax.Array], case: dict[str, np.ndarray], dtype: Any) -> float:
+    given = _given(case, dtype)
     with jax.default_matmul_precision("highest"):
-        run = jax.jit(lambda a: tree_attention(**a, layer=LAYER, window=None, key_positions=None))
-        return run(arguments)
+        actual = _float64(jax.jit(lambda a: attend(**a))(given))
+        rounded = {name: _float64(a) for name, a in given.items() if a.dtype == dtype}
+        with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]), compiling_for("reference"):
+            wide = {name: jnp.asarray(rounded.get(name, a)) for name, a in case.items()}
+            expected = np.asarray(jax.jit(lambda a: attend(**a))(wide))
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
-def _case(
-    rng: np.random.Generator, rows: int, group: int, head_dim: int, lengths: tuple[int, ...]
-) -> dict[str, np.ndarray]:
-    heads, capacity, batch = 2, 4608, len(lengths)
-    cache = np.full((2, LAYERS, batch, heads, capacity, head_dim), np.nan)
-    for row, length in enumerate(lengths):
-        cache[:, LAYER, row, :, :length] = rng.normal(size=(2, heads, length, head_dim))
+def _selection_error(case: dict[str, np.ndarray], dtype: Any) -> float:
+    given = _given(case, dtype)
+    query, keys, lengths = given["queries"][:, 0], given["keys"], given["lengths"]
+    # A query that narrow types hold exactly, with its sum over the group, leaves the sums' rounding alone.
+    query = jnp.round(query * 4).astype(dtype)
+    select = jax.jit(partial(top_positions, layer=LAYER, count=BEST))
+    with jax.default_matmul_precision("highest"):
+        chosen = np.asarray(select(query, keys, begins=jnp.zeros_like(lengths), ends=lengths))
+    summed = _float64(query).reshape(len(LENGTHS), HEADS, -1, query.shape[-1]).sum(axis=2)
+    worst = 0.0
+    for text, length in enumerate(LENGTHS):
+        scores = np.einsum("hd,hcd->hc", summed[text], _float64(keys[LAYER, text, :, :length]))
+        count = min(BEST, length)
+        for head in range(HEADS):
+            picked = chosen[text, head, :count]
+            if len(set(picked.tolist())) < count or picked.min() < 0 or (chosen[text, head, count:] != -1).any():
+                return float("inf")
+            lost = np.sort(scores[head])[::-1][:count] - np.sort(scores[head, picked])[::-1]
+            worst = max(worst, float(lost.max() / scores[head].std()))
+    return worst
+
+
+def _given(case: dict[str, np.ndarray], dtype: Any) -> dict[str, jax.Array]:
+    return {name: jnp.asarray(a, dtype if a.dtype == np.float64 else a.dtype) for name, a in case.items()}
+
+
+def _float64(a: jax.Array) -> np.ndarray:
+    return np.asarray(a.astype(jnp.float32), np.float64)
+
+
+def _case(rng: np.random.Generator, rows: int, group: int, head_dim: int) -> dict[str, np.ndarray]:
+    batch = len(LENGTHS)
+    cache = np.full((2, LAYERS, batch, HEADS, CAPACITY, head_dim), np.nan)
+    for row, length in enumerate(LENGTHS):
+        cache[:, LAYER, row, :, :length] = rng.normal(size=(2, HEADS, length, head_dim))
     mask = np.eye(rows, dtype=bool)
     for row in range(1, rows):
         mask[row] |= mask[rng.integers(row)]
     depths = mask.sum(axis=1) - 1
     return {
-        "queries": rng.normal(size=(batch, rows, heads * group, head_dim)),
+        "queries": rng.normal(size=(batch, rows, HEADS * group, head_dim)),
         "keys": cache[0],
         "values": cache[1],
-        "own_keys": rng.normal(size=(batch, rows, heads, head_dim)),
-        "own_values": rng.normal(size=(batch, rows, heads, head_dim)),
-        "lengths": np.asarray(lengths, np.int32),
+        "own_keys": rng.normal(size=(batch, rows, HEADS, head_dim)),
+        "own_values": rng.normal(size=(batch, rows, HEADS, head_dim)),
+        "lengths": np.asarray(LENGTHS, np.int32),
         "tree_mask": np.broadcast_to(mask, (batch, rows, rows)),
-        "positions": (np.asarray(lengths)[:, None] + depths[None]).astype(np.int32),
+        "positions": (np.asarray(LENGTHS)[:, None] + depths[None]).astype(np.int32),
     }
+
+
+def _in_blocks(rng: np.random.Generator, case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The case with a table that names half of each text's blocks in any order; the others hold NaN too."""
+    table = CAPACITY // BLOCK // 2 + 1
+    blocks = np.full((len(LENGTHS), HEADS, table), -1, np.int32)
+    case = case | {"keys": case["keys"].copy(), "values": case["values"].copy()}
+    for text, head in itertools.product(range(len(LENGTHS)), range(HEADS)):
+        order = rng.permutation(-(-LENGTHS[text] // BLOCK)).astype(np.int32)
+        named = order[: -(-len(order) // 2)]
+        blocks[text, head, : len(named)] = named
+        for block in set(order) - set(named):
+            for stack in ("keys", "values"):
+                case[stack][:, text, head, block * BLOCK : (block + 1) * BLOCK] = np.nan
+    return case | {"blocks": blocks}

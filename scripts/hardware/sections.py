@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import tokenswift_jax as ts
-from hardware import kernel_checks, peer, roofline, shapes
+from hardware import kernel_checks, kernel_speed, peer, roofline, shapes
 from hardware.clock import copy_bandwidth
 from hardware.filled import milliseconds_a_pass, random_model
 from tokenswift_jax.cli import DEMO_PROMPT
@@ -71,7 +71,7 @@ def copy(check: Check) -> Rows:
 def kernels(check: Check) -> Rows:
     """Kernels against their definitions in float64, then their bandwidth by length."""
     yield from kernel_checks.against_definitions(check.dtype)
-    yield from kernel_checks.by_length(shapes.config_of(check.model), check.lengths, check.dtype, check.bandwidth())
+    yield from kernel_speed.by_length(shapes.config_of(check.model), check.lengths, check.dtype, check.bandwidth())
 
 
 def steps(check: Check) -> Rows:

@@ -10,7 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 
 LENGTH = 4
-_FIELDS = LENGTH + 1
+# A continuation's three tokens take two words: with 32 slots a line is the 128 words that TPUs lay out together.
+_FIELDS = 4
+_LOW = 21  # bits of a word that hold the first (second) token; above them, half of the third's
+_HALF = 10
+MAX_VOCAB = 2 ** (2 * _HALF)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["entries", "inserted"], meta_fields=[])
@@ -19,9 +23,9 @@ class NgramTable:
     """Continuations of every first token, with how often and how lately each was seen.
 
     Attributes:
-        entries: int32 `[batch, vocab, 5 * slots]`. One line holds all that is known of a first token, so that a lookup
+        entries: int32 `[batch, vocab, 4 * slots]`. One line holds all that is known of a first token, so that a lookup
             is one slice and an insertion writes one line in place: `slots` counts (0: empty), `slots` positions (of the
-            4-gram's last token at its newest occurrence), then `slots` first, second and third continuation tokens.
+            4-gram's last token at its newest occurrence), then `slots` first and `slots` second words of continuations.
         inserted: int32 `[batch]`. Every 4-gram that ends at a position < `inserted` is in (or was evicted).
     """
 
@@ -35,7 +39,13 @@ class NgramTable:
 
 
 def empty(batch: int, vocab: int, slots: int) -> NgramTable:
-    """A table without 4-grams; 20 * batch * vocab * slots bytes."""
+    """A table without 4-grams; 16 * batch * vocab * slots bytes.
+
+    Raises:
+      ValueError: the vocabulary exceeds MAX_VOCAB.
+    """
+    if vocab > MAX_VOCAB:
+        raise ValueError(f"n-grams of {vocab:,} ids do not fit the table, which takes {MAX_VOCAB:,}")
     return NgramTable(jnp.zeros((batch, vocab, _FIELDS * slots), jnp.int32), jnp.zeros((batch,), jnp.int32))
 
 
@@ -99,7 +109,7 @@ def lookup(table: NgramTable, first: jax.Array, k: int) -> tuple[jax.Array, jax.
     rank = jnp.sum(ahead, axis=-1, dtype=jnp.int32)
     chosen = rank[..., None, :] == jnp.expand_dims(jnp.arange(k, dtype=jnp.int32), (*range(first.ndim), -1))
     picked = jnp.sum(jnp.where(chosen[..., None, :], fields[..., None, :, :], 0), axis=-1, dtype=jnp.int32)
-    return picked[..., 2:], picked[..., 0], jnp.sum(count, axis=-1, dtype=jnp.int32)
+    return _tokens(picked[..., 2], picked[..., 3]), picked[..., 0], jnp.sum(count, axis=-1, dtype=jnp.int32)
 
 
 def _insert_one(entries: jax.Array, tokens: jax.Array, end: jax.Array, active: jax.Array) -> jax.Array:
@@ -109,10 +119,9 @@ def _insert_one(entries: jax.Array, tokens: jax.Array, end: jax.Array, active: j
     window = end[:, None] + jnp.arange(1 - LENGTH, 1, dtype=jnp.int32)[None, :]
     gram = tokens.at[batch[:, None], window].get(mode="clip")
     line = entries.at[batch, gram[:, 0]].get(mode="clip")
-    count, last, *continuation = jnp.split(line, _FIELDS, axis=-1)
-    known = count > 0
-    for held, token in zip(continuation, jnp.split(gram[:, 1:], LENGTH - 1, axis=-1), strict=True):
-        known &= held == token
+    count, last, first_words, second_words = jnp.split(line, _FIELDS, axis=-1)
+    first, second = _words(gram[:, 1:])
+    known = (count > 0) & (first_words == first[:, None]) & (second_words == second[:, None])
     # A known continuation sorts before everything, then empty slots (count 0), then the lowest count, oldest first.
     slot = jnp.broadcast_to(jnp.arange(slots, dtype=jnp.int32)[None, :], count.shape)
     least, _, place = lax.reduce(
@@ -121,12 +130,25 @@ def _insert_one(entries: jax.Array, tokens: jax.Array, end: jax.Array, active: j
     field = jnp.arange(_FIELDS * slots, dtype=jnp.int32)[None, :]
     grown = jnp.where((least < 0)[:, None], line + 1, 1)
     value = jnp.where(field < slots, grown, end[:, None])
-    for index in range(1, LENGTH):
-        value = jnp.where(field >= (index + 1) * slots, gram[:, index, None], value)
+    value = jnp.where(field >= 2 * slots, first[:, None], value)
+    value = jnp.where(field >= 3 * slots, second[:, None], value)
     line = jnp.where((field % slots == place[:, None]) & active[:, None], value, line)
     for row in range(entries.shape[0]):
         entries = lax.dynamic_update_slice(entries, line[row, None, None], (jnp.int32(row), gram[row, 0], jnp.int32(0)))
     return entries
+
+
+def _words(continuation: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The two words of each continuation, int32 [..., 3] -> [...] each; neither is negative."""
+    first, second, third = continuation[..., 0], continuation[..., 1], continuation[..., 2]
+    return first | (third & (2**_HALF - 1)) << _LOW, second | (third >> _HALF) << _LOW
+
+
+def _tokens(first: jax.Array, second: jax.Array) -> jax.Array:
+    """The continuation of two words, int32 [...] each -> [..., 3]."""
+    third = (first >> _LOW) | (second >> _LOW) << _HALF
+    low = 2**_LOW - 1
+    return jnp.stack([first & low, second & low, third], axis=-1)
 
 
 def _smaller(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

@@ -1,0 +1,131 @@
+"""How fast kernels read a cache of a model's shape on this machine's device, by length."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from hardware.clock import seconds_of
+from pallas_kernels.cache_scores import top_blocks
+from pallas_kernels.sparse_attention import sparse_attention
+from pallas_kernels.tree_attention import tree_attention
+from tokenswift_jax.models.config import ModelConfig
+
+LAYERS = 2
+PASSES = 20
+BLOCK = 64
+TABLE = 64  # blocks that the draft reads: 4,096 slots
+
+
+def by_length(config: ModelConfig, lengths: tuple[int, ...], dtype: Any, bandwidth: float) -> Iterator[dict[str, Any]]:
+    """Share of the copy bandwidth at which each kernel reads what it must of a layer's cache."""
+    heads, dim, capacity = config.num_kv_heads, config.head_dim, _whole_blocks(max(lengths)) + 4 * BLOCK
+    size = heads * dim * jnp.dtype(dtype).itemsize  # of a position's keys
+    shape = (LAYERS, 1, heads, capacity, dim)
+    keys, values = (jax.random.normal(jax.random.key(seed), shape, dtype) for seed in (1, 2))
+
+    def row(kernel: str, rows: int, length: int, read: int, one: Callable[..., jax.Array]) -> dict[str, Any]:
+        queries = jax.random.normal(jax.random.key(4), (1, rows, config.num_heads, dim), dtype)
+        seconds = _seconds_of_a_call(one, queries, keys, values, length)
+        return {
+            "kernel": kernel,
+            "rows": rows,
+            "length": length,
+            "microseconds": 1e6 * seconds,
+            "bytes": read,
+            "of_copy_bandwidth": read / seconds / bandwidth,
+        }
+
+    for rows, length in itertools.product((1, 16, 64), lengths):
+        yield row("tree_attention", rows, length, 2 * size * length, _tree(rows))
+    for rows, length in itertools.product((1, 16), lengths):
+        table = min(TABLE, length // BLOCK)
+        yield row("sparse_attention", rows, length, 2 * size * table * BLOCK, _sparse(rows, heads, table))
+    for length in lengths:
+        table = min(TABLE, length // BLOCK)
+        yield row("cache_scores", 1, length, size * length, _selection(table))
+
+
+def _whole_blocks(length: int) -> int:
+    return -(-length // BLOCK) * BLOCK
+
+
+def _seconds_of_a_call(
+    one: Callable[..., jax.Array], queries: jax.Array, keys: jax.Array, values: jax.Array, length: int
+) -> float:
+    """Seconds of `one`, called for layer after layer; each call needs the one before it."""
+
+    @jax.jit
+    def many(queries: jax.Array, keys: jax.Array, values: jax.Array, length: jax.Array) -> jax.Array:
+        def turn(_: jax.Array, queries: jax.Array) -> jax.Array:
+            for layer in range(LAYERS):
+                queries = queries + one(queries, keys, values, layer, length)
+            return queries
+
+        return jax.lax.fori_loop(0, PASSES, turn, queries)
+
+    return seconds_of(lambda: many(queries, keys, values, jnp.int32(length))) / PASSES / LAYERS
+
+
+def _own(queries: jax.Array, heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Keys and values of the rows themselves, and which of them each sees: a chain."""
+    rows, own = queries.shape[1], queries[:, :, :heads]
+    return own, own, jnp.tril(jnp.ones((1, rows, rows), bool))
+
+
+def _tree(rows: int) -> Callable[..., jax.Array]:
+    def call(queries: jax.Array, keys: jax.Array, values: jax.Array, layer: int, length: jax.Array) -> jax.Array:
+        own_keys, own_values, mask = _own(queries, keys.shape[2])
+        return tree_attention(
+            queries,
+            keys,
+            values,
+            own_keys,
+            own_values,
+            layer=layer,
+            lengths=length[None],
+            tree_mask=mask,
+            positions=length + jnp.arange(rows, dtype=jnp.int32)[None],
+            window=None,
+            key_positions=None,
+        )
+
+    return call
+
+
+def _sparse(rows: int, heads: int, table: int) -> Callable[..., jax.Array]:
+    def call(queries: jax.Array, keys: jax.Array, values: jax.Array, layer: int, length: jax.Array) -> jax.Array:
+        own_keys, own_values, mask = _own(queries, heads)
+        # Evenly spread over the text, in another order for every head.
+        order = (jnp.arange(table, dtype=jnp.int32)[None] * 29 + jnp.arange(heads, dtype=jnp.int32)[:, None]) % table
+        return sparse_attention(
+            queries,
+            keys,
+            values,
+            own_keys,
+            own_values,
+            layer=layer,
+            blocks=(order * (length // BLOCK // table))[None],
+            block_size=BLOCK,
+            lengths=length[None],
+            tree_mask=mask,
+            positions=length + jnp.arange(rows, dtype=jnp.int32)[None],
+            window=None,
+        )
+
+    return call
+
+
+def _selection(count: int) -> Callable[..., jax.Array]:
+    def call(queries: jax.Array, keys: jax.Array, values: jax.Array, layer: int, length: jax.Array) -> jax.Array:
+        del values
+        begins = jnp.zeros((1,), jnp.int32)
+        options: dict[str, Any] = {"begins": begins, "ends": length[None], "count": count, "block_size": BLOCK}
+        best = top_blocks(queries[:, 0], keys, layer=layer, **options)
+        return 1e-3 * best[:, :1, :1, None].astype(queries.dtype)
+
+    return call
