@@ -65,10 +65,13 @@ def commit(
         last_positions = penalty.advance(last_positions, tokens, before + 1, after + 1, plan.depth + 1)
     if plan.tree is not None and plan.tree.ngram_k:
         assert ngrams is not None
+        eligible = after - inputs.ngram_window
         if plan.tree.calibrated:
             assert ngram_trust is not None
             ngram_trust = trust.observe(ngram_trust, plan.tree, ngrams, tree.tokens[:, 0], walk, moved)
-        ngrams = ngram.insert(ngrams, tokens, after - inputs.ngram_window, plan.depth + 1)
+            # Hits are never negative, but now the table is not written before it is read, or XLA would copy all of it.
+            eligible = jnp.where(ngram_trust[:, 0] >= 0, eligible, before - inputs.ngram_window)
+        ngrams = ngram.insert(ngrams, tokens, eligible, plan.depth + 1)
 
     by_ngram = jnp.take_along_axis(tree.drafted_by_ngram_only, walk.path[:, 1:], axis=1)
     by_ngram = jnp.pad(by_ngram, ((0, 0), (0, 1)))
