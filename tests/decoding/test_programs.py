@@ -9,16 +9,16 @@ from tokenswift_jax.decoding.programs import Programs
 
 def test_an_executable_is_compiled_once_a_shape_and_the_latest_used_is_listed_last():
     mine, others = Programs(), Programs()
-    function, key = jax.jit(lambda values: values + 1), "of this test"
-    assert mine.run(function, key, jnp.float32(1)) == 2
+    function = jax.jit(lambda values: values + 1)
+    assert mine.run(function, jnp.float32(1)) == 2
     spent = mine.compile_seconds
     assert spent > 0
-    scalar = mine.compile(function, key, jnp.float32(3))
+    scalar = mine.compile(function, jnp.float32(3))
     assert mine.compile_seconds == spent
     assert programs.kept()[-1] is scalar
-    vector = mine.compile(function, key, jnp.ones(3, jnp.float32))
+    vector = mine.compile(function, jnp.ones(3, jnp.float32))
     assert mine.compile_seconds > spent
     assert programs.kept()[-2:] == [scalar, vector]
-    assert others.run(function, key, jnp.float32(4)) == 5
+    assert others.run(function, jnp.float32(4)) == 5
     assert others.compile_seconds == 0, "an earlier run compiled it"
     assert programs.kept()[-2:] == [vector, scalar]

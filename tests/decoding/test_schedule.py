@@ -16,7 +16,7 @@ import pytest
 import small_models
 from decoded import PLAIN, assert_same, decode
 
-from tokenswift_jax.decoding import autotune, candidates, run
+from tokenswift_jax.decoding import autotune, candidates, loop, run
 from tokenswift_jax.decoding.programs import Programs
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
@@ -85,15 +85,16 @@ def device(monkeypatch):
     """The stand-in clock, and an adversary in place of the heads' best candidates."""
     device = Device()
 
-    def counted(self, function, key, *arguments):
-        executable = self.compile(function, key, *arguments)
+    def counted(self, function, *arguments):
+        executable = self.compile(function, *arguments)
         result = executable(*arguments)
-        if key[0] == "catch_up":
-            device.record("catch_up", key[1].kind, 0, 0, executable, device.now)
-        if key[0] != "chunk":
+        program = function.__wrapped__  # a partial with its static arguments
+        if program.func is loop.catch_up:
+            device.record("catch_up", program.args[0].kind, 0, 0, executable, device.now)
+        if program.func is not loop.run_chunk:
             return result
         state, chunk = result
-        sent, kind = device.now, key[2].kind
+        sent, kind = device.now, program.args[1].kind
 
         def ended():
             tokens = int(np.asarray(chunk.counts)[0])

@@ -66,7 +66,7 @@ def prefill(
     function = compiled("prefill", graph)
     for start in range(0, max(map(len, texts)) - 1, rows):
         piece = jnp.asarray(ids[:, start : start + rows])
-        cache = programs.run(function, ("prefill", graph), params, piece, jnp.asarray(start, jnp.int32), cache)
+        cache = programs.run(function, params, piece, jnp.asarray(start, jnp.int32), cache)
     return first_state(
         config,
         tokens,

@@ -31,29 +31,23 @@ class Programs:
     def __init__(self) -> None:
         self.compile_seconds = 0.0
 
-    def run(self, function: Callable, key: Any, *arguments: Any) -> Any:
-        """Calls the jitted `function`, compiling it first where no earlier call had such arguments.
+    def run(self, function: Callable, *arguments: Any) -> Any:
+        """Calls `function`, from `jax.jit`, compiling it first where no earlier call of it had such arguments."""
+        return self.compile(function, *arguments)(*arguments)
 
-        Args:
-          function: from `jax.jit`.
-          key: hashable, tells apart functions that take arguments of the same shapes.
-          arguments: its arguments.
-        """
-        return self.compile(function, key, *arguments)(*arguments)
-
-    def compile(self, function: Callable, key: Any, *arguments: Any) -> jax.stages.Compiled:
-        """The executable of `function` for such arguments; `key` as for `run`."""
+    def compile(self, function: Callable, *arguments: Any) -> jax.stages.Compiled:
+        """The executable of `function`, from `jax.jit`, for such arguments."""
         leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves)
-        full = (key, structure, shapes)
-        executable = _executables.get(full)
+        key = (function, structure, shapes)
+        executable = _executables.get(key)
         if executable is None:
             begun = time.perf_counter()
             options = COMPILER_OPTIONS.get(jax.default_backend(), {})
             executable = function.lower(*arguments).compile(compiler_options=options)
             self.compile_seconds += time.perf_counter() - begun
-            _executables[full] = executable
+            _executables[key] = executable
             while len(_executables) > _KEPT:
                 _executables.popitem(last=False)
-        _executables.move_to_end(full)
+        _executables.move_to_end(key)
         return executable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +166,7 @@ class DecodingRun:
             draft_params=draft_params,
         )
         self._programs = Programs()
+        self._chunk_functions: dict[Plan, Callable] = {}
         self._state: DecodeState | None = None
         self._ready_for: NamedPlan | None = None
         self.prefill_seconds = 0.0
@@ -271,7 +272,7 @@ class DecodingRun:
         self._trace(named, generated)
         seconds = 0.0
         if named.plan.kind != "autoregressive":
-            call = compiled("catch_up", None, named.plan), ("catch_up", named.plan), self._inputs, state
+            call = compiled("catch_up", None, named.plan), self._inputs, state
             self._programs.compile(*call)
             begun = time.perf_counter()
             state = jax.block_until_ready(self._programs.run(*call))
@@ -295,13 +296,16 @@ class DecodingRun:
 
     def _chunk_call(self, plan: Plan, state: DecodeState, iterations: int | None) -> tuple:
         """What `Programs` takes to run a chunk of at most `iterations`."""
-        graph, capacity = self._model.graphdef, CHUNK_TOKENS + plan.depth
-        most = jnp.asarray(capacity if iterations is None else iterations, jnp.int32)
+        function = self._chunk_functions.get(plan)
+        if function is None:  # kept here: a look-up by the model's graph, to hash it, takes a fraction of a millisecond
+            function = compiled("chunk", self._model.graphdef, plan, CHUNK_TOKENS + plan.depth)
+            self._chunk_functions[plan] = function
+        most = jnp.asarray(CHUNK_TOKENS + plan.depth if iterations is None else iterations, jnp.int32)
         # A plan is one executable, whatever the mode: it is not handed what only other plans need.
         inputs = self._inputs if plan.drafter is not None else replace(self._inputs, draft_params=None)
         read = (plan.tree and plan.tree.ngram_k, plan.tree and plan.tree.calibrated, plan.draft)
         state = replace(state, **{name: None for name, part in zip(_DRAFTING, read, strict=True) if not part})
-        return compiled("chunk", graph, plan, capacity), ("chunk", graph, plan, capacity), inputs, state, most
+        return function, inputs, state, most
 
     def _trace(self, named: NamedPlan, generated: int) -> None:
         entry = {
