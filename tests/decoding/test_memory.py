@@ -43,6 +43,15 @@ def program(mode, batch, capacity):
     return plan, lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
 
 
+def copied_in_an_iteration(text, shape, cache):
+    """Copies of an array of a shape where a while loop's body also writes the cache: not in a selection, which is a
+    loop of its own and rare."""
+    bodies = re.findall(r"^%?[\w.\-]+ \(.*?\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+    writing = [body for body in bodies if re.search(re.escape(cache) + r"\S* fusion\(", body)]
+    assert writing
+    return [line for body in writing for line in body.splitlines() if re.search(re.escape(shape) + r"\S* copy\(", line)]
+
+
 def makers(text, shape):
     """What gives an array of the shape in a compiled program's text; a fusion by its last operation.
 
@@ -78,6 +87,14 @@ def test_temporary_memory_and_copies(mode, batch):
     made = makers(compiled.as_text(), shape)
     assert len(made) >= 2 * CONFIG.num_layers * batch  # each layer's own rows at least
     assert set(made) == {"dynamic-update-slice"}
+    if plan.tree is not None and plan.tree.ngram_k:
+        table = f"s32[{batch},{CONFIG.vocab_size},{4 * SpeculationConfig().ngram_slots}]"
+        assert set(makers(compiled.as_text(), table)) == {"dynamic-update-slice"}, "the n-gram table is copied"
+    if mode in ("partial", "selfspec"):
+        slots = round_up(plan.draft.copied_slots)
+        draft = f"f32[{CONFIG.num_layers},{batch},{CONFIG.num_kv_heads},{slots},{CONFIG.head_dim}]"
+        assert draft in compiled.as_text()
+        assert not copied_in_an_iteration(compiled.as_text(), draft, shape)
 
 
 def test_temporary_memory_is_the_same_at_any_capacity():

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from pallas_kernels.cache_scores import top_blocks
-from tokenswift_jax.cache.drafting import DraftView
+from tokenswift_jax.cache.drafting import DraftView, when
 from tokenswift_jax.cache.full import FullCache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.heads import over_heads
@@ -112,7 +111,7 @@ class BlockTableShape:
     ) -> BlockTable:
         """Selects anew where that falls due; new positions need nothing else."""
         due = self.refresh_due(draft.selected, after) & (after > before)
-        return lax.cond(due.any(), lambda d: self.select(d, full, after, due, query, config), lambda d: d, draft)
+        return when(due.any(), lambda d: self.select(d, full, after, due, query, config), draft)
 
     def refresh_due(self, selected: jax.Array, committed: jax.Array) -> jax.Array:
         """bool [batch]: whether the text and a chain of drafts no longer fit, or the interval is over."""
@@ -129,7 +128,7 @@ class BlockTableShape:
         """The table of a text of any length at once."""
         fresh = BlockTable(draft.chosen, jnp.zeros_like(draft.selected))
         due = self.refresh_due(fresh.selected, committed)
-        return lax.cond(due.any(), lambda d: self.select(d, full, committed, due, query, config), lambda d: d, fresh)
+        return when(due.any(), lambda d: self.select(d, full, committed, due, query, config), fresh)
 
     def select(
         self,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.cache_scores import top_positions
-from tokenswift_jax.cache.drafting import DraftView
+from tokenswift_jax.cache.drafting import DraftView, when
 from tokenswift_jax.cache.full import FullCache, round_up
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.heads import over_heads
@@ -127,20 +127,16 @@ class DraftCacheShape:
         slots = draft.positions.shape[3]
         lowest = jnp.where(draft.selected[:, None] > 0, jnp.int32(self.sinks), jnp.int32(0))
         live = (position < after[:, None]) & (slot >= lowest) & (slot < self.size)
-        slot = jnp.where(live, slot, jnp.int32(slots))  # out of range: dropped
+        slot = jnp.where(live, slot, jnp.int32(slots))
 
-        stacks, positions = list(draft.cache.stacks), draft.positions
         new = draft.cache.stored(new_keys, new_values)
-        for row in range(slot.shape[0]):
-            for index, rows in enumerate(new):
-                slots_first = jnp.moveaxis(rows[:, row], 2, 0)
-                stacks[index] = stacks[index].at[:, row, :, slot[row]].set(slots_first, mode="drop")
-            entry = jnp.broadcast_to(position[row][:, None, None], (most, *positions.shape[0:1], positions.shape[2]))
-            positions = positions.at[:, row, :, slot[row]].set(entry, mode="drop")
+        stacks = [_laid(stack, rows, slot) for stack, rows in zip(draft.cache.stacks, new, strict=True)]
+        held = jnp.broadcast_to(position[None, :, None, :], (*draft.positions.shape[:3], most))
+        positions = _laid(draft.positions, held, slot)
 
         due = self.refresh_due(draft.selected, after) & (after > before)
         kept = DraftCache(FullCache(*stacks), positions, draft.selected)
-        return lax.cond(due.any(), lambda d: self.select(d, full, after, due, query, config), lambda d: d, kept)
+        return when(due.any(), lambda d: self.select(d, full, after, due, query, config), kept)
 
     def refresh_due(self, selected: jax.Array, committed: jax.Array) -> jax.Array:
         """bool [batch]: whether `committed` tokens no longer fit beside what was selected, or the interval is over."""
@@ -161,7 +157,7 @@ class DraftCacheShape:
         """The draft cache of a text of any length at once: after prefill, or after decoding that did not keep it."""
         copied = self._copy_prefix(draft, full, committed)
         due = committed > self.size
-        return lax.cond(due.any(), lambda d: self.select(d, full, committed, due, query, config), lambda d: d, copied)
+        return when(due.any(), lambda d: self.select(d, full, committed, due, query, config), copied)
 
     def select(
         self,
@@ -223,6 +219,28 @@ class DraftCacheShape:
         held = jnp.where(index[None, :] < committed[:, None], index[None, :], jnp.int32(FAR_AWAY))
         positions = jnp.broadcast_to(held[None, :, None, :], draft.positions.shape)
         return DraftCache(FullCache(*stacks), positions, jnp.zeros_like(draft.selected))
+
+
+def _laid(stack: jax.Array, rows: jax.Array, slot: jax.Array) -> jax.Array:
+    """The stack [layers, batch, kv_heads, slots, ...] with rows [layers, batch, kv_heads, most, ...] in the slots
+    int32 [batch, most], which lie side by side, in any order; one past the last for a row that is dropped.
+
+    The slots around are rewritten as they are: a scatter would make TPUs lay out the whole stack anew.
+    """
+    most, slots, zero = slot.shape[1], stack.shape[3], jnp.int32(0)
+    starts = jnp.minimum(jnp.min(slot, axis=1), slots - most)
+    here = starts[:, None] + jnp.arange(most, dtype=jnp.int32)[None, :]
+    meant = here[:, :, None] == slot[:, None, :]  # [batch, slot, row]
+    trailing = [None] * (stack.ndim - 4)
+    source = jnp.argmax(meant, axis=2).astype(jnp.int32)[(None, slice(None), None, slice(None), *trailing)]
+    taken = jnp.any(meant, axis=2)[(None, slice(None), None, slice(None), *trailing)]
+    rows = jnp.take_along_axis(rows, source, axis=3)
+    for row in range(slot.shape[0]):
+        at = (zero, jnp.int32(row), zero, starts[row], *[zero] * len(trailing))
+        shape = (stack.shape[0], 1, stack.shape[2], most, *stack.shape[4:])
+        old = lax.dynamic_slice(stack, at, shape)
+        stack = lax.dynamic_update_slice(stack, jnp.where(taken[:, row : row + 1], rows[:, row : row + 1], old), at)
+    return stack
 
 
 def _windowed(config: ModelConfig) -> bool:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from tokenswift_jax.cache.full import FullCache
 from tokenswift_jax.models.config import ModelConfig
+
+_Tree = TypeVar("_Tree")
+
+
+def when(condition: jax.Array, function: Callable[[_Tree], _Tree], value: _Tree) -> _Tree:
+    """function(value) if the condition, bool [], holds, else value; in place.
+
+    A loop of at most one turn: what goes through a conditional is copied on every path, the idle one too.
+    """
+    return jax.lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros_like(c[0]), function(c[1])), (condition, value))[1]
 
 
 @dataclass(frozen=True)
