@@ -23,6 +23,7 @@ from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.rules import TENSOR, check_mesh, shardings
 
 LENGTHS = (4096, 16384, 65536, 126976)
+_SMALL_COPY = 2**20  # bytes
 TEMPORARY_SHARE = 0.05  # of the cache, at most
 ROOM = 0.92  # of a device's memory, that weights and cache may take
 DTYPE = jnp.dtype(jnp.bfloat16)
@@ -57,6 +58,8 @@ def report(name: str, model: str, step: str, layers: int | None, capacity: int, 
     arguments = argument_bytes(target, steps.step_named(step, whole, capacity, DTYPE), count)
     made = large_arrays(compiled.as_text(), cache // (2 * config.num_layers))
     copies = [entry for entry in made if " bf16[" in entry]
+    # Of weights, tables and draft caches, which are smaller than a layer's cache.
+    copies += [entry for entry in large_arrays(compiled.as_text(), _SMALL_COPY) if entry.startswith("copy ")]
     row: dict[str, Any] = {
         "target": name,
         "model": model,

@@ -43,9 +43,9 @@ class SelfAttention(nnx.Module):
         self, x: jax.Array, cos: jax.Array, sin: jax.Array, layer: int, attention: Attention, carry: Any
     ) -> tuple[jax.Array, Any]:
         batch, rows, _ = x.shape
-        queries = self.q_proj(x).reshape(batch, rows, -1, self.head_dim)
-        keys = self.k_proj(x).reshape(batch, rows, -1, self.head_dim)
-        values = self.v_proj(x).reshape(batch, rows, -1, self.head_dim)
+        # Or XLA for TPU makes the split into heads part of the products, for which it lays out the weights anew.
+        projected = jax.lax.optimization_barrier((self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+        queries, keys, values = (heads.reshape(batch, rows, -1, self.head_dim) for heads in projected)
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
