@@ -1,6 +1,12 @@
 """Checkpoint directories in HF's layout: found, checked, loaded tensor by tensor, saved."""
 
-from tokenswift_jax.checkpoint.directory import fingerprint, load_generation_config, load_tokenizer, resolve
+from tokenswift_jax.checkpoint.directory import (
+    fingerprint,
+    load_generation_config,
+    load_tokenizer,
+    named_on_hub,
+    resolve,
+)
 from tokenswift_jax.checkpoint.load import load_decoder, open_checkpoint
 from tokenswift_jax.checkpoint.save import save, state_tensors
 
@@ -9,6 +15,7 @@ __all__ = [
     "load_decoder",
     "load_generation_config",
     "load_tokenizer",
+    "named_on_hub",
     "open_checkpoint",
     "resolve",
     "save",

@@ -41,6 +41,11 @@ def resolve(path_or_hub_id: str | Path) -> Path:
     return _download(str(path_or_hub_id))
 
 
+def named_on_hub(path_or_hub_id: str | Path) -> str | None:
+    """The hub id, unless it names a directory here."""
+    return None if Path(path_or_hub_id).expanduser().is_dir() else str(path_or_hub_id)
+
+
 def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
@@ -93,6 +98,26 @@ def base_directory(directory: Path) -> Path:
     if _base(read_json(found / "config.json")) is not None:
         raise UserError(f"base {base!r} of {directory} has a base itself; name the directory that holds the weights")
     return found
+
+
+def lasting_base(directory: Path, hub_id: str | None) -> str:
+    """What another checkpoint's `base` says to mean the weights of this one.
+
+    Args:
+      directory: the checkpoint.
+      hub_id: where it was downloaded from, so that the name holds on other machines too; None for nowhere.
+
+    Returns:
+      A hub id, or an absolute path.
+
+    Raises:
+      UserError: as for `base_directory`.
+    """
+    base = _base(read_json(directory / "config.json"))
+    found = base_directory(directory)
+    if base is not None:
+        hub_id = None if found == directory / base else named_on_hub(base)
+    return hub_id or str(found.resolve())
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -75,12 +75,14 @@ def _run(argv: Sequence[str]) -> int:
     from tokenswift_jax.training.trainer import Paths, TrainingStoppedError, default_cache, train
 
     use_compilation_cache()
+    named = DEMO_MODEL if options.model is None else options.model
     paths = Paths(
-        model=checkpoint.resolve(DEMO_MODEL if options.model is None else options.model),
+        model=checkpoint.resolve(named),
         data=tuple(options.data),
         held_out=tuple(options.eval_data or ()),
         output=options.output,
         cache=options.data_cache or default_cache(),
+        hub_id=checkpoint.named_on_hub(named),
     )
     try:
         written = train(paths, settings, resume=options.resume, strict=options.strict, say=sys.stderr)

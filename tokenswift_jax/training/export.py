@@ -7,7 +7,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from tokenswift_jax.checkpoint.directory import base_directory, companion_files, read_config
+from tokenswift_jax.checkpoint.directory import companion_files, lasting_base, read_config
 from tokenswift_jax.checkpoint.load import open_checkpoint
 from tokenswift_jax.checkpoint.save import save, state_tensors
 from tokenswift_jax.training.learner import Learner
@@ -29,11 +29,11 @@ def write_checkpoint(
 ) -> None:
     """Writes heads (and backbone, where it was trained) in the target's dtype, configuration and tokenizer.
 
-    With a frozen backbone "base" names the target's directory and no weights are copied.
+    With a frozen backbone "base" names the target, by its hub id if it has one, and no weights are copied.
     """
     dtype = open_checkpoint(paths.model).dtype
     tensors = state_tensors(params["heads"])
-    base: str | None = str(base_directory(paths.model).resolve())
+    base: str | None = lasting_base(paths.model, paths.hub_id)
     if settings.what == "all":
         tensors += state_tensors(params["backbone"])
         base = None

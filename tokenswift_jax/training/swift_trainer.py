@@ -65,13 +65,16 @@ class SwiftTrainer:
         chosen = read_settings(None, self.settings | settings)
         from tokenswift_jax.training.trainer import Paths, default_cache, train
 
-        model = checkpoint.resolve(DEMO_MODEL if self.model_name is None else self.model_name)
+        named = DEMO_MODEL if self.model_name is None else self.model_name
+        model, hub_id = checkpoint.resolve(named), checkpoint.named_on_hub(named)
+        name = model.name if hub_id is None else hub_id.split("/")[1]
         paths = Paths(
             model=model,
             data=_paths(train_data),
             held_out=_paths(eval_data),
-            output=Path(f"{model.name}-heads" if output is None else output),
+            output=Path(f"{name}-heads" if output is None else output),
             cache=default_cache() if data_cache is None else Path(data_cache),
+            hub_id=hub_id,
         )
         return train(paths, chosen, resume=resume, strict=strict, say=progress or sys.stderr)
 

@@ -45,6 +45,7 @@ class Paths:
       data, held_out: files, folders or patterns of text; without held-out ones some documents of the data serve.
       output: the checkpoint directory to write.
       cache: where tokenised data are kept.
+      hub_id: of the target, where it comes from the hub.
     """
 
     model: Path
@@ -52,6 +53,7 @@ class Paths:
     held_out: tuple[str, ...]
     output: Path
     cache: Path
+    hub_id: str | None = None
 
 
 def default_cache() -> Path:
