@@ -20,26 +20,7 @@ from typing import Any
 
 from hardware.targets import TARGETS, compile_without_hardware, devices
 
-LLAMA_3_1_8B: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500000.0,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-    "max_position_embeddings": 131072,
-    "tie_word_embeddings": False,
-}
+MODEL, LAYERS = "Llama-3.1-8B", 32
 DEVICES = ("h200", "v5p")
 
 
@@ -60,7 +41,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Compiles, prints a line for each step and writes the JSON file; 1 if a step does not fit its device."""
     arguments = parse_arguments(argv)
-    at_depth([(layers, 0) for layers in arguments.layers], LLAMA_3_1_8B["num_hidden_layers"])  # before minutes of work
+    at_depth([(layers, 0) for layers in arguments.layers], LAYERS)  # before minutes of work
     compile_without_hardware()
     rows = []
     for name in arguments.device:
@@ -101,18 +82,17 @@ def measure(arguments: argparse.Namespace, name: str, head_type: str) -> dict[st
         }
         seconds = round(time.perf_counter() - begun, 1)
         compiled.append({"layers": layers, "compile_seconds": seconds, **memory, "total": sum(memory.values())})
-    whole = LLAMA_3_1_8B["num_hidden_layers"]
-    total = at_depth([(entry["layers"], entry["total"]) for entry in compiled], whole)
+    total = at_depth([(entry["layers"], entry["total"]) for entry in compiled], LAYERS)
     return {
         "device": name,
-        "model": "Llama-3.1-8B shapes, frozen bfloat16 backbone",
+        "model": f"{MODEL} shapes, frozen bfloat16 backbone",
         "head_type": head_type,
         "settings": {
             field: getattr(settings, field) for field in ("max_length", "batch_size", "loss_chunk", "distill_weight")
         },
         "compiled": compiled,
-        "layers": whole,
-        "extrapolated": whole not in arguments.layers,
+        "layers": LAYERS,
+        "extrapolated": LAYERS not in arguments.layers,
         "total": total,
         "device_memory": TARGETS[name].memory,
         "share": round(total / TARGETS[name].memory, 3),
@@ -136,14 +116,14 @@ def compile_step(name: str, settings: Any, layers: int) -> Any:
     import jax
     import jax.numpy as jnp
     from flax import nnx
+    from hardware.shapes import config_of
 
     from tokenswift_jax.models.decoder import Decoder
-    from tokenswift_jax.models.hf_config import model_config
     from tokenswift_jax.training.optimizer import make_optimizer
     from tokenswift_jax.training.step import TrainState, make_step
     from tokenswift_jax.training.windows import Batch
 
-    config = model_config(LLAMA_3_1_8B | {"num_hidden_layers": layers})
+    config = config_of(MODEL, layers)
     config = dataclasses.replace(config, num_draft_heads=settings.heads, draft_head_type=settings.head_type)
     dtype = jnp.dtype(jnp.bfloat16)
     shell = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))

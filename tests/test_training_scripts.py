@@ -13,6 +13,7 @@ from tokenswift_jax.training.settings import TrainingSettings
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import profile_training
 import training_memory
+from hardware import shapes
 
 
 def test_profile_of_the_loop_counts_tokens_and_compiles_the_step_once(tmp_path, capsys):
@@ -49,7 +50,8 @@ def test_memory_at_a_depth():
 
 def test_memory_of_a_step_holds_its_parameters(monkeypatch):
     tiny = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
-    monkeypatch.setattr(training_memory, "LLAMA_3_1_8B", training_memory.LLAMA_3_1_8B | tiny | {"vocab_size": 64})
+    model = training_memory.MODEL
+    monkeypatch.setitem(shapes._MODELS, model, shapes._MODELS[model] | tiny | {"vocab_size": 64})
     monkeypatch.setattr(training_memory, "device", lambda name: jax.devices()[0])
     settings = TrainingSettings(
         head_type="chained", max_length=16, max_steps=4, epochs=None, gradient_accumulation_steps=2, dtype="bfloat16"
