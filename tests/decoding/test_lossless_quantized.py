@@ -24,7 +24,9 @@ PROMPT = [5, 17, 3]
 
 @functools.cache
 def model():
-    return small_models.successor_model(layers=1)
+    """With weights bound to their device, as those of a checkpoint are."""
+    made = small_models.successor_model(layers=1)
+    return replace(made, params=jax.device_put(made.params, jax.devices()[0]))
 
 
 @functools.cache
