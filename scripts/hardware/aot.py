@@ -56,10 +56,11 @@ def report(name: str, model: str, step: str, layers: int | None, capacity: int, 
     cache = cache_bytes(config, 1, capacity, DTYPE) // count
     whole_cache = cache_bytes(whole, 1, capacity, DTYPE) // count
     arguments = argument_bytes(target, steps.step_named(step, whole, capacity, DTYPE), count)
-    made = large_arrays(compiled.as_text(), cache // (2 * config.num_layers))
-    copies = [entry for entry in made if " bf16[" in entry]
-    # Of weights, tables and draft caches, which are smaller than a layer's cache.
-    copies += [entry for entry in large_arrays(compiled.as_text(), _SMALL_COPY) if entry.startswith("copy ")]
+    text = compiled.as_text()
+    made = large_arrays(text, cache // (2 * config.num_layers))
+    # Copies also of weights, tables and draft caches, which are smaller than a layer's cache.
+    copies = [entry for entry in large_arrays(text, _SMALL_COPY) if entry.startswith("copy ")]
+    copies += [entry for entry in made if " bf16[" in entry and not entry.startswith("copy ")]
     row: dict[str, Any] = {
         "target": name,
         "model": model,

@@ -41,10 +41,10 @@ def by_length(config: ModelConfig, lengths: tuple[int, ...], dtype: Any, bandwid
         }
 
     for rows, length in itertools.product((1, 16, 64), lengths):
-        yield row("tree_attention", rows, length, 2 * size * length, _tree(rows))
+        yield row("tree_attention", rows, length, 2 * size * length, _tree(heads))
     for rows, length in itertools.product((1, 16), lengths):
         table = min(TABLE, length // BLOCK)
-        yield row("sparse_attention", rows, length, 2 * size * table * BLOCK, _sparse(rows, heads, table))
+        yield row("sparse_attention", rows, length, 2 * size * table * BLOCK, _sparse(heads, table))
     for length in lengths:
         table = min(TABLE, length // BLOCK)
         yield row("cache_scores", 1, length, size * length, _selection(table))
@@ -71,51 +71,34 @@ def _seconds_of_a_call(
     return seconds_of(lambda: many(queries, keys, values, jnp.int32(length))) / PASSES / LAYERS
 
 
-def _own(queries: jax.Array, heads: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Keys and values of the rows themselves, and which of them each sees: a chain."""
+def _chain(queries: jax.Array, heads: int, layer: int, length: jax.Array) -> dict[str, Any]:
+    """What both attentions take of rows that follow `length` tokens as a chain."""
     rows, own = queries.shape[1], queries[:, :, :heads]
-    return own, own, jnp.tril(jnp.ones((1, rows, rows), bool))
+    return {
+        "own_keys": own,
+        "own_values": own,
+        "layer": layer,
+        "lengths": length[None],
+        "tree_mask": jnp.tril(jnp.ones((1, rows, rows), bool)),
+        "positions": length + jnp.arange(rows, dtype=jnp.int32)[None],
+        "window": None,
+    }
 
 
-def _tree(rows: int) -> Callable[..., jax.Array]:
+def _tree(heads: int) -> Callable[..., jax.Array]:
     def call(queries: jax.Array, keys: jax.Array, values: jax.Array, layer: int, length: jax.Array) -> jax.Array:
-        own_keys, own_values, mask = _own(queries, keys.shape[2])
-        return tree_attention(
-            queries,
-            keys,
-            values,
-            own_keys,
-            own_values,
-            layer=layer,
-            lengths=length[None],
-            tree_mask=mask,
-            positions=length + jnp.arange(rows, dtype=jnp.int32)[None],
-            window=None,
-            key_positions=None,
-        )
+        return tree_attention(queries, keys, values, **_chain(queries, heads, layer, length), key_positions=None)
 
     return call
 
 
-def _sparse(rows: int, heads: int, table: int) -> Callable[..., jax.Array]:
+def _sparse(heads: int, table: int) -> Callable[..., jax.Array]:
     def call(queries: jax.Array, keys: jax.Array, values: jax.Array, layer: int, length: jax.Array) -> jax.Array:
-        own_keys, own_values, mask = _own(queries, heads)
         # Evenly spread over the text, in another order for every head.
         order = (jnp.arange(table, dtype=jnp.int32)[None] * 29 + jnp.arange(heads, dtype=jnp.int32)[:, None]) % table
-        return sparse_attention(
-            queries,
-            keys,
-            values,
-            own_keys,
-            own_values,
-            layer=layer,
-            blocks=(order * (length // BLOCK // table))[None],
-            block_size=BLOCK,
-            lengths=length[None],
-            tree_mask=mask,
-            positions=length + jnp.arange(rows, dtype=jnp.int32)[None],
-            window=None,
-        )
+        blocks = (order * (length // BLOCK // table))[None]
+        chain = _chain(queries, heads, layer, length)
+        return sparse_attention(queries, keys, values, **chain, blocks=blocks, block_size=BLOCK)
 
     return call
 

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import export
-from jax.sharding import AbstractDevice, AbstractMesh
+from lowering import calls_a_kernel
 
 from pallas_kernels.cache_scores import top_blocks, top_positions, tpu
 from pallas_kernels.gpus import A100, H200
@@ -148,11 +147,6 @@ def test_blocks_must_divide_the_capacity():
 def test_lowering(name, shape, batch, monkeypatch):
     """At the sizes of real models, as far as it goes without the device's own compiler."""
     monkeypatch.undo()
-    target, call = {"tpu": ("tpu", "tpu_custom_call"), "gpu": ("cuda", "__gpu$xla.gpu.triton")}[name]
-    checks = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
-    # Newer jax asks which GPU it lowers for.
-    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
-    mesh = AbstractMesh((1,), ("x",), abstract_device=device if name == "gpu" else None)
     cache = (LAYERS, batch, shape.kv_heads, shape.capacity, shape.head_dim)
     arguments = (
         jax.ShapeDtypeStruct((batch, shape.kv_heads * shape.group, shape.head_dim), shape.dtype),
@@ -160,10 +154,7 @@ def test_lowering(name, shape, batch, monkeypatch):
         jax.ShapeDtypeStruct(cache[:4], jnp.float32) if shape.cache_dtype else None,
         *[jax.ShapeDtypeStruct((batch,), jnp.int32)] * 2,
     )
-    with compiling_for(name), jax.sharding.use_abstract_mesh(mesh):
-        program = jax.jit(partial(ranked, count=62, block=shape.block))
-        exported = export.export(program, platforms=[target], disabled_checks=checks)(*arguments)
-    assert call in exported.mlir_module()
+    assert calls_a_kernel(name, partial(ranked, count=62, block=shape.block), *arguments)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sparse_cases
-from jax import export
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AbstractDevice, AbstractMesh
+from lowering import calls_a_kernel
 from sparse_cases import Shape, make
 
 from pallas_kernels.gpus import A100, Gpu
@@ -104,19 +103,11 @@ def abstract(shape, batch):
 def test_lowering(name, shape, batch, monkeypatch):
     """At the sizes of real models, as far as it goes without the device's own compiler."""
     monkeypatch.undo()
-    target, call = {"tpu": ("tpu", "tpu_custom_call"), "gpu": ("cuda", "__gpu$xla.gpu.triton")}[name]
-    checks = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
-    # Newer jax asks which GPU it lowers for.
-    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
-    mesh = AbstractMesh((1,), ("x",), abstract_device=device if name == "gpu" else None)
-    with compiling_for(name), jax.sharding.use_abstract_mesh(mesh):
-        program = jax.jit(
-            lambda arguments: sparse_attention(
-                **arguments, layer=jnp.int32(1), block_size=shape.block, window=shape.window
-            )
-        )
-        exported = export.export(program, platforms=[target], disabled_checks=checks)(abstract(shape, batch))
-    assert call in exported.mlir_module()
+
+    def program(arguments):
+        return sparse_attention(**arguments, layer=jnp.int32(1), block_size=shape.block, window=shape.window)
+
+    assert calls_a_kernel(name, program, abstract(shape, batch))
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from attention_cases import LAYER, LAYERS, Shape, make, quantised
 from flax import nnx
-from jax import export
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import AbstractDevice, AbstractMesh
+from lowering import calls_a_kernel
 
 from pallas_kernels.gpus import A100, H200, Gpu
 from pallas_kernels.implementation import compiling_for
@@ -250,15 +249,11 @@ def abstract(shape, batch=1, quantised=False, held=False):
 def test_lowering(name, shape, options, window, monkeypatch):
     """At the sizes of real models, as far as it goes without the device's own compiler."""
     monkeypatch.undo()
-    target, call = {"tpu": ("tpu", "tpu_custom_call"), "gpu": ("cuda", "__gpu$xla.gpu.triton")}[name]
-    checks = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
-    # Newer jax asks which GPU it lowers for.
-    device = AbstractDevice(device_kind="NVIDIA H200", num_cores=None, platform="gpu")
-    mesh = AbstractMesh((1,), ("x",), abstract_device=device if name == "gpu" else None)
-    with compiling_for(name), jax.sharding.use_abstract_mesh(mesh):
-        program = jax.jit(lambda arguments: tree_attention(**arguments, layer=jnp.int32(1), window=window))
-        exported = export.export(program, platforms=[target], disabled_checks=checks)(abstract(shape, **options))
-    assert call in exported.mlir_module()
+
+    def program(arguments):
+        return tree_attention(**arguments, layer=jnp.int32(1), window=window)
+
+    assert calls_a_kernel(name, program, abstract(shape, **options))
 
 
 @pytest.mark.parametrize(
