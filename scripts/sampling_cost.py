@@ -3,12 +3,12 @@
     python scripts/sampling_cost.py
 
 Measured are milliseconds of the draws of all rows of a step on this machine's device, noise included, next to those of
-temperature 0, which only looks for the highest logit. Computed, and measured nowhere, are the bytes that the draws of
-64 rows move on a GPU, where each pass reads the logits once (XLA fuses penalty, filters and noise into it): as a share
-of what the whole step must move (scripts/hardware/roofline.py). What stays in its second-level cache costs less; XLA
-for v5e, v5p and v6e keeps the searched scores of 64 rows in on-chip memory, which leaves one or two passes. They are
-computed twice: where the few highest scores of every row decide (decoding/shortlist.py; top-k up to 128, a nucleus of
-about as many tokens), and where a single row's do not, so that all scores are searched too.
+temperature 0, which only looks for the highest logit; their nucleus is so broad that every row is searched whole.
+Computed, and measured nowhere, are the bytes that the draws of 64 rows move between a GPU's memory and its second-level
+cache, where a pass reads the logits once (XLA fuses penalty, filters and noise into it): as a share of what the whole
+step must move (scripts/hardware/roofline.py). They are computed twice: where the few highest scores of every row decide
+(decoding/shortlist.py; top-k up to 128, a nucleus of about as many tokens), and where no row's do. They are taken out
+8 MB at a time and searched, some dozen passes that the second-level cache serves (A100: 40 MB, H200: 50 MB).
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from hardware.clock import seconds_of
 from tokenswift_jax.decoding.noise import gumbel_noise
 from tokenswift_jax.decoding.processors import Processors, SamplingInputs, processors_for, sampling_inputs
 from tokenswift_jax.decoding.row_draws import RowInputs, TextInputs, draw_rows
-from tokenswift_jax.decoding.thresholds import FEW_PASSES
 from tokenswift_jax.sampling import SamplingConfig
 
 CASES = {
@@ -57,15 +56,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def passes(processors: Processors, few_decide: bool) -> int:
     """Times that a step's draws read the logits, or write their processed form, on a GPU."""
-    search = -(-8 * FLOAT // FEW_PASSES.bits) + 1  # the passes that settle the bits, and one for the score itself
     count = 1  # the draw
     if processors.top_k or processors.top_p:
         count += 2  # processed scores are written, and the peaks of blocks found on the way
         count += 1  # the few are picked: one in 37, but by 4 bytes of the 32 or more that are read at once
         count += processors.top_p and not processors.top_k  # all weights are summed
         if not few_decide:
-            count += 1 + search * processors.top_k  # the highest
-            count += (search + 1) * processors.top_p  # the weights summed first
+            count += 2  # rows are read and written together; searching them reads what is in the cache
     elif processors.min_p or processors.eta:
         count += 1  # the highest
     return count + processors.eta

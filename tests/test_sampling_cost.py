@@ -18,8 +18,10 @@ def test_passes_and_shares():
 
     # top-k: scores written, read for the peaks, the few picked, the draw; top-p: the weights too.
     assert counted(True) == [1, 1, 2, 4, 5, 4]
-    # And the highest, 11 passes for 32 bits, the score itself; top-p: the weights too.
-    assert counted(False) == [1, 1, 2, 4 + 13, 5 + 14, 4 + 13 + 13]
+    # And every row taken out, read and written, to be searched where the cache holds it.
+    assert counted(False) == [1, 1, 2, 4 + 2, 5 + 2, 4 + 2]
+    costliest = processors_for(sampling_cost.CASES["top-p"])
+    assert sampling_cost.share_of_step("Qwen2.5-1.5B", 4096, costliest, few_decide=False) < 0.1
     one, two = (
         sampling_cost.share_of_step("Qwen2.5-7B", 4096, processors_for(sampling_cost.CASES[name]), few_decide=True)
         for name in ("temperature 1", "min-p, penalty")

@@ -7,7 +7,7 @@ import pytest
 
 from tokenswift_jax.decoding import processors as processors_module
 from tokenswift_jax.decoding.processors import process, processors_for, sampling_inputs
-from tokenswift_jax.decoding.shortlist import BLOCKS, WIDTH, kth_of, nucleus_of, shortlist, worthwhile
+from tokenswift_jax.decoding.shortlist import BLOCKS, WIDTH, kth_of, nucleus_of, search_whole, shortlist, worthwhile
 from tokenswift_jax.decoding.thresholds import ONE_BIT
 from tokenswift_jax.sampling import SamplingConfig
 
@@ -82,6 +82,28 @@ def test_which_answers_are_exact():
     above = np.where(rows > edge[:, None], weights, 0).sum(axis=-1) / weights.sum(axis=-1)
     assert (mass[exact] >= 0.8).all()
     assert (above[exact] < 0.8).all()
+
+
+@pytest.mark.parametrize(("undecided", "together", "turns"), [(0, 2, 0), (3, 1, 3), (5, 2, 3), (5, 3, 2), (7, 99, 1)])
+def test_only_undecided_rows_are_searched(undecided, together, turns):
+    """So many at a time; what was exact stays as it was found."""
+    rng = np.random.default_rng(undecided)
+    scores = rng.normal(size=(1, 7, 30)).astype(np.float32)
+    exact = np.ones((1, 7, 1), bool)
+    exact[0, rng.permutation(7)[:undecided]] = False
+    searched = []
+
+    def highest_and_lowest(rows):
+        jax.debug.callback(lambda rows: searched.append(rows.shape[0]), rows)
+        return jnp.max(rows, axis=-1, keepdims=True), jnp.min(rows, axis=-1, keepdims=True)
+
+    found = jnp.full((1, 7, 1), 5.0), jnp.full((1, 7, 1), -5.0)
+    run = jax.jit(lambda *given: search_whole(highest_and_lowest, *given, together * 30))
+    high, low = run(scores, found, exact)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(high, np.where(exact, 5, scores.max(axis=-1, keepdims=True)))
+    np.testing.assert_array_equal(low, np.where(exact, -5, scores.min(axis=-1, keepdims=True)))
+    assert searched == [min(together, 7)] * turns
 
 
 def test_a_row_is_its_own():

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokenswift_jax.decoding.noise import row_keys
-from tokenswift_jax.decoding.shortlist import kth_of, nucleus_of, shortlist, worthwhile
+from tokenswift_jax.decoding.shortlist import kth_of, nucleus_of, search_whole, shortlist, worthwhile
 from tokenswift_jax.decoding.thresholds import FEW_PASSES, ONE_BIT, Search, kth_largest, nucleus_edge
 from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.parallel.residual import whole
@@ -247,15 +247,12 @@ def _orders(scores: jax.Array, inputs: SamplingInputs, processors: Processors, s
     if not (processors.top_k or processors.top_p or processors.keep_several):
         return _orders_of_all(scores, inputs, processors, search)
     found, exact = _orders_of_few(scores, inputs, processors, search)
-
-    def mended() -> _Orders:
-        whole = _orders_of_all(scores, inputs, processors, search)
-        return jax.tree.map(partial(jnp.where, exact), found, whole)
-
-    return jax.lax.cond(jnp.all(exact), lambda: found, mended)
+    whole = partial(_orders_of_all, inputs=inputs, processors=processors, search=search)
+    return search_whole(whole, scores, found, exact, search.together)
 
 
 def _orders_of_all(scores: jax.Array, inputs: SamplingInputs, processors: Processors, search: Search) -> _Orders:
+    """Found among all scores, whatever they are; [..., vocab]."""
     highest = jnp.max(scores, axis=-1, keepdims=True)
     floor = kth_largest(scores, inputs.min_tokens_to_keep, search) if processors.keep_several else highest
     threshold = jnp.full_like(highest, -jnp.inf)

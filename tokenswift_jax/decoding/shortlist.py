@@ -1,16 +1,21 @@
 """The few tokens of every row that hold its highest scores, found in one reading: order statistics of a large
-vocabulary become those of some thousands of scores, and say so where they are not."""
+vocabulary become those of some thousands of scores, and say so where they are not. Such rows alone are searched whole.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from tokenswift_jax.decoding.thresholds import Search, kth_largest, nucleus_edge
 from tokenswift_jax.parallel.residual import whole
+
+_Found = TypeVar("_Found")
 
 WIDTH = 32  # scores of a block
 BLOCKS = 128  # blocks of a shortlist
@@ -76,3 +81,36 @@ def nucleus_of(
     """
     edge = nucleus_edge(few.scores, few.highest, lowest, top_p, search, total)
     return edge, edge > few.sure
+
+
+def search_whole(
+    search: Callable[[jax.Array], _Found], scores: jax.Array, found: _Found, exact: jax.Array, together: int
+) -> _Found:
+    """`found`, where it is not exact that of a search of all the row's scores.
+
+    A few rows at a time are taken out and searched, whatever the number of rows beside them: they stay in a cache while
+    they are read again and again, and what they give does not depend on their neighbours.
+
+    Args:
+      search: from scores [rows, vocab] to what `found` holds of them, [rows, 1] each.
+      scores: [..., vocab].
+      found: arrays [..., 1].
+      exact: bool [..., 1].
+      together: as many rows are searched at a time as hold so many scores, at least one.
+    """
+    rows = scores.reshape(-1, scores.shape[-1])
+    size = min(rows.shape[0], max(1, together // rows.shape[1]))
+
+    def some(state: tuple[jax.Array, _Found]) -> tuple[jax.Array, _Found]:
+        done, found = state
+        _, chosen = jax.lax.top_k(~done, size)
+        new = search(rows[chosen])
+
+        def kept_where_done(old: jax.Array, new: jax.Array) -> jax.Array:
+            return old.at[chosen].set(jnp.where(done[chosen], old[chosen], new[:, 0]), unique_indices=True)
+
+        return done.at[chosen].set(True, unique_indices=True), jax.tree.map(kept_where_done, found, new)
+
+    begin = exact.reshape(-1), jax.tree.map(lambda values: values.reshape(-1), found)
+    _, ended = jax.lax.while_loop(lambda state: ~jnp.all(state[0]), some, begin)
+    return jax.tree.map(lambda values, shaped: values.reshape(shaped.shape), ended, found)
