@@ -1,4 +1,5 @@
-"""One command for a machine with an accelerator: kernels, bandwidth, steps, transformers, and the demo end to end.
+"""One command for a machine with an accelerator: kernels, bandwidth, steps and where their time goes, sampling, goals,
+transformers, and the demo end to end.
 
     python scripts/device_check.py                                   # everything, Llama-3.1-8B shapes, random weights
     python scripts/device_check.py --sections copy kernels steps     # some of it
@@ -25,7 +26,7 @@ from hardware.shapes import NAMES
 
 from tokenswift_jax.speculation import MODES
 
-STEPS = ("plain", "verify-16", "verify-64", "partial-16")
+STEPS = ("plain", "verify-16", "verify-64", "partial-16", "prefill")
 _SMALL = jax.default_backend() == "cpu"
 
 

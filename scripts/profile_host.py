@@ -9,13 +9,12 @@ others (a while loop of attention blocks) are listed with them, so that the colu
 from __future__ import annotations
 
 import argparse
-import re
 import statistics
 import sys
 from pathlib import Path
 
 import jax
-from benchmarking.hosting import Trace, profile, stream_text
+from benchmarking.hosting import Trace, origins, profile, stream_text
 from benchmarking.texts import passages_of_files, passages_of_the_model
 
 import tokenswift_jax as ts
@@ -81,28 +80,16 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def _slowest(trace: Trace, passes: int, top: int) -> list[str]:
-    origins = _origins()
+    known = origins(programs.kept())
     rows = [
         (statistics.median(times) * len(times) / passes, len(times) / passes, statistics.median(times), name)
         for name, times in trace.thunks.items()
-        if name in origins and len(times) >= passes / 2
+        if name in known and len(times) >= passes / 2
     ]
     listed = [f"{'us a pass':>10} {'calls':>6} {'us a call':>10}  operation"]
     for total, calls, median, name in sorted(rows, reverse=True)[:top]:
-        listed.append(f"{total:10.1f} {calls:6.1f} {median:10.1f}  {name:<36} {origins[name]}")
+        listed.append(f"{total:10.1f} {calls:6.1f} {median:10.1f}  {name:<36} {known[name]}")
     return listed
-
-
-def _origins() -> dict[str, str]:
-    """What the programs compiled here say about their operations, by name: shape and the path of calls."""
-    found: dict[str, str] = {}
-    for executable in programs.kept():
-        for line in (executable.as_text() or "").splitlines():
-            match = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(?[\w\[\],]+)", line)
-            if match:
-                path = re.search(r'op_name="([^"]*)"', line)
-                found[match[1]] = f"{match[2]} {path[1] if path else ''}"
-    return found
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from flax import nnx
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/device_check.py does
 
 import device_check
-from hardware import kernel_checks, kernel_speed, ptx, roofline, shapes, steps
+from hardware import kernel_checks, kernel_speed, profiles, ptx, roofline, sampling, sections, shapes, steps
 from hardware.copies import large_arrays
-from hardware.sections import _integral
+from hardware.goals import held_against
 from hardware.targets import TARGETS
 
 from tokenswift_jax.models.decoder import Decoder
@@ -91,25 +91,38 @@ ptxas info    : Used 16 registers
 
 def test_a_replayed_text_sums_the_steps_at_every_length():
     points = [(10, 1.0), (20, 2.0)]
-    assert _integral(points, 10) == pytest.approx(10.0)  # level before the first
-    assert _integral(points, 21) == pytest.approx(10 + np.linspace(1, 2, 11).sum())
-    assert _integral(points, 31) == pytest.approx(10 + np.linspace(1, 2, 11).sum() + 20)
+    assert sections._integral(points, 10) == pytest.approx(10.0)  # level before the first
+    assert sections._integral(points, 21) == pytest.approx(10 + np.linspace(1, 2, 11).sum())
+    assert sections._integral(points, 31) == pytest.approx(10 + np.linspace(1, 2, 11).sum() + 20)
 
 
 def test_the_device_check_runs_here_and_goes_on_where_it_ended(tmp_path, capsys):
     output = tmp_path / "check.json"
-    flags = ["--lengths", "300", "--steps", "plain", "verify-16", "--copied-bytes", "1000000", "--output", str(output)]
+    flags = ["--lengths", "300", "--steps", "plain", "verify-16", "prefill", "--copied-bytes", "1000000"]
+    flags += ["--output", str(output)]
     flags += ["--demo-modes", "autoregressive", "ngram", "--demo-tokens", "40", "--replayed-tokens", "1000"]
-    assert device_check.main([*flags, "--sections", "copy", "steps", "replay", "demo"]) == 0
+    assert (
+        device_check.main([*flags, "--sections", *(name for name in device_check.SECTIONS if name != "kernels")]) == 0
+    )
     rows = json.loads(output.read_text())
     by_section = {name: [row for row in rows if row["section"] == name] for name in device_check.SECTIONS}
     (copied,) = by_section["copy"]
     assert copied["bytes_a_second"] > 1e6
-    plain, verify = by_section["steps"]
+    plain, verify, prefill = by_section["steps"]
     assert plain["tokens_a_pass"] == 1.0
-    for row in (plain, verify):
+    assert prefill["tokens_a_pass"] == steps.ACCELERATOR_ROWS
+    for row in (plain, verify, prefill):
         expected = row["bytes"] / (row["milliseconds"] / 1e3) / copied["bytes_a_second"]
         assert row["of_copy_bandwidth"] == pytest.approx(expected)
+        whole, *operations = [found for found in by_section["profile"] if found["step"] == row["step"]]
+        assert 0 <= whole["idle_share"] < 1
+        assert len(operations) == profiles.TOP
+        assert operations[0]["microseconds_a_pass"] >= operations[-1]["microseconds_a_pass"] > 0
+        assert any(operation["origin"] for operation in operations)
+    assert [row["case"] for row in by_section["draws"]] == list(sampling.CASES)
+    assert all("share" not in row for row in by_section["draws"]), "no step of 64 rows was timed"
+    assert {"value", "met"} < set(by_section["goals"][0])
+    assert all("missing" in row for row in by_section["goals"][1:]), "nothing was timed after 16,384 tokens"
     replayed = {(row["step"], row["acceptance_rate"]): row["seconds"] for row in by_section["replay"]}
     assert replayed["plain", 0.0] == pytest.approx(plain["milliseconds"])  # 1,000 tokens at one measured length
     assert replayed["verify-16", 0.6] == pytest.approx(verify["milliseconds"] / (1 + 3 * 0.6))
@@ -119,6 +132,23 @@ def test_the_device_check_runs_here_and_goes_on_where_it_ended(tmp_path, capsys)
     assert device_check.main([*flags, "--sections", "copy", "steps"]) == 0
     assert "copy: done before" in capsys.readouterr().err
     assert output.read_text() == before
+
+
+def test_goals_are_held_against_the_worst_that_was_measured():
+    def step(name, length, milliseconds, share):
+        about = {"section": "steps", "step": name, "length": length}
+        return about | {"milliseconds": milliseconds, "of_copy_bandwidth": share}
+
+    rows = [step("plain", 4096, 3.0, 0.9), step("plain", 16384, 4.0, 0.85), step("plain", 65536, 5.0, 0.79)]
+    rows += [step("verify-16", 4096, 9.0, 0.3), step("verify-16", 16384, 4.2, 0.8), step("verify-16", 65536, 5.5, 0.8)]
+    replay = {"section": "replay", "acceptance_rate": 0.6, "tokens": 100_000}
+    rows += [replay | {"step": "verify-16", "seconds": 280.0}, replay | {"step": "partial-16", "seconds": 350.0}]
+    rows += [replay | {"step": "verify-16", "seconds": 200.0, "acceptance_rate": 0.8}]
+    plain, narrow, wide, replayed = held_against(rows)
+    assert (plain["value"], plain["at_least"], plain["met"]) == (0.79, 0.8, False)
+    assert (narrow["value"], narrow["at_most"], narrow["met"]) == (1.1, 1.1, True)
+    assert "missing" in wide
+    assert (replayed["value"], replayed["at_most"], replayed["met"]) == (280.0, 300.0, True)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ from benchmarking.rounds import spread
 from benchmarking.texts import Prompts
 from tokenswift_jax.model import Model
 
-_WINDOW = "decode"
+WINDOW = "decode"  # the mark of what a profile is about
 _GREEDY = ts.SamplingConfig(temperature=0.0)
 Interval = tuple[float, float]
 
@@ -86,7 +87,7 @@ def stream_text(
     next(events)
     result = None
     begun, thread_begun = time.perf_counter(), time.thread_time()
-    with jax.profiler.TraceAnnotation(_WINDOW):
+    with jax.profiler.TraceAnnotation(WINDOW):
         for event in events:
             result = event.result or result
     seconds, thread_seconds = time.perf_counter() - begun, time.thread_time() - thread_begun
@@ -133,7 +134,7 @@ def measure_host(
 
 @contextmanager
 def profile():
-    """A list that holds the `Trace` of the block once it has ended; the block runs `stream_text` once."""
+    """A list that holds the `Trace` of the block once it has ended; one part of the block is marked as `WINDOW`."""
     options: Any = ProfileOptions()
     options.python_tracer_level = 0
     traces: list[Trace] = []
@@ -159,7 +160,21 @@ def read_trace(data: Any) -> Trace:
         for event in line.events:
             busy.append((event.start_ns, event.start_ns + event.duration_ns))
             thunks[event.name].append(event.duration_ns / 1e3)
-    marks = [event for line in host for event in line.events if event.name == _WINDOW]
+    marks = [event for line in host for event in line.events if event.name == WINDOW]
     if len(marks) != 1 or not busy:
         raise RuntimeError(f"the profile holds {len(marks)} decodes and {len(busy)} operations of the device")
     return Trace((marks[0].start_ns, marks[0].start_ns + marks[0].duration_ns), busy, dict(thunks))
+
+
+def origins(executables: Iterable[Any]) -> dict[str, str]:
+    """What compiled programs say about their operations, by name as a `Trace` has it: shape and the path of calls."""
+    found: dict[str, str] = {}
+    for executable in executables:
+        for line in (executable.as_text() or "").splitlines():
+            match = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(?[\w\[\],]+)", line)
+            if match:
+                path = re.search(r'op_name="([^"]*)"', line)
+                said = f"{match[2]} {path[1] if path else ''}"
+                found[match[1]] = said
+                found.setdefault(re.sub(r"\W", "_", match[1]), said)  # how GPUs name a kernel
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from hardware import steps
 from tokenswift_jax.cache.full import FullCache
 from tokenswift_jax.decoding.loop import compiled
 from tokenswift_jax.decoding.programs import COMPILER_OPTIONS
-from tokenswift_jax.decoding.state import Inputs
+from tokenswift_jax.decoding.state import Inputs, Plan
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
 
@@ -47,11 +48,54 @@ def random_model(config: ModelConfig, dtype: Any) -> RandomModel:
     return RandomModel(config, jax.tree.unflatten(structure, filled), dtype)
 
 
-def milliseconds_a_pass(model: RandomModel, name: str, length: int, capacity: int) -> dict[str, float]:
-    """A step's time an iteration after `length` tokens, and how many tokens an iteration emitted."""
+@dataclass(frozen=True)
+class FilledStep:
+    """A step with all it takes.
+
+    Attributes:
+      executable: compiled.
+      call: runs `ITERATIONS` passes of it and waits for them; returns how many it ran, and the tokens they were worth.
+    """
+
+    executable: Any
+    call: Callable[[], tuple[int, int]]
+
+
+def milliseconds_a_pass(step: FilledStep) -> dict[str, float]:
+    """A step's time an iteration, and how many tokens an iteration emitted or, of a prompt, took in."""
+    times, tokens, passes = [], 0, 0
+    for call in range(CALLS):
+        begun = time.perf_counter()
+        done, new = step.call()
+        if call:
+            times.append(1e3 * (time.perf_counter() - begun) / done)
+            tokens, passes = tokens + new, passes + done
+    return {"milliseconds": statistics.median(times), "tokens_a_pass": tokens / passes}
+
+
+def filled_step(model: RandomModel, name: str, length: int, capacity: int) -> FilledStep:
+    """A step (of `steps.STEPS`, drafting alone excepted) after `length` tokens."""
     step = steps.step_named(name, model.config, capacity, model.dtype)
-    plan = step.plan
-    assert plan is not None
+    return _prefill(model, step, length) if step.plan is None else _decoding(model, step, step.plan, length, capacity)
+
+
+def _prefill(model: RandomModel, step: steps.Step, length: int) -> FilledStep:
+    tokens = jnp.zeros((1, step.rows), jnp.int32)
+    begin, shapes = jnp.int32(length), steps.cache_of(step)
+    cache = FullCache(_random(shapes.keys, 1), _random(shapes.values, 2))
+    function = _executable(step, model.params, tokens, begin, cache)
+
+    def call() -> tuple[int, int]:
+        nonlocal cache
+        for _ in range(ITERATIONS):
+            cache = function(model.params, tokens, begin, cache)
+        jax.block_until_ready(cache)
+        return ITERATIONS, ITERATIONS * step.rows
+
+    return FilledStep(function, call)
+
+
+def _decoding(model: RandomModel, step: steps.Step, plan: Plan, length: int, capacity: int) -> FilledStep:
     blank = jax.jit(lambda: steps.first_call(plan, None, jnp.dtype(model.dtype), 1, capacity))
     inputs, state = blank()
     inputs = replace(inputs, params=model.params)
@@ -59,21 +103,19 @@ def milliseconds_a_pass(model: RandomModel, name: str, length: int, capacity: in
     state = replace(state, cache=cache, length=jnp.full_like(state.length, length))
     if plan.draft is not None or (plan.tree is not None and plan.tree.ngram_k):
         state = compiled("catch_up", None, plan)(_light(inputs), state)
-    function = _executable(step, inputs, state)
-    times, tokens, passes = [], 0, 0
-    for call in range(CALLS):
-        begun = time.perf_counter()
+    function = _executable(step, inputs, state, jnp.int32(ITERATIONS))
+
+    def call() -> tuple[int, int]:
+        nonlocal state
         state, chunk = function(inputs, state, jnp.int32(ITERATIONS))
-        done = int(chunk.iterations)
-        if call:
-            times.append(1e3 * (time.perf_counter() - begun) / done)
-            tokens, passes = tokens + int(chunk.counts[0]), passes + done
-    return {"milliseconds": statistics.median(times), "tokens_a_pass": tokens / passes}
+        return int(chunk.iterations), int(chunk.counts[0])
+
+    return FilledStep(function, call)
 
 
-def _executable(step: steps.Step, inputs: Inputs, state: Any) -> Any:
-    lowered = step.function.lower(inputs, state, jnp.int32(ITERATIONS))
-    return lowered.compile(compiler_options=COMPILER_OPTIONS.get(jax.default_backend(), {}))
+def _executable(step: steps.Step, *arguments: Any) -> Any:
+    options = COMPILER_OPTIONS.get(jax.default_backend(), {})
+    return step.function.lower(*arguments).compile(compiler_options=options)
 
 
 def _light(inputs: Inputs) -> Inputs:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hardware.steps import DRAFT_CACHE, PREFILL_ROWS
+from hardware.steps import DRAFT_CACHE
 from hardware.targets import Target
+from tokenswift_jax.decoding.prefill import ACCELERATOR_ROWS
 from tokenswift_jax.models.config import ModelConfig
 
 
@@ -35,7 +36,7 @@ def step_cost(name: str, config: ModelConfig, length: int, itemsize: int = 2) ->
     guess = _product(heads, 1, itemsize) + _product(head, 1 + config.num_draft_heads, itemsize)
     guess.append((4 * 2 * (1 + config.num_draft_heads) * config.vocab_size, 0))
     if name == "prefill":
-        parts = _pass(config, backbone, cell, PREFILL_ROWS, length, itemsize)
+        parts = _pass(config, backbone, cell, ACCELERATOR_ROWS, length, itemsize)
     elif name == "plain":
         parts = [*_pass(config, backbone, cell, 1, length, itemsize), *_logits(config, head, 1, itemsize)]
     elif name == "draft":

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import tokenswift_jax as ts
-from hardware import kernel_checks, kernel_speed, peer, roofline, shapes
+from hardware import kernel_checks, kernel_speed, peer, profiles, roofline, sampling, shapes
 from hardware.clock import copy_bandwidth
-from hardware.filled import milliseconds_a_pass, random_model
+from hardware.filled import filled_step, milliseconds_a_pass, random_model
+from hardware.goals import held_against
 from tokenswift_jax.cli import DEMO_PROMPT
 
 Rows = Iterator[dict[str, Any]]
@@ -75,13 +76,13 @@ def kernels(check: Check) -> Rows:
 
 
 def steps(check: Check) -> Rows:
-    """Plain decoding and the speculative iterations by length, held against bytes over copy bandwidth."""
+    """Plain decoding, speculative iterations and prefill by length, held against bytes over copy bandwidth."""
     config, bandwidth = shapes.config_of(check.model), check.bandwidth()
     model = random_model(config, check.dtype)
     for name in check.steps:
         for length in check.lengths:
             check.report(f"{name} after {length:,} tokens")
-            timed = milliseconds_a_pass(model, name, length, check.capacity)
+            timed = milliseconds_a_pass(filled_step(model, name, length, check.capacity))
             cost = roofline.step_cost(name, config, length, check.dtype.itemsize)
             yield {
                 "model": check.model,
@@ -90,7 +91,28 @@ def steps(check: Check) -> Rows:
                 "bytes": cost.bytes,
                 **timed,
                 "of_copy_bandwidth": cost.bytes / (timed["milliseconds"] / 1e3) / bandwidth,
+                "operations_a_second": cost.operations / (timed["milliseconds"] / 1e3),
             }
+
+
+def profile(check: Check) -> Rows:
+    """Where the time of every step goes after the second of the lengths: the operations that take most of it."""
+    model = random_model(shapes.config_of(check.model), check.dtype)
+    length = sorted(check.lengths)[min(1, len(check.lengths) - 1)]
+    for name in check.steps:
+        check.report(f"profile of {name} after {length:,} tokens")
+        yield from profiles.slowest(filled_step(model, name, length, check.capacity), name, length)
+
+
+def draws(check: Check) -> Rows:
+    """The draws of 64 rows alone, and their share of the 64-row step measured at the shortest length."""
+    vocab = shapes.config_of(check.model).vocab_size
+    timed = [row for row in check.earlier if row["section"] == "steps" and row.get("step") == "verify-64"]
+    whole = min(timed, key=lambda row: row["length"], default=None)
+    for name, config in sampling.CASES.items():
+        taken = sampling.milliseconds(64, vocab, config, repeats=9)
+        row = {"case": name, "rows": 64, "vocab": vocab, "milliseconds": taken}
+        yield row | ({"of_step_after": whole["length"], "share": taken / whole["milliseconds"]} if whole else {})
 
 
 def replay(check: Check) -> Rows:
@@ -115,6 +137,11 @@ def replay(check: Check) -> Rows:
                 "tokens": check.replayed_tokens,
                 "seconds": _integral(points, check.replayed_tokens) / tokens / 1e3,
             }
+
+
+def goals(check: Check) -> Rows:
+    """What the project set itself for one H200, held against the rows of steps and replay."""
+    yield from held_against(check.earlier)
 
 
 def transformers(check: Check) -> Rows:
@@ -153,7 +180,10 @@ SECTIONS: dict[str, Callable[[Check], Rows]] = {
     "copy": copy,
     "kernels": kernels,
     "steps": steps,
+    "profile": profile,
+    "draws": draws,
     "replay": replay,
+    "goals": goals,
     "transformers": transformers,
     "demo": demo,
 }

@@ -16,7 +16,7 @@ from tokenswift_jax.decoding import loop, plans
 from tokenswift_jax.decoding.draft import draft_tree
 from tokenswift_jax.decoding.loop import exact_products
 from tokenswift_jax.decoding.noise import gumbel_noise
-from tokenswift_jax.decoding.prefill import first_state
+from tokenswift_jax.decoding.prefill import ACCELERATOR_ROWS, first_state
 from tokenswift_jax.decoding.processors import processors_for, sampling_inputs
 from tokenswift_jax.decoding.run import CHUNK_TOKENS
 from tokenswift_jax.decoding.state import DecodeState, Inputs, Limits, Plan
@@ -28,7 +28,6 @@ from tokenswift_jax.speculation import SpeculationConfig
 STEPS = ("plain", "verify-16", "verify-64", "draft", "partial-16", "prefill")
 # The paper's taste, so that every part of sampling is in the steps.
 SAMPLING = SamplingConfig(temperature=1.0, min_p=0.1, repetition_penalty=1.1, penalty_window=1024)
-PREFILL_ROWS = 512
 DRAFT_CACHE = 4096
 
 
@@ -61,8 +60,14 @@ def step_named(name: str, config: ModelConfig, capacity: int, dtype: Any, batch:
     if name == "prefill":
         shape = jax.ShapeDtypeStruct
         cache = jax.eval_shape(lambda: empty_cache(config, batch, capacity, jnp.dtype(dtype)))
-        arguments = (params, shape((batch, PREFILL_ROWS), jnp.int32), shape((), jnp.int32), cache)
-        return Step(name, jax.jit(functools.partial(loop.prefill_chunk, graph), donate_argnums=3), arguments, 512, None)
+        arguments = (params, shape((batch, ACCELERATOR_ROWS), jnp.int32), shape((), jnp.int32), cache)
+        return Step(
+            name,
+            jax.jit(functools.partial(loop.prefill_chunk, graph), donate_argnums=3),
+            arguments,
+            ACCELERATOR_ROWS,
+            None,
+        )
     plan = plan_named(name, config)
     inputs, state = jax.eval_shape(lambda p: first_call(plan, p, jnp.dtype(dtype), batch, capacity), params)
     if name == "draft":

@@ -15,7 +15,8 @@ Lines = dict[str, list[tuple[int, float]]]
 def figures(rows: Sequence[Row]) -> dict[str, Callable[[Path], None]]:
     """What can be drawn of these rows: names of pictures, and how to write each."""
     drawn: dict[str, Callable[[Path], None]] = {}
-    steps = [row for row in rows if row.get("section") == "steps" and "step" in row]
+    # A chunk of a prompt is bound by arithmetic: its share of the bandwidth says nothing.
+    steps = [row for row in rows if row.get("section") == "steps" and row.get("step") not in (None, "prefill")]
     if steps:
         drawn["device-steps"] = partial(_figure, steps, "step", "milliseconds", "ms a pass")
     kernels = [row for row in rows if row.get("section") == "kernels" and "of_copy_bandwidth" in row]
