@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh
 from hardware import ptx, roofline, shapes, steps
 from hardware.copies import large_arrays
 from hardware.targets import TARGETS, Target, devices
+from hardware.traffic import moved_bytes
 from pallas_kernels.gpus import A100, H200
 from pallas_kernels.implementation import compiling_for
 from tokenswift_jax.cache.full import cache_bytes
@@ -25,6 +26,9 @@ from tokenswift_jax.parallel.rules import TENSOR, check_mesh, shardings
 LENGTHS = (4096, 16384, 65536, 126976)
 _SMALL_COPY = 2**20  # bytes
 TEMPORARY_SHARE = 0.05  # of the cache, at most
+# Of the bytes that one row must move, at most. Several rows' programs also write and read sums of split products, which
+# second-level caches hold, and whose splits are chosen on the device.
+MOVED = 1.05
 ROOM = 0.92  # of a device's memory, that weights and cache may take
 DTYPE = jnp.dtype(jnp.bfloat16)
 KERNELS = ("tree_attention", "sparse_attention", "cache_scores")
@@ -61,6 +65,8 @@ def report(name: str, model: str, step: str, layers: int | None, capacity: int, 
     # Copies also of weights, tables and draft caches, which are smaller than a layer's cache.
     copies = [entry for entry in large_arrays(text, _SMALL_COPY) if entry.startswith("copy ")]
     copies += [entry for entry in made if " bf16[" in entry and not entry.startswith("copy ")]
+    # On one device, kernels and the cache that they read left out: of the layers compiled.
+    moved, least = moved_bytes(text), roofline.step_cost(step, config, 0).bytes // count
     row: dict[str, Any] = {
         "target": name,
         "model": model,
@@ -77,6 +83,9 @@ def report(name: str, model: str, step: str, layers: int | None, capacity: int, 
         "cache_is_donated": memory.alias_size_in_bytes >= cache,
         "cache_copies": copies,
         "other_large_arrays": [entry for entry in made if entry not in copies],
+        "moved_bytes": moved,
+        "least_moved_bytes": least,
+        "moved_share": round(moved / least, 3),
         "share_of_memory": round((arguments + memory.temp_size_in_bytes) / target.memory, 3),
         "roofline": [_bound(step, whole, length, target, count) for length in LENGTHS if length < capacity],
         "jax": jax.__version__,
@@ -86,7 +95,9 @@ def report(name: str, model: str, step: str, layers: int | None, capacity: int, 
     logits = 4 * wanted.rows * config.vocab_size if wanted.plan else 0
     spilled = any(kernel["spilled_bytes"] for kernel in row.get("kernels", {}).values())
     small = memory.temp_size_in_bytes <= TEMPORARY_SHARE * whole_cache + logits
-    row["good"] = bool(row["cache_is_donated"] and small and row["share_of_memory"] <= 1 and not copies and not spilled)
+    once = wanted.rows > 1 or moved <= MOVED * least
+    fits = row["share_of_memory"] <= 1
+    row["good"] = bool(row["cache_is_donated"] and small and once and fits and not copies and not spilled)
     return row
 
 

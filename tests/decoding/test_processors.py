@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from tokenswift_jax.decoding import processors as processors_module
 from tokenswift_jax.decoding.noise import gumbel_noise
 from tokenswift_jax.decoding.processors import (
     Processors,
@@ -254,6 +255,21 @@ def test_draw_takes_the_lowest_of_equals():
 
 def test_draw_of_nan_stays_inside_the_vocabulary():
     assert 0 <= int(draw(jnp.full((1, 1, 4), jnp.nan, jnp.float32), None)[0, 0]) < 4
+
+
+@pytest.mark.parametrize("highest", [processors_module._highest, processors_module._highest_in_two_reductions])
+def test_what_is_drawn_and_its_score(highest):
+    """As accelerators find it and as CPUs do: ties to the lowest id, a NaN anywhere, a row that may draw nothing."""
+    rng = np.random.default_rng(4)
+    scores = np.round(rng.normal(scale=2, size=(3, 7, VOCAB))).astype(np.float32)
+    scores[0, 0] = -np.inf
+    scores[1, 2, 30], scores[2, 5, 0] = np.nan, np.nan
+    tokens, found = jax.jit(highest)(scores)
+    broken = np.isnan(scores).any(axis=-1)
+    np.testing.assert_array_equal(np.isnan(found), broken)
+    np.testing.assert_array_equal(np.asarray(found)[~broken], scores.max(axis=-1)[~broken])
+    np.testing.assert_array_equal(np.asarray(tokens)[~broken], scores.argmax(axis=-1)[~broken])
+    assert ((np.asarray(tokens) >= 0) & (np.asarray(tokens) < VOCAB)).all()
 
 
 def test_nan_logits_stay_nan():

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from parallel_models import FEW, first_call, model_of
 
 from tokenswift_jax.decoding.loop import run_chunk
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.parallel.embedding import looked_up
 from tokenswift_jax.parallel.rules import TENSOR, check_mesh, shardings
 
 DEVICES = 8
@@ -37,6 +38,18 @@ def test_eight_devices_write_the_text_of_one(mesh, schedule):
     assert split_state.cache.keys.sharding.spec == P(None, None, TENSOR), "every device keeps its own heads"
     if state.draft is not None:
         assert split_state.draft.cache.keys.sharding.spec == P(None, None, TENSOR)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 5)])
+def test_no_device_sends_its_part_of_the_embeddings(mesh, shape):
+    table = jax.random.normal(jax.random.key(0), (64, 32), jnp.bfloat16)
+    tokens = jax.random.randint(jax.random.key(1), shape, 0, 64)
+    with jax.set_mesh(mesh):
+        split = jax.device_put(table, NamedSharding(mesh, P(TENSOR, None)))
+        compiled = jax.jit(looked_up).lower(split, tokens).compile()
+        np.testing.assert_array_equal(compiled(split, tokens), table[tokens])
+    assert "all-reduce" in compiled.as_text()
+    assert "all-gather" not in compiled.as_text()
 
 
 def test_weights_and_caches_are_split_and_the_rest_is_whole(mesh):

@@ -11,8 +11,12 @@ import jax
 
 # More than one long run ever needs; each holds host memory only.
 _KEPT = 64
-# XLA may join matrix products of one input by laying their weights side by side, a copy of them at every step.
-COMPILER_OPTIONS: dict[str, dict[str, Any]] = {"gpu": {"xla_gpu_dot_merger_threshold_mb": 0}}
+# XLA may join matrix products of one input by laying their weights side by side, a copy of them at every step. And one
+# row's product with a small matrix it makes an element-wise one and a sum, for two matrices of one input in one loop:
+# what they sum, as large as the weights and rounded to bfloat16, is written and read again.
+COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
+    "gpu": {"xla_gpu_dot_merger_threshold_mb": 0, "xla_disable_hlo_passes": "dot-strength-reduction"}
+}
 _executables: OrderedDict[Any, jax.stages.Compiled] = OrderedDict()
 
 

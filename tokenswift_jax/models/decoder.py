@@ -18,6 +18,7 @@ from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.heads import DraftHeads
 from tokenswift_jax.models.layers import Linear, RMSNorm, wide_dtype
 from tokenswift_jax.models.rope import rotate, rotation
+from tokenswift_jax.parallel.embedding import looked_up
 from tokenswift_jax.parallel.residual import whole
 
 # (layer, queries [B, R, Hq, D], keys and values [B, R, Hkv, D], carry) -> (mixed values [B, R, Hq, D], carry)
@@ -104,7 +105,7 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [..., hidden_size] of token ids."""
-        return self.embed_tokens[...][tokens]
+        return looked_up(self.embed_tokens[...], tokens)
 
     def hidden(
         self, tokens: jax.Array, positions: jax.Array, attention: Attention, carry: Any

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from tokenswift_jax.parallel.rules import TENSOR
+from tokenswift_jax.parallel.rules import TENSOR, split_over
 
 _SECOND, _THIRD = P(None, TENSOR), P(None, None, TENSOR)
 # Which dimension of each argument and result is heads; what is not named has none.
@@ -36,8 +36,7 @@ def over_heads(kernel: Callable[..., jax.Array], result: int, **arguments: Any) 
       result: the dimension of its result that is heads.
       arguments: the kernel's, by the names it gives them.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or TENSOR not in mesh.axis_names or mesh.shape[TENSOR] == 1:
+    if not split_over(TENSOR):
         return kernel(**arguments)
     arrays = {name: value for name, value in arguments.items() if isinstance(value, jax.Array)}
     static = {name: value for name, value in arguments.items() if name not in arrays}

@@ -43,6 +43,12 @@ def check_mesh(config: ModelConfig, devices: int) -> None:
             raise UserError(f"{name} {getattr(config, name)} cannot be split over {devices} devices; use a divisor")
 
 
+def split_over(axis: str) -> bool:
+    """Whether the mesh in use, if one is, has several devices along the axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and axis in mesh.axis_names and mesh.shape[axis] > 1
+
+
 def shardings(mesh: Mesh, tree: Any) -> Any:
     """The sharding of every leaf of parameters, inputs or state, by the names on its path; None stays None."""
 

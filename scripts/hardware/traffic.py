@@ -1,0 +1,167 @@
+"""Bytes that a compiled program moves to and from a device's memory, counted from its text.
+
+An operation reads what it is given and writes what it makes, once each; fusions are one operation. Of what is sliced or
+gathered only the part is read, of what is updated in place only the part is written, and what lies in on-chip memory
+(a layout with S(1)) costs nothing. Kernels of ours are left out: what they read depends on the text's length, and the
+roofline counts it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import islice
+from math import prod
+
+_SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
+_SIZES |= {"f64": 8, "s64": 8, "u64": 8}  # and 4 of all others
+_MOVE_NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "iota"}
+_MOVE_NOTHING |= {"partition-id", "replica-id", "add-dependency", "custom-call"}
+_TAKE_PART = {"dynamic-slice", "slice", "gather"}
+_PUT_PART = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is the part
+_PRODUCTS = {"__cublas$gemm", "__cublas$lt$matmul", "__cublas$gemv"}
+_LINE = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$", re.MULTILINE)
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class _Operation:
+    name: str
+    shape: str
+    does: str
+    operands: tuple[str, ...]
+    rest: str  # operands and attributes as the text has them
+    is_root: bool
+
+
+class _Program:
+    def __init__(self, text: str) -> None:
+        self.entry = ""
+        self.computations: dict[str, dict[str, _Operation]] = {}
+        for is_entry, name, body in _COMPUTATION.findall(text):
+            self.computations[name] = {operation.name: operation for operation in map(_operation, _LINE.findall(body))}
+            self.entry = name if is_entry else self.entry
+
+    def moved(self, computation: str, outermost: bool = True) -> float:
+        operations = self.computations[computation]
+        return sum(self._of(operation, operations, outermost) for operation in operations.values())
+
+    def _of(self, operation: _Operation, operations: dict[str, _Operation], outermost: bool) -> float:
+        does = operation.does
+        if does == "while":
+            known = re.search(r'known_trip_count":\{"n":"(\d+)"', operation.rest)
+            # The loop over iterations counts once. One inside an iteration whose turns are not known is for what seldom
+            # happens: a selection of the draft cache, a row that its few highest scores do not decide.
+            turns = int(known[1]) if known else int(outermost)
+            return turns * self.moved(_called(operation, "body"), False)
+        if does == "conditional":
+            branches = re.findall(r"%?([\w.\-]+)", re.findall(r"branch_computations=\{([^}]*)\}", operation.rest)[0])
+            return max(self.moved(branch, outermost) for branch in branches)
+        if does in ("call", "async-start"):
+            called = _called(operation, "to_apply" if does == "call" else "calls")
+            return self.moved(called, outermost)
+        is_product = does == "custom-call" and any(f'"{name}"' in operation.rest for name in _PRODUCTS)
+        if (does in _MOVE_NOTHING and not is_product) or does.endswith("-done"):
+            return 0
+        if does == "fusion":
+            return self._of_fusion(operation, operations)
+        return _alone(operation, operations)
+
+    def _of_fusion(self, fusion: _Operation, operations: dict[str, _Operation]) -> float:
+        inside = self.computations[_called(fusion, "calls")]
+        total = 0.0
+        for operation in inside.values():
+            if operation.does == "parameter":
+                given = operations.get(fusion.operands[int(operation.rest.split(")")[0])])
+                if given is None or not _on_chip(given.shape):
+                    total += _read(operation.name, _bytes(operation.shape), inside)
+        outside = iter(_arrays(fusion.shape))
+        for result in _results(inside):
+            shapes = list(islice(outside, len(_arrays(result.shape))))  # several of a reduction of several arrays
+            if len(shapes) > 1:
+                total += _bytes("".join(shapes))
+            elif not _on_chip(shapes[0]):
+                total += _written(result, inside)
+        return total
+
+
+def moved_bytes(text: str) -> int:
+    """Bytes that one iteration of a program's outermost loop moves, with what comes before and after it; kernels of
+    ours excepted. Loops whose turns the compiler knows count as often as they turn."""
+    program = _Program(text)
+    return round(program.moved(program.entry))
+
+
+def _operation(found: tuple[str, str, str, str, str]) -> _Operation:
+    root, name, shape, does, rest = found
+    operands = tuple(re.findall(r"%([\w.\-]+)", rest.split("), ")[0]))
+    return _Operation(name, shape, does, operands, rest, bool(root))
+
+
+def _called(operation: _Operation, kind: str) -> str:
+    return re.findall(rf"\b{kind}=%?([\w.\-]+)", operation.rest)[0]
+
+
+def _arrays(shape: str) -> list[str]:
+    """An array's shape alone, or those of a tuple."""
+    return re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", shape)
+
+
+def _bytes(shape: str) -> float:
+    """Of an array, or of all arrays of a tuple, that are not on the chip."""
+    total = 0.0
+    for array in _arrays(shape):
+        kind, sizes = array.split("]")[0].split("[")
+        if not _on_chip(array):
+            total += _SIZES.get(kind, 4) * prod(int(size) for size in sizes.split(",") if size)
+    return total
+
+
+def _on_chip(array: str) -> bool:
+    return "S(1)" in array
+
+
+def _alone(operation: _Operation, operations: dict[str, _Operation]) -> float:
+    """What an operation outside fusions moves."""
+    given = [operations[name] for name in operation.operands if name in operations]
+    if operation.does in _TAKE_PART:
+        return (not _on_chip(given[0].shape)) * _bytes(operation.shape) + _bytes(operation.shape)
+    part = _PUT_PART.get(operation.does)
+    if part is not None and part < len(given):
+        return 2 * _bytes(given[part].shape)
+    made = operation.shape
+    if operation.does.endswith("-start"):
+        # (operand, result, context), or a result alone.
+        made = (_arrays(made) * 2)[1]
+        if operation.does in ("copy-start", "slice-start"):
+            # Of the operand as much is read as is written, perhaps to on-chip memory.
+            return _bytes(made) + (not _on_chip(given[0].shape)) * _bytes(made.replace("S(1)", ""))
+    return _bytes(made) + sum(_bytes(one.shape) for one in given)
+
+
+def _read(name: str, whole: float, inside: dict[str, _Operation]) -> float:
+    """Bytes of a fusion's parameter that are read: all, or the parts that its users take of it."""
+    parts = 0.0
+    for user in (operation for operation in inside.values() if name in operation.operands):
+        if user.does in _TAKE_PART and user.operands[0] == name:
+            parts += _bytes(user.shape)
+        elif user.does == "bitcast":
+            parts += _read(user.name, whole, inside)
+        elif user.does not in _PUT_PART or user.operands[0] != name:
+            return whole
+    return min(parts, whole)
+
+
+def _written(result: _Operation, inside: dict[str, _Operation]) -> float:
+    """Bytes of a fusion's result that are written: all, or the part that is put in its place."""
+    while result.does == "bitcast" and result.operands[0] in inside:
+        result = inside[result.operands[0]]
+    if result.does == "parameter":
+        return 0
+    part = _PUT_PART.get(result.does)
+    return _bytes(result.shape if part is None else inside[result.operands[part]].shape)
+
+
+def _results(inside: dict[str, _Operation]) -> list[_Operation]:
+    (root,) = [operation for operation in inside.values() if operation.is_root]
+    return [inside[name] for name in root.operands] if root.does == "tuple" else [root]

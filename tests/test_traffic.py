@@ -1,0 +1,100 @@
+"""Bytes that a compiled program moves, counted from its text: of programs compiled here, and of what devices have."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/aot_report.py does
+
+from hardware.traffic import moved_bytes
+
+F32 = 4
+
+
+def moved(function, *shapes, donate=()):
+    arguments = [jax.ShapeDtypeStruct(shape, kind) for shape, kind in shapes]
+    return moved_bytes(jax.jit(function, donate_argnums=donate).lower(*arguments).compile().as_text())
+
+
+def test_a_product_and_a_sum_are_read_once_and_written_once():
+    assert moved(lambda x, y: x @ y, ((64, 128), jnp.float32), ((128, 256), jnp.float32)) == F32 * (
+        64 * 128 + 128 * 256 + 64 * 256
+    )
+    assert moved(lambda x: jnp.exp(x) * 2 + 1, ((1000,), jnp.float32)) == 2 * F32 * 1000
+
+
+def test_of_what_is_sliced_or_updated_in_place_the_part_counts():
+    table, row, at = ((4096, 128), jnp.float32), ((1, 128), jnp.float32), ((), jnp.int32)
+    taken = moved(lambda table, at: jax.lax.dynamic_slice(table, (at, at), (2, 128)) * 2, table, at)
+    assert 2 * F32 * 256 <= taken <= 2 * F32 * 256 + 100  # and indices
+    put = moved(lambda table, row, at: jax.lax.dynamic_update_slice(table, row, (at, at)), table, row, at, donate=0)
+    assert 2 * F32 * 128 <= put <= 2 * F32 * 128 + 100
+
+
+def test_loops_count_as_often_as_they_turn():
+    def turned(turns):
+        return moved(lambda x: jax.lax.fori_loop(0, turns, lambda _, y: jnp.sin(y @ y), x), ((64, 64), jnp.float32))
+
+    assert turned(9) - turned(5) == pytest.approx(4 * (turned(5) - turned(4)), rel=0.01)
+    assert turned(9) - turned(5) >= 4 * 4 * F32 * 64 * 64
+
+
+PROGRAM = """HloModule chunk
+
+%fused_put (param_0.1: bf16[2,4096,128], param_1.1: bf16[1,1,128], param_2.1: s32[]) -> bf16[2,4096,128] {
+  %param_0.1 = bf16[2,4096,128]{2,1,0} parameter(0)
+  %param_1.1 = bf16[1,1,128]{2,1,0} parameter(1)
+  %param_2.1 = s32[] parameter(2)
+  ROOT %dynamic-update-slice.1 = bf16[2,4096,128]{2,1,0} dynamic-update-slice(%param_0.1, %param_1.1, %param_2.1)
+}
+
+%fused_pair (param_0.2: f32[1000]) -> (f32[1000], f32[10]) {
+  %param_0.2 = f32[1000]{0} parameter(0)
+  %negate.1 = f32[1000]{0} negate(%param_0.2)
+  %slice.1 = f32[10]{0} slice(%param_0.2), slice={[0:10]}
+  ROOT %tuple.9 = (f32[1000]{0}, f32[10]{0}) tuple(%negate.1, %slice.1)
+}
+
+%seldom (p.3: (f32[1000])) -> (f32[1000]) {
+  %p.3 = (f32[1000]{0}) parameter(0)
+  %get-tuple-element.3 = f32[1000]{0} get-tuple-element(%p.3), index=0
+  %copy.3 = f32[1000]{0} copy(%get-tuple-element.3)
+  ROOT %tuple.3 = (f32[1000]{0}) tuple(%copy.3)
+}
+
+%iteration (p.4: (bf16[2,4096,128], f32[1000])) -> (bf16[2,4096,128], f32[1000]) {
+  %p.4 = (bf16[2,4096,128]{2,1,0}, f32[1000]{0}) parameter(0)
+  %cache = bf16[2,4096,128]{2,1,0} get-tuple-element(%p.4), index=0
+  %x = f32[1000]{0} get-tuple-element(%p.4), index=1
+  %weights = bf16[64,128]{1,0} constant({...})
+  %near = (bf16[64,128]{1,0}, bf16[64,128]{1,0:T(8,128)S(1)}, u32[]{:S(2)}) copy-start(%weights)
+  %near-done = bf16[64,128]{1,0:T(8,128)S(1)} copy-done(%near)
+  %row = bf16[1,1,128]{2,1,0} constant({...})
+  %at = s32[] constant(3)
+  %put = bf16[2,4096,128]{2,1,0} fusion(%cache, %row, %at), kind=kLoop, calls=%fused_put
+  %pair = (f32[1000]{0:S(1)}, f32[10]{0}) fusion(%x), kind=kLoop, calls=%fused_pair
+  %kernel = f32[1000]{0} custom-call(%cache, %x), custom_call_target="tpu_custom_call"
+  %one = (f32[1000]{0}) tuple(%kernel)
+  %rare = (f32[1000]{0}) while(%one), condition=%unknown, body=%seldom
+  ROOT %tuple.4 = (bf16[2,4096,128]{2,1,0}, f32[1000]{0}) tuple(%put, %kernel)
+}
+
+ENTRY %main (cache.1: bf16[2,4096,128], x.1: f32[1000]) -> (bf16[2,4096,128], f32[1000]) {
+  %cache.1 = bf16[2,4096,128]{2,1,0} parameter(0)
+  %x.1 = f32[1000]{0} parameter(1)
+  %tuple.5 = (bf16[2,4096,128]{2,1,0}, f32[1000]{0}) tuple(%cache.1, %x.1)
+  ROOT %while.5 = (bf16[2,4096,128]{2,1,0}, f32[1000]{0}) while(%tuple.5), condition=%unknown, body=%iteration
+}
+"""
+
+
+def test_an_iteration_counts_once_and_without_kernels_or_on_chip_memory():
+    """Weights brought near are read once; a row is laid in the cache; of the pair's first result nothing leaves the
+    chip; the kernel and the loop inside, whose turns nobody knows, cost nothing."""
+    near = 2 * 64 * 128
+    put = 2 * 2 * 128 + F32  # read, written, and where to
+    pair = F32 * 1000 + F32 * 10
+    assert moved_bytes(PROGRAM) == near + put + pair
