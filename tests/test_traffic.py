@@ -58,6 +58,30 @@ PROGRAM = """HloModule chunk
   ROOT %tuple.9 = (f32[1000]{0}, f32[10]{0}) tuple(%negate.1, %slice.1)
 }
 
+%view (param_0.8: f32[64,128]) -> f32[64,128] {
+  %param_0.8 = f32[64,128]{1,0} parameter(0)
+  ROOT %bitcast.8 = f32[64,128]{1,0} bitcast(%param_0.8)
+}
+
+%fused_view (param_0.9: f32[64,128]) -> f32[64] {
+  %param_0.9 = f32[64,128]{1,0} parameter(0)
+  %fusion.9 = f32[64,128]{1,0} fusion(%param_0.9), kind=kLoop, calls=%view
+  ROOT %reduce.9 = f32[64]{0} reduce(%fusion.9, %zero), dimensions={1}, to_apply=%sum
+}
+
+%nested (param_0.6: f32[64,128], param_1.6: s32[]) -> f32[2,128] {
+  %param_0.6 = f32[64,128]{1,0} parameter(0)
+  %param_1.6 = s32[] parameter(1)
+  ROOT %dynamic-slice.6 = f32[2,128]{1,0} dynamic-slice(%param_0.6, %param_1.6, %param_1.6), dynamic_slice_sizes={2,128}
+}
+
+%fused_part (param_0.7: f32[64,128], param_1.7: s32[]) -> f32[2,128] {
+  %param_0.7 = f32[64,128]{1,0} parameter(0)
+  %param_1.7 = s32[] parameter(1)
+  %fusion.7 = f32[2,128]{1,0} fusion(%param_0.7, %param_1.7), kind=kLoop, calls=%nested
+  ROOT %negate.7 = f32[2,128]{1,0} negate(%fusion.7)
+}
+
 %seldom (p.3: (f32[1000])) -> (f32[1000]) {
   %p.3 = (f32[1000]{0}) parameter(0)
   %get-tuple-element.3 = f32[1000]{0} get-tuple-element(%p.3), index=0
@@ -76,6 +100,9 @@ PROGRAM = """HloModule chunk
   %at = s32[] constant(3)
   %put = bf16[2,4096,128]{2,1,0} fusion(%cache, %row, %at), kind=kLoop, calls=%fused_put
   %pair = (f32[1000]{0:S(1)}, f32[10]{0}) fusion(%x), kind=kLoop, calls=%fused_pair
+  %table = f32[64,128]{1,0} constant({...})
+  %part = f32[2,128]{1,0:S(1)} fusion(%table, %at), kind=kLoop, calls=%fused_part
+  %viewed = f32[64]{0:S(1)} fusion(%table), kind=kLoop, calls=%fused_view
   %kernel = f32[1000]{0} custom-call(%cache, %x), custom_call_target="tpu_custom_call"
   %one = (f32[1000]{0}) tuple(%kernel)
   %rare = (f32[1000]{0}) while(%one), condition=%unknown, body=%seldom
@@ -93,8 +120,10 @@ ENTRY %main (cache.1: bf16[2,4096,128], x.1: f32[1000]) -> (bf16[2,4096,128], f3
 
 def test_an_iteration_counts_once_and_without_kernels_or_on_chip_memory():
     """Weights brought near are read once; a row is laid in the cache; of the pair's first result nothing leaves the
-    chip; the kernel and the loop inside, whose turns nobody knows, cost nothing."""
+    chip; a fusion in another takes two rows, one looks at all; the kernel and the loop inside cost nothing."""
     near = 2 * 64 * 128
     put = 2 * 2 * 128 + F32  # read, written, and where to
     pair = F32 * 1000 + F32 * 10
-    assert moved_bytes(PROGRAM) == near + put + pair
+    part = F32 * 2 * 128 + F32
+    viewed = F32 * 64 * 128
+    assert moved_bytes(PROGRAM) == near + put + pair + part + viewed

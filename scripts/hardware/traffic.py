@@ -72,9 +72,9 @@ class _Program:
         total = 0.0
         for operation in inside.values():
             if operation.does == "parameter":
-                given = operations.get(fusion.operands[int(operation.rest.split(")")[0])])
+                given = operations.get(fusion.operands[_index(operation)])
                 if given is None or not _on_chip(given.shape):
-                    total += _read(operation.name, _bytes(operation.shape), inside)
+                    total += self._read(operation.name, _bytes(operation.shape), inside)
         outside = iter(_arrays(fusion.shape))
         for result in _results(inside):
             shapes = list(islice(outside, len(_arrays(result.shape))))  # several of a reduction of several arrays
@@ -83,6 +83,25 @@ class _Program:
             elif not _on_chip(shapes[0]):
                 total += _written(result, inside)
         return total
+
+    def _read(self, name: str, whole: float, inside: dict[str, _Operation]) -> float:
+        """Bytes of a fusion's parameter that are read: all, or the parts that its users take of it."""
+        parts = 0.0
+        for user in (operation for operation in inside.values() if name in operation.operands):
+            if user.does in _TAKE_PART and user.operands[0] == name:
+                parts += _bytes(user.shape)
+            elif user.does == "bitcast":
+                parts += self._read(user.name, whole, inside)
+            elif user.does == "fusion":  # TPUs' fusions hold others
+                nested = self.computations[_called(user, "calls")]
+                given = (own for own in nested.values() if own.does == "parameter")
+                for own in (own for own in given if user.operands[_index(own)] == name):
+                    # A view alone is read by whoever reads the fusion.
+                    viewed = _viewed(own.name, nested)
+                    parts += self._read(user.name, whole, inside) if viewed else self._read(own.name, whole, nested)
+            elif user.does not in _PUT_PART or user.operands[0] != name:
+                return whole
+        return min(parts, whole)
 
 
 def moved_bytes(text: str) -> int:
@@ -96,6 +115,10 @@ def _operation(found: tuple[str, str, str, str, str]) -> _Operation:
     root, name, shape, does, rest = found
     operands = tuple(re.findall(r"%([\w.\-]+)", rest.split("), ")[0]))
     return _Operation(name, shape, does, operands, rest, bool(root))
+
+
+def _index(parameter: _Operation) -> int:
+    return int(parameter.rest.split(")")[0])
 
 
 def _called(operation: _Operation, kind: str) -> str:
@@ -139,23 +162,21 @@ def _alone(operation: _Operation, operations: dict[str, _Operation]) -> float:
     return _bytes(made) + sum(_bytes(one.shape) for one in given)
 
 
-def _read(name: str, whole: float, inside: dict[str, _Operation]) -> float:
-    """Bytes of a fusion's parameter that are read: all, or the parts that its users take of it."""
-    parts = 0.0
-    for user in (operation for operation in inside.values() if name in operation.operands):
-        if user.does in _TAKE_PART and user.operands[0] == name:
-            parts += _bytes(user.shape)
-        elif user.does == "bitcast":
-            parts += _read(user.name, whole, inside)
-        elif user.does not in _PUT_PART or user.operands[0] != name:
-            return whole
-    return min(parts, whole)
+def _viewed(name: str, inside: dict[str, _Operation]) -> bool:
+    """Whether a fusion's result is its parameter, looked at otherwise."""
+    (root,) = [operation for operation in inside.values() if operation.is_root]
+    return _looked_through(root, inside).name == name
+
+
+def _looked_through(result: _Operation, inside: dict[str, _Operation]) -> _Operation:
+    while result.does == "bitcast" and result.operands[0] in inside:
+        result = inside[result.operands[0]]
+    return result
 
 
 def _written(result: _Operation, inside: dict[str, _Operation]) -> float:
     """Bytes of a fusion's result that are written: all, or the part that is put in its place."""
-    while result.does == "bitcast" and result.operands[0] in inside:
-        result = inside[result.operands[0]]
+    result = _looked_through(result, inside)
     if result.does == "parameter":
         return 0
     part = _PUT_PART.get(result.does)

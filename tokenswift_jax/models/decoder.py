@@ -154,6 +154,8 @@ class Decoder(nnx.Module):
     def project(self, normed: jax.Array) -> jax.Array:
         """The LM head's product [..., vocab] in float32 (or wider)."""
         wide = wide_dtype(normed.dtype)
+        # What draft heads give is split; left so, the product is made in steps that wait for the devices' neighbours.
+        normed = whole(normed)
         if self.lm_head is None:
             return jnp.einsum("...d,vd->...v", normed, self.embed_tokens[...], preferred_element_type=wide)
         return self.lm_head.product(normed, wide)
