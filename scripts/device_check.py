@@ -1,21 +1,25 @@
 """One command for a machine with an accelerator: kernels, bandwidth, steps and where their time goes, sampling, goals,
-transformers, and the demo end to end.
+the demo end to end, and transformers.
 
     python scripts/device_check.py                                   # everything, Llama-3.1-8B shapes, random weights
     python scripts/device_check.py --sections copy kernels steps     # some of it
     python scripts/device_check.py --output FILE.json                # goes on where FILE.json ends
 
-Every section takes less than five minutes on one H200 and needs nothing but this repository; what is missing (torch, a
-network) is said in its row. Without an accelerator the same sections run on tiny shapes. `scripts/plot.py` draws it.
+Every section is made for less than five minutes on one H200 and needs nothing but this repository; what is missing
+(torch, a network) is said in its row. Rows are written as they come; a section that was ended or failed is done again.
+Leave JAX_PLATFORMS unset: the definitions are computed on the CPU beside the device. Without an accelerator the same
+sections run on tiny shapes. `scripts/plot.py` draws it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +28,11 @@ from benchmarking.environment import describe_environment, load_average
 from hardware.sections import SECTIONS, Check
 from hardware.shapes import NAMES
 
+from tokenswift_jax.model import use_compilation_cache
 from tokenswift_jax.speculation import MODES
 
+# torch needs what jax would take in advance.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 STEPS = ("plain", "verify-16", "verify-64", "partial-16", "prefill")
 _SMALL = jax.default_backend() == "cpu"
 
@@ -51,13 +58,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Runs the sections in order, each written as it ends; 1 if one failed or a kernel is wrong."""
     arguments = parse_arguments(argv)
+    use_compilation_cache()
     environment = describe_environment()
     default = f"{environment['date'][:10]}-device-{environment['platform']}.json"
     output = arguments.output or Path(__file__).parents[1] / "benchmarks" / default
     rows: list[dict[str, Any]] = json.loads(output.read_text(encoding="utf-8")) if output.exists() else []
     good = True
     for name in arguments.sections:
-        if not arguments.again and any(row["section"] == name and "error" not in row for row in rows):
+        found = [row for row in rows if row["section"] == name]
+        if found and not arguments.again and all(row["section_seconds"] and "error" not in row for row in found):
             print(f"{name}: done before", file=sys.stderr)
             continue
         rows = [row for row in rows if row["section"] != name]
@@ -74,21 +83,32 @@ def main(argv: list[str] | None = None) -> int:
             earlier=list(rows),
             report=lambda line: print(line, file=sys.stderr, flush=True),
         )
-        begun, made = time.perf_counter(), []
-        try:
-            made.extend(SECTIONS[name](check))
-        except Exception as error:  # what one section cannot do must not cost the others
-            traceback.print_exc()
-            made.append({"error": f"{type(error).__name__}: {error}"})
-        seconds = round(time.perf_counter() - begun, 1)
-        about = {"section": name, "section_seconds": seconds, "load_average": load_average(), **environment}
-        about |= {"model": arguments.model, "dtype": str(check.dtype)}
-        rows += [{**about, **row} for row in made]
-        output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-        for row in made:
+        begun = time.perf_counter()
+        about = {"section": name, "section_seconds": None, **environment, "model": arguments.model}
+        made: list[dict[str, Any]] = []
+        for row in _until_it_fails(SECTIONS[name](check)):
+            # Each as it comes: whoever ends this process keeps what it measured, and the section is done again.
+            made.append({**about, "dtype": str(check.dtype), "load_average": load_average(), **row})
             print(f"{name}: {json.dumps(row)}", flush=True)
+            _write(output, [*rows, *made])
+        seconds = round(time.perf_counter() - begun, 1)
+        rows += [row | {"section_seconds": seconds} for row in made]
+        _write(output, rows)
         good &= not any("error" in row or row.get("good") is False or row.get("audit_failed") for row in made)
     return 0 if good else 1
+
+
+def _until_it_fails(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The rows, and where one cannot be made a last one that says why: other sections go on."""
+    try:
+        yield from rows
+    except Exception as error:
+        traceback.print_exc()
+        yield {"error": f"{type(error).__name__}: {error}"}
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -76,12 +76,16 @@ def _score_block(kv_heads: int, capacity: int, head_dim: int, float8_bits: bool,
         # Triton's arrays have powers of two for sizes; what a head has not is neither read nor counted.
         numbers = jnp.arange(pl.next_power_of_2(head_dim), dtype=jnp.int32)
         slots = start + jnp.arange(COLUMNS, dtype=jnp.int32)
+        # What would lie outside is read from the last place, and weighs nothing or is written over with the same. Where
+        # all numbers lie inside there is no minimum: it would hide from Triton that they are neighbours.
+        padded = numbers.size > head_dim
         there = numbers < head_dim
-        # What would lie outside is read from the last place, and weighs nothing or is written over with the same.
-        numbers, slots = jnp.minimum(numbers, head_dim - 1), jnp.minimum(slots, capacity - 1)
-        summed = jnp.where(there, summed_ref[batch, head, numbers], 0.0)
+        numbers = jnp.minimum(numbers, head_dim - 1) if padded else numbers
+        slots = jnp.minimum(slots, capacity - 1)
+        summed = summed_ref[batch, head, numbers]
         keys = stored_numbers(keys_ref[layer, batch, head, slots[:, None], numbers[None, :]], float8_bits, jnp.float32)
-        scores = jnp.where(there[None, :], keys * summed[None, :], 0.0).sum(axis=1)
+        products = keys * summed[None, :]
+        scores = (jnp.where(there[None, :], products, 0.0) if padded else products).sum(axis=1)
         if scales_ref is not None:
             scores = scores * scales_ref[layer, batch, head, slots]
         out_ref[batch, head, slots] = scores

@@ -11,18 +11,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from hardware import steps
 from tokenswift_jax.cache.full import FullCache
 from tokenswift_jax.decoding.loop import compiled
-from tokenswift_jax.decoding.programs import COMPILER_OPTIONS
+from tokenswift_jax.decoding.programs import Programs
 from tokenswift_jax.decoding.state import Inputs, Plan
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
 
 CALLS = 6  # timed calls of a step, the first of which is left out
-ITERATIONS = 6  # of a call
+ITERATIONS = 31  # of a call, as many as decoding asks for at a time
+CHUNKS = 4  # of a prompt
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class FilledStep:
 
     Attributes:
       executable: compiled.
-      call: runs `ITERATIONS` passes of it and waits for them; returns how many it ran, and the tokens they were worth.
+      call: runs some passes of it and waits for them; returns how many it ran, and the tokens they were worth.
     """
 
     executable: Any
@@ -75,7 +77,7 @@ def milliseconds_a_pass(step: FilledStep) -> dict[str, float]:
 
 def filled_step(model: RandomModel, name: str, length: int, capacity: int) -> FilledStep:
     """A step (of `steps.STEPS`, drafting alone excepted) after `length` tokens."""
-    step = steps.step_named(name, model.config, capacity, model.dtype)
+    step = _step(name, model.config, capacity, model.dtype)
     return _prefill(model, step, length) if step.plan is None else _decoding(model, step, step.plan, length, capacity)
 
 
@@ -83,14 +85,14 @@ def _prefill(model: RandomModel, step: steps.Step, length: int) -> FilledStep:
     tokens = jnp.zeros((1, step.rows), jnp.int32)
     begin, shapes = jnp.int32(length), steps.cache_of(step)
     cache = FullCache(_random(shapes.keys, 1), _random(shapes.values, 2))
-    function = _executable(step, model.params, tokens, begin, cache)
+    function = Programs().compile(step.function, model.params, tokens, begin, cache)
 
     def call() -> tuple[int, int]:
         nonlocal cache
-        for _ in range(ITERATIONS):
+        for _ in range(CHUNKS):
             cache = function(model.params, tokens, begin, cache)
         jax.block_until_ready(cache)
-        return ITERATIONS, ITERATIONS * step.rows
+        return CHUNKS, CHUNKS * step.rows
 
     return FilledStep(function, call)
 
@@ -103,19 +105,20 @@ def _decoding(model: RandomModel, step: steps.Step, plan: Plan, length: int, cap
     state = replace(state, cache=cache, length=jnp.full_like(state.length, length))
     if plan.draft is not None or (plan.tree is not None and plan.tree.ngram_k):
         state = compiled("catch_up", None, plan)(_light(inputs), state)
-    function = _executable(step, inputs, state, jnp.int32(ITERATIONS))
+    function = Programs().compile(step.function, inputs, state, jnp.int32(ITERATIONS))
 
     def call() -> tuple[int, int]:
         nonlocal state
         state, chunk = function(inputs, state, jnp.int32(ITERATIONS))
-        return int(chunk.iterations), int(chunk.counts[0])
+        return int(chunk.iterations), int(np.asarray(chunk.counts)[0])
 
     return FilledStep(function, call)
 
 
-def _executable(step: steps.Step, *arguments: Any) -> Any:
-    options = COMPILER_OPTIONS.get(jax.default_backend(), {})
-    return step.function.lower(*arguments).compile(compiler_options=options)
+@functools.cache
+def _step(name: str, config: ModelConfig, capacity: int, dtype: Any) -> steps.Step:
+    """Kept, so that one executable serves all lengths."""
+    return steps.step_named(name, config, capacity, dtype)
 
 
 def _light(inputs: Inputs) -> Inputs:

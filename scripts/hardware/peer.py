@@ -28,6 +28,7 @@ def rows(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config_class, model_class = (getattr(library, name) for name in _MODEL_TYPES[config.model_type])
     torch.manual_seed(0)
+    torch.set_default_dtype(getattr(torch, str(dtype)))  # or the weights are made in float32 first
     with torch.device(device):
         settings = config_class(
             vocab_size=config.vocab_size,
@@ -40,7 +41,7 @@ def rows(
             tie_word_embeddings=config.tie_word_embeddings,
             dtype=str(dtype),
         )
-        model = model_class(settings).to(getattr(torch, str(dtype))).eval()
+        model = model_class(settings).eval()
     for length in lengths:
         report(f"transformers after {length:,} tokens")
         try:

@@ -6,23 +6,26 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from benchmarking.hosting import WINDOW, origins, profile
+from benchmarking.hosting import WINDOW, covered, origins, profile
 
-from hardware.filled import FilledStep
+from hardware.filled import FilledStep, milliseconds_a_pass
 
 TOP = 15
 
 
 def slowest(step: FilledStep, name: str, length: int) -> Iterator[dict[str, Any]]:
-    """A row with the share of the time in which the device does nothing, then one for each of the `TOP` operations that
-    take longest, with where they come from. An operation that holds others (a loop) is listed beside them."""
-    step.call()  # the first one may still compile what it starts with
+    """A row with the time of a pass and how long of it the device is busy, then one for each of the `TOP` operations
+    that take longest, with where they come from.
+
+    The pass is timed without the profiler, under which GPUs launch one by one what else is one graph. An operation that
+    holds others (a loop) is listed beside them; kernels that several operations share are given one's origin.
+    """
+    milliseconds = milliseconds_a_pass(step)["milliseconds"]
     with profile() as traces, jax.profiler.TraceAnnotation(WINDOW):
         passes, _ = step.call()
     (trace,) = traces
     about = {"step": name, "length": length}
-    begin, end = trace.window
-    yield about | {"microseconds_a_pass": (end - begin) / 1e3 / passes, "idle_share": trace.idle_share}
+    yield about | {"milliseconds": milliseconds, "busy_milliseconds": covered(trace.busy, trace.window) / 1e6 / passes}
     known = origins([step.executable])
     taken = {operation: sum(times) / passes for operation, times in trace.thunks.items()}
     for operation in sorted(taken, key=taken.__getitem__, reverse=True)[:TOP]:

@@ -59,7 +59,7 @@ class Check:
     def bandwidth(self) -> float:
         """The copy bandwidth of this machine, bytes a second; measured now where no row has it."""
         for row in self.earlier:
-            if row["section"] == "copy":
+            if row["section"] == "copy" and "error" not in row:
                 return row["bytes_a_second"]
         return copy_bandwidth(self.copied_bytes)
 
@@ -184,8 +184,8 @@ SECTIONS: dict[str, Callable[[Check], Rows]] = {
     "draws": draws,
     "replay": replay,
     "goals": goals,
-    "transformers": transformers,
     "demo": demo,
+    "transformers": transformers,
 }
 
 

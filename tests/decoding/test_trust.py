@@ -10,7 +10,7 @@ import pytest
 from tokenswift_jax.decoding import ngram, trust
 from tokenswift_jax.decoding.levels import shared_levels
 from tokenswift_jax.decoding.shape import TreeShape
-from tokenswift_jax.decoding.tree import build
+from tokenswift_jax.decoding.tree import Tree, build
 from tokenswift_jax.decoding.walk import Walk
 
 ROOTED, BELOW = TreeShape((2,), 2), TreeShape((2,), 2, keyed_by_root=False)
@@ -27,15 +27,24 @@ def table():
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _observe(shape, record, known, root, walk, running):
-    return trust.observe(record, shape, known, root, walk, running)
+def _observe(shape, record, known, tree, walk, running):
+    return trust.observe(record, shape, known, tree, walk, running)
 
 
-def observe(shape, record, root, emitted, accepted=(0, 0), running=(True, True)):
-    """The record after an iteration of two rows; `emitted` [2][2]."""
+def observe(shape, record, root, emitted, accepted=(0, 0), running=(True, True), nodes=()):
+    """The record after an iteration of two texts; `emitted` [2][2]. Each tree has the nodes (token, parent, depth,
+    drafted by an n-gram only) below its root."""
     emitted, accepted = jnp.asarray(emitted, jnp.int32), jnp.asarray(accepted, jnp.int32)
-    walk = Walk(path=jnp.zeros_like(emitted), accepted=accepted, emitted=emitted)
-    return _observe(shape, record, table(), jnp.asarray(root, jnp.int32), walk, jnp.asarray(running))
+    # The first node is the one that the walk accepted, if it accepted any.
+    walk = Walk(
+        path=jnp.minimum(jnp.arange(2, dtype=jnp.int32)[None], accepted[:, None]), accepted=accepted, emitted=emitted
+    )
+    rows = [np.array([[token, 0, 0, False], *nodes, (0, 0, 0, True)]) for token in root]
+    tokens, parents, depths, by_ngram = np.moveaxis(np.stack(rows), -1, 0).astype(np.int32)
+    valid = jnp.asarray([[True] * (1 + len(nodes)) + [False]] * 2)
+    nothing = jnp.zeros(())
+    tree = Tree(*map(jnp.asarray, (tokens, parents, depths)), valid, jnp.asarray(by_ngram > 0), nothing, nothing)
+    return _observe(shape, record, table(), tree, walk, jnp.asarray(running))
 
 
 def expected(outcomes, claim):
@@ -77,9 +86,28 @@ def test_rows_that_do_not_run_and_keys_without_continuation_stay():
 
 def test_a_key_below_the_root_counts_only_where_it_was_accepted():
     record = jnp.asarray([[0.5, 3], [0.5, 3]], jnp.float32)
-    after = observe(BELOW, record, [UNSEEN, 0], [[0, 1], [0, -1]], accepted=(1, 0))
+    after = observe(BELOW, record, [UNSEEN, 0], [[0, 1], [0, -1]], accepted=(1, 0), nodes=[(0, 0, 1, False)])
     observed = [trust.DECAY * 0.5 + 1, trust.DECAY * 3 + 0.4]
     np.testing.assert_allclose(after, [observed, [0.5, 3]], rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("node", "counts"),
+    [((1, 0, 1, False), False), ((1, 0, 1, True), True), ((2, 0, 1, False), True), ((1, 0, 2, False), True)],
+    ids=["a head's", "the chain's", "another token", "another depth"],
+)
+def test_where_a_head_drafts_the_same_the_chain_is_not_judged(node, counts):
+    after = observe(ROOTED, trust.unobserved(2), [0, 0], [[1, -1], [2, -1]], nodes=[node])
+    judged = [[1, 0.4], [0, 0.4]]
+    np.testing.assert_allclose(after, judged if counts else np.zeros((2, 2)), rtol=0, atol=ROUNDING)
+
+
+def test_below_the_root_a_head_drafts_under_the_accepted_candidate():
+    record = trust.unobserved(2)
+    for parent, counts in ((1, False), (2, True)):
+        nodes = [(0, 0, 1, False), (5, 0, 1, False), (1, parent, 2, False)]
+        after = observe(BELOW, record, [UNSEEN, UNSEEN], [[0, 1], [0, -1]], accepted=(1, 0), nodes=nodes)
+        np.testing.assert_allclose(after, [[1, 0.4] if counts else [0, 0], [0, 0]], rtol=0, atol=ROUNDING)
 
 
 def test_where_the_table_lies_the_heads_fill_the_budget():

@@ -68,7 +68,7 @@ def commit(
         eligible = after - inputs.ngram_window
         if plan.tree.calibrated:
             assert ngram_trust is not None
-            ngram_trust = trust.observe(ngram_trust, plan.tree, ngrams, tree.tokens[:, 0], walk, moved)
+            ngram_trust = trust.observe(ngram_trust, plan.tree, ngrams, tree, walk, moved)
             # Hits are never negative, but now the table is not written before it is read, or XLA would copy all of it.
             eligible = jnp.where(ngram_trust[:, 0] >= 0, eligible, before - inputs.ngram_window)
         ngrams = ngram.insert(ngrams, tokens, eligible, plan.depth + 1)

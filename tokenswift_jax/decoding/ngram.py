@@ -15,6 +15,7 @@ _FIELDS = 4
 _LOW = 21  # bits of a word that hold the first (second) token; above them, half of the third's
 _HALF = 10
 MAX_VOCAB = 2 ** (2 * _HALF)
+_TURN = 32  # insertions of a turn
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["entries", "inserted"], meta_fields=[])
@@ -74,8 +75,12 @@ def insert(table: NgramTable, tokens: jax.Array, eligible: jax.Array, most: int 
         return _insert_one(entries, tokens, end, end < stop)
 
     if most is None:
-        steps = jnp.maximum(jnp.max(stop - start), 0)
-        entries = lax.fori_loop(jnp.int32(0), steps, body, table.entries)
+        # GPUs wait for the host at every turn of a loop of unknown length, and at none of one whose length is known.
+        def some(turn: jax.Array, entries: jax.Array) -> jax.Array:
+            return lax.fori_loop(0, _TURN, lambda step, entries: body(turn * _TURN + step, entries), entries)
+
+        turns = (jnp.maximum(jnp.max(stop - start), 0) + (_TURN - 1)) // _TURN
+        entries = lax.fori_loop(jnp.int32(0), turns, some, table.entries)
     else:
         # Unrolled: accelerators wait for the host at every turn of a loop, and an idle step costs next to nothing.
         entries = table.entries

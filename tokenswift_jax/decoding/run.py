@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -168,6 +169,8 @@ class DecodingRun:
         self._programs = Programs()
         self._chunk_functions: dict[Plan, Callable] = {}
         self._state: DecodeState | None = None
+        # Where a loop's condition is read by the host, as on GPUs, a call returns only once its chunk is all but done.
+        self._sender = ThreadPoolExecutor(1, "tokenswift-chunks")
         self._ready_for: NamedPlan | None = None
         self.prefill_seconds = 0.0
         self.schedule_trace: list[dict[str, Any]] = []
@@ -179,9 +182,16 @@ class DecodingRun:
 
     def close(self) -> None:
         """Abandons the run and frees the device's state."""
+        self._sender.shutdown(wait=True)
         self._state = None
 
     def __iter__(self) -> Iterator[Step]:
+        try:
+            yield from self._steps()
+        finally:
+            self._sender.shutdown(wait=True)
+
+    def _steps(self) -> Iterator[Step]:
         first = self._prefill()
         generated = max(map(len, self._emitted))
         if first is not None:
@@ -193,7 +203,7 @@ class DecodingRun:
         while True:
             # Sent ahead, the next chunk hides the host's work; but a trial is timed alone, and a plan that must be
             # compiled or caught up with first waits, so that the delay is not taken for its chunk's pace.
-            ahead = self._dispatch() if self._can_run_ahead() else None
+            ahead = self._send_ahead() if self._can_run_ahead() else None
             counts = np.asarray(pending.chunk.counts)
             now = time.perf_counter()
             seconds, clock = now - clock, now
@@ -207,8 +217,9 @@ class DecodingRun:
             if ahead is None:
                 catch_up = self._prepare(generated)
                 clock = time.perf_counter()
-                ahead = self._dispatch(catch_up)
-            pending = ahead
+                pending = self._dispatch(catch_up)
+            else:
+                self._state, pending = ahead.result()
 
     def _can_run_ahead(self) -> bool:
         return not self._tuner.trying and self._tuner.next_plan()[0] is self._ready_for
@@ -270,7 +281,7 @@ class DecodingRun:
         state = self._state
         assert state is not None
         self._trace(named, generated)
-        seconds = 0.0
+        seconds, compiled_before = 0.0, self.compile_seconds
         if named.plan.kind != "autoregressive":
             call = compiled("catch_up", None, named.plan), self._inputs, state
             self._programs.compile(*call)
@@ -278,6 +289,9 @@ class DecodingRun:
             state = jax.block_until_ready(self._programs.run(*call))
             seconds = time.perf_counter() - begun
         self._programs.compile(*self._chunk_call(named.plan, state, None))
+        if self.compile_seconds > compiled_before:
+            # What a device does at a program's first call, as loading it, is no more its chunk's time than compiling.
+            state = jax.block_until_ready(self._run(named.plan, state, 0)[0])
         self._state, self._ready_for = state, named
         return seconds
 
@@ -288,6 +302,19 @@ class DecodingRun:
         assert named is self._ready_for
         self._state, chunk = self._run(named.plan, self._state, iterations)
         return _Dispatched(named, chunk, catch_up)
+
+    def _send_ahead(self) -> Future[tuple[DecodeState, _Dispatched]]:
+        """The next chunk and the state after it, sent by another thread: until its result is taken, this one leaves
+        the state alone."""
+        named, iterations = self._tuner.next_plan()
+        state = self._state
+        assert state is not None
+
+        def send() -> tuple[DecodeState, _Dispatched]:
+            after, chunk = self._run(named.plan, state, iterations)
+            return after, _Dispatched(named, chunk, 0.0)
+
+        return self._sender.submit(send)
 
     def _run(self, plan: Plan, state: DecodeState, iterations: int | None) -> tuple[DecodeState, Chunk]:
         after, chunk = self._programs.run(*self._chunk_call(plan, state, iterations))

@@ -1,7 +1,8 @@
-"""Trust in the n-grams: their probabilities are scaled by how often they have been right lately.
+"""Trust in the n-grams: their probabilities are scaled by how often they have lately been right where no head was.
 
-An n-gram's share of its key's row is no forecast: a text drawn at temperature 1 repeats itself far less than the shares
-say, and nodes that score too high drive better ones of the heads out of a node budget.
+An n-gram's share of its key's row is no forecast: a text that is drawn or penalised repeats itself far less than the
+shares say, and nodes that score too high drive better ones of the heads out of a node budget. Where a head drafts the
+same token the n-gram adds nothing, so that only what it drafts alone says what its nodes are worth.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import jax.numpy as jnp
 from tokenswift_jax.decoding import ngram
 from tokenswift_jax.decoding.ngram import NgramTable
 from tokenswift_jax.decoding.shape import TreeShape
+from tokenswift_jax.decoding.tree import Tree
 from tokenswift_jax.decoding.walk import Walk
 
-PRIOR = 1.0  # observations' worth of belief in the table as it stands
+# Observations' worth of belief in the table as it stands. With 1.0, decayed failures never cost as much trust as they
+# should: penalised greedy text of the demo took 8% more passes with 15 nodes, and repeating text 2% fewer.
+PRIOR = 0.1
 DECAY = 0.98  # an observation's weight at the next one: some fifty count
 
 
@@ -34,29 +38,32 @@ def factor(record: jax.Array) -> jax.Array:
 
 
 def observe(
-    record: jax.Array, shape: TreeShape, table: NgramTable, root: jax.Array, walk: Walk, running: jax.Array
+    record: jax.Array, shape: TreeShape, table: NgramTable, tree: Tree, walk: Walk, running: jax.Array
 ) -> jax.Array:
     """The record after an iteration.
 
     Observed is the first token of the most frequent continuation of the key that the walk went through, whether or not
     a node budget kept it (else lost trust could not come back), against the token that followed the key. A row stays
-    as it is where it is not running, the walk went through no key or the key has no continuation.
+    as it is where it is not running, the walk went through no key, the key has no continuation, or a head drafted the
+    same token below it.
 
     Args:
         record: float32 `[batch, 2]`, as `factor` takes it.
         shape: the tree's shape, with chains.
         table: the table that the tree was built from.
-        root: int32 `[batch]`, the iteration's root.
+        tree: that was verified.
         walk: what the iteration accepted.
         running: bool `[batch]`.
     """
     if shape.keyed_by_root:
-        key, followed, seen = root, walk.emitted[:, 0], running
+        key, followed, seen = tree.tokens[:, 0], walk.emitted[:, 0], running
     else:
         key, followed, seen = walk.emitted[:, 0], walk.emitted[:, 1], running & (walk.accepted > 0)
+    below = tree.valid & (tree.parents == walk.path[:, shape.key_depth, None]) & (tree.depths == shape.key_depth + 1)
     continuations, counts, totals = ngram.lookup(table, key[:, None], shape.ngram_k)
     first, counts = continuations[:, 0, :, 0], counts[:, 0]
-    seen &= counts[:, 0] > 0
+    by_heads = below & ~tree.drafted_by_ngram_only & (tree.tokens == first[:, :1])
+    seen &= (counts[:, 0] > 0) & ~by_heads.any(axis=1)
     through = jnp.sum(jnp.where(first == first[:, :1], counts, 0), axis=1, dtype=jnp.int32)
     claim = through.astype(jnp.float32) / (totals[:, 0] + 1).astype(jnp.float32)
     hit = (first[:, 0] == followed).astype(jnp.float32)

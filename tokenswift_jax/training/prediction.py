@@ -194,7 +194,7 @@ def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
             if plan.processors.penalty:
                 last_positions = penalty.advance(last_positions, tokens, length + 1, after + 1, plan.depth + 1)
             if shape.calibrated:
-                ngram_trust = trust.observe(ngram_trust, shape, table, root, won, count > 0)
+                ngram_trust = trust.observe(ngram_trust, shape, table, tree, won, count > 0)
             if shape.ngram_k:
                 table = ngram.insert(table, tokens, after - inputs.ngram_window, plan.depth + 1)
             return after, last_positions, table, ngram_trust, histogram
