@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from hardware import ptx, roofline, shapes, steps
-from hardware.copies import large_arrays
+from hardware.copies import array_bytes, large_arrays
 from hardware.targets import TARGETS, Target, devices
 from hardware.traffic import moved_bytes
 from pallas_kernels.gpus import A100, H200
@@ -25,6 +25,7 @@ from tokenswift_jax.parallel.rules import TENSOR, check_mesh, shardings
 
 LENGTHS = (4096, 16384, 65536, 126976)
 _SMALL_COPY = 2**20  # bytes
+COPIED = 0.01  # of the bytes that a program must move, at most, by all its copies that are not small
 TEMPORARY_SHARE = 0.05  # of the cache, at most
 # Of the bytes that one row must move, at most. Several rows' programs also write and read sums of split products, which
 # second-level caches hold, and whose splits are chosen on the device.
@@ -64,7 +65,7 @@ def report(name: str, model: str, step: str, layers: int | None, capacity: int, 
     made = large_arrays(text, cache // (2 * config.num_layers))
     # Copies also of weights, tables and draft caches, which are smaller than a layer's cache.
     copies = [entry for entry in large_arrays(text, _SMALL_COPY) if entry.startswith("copy ")]
-    copies += [entry for entry in made if " bf16[" in entry and not entry.startswith("copy ")]
+    caches = [entry for entry in made if " bf16[" in entry]
     # On one device, kernels and the cache that they read left out: of the layers compiled.
     moved, least = moved_bytes(text), roofline.step_cost(step, config, 0).bytes // count
     row: dict[str, Any] = {
@@ -81,8 +82,10 @@ def report(name: str, model: str, step: str, layers: int | None, capacity: int, 
         "temporary_bytes": memory.temp_size_in_bytes,
         "temporary_share": round(memory.temp_size_in_bytes / whole_cache, 4),
         "cache_is_donated": memory.alias_size_in_bytes >= cache,
-        "cache_copies": copies,
-        "other_large_arrays": [entry for entry in made if entry not in copies],
+        "copies": copies,
+        "copied_share": round(sum(map(array_bytes, copies)) / least, 4),
+        "cache_copies": caches,
+        "other_large_arrays": [entry for entry in made if entry not in (*copies, *caches)],
         "moved_bytes": moved,
         "least_moved_bytes": least,
         "moved_share": round(moved / least, 3),
@@ -97,7 +100,8 @@ def report(name: str, model: str, step: str, layers: int | None, capacity: int, 
     small = memory.temp_size_in_bytes <= TEMPORARY_SHARE * whole_cache + logits
     once = wanted.rows > 1 or moved <= MOVED * least
     fits = row["share_of_memory"] <= 1
-    row["good"] = bool(row["cache_is_donated"] and small and once and fits and not copies and not spilled)
+    few = not caches and row["copied_share"] <= COPIED
+    row["good"] = bool(row["cache_is_donated"] and small and once and fits and few and not spilled)
     return row
 
 

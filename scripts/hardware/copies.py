@@ -12,6 +12,12 @@ _VALUE = r"= (\w+)\[([\d,]+)\](\{[^}]*\})? ([\w\-]+)\((.*)"  # type, shape, layo
 _NARROW = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8, "u64": 8}
 
 
+def array_bytes(entry: str) -> int:
+    """Bytes of an array as `large_arrays` gives it."""
+    kind, shape = re.findall(r"(\w+)\[([\d,]+)\]", entry)[0]
+    return _NARROW.get(kind, 4) * prod(map(int, shape.split(",")))
+
+
 def large_arrays(text: str, least: int) -> list[str]:
     """Operations outside fusions that make an array of at least so many bytes, as "operation type[shape]".
 

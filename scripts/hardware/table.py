@@ -20,7 +20,7 @@ def write_table(rows: list[dict[str, Any]], page: Path) -> None:
 
 def as_table(rows: list[dict[str, Any]]) -> str:
     """One line a program, in the order of target, model and step."""
-    heading = "| target | model | devices | step | memory | temporary | copies | moved | registers (spilled) | "
+    heading = "| target | model | devices | step | memory | temporary | copied | moved | registers (spilled) | "
     lengths = [bound["length"] for bound in rows[0]["roofline"]]
     heading += " | ".join(f"{length:,}" for length in lengths) + " |"
     lines = [heading, "| --- " * heading.count(" | ") + "| --- |"]
@@ -39,7 +39,7 @@ def _line(row: dict[str, Any]) -> str:
         row["step"] + ("" if row["layers_compiled"] == row["layers"] else f" ({row['layers_compiled']} layers)"),
         f"{row['share_of_memory']:.0%}",
         f"{row['temporary_share']:.2%}",
-        str(len(row["cache_copies"])),
+        f"{row['copied_share']:.1%}",
         f"{row['moved_share']:.2f}",
         "" if most is None else f"{most} ({spilled})",
         *[f"{bound['milliseconds']:.2f}" for bound in row["roofline"]],

@@ -152,13 +152,14 @@ def _alone(operation: _Operation, operations: dict[str, _Operation]) -> float:
     part = _PUT_PART.get(operation.does)
     if part is not None and part < len(given):
         return 2 * _bytes(given[part].shape)
+    if operation.does in ("copy-start", "slice-start"):
+        # (result, operand, context), or the other way round: what is taken is read there and written here.
+        both = _arrays(operation.shape)[:2]
+        taken = min(_bytes(array.replace("S(1)", "")) for array in both)
+        return taken * sum(not _on_chip(array) for array in both)
     made = operation.shape
     if operation.does.endswith("-start"):
-        # (operand, result, context), or a result alone.
-        made = (_arrays(made) * 2)[1]
-        if operation.does in ("copy-start", "slice-start"):
-            # Of the operand as much is read as is written, perhaps to on-chip memory.
-            return _bytes(made) + (not _on_chip(given[0].shape)) * _bytes(made.replace("S(1)", ""))
+        made = (_arrays(made) * 2)[1]  # (operand, result, context), or a result alone
     return _bytes(made) + sum(_bytes(one.shape) for one in given)
 
 

@@ -70,8 +70,7 @@ def test_a_finished_row_is_frozen(model, alone):
     before: dict[int, list[np.ndarray]] = {}
     compared = 0
     for _ in running:  # the state is that of the chunk under way
-        assert running._state is not None
-        state = jax.tree.map(np.array, running._state)  # copies: the buffers are donated to the next chunk
+        state = jax.tree.map(np.array, running.state)  # copies: the buffers are donated to the next chunk
         for row in range(3):
             if state.finish[row] == RUNNING:
                 continue

@@ -171,6 +171,7 @@ class DecodingRun:
         self._state: DecodeState | None = None
         # Where a loop's condition is read by the host, as on GPUs, a call returns only once its chunk is all but done.
         self._sender = ThreadPoolExecutor(1, "tokenswift-chunks")
+        self._ahead: Future[tuple[DecodeState, _Dispatched]] | None = None
         self._ready_for: NamedPlan | None = None
         self.prefill_seconds = 0.0
         self.schedule_trace: list[dict[str, Any]] = []
@@ -184,6 +185,11 @@ class DecodingRun:
         """Abandons the run and frees the device's state."""
         self._sender.shutdown(wait=True)
         self._state = None
+
+    @property
+    def state(self) -> DecodeState | None:
+        """The state after the newest chunk that was sent, finished or not; it belongs to the chunk after that."""
+        return self._state if self._ahead is None else self._ahead.result()[0]
 
     def __iter__(self) -> Iterator[Step]:
         try:
@@ -203,7 +209,7 @@ class DecodingRun:
         while True:
             # Sent ahead, the next chunk hides the host's work; but a trial is timed alone, and a plan that must be
             # compiled or caught up with first waits, so that the delay is not taken for its chunk's pace.
-            ahead = self._send_ahead() if self._can_run_ahead() else None
+            self._ahead = self._send_ahead() if self._can_run_ahead() else None
             counts = np.asarray(pending.chunk.counts)
             now = time.perf_counter()
             seconds, clock = now - clock, now
@@ -214,12 +220,12 @@ class DecodingRun:
             self._check_numbers(pending.chunk)
             if (np.asarray(pending.chunk.finish) != RUNNING).all():
                 return
-            if ahead is None:
+            if self._ahead is None:
                 catch_up = self._prepare(generated)
                 clock = time.perf_counter()
                 pending = self._dispatch(catch_up)
             else:
-                self._state, pending = ahead.result()
+                self._state, pending = self._ahead.result()
 
     def _can_run_ahead(self) -> bool:
         return not self._tuner.trying and self._tuner.next_plan()[0] is self._ready_for
