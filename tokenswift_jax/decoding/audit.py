@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
 _SAMPLED_ROWS = 64  # positions at which two row counts are compared
-_FEW = 16  # rows of the narrow forward in that comparison
+_NARROW = (1, 16)  # rows of the forwards that are compared with wide ones, as of plain decoding and of a tree
 _MEASURED = 8  # mismatches whose margins are searched at once: a search costs about a hundred draws of each
 
 
@@ -46,9 +46,9 @@ class AuditReport:
       mismatches: positions at which the emitted token is not the draw.
       max_margin: the largest margin of those, in logits (`margin.margin`); 0.0 without any.
       bound: the largest margin that rounding explains: 0.0 in float32 and float64, whose tokens must be identical;
-        in narrower types 4 times the largest difference between the logits of the same tokens computed 256 and 16 rows
-        at a time, here, on this text. A draw can only differ where two computations of the logits differ by at least
-        the margin; 64 positions are compared, and the factor covers the extremes of the others.
+        in narrower types 4 times the largest difference between the logits of the same tokens computed 256 rows and 16
+        rows or one at a time, here, on this text. A draw can only differ where two computations of the logits differ by
+        at least the margin; 64 positions are compared, and the factor covers the extremes of the others.
       failed: a mismatch exceeds the bound.
     """
 
@@ -147,14 +147,15 @@ def _programs(graph: nnx.GraphDef, processors: Processors) -> tuple[Callable, Ca
 
 
 def _logit_spread(model: Model, text: list[int]) -> float:
-    """The largest difference between logits of the text's first positions computed ROWS and `_FEW` rows at a time."""
+    """The largest difference between logits of the text's first positions, ROWS and `_NARROW` rows at a time."""
     sample, logits = text[:_SAMPLED_ROWS], _lm_head(model.graphdef)
 
     def computed(rows: int) -> np.ndarray:
         chunks = [np.asarray(logits(model.params, hidden))[0] for _, hidden in teacher_forced(model, [sample], rows)]
         return np.concatenate(chunks)[: len(sample)]
 
-    return float(np.abs(computed(_FEW) - computed(ROWS)).max())
+    whole = computed(ROWS)
+    return max(float(np.abs(computed(rows) - whole).max()) for rows in _NARROW)
 
 
 @functools.cache
