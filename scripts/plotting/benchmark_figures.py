@@ -132,7 +132,11 @@ def _ablation_figure(groups: Texts, path: Path) -> None:
         )
 
     def draw(rows: list[Row], axes: Any) -> None:
-        names = [row["contender"].removeprefix("tokenswift ") for row in rows]
+        contenders = [row["contender"] for row in rows]
+        names = [
+            name.removeprefix("tokenswift ") + (f", {row['node_budget']} nodes" if contenders.count(name) > 1 else "")
+            for name, row in zip(contenders, rows, strict=True)
+        ]
         kinds = [row["schedule"] or row["mode"] for row in rows]
         palette = {"partial": "#0072B2", "fused": "#D55E00"}
         fills = [palette.get(kind, "#009E73") for kind in kinds]
