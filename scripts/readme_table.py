@@ -1,6 +1,6 @@
 """Writes the README's figures from the files that hold them; no figure is typed by hand.
 
-    python scripts/readme_table.py benchmarks/2026-11-23-cpu.jsonl     fills both sections
+    python scripts/readme_table.py benchmarks/2026-11-25-cpu.jsonl     fills both sections
     python scripts/readme_table.py                                     fills them anew from the same file
     python scripts/readme_table.py --check                             fails where the README says something else
 
