@@ -25,7 +25,9 @@ from tokenswift_jax.parallel.rules import TENSOR, check_mesh, shardings
 
 LENGTHS = (4096, 16384, 65536, 126976)
 _SMALL_COPY = 2**20  # bytes
-COPIED = 0.01  # of the bytes that a program must move, at most, by all its copies that are not small
+# Of the bytes that a program must move, at most, by all its copies that are not small. Prefill is bound by arithmetic,
+# and chips whose on-chip memory is small lay out a chunk's queries and results for the kernel in the large one.
+COPIED, PREFILL_COPIED = 0.01, 0.1
 TEMPORARY_SHARE = 0.05  # of the cache, at most
 # Of the bytes that one row must move, at most. Several rows' programs also write and read sums of split products, which
 # second-level caches hold, and whose splits are chosen on the device.
@@ -100,7 +102,7 @@ def report(name: str, model: str, step: str, layers: int | None, capacity: int, 
     small = memory.temp_size_in_bytes <= TEMPORARY_SHARE * whole_cache + logits
     once = wanted.rows > 1 or moved <= MOVED * least
     fits = row["share_of_memory"] <= 1
-    few = not caches and row["copied_share"] <= COPIED
+    few = not caches and row["copied_share"] <= (COPIED if wanted.plan else PREFILL_COPIED)
     row["good"] = bool(row["cache_is_donated"] and small and once and fits and few and not spilled)
     return row
 
