@@ -36,3 +36,15 @@ def test_catching_up_counts_as_decoding_and_is_told_from_the_chunk_s_own_time(mo
     assert observed[0][1] >= DELAY
     assert [catch_up for _, catch_up in observed[1:]] == [0.0] * (len(steps) - 1), "the plan never changed"
     assert steps == [seconds + catch_up for seconds, catch_up in observed]
+
+
+def test_closing_a_run_lets_go_of_the_state_of_the_chunk_under_way():
+    model = tiny.tiny_model(tiny.tiny_config(num_hidden_layers=1))
+    plain = SpeculationConfig(mode="autoregressive")
+    run = decoding.start(model, [[1, 2, 3]], SamplingConfig(temperature=0.0), plain, max_new_tokens=200)
+    steps = iter(run)
+    next(steps)
+    next(steps)
+    assert run.state is not None
+    run.close()
+    assert run.state is None

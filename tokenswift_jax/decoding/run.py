@@ -184,7 +184,7 @@ class DecodingRun:
     def close(self) -> None:
         """Abandons the run and frees the device's state."""
         self._sender.shutdown(wait=True)
-        self._state = None
+        self._state = self._ahead = None  # a chunk under way holds the state after it
 
     @property
     def state(self) -> DecodeState | None:
