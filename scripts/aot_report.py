@@ -52,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     good = True
     with tempfile.TemporaryDirectory() as dumped:
         targets.compile_without_hardware()
+        os.environ["MOSAIC_GPU_DUMP_TO"] = dumped  # what XLA does not compile itself
         os.environ["XLA_FLAGS"] = f"--xla_dump_to={dumped} {os.environ.get('XLA_FLAGS', '')}"  # read when XLA starts
         from hardware.aot import report
 

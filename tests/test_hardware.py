@@ -163,16 +163,17 @@ def small_cases(monkeypatch):
     monkeypatch.setattr(kernel_checks, "CAPACITY", 320)
     monkeypatch.setattr(kernel_checks, "LENGTHS", (300, 70))
     monkeypatch.setattr(kernel_checks, "BEST", 90)
+    monkeypatch.setattr(kernel_checks, "CHUNK", 20)
 
 
 def test_kernels_are_held_against_their_definitions(small_cases):
     rows = list(kernel_checks.against_definitions(jnp.dtype(jnp.float32)))
     kernels = ["tree_attention", "sparse_attention"]
-    assert [row["kernel"] for row in rows] == 3 * kernels + ["cache_scores"]
+    assert [row["kernel"] for row in rows] == 3 * kernels + ["prefill_attention", "cache_scores"]
     assert all(row["good"] for row in rows)
 
 
-@pytest.mark.parametrize("kernel", ["tree_attention", "sparse_attention", "top_positions"])
+@pytest.mark.parametrize("kernel", ["tree_attention", "sparse_attention", "prefill_attention", "top_positions"])
 def test_a_kernel_that_is_wrong_is_found(kernel, small_cases, monkeypatch):
     """An attention that is off by a thousandth; a selection that misses the best key."""
     right = getattr(kernel_checks, kernel)

@@ -34,7 +34,7 @@ TEMPORARY_SHARE = 0.05  # of the cache, at most
 MOVED = 1.05
 ROOM = 0.92  # of a device's memory, that weights and cache may take
 DTYPE = jnp.dtype(jnp.bfloat16)
-KERNELS = ("tree_attention", "sparse_attention", "cache_scores")
+KERNELS = ("tree_attention", "sparse_attention", "cache_scores", "flash_attention", "mosaic_gpu")
 _ARCHITECTURES = {"a100": "sm_80", "h200": "sm_90a"}
 _GPUS = {TARGETS["a100"]: A100, TARGETS["h200"]: H200}
 
@@ -48,7 +48,7 @@ def report(name: str, model: str, step: str, layers: int | None, capacity: int, 
       step: of `steps.STEPS`.
       layers: how many are compiled, None for all; arguments, cache and roofline are the whole model's.
       capacity: slots of the cache.
-      dumped: where XLA puts PTX.
+      dumped: where XLA and Mosaic GPU put PTX.
     """
     target, whole = TARGETS[name], shapes.config_of(model)
     count = devices_needed(target, whole, capacity)

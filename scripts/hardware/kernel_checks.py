@@ -13,12 +13,14 @@ import numpy as np
 
 from pallas_kernels.cache_scores import top_positions
 from pallas_kernels.implementation import compiling_for
+from pallas_kernels.prefill_attention import prefill_attention, served_by
 from pallas_kernels.sparse_attention import sparse_attention
 from pallas_kernels.tree_attention import tree_attention
 
 LAYERS, LAYER = 2, 1
 HEADS, CAPACITY, BLOCK, BEST = 2, 4608, 64, 300
 LENGTHS = (4097, 130)
+CHUNK = 128  # rows of a prompt
 SHAPES = ((4, 128), (7, 64))  # group, head_dim
 # Half an eps of the weights and of the result in narrow types; in float32 sums of thousands of products.
 _BOUNDS = {"bfloat16": 2**-7, "float16": 2**-10, "float32": 1e-5}
@@ -26,7 +28,8 @@ _SCORE_BOUND = 1e-5  # of the scores' spread: their products are exact in float3
 
 
 def against_definitions(dtype: Any) -> Iterator[dict[str, Any]]:
-    """How far each kernel is off, for shapes that steps have; whatever must not be read holds NaN.
+    """How far each kernel is off, for shapes that steps have; whatever must not be read holds NaN
+    (past a chunk's rows, which prefill multiplies by zero, large numbers).
 
     The attentions' `relative_error` is that of the whole result; that of the selection is how much worse than the
     best there were the chosen keys' scores are, over the scores' spread.
@@ -39,6 +42,12 @@ def against_definitions(dtype: Any) -> Iterator[dict[str, Any]]:
         yield _row("tree_attention", rows, group, head_dim, dtype, _attention_error(tree, case, dtype))
         case = _in_blocks(rng, case)
         yield _row("sparse_attention", rows, group, head_dim, dtype, _attention_error(sparse, case, dtype))
+    prefill = partial(prefill_attention, layer=LAYER, window=None, key_positions=None)
+    for group, head_dim in SHAPES:
+        case = _in_the_cache(_case(np.random.default_rng(group), CHUNK, group, head_dim))
+        given = _given(case, dtype)
+        row = _row("prefill_attention", CHUNK, group, head_dim, dtype, _attention_error(prefill, case, dtype))
+        yield row | {"by": served_by(given["queries"], given["keys"])[0]}
     for group, head_dim in SHAPES:
         error = _selection_error(_case(np.random.default_rng(group), 1, group, head_dim), dtype)
         yield _row("cache_scores", 1, group, head_dim, dtype, error) | {"good": error <= _SCORE_BOUND}
@@ -116,6 +125,19 @@ def _case(rng: np.random.Generator, rows: int, group: int, head_dim: int) -> dic
         "tree_mask": np.broadcast_to(mask, (batch, rows, rows)),
         "positions": (np.asarray(LENGTHS)[:, None] + depths[None]).astype(np.int32),
     }
+
+
+def _in_the_cache(case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The case of rows that follow each other, and are in the cache as well; what comes after them is finite."""
+    rows = case["queries"].shape[1]
+    changed = {name: case[name].copy() for name in ("keys", "values")}
+    for name, stack in changed.items():
+        for text, length in enumerate(LENGTHS):
+            stack[LAYER, text, :, length : length + rows] = case[f"own_{name}"][text].swapaxes(0, 1)
+            stack[LAYER, text, :, length + rows :] = 1e3
+    positions = np.asarray(LENGTHS)[:, None] + np.arange(rows)
+    rest = {name: array for name, array in case.items() if name != "tree_mask"}
+    return rest | changed | {"positions": positions.astype(np.int32)}
 
 
 def _in_blocks(rng: np.random.Generator, case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ def kernel_registers(dumped: Path, architecture: str, kernels: tuple[str, ...]) 
     """Registers a thread and bytes spilled of each kernel whose name contains one of `kernels`.
 
     Args:
-      dumped: where XLA put its .ptx files (`--xla_dump_to`).
+      dumped: where XLA and Mosaic GPU put their .ptx files.
       architecture: "sm_80", "sm_90a".
       kernels: parts of names.
 

@@ -10,7 +10,7 @@ import tiny
 from flax import nnx
 
 from tokenswift_jax.cache.full import FullCache, empty_cache
-from tokenswift_jax.decoding.forward import causal_mask, forward_rows
+from tokenswift_jax.decoding.forward import forward_rows
 from tokenswift_jax.decoding.prefill import chunk_rows, prefill
 from tokenswift_jax.decoding.programs import Programs
 from tokenswift_jax.models.decoder import causal_attention
@@ -171,7 +171,7 @@ def test_chunks_of_any_size_fill_the_same_cache():
                 ints([positions]),
                 cache,
                 ints([start]),
-                causal_mask(1, size),
+                None,
             )
             found.append(rows.hidden[0])
             start += size

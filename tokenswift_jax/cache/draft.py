@@ -194,6 +194,8 @@ class DraftCacheShape:
                 ends=committed,
                 count=count,
             )
+            # Or all layers' rows are gathered first, and lie beside the draft cache, as large as it.
+            best, stacks = lax.optimization_barrier((best, stacks))
             chosen = jnp.concatenate([sinks, best], axis=-1)
             source = jnp.maximum(chosen, 0)
             taken = draft.cache.stored(full.keys[layer, row, head, source], full.values[layer, row, head, source])

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.prefill_attention import prefill_attention
 from pallas_kernels.sparse_attention import sparse_attention
 from pallas_kernels.tree_attention import tree_attention
 from tokenswift_jax.cache.full import FullCache, write_rows
@@ -42,7 +43,7 @@ def forward_rows(
     positions: jax.Array,
     cache: FullCache,
     lengths: jax.Array,
-    tree_mask: jax.Array,
+    tree_mask: jax.Array | None,
     *,
     key_positions: jax.Array | None = None,
     blocks: jax.Array | None = None,
@@ -56,7 +57,8 @@ def forward_rows(
       positions: int32 [batch, rows], each row's index in the text.
       cache: the full cache, or a draft cache in the same layout; its slots lengths.. are overwritten.
       lengths: int32 [batch], slots in use; lengths + rows must not exceed the capacity.
-      tree_mask: bool [batch, rows, rows]; row i sees row j. Every row sees itself.
+      tree_mask: bool [batch, rows, rows]; row i sees row j. Every row sees itself. None: rows follow each other in
+        the text, and so do the cache's slots; many of them.
       key_positions: int32 [layers, batch, kv_heads, capacity] for a cache whose slots are not in text order.
       blocks: int32 [layers, batch, kv_heads, table], the only blocks of `block_size` slots that the rows see, -1 for
         none; None: they see every slot in use. Goes without key_positions.
@@ -77,22 +79,20 @@ def forward_rows(
             "own_values": values,
             "layer": layer,
             "lengths": lengths,
-            "tree_mask": tree_mask,
             "positions": positions,
             "window": config.sliding_windows[layer],
         }
-        if blocks is None:
-            scales = {"key_scales": carry.key_scales, "value_scales": carry.value_scales}
-            mixed = over_heads(tree_attention, result=2, **shared, **scales, key_positions=key_positions)
+        scales = {"key_scales": carry.key_scales, "value_scales": carry.value_scales}
+        if tree_mask is None:
+            mixed = over_heads(prefill_attention, result=2, **shared, **scales, key_positions=None)
+        elif blocks is None:
+            rest = {**scales, "tree_mask": tree_mask, "key_positions": key_positions}
+            mixed = over_heads(tree_attention, result=2, **shared, **rest)
         else:
-            mixed = over_heads(sparse_attention, result=2, **shared, blocks=blocks[layer], block_size=block_size)
+            rest = {"tree_mask": tree_mask, "blocks": blocks[layer], "block_size": block_size}
+            mixed = over_heads(sparse_attention, result=2, **shared, **rest)
         return mixed, carry
 
     hidden, cache = model.hidden(tokens, positions, attend, cache)
     parts = [jnp.concatenate(part) for part in zip(*collected, strict=True)]
     return Rows(hidden, *parts), cache
-
-
-def causal_mask(batch: int, rows: int) -> jax.Array:
-    """bool [batch, rows, rows]: every row sees itself and the rows before it."""
-    return jnp.broadcast_to(jnp.tril(jnp.ones((rows, rows), bool)), (batch, rows, rows))

@@ -14,7 +14,7 @@ from flax import nnx
 
 from tokenswift_jax.cache.full import FullCache
 from tokenswift_jax.decoding import ngram
-from tokenswift_jax.decoding.forward import causal_mask, forward_rows
+from tokenswift_jax.decoding.forward import forward_rows
 from tokenswift_jax.decoding.iteration import iterate
 from tokenswift_jax.decoding.state import RUNNING, DecodeState, Inputs, Plan
 
@@ -89,7 +89,7 @@ def causal_chunk(
     lengths = jnp.broadcast_to(start, (batch,))
     positions = lengths[:, None] + jnp.arange(rows, dtype=jnp.int32)[None, :]
     with exact_products(cache.keys.dtype):
-        done, cache = forward_rows(model, tokens, positions, cache, lengths, causal_mask(batch, rows))
+        done, cache = forward_rows(model, tokens, positions, cache, lengths, None)
     return done.hidden, cache
 
 

@@ -1,0 +1,76 @@
+"""Attention of a prompt's next chunk over a cache that already holds it: a library's kernels on accelerators."""
+
+from __future__ import annotations
+
+import logging
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.implementation import gpu as gpu_compiled_for
+from pallas_kernels.implementation import implementation, interpret
+from pallas_kernels.prefill_attention import reference
+
+__all__ = ["prefill_attention"]
+
+LANES = 128  # tiles of rows, and of what a TPU holds side by side
+
+_log = logging.getLogger("pallas_kernels")
+_logged: set[str] = set()
+
+
+def prefill_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, **options: Any) -> jax.Array:
+    """`reference.prefill_attention`, by tokamax' kernels where it is installed and they take such a call.
+
+    Elsewhere by `tree_attention` under a causal mask; the log "pallas_kernels" says which, and why.
+    """
+    by, library = served_by(queries, keys, options.get("key_scales"))
+    if by not in _logged:
+        _logged.add(by)
+        _log.info("prefill_attention: %s", by)
+    if library is not None:
+        used = {name: options[name] for name in ("layer", "lengths", "window")}
+        return library.prefill_attention(queries, keys, values, **used)
+    return reference.prefill_attention(queries, keys, values, **options)
+
+
+def served_by(
+    queries: jax.Array, keys: jax.Array, key_scales: jax.Array | None = None
+) -> tuple[str, ModuleType | None]:
+    """What serves a call, in words, and the module with the library's kernel if that does."""
+    target = implementation()
+    library = _library(target, queries, keys, key_scales)
+    if isinstance(library, ModuleType):
+        return f"{target}, tokamax", library
+    return f"tree_attention ({library})", None
+
+
+def _library(target: str, queries: jax.Array, keys: jax.Array, key_scales: jax.Array | None) -> ModuleType | str:
+    """The module with the kernel for a call, or why there is none."""
+    if target == "reference":
+        return "no accelerator"
+    rows, head_dim = queries.shape[1], queries.shape[3]
+    # Other head sizes would be padded, and the cache with them: copied. Triton reads past them instead.
+    step = LANES if target == "tpu" else 16
+    if target == "gpu" and gpu_compiled_for().compute_capability < (9, 0):
+        step = 1 << (head_dim - 1).bit_length()
+    kinds = (jnp.bfloat16,) if target == "tpu" else (jnp.bfloat16, jnp.float16)
+    if queries.dtype not in kinds or keys.dtype != queries.dtype or key_scales is not None:
+        return f"{queries.dtype} rows over {keys.dtype}"
+    if rows % LANES:
+        return f"{rows} rows"
+    if head_dim % step or head_dim > 256:
+        return f"head_dim {head_dim}"
+    try:
+        if target == "gpu":
+            from pallas_kernels.prefill_attention import gpu as library
+
+            return library if not interpret() else "no interpreter"
+        from pallas_kernels.prefill_attention import tpu as library
+
+        listed = library.most_blocks(keys)
+        return library if listed <= library.MOST_BLOCKS else f"a list of {listed} blocks"
+    except ImportError as error:
+        return str(error)

@@ -1,0 +1,164 @@
+"""tokamax' kernels over the stacked cache, interpreted, against dense attention in NumPy float64; lowered for both."""
+
+import logging
+from functools import partial
+
+import attention_cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attention_cases import LAYER, LAYERS, Shape, make
+from jax.experimental import pallas as pl
+from lowering import lowered
+from tokamax._src.pallas import block
+
+import pallas_kernels.prefill_attention as kernel
+from pallas_kernels.gpus import A100, H200
+from pallas_kernels.implementation import compiling_for
+from pallas_kernels.prefill_attention import prefill_attention
+from pallas_kernels.prefill_attention.one_sequence import one_sequence, spans
+from pallas_kernels.prefill_attention.reference import causal_mask
+
+WIDE = 1e4  # of what lies past the rows' own: a weight of 1e-5 would show
+
+
+def chunk(rng, lengths, *, rows=128, dtype="bfloat16", head_dim=128, **shape):
+    """Arguments of prefill: the rows' own keys and values also in the cache, then numbers that are large but finite;
+    other layers hold NaN."""
+    arguments = make(rng, Shape(rows=rows, dtype=dtype, head_dim=head_dim, **shape), lengths)
+    caches = {name: np.array(arguments[name], np.float32) for name in ("keys", "values")}
+    for name, cache in caches.items():
+        for row, length in enumerate(lengths):
+            cache[LAYER, row, :, length : length + rows] = np.asarray(arguments[f"own_{name}"], np.float32)[
+                row
+            ].swapaxes(0, 1)
+            cache[LAYER, row, :, length + rows :] = WIDE
+    positions = arguments["lengths"][:, None] + jnp.arange(rows, dtype=jnp.int32)[None, :]
+    mask = causal_mask(len(lengths), rows)
+    return (
+        arguments
+        | {name: jnp.asarray(cache, dtype) for name, cache in caches.items()}
+        | {
+            "positions": positions,
+            "tree_mask": mask,
+        }
+    )
+
+
+@partial(jax.jit, static_argnames="window")
+def traced(arguments, window=None):
+    options = {name: array for name, array in arguments.items() if name != "tree_mask"}
+    return prefill_attention(**options, layer=LAYER, window=window)
+
+
+@pytest.fixture
+def run(request, monkeypatch):
+    """A function of (arguments, window) that runs the library's kernel for "tpu" or "gpu" in an interpreter."""
+    said = []
+    monkeypatch.setattr(kernel, "_logged", set())
+    monkeypatch.setattr(kernel._log, "info", lambda *what: said.append(what[0] % what[1:]))
+
+    def run(arguments, window=None):
+        jax.clear_caches()  # what is traced here asks an interpreter for it
+        if request.param == "tpu":
+            with compiling_for("tpu", interpret=True):
+                result = traced(arguments, window)
+        else:
+            # Triton's, which takes what Mosaic GPU's takes, and which Pallas interprets.
+            with monkeypatch.context() as patched, compiling_for("gpu", gpu=A100):
+                patched.setattr(pl, "pallas_call", partial(pl.pallas_call, interpret=True))
+                # The interpreter knows no program's number inside a loop, where tokamax asks for it to mask what lies
+                # past an array's end: nothing here.
+                patched.setattr(block, "_pids", lambda: (jnp.int32(0), jnp.int32(0)))
+                result = traced(arguments, window)
+        assert said == [f"prefill_attention: {request.param}, tokamax"]
+        return result
+
+    return run
+
+
+each_kernel = pytest.mark.parametrize("run", ["tpu", "gpu"], indirect=True)
+
+
+@each_kernel
+@pytest.mark.parametrize("lengths", [[0, 1], [127, 128], [895, 896], [1024, 1023], [1025, 1151]], ids=str)
+def test_lengths_around_the_edges_of_blocks(run, lengths):
+    """Of unequal lengths in one batch; the cache is full at 1,152 + 128."""
+    attention_cases.check(run, chunk(np.random.default_rng(0), lengths, capacity=1280))
+
+
+@each_kernel
+@pytest.mark.parametrize(("group", "kv_heads"), [(1, 3), (4, 2), (7, 1), (8, 1)])
+def test_groups(run, group, kv_heads):
+    attention_cases.check(run, chunk(np.random.default_rng(1), [700], group=group, kv_heads=kv_heads, capacity=1024))
+
+
+@each_kernel
+@pytest.mark.parametrize("window", [1, 100, 700])
+def test_windows(run, window):
+    """Inside the rows' own, into the block before, and past several."""
+    arguments = chunk(np.random.default_rng(2), [1300, 40], capacity=1536)
+    attention_cases.check(run, arguments, window)
+
+
+@each_kernel
+def test_several_tiles_of_rows(run):
+    attention_cases.check(run, chunk(np.random.default_rng(3), [900], rows=384, capacity=1536))
+
+
+@pytest.mark.parametrize("run", ["gpu"], indirect=True)
+@pytest.mark.parametrize("head_dim", [32, 64, 256])
+def test_head_sizes_on_gpu(run, head_dim):
+    attention_cases.check(run, chunk(np.random.default_rng(4), [300], head_dim=head_dim, capacity=512))
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "options", "why"),
+    [
+        ("tpu", None, {"rows": 32}, "32 rows"),
+        ("gpu", H200, {"rows": 32}, "32 rows"),
+        ("tpu", None, {"head_dim": 64}, "head_dim 64"),
+        ("gpu", A100, {"head_dim": 80}, "head_dim 80"),
+        ("tpu", None, {"dtype": "float32"}, "float32 rows over float32"),
+        ("gpu", H200, {"dtype": "float32"}, "float32 rows over float32"),
+    ],
+)
+def test_what_the_library_does_not_take_goes_to_tree_attention(name, gpu, options, why, caplog, monkeypatch):
+    monkeypatch.setattr(kernel, "_logged", set())
+    arguments = chunk(np.random.default_rng(5), [100], capacity=256, **options)
+    with caplog.at_level(logging.INFO, "pallas_kernels"), compiling_for(name, gpu=gpu):
+        jax.eval_shape(traced, arguments)
+    assert f"prefill_attention: tree_attention ({why})" in caplog.messages
+
+
+def test_the_reference_is_dense_attention():
+    attention_cases.check(traced, chunk(np.random.default_rng(6), [200, 0], capacity=512, dtype="float32"))
+
+
+def test_spans_name_the_slots_of_one_layer_and_head():
+    """Numbers count the slots of all layers, sequences and heads: what a span names is a row's own and those before."""
+    stack = jnp.arange(LAYERS * 2 * 3 * 8, dtype=jnp.float32).reshape(LAYERS, 2, 3, 8, 1)
+    flat = np.asarray(one_sequence(stack))[:, 0]
+    begins, ends = map(np.asarray, spans(stack, LAYER, jnp.asarray([4, 1], jnp.int32), 3, window=2))
+    for row, length in enumerate((4, 1)):
+        for head in range(3):
+            for index in range(3):
+                seen = stack[LAYER, row, head, max(length + index - 1, 0) : length + index + 1, 0]
+                np.testing.assert_array_equal(
+                    flat[begins[row, head, index] : ends[row, head, index]], seen, err_msg=f"{row} {head} {index}"
+                )
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "call", "options"),
+    [
+        ("tpu", None, "tpu_custom_call", {}),
+        ("gpu", A100, "__gpu$xla.gpu.triton", {}),
+        ("gpu", H200, "mosaic_gpu", {}),
+        ("gpu", H200, "mosaic_gpu", {"head_dim": 80, "dtype": "float16"}),
+    ],
+)
+def test_lowers_for_accelerators(name, gpu, call, options):
+    arguments = chunk(np.random.default_rng(7), [100], capacity=1024, **options)
+    assert call in lowered(name, traced, arguments, gpu=gpu)
