@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from hardware import ptx, roofline, shapes, steps
-from hardware.copies import array_bytes, large_arrays
+from hardware.copies import large_arrays
+from hardware.program_text import array_bytes
 from hardware.targets import TARGETS, Target, devices
 from hardware.traffic import moved_bytes
 from pallas_kernels.gpus import A100, H200

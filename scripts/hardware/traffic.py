@@ -9,56 +9,48 @@ roofline counts it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from itertools import islice
-from math import prod
 
-_SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
-_SIZES |= {"f64": 8, "s64": 8, "u64": 8}  # and 4 of all others
+from hardware.program_text import (
+    Computation,
+    Operation,
+    array_bytes,
+    arrays,
+    looked_through,
+    on_chip,
+    parsed,
+    results,
+    root,
+)
+
 _MOVE_NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "iota"}
 _MOVE_NOTHING |= {"partition-id", "replica-id", "add-dependency", "custom-call"}
 _TAKE_PART = {"dynamic-slice", "slice", "gather"}
 _PUT_PART = {"dynamic-update-slice": 1, "scatter": 2}  # which operand is the part
 _PRODUCTS = {"__cublas$gemm", "__cublas$lt$matmul", "__cublas$gemv"}
-_LINE = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$", re.MULTILINE)
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class _Operation:
-    name: str
-    shape: str
-    does: str
-    operands: tuple[str, ...]
-    rest: str  # operands and attributes as the text has them
-    is_root: bool
 
 
 class _Program:
     def __init__(self, text: str) -> None:
-        self.entry = ""
-        self.computations: dict[str, dict[str, _Operation]] = {}
-        for is_entry, name, body in _COMPUTATION.findall(text):
-            self.computations[name] = {operation.name: operation for operation in map(_operation, _LINE.findall(body))}
-            self.entry = name if is_entry else self.entry
+        self.entry, self.computations = parsed(text)
 
     def moved(self, computation: str, outermost: bool = True) -> float:
         operations = self.computations[computation]
         return sum(self._of(operation, operations, outermost) for operation in operations.values())
 
-    def _of(self, operation: _Operation, operations: dict[str, _Operation], outermost: bool) -> float:
+    def _of(self, operation: Operation, operations: Computation, outermost: bool) -> float:
         does = operation.does
         if does == "while":
             known = re.search(r'known_trip_count":\{"n":"(\d+)"', operation.rest)
             # The loop over iterations counts once. One inside an iteration whose turns are not known is for what seldom
             # happens: a selection of the draft cache, a row that its few highest scores do not decide.
             turns = int(known[1]) if known else int(outermost)
-            return turns * self.moved(_called(operation, "body"), False)
+            return turns * self.moved(operation.called("body"), False)
         if does == "conditional":
             branches = re.findall(r"%?([\w.\-]+)", re.findall(r"branch_computations=\{([^}]*)\}", operation.rest)[0])
             return max(self.moved(branch, outermost) for branch in branches)
         if does in ("call", "async-start"):
-            called = _called(operation, "to_apply" if does == "call" else "calls")
+            called = operation.called("to_apply" if does == "call" else "calls")
             return self.moved(called, outermost)
         is_product = does == "custom-call" and any(f'"{name}"' in operation.rest for name in _PRODUCTS)
         if (does in _MOVE_NOTHING and not is_product) or does.endswith("-done"):
@@ -67,24 +59,24 @@ class _Program:
             return self._of_fusion(operation, operations)
         return _alone(operation, operations)
 
-    def _of_fusion(self, fusion: _Operation, operations: dict[str, _Operation]) -> float:
-        inside = self.computations[_called(fusion, "calls")]
+    def _of_fusion(self, fusion: Operation, operations: Computation) -> float:
+        inside = self.computations[fusion.called("calls")]
         total = 0.0
         for operation in inside.values():
             if operation.does == "parameter":
                 given = operations.get(fusion.operands[_index(operation)])
-                if given is None or not _on_chip(given.shape):
+                if given is None or not on_chip(given.shape):
                     total += self._read(operation.name, _bytes(operation.shape), inside)
-        outside = iter(_arrays(fusion.shape))
-        for result in _results(inside):
-            shapes = list(islice(outside, len(_arrays(result.shape))))  # several of a reduction of several arrays
+        outside = iter(arrays(fusion.shape))
+        for result in results(inside):
+            shapes = list(islice(outside, len(arrays(result.shape))))  # several of a reduction of several arrays
             if len(shapes) > 1:
                 total += _bytes("".join(shapes))
-            elif not _on_chip(shapes[0]):
+            elif not on_chip(shapes[0]):
                 total += _written(result, inside)
         return total
 
-    def _read(self, name: str, whole: float, inside: dict[str, _Operation]) -> float:
+    def _read(self, name: str, whole: float, inside: Computation) -> float:
         """Bytes of a fusion's parameter that are read: all, or the parts that its users take of it."""
         parts = 0.0
         for user in (operation for operation in inside.values() if name in operation.operands):
@@ -93,7 +85,7 @@ class _Program:
             elif user.does == "bitcast":
                 parts += self._read(user.name, whole, inside)
             elif user.does == "fusion":  # TPUs' fusions hold others
-                nested = self.computations[_called(user, "calls")]
+                nested = self.computations[user.called("calls")]
                 given = (own for own in nested.values() if own.does == "parameter")
                 for own in (own for own in given if user.operands[_index(own)] == name):
                     # A view alone is read by whoever reads the fusion.
@@ -111,79 +103,43 @@ def moved_bytes(text: str) -> int:
     return round(program.moved(program.entry))
 
 
-def _operation(found: tuple[str, str, str, str, str]) -> _Operation:
-    root, name, shape, does, rest = found
-    operands = tuple(re.findall(r"%([\w.\-]+)", rest.split("), ")[0]))
-    return _Operation(name, shape, does, operands, rest, bool(root))
-
-
-def _index(parameter: _Operation) -> int:
+def _index(parameter: Operation) -> int:
     return int(parameter.rest.split(")")[0])
-
-
-def _called(operation: _Operation, kind: str) -> str:
-    return re.findall(rf"\b{kind}=%?([\w.\-]+)", operation.rest)[0]
-
-
-def _arrays(shape: str) -> list[str]:
-    """An array's shape alone, or those of a tuple."""
-    return re.findall(r"\w+\[[\d,]*\](?:\{[^}]*\})?", shape)
 
 
 def _bytes(shape: str) -> float:
     """Of an array, or of all arrays of a tuple, that are not on the chip."""
-    total = 0.0
-    for array in _arrays(shape):
-        kind, sizes = array.split("]")[0].split("[")
-        if not _on_chip(array):
-            total += _SIZES.get(kind, 4) * prod(int(size) for size in sizes.split(",") if size)
-    return total
+    return sum(array_bytes(array) for array in arrays(shape) if not on_chip(array))
 
 
-def _on_chip(array: str) -> bool:
-    return "S(1)" in array
-
-
-def _alone(operation: _Operation, operations: dict[str, _Operation]) -> float:
+def _alone(operation: Operation, operations: Computation) -> float:
     """What an operation outside fusions moves."""
     given = [operations[name] for name in operation.operands if name in operations]
     if operation.does in _TAKE_PART:
-        return (not _on_chip(given[0].shape)) * _bytes(operation.shape) + _bytes(operation.shape)
+        return (not on_chip(given[0].shape)) * _bytes(operation.shape) + _bytes(operation.shape)
     part = _PUT_PART.get(operation.does)
     if part is not None and part < len(given):
         return 2 * _bytes(given[part].shape)
     if operation.does in ("copy-start", "slice-start"):
         # (result, operand, context), or the other way round: what is taken is read there and written here.
-        both = _arrays(operation.shape)[:2]
-        taken = min(_bytes(array.replace("S(1)", "")) for array in both)
-        return taken * sum(not _on_chip(array) for array in both)
+        both = arrays(operation.shape)[:2]
+        taken = min(map(array_bytes, both))
+        return taken * sum(not on_chip(array) for array in both)
     made = operation.shape
     if operation.does.endswith("-start"):
-        made = (_arrays(made) * 2)[1]  # (operand, result, context), or a result alone
+        made = (arrays(made) * 2)[1]  # (operand, result, context), or a result alone
     return _bytes(made) + sum(_bytes(one.shape) for one in given)
 
 
-def _viewed(name: str, inside: dict[str, _Operation]) -> bool:
+def _viewed(name: str, inside: Computation) -> bool:
     """Whether a fusion's result is its parameter, looked at otherwise."""
-    (root,) = [operation for operation in inside.values() if operation.is_root]
-    return _looked_through(root, inside).name == name
+    return looked_through(root(inside), inside).name == name
 
 
-def _looked_through(result: _Operation, inside: dict[str, _Operation]) -> _Operation:
-    while result.does == "bitcast" and result.operands[0] in inside:
-        result = inside[result.operands[0]]
-    return result
-
-
-def _written(result: _Operation, inside: dict[str, _Operation]) -> float:
+def _written(result: Operation, inside: Computation) -> float:
     """Bytes of a fusion's result that are written: all, or the part that is put in its place."""
-    result = _looked_through(result, inside)
+    result = looked_through(result, inside)
     if result.does == "parameter":
         return 0
     part = _PUT_PART.get(result.does)
     return _bytes(result.shape if part is None else inside[result.operands[part]].shape)
-
-
-def _results(inside: dict[str, _Operation]) -> list[_Operation]:
-    (root,) = [operation for operation in inside.values() if operation.is_root]
-    return [inside[name] for name in root.operands] if root.does == "tuple" else [root]

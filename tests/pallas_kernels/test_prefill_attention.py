@@ -16,9 +16,13 @@ from tokamax._src.pallas import block
 import pallas_kernels.prefill_attention as kernel
 from pallas_kernels.gpus import A100, H200
 from pallas_kernels.implementation import compiling_for
-from pallas_kernels.prefill_attention import prefill_attention
+from pallas_kernels.prefill_attention import LANES, prefill_attention
 from pallas_kernels.prefill_attention.one_sequence import one_sequence, spans
 from pallas_kernels.prefill_attention.reference import causal_mask
+from tests.decoding import tiny
+from tokenswift_jax.cache.full import empty_cache
+from tokenswift_jax.decoding import forward
+from tokenswift_jax.decoding.loop import causal_chunk
 
 WIDE = 1e4  # of what lies past the rows' own: a weight of 1e-5 would show
 
@@ -162,3 +166,28 @@ def test_spans_name_the_slots_of_one_layer_and_head():
 def test_lowers_for_accelerators(name, gpu, call, options):
     arguments = chunk(np.random.default_rng(7), [100], capacity=1024, **options)
     assert call in lowered(name, traced, arguments, gpu=gpu)
+
+
+def test_chunks_of_a_prompt_run_on_it(monkeypatch):
+    """A prompt of two chunks fills the cache as the reference does: in bfloat16 to its rounding, layer after layer."""
+    config = tiny.tiny_config(head_dim=LANES)
+    model = tiny.tiny_model(config, jnp.bfloat16)
+    text = jnp.asarray(np.random.default_rng(8).integers(0, config.vocab_size, (1, 2 * LANES)), jnp.int32)
+
+    def filled():
+        cache = empty_cache(config, 1, 512, jnp.dtype(jnp.bfloat16))
+        for start in (0, LANES):
+            piece = text[:, start : start + LANES]
+            hidden, cache = causal_chunk(model.graphdef, model.params, piece, jnp.int32(start), cache)
+        return np.asarray(hidden, np.float64), np.asarray(cache.values[-1, :, :, : 2 * LANES], np.float64)
+
+    expected = filled()
+    with compiling_for("tpu", interpret=True), monkeypatch.context() as patched:
+        calls = []
+        patched.setattr(forward, "prefill_attention", lambda **a: calls.append(a["layer"]) or prefill_attention(**a))
+        actual = filled()
+    assert calls == 2 * [*range(config.num_layers)]
+    for a, e in zip(actual, expected, strict=True):
+        # An eps of bfloat16, 2^-7, for each of the few roundings a layer; a key too few moves rows by a tenth.
+        assert np.linalg.norm(a - e) <= 2**-6 * np.linalg.norm(e)
+        assert np.linalg.norm(a - e) > 0  # another order of sums: not the same program
