@@ -34,6 +34,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", nargs="+", choices=[*MODELS, "tiny"], default=list(MODELS))
     parser.add_argument("--step", nargs="+", choices=STEPS, default=list(STEPS))
     parser.add_argument("--layers", type=int, help="compile so many layers; the default is all")
+    parser.add_argument("--default-options", action="store_true", help="without our options for XLA: what they save")
     parser.add_argument("--capacity", type=int, default=131072, help="slots of the cache")
     parser.add_argument("--output", type=Path, help="JSON file, added to (default: benchmarks/<date>-aot.json)")
     parser.add_argument("--table", type=Path, metavar="PAGE", help="compile nothing; write --output's rows into a page")
@@ -56,10 +57,14 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["XLA_FLAGS"] = f"--xla_dump_to={dumped} {os.environ.get('XLA_FLAGS', '')}"  # read when XLA starts
         from hardware.aot import report
 
+        from tokenswift_jax.decoding.programs import COMPILER_OPTIONS
+
         for target in arguments.target:
+            ours = COMPILER_OPTIONS.get(targets.TARGETS[target].kind, {})
+            options = {} if arguments.default_options else ours
             for model in arguments.model:
                 for step in arguments.step:
-                    row = report(target, model, step, arguments.layers, arguments.capacity, Path(dumped))
+                    row = report(target, model, step, arguments.layers, arguments.capacity, options, Path(dumped))
                     print(json.dumps(row), flush=True)
                     good &= row["good"]
                     key = [row[name] for name in KEYS]

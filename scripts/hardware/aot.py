@@ -20,7 +20,6 @@ from hardware.traffic import moved_bytes
 from pallas_kernels.gpus import A100, H200
 from pallas_kernels.implementation import compiling_for
 from tokenswift_jax.cache.full import cache_bytes
-from tokenswift_jax.decoding.programs import COMPILER_OPTIONS
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.rules import TENSOR, check_mesh, shardings
 
@@ -40,7 +39,9 @@ _ARCHITECTURES = {"a100": "sm_80", "h200": "sm_90a"}
 _GPUS = {TARGETS["a100"]: A100, TARGETS["h200"]: H200}
 
 
-def report(name: str, model: str, step: str, layers: int | None, capacity: int, dumped: Path) -> dict[str, Any]:
+def report(
+    name: str, model: str, step: str, layers: int | None, capacity: int, options: dict[str, Any], dumped: Path
+) -> dict[str, Any]:
     """The row of one step; `good` says that it is all it must be.
 
     Args:
@@ -49,6 +50,7 @@ def report(name: str, model: str, step: str, layers: int | None, capacity: int, 
       step: of `steps.STEPS`.
       layers: how many are compiled, None for all; arguments, cache and roofline are the whole model's.
       capacity: slots of the cache.
+      options: of XLA.
       dumped: where XLA and Mosaic GPU put PTX.
     """
     target, whole = TARGETS[name], shapes.config_of(model)
@@ -58,7 +60,7 @@ def report(name: str, model: str, step: str, layers: int | None, capacity: int, 
     for old in dumped.glob("*.ptx"):
         old.unlink()
     begun = time.perf_counter()
-    compiled = compile_step(target, wanted, count)
+    compiled = compile_step(target, wanted, count, options)
     seconds = time.perf_counter() - begun
     memory = compiled.memory_analysis()
     cache = cache_bytes(config, 1, capacity, DTYPE) // count
@@ -115,8 +117,8 @@ def argument_bytes(target: Target, step: steps.Step, count: int) -> int:
     return sum(prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, where in parts)
 
 
-def compile_step(target: Target, step: steps.Step, count: int) -> Any:
-    """The compiled step, split over `count` of the target's devices."""
+def compile_step(target: Target, step: steps.Step, count: int, options: dict[str, Any]) -> Any:
+    """The step, compiled with XLA's `options` and split over `count` of the target's devices."""
     mesh = _mesh(target, count)
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -125,7 +127,7 @@ def compile_step(target: Target, step: steps.Step, count: int) -> Any:
     )
     gpu = _GPUS.get(target)
     with compiling_for(target.kind, gpu=gpu), jax.set_mesh(mesh):
-        return step.function.lower(*placed).compile(compiler_options=COMPILER_OPTIONS.get(target.kind, {}))
+        return step.function.lower(*placed).compile(compiler_options=options)
 
 
 def _mesh(target: Target, count: int) -> Mesh:

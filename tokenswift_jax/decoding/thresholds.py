@@ -27,7 +27,7 @@ class Search:
 
 # A CPU pays for comparisons: one a pass, 32 in all for float32. An accelerator pays for reading: seven comparisons a
 # pass, 11 passes. With fifteen XLA splits a pass into two kernels, and 8 passes read 16 times. 8 MB of float32 are a
-# fifth of an A100's second-level cache; on a CPU three of 64 rows at a time took 131 ms where one took 164, six 126.
+# fifth of an A100's second-level cache; on a CPU a few rows at a time are done sooner than one by one.
 ONE_BIT = Search(bits=1, keep_weights=True, together=2**19)
 FEW_PASSES = Search(bits=3, keep_weights=False, together=2**21)
 

@@ -17,7 +17,7 @@ from tokenswift_jax.decoding.tree import Tree
 from tokenswift_jax.decoding.walk import Walk
 
 # Observations' worth of belief in the table as it stands. With 1.0, decayed failures never cost as much trust as they
-# should: penalised greedy text of the demo took 8% more passes with 15 nodes, and repeating text 2% fewer.
+# should: penalised text, whose n-grams fail, takes more passes, and text that repeats itself hardly fewer.
 PRIOR = 0.1
 DECAY = 0.98  # an observation's weight at the next one: some fifty count
 
