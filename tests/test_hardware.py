@@ -196,7 +196,7 @@ def test_kernels_are_timed_for_the_bytes_they_must_read(monkeypatch):
     rows = list(kernel_speed.by_length(config, (300, 200), jnp.dtype(jnp.float32), bandwidth=1e9))
     position = config.num_kv_heads * config.head_dim * 4  # of keys
     read = {(row["kernel"], row["rows"], row["length"]): row["bytes"] for row in rows}
-    assert len(read) == 3 * 2 + 2 * 2 + 2
+    assert len(read) == 3 * 2 + 2 * 2 + 2 + 2
     assert read["tree_attention", 64, 300] == 2 * position * 300
     assert read["sparse_attention", 16, 300] == 2 * position * 256
     assert read["cache_scores", 1, 200] == position * 200

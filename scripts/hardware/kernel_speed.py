@@ -11,8 +11,10 @@ import jax.numpy as jnp
 
 from hardware.clock import seconds_of
 from pallas_kernels.cache_scores import top_blocks
+from pallas_kernels.prefill_attention import prefill_attention, reference, served_by
 from pallas_kernels.sparse_attention import sparse_attention
 from pallas_kernels.tree_attention import tree_attention
+from tokenswift_jax.decoding.prefill import ACCELERATOR_ROWS
 from tokenswift_jax.models.config import ModelConfig
 
 LAYERS = 16  # after 4,096 tokens of Llama-3.1-8B 268 MB: no second-level cache holds them
@@ -23,13 +25,16 @@ TABLE = 64  # blocks that the draft reads: 4,096 slots
 
 def by_length(config: ModelConfig, lengths: tuple[int, ...], dtype: Any, bandwidth: float) -> Iterator[dict[str, Any]]:
     """Share of the copy bandwidth at which each kernel reads what it must of a layer's cache."""
-    heads, dim, capacity = config.num_kv_heads, config.head_dim, _whole_blocks(max(lengths)) + 4 * BLOCK
+    heads, dim, capacity = config.num_kv_heads, config.head_dim, _whole_blocks(max(lengths)) + ACCELERATOR_ROWS
     size = heads * dim * jnp.dtype(dtype).itemsize  # of a position's keys
     shape = (LAYERS, 1, heads, capacity, dim)
     keys, values = (jax.random.normal(jax.random.key(seed), shape, dtype) for seed in (1, 2))
 
+    def asked(rows: int) -> jax.Array:
+        return jax.random.normal(jax.random.key(4), (1, rows, config.num_heads, dim), dtype)
+
     def row(kernel: str, rows: int, length: int, read: int, one: Callable[..., jax.Array]) -> dict[str, Any]:
-        queries = jax.random.normal(jax.random.key(4), (1, rows, config.num_heads, dim), dtype)
+        queries = asked(rows)
         seconds = _seconds_of_a_call(one, queries, keys, values, length)
         return {
             "kernel": kernel,
@@ -48,6 +53,15 @@ def by_length(config: ModelConfig, lengths: tuple[int, ...], dtype: Any, bandwid
     for length in lengths:
         table = min(TABLE, length // BLOCK)
         yield row("cache_scores", 1, length, size * length, _selection(table))
+    # Bound by arithmetic, and beside ours where a library's serves: which is faster is to be seen.
+    by, library = served_by(asked(ACCELERATOR_ROWS), keys)
+    contenders = {by: prefill_attention} | ({"tree_attention": reference.prefill_attention} if library else {})
+    for (name, attend), length in itertools.product(contenders.items(), lengths):
+        read = 2 * size * (length + ACCELERATOR_ROWS)
+        timed = row("prefill_attention", ACCELERATOR_ROWS, length, read, _prefill(heads, attend))
+        columns = length + (ACCELERATOR_ROWS + 1) / 2
+        operations = 4 * ACCELERATOR_ROWS * columns * config.num_heads * dim
+        yield timed | {"by": name, "operations_a_second": operations / timed["microseconds"] * 1e6}
 
 
 def _whole_blocks(length: int) -> int:
@@ -88,6 +102,15 @@ def _chain(queries: jax.Array, heads: int, layer: int, length: jax.Array) -> dic
 def _tree(heads: int) -> Callable[..., jax.Array]:
     def call(queries: jax.Array, keys: jax.Array, values: jax.Array, layer: int, length: jax.Array) -> jax.Array:
         return tree_attention(queries, keys, values, **_chain(queries, heads, layer, length), key_positions=None)
+
+    return call
+
+
+def _prefill(heads: int, attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def call(queries: jax.Array, keys: jax.Array, values: jax.Array, layer: int, length: jax.Array) -> jax.Array:
+        chain = _chain(queries, heads, layer, length)
+        del chain["tree_mask"]
+        return attend(queries, keys, values, **chain, key_positions=None)
 
     return call
 
