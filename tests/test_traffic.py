@@ -9,6 +9,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/aot_report.py does
 
+from hardware.copies import large_arrays
 from hardware.traffic import moved_bytes
 
 F32 = 4
@@ -127,3 +128,19 @@ def test_an_iteration_counts_once_and_without_kernels_or_on_chip_memory():
     part = F32 * 2 * 128 + F32
     viewed = F32 * 64 * 128
     assert moved_bytes(PROGRAM) == near + put + pair + part + viewed
+
+
+def test_a_line_of_an_attribute_that_starts_with_braces_does_not_end_a_program():
+    """Kernels of libraries carry notes of several lines."""
+    text = """ENTRY %main (x: f32[64,1024]) -> f32[64,1024] {
+  %x = f32[64,1024]{1,0} parameter(0)
+  %kernel = f32[64,1024]{1,0} custom-call(%x), custom_call_target="kernel", frontend_attributes={kernel_metadata={
+"notes":"{\\"block\\": 512}"
+}}, metadata={op_name="kernel"}
+  ROOT %copy = f32[64,1024]{0,1} copy(%kernel)
+}
+"""
+    assert moved_bytes(text) == 2 * F32 * 64 * 1024
+    assert large_arrays(text, 1024) == ["copy f32[64,1024]", "custom-call f32[64,1024]"]
+    with pytest.raises(ValueError, match="computation main of the compiled program has no result"):
+        moved_bytes(text.replace("ROOT ", ""))

@@ -9,7 +9,9 @@ from math import prod
 _SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 _SIZES |= {"f64": 8, "s64": 8, "u64": 8}  # and 4 of all others
 _LINE = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$", re.MULTILINE)
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", re.MULTILINE | re.DOTALL)
+_COMPUTATION = re.compile(
+    r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}(?:$|, execution_thread)", re.MULTILINE | re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,17 @@ Computation = dict[str, Operation]
 
 
 def parsed(text: str) -> tuple[str, dict[str, Computation]]:
-    """The name of the outermost computation, and all by name."""
+    """The name of the outermost computation, and all by name.
+
+    Raises:
+      ValueError: a computation does not end with its result: it is cut off.
+    """
     entry, computations = "", {}
     for is_entry, name, body in _COMPUTATION.findall(text):
         computations[name] = {operation.name: operation for operation in map(_operation, _LINE.findall(body))}
         entry = name if is_entry else entry
+        if not any(operation.is_root for operation in computations[name].values()):
+            raise ValueError(f"computation {name} of the compiled program has no result; its text reads otherwise")
     return entry, computations
 
 
