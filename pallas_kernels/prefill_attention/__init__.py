@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.gpus import Gpu
 from pallas_kernels.implementation import gpu as gpu_compiled_for
 from pallas_kernels.implementation import implementation, interpret
 from pallas_kernels.prefill_attention import reference
@@ -51,18 +53,18 @@ def _library(target: str, queries: jax.Array, keys: jax.Array, key_scales: jax.A
     """The module with the kernel for a call, or why there is none."""
     if target == "reference":
         return "no accelerator"
-    rows, head_dim = queries.shape[1], queries.shape[3]
-    # Other head sizes would be padded, and the cache with them: copied. Triton reads past them instead.
-    step = LANES if target == "tpu" else 16
-    if target == "gpu" and gpu_compiled_for().compute_capability < (9, 0):
-        step = 1 << (head_dim - 1).bit_length()
-    kinds = (jnp.bfloat16,) if target == "tpu" else (jnp.bfloat16, jnp.float16)
+    rows, head_dim, capacity = queries.shape[1], queries.shape[3], keys.shape[3]
+    kinds, head_dims = ((jnp.bfloat16,), (LANES, 2 * LANES)) if target == "tpu" else _of_gpu(gpu_compiled_for())
+    if not kinds:
+        return "compute capability {}.{}".format(*gpu_compiled_for().compute_capability)
     if queries.dtype not in kinds or keys.dtype != queries.dtype or key_scales is not None:
         return f"{queries.dtype} rows over {keys.dtype}"
     if rows % LANES:
         return f"{rows} rows"
-    if head_dim % step or head_dim > 256:
+    if head_dim not in head_dims:
         return f"head_dim {head_dim}"
+    if capacity % LANES:
+        return f"capacity {capacity}"
     try:
         if target == "gpu":
             from pallas_kernels.prefill_attention import gpu as library
@@ -71,6 +73,24 @@ def _library(target: str, queries: jax.Array, keys: jax.Array, key_scales: jax.A
         from pallas_kernels.prefill_attention import tpu as library
 
         listed = library.most_blocks(keys)
-        return library if listed <= library.MOST_BLOCKS else f"a list of {listed} blocks"
+        if listed > library.MOST_BLOCKS:
+            return f"a list of {listed} blocks"
+        idle = queries.shape[2] == keys.shape[2] and library.several_cores()
+        return "one query head a KV head would leave a core idle" if idle else library
     except ImportError as error:
         return str(error)
+
+
+def _of_gpu(gpu: Gpu) -> tuple[tuple[Any, ...], Sequence[int]]:
+    """Dtypes and head sizes that the library's kernel for a GPU takes; none where it was not compiled for one.
+
+    Mosaic GPU's would pad other head sizes, and the cache with them; Triton's reads past them, and above 128 needs more
+    shared memory than all GPUs of compute capability 8 but the A100 have.
+    """
+    narrow = (jnp.bfloat16, jnp.float16)
+    match gpu.compute_capability[0]:
+        case 8:
+            return narrow, (16, 32, 64, 128)
+        case 9:
+            return narrow, range(16, 257, 16)
+    return (), ()

@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from tokamax._src.ops.experimental.tpu.splash_attention.splash_attention_kernel import (
     SplashAttentionKernel,
     SplashConfig,
@@ -36,11 +38,15 @@ def most_blocks(keys: jax.Array) -> int:
     return batch * kv_heads * (capacity // gcd(capacity, BLOCK))
 
 
+def several_cores() -> bool:
+    """Whether an attached TPU's chip has more than one core, among which the grid splits the query group alone."""
+    return jax.default_backend() == "tpu" and pltpu.get_tpu_info().num_cores > 1
+
+
 def prefill_attention(
     queries: jax.Array, keys: jax.Array, values: jax.Array, *, layer: int, lengths: jax.Array, window: int | None
 ) -> jax.Array:
-    """`reference.prefill_attention` of bfloat16, rows and a head_dim that are multiples of 128, and up to MOST_BLOCKS
-    blocks."""
+    """`reference.prefill_attention` of what `prefill_attention.served_by` lets through."""
     batch, rows, query_heads, head_dim = queries.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
     group, block = query_heads // kv_heads, gcd(capacity, BLOCK)
@@ -53,6 +59,7 @@ def prefill_attention(
         block_kv=block,
         block_kv_compute=min(block, COMPUTED),
         use_base2_exp=False,
+        fwd_cost_estimate=_cost(queries, keys),
         interpret=interpret(),
     )
 
@@ -75,6 +82,13 @@ def prefill_attention(
         mixed: Any = attend(heads, one_sequence(keys), one_sequence(values))
     mixed = mixed.reshape(group, batch, kv_heads, rows, head_dim).transpose(1, 3, 2, 0, 4)
     return mixed.reshape(batch, rows, query_heads, head_dim)
+
+
+def _cost(queries: jax.Array, keys: jax.Array) -> pl.CostEstimate:
+    """Of a full cache's layer, as `tree_attention` gives it; tokamax would name the whole stack."""
+    scored = queries.shape[0] * queries.shape[1] * queries.shape[2] * keys.shape[3]
+    read = 2 * keys.nbytes // keys.shape[0] + 2 * queries.nbytes
+    return pl.CostEstimate(flops=4 * scored * queries.shape[3], transcendentals=scored, bytes_accessed=read)
 
 
 def listed(begins: jax.Array, ends: jax.Array, block: int, most: int) -> MaskInfo:

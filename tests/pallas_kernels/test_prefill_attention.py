@@ -14,9 +14,9 @@ from lowering import lowered
 from tokamax._src.pallas import block
 
 import pallas_kernels.prefill_attention as kernel
-from pallas_kernels.gpus import A100, H200
+from pallas_kernels.gpus import A100, H200, Gpu
 from pallas_kernels.implementation import compiling_for
-from pallas_kernels.prefill_attention import LANES, prefill_attention
+from pallas_kernels.prefill_attention import LANES, prefill_attention, served_by, tpu
 from pallas_kernels.prefill_attention.one_sequence import one_sequence, spans
 from pallas_kernels.prefill_attention.reference import causal_mask
 from tests.decoding import tiny
@@ -112,7 +112,7 @@ def test_several_tiles_of_rows(run):
 
 
 @pytest.mark.parametrize("run", ["gpu"], indirect=True)
-@pytest.mark.parametrize("head_dim", [32, 64, 256])
+@pytest.mark.parametrize("head_dim", [16, 32, 64])
 def test_head_sizes_on_gpu(run, head_dim):
     attention_cases.check(run, chunk(np.random.default_rng(4), [300], head_dim=head_dim, capacity=512))
 
@@ -124,16 +124,31 @@ def test_head_sizes_on_gpu(run, head_dim):
         ("gpu", H200, {"rows": 32}, "32 rows"),
         ("tpu", None, {"head_dim": 64}, "head_dim 64"),
         ("gpu", A100, {"head_dim": 80}, "head_dim 80"),
+        ("gpu", A100, {"head_dim": 256}, "head_dim 256"),
+        ("gpu", Gpu((12, 0), 100), {}, "compute capability 12.0"),
+        ("gpu", H200, {"capacity": 320}, "capacity 320"),
         ("tpu", None, {"dtype": "float32"}, "float32 rows over float32"),
         ("gpu", H200, {"dtype": "float32"}, "float32 rows over float32"),
     ],
 )
 def test_what_the_library_does_not_take_goes_to_tree_attention(name, gpu, options, why, caplog, monkeypatch):
     monkeypatch.setattr(kernel, "_logged", set())
-    arguments = chunk(np.random.default_rng(5), [100], capacity=256, **options)
+    arguments = chunk(np.random.default_rng(5), [100], **{"capacity": 256} | options)
     with caplog.at_level(logging.INFO, "pallas_kernels"), compiling_for(name, gpu=gpu):
         jax.eval_shape(traced, arguments)
     assert f"prefill_attention: tree_attention ({why})" in caplog.messages
+
+
+def test_no_core_of_a_chip_is_left_idle(monkeypatch):
+    """Splash attention's grid splits the query group among them."""
+    monkeypatch.setattr(tpu, "several_cores", lambda: True)
+    with compiling_for("tpu"):
+        for group, by in (
+            (1, "tree_attention (one query head a KV head would leave a core idle)"),
+            (2, "tpu, tokamax"),
+        ):
+            arguments = chunk(np.random.default_rng(5), [100], capacity=256, group=group)
+            assert served_by(arguments["queries"], arguments["keys"])[0] == by
 
 
 def test_the_reference_is_dense_attention():
@@ -161,6 +176,8 @@ def test_spans_name_the_slots_of_one_layer_and_head():
         ("gpu", A100, "__gpu$xla.gpu.triton", {}),
         ("gpu", H200, "mosaic_gpu", {}),
         ("gpu", H200, "mosaic_gpu", {"head_dim": 80, "dtype": "float16"}),
+        ("gpu", H200, "mosaic_gpu", {"head_dim": 256}),
+        ("tpu", None, "tpu_custom_call", {"head_dim": 256}),
     ],
 )
 def test_lowers_for_accelerators(name, gpu, call, options):
