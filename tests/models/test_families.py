@@ -13,7 +13,7 @@ from flax import nnx
 
 from tokenswift_jax.cache.full import empty_cache
 from tokenswift_jax.checkpoint import load_decoder
-from tokenswift_jax.decoding.forward import causal_mask, forward_rows
+from tokenswift_jax.decoding.forward import forward_rows
 from tokenswift_jax.models.decoder import causal_attention
 
 FAMILIES = Path(__file__).parents[1] / "data" / "families"
@@ -72,7 +72,7 @@ def test_logits_through_the_cache_equal_the_committed_ones(name):
     def run(state, ids, kv_cache, start):
         model = nnx.merge(graph, state)
         positions = start[:, None] + jnp.arange(CHUNK, dtype=jnp.int32)[None]
-        rows, kv_cache = forward_rows(model, ids, positions, kv_cache, start, causal_mask(1, CHUNK))
+        rows, kv_cache = forward_rows(model, ids, positions, kv_cache, start, None)
         return model.logits(rows.hidden), kv_cache
 
     ids, kv_cache, logits = token_ids(name), empty_cache(config, 1, 512, jnp.float32), []
