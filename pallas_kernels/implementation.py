@@ -73,8 +73,12 @@ def choose(kernel: str, available: tuple[Implementation, ...] = IMPLEMENTATIONS)
     """
     wanted = implementation()
     chosen: Implementation = wanted if wanted in available else "reference"
-    said = f"{kernel}: {chosen}{' (interpreted)' if interpret() and chosen != 'reference' else ''}"
-    if said not in _logged:
-        _logged.add(said)
-        _log.info(said)
+    say_once(f"{kernel}: {chosen}{' (interpreted)' if interpret() and chosen != 'reference' else ''}")
     return chosen
+
+
+def say_once(message: str) -> None:
+    """Logs a message as "pallas_kernels" if this process has not yet."""
+    if message not in _logged:
+        _logged.add(message)
+        _log.info(message)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -12,15 +11,12 @@ import jax.numpy as jnp
 
 from pallas_kernels.gpus import Gpu
 from pallas_kernels.implementation import gpu as gpu_compiled_for
-from pallas_kernels.implementation import implementation, interpret
+from pallas_kernels.implementation import implementation, interpret, say_once
 from pallas_kernels.prefill_attention import reference
 
-__all__ = ["prefill_attention"]
+__all__ = ["prefill_attention", "served_by"]
 
 LANES = 128  # tiles of rows, and of what a TPU holds side by side
-
-_log = logging.getLogger("pallas_kernels")
-_logged: set[str] = set()
 
 
 def prefill_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, **options: Any) -> jax.Array:
@@ -29,9 +25,7 @@ def prefill_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, **
     Elsewhere by `tree_attention` under a causal mask; the log "pallas_kernels" says which, and why.
     """
     by, library = served_by(queries, keys, options.get("key_scales"))
-    if by not in _logged:
-        _logged.add(by)
-        _log.info("prefill_attention: %s", by)
+    say_once(f"prefill_attention: {by}")
     if library is not None:
         used = {name: options[name] for name in ("layer", "lengths", "window")}
         return library.prefill_attention(queries, keys, values, **used)

@@ -21,7 +21,7 @@ from tokamax._src.ops.attention.pallas_triton import PallasTritonFlashAttention
 
 from pallas_kernels.gpus import Gpu, attached
 from pallas_kernels.implementation import gpu
-from pallas_kernels.prefill_attention.one_sequence import one_sequence, spans
+from pallas_kernels.prefill_attention.one_sequence import layer_begins, one_sequence, spans
 
 
 def prefill_attention(
@@ -33,8 +33,8 @@ def prefill_attention(
     # As heads of one sequence: [rows, batch * query_heads, head_dim].
     heads = queries.swapaxes(0, 1).reshape(rows, batch * query_heads, head_dim)
     begins, ends = (
-        span.repeat(group, axis=1).reshape(batch * query_heads, rows)
-        for span in spans(keys, layer, lengths, rows, window)
+        layer_begins(keys, layer) + span.repeat(group, axis=1).reshape(batch * query_heads, rows)
+        for span in spans(keys, lengths, rows, window)
     )
     target = gpu()
     # Named, or tokamax looks for tuned ones and warns of every shape that has none. Blocks of larger heads halve, so

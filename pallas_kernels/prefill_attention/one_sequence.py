@@ -6,6 +6,8 @@ for a mask says where a layer and a head lie.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -15,16 +17,19 @@ def one_sequence(stack: jax.Array) -> jax.Array:
     return stack.reshape(-1, stack.shape[-1])
 
 
-def spans(
-    stack: jax.Array, layer: int, lengths: jax.Array, rows: int, window: int | None
-) -> tuple[jax.Array, jax.Array]:
-    """First slot and the one past the last, int32 [batch, kv_heads, rows] each, that rows see in `one_sequence`.
+def layer_begins(stack: jax.Array, layer: int) -> int:
+    """The first slot of a layer in `one_sequence`."""
+    return layer * math.prod(stack.shape[1:4])
+
+
+def spans(stack: jax.Array, lengths: jax.Array, rows: int, window: int | None) -> tuple[jax.Array, jax.Array]:
+    """First slot and the one past the last, int32 [batch, kv_heads, rows] each, that rows see of a layer, counted from
+    `layer_begins`: what is computed of them is the same for every layer, and compiled once.
 
     Row i of a sequence stands in slot lengths + i of its own, and sees what lies up to there, or the `window` newest.
     """
     _, batch, kv_heads, capacity, _ = stack.shape
-    before = (layer * batch + jnp.arange(batch, dtype=jnp.int32)[:, None]) * kv_heads
-    before = (before + jnp.arange(kv_heads, dtype=jnp.int32)[None, :]) * capacity
-    end = lengths[:, None] + jnp.arange(1, rows + 1, dtype=jnp.int32)[None, :]
+    before = jnp.arange(batch * kv_heads, dtype=jnp.int32).reshape(batch, kv_heads, 1) * capacity
+    end = lengths[:, None, None] + jnp.arange(1, rows + 1, dtype=jnp.int32)[None, None, :]
     begin = jnp.zeros_like(end) if window is None else jnp.maximum(end - window, 0)
-    return before[:, :, None] + begin[:, None, :], before[:, :, None] + end[:, None, :]
+    return before + begin, before + end

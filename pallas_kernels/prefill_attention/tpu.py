@@ -24,7 +24,7 @@ from tokamax._src.ops.experimental.tpu.splash_attention.splash_attention_kernel 
 from tokamax._src.ops.experimental.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
 from pallas_kernels.implementation import interpret
-from pallas_kernels.prefill_attention.one_sequence import one_sequence, spans
+from pallas_kernels.prefill_attention.one_sequence import layer_begins, one_sequence, spans
 
 BLOCK, COMPUTED = 1024, 512  # slots that a step fetches, and that it multiplies at a time
 # Five int32 arrays of the list lie in the scalar memory, of which there is a megabyte.
@@ -53,7 +53,7 @@ def prefill_attention(
     scaled = (queries.astype(jnp.float32) * head_dim**-0.5).astype(queries.dtype)
     heads = scaled.reshape(batch, rows, kv_heads, group, head_dim).transpose(3, 0, 2, 1, 4)
     heads = heads.reshape(group, batch * kv_heads * rows, head_dim)
-    begins, ends = spans(keys, layer, lengths, rows, window)
+    walked = listed(*spans(keys, lengths, rows, window), block, capacity // block, layer_begins(keys, layer))
     config = SplashConfig(
         block_q=rows,
         block_kv=block,
@@ -69,7 +69,7 @@ def prefill_attention(
 
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         attend = SplashAttentionKernel(
-            listed(begins, ends, block, capacity // block),
+            walked,
             None,
             config=config,
             is_mqa=True,
@@ -91,13 +91,14 @@ def _cost(queries: jax.Array, keys: jax.Array) -> pl.CostEstimate:
     return pl.CostEstimate(flops=4 * scored * queries.shape[3], transcendentals=scored, bytes_accessed=read)
 
 
-def listed(begins: jax.Array, ends: jax.Array, block: int, most: int) -> MaskInfo:
+def listed(begins: jax.Array, ends: jax.Array, block: int, most: int, offset: int) -> MaskInfo:
     """The blocks of `block` slots to walk: for the rows of each sequence and KV head those that any of them sees.
 
     Args:
       begins, ends: `one_sequence.spans`.
       block: slots of one.
       most: blocks that a head's slots have.
+      offset: slots before the layer's; whole blocks.
     """
     first, last = begins.min(axis=2).ravel() // block, (ends.max(axis=2).ravel() - 1) // block
     # A block needs no mask that lies past every row's begin and before every row's end.
@@ -112,11 +113,11 @@ def listed(begins: jax.Array, ends: jax.Array, block: int, most: int) -> MaskInf
     full = (column >= full_from[row]) & (column < full_to[row])
     # Past the list rows differ from its last, which is how the kernel knows that it is the last.
     live = place < total
-    last_seen: Any = ends.ravel() - 1  # tokamax' annotation says NumPy; it takes both
+    last_seen: Any = offset + ends.ravel() - 1  # tokamax' annotation says NumPy; it takes both
     return MaskInfo(
         mask_next=None,
         active_rows=jnp.where(live, row, jnp.int32(counts.shape[0])),
-        active_cols=jnp.where(live, column, jnp.int32(0)),
+        active_cols=jnp.where(live, offset // block + column, jnp.int32(0)),
         block_mask=jnp.where(full, jnp.int32(_FULL), jnp.int32(_PARTIAL)),
         num_active_blocks=lax.convert_element_type(total, jnp.int32)[None],
         partial_mask_blocks=None,

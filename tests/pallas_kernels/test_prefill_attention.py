@@ -13,11 +13,11 @@ from jax.experimental import pallas as pl
 from lowering import lowered
 from tokamax._src.pallas import block
 
-import pallas_kernels.prefill_attention as kernel
+from pallas_kernels import implementation
 from pallas_kernels.gpus import A100, H200, Gpu
 from pallas_kernels.implementation import compiling_for
 from pallas_kernels.prefill_attention import LANES, prefill_attention, served_by, tpu
-from pallas_kernels.prefill_attention.one_sequence import one_sequence, spans
+from pallas_kernels.prefill_attention.one_sequence import layer_begins, one_sequence, spans
 from pallas_kernels.prefill_attention.reference import causal_mask
 from tests.decoding import tiny
 from tokenswift_jax.cache.full import empty_cache
@@ -34,20 +34,13 @@ def chunk(rng, lengths, *, rows=128, dtype="bfloat16", head_dim=128, **shape):
     caches = {name: np.array(arguments[name], np.float32) for name in ("keys", "values")}
     for name, cache in caches.items():
         for row, length in enumerate(lengths):
-            cache[LAYER, row, :, length : length + rows] = np.asarray(arguments[f"own_{name}"], np.float32)[
-                row
-            ].swapaxes(0, 1)
+            own = np.asarray(arguments[f"own_{name}"][row], np.float32)
+            cache[LAYER, row, :, length : length + rows] = own.swapaxes(0, 1)
             cache[LAYER, row, :, length + rows :] = WIDE
-    positions = arguments["lengths"][:, None] + jnp.arange(rows, dtype=jnp.int32)[None, :]
-    mask = causal_mask(len(lengths), rows)
-    return (
-        arguments
-        | {name: jnp.asarray(cache, dtype) for name, cache in caches.items()}
-        | {
-            "positions": positions,
-            "tree_mask": mask,
-        }
-    )
+    changed = {name: jnp.asarray(cache, dtype) for name, cache in caches.items()}
+    changed["positions"] = arguments["lengths"][:, None] + jnp.arange(rows, dtype=jnp.int32)[None, :]
+    changed["tree_mask"] = causal_mask(len(lengths), rows)
+    return arguments | changed
 
 
 @partial(jax.jit, static_argnames="window")
@@ -60,8 +53,8 @@ def traced(arguments, window=None):
 def run(request, monkeypatch):
     """A function of (arguments, window) that runs the library's kernel for "tpu" or "gpu" in an interpreter."""
     said = []
-    monkeypatch.setattr(kernel, "_logged", set())
-    monkeypatch.setattr(kernel._log, "info", lambda *what: said.append(what[0] % what[1:]))
+    monkeypatch.setattr(implementation, "_logged", set())
+    monkeypatch.setattr(implementation._log, "info", said.append)
 
     def run(arguments, window=None):
         jax.clear_caches()  # what is traced here asks an interpreter for it
@@ -132,7 +125,7 @@ def test_head_sizes_on_gpu(run, head_dim):
     ],
 )
 def test_what_the_library_does_not_take_goes_to_tree_attention(name, gpu, options, why, caplog, monkeypatch):
-    monkeypatch.setattr(kernel, "_logged", set())
+    monkeypatch.setattr(implementation, "_logged", set())
     arguments = chunk(np.random.default_rng(5), [100], **{"capacity": 256} | options)
     with caplog.at_level(logging.INFO, "pallas_kernels"), compiling_for(name, gpu=gpu):
         jax.eval_shape(traced, arguments)
@@ -159,7 +152,10 @@ def test_spans_name_the_slots_of_one_layer_and_head():
     """Numbers count the slots of all layers, sequences and heads: what a span names is a row's own and those before."""
     stack = jnp.arange(LAYERS * 2 * 3 * 8, dtype=jnp.float32).reshape(LAYERS, 2, 3, 8, 1)
     flat = np.asarray(one_sequence(stack))[:, 0]
-    begins, ends = map(np.asarray, spans(stack, LAYER, jnp.asarray([4, 1], jnp.int32), 3, window=2))
+    begins, ends = (
+        layer_begins(stack, LAYER) + np.asarray(span)
+        for span in spans(stack, jnp.asarray([4, 1], jnp.int32), 3, window=2)
+    )
     for row, length in enumerate((4, 1)):
         for head in range(3):
             for index in range(3):
