@@ -58,7 +58,7 @@ def forward_rows(
       cache: the full cache, or a draft cache in the same layout; its slots lengths.. are overwritten.
       lengths: int32 [batch], slots in use; lengths + rows must not exceed the capacity.
       tree_mask: bool [batch, rows, rows]; row i sees row j. Every row sees itself. None: rows follow each other in
-        the text, and so do the cache's slots; many of them.
+        the text, and so do the cache's slots; goes without key_positions and blocks.
       key_positions: int32 [layers, batch, kv_heads, capacity] for a cache whose slots are not in text order.
       blocks: int32 [layers, batch, kv_heads, table], the only blocks of `block_size` slots that the rows see, -1 for
         none; None: they see every slot in use. Goes without key_positions.
@@ -84,6 +84,8 @@ def forward_rows(
         }
         scales = {"key_scales": carry.key_scales, "value_scales": carry.value_scales}
         if tree_mask is None:
+            assert key_positions is None
+            assert blocks is None
             mixed = over_heads(prefill_attention, result=2, **shared, **scales, key_positions=None)
         elif blocks is None:
             rest = {**scales, "tree_mask": tree_mask, "key_positions": key_positions}
