@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["XLA_FLAGS"] = f"--xla_dump_to={dumped} {os.environ.get('XLA_FLAGS', '')}"  # read when XLA starts
         from hardware.aot import report
 
-        from tokenswift_jax.decoding.programs import COMPILER_OPTIONS
+        from tokenswift_jax.engine.compile_cache import COMPILER_OPTIONS
 
         for target in arguments.target:
             ours = COMPILER_OPTIONS.get(targets.TARGETS[target].kind, {})

@@ -16,7 +16,7 @@ from hardware import kernel_checks, kernel_speed, peer, profiles, roofline, samp
 from hardware.clock import copy_bandwidth
 from hardware.filled import filled_step, milliseconds_a_pass, random_model
 from hardware.goals import held_against
-from tokenswift_jax.cli import DEMO_PROMPT
+from tokenswift_jax.cli.generate import DEMO_PROMPT
 
 Rows = Iterator[dict[str, Any]]
 
