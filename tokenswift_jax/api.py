@@ -15,7 +15,8 @@ from tokenswift_jax.engine.journal import Journal
 from tokenswift_jax.engine.sequence import Ending, Row
 from tokenswift_jax.engine.token_log import SAMPLED, Records, concatenate, from_committed
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.prompt import encode, is_batch
+from tokenswift_jax.progress_report import Report, phase, silent
+from tokenswift_jax.prompt import encode_rows, is_batch
 from tokenswift_jax.sampling import SamplingConfig, check_vocabulary, resolve_sampling
 from tokenswift_jax.stats import GenerationResult
 from tokenswift_jax.text.transcript import Segment
@@ -76,6 +77,7 @@ class _Request:
     min_new_tokens: int
     ignore_eos: bool
     audit: bool
+    report: Report
 
 
 def _with_parameters_of(source: Callable[_P, Any]) -> Callable[[Callable[..., _T]], Callable[_P, _T]]:
@@ -91,7 +93,7 @@ def _with_parameters_of(source: Callable[_P, Any]) -> Callable[[Callable[..., _T
 
 def stream(
     model: Model,
-    prompt: Any,
+    prompt: Any = None,
     sampling: SamplingConfig | None = None,
     speculation: SpeculationConfig | None = None,
     *,
@@ -103,6 +105,8 @@ def stream(
     resume: bool = False,
     audit: bool = False,
     capacity: int | None = None,
+    messages: Any = None,
+    report: Report = silent,
 ) -> Generator[StreamEvent, None, None]:
     """`generate`, a `StreamEvent` for each chunk as it is committed; each row ends with one that carries its result.
 
@@ -113,13 +117,13 @@ def stream(
     from tokenswift_jax.speculation import SpeculationConfig
 
     size = model.config.vocab_size
-    prompts = [encode(one, model.tokenizer, size) for one in (prompt if is_batch(prompt) else [prompt])]
+    prompts = encode_rows(prompt, messages, model.tokenizer, size)
     sampling = resolve_sampling({}, model.generation_config) if sampling is None else sampling
     check_vocabulary(sampling, size)
     ending = Ending(max_new_tokens, () if ignore_eos else model.eos_token_ids, _stops(stop, model))
     _check_lengths(max_new_tokens, min_new_tokens)
     speculation = SpeculationConfig() if speculation is None else speculation
-    request = _Request(model, prompts, sampling, speculation, ending, min_new_tokens, ignore_eos, audit)
+    request = _Request(model, prompts, sampling, speculation, ending, min_new_tokens, ignore_eos, audit, report)
     saved = _open_journal(request, journal, resume)
     try:
         rows = [Row(model.tokenizer, ids, ending) for ids in prompts]
@@ -136,6 +140,7 @@ def stream(
                 ignore_eos=ignore_eos,
                 emitted=[concatenate(rows[0].parts).token_ids.tolist()] if past else None,
                 capacity=capacity,
+                report=report,
             )
             if saved is not None:
                 saved.begin()
@@ -147,7 +152,7 @@ def stream(
 
 
 @_with_parameters_of(stream)
-def generate(model: Model, prompt: Any, *arguments: Any, **named: Any) -> Any:
+def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) -> Any:
     """Generates text: the same tokens for one seed whatever `speculation` says.
 
     KeyboardInterrupt ends the text early and is not raised again: the result's finish_reason is "interrupted".
@@ -165,6 +170,9 @@ def generate(model: Model, prompt: Any, *arguments: Any, **named: Any) -> Any:
       resume: continue the journal's run, or begin it where there is no file yet.
       audit: replay the finished text through the target and compare every draw.
       capacity: positions to reserve in the cache; None: what prompt and max_new_tokens need.
+      messages: in place of a prompt, a conversation for the tokenizer's chat template: a list of turns such as
+        {"role": "user", "content": "..."}. A list of conversations is one batch.
+      report: called with the progress of phases that give no text yet (`progress_report`).
 
     Returns:
       A `GenerationResult`, a list of them for a batch.
@@ -174,7 +182,7 @@ def generate(model: Model, prompt: Any, *arguments: Any, **named: Any) -> Any:
       tokenswift_jax.engine.run.NumericsError: NaN logits, with the position.
     """
     results = [event.result for event in stream(model, prompt, *arguments, **named) if event.result is not None]
-    return results if is_batch(prompt) else results[0]
+    return results if is_batch(prompt, named.get("messages")) else results[0]
 
 
 def _events(
@@ -262,15 +270,16 @@ def _audit(request: _Request, index: int, records: Records) -> AuditReport | Non
     from tokenswift_jax.audit.replay import audit
 
     try:
-        return audit(
-            request.model,
-            request.prompts[index],
-            records.token_ids.tolist(),
-            request.sampling,
-            request.min_new_tokens,
-            request.ignore_eos,
-            request.sampling.sequence + index,
-        )
+        with phase(request.report, "auditing the text"):
+            return audit(
+                request.model,
+                request.prompts[index],
+                records.token_ids.tolist(),
+                request.sampling,
+                request.min_new_tokens,
+                request.ignore_eos,
+                request.sampling.sequence + index,
+            )
     except KeyboardInterrupt:
         return None
 
@@ -284,10 +293,10 @@ def _open_journal(request: _Request, path: str | Path | None, resume: bool) -> J
     """The journal, its header made of whatever the text depends on; lengths may grow on resume, so no cap."""
     if path is None:
         if resume:
-            raise UserError("--resume continues a journal; name it with --journal")
+            raise UserError("resume=True without journal: name the file to continue", arguments=("resume", "journal"))
         return None
     if len(request.prompts) > 1:
-        raise UserError("a journal holds one prompt's tokens; generate a batch without --journal")
+        raise UserError("journal holds one prompt's tokens; leave it out for a batch", arguments=("journal",))
     model = request.model
     header = {
         "checkpoint": checkpoint.fingerprint(model.path),
@@ -308,13 +317,16 @@ def _stops(stop: str | Sequence[str], model: Model) -> tuple[str, ...]:
     if not all(isinstance(one, str) and one for one in stops):
         raise UserError("a stop string is text of at least one character")
     if stops and model.tokenizer is None:
-        raise UserError("this checkpoint has no tokenizer, so there is no text to stop at; leave out --stop")
+        raise UserError("stop needs text, and this checkpoint has no tokenizer; leave it out", arguments=("stop",))
     return stops
 
 
 def _check_lengths(max_new_tokens: int, min_new_tokens: int) -> None:
     for name, value, least in (("max_new_tokens", max_new_tokens, 1), ("min_new_tokens", min_new_tokens, 0)):
         if type(value) is not int or value < least:
-            raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or above")
+            raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or above", arguments=(name,))
     if min_new_tokens > max_new_tokens:
-        raise UserError(f"min_new_tokens {min_new_tokens} is above max_new_tokens {max_new_tokens}; lower one")
+        raise UserError(
+            f"min_new_tokens {min_new_tokens} is above max_new_tokens {max_new_tokens}; lower one",
+            arguments=("min_new_tokens", "max_new_tokens"),
+        )
