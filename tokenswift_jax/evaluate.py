@@ -16,6 +16,7 @@ from tokenswift_jax.cli.command import Parser, exit_status, leave, quiet_transfo
 from tokenswift_jax.cli.converters import whole, whole_list
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.paths import check_writable
+from tokenswift_jax.training.extra import check_installed
 
 PROGRAM = "python -m tokenswift_jax.evaluate"
 _WINDOWS = 16  # of held-out text, for the accuracies
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.json is not None:
         check_writable(options.json, "json")
+    check_installed("evaluating", ("grain",))
     quiet_transformers()
     from tokenswift_jax.cli.phases import Phases
     from tokenswift_jax.cli.progress import ProgressLine

@@ -56,7 +56,7 @@ def encode(prompt: Any, tokenizer: Any, vocab_size: int, name: str = "prompt") -
         raise UserError(f"this checkpoint has no tokenizer; give the {name} as token ids")
     if not prompt:
         raise UserError(f"the {name} is empty; give at least one character")
-    return _in_vocabulary(_tokenised(prompt, tokenizer, special_tokens=True), vocab_size, name)
+    return _in_vocabulary(_tokenised(prompt, tokenizer, name, special_tokens=True), vocab_size, name)
 
 
 def encode_chat(messages: Any, tokenizer: Any, vocab_size: int) -> list[int]:
@@ -69,7 +69,8 @@ def encode_chat(messages: Any, tokenizer: Any, vocab_size: int) -> list[int]:
     if not any(turn.get("content") for turn in messages):
         raise UserError("there is no text in the messages; give at least one character")
     # The template's own special tokens are the only ones: it writes BOS itself.
-    return _in_vocabulary(_tokenised(text, tokenizer, special_tokens=False), vocab_size, "conversation")
+    ids = _tokenised(text, tokenizer, "conversation", special_tokens=False)
+    return _in_vocabulary(ids, vocab_size, "conversation")
 
 
 def render_chat(messages: Any, tokenizer: Any, *, next_turn: bool) -> str:
@@ -175,7 +176,11 @@ def _no_ids(value: Any) -> str:
     return f"not {type(value).__name__}"
 
 
-def _tokenised(text: str, tokenizer: Any, *, special_tokens: bool) -> list[int]:
+def _tokenised(text: str, tokenizer: Any, name: str, *, special_tokens: bool) -> list[int]:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # as bytes of a command line that are not UTF-8
+        raise UserError(f"the {name} is not UTF-8 text (character {error.start}); convert it first") from None
     ids = tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
     bos = getattr(tokenizer, "bos_token_id", None)
     # A text that begins with BOS, given to a tokenizer that adds it.

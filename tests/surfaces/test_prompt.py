@@ -64,6 +64,7 @@ def test_what_a_batch_is(prompt, batch):
         ([], None, "empty"),
         (np.zeros(0, np.int32), None, "empty"),
         ("text", None, "no tokenizer"),
+        ("a\udcff", byte_level(), "the prompt is not UTF-8 text (character 1); convert it first"),
         ([5, 400], None, "token id 400 of the prompt is outside the vocabulary of 0..399"),
         ([5, -1], None, "token id -1 of the prompt is outside the vocabulary of 0..399"),
         ([1, 2.0], None, "a prompt is a string or a list of token ids, and 2.0 is no token id"),
@@ -74,7 +75,7 @@ def test_what_a_batch_is(prompt, batch):
     ],
 )
 def test_what_is_refused(prompt, tokenizer, message):
-    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+    with pytest.raises(UserError, match=re.escape(message)):
         encode(prompt, tokenizer, 400)
 
 
@@ -104,6 +105,7 @@ def test_a_turn_that_calls_tools_needs_no_content(with_bos):
         ([{"role": 3, "content": "x"}], 'turn 1 of the messages has the "role" 3, which is not text'),
         ([{"role": "user", "content": ["x"]}], """turn 1 of the messages has the "content" ['x'], which is not text"""),
         ([{"role": "user", "content": ""}], "there is no text in the messages"),
+        ([{"role": "user", "content": "\udcff"}], "the conversation is not UTF-8 text"),
         ([CHAT], "turn 1 of the messages is [{"),
     ],
 )
