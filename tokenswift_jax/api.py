@@ -16,7 +16,8 @@ from tokenswift_jax.engine.journal import Journal
 from tokenswift_jax.engine.sequence import Row
 from tokenswift_jax.engine.token_log import SAMPLED, Records, concatenate, from_committed
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.prompt import encode, is_batch
+from tokenswift_jax.progress_report import Report, phase, silent
+from tokenswift_jax.prompt import encode_rows, is_batch
 from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.stats import GenerationResult
@@ -75,6 +76,7 @@ class _Call:
     speculation: SpeculationConfig
     ignore_eos: bool | Sequence[bool]
     audit: bool
+    report: Report
 
 
 def _with_parameters_of(source: Callable[_P, Any]) -> Callable[[Callable[..., _T]], Callable[_P, _T]]:
@@ -90,7 +92,7 @@ def _with_parameters_of(source: Callable[_P, Any]) -> Callable[[Callable[..., _T
 
 def stream(
     model: Model,
-    prompt: Any,
+    prompt: Any = None,
     sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
     speculation: SpeculationConfig | None = None,
     *,
@@ -102,6 +104,8 @@ def stream(
     resume: bool = False,
     audit: bool = False,
     capacity: int | None = None,
+    messages: Any = None,
+    report: Report = silent,
 ) -> Generator[StreamEvent, None, None]:
     """`generate`, a `StreamEvent` for each chunk as it is committed; each row ends with one that carries its result.
 
@@ -112,7 +116,7 @@ def stream(
     from tokenswift_jax.speculation import SpeculationConfig
 
     size = model.config.vocab_size
-    prompts = [encode(one, model.tokenizer, size) for one in (prompt if is_batch(prompt) else [prompt])]
+    prompts = encode_rows(prompt, messages, model.tokenizer, size)
     requests = requests_for(
         model,
         prompts,
@@ -123,7 +127,7 @@ def stream(
         stop=stop,
     )
     speculation = SpeculationConfig() if speculation is None else speculation
-    call = _Call(model, requests, speculation, ignore_eos, audit)
+    call = _Call(model, requests, speculation, ignore_eos, audit, report)
     saved = _open_journal(call, journal, resume)
     try:
         rows = [Row(model.tokenizer, request) for request in requests]
@@ -131,7 +135,7 @@ def stream(
         run = None
         if rows[0].finish is None:  # only a journal can have brought the row to its end by now
             emitted = [concatenate(rows[0].parts).token_ids.tolist()] if past else None
-            run = decoding.DecodingRun(model, requests, speculation, emitted=emitted, capacity=capacity)
+            run = decoding.DecodingRun(model, requests, speculation, emitted=emitted, capacity=capacity, report=report)
             if saved is not None:
                 saved.begin()
     except BaseException:
@@ -142,7 +146,7 @@ def stream(
 
 
 @_with_parameters_of(stream)
-def generate(model: Model, prompt: Any, *arguments: Any, **named: Any) -> Any:
+def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) -> Any:
     """Generates text: the same tokens for one seed whatever `speculation` says.
 
     KeyboardInterrupt ends the text early and is not raised again: the result's finish_reason is "interrupted".
@@ -162,6 +166,9 @@ def generate(model: Model, prompt: Any, *arguments: Any, **named: Any) -> Any:
       resume: continue the journal's run, or begin it where there is no file yet.
       audit: replay the finished text through the target and compare every draw.
       capacity: positions to reserve in the cache; None: what prompt and max_new_tokens need.
+      messages: in place of a prompt, a conversation for the tokenizer's chat template: a list of turns such as
+        {"role": "user", "content": "..."}. A list of conversations is one batch.
+      report: called with the progress of phases that give no text yet (`progress_report`).
 
     Returns:
       A `GenerationResult`, a list of them for a batch.
@@ -171,7 +178,7 @@ def generate(model: Model, prompt: Any, *arguments: Any, **named: Any) -> Any:
       tokenswift_jax.engine.run.NumericsError: NaN logits, with the position.
     """
     results = [event.result for event in stream(model, prompt, *arguments, **named) if event.result is not None]
-    return results if is_batch(prompt) else results[0]
+    return results if is_batch(prompt, named.get("messages")) else results[0]
 
 
 def _events(
@@ -215,9 +222,9 @@ def _result(
 ) -> GenerationResult:
     records = concatenate(row.parts)
     assert row.finish is not None, "the run ended before its rows"
-    request, report = call.requests[index], None
+    request, found = call.requests[index], None
     if call.audit and row.finish != "interrupted":
-        report = _audit(call.model, request, records)
+        found = _audit(call.model, request, records, call.report)
     return GenerationResult(
         text=row.text,
         model=str(call.model.path),
@@ -238,9 +245,9 @@ def _result(
         **stats.timing(records),
         distinct_n=stats.distinct_n(records.token_ids),
         audit=None
-        if report is None
-        else {"positions": report.positions, "mismatches": report.mismatches, "max_margin": report.max_margin},
-        audit_failed=report is not None and report.failed,
+        if found is None
+        else {"positions": found.positions, "mismatches": found.mismatches, "max_margin": found.max_margin},
+        audit_failed=found is not None and found.failed,
     )
 
 
@@ -254,12 +261,13 @@ def _changes(trace: list[dict[str, Any]], entries: list[dict[str, Any]]) -> list
     return changes
 
 
-def _audit(model: Model, request: Request, records: Records) -> AuditReport | None:
+def _audit(model: Model, request: Request, records: Records, report: Report) -> AuditReport | None:
     """The replay's findings; None when it was interrupted."""
     from tokenswift_jax.audit.replay import audit
 
     try:
-        return audit(model, request, records.token_ids.tolist())
+        with phase(report, "auditing the text"):
+            return audit(model, request, records.token_ids.tolist())
     except KeyboardInterrupt:
         return None
 
@@ -273,10 +281,10 @@ def _open_journal(call: _Call, path: str | Path | None, resume: bool) -> Journal
     """The journal, its header made of whatever the text depends on; lengths may grow on resume, so no cap."""
     if path is None:
         if resume:
-            raise UserError("--resume continues a journal; name it with --journal")
+            raise UserError("resume=True without journal: name the file to continue", arguments=("resume", "journal"))
         return None
     if len(call.requests) > 1:
-        raise UserError("a journal holds one prompt's tokens; generate a batch without --journal")
+        raise UserError("journal holds one prompt's tokens; leave it out for a batch", arguments=("journal",))
     model, request = call.model, call.requests[0]
     header = {
         "checkpoint": checkpoint.fingerprint(model.path),

@@ -42,9 +42,9 @@ def requests_for(
     for row, prompt in enumerate(prompts):
         _check_lengths(longest[row], shortest[row])
         if not isinstance(ignored[row], bool):
-            raise UserError(f"ignore_eos is {ignored[row]!r}; it must be True or False")
+            raise UserError(f"ignore_eos is {ignored[row]!r}; it must be True or False", arguments=("ignore_eos",))
         if stops[row] and model.tokenizer is None:
-            raise UserError("this checkpoint has no tokenizer, so there is no text to stop at; leave out stop")
+            raise UserError("stop needs text, and this checkpoint has no tokenizer; leave it out", arguments=("stop",))
         check_vocabulary(configs[row], model.config.vocab_size)
         eos = () if ignored[row] else tuple(model.eos_token_ids)
         requests.append(Request(prompt, configs[row], longest[row], shortest[row], eos, stops[row]))
@@ -68,7 +68,10 @@ def _one_each(name: str, value: Any, count: int) -> list[Any]:
     if not isinstance(value, list | tuple):
         return [value] * count
     if len(value) != count:
-        raise UserError(f"{name} has {len(value)} entries for {count} prompts; give one each, or one value for all")
+        raise UserError(
+            f"{name} has {len(value)} entries for {count} prompts; give one each, or one value for all",
+            arguments=(name,),
+        )
     return list(value)
 
 
@@ -89,6 +92,9 @@ def _stops(stop: Any, count: int) -> list[tuple[str, ...]]:
 def _check_lengths(max_new_tokens: Any, min_new_tokens: Any) -> None:
     for name, value, least in (("max_new_tokens", max_new_tokens, 1), ("min_new_tokens", min_new_tokens, 0)):
         if type(value) is not int or value < least:
-            raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or above")
+            raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or above", arguments=(name,))
     if min_new_tokens > max_new_tokens:
-        raise UserError(f"min_new_tokens {min_new_tokens} is above max_new_tokens {max_new_tokens}; lower one")
+        raise UserError(
+            f"min_new_tokens {min_new_tokens} is above max_new_tokens {max_new_tokens}; lower one",
+            arguments=("min_new_tokens", "max_new_tokens"),
+        )

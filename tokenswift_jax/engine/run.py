@@ -16,6 +16,7 @@ from tokenswift_jax.engine import capacity as memory
 from tokenswift_jax.engine.adaptive import Tuner
 from tokenswift_jax.engine.compile_cache import CompileCache
 from tokenswift_jax.engine.prefill import chunk_rows, padded, prefill
+from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.request import Request, batch_of
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.features import features_for
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 CHUNK_TOKENS = 32  # a row's records a chunk: often enough for a reader, rare enough for the host
 FINISH_NAMES = {LENGTH: "length", EOS: "eos"}
+_MEMORY_ARGUMENTS = ("max_new_tokens", "capacity", "draft_cache", "ngram_slots")  # what lowers a run's memory
 _DRAFTING = ("ngrams", "ngram_trust", "draft")  # parts of the state that a plan without such drafts leaves as they are
 
 
@@ -107,6 +109,7 @@ class DecodingRun:
         *,
         emitted: list[list[int]] | None = None,
         capacity: int | None = None,
+        report: Report = silent,
     ) -> None:
         """Args:
         model: the target.
@@ -114,6 +117,7 @@ class DecodingRun:
         speculation: how drafts are made.
         emitted: tokens that each row already has after its prompt; None: none.
         capacity: slots a row of the cache; None: as many as needed.
+        report: told of compilation, prefill and the preparation of drafts.
         """
         config = model.config
         features = features_for(request.sampling for request in requests)
@@ -146,13 +150,15 @@ class DecodingRun:
             len(requests),
             self._capacity,
             dtype,
-            advice="lower --max-new-tokens, --capacity, --draft-cache or --ngram-slots",
+            advice=f"lower {', '.join(_MEMORY_ARGUMENTS)}",
+            arguments=_MEMORY_ARGUMENTS,
             draft_slots=self._draft.copied_slots if self._draft else 0,
             ngram_slots=self._ngram_slots or 0,
         )
         settings = sequence_params(requests, config.vocab_size)
         self._inputs = StepInputs(params=model.params, sequence=settings, draft_params=draft_params)
-        self._programs = CompileCache()
+        self._report = report
+        self._programs = CompileCache(report)
         self._chunk_functions: dict[Plan, Callable] = {}
         self._state: DecodeState | None = None
         # Where a loop's condition is read by the host, as on GPUs, a call returns only once its chunk is all but done.
@@ -232,7 +238,9 @@ class DecodingRun:
             ngram_slots=self._ngram_slots,
             calibrate=self._calibrate,
             draft=self._draft,
+            report=self._report,
         )
+        self._programs.compile(*self._chunk_call(self._plain.plan, state, 1), name=self._plain.label)
         self._state, chunk = self._run(self._plain.plan, state, 1)
         if resumed:
             self._state = self._resume(self._state)
@@ -277,11 +285,12 @@ class DecodingRun:
         seconds, compiled_before = 0.0, self.compile_seconds
         if named.plan.kind != "autoregressive":
             call = compiled("catch_up", None, named.plan), self._inputs, state
-            self._programs.compile(*call)
+            self._programs.compile(*call, name=f"the drafts of {named.label}")
             begun = time.perf_counter()
-            state = jax.block_until_ready(self._programs.run(*call))
+            with phase(self._report, f"preparing the drafts of {named.label}"):
+                state = jax.block_until_ready(self._programs.run(*call))
             seconds = time.perf_counter() - begun
-        self._programs.compile(*self._chunk_call(named.plan, state, None))
+        self._programs.compile(*self._chunk_call(named.plan, state, None), name=named.label)
         if self.compile_seconds > compiled_before:
             # What a device does at a program's first call, as loading it, is no more its chunk's time than compiling.
             state = jax.block_until_ready(self._run(named.plan, state, 0)[0])
@@ -363,6 +372,7 @@ def start(
     ignore_eos: bool = False,
     emitted: list[list[int]] | None = None,
     capacity: int | None = None,
+    report: Report = silent,
 ) -> DecodingRun:
     """A run that continues each prompt (and the tokens already `emitted` after it) up to `max_new_tokens`.
 
@@ -376,4 +386,4 @@ def start(
         min_new_tokens=min_new_tokens,
         eos_token_ids=() if ignore_eos else tuple(model.eos_token_ids),
     )
-    return DecodingRun(model, requests, speculation, emitted=emitted, capacity=capacity)
+    return DecodingRun(model, requests, speculation, emitted=emitted, capacity=capacity, report=report)

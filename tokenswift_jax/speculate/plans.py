@@ -31,6 +31,13 @@ class NamedPlan:
     node_budget: int | None
     plan: Plan
 
+    @property
+    def label(self) -> str:
+        """Words for a person, such as "fused, 7 nodes"."""
+        if self.plan.tree is None:
+            return "plain decoding"
+        return f"{self.schedule or self.mode}, {self.plan.rows - 1} nodes"
+
 
 def autoregressive_plan(config: ModelConfig, features: SamplingFeatures) -> NamedPlan:
     """Plain decoding: one row, one token."""
@@ -45,7 +52,10 @@ def speculative_plans(
     mode, schedule, heads = speculation.mode, speculation.schedule, config.num_draft_heads
     if mode in ("tokenswift", "medusa"):
         if not heads:
-            raise UserError(f"mode {mode!r} needs draft heads and the checkpoint has none; use auto, ngram or selfspec")
+            raise UserError(
+                f"mode {mode!r} needs draft heads and the checkpoint has none; use auto, ngram or selfspec",
+                arguments=("mode",),
+            )
         _check_tree(speculation.tree, heads)
     if mode == "autoregressive":
         return []
@@ -68,7 +78,10 @@ def speculative_plans(
 
 def _check_tree(tree: tuple[int, ...] | None, heads: int) -> None:
     if tree is not None and len(tree) != heads + 1:
-        raise UserError(f"tree {','.join(map(str, tree))} has {len(tree)} depths; {heads} draft heads need {heads + 1}")
+        shape = ",".join(map(str, tree))
+        raise UserError(
+            f"tree {shape} has {len(tree)} depths; {heads} draft heads need {heads + 1}", arguments=("tree",)
+        )
 
 
 def _named(
@@ -82,7 +95,10 @@ def _named(
     kind = schedule or ("fused" if mode == "medusa" else mode)
     widths, node_set = _heads_nodes(config, speculation.tree, kind)
     if max(widths, default=0) > config.vocab_size:
-        raise UserError(f"tree {widths} asks for more candidates than the vocabulary's {config.vocab_size}")
+        raise UserError(
+            f"tree {widths} asks for more candidates than the vocabulary's {config.vocab_size}",
+            arguments=("tree",) if speculation.tree is not None else (),
+        )
     key_depth = 1 if kind == "partial" else 0
     chain = 3 if budget is None else min(3, budget - key_depth)
     if budget is not None:
