@@ -107,7 +107,8 @@ def iteration(monkeypatch):
     def run():
         noise = gumbel_noise(settings.keys, n + 1 + jnp.arange(5, dtype=jnp.int32)[None], len(WORDS))
         tree, state = draft.draft_tree(model, state_before(text, plan), inputs, plan, noise)
-        draws, broken, computed, verified = verification.verify(model, state, inputs, plan, tree, noise)
+        found, verified = verification.verify(model, state, inputs, plan, tree, noise)
+        draws, broken, computed = found.draws, found.broken, found.computed
         walked = walk(tree, draws, plan.depth)
         after, records, count = commit(verified, inputs, plan, tree, walked, broken, computed)
         return noise, tree, draws, verified, walked, after, records, count, positions_run.pop(), candidates_run.pop()
