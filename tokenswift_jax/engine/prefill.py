@@ -104,7 +104,7 @@ def first_state(
         hidden=jnp.zeros((batch, config.hidden_size), dtype),
         query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), dtype),
         last_positions=penalty.last_positions(tokens, lengths, config.vocab_size) if penalise else None,
-        ngrams=None if ngram_slots is None else ngram.empty(batch, config.vocab_size, ngram_slots),
+        ngrams=None if ngram_slots is None else ngram.empty(batch, tokens.shape[1], ngram_slots),
         ngram_trust=ngram_calibration.unobserved(batch) if calibrate else None,
         draft=None if draft is None else draft.empty(config, batch, dtype),
     )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tokenswift_jax.kv.dense import FullCache
-from tokenswift_jax.speculate import ngram
+from tokenswift_jax.speculate import ngram_fill
 from tokenswift_jax.step.forward import forward_rows
 from tokenswift_jax.step.iteration import iterate
 from tokenswift_jax.step.state import RUNNING, DecodeState, Inputs, Plan
@@ -103,7 +103,7 @@ def catch_up(plan: Plan, inputs: Inputs, state: DecodeState) -> DecodeState:
     drafting resumes after decoding that did not keep them."""
     if plan.tree is not None and plan.tree.ngram_k:
         assert state.ngrams is not None
-        table = ngram.insert(state.ngrams, state.tokens, state.length - inputs.ngram_window)
+        table = ngram_fill.fill(state.ngrams, state.tokens, state.length - inputs.ngram_window)
         state = replace(state, ngrams=table)
     if plan.draft is not None:
         assert state.draft is not None
