@@ -16,7 +16,7 @@ NOT_IN_JSON = ("text", "audit_failed")
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """One row's text with its statistics; `to_json` gives the fields of `--stats`.
+    """One row's text with its statistics; `to_json` gives them as the statistics file has them.
 
     Attributes:
       text: what was generated, without the prompt; ends before a stop string; "" without a tokenizer.
@@ -69,7 +69,7 @@ class GenerationResult:
     audit_failed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields of `--stats`, in their order."""
+        """The fields of the statistics file, in their order."""
         return {name: value for name, value in asdict(self).items() if name not in NOT_IN_JSON}
 
     def to_json(self) -> str:

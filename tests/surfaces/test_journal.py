@@ -102,7 +102,7 @@ def test_a_tuple_equals_the_list_it_was_written_as(tmp_path):
 def test_an_existing_journal_is_never_overwritten(tmp_path):
     write(tmp_path / "j")
     before = (tmp_path / "j").read_bytes()
-    with pytest.raises(UserError, match="--resume"):
+    with pytest.raises(UserError, match="exists; continue it with resume=True"):
         Journal(tmp_path / "j", HEADER, resume=False)
     assert (tmp_path / "j").read_bytes() == before
 

@@ -39,6 +39,11 @@ class ProgressLine:
         self._drawn_at = float("-inf")
         self._visible = False
 
+    @property
+    def active(self) -> bool:
+        """Whether anything is ever drawn."""
+        return self._console is not None
+
     def add(self, records: Records) -> None:
         """Counts a chunk."""
         counts = acceptance(records)

@@ -43,11 +43,14 @@ class Journal:
         self._count = 0
         self.parts: list[Records] = []
         self.schedule_trace: list[dict[str, Any]] = []
-        check_writable(self._path, "--journal")
+        check_writable(self._path, "journal")
         if not self._path.exists():
             return
         if not resume:
-            raise UserError(f"journal {path} exists; continue it with --resume or name another file")
+            raise UserError(
+                f"journal {path} exists; continue it with resume=True or name another file",
+                arguments=("journal", "resume"),
+            )
         self._file = self._path.open("r+b")
         try:
             self._lock()

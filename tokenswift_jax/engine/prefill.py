@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokenswift_jax.engine.compile_cache import CompileCache
+from tokenswift_jax.engine.device_pace import DevicePace
 from tokenswift_jax.kv.dense import FullCache, empty_cache
 from tokenswift_jax.kv.draft_cache import DraftKind
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.speculate import ngram, ngram_calibration
 from tokenswift_jax.step.loop import compiled
@@ -43,10 +45,10 @@ def prefill(
     texts: list[list[int]],
     capacity: int,
     *,
-    penalise: bool,
     ngram_slots: int | None,
     calibrate: bool,
     draft: DraftKind | None,
+    report: Report = silent,
 ) -> DecodeState:
     """The state of texts whose last tokens are roots: everything before them is in the cache.
 
@@ -55,27 +57,30 @@ def prefill(
       graph, params, config: the decoder.
       texts: token ids, at least one each.
       capacity: slots of the cache; at least the longest text rounded up to the chunk.
-      penalise: whether the state keeps the penalty's window.
       ngram_slots: slots of the n-gram table, None for no table (`loop.catch_up` fills it).
       calibrate: whether the state keeps how the n-grams fare.
       draft: kind and sizes of the draft cache, None for none (`loop.catch_up` fills it).
+      report: told how many positions of the longest text are done.
     """
     dtype = jax.tree.leaves(params)[0].dtype
     ids = padded(texts, capacity)
     tokens = jnp.asarray(ids)
     lengths = jnp.asarray([len(text) for text in texts], jnp.int32)
     cache = empty_cache(config, len(texts), capacity, dtype)
-    rows = chunk_rows(max(map(len, texts)))
-    function = compiled("prefill", graph)
-    for start in range(0, max(map(len, texts)) - 1, rows):
-        piece = jnp.asarray(ids[:, start : start + rows])
-        cache = programs.run(function, params, piece, jnp.asarray(start, jnp.int32), cache)
+    longest = max(map(len, texts))
+    rows = chunk_rows(longest)
+    function, pace = compiled("prefill", graph), DevicePace(report)
+    with phase(report, "prefill", longest, "positions") as so_far:
+        for start in range(0, longest - 1, rows):
+            piece = jnp.asarray(ids[:, start : start + rows])
+            cache = programs.run(function, params, piece, jnp.asarray(start, jnp.int32), cache, name="prefill")
+            if pace.wait(cache):
+                so_far(start + rows)
     return first_state(
         config,
         tokens,
         lengths,
         cache,
-        penalise=penalise,
         ngram_slots=ngram_slots,
         calibrate=calibrate,
         draft=draft,
@@ -88,7 +93,6 @@ def first_state(
     lengths: jax.Array,
     cache: FullCache,
     *,
-    penalise: bool,
     ngram_slots: int | None,
     calibrate: bool,
     draft: DraftKind | None,
@@ -103,7 +107,7 @@ def first_state(
         cache=cache,
         hidden=jnp.zeros((batch, config.hidden_size), dtype),
         query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), dtype),
-        last_positions=penalty.last_positions(tokens, lengths, config.vocab_size) if penalise else None,
+        last_positions=penalty.last_positions(tokens, lengths, config.vocab_size),
         ngrams=None if ngram_slots is None else ngram.empty(batch, tokens.shape[1], ngram_slots),
         ngram_trust=ngram_calibration.unobserved(batch) if calibrate else None,
         draft=None if draft is None else draft.empty(config, batch, dtype),
