@@ -85,7 +85,7 @@ class Layout:
             hidden=jnp.zeros((batch, config.hidden_size), self.dtype),
             query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), self.dtype),
             last_positions=penalty.last_positions(tokens, lengths, config.vocab_size),
-            ngrams=None if self.ngram_slots is None else ngram.empty(batch, config.vocab_size, self.ngram_slots),
+            ngrams=None if self.ngram_slots is None else ngram.empty(batch, self.capacity, self.ngram_slots),
             ngram_trust=ngram_calibration.unobserved(batch) if self.calibrate else None,
             draft=None if self.draft is None else self.draft.empty(config, batch, self.dtype),
         )

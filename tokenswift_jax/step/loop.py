@@ -17,7 +17,7 @@ from tokenswift_jax.arrays import write_at
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.sample.logprobs import Logprobs
-from tokenswift_jax.speculate import ngram
+from tokenswift_jax.speculate import ngram_fill
 from tokenswift_jax.step.forward import forward_rows
 from tokenswift_jax.step.iteration import Emitted, iterate
 from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
@@ -112,7 +112,7 @@ def catch_up(plan: Plan, inputs: StepInputs, state: DecodeState) -> DecodeState:
     drafting resumes after decoding that did not keep them."""
     if plan.tree is not None and plan.tree.ngram_k:
         assert state.ngrams is not None
-        table = ngram.insert(state.ngrams, state.tokens, state.length - inputs.sequence.ngram_lag)
+        table = ngram_fill.fill(state.ngrams, state.tokens, state.length - inputs.sequence.ngram_lag)
         state = replace(state, ngrams=table)
     if plan.draft is not None:
         assert state.draft is not None
