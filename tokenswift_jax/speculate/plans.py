@@ -96,7 +96,7 @@ def _named(
     widths, node_set = _heads_nodes(config, speculation.tree, kind)
     if max(widths, default=0) > config.vocab_size:
         raise UserError(
-            f"tree {widths} asks for more candidates than the vocabulary's {config.vocab_size}",
+            f"tree {','.join(map(str, speculation.tree or widths))} asks for more candidates than the vocabulary's {config.vocab_size}",
             arguments=("tree",) if speculation.tree is not None else (),
         )
     key_depth = 1 if kind == "partial" else 0
