@@ -95,8 +95,9 @@ def _named(
     kind = schedule or ("fused" if mode == "medusa" else mode)
     widths, node_set = _heads_nodes(config, speculation.tree, kind)
     if max(widths, default=0) > config.vocab_size:
+        shape = ",".join(map(str, speculation.tree or widths))
         raise UserError(
-            f"tree {','.join(map(str, speculation.tree or widths))} asks for more candidates than the vocabulary's {config.vocab_size}",
+            f"tree {shape} asks for more candidates than the vocabulary's {config.vocab_size}",
             arguments=("tree",) if speculation.tree is not None else (),
         )
     key_depth = 1 if kind == "partial" else 0
