@@ -72,8 +72,8 @@ def prefill(
     function, pace = compiled("prefill", graph), DevicePace(report)
     with phase(report, "prefill", longest, "positions") as so_far:
         for start in range(0, longest - 1, rows):
-            piece = jnp.asarray(ids[:, start : start + rows])
-            cache = programs.run(function, params, piece, jnp.asarray(start, jnp.int32), cache, name="prefill")
+            call = params, jnp.asarray(ids[:, start : start + rows]), jnp.asarray(start, jnp.int32), cache
+            cache = programs.compile(function, *call, name="prefill")(*call)
             if pace.wait(cache):
                 so_far(start + rows)
     return first_state(
