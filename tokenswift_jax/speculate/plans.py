@@ -36,7 +36,8 @@ class NamedPlan:
         """Words for a person, such as "fused, 7 nodes"."""
         if self.plan.tree is None:
             return "plain decoding"
-        return f"{self.schedule or self.mode}, {self.plan.rows - 1} nodes"
+        nodes = self.plan.rows - 1
+        return f"{self.schedule or self.mode}, {nodes} node{'' if nodes == 1 else 's'}"
 
 
 def autoregressive_plan(config: ModelConfig, features: SamplingFeatures) -> NamedPlan:
