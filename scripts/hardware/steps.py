@@ -25,9 +25,11 @@ from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
 
-STEPS = ("plain", "verify-16", "verify-64", "draft", "partial-16", "prefill")
+STEPS = ("plain", "verify-16", "verify-16-topkp", "verify-64", "draft", "partial-16", "prefill")
 # The paper's taste, so that every part of sampling is in the steps.
 SAMPLING = SamplingConfig(temperature=1.0, min_p=0.1, repetition_penalty=1.1, penalty_window=1024)
+# What most published checkpoints ask for: Qwen2.5's generation_config.json.
+TOP_SAMPLING = SamplingConfig(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.05, penalty_window=1024)
 DRAFT_CACHE = 4096
 
 
@@ -54,7 +56,8 @@ def step_named(name: str, config: ModelConfig, capacity: int, dtype: Any, batch:
     """A step of a model with a cache of `capacity` slots.
 
     `plain` is a token of `autoregressive`; `verify-N` an iteration of `fused` with N rows, drafting by heads and commit
-    included; `partial-16` an iteration of `partial`; `draft` its drafting alone; `prefill` a chunk of a prompt.
+    included, `verify-N-topkp` one whose draws have top-k and top-p; `partial-16` an iteration of `partial`; `draft` its
+    drafting alone; `prefill` a chunk of a prompt.
     """
     graph, params = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))))
     if name == "prefill":
@@ -79,15 +82,24 @@ def step_named(name: str, config: ModelConfig, capacity: int, dtype: Any, batch:
 
 def plan_named(name: str, config: ModelConfig) -> Plan:
     """The plan of a step of STEPS, prefill excepted."""
-    processors = processors_for(SAMPLING)
+    processors = processors_for(_sampling(name))
     if name == "plain":
         return plans.autoregressive_plan(config, processors).plan
     schedule = "fused" if name.startswith("verify") else "partial"
-    rows = 16 if name == "draft" else int(name.split("-")[1])
+    rows = 16 if name == "draft" else rows_of(name)
     speculation = SpeculationConfig(
         mode="tokenswift", schedule=schedule, node_budget=rows - 1, draft_cache=DRAFT_CACHE, tree=(1, 3, 3, 3)
     )
     return plans.speculative_plans(config, speculation, processors, "accelerator")[0].plan
+
+
+def rows_of(name: str) -> int:
+    """Rows that the target verifies in a step whose name says so."""
+    return int(name.split("-")[1])
+
+
+def _sampling(name: str) -> SamplingConfig:
+    return TOP_SAMPLING if name.endswith("-topkp") else SAMPLING
 
 
 def first_call(plan: Plan, params: Any, dtype: Any, batch: int, capacity: int) -> tuple[Inputs, DecodeState]:
@@ -105,8 +117,9 @@ def first_call(plan: Plan, params: Any, dtype: Any, batch: int, capacity: int) -
         draft=plan.draft,
     )
     limits = Limits(lengths, jnp.full((batch,), capacity, jnp.int32), jnp.zeros((config.vocab_size,), bool))
-    sampling = sampling_inputs(SAMPLING, vocab=config.vocab_size, batch=batch)
-    return Inputs(params, sampling, limits, jnp.asarray(SAMPLING.penalty_window, jnp.int32)), state
+    chosen = TOP_SAMPLING if plan.processors.top_k else SAMPLING
+    sampling = sampling_inputs(chosen, vocab=config.vocab_size, batch=batch)
+    return Inputs(params, sampling, limits, jnp.asarray(chosen.penalty_window, jnp.int32)), state
 
 
 def draft_alone(graph: Any, plan: Plan, inputs: Inputs, state: DecodeState) -> tuple[Any, DecodeState]:
