@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         from hardware.aot import report
 
-        from tokenswift_jax.decoding.programs import COMPILER_OPTIONS
+        from tokenswift_jax.engine.compile_cache import COMPILER_OPTIONS
 
         for target in arguments.target:
             ours = COMPILER_OPTIONS.get(targets.TARGETS[target].kind, {})

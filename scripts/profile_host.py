@@ -18,7 +18,7 @@ from benchmarking.hosting import Trace, origins, profile, stream_text
 from benchmarking.texts import passages_of_files, passages_of_the_model
 
 import tokenswift_jax as ts
-from tokenswift_jax.decoding import programs
+from tokenswift_jax.engine import compile_cache
 from tokenswift_jax.speculation import MODES
 
 
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> str:
 
 
 def _slowest(trace: Trace, passes: int, top: int) -> list[str]:
-    known = origins(programs.kept())
+    known = origins(compile_cache.kept())
     rows = [
         (statistics.median(times) * len(times) / passes, len(times) / passes, statistics.median(times), name)
         for name, times in trace.thunks.items()

@@ -7,7 +7,7 @@ temperature 0, which only looks for the highest logit; their nucleus is so broad
 Computed, and measured nowhere, are the bytes that the draws of 64 rows move between a GPU's memory and its second-level
 cache, where a pass reads the logits once (XLA fuses penalty, filters and noise into it): as a share of what the whole
 step must move (scripts/hardware/roofline.py). They are computed twice: where the few highest scores of every row decide
-(decoding/shortlist.py; top-k up to 128, a nucleus of about as many tokens), and where no row's do. They are taken out
+(sample/block_topk.py; top-k up to 128, a nucleus of about as many tokens), and where no row's do. They are taken out
 8 MB at a time and searched, some dozen passes that the second-level cache serves (A100: 40 MB, H200: 50 MB).
 """
 
@@ -24,7 +24,7 @@ from benchmarking.environment import describe_environment
 from hardware import roofline, shapes
 from hardware.sampling import CASES, milliseconds
 
-from tokenswift_jax.decoding.processors import Processors, processors_for
+from tokenswift_jax.sample.processors import Processors, processors_for
 
 MODELS = ("Llama-3.1-8B", "Qwen2.5-1.5B", "Qwen2.5-7B", "Qwen2.5-14B")
 LENGTHS = (4096, 131072)

@@ -13,7 +13,7 @@ os.environ.setdefault("NPROC", "32")  # fewer threads than virtual devices can d
 
 import jax
 
-from tokenswift_jax.decoding import programs
+from tokenswift_jax.engine import compile_cache
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -22,13 +22,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # else compares with NumPy, a file, a message or the run's own bookkeeping, and most of its time would be compilation.
 _COMPILED_AS_FOR_A_PERSON = {
     "test_end_to_end.py",
-    *(
-        f"decoding/test_{name}.py"
-        for name in (
-            *("audit", "batch", "lossless_demo", "lossless_float64"),
-            *("lossless_modes", "lossless_transformers"),
-        )
-    ),
+    "audit/test_replay.py",
+    "engine/test_batch.py",
+    *(f"lossless/test_lossless_{name}.py" for name in ("demo", "float64", "modes", "transformers")),
 }
 # Linux allows a process 65,530 memory maps, and every executable for CPU takes some: a worker that has compiled for
 # hundreds of tests would crash in the compiler.
@@ -55,8 +51,8 @@ def optimised(request):
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
     os.environ["XLA_FLAGS"] = compilation.QUICK if quick else compilation.DEVICES
     old = compilation.OLD_FUSIONS
-    programs.COMPILER_OPTIONS["cpu"] = {old: True} if old and not quick else {}
+    compile_cache.COMPILER_OPTIONS["cpu"] = {old: True} if old and not quick else {}
     if jax.config.read("jax_disable_most_optimizations") != quick:
         jax.config.update("jax_disable_most_optimizations", quick)
-        programs._executables.clear()
+        compile_cache._executables.clear()
         jax.clear_caches()

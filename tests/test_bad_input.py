@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from tests.checkpoint.checkpoints_made_here import FAMILIES
 from tokenswift_jax import model as model_module
-from tokenswift_jax.cli import main
+from tokenswift_jax.cli.generate import main
 from tokenswift_jax.model import DEMO_MODEL
 
 BILLION = 10**9

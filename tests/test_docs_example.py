@@ -9,21 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tokenswift_jax.cache.draft import DraftCacheShape
-from tokenswift_jax.cache.full import FullCache, write_rows
-from tokenswift_jax.decoding import candidates as heads_candidates
-from tokenswift_jax.decoding import draft, ngram, penalty, trust
-from tokenswift_jax.decoding import verify as verification
-from tokenswift_jax.decoding.commit import commit
-from tokenswift_jax.decoding.forward import Rows
-from tokenswift_jax.decoding.levels import shared_levels
-from tokenswift_jax.decoding.noise import gumbel_noise, row_keys
-from tokenswift_jax.decoding.processors import processors_for, sampling_inputs
-from tokenswift_jax.decoding.shape import TreeShape
-from tokenswift_jax.decoding.state import DecodeState, Inputs, Limits, Plan
-from tokenswift_jax.decoding.tree import build
-from tokenswift_jax.decoding.walk import walk
+from tokenswift_jax.kv.dense import FullCache, write_rows
+from tokenswift_jax.kv.draft_positions import DraftCacheShape
+from tokenswift_jax.sample import penalty
+from tokenswift_jax.sample.gumbel import gumbel_noise, row_keys
+from tokenswift_jax.sample.processors import processors_for, sampling_inputs
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculate import candidates as heads_candidates
+from tokenswift_jax.speculate import draft, ngram, ngram_calibration
+from tokenswift_jax.speculate.tree import build
+from tokenswift_jax.speculate.tree_expand import shared_levels
+from tokenswift_jax.speculate.tree_spec import TreeSpec
+from tokenswift_jax.step import verify as verification
+from tokenswift_jax.step.accept import walk
+from tokenswift_jax.step.commit import commit
+from tokenswift_jax.step.forward import Rows
+from tokenswift_jax.step.state import DecodeState, Inputs, Limits, Plan
 
 PAGE = (Path(__file__).parents[1] / "docs" / "how-it-works.md").read_text(encoding="utf-8")
 SAMPLING = SamplingConfig(temperature=1.0, repetition_penalty=2.0, penalty_window=2, seed=0)
@@ -96,7 +97,7 @@ def iteration(monkeypatch):
     monkeypatch.setattr(heads_candidates, "shared_levels", recording_levels)
     monkeypatch.setattr(draft, "forward_rows", lambda model, tokens, positions, cache, *_, **__: (drafting, cache))
     monkeypatch.setattr(verification, "forward_rows", target_forward)
-    shape = TreeShape((1, 2), 1, keyed_by_root=False)
+    shape = TreeSpec((1, 2), 1, keyed_by_root=False)
     plan = Plan(config, processors_for(SAMPLING), "partial", shape, DraftCacheShape(24, 4, 1, None))
     sampling = sampling_inputs(SAMPLING, vocab=len(WORDS), batch=1)
     limits = Limits(jnp.asarray([2], jnp.int32), jnp.asarray([CAPACITY], jnp.int32), jnp.zeros(len(WORDS), bool))
@@ -129,7 +130,7 @@ def state_before(text, plan):
         query=jnp.zeros((1, 1, 1, 1), jnp.float32),
         last_positions=penalty.last_positions(tokens, jnp.asarray([n + 1], jnp.int32), len(WORDS)),
         ngrams=ngram.insert(ngram.empty(1, len(WORDS), 4), tokens, jnp.asarray([n - 2], jnp.int32)),
-        ngram_trust=trust.unobserved(1),
+        ngram_trust=ngram_calibration.unobserved(1),
         draft=plan.draft.empty(plan.config, 1, jnp.dtype(jnp.float32)),
     )
 
@@ -182,7 +183,7 @@ def test_the_candidates_and_the_budget(example):
         np.testing.assert_allclose(np.exp(log_shares[0]), shares, rtol=1e-5)  # float32 against float64
         shares_of.append(shares)
     key = example.candidates[0][0]
-    shape = TreeShape((1, 2), 1, node_budget=3, keyed_by_root=False)
+    shape = TreeSpec((1, 2), 1, node_budget=3, keyed_by_root=False)
 
     @jax.jit
     def ranked(table, key, candidates):

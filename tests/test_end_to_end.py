@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, processors
 import tokenswift_jax as ts
 from convert.export import export
 from convert.hf import convert
-from tokenswift_jax.cli import DEMO_PROMPT, main
+from tokenswift_jax.cli.generate import DEMO_PROMPT, main
 from tokenswift_jax.sampling import resolve_sampling
 
 ROOT = Path(__file__).parents[1]

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import tokenswift_jax as ts
+from tokenswift_jax.cli.flags import parse
 from tokenswift_jax.evaluate import main as evaluate_command
-from tokenswift_jax.options import parse
 from tokenswift_jax.training.cli import main as train_command
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import sampling_cost
 
-from tokenswift_jax.decoding.processors import processors_for
+from tokenswift_jax.sample.processors import processors_for
 
 
 def test_passes_and_shares():

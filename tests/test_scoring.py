@@ -10,10 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 import tokenswift_jax as ts
 from tests.checkpoint.checkpoints_made_here import FAMILIES, add_tokenizer, heads
-from tests.decoding.small_models import successor_model, weights
 from tests.models import numpy_decoder as oracle
-from tokenswift_jax.decoding import room
-from tokenswift_jax.decoding.teacher import ROWS
+from tests.small_models import successor_model, weights
+from tokenswift_jax.audit.teacher import ROWS
+from tokenswift_jax.engine import capacity as memory
 
 HEADS = 2
 # Of the largest logit of a row: float32 against float64 over 2 layers gives 1e-6 to 1e-5, an error in RoPE, masking
@@ -189,7 +189,7 @@ def test_tensors_of_the_other_head_type_are_listed(folder, tmp_path):
 
 
 def test_too_little_memory_is_said_in_words_of_scoring(model, texts, monkeypatch):
-    monkeypatch.setattr(room, "_free_bytes", lambda: 1000)
+    monkeypatch.setattr(memory, "_free_bytes", lambda: 1000)
     with pytest.raises(ts.UserError, match=r"the cache of 3 x 512 positions .* give fewer or shorter texts at once$"):
         ts.score(model, texts)
 

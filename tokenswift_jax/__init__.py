@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tokenswift_jax.api import StreamEvent, generate, stream
     from tokenswift_jax.errors import UserError
-    from tokenswift_jax.generation import StreamEvent, generate, stream
     from tokenswift_jax.model import Model, load
     from tokenswift_jax.sampling import SamplingConfig
     from tokenswift_jax.scoring import draft_logits, score
@@ -42,14 +42,14 @@ _HOMES = {
     "Model": "model",
     "SamplingConfig": "sampling",
     "SpeculationConfig": "speculation",
-    "StreamEvent": "generation",
+    "StreamEvent": "api",
     "SwiftTrainer": "training.swift_trainer",
     "UserError": "errors",
     "draft_logits": "scoring",
-    "generate": "generation",
+    "generate": "api",
     "load": "model",
     "score": "scoring",
-    "stream": "generation",
+    "stream": "api",
 }
 
 

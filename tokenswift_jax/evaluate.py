@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenswift_jax.command import Parser, exit_status, quiet_transformers
+from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers
+from tokenswift_jax.cli.flags import whole, whole_list
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.options import whole, whole_list
 from tokenswift_jax.paths import check_writable
 
 PROGRAM = "python -m tokenswift_jax.evaluate"

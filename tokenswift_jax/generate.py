@@ -2,7 +2,7 @@
 
 import sys
 
-from tokenswift_jax.cli import main
+from tokenswift_jax.cli.generate import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tokenswift_jax.decoding.loop import exact_products
-from tokenswift_jax.decoding.teacher import teacher_forced
+from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.prompt import Prompt, encode, is_batch
+from tokenswift_jax.step.loop import exact_products
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenswift_jax.records import NGRAM, PREFILL_OFFSET, Records
+from tokenswift_jax.engine.token_log import NGRAM, PREFILL_OFFSET, Records
 
 LATENCY_WINDOW = 512  # tokens
 NOT_IN_JSON = ("text", "audit_failed")

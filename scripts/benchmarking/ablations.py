@@ -17,11 +17,11 @@ from benchmarking.runs import Run, run_ours
 from benchmarking.settings import Settings
 from benchmarking.texts import Prompts
 from tokenswift_jax import stats
-from tokenswift_jax.decoding.drafter import with_drafter
-from tokenswift_jax.decoding.plans import speculative_plans
-from tokenswift_jax.decoding.processors import Processors
 from tokenswift_jax.model import Model
+from tokenswift_jax.sample.processors import Processors
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculate.plans import speculative_plans
+from tokenswift_jax.speculate.quantized_drafter import with_drafter
 from tokenswift_jax.speculation import SpeculationConfig
 
 _T = TypeVar("_T")

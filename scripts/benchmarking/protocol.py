@@ -16,7 +16,7 @@ from benchmarking.settings import Settings
 from benchmarking.texts import Prompts
 from benchmarking.windows import by_window, digests, leading_equal, speed_over_equal_windows
 from tokenswift_jax import stats
-from tokenswift_jax.decoding.audit import audit
+from tokenswift_jax.audit.replay import audit
 from tokenswift_jax.sampling import SamplingConfig
 
 

@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenswift_jax.decoding import run as decoding
+from tokenswift_jax.engine import run as decoding
+from tokenswift_jax.engine.token_log import PREFILL_OFFSET, Records, concatenate, from_committed
 from tokenswift_jax.model import Model
-from tokenswift_jax.records import PREFILL_OFFSET, Records, concatenate, from_committed
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
 

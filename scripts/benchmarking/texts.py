@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import tokenswift_jax as ts
-from tokenswift_jax.cli import DEMO_PROMPT
+from tokenswift_jax.cli.generate import DEMO_PROMPT
 from tokenswift_jax.model import Model
 from tokenswift_jax.prompt import encode, read_text
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenswift_jax.records import PREFILL_OFFSET, Records
+from tokenswift_jax.engine.token_log import PREFILL_OFFSET, Records
 
 Window = dict[str, Any]
 _DIGITS = 16  # of a digest: 64 bits

@@ -7,8 +7,8 @@ from typing import Any
 from hardware import roofline, shapes
 from hardware.kernel_speed import LAYERS
 
-from tokenswift_jax.cache.full import cache_bytes
-from tokenswift_jax.decoding.prefill import ACCELERATOR_ROWS
+from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
+from tokenswift_jax.kv.dense import cache_bytes
 
 # Bytes that programs may take of a device; a driver, its graphs and the libraries' workspaces take the rest.
 DEVICES = {"H100 80GB": 0.92 * 81559 * 2**20, "H200 141GB": 0.92 * 143771 * 2**20}

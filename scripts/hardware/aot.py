@@ -21,7 +21,7 @@ from hardware.targets import TARGETS, Target, devices
 from hardware.traffic import moved_bytes
 from pallas_kernels.gpus import A100, H200
 from pallas_kernels.implementation import compiling_for
-from tokenswift_jax.cache.full import cache_bytes
+from tokenswift_jax.kv.dense import cache_bytes
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.rules import TENSOR, check_mesh, shardings
 

@@ -15,12 +15,12 @@ import numpy as np
 from flax import nnx
 
 from hardware import steps
-from tokenswift_jax.cache.full import FullCache
-from tokenswift_jax.decoding.loop import compiled
-from tokenswift_jax.decoding.programs import COMPILER_OPTIONS, Programs
-from tokenswift_jax.decoding.state import Inputs, Plan
+from tokenswift_jax.engine.compile_cache import COMPILER_OPTIONS, CompileCache
+from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.step.loop import compiled
+from tokenswift_jax.step.state import Inputs, Plan
 
 CALLS = 6  # timed calls of a step, the first of which is left out
 ITERATIONS = 31  # of a call, as many as decoding asks for at a time
@@ -91,7 +91,7 @@ def _prefill(model: RandomModel, step: steps.Step, length: int) -> FilledStep:
     tokens = jnp.zeros((1, step.rows), jnp.int32)
     begin, shapes = jnp.int32(length), steps.cache_of(step)
     cache = FullCache(_random(shapes.keys, 1), _random(shapes.values, 2))
-    function = Programs().compile(step.function, model.params, tokens, begin, cache)
+    function = CompileCache().compile(step.function, model.params, tokens, begin, cache)
 
     def call() -> tuple[int, int]:
         nonlocal cache
@@ -105,7 +105,7 @@ def _prefill(model: RandomModel, step: steps.Step, length: int) -> FilledStep:
 
 def _decoding(model: RandomModel, step: steps.Step, plan: Plan, length: int, capacity: int) -> FilledStep:
     started = _Started(model, plan, length, capacity)
-    function = Programs().compile(step.function, started.inputs, started.state, jnp.int32(ITERATIONS))
+    function = CompileCache().compile(step.function, started.inputs, started.state, jnp.int32(ITERATIONS))
     return FilledStep(function, functools.partial(started.run, function))
 
 

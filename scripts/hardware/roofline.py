@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hardware.steps import DRAFT_CACHE, rows_of
 from hardware.targets import Target
-from tokenswift_jax.decoding.prefill import ACCELERATOR_ROWS
+from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
 from tokenswift_jax.models.config import ModelConfig
 
 

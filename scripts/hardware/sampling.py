@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from hardware.clock import seconds_of
-from tokenswift_jax.decoding.noise import gumbel_noise
-from tokenswift_jax.decoding.processors import Processors, SamplingInputs, processors_for, sampling_inputs
-from tokenswift_jax.decoding.row_draws import RowInputs, TextInputs, draw_rows
+from tokenswift_jax.sample.gumbel import gumbel_noise
+from tokenswift_jax.sample.processors import Processors, SamplingInputs, processors_for, sampling_inputs
+from tokenswift_jax.sample.sampler import RowInputs, TextInputs, draw_rows
 from tokenswift_jax.sampling import SamplingConfig
 
 CASES = {

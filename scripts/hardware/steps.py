@@ -11,19 +11,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tokenswift_jax.cache.full import FullCache, empty_cache
-from tokenswift_jax.decoding import loop, plans
-from tokenswift_jax.decoding.draft import draft_tree
-from tokenswift_jax.decoding.loop import exact_products
-from tokenswift_jax.decoding.noise import gumbel_noise
-from tokenswift_jax.decoding.prefill import ACCELERATOR_ROWS, first_state
-from tokenswift_jax.decoding.processors import processors_for, sampling_inputs
-from tokenswift_jax.decoding.run import CHUNK_TOKENS
-from tokenswift_jax.decoding.state import DecodeState, Inputs, Limits, Plan
+from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS, first_state
+from tokenswift_jax.engine.run import CHUNK_TOKENS
+from tokenswift_jax.kv.dense import FullCache, empty_cache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.sample.gumbel import gumbel_noise
+from tokenswift_jax.sample.processors import processors_for, sampling_inputs
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculate import plans
+from tokenswift_jax.speculate.draft import draft_tree
 from tokenswift_jax.speculation import SpeculationConfig
+from tokenswift_jax.step import loop
+from tokenswift_jax.step.loop import exact_products
+from tokenswift_jax.step.state import DecodeState, Inputs, Limits, Plan
 
 STEPS = ("plain", "verify-16", "verify-16-topkp", "verify-64", "draft", "partial-16", "prefill")
 # The paper's taste, so that every part of sampling is in the steps.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tokenswift_jax as ts
-from tokenswift_jax.cli import DEMO_PROMPT
+from tokenswift_jax.cli.generate import DEMO_PROMPT
 from tokenswift_jax.speculation import MODES
 
 # A short text in an adaptive mode is decoded plainly while the mode measures, and proves nothing of verification.

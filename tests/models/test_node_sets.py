@@ -2,11 +2,11 @@
 
 import pytest
 
-from tokenswift_jax.decoding.plans import speculative_plans
-from tokenswift_jax.decoding.processors import Processors
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.models.node_sets import NodeSets, parse_node_sets, widths
+from tokenswift_jax.sample.processors import Processors
+from tokenswift_jax.speculate.plans import speculative_plans
 from tokenswift_jax.speculation import SpeculationConfig
 
 LLAMA = {

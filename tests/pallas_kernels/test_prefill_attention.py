@@ -19,10 +19,10 @@ from pallas_kernels.implementation import compiling_for
 from pallas_kernels.prefill_attention import LANES, prefill_attention, served_by, tpu
 from pallas_kernels.prefill_attention.one_sequence import layer_begins, one_sequence, spans
 from pallas_kernels.prefill_attention.reference import causal_mask
-from tests.decoding import tiny
-from tokenswift_jax.cache.full import empty_cache
-from tokenswift_jax.decoding import forward
-from tokenswift_jax.decoding.loop import causal_chunk
+from tests import tiny
+from tokenswift_jax.kv.dense import empty_cache
+from tokenswift_jax.step import forward
+from tokenswift_jax.step.loop import causal_chunk
 
 WIDE = 1e4  # of what lies past the rows' own: a weight of 1e-5 would show
 

@@ -20,9 +20,9 @@ from pallas_kernels.tree_attention.gpu import splits_for
 from pallas_kernels.tree_attention.gpu_kernels import stored_numbers
 from pallas_kernels.tree_attention.own_blocks import own_blocks
 from pallas_kernels.tree_attention.pieces import head_pieces
-from tests.decoding import tiny
-from tokenswift_jax.cache.full import FullCache
-from tokenswift_jax.decoding.forward import forward_rows
+from tests import tiny
+from tokenswift_jax.kv.dense import FullCache
+from tokenswift_jax.step.forward import forward_rows
 
 # Blocks of the kernels as they are tested here.
 COLUMNS = 128

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tokenswift_jax import SamplingConfig, SpeculationConfig
-from tokenswift_jax.cache.full import empty_cache
-from tokenswift_jax.decoding import plans
-from tokenswift_jax.decoding.prefill import first_state
-from tokenswift_jax.decoding.processors import processors_for, sampling_inputs
-from tokenswift_jax.decoding.state import Inputs, Limits
+from tokenswift_jax.engine.prefill import first_state
+from tokenswift_jax.kv.dense import empty_cache
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.hf_config import model_config
+from tokenswift_jax.sample.processors import processors_for, sampling_inputs
+from tokenswift_jax.speculate import plans
+from tokenswift_jax.step.state import Inputs, Limits
 
 FEW = 40  # records of a chunk: enough that the draft cache of 24 selects
 SAMPLING = SamplingConfig(temperature=1.0, min_p=0.05, repetition_penalty=1.1, seed=3)

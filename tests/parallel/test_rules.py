@@ -8,10 +8,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from parallel_models import FEW, first_call, model_of
 
-from tokenswift_jax.decoding.loop import run_chunk
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.parallel.embedding import looked_up
 from tokenswift_jax.parallel.rules import TENSOR, check_mesh, shardings
+from tokenswift_jax.step.loop import run_chunk
 
 DEVICES = 8
 

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 from tokenizers_made_here import byte_level
 
-from tokenswift_jax.decoding import run as decoding
-from tokenswift_jax.decoding.run import Committed, Step
+from tokenswift_jax.engine import run as decoding
+from tokenswift_jax.engine.run import Committed, Step
 from tokenswift_jax.model import Model
 from tokenswift_jax.models.config import ModelConfig, RopeConfig
 

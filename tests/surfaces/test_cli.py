@@ -12,8 +12,8 @@ from scripted import drafted, model, plain, play, prefilled, replay
 from tokenizers_made_here import byte_level
 
 from tokenswift_jax import model as model_module
-from tokenswift_jax.cli import DEMO_PROMPT, main
-from tokenswift_jax.decoding.run import NumericsError
+from tokenswift_jax.cli.generate import DEMO_PROMPT, main
+from tokenswift_jax.engine.run import NumericsError
 from tokenswift_jax.sampling import SamplingConfig
 
 TEXT = " the cat and the dog 😀 the end"
@@ -137,7 +137,7 @@ def test_an_interrupt_keeps_text_journal_and_stats(load, monkeypatch, capsys, tm
             if len(counted) == 2:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr("tokenswift_jax.progress.ProgressLine.add", interrupted_add)
+        monkeypatch.setattr("tokenswift_jax.cli.progress.ProgressLine.add", interrupted_add)
     assert main([*GO, "--journal", "j", "--stats", "s", "--output", "o"]) == 130
     stats = json.loads((tmp_path / "s").read_text())
     assert (stats["finish_reason"], stats["token_ids"]) == ("interrupted", kept)
@@ -173,7 +173,7 @@ def test_not_a_number_stops_with_the_position(load, monkeypatch, capsys, tmp_pat
 def test_a_failed_audit_ends_with_status_one(load, monkeypatch, capsys, failed, status, verdict):
     report = SimpleNamespace(positions=1, mismatches=int(failed), max_margin=0.25, failed=failed)
     audit = SimpleNamespace(audit=lambda *arguments: report)
-    monkeypatch.setitem(sys.modules, "tokenswift_jax.decoding.audit", audit)
+    monkeypatch.setitem(sys.modules, "tokenswift_jax.audit.replay", audit)
     play(monkeypatch, prefilled(5))
     assert main(["--max-new-tokens", "1", "--audit", "--stats", "s"]) == status
     assert f"audit {verdict}: {int(failed)} of 1 tokens" in capsys.readouterr().err.splitlines()[-1]
@@ -249,7 +249,8 @@ def test_a_reader_that_leaves_ends_the_run_quietly(tmp_path):
     """`... | head`: stdout is closed after the first text; no traceback, statistics kept."""
     program = (
         "import pytest, sys; from pathlib import Path; import scripted, tokenswift_jax.model as m;"
-        "from tokenswift_jax.cli import main; patch = pytest.MonkeyPatch(); loaded = scripted.model(Path('.'));"
+        "from tokenswift_jax.cli.generate import main;"
+        "patch = pytest.MonkeyPatch(); loaded = scripted.model(Path('.'));"
         "patch.setattr(m, 'load', lambda *a: loaded);"
         "scripted.play(patch, scripted.prefilled(300), *[scripted.plain([300] * 2000) for _ in range(400)]);"
         "sys.exit(main(['--max-new-tokens', '900000', '--stats', 's', '--quiet']))"

@@ -7,8 +7,8 @@ from scripted import model, play, prefilled
 from tokenizers_made_here import byte_level
 
 from tokenswift_jax import model as model_module
-from tokenswift_jax.cli import main
-from tokenswift_jax.decoding import run as decoding
+from tokenswift_jax.cli.generate import main
+from tokenswift_jax.engine import run as decoding
 from tokenswift_jax.errors import UserError
 
 FLAGS = [  # (arguments, what the line has to name)

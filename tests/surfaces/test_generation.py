@@ -11,7 +11,7 @@ from scripted import chunk, drafted, model, plain, play, prefilled, replay
 from tokenizers_made_here import byte_level
 
 import tokenswift_jax as ts
-from tokenswift_jax.decoding.run import NumericsError
+from tokenswift_jax.engine.run import NumericsError
 
 TEXT = " the cat and the dog 😀 naïve ✅ the end"
 
@@ -248,7 +248,7 @@ def test_the_audit_is_asked_about_the_finished_text(loaded, monkeypatch):
         asked.append(arguments)
         return SimpleNamespace(positions=2, mismatches=1, max_margin=0.5, failed=True)
 
-    monkeypatch.setitem(sys.modules, "tokenswift_jax.decoding.audit", SimpleNamespace(audit=audit))
+    monkeypatch.setitem(sys.modules, "tokenswift_jax.audit.replay", SimpleNamespace(audit=audit))
     play(monkeypatch, prefilled(5), plain([6]))
     sampling = ts.SamplingConfig(sequence=3)
     out = ts.generate(loaded, [1], sampling, max_new_tokens=2, min_new_tokens=1, ignore_eos=True, audit=True)

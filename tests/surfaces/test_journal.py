@@ -8,9 +8,9 @@ import sys
 import pytest
 from scripted import drafted, plain
 
+from tokenswift_jax.engine.journal import Journal
+from tokenswift_jax.engine.token_log import COLUMNS, concatenate, from_committed
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.journal import Journal
-from tokenswift_jax.records import COLUMNS, concatenate, from_committed
 
 HEADER = {"checkpoint": "abc", "prompt_ids": [1, 2], "sampling": {"seed": 0, "temperature": 1.0}, "stop": ["x"]}
 CHUNKS = [from_committed(drafted([5, 6, 7], [8]), 0.5), from_committed(plain([9, 10]), 0.25)]

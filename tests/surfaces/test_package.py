@@ -18,7 +18,7 @@ def python(*arguments):
 
 def test_importing_the_command_leaves_the_function():
     import tokenswift_jax.generate as command
-    from tokenswift_jax.generation import generate
+    from tokenswift_jax.api import generate
 
     assert "tokenswift_jax.generate" in sys.modules
     assert command is generate
@@ -31,12 +31,14 @@ def test_importing_the_command_leaves_the_function():
 def test_the_function_in_a_fresh_process_whatever_came_first(first):
     program = f"import tokenswift_jax as ts; {first}; import tokenswift_jax.generate; print(ts.generate.__module__)"
     done = python("-W", "error", "-c", program)
-    assert (done.stdout, done.stderr) == ("tokenswift_jax.generation\n", "")
+    assert (done.stdout, done.stderr) == ("tokenswift_jax.api\n", "")
 
 
 def test_importing_the_package_imports_nothing_heavy():
     heavy = "{'jax', 'numpy', 'flax', 'transformers', 'rich'}"
-    done = python("-c", f"import sys, tokenswift_jax.options, tokenswift_jax.cli; print({heavy} & set(sys.modules))")
+    done = python(
+        "-c", f"import sys, tokenswift_jax.cli.flags, tokenswift_jax.cli.generate; print({heavy} & set(sys.modules))"
+    )
     assert done.stdout == "set()\n", done.stderr
 
 

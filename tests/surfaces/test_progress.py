@@ -6,8 +6,8 @@ import re
 import numpy as np
 from scripted import drafted
 
-from tokenswift_jax.progress import ProgressLine
-from tokenswift_jax.records import from_committed
+from tokenswift_jax.cli.progress import ProgressLine
+from tokenswift_jax.engine.token_log import from_committed
 
 _STYLE = re.compile(r"\x1b\[[\d;]*m")
 _CODE = re.compile(r"\x1b(?:7|8|D|\[\d*[A-Z])|\r|\n|[^\x1b]")

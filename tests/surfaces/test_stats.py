@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scripted import chunk, drafted, prefilled
 
 from tokenswift_jax import stats
-from tokenswift_jax.records import NGRAM, concatenate, from_columns, from_committed
+from tokenswift_jax.engine.token_log import NGRAM, concatenate, from_columns, from_committed
 
 
 def records(*chunks, seconds=1.0):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tokenswift_jax as ts
-from tests.decoding.small_models import model_of, random_model, successor_model
+from tests.small_models import model_of, random_model, successor_model
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.training.accuracy import measure_accuracy
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding.small_models import random_model
 from flax import nnx
 
-from tokenswift_jax.cache.draft import DraftCacheShape
-from tokenswift_jax.cache.full import empty_cache
-from tokenswift_jax.decoding.forward import forward_rows
+from tests.small_models import random_model
+from tokenswift_jax.kv.dense import empty_cache
+from tokenswift_jax.kv.draft_positions import DraftCacheShape
+from tokenswift_jax.step.forward import forward_rows
 from tokenswift_jax.training.draft_view import draft_view_states, prompt_rows
 from tokenswift_jax.training.forward import hidden_states
 from tokenswift_jax.training.windows import Batch

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import tokenswift_jax as ts
-from tests.decoding.small_models import VOCAB, successor_model
+from tests.small_models import VOCAB, successor_model
 from tokenswift_jax.checkpoint.directory import read_config
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.evaluate import main

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding.small_models import random_model
-from decoding.tiny import tiny_config, tiny_model
 from flax import nnx
 
+from tests.small_models import random_model
+from tests.tiny import tiny_config, tiny_model
 from tokenswift_jax.training.attention import packed_attention
 from tokenswift_jax.training.forward import hidden_states
 from tokenswift_jax.training.losses import count, learns_here, loss_sums

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tokenswift_jax as ts
-from tests.decoding.small_models import VOCAB, successor_model, with_eos
+from tests.small_models import VOCAB, successor_model, with_eos
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.model import DEMO_MODEL
 from tokenswift_jax.models.node_sets import NodeSets

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import tokenswift_jax as ts
-from tests.decoding.small_models import VOCAB, random_model, successor_model
-from tokenswift_jax.decoding.noise import gumbel_noise, row_keys
+from tests.small_models import VOCAB, random_model, successor_model
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.sample.gumbel import gumbel_noise, row_keys
 from tokenswift_jax.training.node_search import expected_tokens
 from tokenswift_jax.training.prediction import Replay, write_continuations
 from tokenswift_jax.training.ranks import measure_ranks

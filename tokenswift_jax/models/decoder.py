@@ -1,7 +1,7 @@
 """The decoder: one config-driven Flax NNX module for Llama, Mistral, Qwen2 and Qwen3.
 
 The module declares parameters and mathematics; how keys and values are kept is the caller's `attention`
-(`tokenswift_jax.decoding.forward` for the caches, `causal_attention` below without one). Programs split a
+(`tokenswift_jax.step.forward` for the caches, `causal_attention` below without one). Programs split a
 decoder once (`nnx.split`) and run pure jitted functions of (parameters, state, inputs).
 """
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tokenswift_jax.decoding.loop import exact_products
-from tokenswift_jax.decoding.teacher import teacher_forced
+from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.model import Model
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.step.loop import exact_products
 
 RANKS = 3  # best guesses counted
 _POSITIONS = 128  # whose logits exist at one time, of the target and of one head

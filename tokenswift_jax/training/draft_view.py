@@ -2,7 +2,7 @@
 
 While decoding in the `partial` schedule only the root's own forward looks through the draft cache; the keys and values
 it finds there were computed with the whole text in view. Two streams go through the layers side by side: the full one
-gives keys and values, the draft one reads them through the draft cache's choice (`tokenswift_jax.cache.draft`).
+gives keys and values, the draft one reads them through the draft cache's choice (`tokenswift_jax.kv.draft_positions`).
 """
 
 from __future__ import annotations

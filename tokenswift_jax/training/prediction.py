@@ -23,21 +23,22 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from tokenswift_jax.decoding import ngram, penalty, trust
-from tokenswift_jax.decoding.candidates import Ranking, head_levels
-from tokenswift_jax.decoding.loop import exact_products
-from tokenswift_jax.decoding.noise import gumbel_noise
-from tokenswift_jax.decoding.plans import NamedPlan, speculative_plans
-from tokenswift_jax.decoding.processors import Processors, processors_for, sampling_inputs
-from tokenswift_jax.decoding.state import Inputs, Limits, Plan
-from tokenswift_jax.decoding.teacher import teacher_forced
-from tokenswift_jax.decoding.tree import build
-from tokenswift_jax.decoding.walk import walk
+from tokenswift_jax.api import generate
+from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.generation import generate
 from tokenswift_jax.model import Model
+from tokenswift_jax.sample import penalty
+from tokenswift_jax.sample.gumbel import gumbel_noise
+from tokenswift_jax.sample.processors import Processors, processors_for, sampling_inputs
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculate import ngram, ngram_calibration
+from tokenswift_jax.speculate.candidates import DraftSampler, head_levels
+from tokenswift_jax.speculate.plans import NamedPlan, speculative_plans
+from tokenswift_jax.speculate.tree import build
 from tokenswift_jax.speculation import SpeculationConfig
+from tokenswift_jax.step.accept import walk
+from tokenswift_jax.step.loop import exact_products
+from tokenswift_jax.step.state import Inputs, Limits, Plan
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
                 noise = gumbel_noise(inputs.sampling.keys, length[:, None] + ahead, vocab)
             generated = length + 1 - start
             shared = noise if plan.shared_noise else None
-            ranking = Ranking(length + 1, generated, last_positions, shared, inputs.sampling, plan.processors)
+            ranking = DraftSampler(length + 1, generated, last_positions, shared, inputs.sampling, plan.processors)
             levels, chains, factor = [], None, None
             if shape.widths:
                 partial = plan.kind == "partial"
@@ -181,7 +182,7 @@ def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
                 first = root[:, None] if shape.keyed_by_root else levels[0].tokens
                 chains = ngram.lookup(table, first, shape.ngram_k)
             if shape.calibrated:
-                factor = trust.factor(ngram_trust)
+                factor = ngram_calibration.factor(ngram_trust)
             tree = build(shape, root, levels, chains, factor)
             # On the true path a row's draw is the text's next token; off it, draws decide nothing.
             place = length[:, None] + tree.depths + 1
@@ -194,13 +195,13 @@ def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
             if plan.processors.penalty:
                 last_positions = penalty.advance(last_positions, tokens, length + 1, after + 1, plan.depth + 1)
             if shape.calibrated:
-                ngram_trust = trust.observe(ngram_trust, shape, table, tree, won, count > 0)
+                ngram_trust = ngram_calibration.observe(ngram_trust, shape, table, tree, won, count > 0)
             if shape.ngram_k:
                 table = ngram.insert(table, tokens, after - inputs.ngram_window, plan.depth + 1)
             return after, last_positions, table, ngram_trust, histogram
 
         last_positions = table = None
-        ngram_trust = trust.unobserved(batch) if shape.calibrated else None
+        ngram_trust = ngram_calibration.unobserved(batch) if shape.calibrated else None
         if plan.processors.penalty:
             last_positions = penalty.last_positions(tokens, start + 1, vocab)
         if shape.ngram_k:

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tokenswift_jax.decoding import penalty
-from tokenswift_jax.decoding.candidates import Ranking
-from tokenswift_jax.decoding.loop import exact_products
-from tokenswift_jax.decoding.noise import gumbel_noise
-from tokenswift_jax.decoding.processors import Processors
-from tokenswift_jax.decoding.state import Inputs
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.model import Model
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.sample import penalty
+from tokenswift_jax.sample.gumbel import gumbel_noise
+from tokenswift_jax.sample.processors import Processors
+from tokenswift_jax.speculate.candidates import DraftSampler
+from tokenswift_jax.step.loop import exact_products
+from tokenswift_jax.step.state import Inputs
 from tokenswift_jax.training.prediction import Replay, take
 
 WIDTH = 8  # candidates a depth that a node set may use
@@ -74,7 +74,7 @@ def _program(graph: nnx.GraphDef, processors: Processors, partial: bool, width: 
             everywhere = jnp.broadcast_to(text, (_ROOTS, text.shape[1]))
             last_positions = penalty.last_positions(everywhere, length + 1, vocab)
         generated = length + 1 - inputs.limits.prompt_length[row]
-        ranking = Ranking(length + 1, generated, last_positions, noise, inputs.sampling, processors)
+        ranking = DraftSampler(length + 1, generated, last_positions, noise, inputs.sampling, processors)
         with exact_products(hidden.dtype):
             # Head i reads the token just above its guess: the root first under `fused`, the depth-1 token otherwise.
             above = jnp.concatenate([root[:, None], drawn], axis=1)[:, partial:depth]
@@ -89,7 +89,7 @@ def _program(graph: nnx.GraphDef, processors: Processors, partial: bool, width: 
     return jax.jit(run)
 
 
-def _candidates(model: Decoder, ranking: Ranking, logits: jax.Array, drawn: jax.Array, width: int) -> jax.Array:
+def _candidates(model: Decoder, ranking: DraftSampler, logits: jax.Array, drawn: jax.Array, width: int) -> jax.Array:
     """int32 [roots, depth, width], with the windows and noise that `candidates.head_levels` gives each depth."""
     depths = jnp.arange(logits.shape[1], dtype=jnp.int32)
     if model.config.draft_head_type != "sequential":

@@ -12,9 +12,9 @@ from typing import TextIO
 
 import numpy as np
 
+from tokenswift_jax.api import generate
 from tokenswift_jax.checkpoint.directory import fingerprint, read_config
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.generation import generate
 from tokenswift_jax.model import load
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig

@@ -1,0 +1,80 @@
+"""One run to its end, with what the tests ask of it; and how two texts that should be equal are compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokenswift_jax.engine import run
+from tokenswift_jax.model import Model
+from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculation import SpeculationConfig
+
+PLAIN = SpeculationConfig(mode="autoregressive")
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a run emitted for one row: `run.Committed`, its chunks joined.
+
+    Attributes:
+      trace: the run's schedule_trace.
+    """
+
+    tokens: list[int]
+    sources: np.ndarray
+    offsets: np.ndarray
+    offered: np.ndarray
+    finish: str | None
+    trace: list[dict]
+
+    @property
+    def accepted_per_depth(self) -> list[int]:
+        """How many iterations accepted a draft of depth 1, 2, ..."""
+        drafted = self.offsets[self.sources > 0]
+        return np.bincount(drafted, minlength=int(self.offered.max(initial=0))).tolist()
+
+    @property
+    def runs(self) -> list[range]:
+        """The indices that each iteration emitted, prefill's token left out."""
+        starts = np.flatnonzero(self.offsets == 0).tolist()
+        return [range(a, b) for a, b in zip(starts, [*starts[1:], len(self.tokens)], strict=True)]
+
+
+def decode_batch(
+    model: Model, prompts: list[list[int]], sampling: SamplingConfig, speculation: SpeculationConfig, **limits
+) -> list[Text]:
+    """The texts of a batch; `limits` are the keywords of `run.start`."""
+    running = run.start(model, prompts, sampling, speculation, **limits)
+    steps = list(running)
+    texts = []
+    for row in range(len(prompts)):
+        parts = [step.rows[row] for step in steps]
+        columns = [
+            np.concatenate([np.zeros(0, np.int32), *[getattr(part, name) for part in parts]])
+            for name in ("token_ids", "sources", "offsets", "offered")
+        ]
+        finish = parts[-1].finish if parts else None
+        texts.append(Text(columns[0].tolist(), *columns[1:], finish, running.schedule_trace))
+    return texts
+
+
+def decode(
+    model: Model, prompt: list[int], sampling: SamplingConfig, speculation: SpeculationConfig = PLAIN, **limits
+) -> Text:
+    """The text of one prompt."""
+    return decode_batch(model, [prompt], sampling, speculation, **limits)[0]
+
+
+def assert_same(actual: list[int], expected: list[int]) -> None:
+    """Token equality; a difference is reported by its place, for that is where to look."""
+    if actual == expected:
+        return
+    pairs = zip(actual, expected, strict=False)
+    first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(actual), len(expected)))
+    around = slice(max(first - 5, 0), first + 5)
+    raise AssertionError(
+        f"{len(actual)} and {len(expected)} tokens differ from index {first} on: "
+        f"... {actual[around]} instead of ... {expected[around]}"
+    )

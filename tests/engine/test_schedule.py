@@ -1,0 +1,175 @@
+"""Mode `auto` on a real run, whose every executed program is counted, against a target that accepts no draft.
+
+The clock is a stand-in: a device that runs one program after another, each at a stated price. The unit of work is one
+step of plain decoding. A chunk's work is its iterations times the price of its plan's iteration, catching up with a
+plan has a price of its own; prefill is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_models
+from decoded import PLAIN, assert_same, decode
+
+from tokenswift_jax.engine import adaptive, run
+from tokenswift_jax.engine.compile_cache import CompileCache
+from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculate import candidates
+from tokenswift_jax.speculation import SpeculationConfig
+from tokenswift_jax.step import loop
+
+TOKENS, CAPACITY = 2048, 7168
+PRICES = {"autoregressive": 1.0, "fused": 1.25, "partial": 1.8}
+DRAFTING = ("fused", "partial")
+CATCH_UPS = {"fused": 0.1, "partial": 6.0}
+# Positions of the text in whose draws the drafts come true.
+GOOD_FROM, GOOD_UNTIL = 2600, 5000
+FORBIDDEN = (0, 1, 2)
+GREEDY = SamplingConfig(temperature=0.0, suppress_tokens=FORBIDDEN)
+# No n-grams: they would foresee the text. The vocabulary is used by no other test: these programs hold the adversary.
+AUTO = SpeculationConfig(mode="auto", tree=(1, 2), node_budget=3, ngram_k=0, draft_cache=64, draft_sinks=4)
+MODEL = small_models.successor_model(vocab=29, layers=1, heads=1, context=0.1)
+PROMPT = [5, 6, 7]
+
+
+@dataclass(frozen=True)
+class Executed:
+    """One program that ran: chunk or catch_up, its plan's kind, iterations, tokens before it, the executable."""
+
+    program: str
+    kind: str
+    iterations: int
+    generated: int
+    executable: object
+
+    @property
+    def work(self):
+        return CATCH_UPS[self.kind] if self.program == "catch_up" else self.iterations * PRICES[self.kind]
+
+
+@dataclass
+class Device:
+    """Runs what `CompileCache` sends it in order, for its price, and keeps the time and the account."""
+
+    now: float = 0.0
+    free: float = 0.0  # when the latest program that was waited for ended
+    generated: int = 0
+    executed: list[Executed] = field(default_factory=list)
+
+    def record(self, program, kind, iterations, tokens, executable, sent):
+        self.executed.append(Executed(program, kind, iterations, self.generated, executable))
+        self.generated += tokens
+        self.free = max(self.free, sent) + self.executed[-1].work
+        self.now = max(self.now, self.free)
+
+
+@dataclass
+class Counts:
+    """A chunk's counts; who reads them waits until the chunk has ended."""
+
+    counts: np.ndarray
+    wait: object
+
+    def __array__(self, dtype=None, copy=None):
+        if self.wait is not None:
+            self.wait, wait = None, self.wait
+            wait()
+        return np.asarray(self.counts, dtype)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """The stand-in clock, and an adversary in place of the heads' best candidates."""
+    device = Device()
+
+    def counted(self, function, *arguments):
+        executable = self.compile(function, *arguments)
+        result = executable(*arguments)
+        program = function.__wrapped__  # a partial with its static arguments
+        if program.func is loop.catch_up:
+            device.record("catch_up", program.args[0].kind, 0, 0, executable, device.now)
+        if program.func is not loop.run_chunk:
+            return result
+        state, chunk = result
+        sent, kind = device.now, program.args[1].kind
+
+        def ended():
+            tokens = int(np.asarray(chunk.counts)[0])
+            device.record("chunk", kind, int(chunk.iterations), tokens, executable, sent)
+
+        return state, replace(chunk, counts=Counts(chunk.counts, ended))
+
+    best = candidates.DraftSampler.best
+
+    def adversary(self, logits, above, depths, count):
+        tokens, shares = best(self, logits, above, depths, count)
+        good = (self.length >= GOOD_FROM) & (self.length < GOOD_UNTIL)
+        wrong = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), tokens.shape)  # FORBIDDEN ones
+        return jnp.where(good[:, None, None], tokens, wrong), jnp.where(good[:, None, None], shares, -1.0)
+
+    monkeypatch.setattr(CompileCache, "run", counted)
+    monkeypatch.setattr(candidates.DraftSampler, "best", adversary)
+    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: device.now))
+    return device
+
+
+def write(device, speculation, tokens):
+    """The text and what was executed for it, prefill's own chunk left out."""
+    device.executed, device.generated = [], 0
+    text = decode(MODEL, PROMPT, GREEDY, speculation, max_new_tokens=tokens, capacity=CAPACITY)
+    assert device.executed[0].iterations == 1
+    return text, device.executed[1:]
+
+
+def work(executed, *kinds):
+    return sum(one.work for one in executed if one.kind in kinds)
+
+
+def rounds(executed):
+    """The tokens before each round of trials: speculative programs at most 100 tokens apart."""
+    starts = [one.generated for one in executed if one.kind != "autoregressive"]
+    return [start for last, start in zip([-1000, *starts], starts, strict=False) if start - last > 100]
+
+
+def test_drafts_that_are_never_accepted_are_three_percent_of_the_work(device):
+    text, executed = write(device, AUTO, TOKENS)
+    assert not text.sources.any(), "a draft was accepted"
+    assert {one.kind for one in executed} == set(PRICES), "every schedule was tried"
+    in_vain = work(executed, *DRAFTING)
+    assert in_vain <= 0.03 * (in_vain + work(executed, "autoregressive"))
+    assert sum(one.iterations for one in executed) == TOKENS - 1
+    # The clock showed the run what is counted here.
+    assert device.now == pytest.approx(1 + sum(one.work for one in executed))
+
+    plain, alone = write(device, PLAIN, TOKENS)
+    assert_same(text.tokens, plain.tokens)
+    (executable,) = {one.executable for one in alone}
+    assert {one.executable for one in executed if one.kind == "autoregressive"} == {executable}
+
+
+def test_trials_grow_rarer_and_come_back_when_the_text_changes(device):
+    text, executed = write(device, AUTO, 7000)
+    before = [one for one in executed if one.generated + len(PROMPT) < GOOD_FROM]
+    gaps = np.diff([0, *rounds(before)])
+    assert len(gaps) >= 3
+    assert (gaps[1:] > gaps[:-1]).all()
+
+    # The next trial after the change finds it; then drafting writes nearly all of the good part.
+    late = GOOD_FROM - len(PROMPT)
+    taken = next(i for i, one in enumerate(executed) if one.kind in DRAFTING and one.generated > late)
+    last_wait = int(gaps[-1])
+    assert executed[taken].generated <= rounds(before)[-1] + 2 * last_wait + 2 * run.CHUNK_TOKENS
+    good = [one for one in executed[taken:] if one.generated + len(PROMPT) < GOOD_UNTIL]
+    assert work(good, *DRAFTING) > 0.8 * work(good, *PRICES)
+    assert (text.sources[executed[taken].generated + 100 : GOOD_UNTIL - len(PROMPT)] > 0).mean() > 0.3
+
+    # It is left soon after the good part: its pace is that of the chunks remembered, and one more was under way.
+    after = [one for one in executed if one.generated + len(PROMPT) >= GOOD_UNTIL]
+    left = next(i for i, one in enumerate(after) if one.kind == "autoregressive")
+    assert left <= adaptive.REMEMBERED + 1
+    assert work(after[left:], *DRAFTING) <= 0.05 * work(after[left:], *PRICES)

@@ -1,0 +1,142 @@
+"""Same seed, same tokens as plain decoding: every mode, greedy and with every processor, over 2,048 tokens.
+
+The models are tiny and their drafts good, so each depth's acceptance is exercised thousands of times; a test that
+accepted nothing would pass whatever verification did, so acceptance is asserted as well.
+"""
+
+import functools
+
+import numpy as np
+import pytest
+import small_models
+from decoded import PLAIN, assert_same, decode
+from speculations import SPECULATIONS
+
+from tokenswift_jax.engine import run
+from tokenswift_jax.engine.adaptive import Tuner
+from tokenswift_jax.sampling import SamplingConfig
+
+TOKENS = 2048
+PROMPT = np.random.default_rng(1).integers(0, small_models.VOCAB, 20).tolist()
+EOS = 7
+GREEDY = SamplingConfig(temperature=0.0, repetition_penalty=1.1, penalty_window=24)
+# Which processors run is compiled in, their values are not: these all run every processor, so that one executable a
+# mode serves, and set those that are not asked to where they keep (nearly) all.
+_ALL = {
+    "temperature": 0.9,
+    "top_k": small_models.VOCAB,
+    "top_p": 1 - 1e-6,
+    "min_p": 1e-6,
+    "eta_cutoff": 1e-6,
+    "repetition_penalty": 1 + 1e-6,
+    "penalty_window": 1,
+    "min_tokens_to_keep": 2,
+    "suppress_tokens": (3,),
+    "seed": 5,
+}
+SAMPLED = {
+    "min-p, penalty": {"min_p": 0.1, "repetition_penalty": 1.2, "penalty_window": 24, "temperature": 1.0},
+    "top-k, top-p": {"top_k": 5, "top_p": 0.85},
+    "eta": {"eta_cutoff": 0.05, "seed": 6},
+    "suppress, min-new": {"suppress_tokens": (3, 11, 30), "seed": 7},
+    "everything": {
+        "top_k": 9,
+        "top_p": 0.95,
+        "min_p": 0.03,
+        "eta_cutoff": 0.02,
+        "repetition_penalty": 1.1,
+        "penalty_window": 3,
+        "suppress_tokens": (0, 40),
+    },
+}
+
+
+@functools.cache
+def model(layers):
+    return small_models.with_eos(small_models.successor_model(layers=layers), EOS)
+
+
+def write(case, speculation):
+    """The text of a case."""
+    if case == "greedy":
+        return decode(model(2), PROMPT, GREEDY, speculation, max_new_tokens=TOKENS, ignore_eos=True)
+    # EOS is forbidden for the first TOKENS and sure to come soon after them.
+    limits = {"max_new_tokens": 2 * TOKENS, "min_new_tokens": TOKENS}
+    return decode(model(1), PROMPT, SamplingConfig(**_ALL | SAMPLED[case]), speculation, **limits)
+
+
+@functools.cache
+def text(case, mode):
+    """The text of a case in a mode; None is plain decoding."""
+    return write(case, PLAIN if mode is None else SPECULATIONS[mode])
+
+
+CASES = ("greedy", *SAMPLED)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plain_decoding_has_something_to_reproduce(case):
+    plain = text(case, None)
+    assert len(plain.tokens) >= TOKENS
+    assert plain.finish == ("length" if case == "greedy" else "eos")
+    assert len(set(plain.tokens)) > small_models.VOCAB // 2
+    others = [text(other, None).tokens for other in CASES if other != case]
+    assert plain.tokens not in others
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("mode", ["partial", "fused", "medusa", "selfspec", "ngram"])
+def test_tokens_are_those_of_plain_decoding(mode, case):
+    speculative = text(case, mode)
+    assert_same(speculative.tokens, text(case, None).tokens)
+    assert speculative.finish == text(case, None).finish
+    depth = {"partial": 4, "selfspec": 4}.get(mode, 3)
+    assert len(speculative.accepted_per_depth) == depth
+    assert min(speculative.accepted_per_depth) >= 3  # none would prove nothing
+
+
+def test_tokens_are_those_of_plain_decoding_with_drafts_over_blocks():
+    """`partial` over blocks is among the plans of "auto blocks" below."""
+    speculative = text("greedy", "selfspec blocks")
+    assert_same(speculative.tokens, text("greedy", None).tokens)
+    assert len(speculative.accepted_per_depth) == 4
+    assert min(speculative.accepted_per_depth) >= 3
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tokens_are_those_of_plain_decoding_whatever_auto_picks(case):
+    assert_same(text(case, "auto").tokens, text(case, None).tokens)
+    assert text(case, "auto").trace[0]["mode"] == "autoregressive"
+
+
+class EachInTurn(Tuner):
+    """Takes another plan with every chunk, as no measurement would."""
+
+    def next_plan(self):
+        return self.current, None if self.current is self.plain else 16
+
+    def observe(self, named, tokens, seconds, catch_up=0.0):
+        order = [self.plain, *self.plans]
+        self._queue = []
+        self.current = order[(order.index(named) + 1) % len(order)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "case"),
+    [
+        ("auto", "greedy"),
+        ("auto", "everything"),
+        ("tokenswift auto", "greedy"),
+        ("tokenswift auto", "everything"),
+        ("auto blocks", "everything"),
+    ],
+)
+def test_plans_may_change_at_every_chunk(monkeypatch, mode, case):
+    plain = text(case, None)
+    monkeypatch.setattr(run, "Tuner", EachInTurn)
+    mixed = write(case, SPECULATIONS[mode])
+    assert len(mixed.trace) > 20
+    assert {entry["schedule"] for entry in mixed.trace} == {None, "fused", "partial"}
+    assert_same(mixed.tokens, plain.tokens)
+    assert len(mixed.accepted_per_depth) == 4
+    assert min(mixed.accepted_per_depth) > 0

@@ -1,0 +1,46 @@
+"""Teacher forcing: finished texts through the target in large causal chunks over a fresh cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.engine.capacity import check_memory
+from tokenswift_jax.engine.prefill import padded
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.kv.dense import empty_cache, round_up
+from tokenswift_jax.step.loop import compiled
+
+if TYPE_CHECKING:
+    from tokenswift_jax.model import Model
+
+ROWS = 256
+
+
+def teacher_forced(model: Model, texts: list[list[int]], rows: int = ROWS) -> Iterator[tuple[int, jax.Array]]:
+    """Chunks (start, hidden [batch, rows, hidden_size]) of the texts, hidden before the final norm; rows past a text's
+    end mean nothing.
+
+    Args:
+      model: the target.
+      texts: token ids.
+      rows: of one forward; a divisor of ROWS.
+
+    Raises:
+      UserError: a text is empty or longer than the model's positions; too little memory.
+    """
+    longest, limit = max(map(len, texts)), model.config.max_position_embeddings
+    if min(map(len, texts)) < 1 or longest > limit:
+        raise UserError(f"a text to score holds 1 to {limit} tokens, not {sorted({len(text) for text in texts})}")
+    capacity = round_up(longest, ROWS)
+    dtype = jax.tree.leaves(model.params)[0].dtype
+    check_memory(model.config, len(texts), capacity, dtype, advice="give fewer or shorter texts at once")
+    cache = empty_cache(model.config, len(texts), capacity, dtype)
+    tokens, function = padded(texts, capacity), compiled("causal", model.graphdef)
+    for start in range(0, longest, rows):
+        piece = jnp.asarray(tokens[:, start : start + rows])
+        hidden, cache = function(model.params, piece, jnp.asarray(start, jnp.int32), cache)
+        yield start, hidden

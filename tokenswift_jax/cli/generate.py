@@ -1,0 +1,193 @@
+"""The command: flags in, text on stdout, progress and a closing report on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import stat
+import sys
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from tokenswift_jax.cli.command import exit_status, quiet_transformers
+from tokenswift_jax.cli.flags import parse
+from tokenswift_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenswift_jax.api import StreamEvent
+    from tokenswift_jax.cli.progress import ProgressLine
+    from tokenswift_jax.model import Model
+    from tokenswift_jax.stats import GenerationResult
+
+DEMO_PROMPT = "It was late in the autumn, and the road that led down to the village"
+_COLOURS = {0: "", 1: "\x1b[32m", 2: "\x1b[36m"}  # by source: the target's own, heads, n-grams
+_PLAIN = "\x1b[0m"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status (0, 1 failed audit, 2 bad input, 130 interrupted)."""
+    return exit_status(lambda: _run(parse(sys.argv[1:] if argv is None else argv)))
+
+
+def _run(options: argparse.Namespace) -> int:
+    given = _read_prompt(options)
+    quiet_transformers()
+    from tokenswift_jax.api import stream
+    from tokenswift_jax.cli.progress import ProgressLine
+    from tokenswift_jax.engine.run import NumericsError
+    from tokenswift_jax.model import load
+    from tokenswift_jax.prompt import encode
+    from tokenswift_jax.sampling import resolve_sampling
+    from tokenswift_jax.speculation import SpeculationConfig
+
+    resolve_sampling(options.sampling, None)  # wrong values are found before the model is loaded
+    speculation = SpeculationConfig(**options.speculation)
+    progress = ProgressLine(sys.stderr, options.max_new_tokens, enabled=not options.quiet)
+    with contextlib.ExitStack() as stack:
+        stack.callback(progress.clear)
+        progress.draw("loading the model")
+        model = load(options.model, options.dtype, options.rope_override)
+        sampling = resolve_sampling(options.sampling, model.generation_config)
+        prompt_ids = encode(given, model.tokenizer, model.config.vocab_size, options.chat)
+        progress.draw("compiling and reading the prompt")
+        events = stream(
+            model,
+            prompt_ids,
+            sampling,
+            speculation,
+            max_new_tokens=options.max_new_tokens,
+            min_new_tokens=options.min_new_tokens,
+            ignore_eos=options.ignore_eos,
+            stop=options.stop,
+            journal=options.journal,
+            resume=options.resume,
+            audit=options.audit,
+            capacity=options.capacity,
+        )
+        file = None
+        if options.output is not None:
+            file = stack.enter_context(options.output.open("w", encoding="utf-8", newline=""))
+        writer = _Writer(file, options.show_acceptance, model.tokenizer is None, progress)
+        try:
+            result = _consume(events, writer)
+        except NumericsError as error:
+            writer.end(stderr_follows=True)
+            raise UserError(str(error)) from error
+    writer.end(stderr_follows=not options.quiet)
+    if options.stats is not None:
+        options.stats.write_text(result.to_json() + "\n", encoding="utf-8")
+    if not options.quiet:
+        _report(result, model)
+    return _status(result, options.audit)
+
+
+class _Writer:
+    """Puts text on stdout and into --output as it comes; token ids where there is no tokenizer."""
+
+    def __init__(self, file: TextIO | None, colours: bool, ids_only: bool, progress: ProgressLine):
+        self._file, self._colours, self._ids_only, self._progress = file, colours, ids_only, progress
+        self._written, self._last = 0, "\n"
+        self._stdout: TextIO | None = sys.stdout
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
+
+    def show(self, event: StreamEvent) -> None:
+        """One event's text; its result's, where an interrupt lost some."""
+        pieces = event.segments
+        if self._ids_only:
+            pieces = tuple(zip((f"{token} " for token in event.token_ids), event.records.sources.tolist(), strict=True))
+        self._write(pieces)
+        if event.result is not None and not self._ids_only:
+            self._write(((event.result.text[self._written :], 0),))
+        if len(event.records):
+            self._progress.add(event.records)
+            self._progress.draw()
+
+    def drop_stdout(self) -> None:
+        """After its reader has gone: what is still buffered has to go somewhere when Python exits."""
+        self._stdout = None
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def end(self, *, stderr_follows: bool) -> None:
+        """Leaves a terminal on a fresh line. A file or a pipe gets the text and nothing else: where it is also what
+        stderr goes to, the line ends with what follows there."""
+        self._progress.clear()
+        if self._stdout is None or self._last == "\n":
+            return
+        if self._stdout.isatty():
+            print(file=self._stdout, flush=True)
+        elif stderr_follows and _may_meet(self._stdout, sys.stderr):
+            print(file=sys.stderr, flush=True)
+
+    def _write(self, pieces: Sequence[tuple[str, int]]) -> None:
+        plain = "".join(text for text, _ in pieces)
+        if not plain:
+            return
+        self._written, self._last = self._written + len(plain), plain[-1]
+        if self._file is not None:
+            self._file.write(plain)
+            self._file.flush()
+        if self._stdout is not None:
+            self._progress.clear()
+            self._stdout.write("".join(map(_coloured, pieces)) if self._colours else plain)
+            self._stdout.flush()
+
+
+def _may_meet(text: TextIO, messages: TextIO) -> bool:
+    """Whether what is written to both comes together: one file or pipe, or a pipe beside a terminal (`... | tee`)."""
+    try:
+        here, there = os.fstat(text.fileno()), os.fstat(messages.fileno())
+    except (OSError, ValueError):  # not of the operating system
+        return False
+    same = (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+    return same or (stat.S_ISFIFO(here.st_mode) and messages.isatty())
+
+
+def _coloured(piece: tuple[str, int]) -> str:
+    text, source = piece
+    return f"{_COLOURS[source]}{text}{_PLAIN}" if _COLOURS[source] and text else text
+
+
+def _consume(events: Generator[StreamEvent, None, None], writer: _Writer) -> GenerationResult:
+    """Shows every event; an interrupt, or a reader of stdout that has gone, ends the text but keeps the result."""
+    result = None
+    try:
+        for event in events:
+            result = event.result or result
+            writer.show(event)
+    except (KeyboardInterrupt, BrokenPipeError) as reason:
+        if isinstance(reason, BrokenPipeError):
+            writer.drop_stdout()
+        if result is None:
+            last = events.throw(KeyboardInterrupt())
+            result = last.result
+            writer.show(last)
+    assert result is not None, "the last event carries the result"
+    return result
+
+
+def _read_prompt(options: argparse.Namespace) -> str | list[int]:
+    from tokenswift_jax.prompt import read_ids, read_text
+
+    if options.prompt_file is not None:
+        return read_text(options.prompt_file)
+    if options.prompt_ids is not None:
+        return read_ids(options.prompt_ids)
+    return DEMO_PROMPT if options.prompt is None else options.prompt
+
+
+def _report(result: GenerationResult, model: Model) -> None:
+    import jax.numpy as jnp
+
+    from tokenswift_jax.cli.summary import closing_report
+
+    print(closing_report(result, model.config, jnp.dtype(model.dtype).itemsize), file=sys.stderr)
+
+
+def _status(result: GenerationResult, audit: bool) -> int:
+    if result.finish_reason == "interrupted" or (audit and result.audit is None):
+        return 130
+    return 1 if result.audit_failed else 0

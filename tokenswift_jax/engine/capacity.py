@@ -1,0 +1,83 @@
+"""Whether a request fits: positions, capacity, memory; said before anything is allocated."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.speculate import ngram
+
+
+def capacity_for(
+    config: ModelConfig, prompts: list[int], max_new_tokens: int, scratch: int, prefill_rows: int, asked: int | None
+) -> int:
+    """Slots a row of the cache: room for the longest text, an iteration's scratch rows and prefill's last chunk.
+
+    Rounded up coarsely (by at most an eighth), so that texts of similar lengths share executables.
+
+    Args:
+      config: the decoder's, for its positions.
+      prompts: lengths in tokens.
+      max_new_tokens: the most tokens after each.
+      scratch: rows that an iteration writes at the text's end, whether or not they are committed.
+      prefill_rows: rows of one prefill forward.
+      asked: slots the caller wants, at least as many as needed; None: as many as needed.
+
+    Raises:
+      UserError: prompt + max_new_tokens exceeds the model's positions or the capacity asked for.
+    """
+    longest = max(prompts) + max_new_tokens
+    limit = config.max_position_embeddings
+    if longest > limit:
+        raise UserError(
+            f"prompt ({max(prompts)} tokens) + max_new_tokens ({max_new_tokens}) exceeds the model's {limit} "
+            "positions; ask for less, or stretch them with --rope-override (for example "
+            '\'{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ' + str(limit) + "}')"
+        )
+    needed = round_up(max(longest + scratch + 1, round_up(longest, prefill_rows)))
+    if asked is not None:
+        if asked < needed:
+            raise UserError(f"capacity {asked} is too small: this request needs {needed} positions")
+        return round_up(asked)
+    return round_up(needed, max(BLOCK, 2 ** (needed.bit_length() - 4)))
+
+
+def check_memory(
+    config: ModelConfig,
+    batch: int,
+    capacity: int,
+    dtype: jnp.dtype,
+    *,
+    advice: str,
+    draft_slots: int = 0,
+    ngram_slots: int = 0,
+) -> None:
+    """Whether the caches (capacity + draft_slots positions a row) and the n-gram table fit the first device.
+
+    Raises:
+      UserError: they exceed its free memory; the message ends with the advice.
+    """
+    needed = cache_bytes(config, batch, capacity + draft_slots, dtype)
+    needed += ngram.table_bytes(batch, config.vocab_size, ngram_slots)
+    free = _free_bytes()
+    if free is not None and needed > free:
+        raise UserError(
+            f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB, with all that goes with it, and "
+            f"{free / 1e9:.1f} GB are free; {advice}"
+        )
+
+
+def _free_bytes() -> int | None:
+    """Free memory of the first device; None where it cannot be known."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    if device.platform == "cpu" and hasattr(os, "sysconf"):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None

@@ -1,0 +1,57 @@
+"""Executables: compiled ahead, so that compilation is timed apart from decoding, and kept for later calls."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+# More than one long run ever needs; each holds host memory only.
+_KEPT = 64
+# XLA may join matrix products of one input by laying their weights side by side, a copy of them at every step. And one
+# row's product with a small matrix it makes an element-wise one and a sum, for two matrices of one input in one loop:
+# what they sum, as large as the weights and rounded to bfloat16, is written and read again.
+COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
+    "gpu": {"xla_gpu_dot_merger_threshold_mb": 0, "xla_disable_hlo_passes": "dot-strength-reduction"}
+}
+_executables: OrderedDict[Any, jax.stages.Compiled] = OrderedDict()
+
+
+def kept() -> list[jax.stages.Compiled]:
+    """The executables kept at present, the latest used last."""
+    return list(_executables.values())
+
+
+class CompileCache:
+    """Compiled programs of one run.
+
+    Attributes:
+      compile_seconds: spent compiling so far, the persistent cache's look-ups included.
+    """
+
+    def __init__(self) -> None:
+        self.compile_seconds = 0.0
+
+    def run(self, function: Callable, *arguments: Any) -> Any:
+        """Calls `function`, from `jax.jit`, compiling it first where no earlier call of it had such arguments."""
+        return self.compile(function, *arguments)(*arguments)
+
+    def compile(self, function: Callable, *arguments: Any) -> jax.stages.Compiled:
+        """The executable of `function`, from `jax.jit`, for such arguments."""
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves)
+        key = (function, structure, shapes)
+        executable = _executables.get(key)
+        if executable is None:
+            begun = time.perf_counter()
+            options = COMPILER_OPTIONS.get(jax.default_backend(), {})
+            executable = function.lower(*arguments).compile(compiler_options=options)
+            self.compile_seconds += time.perf_counter() - begun
+            _executables[key] = executable
+            while len(_executables) > _KEPT:
+                _executables.popitem(last=False)
+        _executables.move_to_end(key)
+        return executable

@@ -1,0 +1,171 @@
+"""The draft cache as a table of blocks of the full cache: nothing is copied, drafting reads the blocks in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.cache_scores import top_blocks
+from tokenswift_jax.kv.dense import FullCache
+from tokenswift_jax.kv.draft_cache import DraftView, when
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.heads import over_heads
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BlockTable:
+    """Blocks chosen per layer and KV head; block i is the full cache's slots i * block .. (i + 1) * block - 1.
+
+    Attributes:
+      chosen: int32 [layers, batch, kv_heads, table], as of the latest selection: the sinks' blocks, the newest block,
+        the best-scoring others in descending score; -1 where there were too few. Means nothing before the first.
+      selected: int32 [batch], committed length at the latest selection, 0 before the first.
+    """
+
+    chosen: jax.Array
+    selected: jax.Array
+
+
+@dataclass(frozen=True)
+class BlockTableShape:
+    """A draft cache that names blocks; a `drafting.DraftKind`. Static sizes.
+
+    The drafted rows' own keys and values go into the full cache past the committed length, where verification
+    overwrites them. While a text and its drafts fit, the table holds all their blocks. Afterwards blocks that came
+    after the selection replace the lowest-scored ones, from the end, so that the newest tokens are always seen.
+
+    Attributes:
+      size: slots that a row reads at most; a multiple of `block`.
+      sinks: the blocks of positions 0 .. sinks-1 are always seen.
+      scratch: rows of a drafted chain, the root included.
+      refresh_interval: select again after so many committed tokens; None: when no replaceable entry is left.
+      block: slots a block.
+    """
+
+    size: int
+    sinks: int
+    scratch: int
+    refresh_interval: int | None
+    block: int
+
+    @property
+    def copied_slots(self) -> int:
+        """None."""
+        return 0
+
+    @property
+    def entries(self) -> int:
+        """Blocks that the table names."""
+        return self.size // self.block
+
+    @property
+    def _fixed(self) -> int:
+        """Entries for the sinks."""
+        return -(-self.sinks // self.block)
+
+    def empty(self, config: ModelConfig, batch: int, dtype: jnp.dtype) -> BlockTable:
+        """A table before its first selection."""
+        dims = (config.num_layers, batch, config.num_kv_heads, self.entries)
+        return BlockTable(jnp.full(dims, -1, jnp.int32), jnp.zeros((batch,), jnp.int32))
+
+    def blocks(self, draft: BlockTable, committed: jax.Array) -> jax.Array:
+        """int32 [layers, batch, kv_heads, table]: the blocks seen when `committed` tokens are; -1 for none."""
+        entry = jnp.arange(self.entries, dtype=jnp.int32)
+        # The last entry takes the first block after the selection's newest, the one before it the second.
+        newer = ((draft.selected - 1) // self.block + 1)[:, None] + entry[None, ::-1]
+        arrived = newer <= self._newest(committed)[:, None]
+        selected = jnp.where(arrived[None, :, None], newer[None, :, None], draft.chosen)
+        return jnp.where((draft.selected > 0)[None, :, None, None], selected, entry[None, None, None])
+
+    def view(
+        self, draft: BlockTable, full: FullCache, committed: jax.Array, depth: jax.Array, config: ModelConfig
+    ) -> DraftView:
+        """What a row reads that follows `depth` drafted ones."""
+        return DraftView(full, committed + depth, None, self.blocks(draft, committed), self.block)
+
+    def written(
+        self,
+        draft: BlockTable,
+        full: FullCache,
+        cache: FullCache,
+        committed: jax.Array,
+        depth: jax.Array,
+        config: ModelConfig,
+    ) -> tuple[BlockTable, FullCache]:
+        """The view's cache is the full cache."""
+        return draft, cache
+
+    def advance(
+        self,
+        draft: BlockTable,
+        full: FullCache,
+        new_keys: jax.Array,
+        new_values: jax.Array,
+        before: jax.Array,
+        after: jax.Array,
+        query: jax.Array,
+        config: ModelConfig,
+    ) -> BlockTable:
+        """Selects anew where that falls due; new positions need nothing else."""
+        due = self.refresh_due(draft.selected, after) & (after > before)
+        return when(due.any(), lambda d: self.select(d, full, after, due, query, config), draft)
+
+    def refresh_due(self, selected: jax.Array, committed: jax.Array) -> jax.Array:
+        """bool [batch]: whether the text and a chain of drafts no longer fit, or the interval is over."""
+        newest = self._newest(committed)
+        most = self.entries - self._fixed - 1
+        used_up = newest - (selected - 1) // self.block > most
+        if self.refresh_interval is not None:
+            used_up |= committed - selected >= self.refresh_interval
+        return jnp.where(selected > 0, used_up, newest >= self.entries)
+
+    def rebuild(
+        self, draft: BlockTable, full: FullCache, committed: jax.Array, query: jax.Array, config: ModelConfig
+    ) -> BlockTable:
+        """The table of a text of any length at once."""
+        fresh = BlockTable(draft.chosen, jnp.zeros_like(draft.selected))
+        due = self.refresh_due(fresh.selected, committed)
+        return when(due.any(), lambda d: self.select(d, full, committed, due, query, config), fresh)
+
+    def select(
+        self,
+        draft: BlockTable,
+        full: FullCache,
+        committed: jax.Array,
+        rows: jax.Array,
+        query: jax.Array,
+        config: ModelConfig,
+    ) -> BlockTable:
+        """Chooses blocks for the rows bool [batch]. A block scores as its best key does; a layer with a sliding window
+        offers only blocks that reach into it."""
+        fixed, newest = self._fixed, (committed - 1) // self.block
+        _, batch, kv_heads, entries = draft.chosen.shape
+        sinks = jnp.broadcast_to(jnp.arange(fixed, dtype=jnp.int32), (batch, kv_heads, fixed))
+        present = jnp.broadcast_to(newest[:, None, None], (batch, kv_heads, 1))
+        layers = []
+        for layer in range(config.num_layers):
+            window = config.sliding_windows[layer]
+            begins = jnp.full_like(committed, fixed * self.block)
+            if window is not None:
+                begins = jnp.maximum(begins, committed - window + 1)
+            best = over_heads(
+                top_blocks,
+                result=1,
+                query=query[layer],
+                keys=full.keys,
+                layer=layer,
+                begins=begins,
+                ends=newest * self.block,
+                count=entries - fixed - 1,
+                block_size=self.block,
+            )
+            layers.append(jnp.concatenate([sinks, present, best], axis=-1))
+        chosen = jnp.where(rows[None, :, None, None], jnp.stack(layers), draft.chosen)
+        return BlockTable(chosen, jnp.where(rows, committed, draft.selected))
+
+    def _newest(self, committed: jax.Array) -> jax.Array:
+        """int32 [batch]: the block of the newest slot that a row of a drafted chain reads."""
+        return (committed + self.scratch - 2) // self.block

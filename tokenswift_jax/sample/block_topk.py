@@ -1,0 +1,116 @@
+"""The few tokens of every row that hold its highest scores, found in one reading: order statistics of a large
+vocabulary become those of some thousands of scores, and say so where they are not. Such rows alone are searched whole.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.parallel.residual import whole
+from tokenswift_jax.sample.order_statistics import Search, kth_largest, nucleus_edge
+
+_Found = TypeVar("_Found")
+
+WIDTH = 32  # scores of a block
+BLOCKS = 128  # blocks of a shortlist
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["scores", "sure", "highest"], meta_fields=[])
+@dataclass(frozen=True)
+class Shortlist:
+    """The blocks of every row whose highest scores are the highest.
+
+    Attributes:
+      scores: [..., BLOCKS * WIDTH]; every score of the row above `sure` is among them.
+      sure: [..., 1], the least of the chosen blocks' peaks: at least BLOCKS scores of the row are no lower.
+      highest: [..., 1], the row's highest score.
+    """
+
+    scores: jax.Array
+    sure: jax.Array
+    highest: jax.Array
+
+
+def worthwhile(vocab: int) -> bool:
+    """Whether a shortlist of a vocabulary is less than an eighth of it; else searching all of it costs little."""
+    return vocab > 8 * BLOCKS * WIDTH
+
+
+def shortlist(scores: jax.Array) -> Shortlist:
+    """The shortlist of every row of scores [..., vocab].
+
+    A block is every (vocab / WIDTH)-th score, so that peaks are maxima of whole slices, which every device reads at
+    full speed.
+    """
+    rows, vocab = scores.shape[:-1], scores.shape[-1]
+    missing = -vocab % WIDTH
+    if missing:
+        scores = jnp.pad(scores, [(0, 0)] * len(rows) + [(0, missing)], constant_values=-jnp.inf)
+    blocks = scores.reshape(*rows, WIDTH, -1)
+    peaks, chosen = jax.lax.top_k(whole(jnp.max(blocks, axis=-2)), BLOCKS)
+    few = jnp.take_along_axis(blocks, chosen[..., None, :], axis=-1).reshape(*rows, BLOCKS * WIDTH)
+    return Shortlist(whole(few), peaks[..., -1:], peaks[..., :1])
+
+
+def kth_of(few: Shortlist, k: jax.Array, search: Search) -> tuple[jax.Array, jax.Array]:
+    """The k-th largest score of every row, [..., 1], and whether it is: it always is for k <= BLOCKS.
+
+    All scores above `sure` are at hand, and BLOCKS of the row are no lower: what is found at or above `sure` is exact.
+    """
+    found = kth_largest(few.scores, k, search)
+    return found, found >= few.sure
+
+
+def nucleus_of(
+    few: Shortlist, lowest: jax.Array, total: jax.Array, top_p: jax.Array, search: Search
+) -> tuple[jax.Array, jax.Array]:
+    """`thresholds.nucleus_edge` of every row, [..., 1], and whether it is: where it lies above `sure`.
+
+    Args:
+      few: the shortlist.
+      lowest: [..., 1], scores below it weigh nothing.
+      total: [..., 1], the weight of the whole row.
+      top_p: [], a probability.
+      search: how to search, static.
+    """
+    edge = nucleus_edge(few.scores, few.highest, lowest, top_p, search, total)
+    return edge, edge > few.sure
+
+
+def search_whole(
+    search: Callable[[jax.Array], _Found], scores: jax.Array, found: _Found, exact: jax.Array, together: int
+) -> _Found:
+    """`found`, where it is not exact that of a search of all the row's scores.
+
+    A few rows at a time are taken out and searched, whatever the number of rows beside them: they stay in a cache while
+    they are read again and again, and what they give does not depend on their neighbours.
+
+    Args:
+      search: from scores [rows, vocab] to what `found` holds of them, [rows, 1] each.
+      scores: [..., vocab].
+      found: arrays [..., 1].
+      exact: bool [..., 1].
+      together: as many rows are searched at a time as hold so many scores, at least one.
+    """
+    rows = scores.reshape(-1, scores.shape[-1])
+    size = min(rows.shape[0], max(1, together // rows.shape[1]))
+
+    def some(state: tuple[jax.Array, _Found]) -> tuple[jax.Array, _Found]:
+        done, found = state
+        _, chosen = jax.lax.top_k(~done, size)
+        new = search(rows[chosen])
+
+        def kept_where_done(old: jax.Array, new: jax.Array) -> jax.Array:
+            return old.at[chosen].set(jnp.where(done[chosen], old[chosen], new[:, 0]), unique_indices=True)
+
+        return done.at[chosen].set(True, unique_indices=True), jax.tree.map(kept_where_done, found, new)
+
+    begin = exact.reshape(-1), jax.tree.map(lambda values: values.reshape(-1), found)
+    _, ended = jax.lax.while_loop(lambda state: ~jnp.all(state[0]), some, begin)
+    return jax.tree.map(lambda values, shaped: values.reshape(shaped.shape), ended, found)

@@ -1,0 +1,123 @@
+"""What draft heads propose: hidden states to the levels of a tree, ranked with the noise the target will use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.sample import penalty
+from tokenswift_jax.sample.processors import Processors, SamplingInputs, process, top_candidates
+from tokenswift_jax.speculate.tree_expand import TreeDepth, next_level, shared_levels, to_expand
+from tokenswift_jax.speculate.tree_spec import TreeSpec
+
+
+@dataclass(frozen=True)
+class DraftSampler:
+    """What ranks the candidates of a batch of roots.
+
+    Attributes:
+      length: int32 [batch], tokens of the text up to the root, n + 1: the position that depth 1 guesses.
+      generated: int32 [batch], new tokens before the one that depth 1 guesses.
+      last_positions: int32 [batch, vocab], `penalty.last_positions` of that text; None when the penalty is off.
+      noise: float32 [batch, depth or more, vocab] of positions n+1 .., None when greedy.
+      sampling: the processors' values (`keys` is not read).
+      processors: which of them apply, static.
+    """
+
+    length: jax.Array
+    generated: jax.Array
+    last_positions: jax.Array | None
+    noise: jax.Array | None
+    sampling: SamplingInputs
+    processors: Processors
+
+    def best(
+        self, logits: jax.Array, above: Sequence[jax.Array], depths: jax.Array, count: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """The `count` best candidates of each row of logits: tokens int32 and log shares float32 [batch, rows, count].
+
+        logits [batch, rows, vocab]; row i guesses the token `depths[i]` (int32 [1 or rows]) places below the depth-1
+        guess. Penalised are the window's tokens of the root and of `above`, int32 [batch, rows] each: the drafted path
+        down to the guess, or nothing where the path is not known.
+        """
+        penalised = None
+        if self.processors.penalty:
+            assert self.last_positions is not None
+            rows = logits.shape[1] if above else 1
+            path = [jnp.zeros((*self.length.shape, rows, 0), jnp.int32), *(token[..., None] for token in above)]
+            drafted = jnp.full((*self.length.shape, rows), len(above), jnp.int32)
+            penalised = penalty.row_penalised(
+                self.last_positions, self.length, jnp.concatenate(path, axis=-1), drafted, self.sampling.window
+            )
+        scores = process(
+            logits,
+            penalised=penalised,
+            generated=self.generated[:, None] + depths[None, :],
+            inputs=self.sampling,
+            processors=self.processors,
+        )
+        noise = None
+        if self.noise is not None:
+            first = len(above)
+            noise = self.noise[:, first : first + depths.shape[0]]
+        return top_candidates(scores, noise, count)
+
+
+def head_levels(
+    model: Decoder, shape: TreeSpec, hidden: jax.Array, root: jax.Array, ranking: DraftSampler, *, backbone: bool
+) -> list[TreeDepth]:
+    """The heads' nodes below a batch of roots, one level a depth of `shape.widths`.
+
+    Candidates of a depth are the best of the processed logits plus the noise at the position they guess: the target's
+    draw adds the same noise, so that sampled drafts meet sampled draws (Daliri, Musco, Suresh 2024).
+
+    Args:
+      model: a decoder with draft heads; sequential ones iff `shape.per_parent`.
+      shape: the tree's static shape; its n-gram chains are not made here.
+      hidden: [batch, hidden_size], the last layer's output before the final norm: the row that drew the root
+        (`fused`), or the root's own row (`partial`).
+      root: int32 [batch].
+      ranking: what ranks candidates.
+      backbone: static; depth 1 is guessed by the backbone's own logits of `hidden` (`partial`), else by head 0.
+    """
+    if shape.per_parent:
+        return _sequential(model, shape, hidden, root, ranking, backbone)
+    assert model.draft_heads is not None
+    normed = model.draft_heads(model.heads_input(hidden), len(shape.widths) - backbone)
+    if backbone:
+        normed = jnp.concatenate([model.norm(hidden)[:, None], normed], axis=1)
+    depths = jnp.arange(len(shape.widths), dtype=jnp.int32)
+    tokens, log_probs = ranking.best(model.project(normed), (), depths, max(shape.widths))
+    return shared_levels(shape, [(tokens[:, i, :w], log_probs[:, i, :w]) for i, w in enumerate(shape.widths)])
+
+
+def _sequential(
+    model: Decoder, shape: TreeSpec, hidden: jax.Array, root: jax.Array, ranking: DraftSampler, backbone: bool
+) -> list[TreeDepth]:
+    """Each expanded node carries its own hidden state and path; a head reads both and guesses below that node."""
+    assert model.draft_heads is not None
+    levels: list[TreeDepth] = []
+    parents = jnp.zeros((root.shape[0], 1), jnp.int32)
+    states, token = hidden[:, None], root[:, None]
+    above: list[jax.Array] = []
+    for depth, width in enumerate(shape.widths):
+        if levels:
+            previous = shape.widths[depth - 1]
+            parents = to_expand(shape, levels)
+            token = jnp.take_along_axis(levels[-1].tokens, parents, axis=1, mode="clip")
+            # A node's slot, divided by the width, is the row that proposed it.
+            proposer = parents // previous
+            states = jnp.take_along_axis(states, proposer[..., None], axis=1, mode="clip")
+            above = [jnp.take_along_axis(tokens, proposer, axis=1, mode="clip") for tokens in above] + [token]
+        if backbone and depth == 0:
+            output = model.norm(states)
+        else:
+            states, output = model.draft_heads.step(depth - backbone, states, model.embed(token))
+        at = jnp.full((1,), depth, jnp.int32)
+        tokens, log_probs = ranking.best(model.project(output), above, at, width)
+        levels.append(next_level(shape, levels, parents, tokens, log_probs))
+    return levels

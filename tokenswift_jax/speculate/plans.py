@@ -1,0 +1,123 @@
+"""From what a caller asked for to the plans that may run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.kv.draft_blocks import BlockTableShape
+from tokenswift_jax.kv.draft_positions import DraftCacheShape
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.node_sets import NodeSet
+from tokenswift_jax.models.node_sets import widths as widths_of
+from tokenswift_jax.sample.processors import Processors
+from tokenswift_jax.speculate.tree_spec import TreeSpec
+from tokenswift_jax.speculation import SpeculationConfig
+from tokenswift_jax.step.state import Plan
+
+_WIDTH = 3  # candidates of a head without a node set (the paper's tree: 1,3,3,3)
+_CHAIN = 4  # tokens that `selfspec` drafts (TriForce's and MagicDec's gamma)
+# Node budgets that `auto` tries when none is given: a CPU pays for every row, an accelerator for the bytes alone.
+_AUTO_BUDGETS = {"cpu": (1, 3, 7)}
+_AUTO_BUDGETS_ELSEWHERE = (15, 63)
+
+
+@dataclass(frozen=True)
+class NamedPlan:
+    """A plan with the names it has in `schedule_trace`."""
+
+    mode: str
+    schedule: str | None
+    node_budget: int | None
+    plan: Plan
+
+
+def autoregressive_plan(config: ModelConfig, processors: Processors) -> NamedPlan:
+    """Plain decoding: one row, one token."""
+    return NamedPlan("autoregressive", None, None, Plan(config, processors, "autoregressive", None, None))
+
+
+def speculative_plans(
+    config: ModelConfig, speculation: SpeculationConfig, processors: Processors, platform: str
+) -> list[NamedPlan]:
+    """The speculative plans that the configuration allows: one for a fixed mode, several for `auto`, none for
+    `autoregressive`; UserError where the checkpoint lacks the heads they need."""
+    mode, schedule, heads = speculation.mode, speculation.schedule, config.num_draft_heads
+    if mode in ("tokenswift", "medusa"):
+        if not heads:
+            raise UserError(f"mode {mode!r} needs draft heads and the checkpoint has none; use auto, ngram or selfspec")
+        _check_tree(speculation.tree, heads)
+    if mode == "autoregressive":
+        return []
+    if mode in ("medusa", "ngram", "selfspec"):
+        return [_named(config, speculation, processors, mode, None, speculation.node_budget)]
+    if mode == "tokenswift" and schedule != "auto":
+        return [_named(config, speculation, processors, mode, schedule, speculation.node_budget)]
+    budgets = _AUTO_BUDGETS.get(platform, _AUTO_BUDGETS_ELSEWHERE)
+    if speculation.node_budget is not None:
+        budgets = (speculation.node_budget,)
+    plans: list[NamedPlan] = []
+    if heads:
+        _check_tree(speculation.tree, heads)
+        plans += [_named(config, speculation, processors, "tokenswift", "fused", budget) for budget in budgets]
+        plans += [_named(config, speculation, processors, "tokenswift", "partial", budgets[-1])]
+    elif speculation.ngram_k:
+        plans += [_named(config, speculation, processors, "ngram", None, budget) for budget in budgets]
+    return plans
+
+
+def _check_tree(tree: tuple[int, ...] | None, heads: int) -> None:
+    if tree is not None and len(tree) != heads + 1:
+        raise UserError(f"tree {','.join(map(str, tree))} has {len(tree)} depths; {heads} draft heads need {heads + 1}")
+
+
+def _named(
+    config: ModelConfig,
+    speculation: SpeculationConfig,
+    processors: Processors,
+    mode: str,
+    schedule: str | None,
+    budget: int | None,
+) -> NamedPlan:
+    kind = schedule or ("fused" if mode == "medusa" else mode)
+    widths, node_set = _heads_nodes(config, speculation.tree, kind)
+    if max(widths, default=0) > config.vocab_size:
+        raise UserError(f"tree {widths} asks for more candidates than the vocabulary's {config.vocab_size}")
+    key_depth = 1 if kind == "partial" else 0
+    chain = 3 if budget is None else min(3, budget - key_depth)
+    if budget is not None:
+        # Parents rank before their children, so nodes deeper than the budget are never taken: they are not drafted.
+        if node_set is not None:
+            node_set = tuple(path for path in node_set if len(path) <= budget)
+        widths = widths[:budget] if node_set is None else widths_of(node_set)
+    tree = TreeSpec(
+        widths=widths,
+        ngram_k=speculation.ngram_k if mode in ("tokenswift", "ngram") and chain > 0 else 0,
+        ngram_depth=max(chain, 1),
+        node_budget=budget,
+        keyed_by_root=not key_depth,
+        node_set=node_set,
+        per_parent=config.draft_head_type == "sequential" and kind in ("partial", "fused"),
+    )
+    draft = None
+    if kind in ("partial", "selfspec"):
+        scratch = 1 if kind == "partial" else _CHAIN
+        sizes = speculation.draft_cache, speculation.draft_sinks, scratch, speculation.refresh_interval
+        block = speculation.draft_block
+        narrow = speculation.draft_cache_dtype == "int8"
+        draft = DraftCacheShape(*sizes, narrow) if block is None else BlockTableShape(*sizes, block)
+    return NamedPlan(mode, schedule, budget, Plan(config, processors, kind, tree, draft, speculation.shared_noise))
+
+
+def _heads_nodes(
+    config: ModelConfig, tree: tuple[int, ...] | None, kind: str
+) -> tuple[tuple[int, ...], NodeSet | None]:
+    """Candidates a depth, and the checkpoint's node set where the caller asked for no tree of their own."""
+    if kind in ("selfspec", "ngram"):
+        return (1,) * _CHAIN if kind == "selfspec" else (), None
+    if tree is None:
+        node_set = config.node_sets.partial if kind == "partial" else config.node_sets.fused
+        if node_set is not None:
+            return widths_of(node_set), node_set
+        tree = (1, *[_WIDTH] * config.num_draft_heads)
+    return tree if kind == "partial" else tree[1:], None

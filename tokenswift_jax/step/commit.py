@@ -1,0 +1,112 @@
+"""Commit: what an iteration's walk won enters the text, the caches and the tables."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.kv.dense import FullCache, take_rows, write_rows
+from tokenswift_jax.sample import penalty
+from tokenswift_jax.speculate import ngram, ngram_calibration
+from tokenswift_jax.speculate.tree import Tree
+from tokenswift_jax.step.accept import Acceptance
+from tokenswift_jax.step.forward import Rows
+from tokenswift_jax.step.state import (
+    DRAFTED,
+    EOS,
+    LENGTH,
+    NGRAM,
+    NOT_A_NUMBER,
+    RUNNING,
+    SAMPLED,
+    DecodeState,
+    Inputs,
+    Plan,
+)
+
+
+def commit(
+    state: DecodeState, inputs: Inputs, plan: Plan, tree: Tree, walk: Acceptance, broken: jax.Array, rows: Rows
+) -> tuple[DecodeState, jax.Array, jax.Array]:
+    """The state after the iteration, its records and how many of them count.
+
+    Records are int32 [batch, depth + 1, 4]: token id, source (SAMPLED, DRAFTED, NGRAM), index in the iteration, depth
+    offered; the count int32 [batch] is 0 for finished rows. The accepted run is scanned in order: the first NaN, end of
+    text or length limit cuts it, whichever comes first.
+    """
+    steps = jnp.arange(plan.depth + 1, dtype=jnp.int32)[None, :]
+    count, finish = _cut(state, inputs, walk, jnp.take_along_axis(broken, walk.path, axis=1))
+    before, after = state.length, state.length + count
+
+    tokens = state.tokens
+    for row in range(tokens.shape[0]):
+        # What lies past `count` is scratch, like the cache's rows past n.
+        at = (jnp.int32(row), before[row] + 1)
+        tokens = jax.lax.dynamic_update_slice(tokens, walk.emitted[row : row + 1], at)
+
+    cache, draft = state.cache, state.draft
+    if plan.depth:
+        path_keys, path_values = take_rows(rows.keys, walk.path), take_rows(rows.values, walk.path)
+        keys = write_rows(cache.keys, path_keys, 0, before)
+        values = write_rows(cache.values, path_values, 0, before)
+        cache = FullCache(keys, values)
+        if plan.draft is not None:
+            assert draft is not None
+            draft = plan.draft.advance(draft, cache, path_keys, path_values, before, after, rows.query, plan.config)
+
+    # The row that drew the newest token; a frozen row keeps what it had.
+    last = jnp.take_along_axis(walk.path, jnp.maximum(count - 1, 0)[:, None], axis=1)
+    hidden = jnp.take_along_axis(rows.hidden, last[:, :, None], axis=1)[:, 0]
+    moved = count > 0
+    ngrams, ngram_trust, last_positions = state.ngrams, state.ngram_trust, state.last_positions
+    if plan.processors.penalty:
+        assert last_positions is not None
+        last_positions = penalty.advance(last_positions, tokens, before + 1, after + 1, plan.depth + 1)
+    if plan.tree is not None and plan.tree.ngram_k:
+        assert ngrams is not None
+        eligible = after - inputs.ngram_window
+        if plan.tree.calibrated:
+            assert ngram_trust is not None
+            ngram_trust = ngram_calibration.observe(ngram_trust, plan.tree, ngrams, tree, walk, moved)
+            # Hits are never negative, but now the table is not written before it is read, or XLA would copy all of it.
+            eligible = jnp.where(ngram_trust[:, 0] >= 0, eligible, before - inputs.ngram_window)
+        ngrams = ngram.insert(ngrams, tokens, eligible, plan.depth + 1)
+
+    by_ngram = jnp.take_along_axis(tree.drafted_by_ngram_only, walk.path[:, 1:], axis=1)
+    by_ngram = jnp.pad(by_ngram, ((0, 0), (0, 1)))
+    drafted = jnp.where(by_ngram, jnp.int32(NGRAM), jnp.int32(DRAFTED))
+    source = jnp.where(steps < walk.accepted[:, None], drafted, jnp.int32(SAMPLED))
+    offered = jnp.broadcast_to(tree.deepest[:, None], source.shape)
+    records = jnp.stack([walk.emitted, source, jnp.broadcast_to(steps, source.shape), offered], axis=-1)
+    state = replace(
+        state,
+        tokens=tokens,
+        length=after,
+        finish=finish,
+        cache=cache,
+        hidden=jnp.where(moved[:, None], hidden, state.hidden),
+        query=jnp.where(moved[None, :, None, None], rows.query, state.query),
+        last_positions=last_positions,
+        ngrams=ngrams,
+        ngram_trust=ngram_trust,
+        draft=draft,
+    )
+    return state, records, count
+
+
+def _cut(state: DecodeState, inputs: Inputs, walk: Acceptance, broken: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How many emitted tokens count, int32 [batch], and the rows' `finish` afterwards."""
+    limits = inputs.limits
+    steps = jnp.arange(walk.emitted.shape[1], dtype=jnp.int32)[None, :]
+    room = limits.stop_length - (state.length + 1)
+    count = jnp.minimum(walk.accepted + 1, room)
+    never = jnp.int32(walk.emitted.shape[1])
+    end = jnp.where(limits.stop_tokens[jnp.maximum(walk.emitted, 0)], steps, never).min(axis=1)
+    nan = jnp.where(broken, steps, never).min(axis=1)
+    finish = jnp.where(count >= room, LENGTH, RUNNING)
+    finish, count = jnp.where(end < count, EOS, finish), jnp.minimum(count, end + 1)
+    finish, count = jnp.where(nan < count, NOT_A_NUMBER, finish), jnp.minimum(count, nan)
+    frozen = state.finish != RUNNING
+    return jnp.where(frozen, 0, count), jnp.where(frozen, state.finish, finish).astype(jnp.int32)

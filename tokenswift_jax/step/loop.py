@@ -1,0 +1,123 @@
+"""Compiled programs: a chunk of iterations, a chunk of prefill, and taking up drafting after plain decoding."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from tokenswift_jax.kv.dense import FullCache
+from tokenswift_jax.speculate import ngram
+from tokenswift_jax.step.forward import forward_rows
+from tokenswift_jax.step.iteration import iterate
+from tokenswift_jax.step.state import RUNNING, DecodeState, Inputs, Plan
+
+RECORD_FIELDS = 4
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Chunk:
+    """What one chunk emitted.
+
+    Attributes:
+      records: int32 [batch, capacity, 4]: token id, source, index in the iteration, depth offered.
+      counts: int32 [batch], records that count.
+      finish: int32 [batch], `DecodeState.finish` after the chunk.
+      length: int32 [batch], committed positions after the chunk.
+      iterations: int32 [], iterations run.
+    """
+
+    records: jax.Array
+    counts: jax.Array
+    finish: jax.Array
+    length: jax.Array
+    iterations: jax.Array
+
+
+@contextmanager
+def exact_products(dtype: jnp.dtype) -> Iterator[None]:
+    """Full-precision matrix products for float32 models: TF32 or bfloat16 passes would break token equality."""
+    if jnp.dtype(dtype).itemsize >= 4:
+        with jax.default_matmul_precision("highest"):
+            yield
+    else:
+        yield
+
+
+def run_chunk(
+    graph: nnx.GraphDef, plan: Plan, capacity: int, inputs: Inputs, state: DecodeState, iterations: jax.Array
+) -> tuple[DecodeState, Chunk]:
+    """Iterates until a row has no room for another iteration in its `capacity` records, all have finished, or
+    `iterations` (int32 []) have run; no synchronisation with the host in between."""
+    model = nnx.merge(graph, inputs.params)
+    batch, step = state.length.shape[0], plan.depth + 1
+
+    def unfinished(carry: tuple) -> jax.Array:
+        state, _, counts, done = carry
+        running = (state.finish == RUNNING).any()
+        return running & (counts.max() + step <= capacity) & (done < iterations)
+
+    def body(carry: tuple) -> tuple:
+        state, records, counts, done = carry
+        state, new, count = iterate(model, state, inputs, plan)
+        for row in range(batch):
+            at = (jnp.int32(row), counts[row], jnp.int32(0))
+            records = jax.lax.dynamic_update_slice(records, new[row : row + 1], at)
+        return state, records, counts + count, done + 1
+
+    with exact_products(state.cache.keys.dtype):
+        records = jnp.zeros((batch, capacity, RECORD_FIELDS), jnp.int32)
+        carry = (state, records, jnp.zeros((batch,), jnp.int32), jnp.zeros((), jnp.int32))
+        state, records, counts, done = jax.lax.while_loop(unfinished, body, carry)
+    return state, Chunk(records, counts, state.finish, state.length, done)
+
+
+def causal_chunk(
+    graph: nnx.GraphDef, params: Any, tokens: jax.Array, start: jax.Array, cache: FullCache
+) -> tuple[jax.Array, FullCache]:
+    """Tokens int32 [batch, rows] at positions start (int32 []) ..: the last layer's output [batch, rows, hidden_size]
+    before the final norm, and the cache with their K/V in its slots."""
+    model = nnx.merge(graph, params)
+    batch, rows = tokens.shape
+    lengths = jnp.broadcast_to(start, (batch,))
+    positions = lengths[:, None] + jnp.arange(rows, dtype=jnp.int32)[None, :]
+    with exact_products(cache.keys.dtype):
+        done, cache = forward_rows(model, tokens, positions, cache, lengths, None)
+    return done.hidden, cache
+
+
+def prefill_chunk(graph: nnx.GraphDef, params: Any, tokens: jax.Array, start: jax.Array, cache: FullCache) -> FullCache:
+    """`causal_chunk` for the cache alone: what the last layer computes after its K/V is not even compiled."""
+    return causal_chunk(graph, params, tokens, start, cache)[1]
+
+
+def catch_up(plan: Plan, inputs: Inputs, state: DecodeState) -> DecodeState:
+    """The state with its n-gram table and draft cache brought up to the committed length: after prefill, and before
+    drafting resumes after decoding that did not keep them."""
+    if plan.tree is not None and plan.tree.ngram_k:
+        assert state.ngrams is not None
+        table = ngram.insert(state.ngrams, state.tokens, state.length - inputs.ngram_window)
+        state = replace(state, ngrams=table)
+    if plan.draft is not None:
+        assert state.draft is not None
+        draft = plan.draft.rebuild(state.draft, state.cache, state.length, state.query, plan.config)
+        state = replace(state, draft=draft)
+    return state
+
+
+@functools.cache
+def compiled(kind: str, graph: nnx.GraphDef, *static: Any) -> Callable:
+    """The jitted program of a kind (`chunk`, `prefill`, `causal`, `catch_up`), its state or cache donated."""
+    if kind == "chunk":
+        return jax.jit(functools.partial(run_chunk, graph, *static), donate_argnums=1)
+    if kind in ("prefill", "causal"):
+        function = prefill_chunk if kind == "prefill" else causal_chunk
+        return jax.jit(functools.partial(function, graph), donate_argnums=3)
+    return jax.jit(functools.partial(catch_up, *static), donate_argnums=1)
