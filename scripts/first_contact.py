@@ -97,7 +97,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     print("\n".join(write_report(files, arguments.output / "report.json")))
-    print(f"{arguments.output / 'report.json'}: all rows, as scripts/plot.py draws them")
+    print(f"{arguments.output / 'report.json'}: all rows")
     return 0
 
 

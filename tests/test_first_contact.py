@@ -185,6 +185,7 @@ def test_a_stage_runs_here_and_its_rows_can_be_read(tmp_path, monkeypatch, capsy
         ("options", "while", index) for index in (1, 2, 3)
     ]
     assert all(row["milliseconds"] > 0 and row["device"] == environment["device"] for row in rounds)
+    assert {"dtype", "model", "stage_seconds", "load_average"} < set(rounds[0])
     assert "while, round 3:" in capsys.readouterr().out
     # What does not fit is said, and not tried.
     monkeypatch.setattr(stage, "_memory_limit", lambda: 10**9)
@@ -350,7 +351,7 @@ def decisions(found):
 def test_what_follows_is_said(reported):
     _, found = reported(*recorded())
     right, products, loops, launches = decisions(found)
-    assert right == "4 kernels and texts are right: go on"
+    assert right == "all 4 that were checked: go on"
     assert products.startswith("as predicted: fewer kernels a layer first")
     assert loops == "yes, 12.0 us an iteration, and no crash: make it the default"
     assert launches == "no: 1 of 3 rounds were run, see the stage's status"

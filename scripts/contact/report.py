@@ -108,7 +108,7 @@ def _decisions(rows: Sequence[Row]) -> Iterator[Row]:
     elif wrong:
         then = "find out why before anything else: " + "; ".join(_name(row) for row in wrong)
     else:
-        then = f"{len(checked)} kernels and texts are right: go on"
+        then = f"all {len(checked)} that were checked: go on"
     yield {"question": "are kernels and texts right", "then": then}
     yield _about_products(rows)
     for option, name in (("while", "loops in graphs"), ("no-pdl", "kernels launched one by one (PDL off)")):

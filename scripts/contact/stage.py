@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
-import importlib.util
+import importlib
 import json
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from benchmarking.environment import describe_environment
+from benchmarking.environment import describe_environment, load_average
 from hardware import profiles, shapes
 from hardware.filled import filled_variants, random_model
 from hardware.sections import SECTIONS, Check
@@ -52,7 +51,8 @@ def run_stage(plan: str, name: str, rows_file: Path, work: Path) -> int:
 
         def keep(section: str, row: dict[str, Any]) -> None:
             about = {"section": section, "device": device, "model": check.model, "dtype": str(check.dtype)}
-            full = {**about, **row, "stage_seconds": round(time.monotonic() - begun, 1)}
+            seconds = round(time.monotonic() - begun, 1)
+            full = {**about, **row, "stage_seconds": seconds, "load_average": load_average()}
             file.write(json.dumps(full) + "\n")
             file.flush()
             earlier.insert(0, full)
@@ -97,11 +97,10 @@ def machine(check: Check) -> Rows:
     """The driver and libraries, and which models' shapes the device's memory holds."""
     limit = _memory_limit()
     yield {"driver": _driver(), "memory_limit": limit}
-    try:
-        found = {"version": importlib.metadata.version("tokamax")} if importlib.util.find_spec("tokamax") else {}
-    except importlib.metadata.PackageNotFoundError:
-        found = {}
-    yield {"library": "tokamax", **(found or {"missing": "tokamax is not here: prefill runs tree_attention"})}
+    try:  # what it imports may be missing too
+        yield {"library": "tokamax", "version": importlib.import_module("tokamax").__version__}
+    except Exception as error:
+        yield {"library": "tokamax", "missing": f"prefill runs tree_attention, tokamax does not import ({error})"}
     for name in shapes.NAMES:
         needed = needed_bytes("steps", name, LONGEST, jnp.dtype(jnp.bfloat16))
         fits = {} if limit is None else {"fits_here": needed <= limit}
