@@ -25,6 +25,7 @@ from hardware.table import write_table
 
 MODELS = ("Llama-3.1-8B", "Qwen2.5-1.5B", "Qwen2.5-7B", "Qwen2.5-14B", "Yarn-Llama-2-7B")
 STEPS = ("plain", "verify-16", "verify-16-topkp", "verify-64", "draft", "partial-16", "prefill")
+_BOOLEANS = {"true": True, "false": False}  # in XLA_FLAGS' spelling, which options given by name do not take
 KEYS = ("target", "model", "step", "layers_compiled", "capacity", "options")
 
 
@@ -70,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         write_table(rows, arguments.table)
         return 0
-    good, chosen = True, dict(option.split("=", 1) for option in arguments.option)
+    good = True
+    chosen = {name: _BOOLEANS.get(value, value) for name, value in (each.split("=", 1) for each in arguments.option)}
     with tempfile.TemporaryDirectory() as dumped:
         os.environ["MOSAIC_GPU_DUMP_TO"] = dumped  # what XLA does not compile itself
         # Read when XLA starts.
