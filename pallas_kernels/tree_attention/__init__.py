@@ -12,8 +12,9 @@ from pallas_kernels.tree_attention import reference
 __all__ = ["tree_attention"]
 
 
-def tree_attention(*arrays: jax.Array, **options: Any) -> jax.Array:
-    """`reference.tree_attention`, by the implementation that `pallas_kernels.implementation` chooses."""
+def tree_attention(*arrays: jax.Array, **options: Any) -> Any:
+    """`reference.tree_attention` (one array, or two with `return_lse`) by the implementation that
+    `pallas_kernels.implementation` chooses."""
     # Imported where they are wanted: on CPU nobody should wait for Pallas.
     match choose("tree_attention"):
         case "tpu":

@@ -132,6 +132,16 @@ def test_what_the_library_does_not_take_goes_to_tree_attention(name, gpu, option
     assert f"prefill_attention: tree_attention ({why})" in caplog.messages
 
 
+@pytest.mark.parametrize("name", ["tpu", "gpu"])
+def test_a_cache_whose_slots_int32_cannot_number_goes_to_tree_attention(name):
+    """The library's kernels would be told negative slots."""
+    queries = jax.ShapeDtypeStruct((1, 128, 32, 128), jnp.bfloat16)
+    with compiling_for(name, gpu=H200):
+        for layers, by in ((63, f"{name}, tokamax"), (64, "tree_attention (more than 2^31 slots in all layers)")):
+            keys = jax.ShapeDtypeStruct((layers, 4, 8, 2**20, 128), jnp.bfloat16)
+            assert served_by(queries, keys)[0] == by
+
+
 def test_no_core_of_a_chip_is_left_idle(monkeypatch):
     """Splash attention's grid splits the query group among them."""
     monkeypatch.setattr(tpu, "several_cores", lambda: True)
