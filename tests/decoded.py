@@ -8,6 +8,7 @@ import numpy as np
 
 from tokenswift_jax.engine import run
 from tokenswift_jax.model import Model
+from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
 
@@ -46,16 +47,24 @@ def decode_batch(
     model: Model, prompts: list[list[int]], sampling: SamplingConfig, speculation: SpeculationConfig, **limits
 ) -> list[Text]:
     """The texts of a batch; `limits` are the keywords of `run.start`."""
-    running = run.start(model, prompts, sampling, speculation, **limits)
+    return _texts(run.start(model, prompts, sampling, speculation, **limits), len(prompts))
+
+
+def decode_requests(model: Model, requests: list[Request], speculation: SpeculationConfig) -> list[Text]:
+    """The texts of a batch whose rows have their own settings."""
+    return _texts(run.DecodingRun(model, requests, speculation), len(requests))
+
+
+def _texts(running: run.DecodingRun, count: int) -> list[Text]:
     steps = list(running)
     texts = []
-    for row in range(len(prompts)):
+    for row in range(count):
         parts = [step.rows[row] for step in steps]
         columns = [
             np.concatenate([np.zeros(0, np.int32), *[getattr(part, name) for part in parts]])
             for name in ("token_ids", "sources", "offsets", "offered")
         ]
-        finish = parts[-1].finish if parts else None
+        finish = next((part.finish for part in reversed(parts) if part.finish), None)
         texts.append(Text(columns[0].tolist(), *columns[1:], finish, running.schedule_trace))
     return texts
 

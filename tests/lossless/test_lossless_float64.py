@@ -45,7 +45,7 @@ def test_everything_is_float64(model, plain):
     list(running)
     assert running._state is not None
     assert running._state.cache.keys.dtype == running._state.hidden.dtype == np.float64
-    assert running._inputs.sampling.top_p.dtype == np.float64
+    assert running._inputs.sequence.top_p.dtype == np.float64
     assert len(plain.tokens) == TOKENS
 
 

@@ -28,7 +28,7 @@ from tokenswift_jax.engine.prefill import prefill
 from tokenswift_jax.kv.dense import FullCache, empty_cache, take_rows, write_rows
 from tokenswift_jax.kv.draft_positions import DraftCache, DraftCacheShape
 from tokenswift_jax.model import Model
-from tokenswift_jax.sample.processors import processors_for
+from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.speculate.draft import draft_tree
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 from tokenswift_jax.step.forward import forward_rows
@@ -153,7 +153,6 @@ def test_prefill_fills_the_cache(name):
         loaded.config,
         texts,
         CAPACITY,
-        penalise=False,
         ngram_slots=None,
         calibrate=False,
         draft=None,
@@ -262,12 +261,12 @@ def test_the_drafted_tree(name):
     """Every path of the reference's tree of 40 nodes, and no other."""
     golden, text = arrays(name), prompted(name, 48)
     shape = TreeSpec(widths=(1, 3, 3, 3), ngram_k=0, keyed_by_root=False)
-    plan = Plan(text.model.config, processors_for(GREEDY), "partial", shape, text.shape)
+    plan = Plan(text.model.config, features_of(GREEDY), "partial", shape, text.shape)
     tokens = np.zeros((1, CAPACITY), np.int32)
     tokens[0, : PROMPT + 1] = [*golden["input_ids"], golden["root_token"]]
     inputs, state = tiny.abstract_call(plan, text.model.params, GREEDY, 1, CAPACITY)
     inputs, state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (inputs, state))
-    inputs = replace(inputs, params=text.model.params, sampling=replace(inputs.sampling, temperature=jnp.float32(1)))
+    inputs = replace(inputs, params=text.model.params)
     state = replace(state, tokens=ints(tokens), length=ints([PROMPT]), cache=text.cache, draft=text.draft)
 
     @jax.jit

@@ -139,7 +139,7 @@ def test_prefill_of_unequal_prompts_in_chunks():
     texts = [TEXT[:400], TEXT[:1], TEXT[50:307]]
     state = prefill(
         CompileCache(), model.graphdef, model.params, config, texts, 512,
-        penalise=True, ngram_slots=None, calibrate=False, draft=None,
+        ngram_slots=None, calibrate=False, draft=None,
     )  # fmt: skip
     assert chunk_rows(400) < 400, "the longest must take several chunks"
     assert state.length.tolist() == [399, 0, 256]

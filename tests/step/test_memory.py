@@ -13,7 +13,8 @@ from tokenswift_jax.engine import capacity as memory
 from tokenswift_jax.engine import run as decoding
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
-from tokenswift_jax.sample.processors import processors_for
+from tokenswift_jax.request import Request, batch_of
+from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.speculate import plans
 from tokenswift_jax.step import loop
 
@@ -34,7 +35,7 @@ MODES = {
 @cache
 def program(mode, batch, capacity):
     """The plan and the compiled chunk. LLVM's optimisation is off: buffers are assigned before it, and are the same."""
-    processors = processors_for(SAMPLING)
+    processors = features_of(SAMPLING)
     speculation = SpeculationConfig(draft_cache=256, **MODES[mode])
     named = plans.speculative_plans(CONFIG, speculation, processors, "cpu")
     plan = (named or [plans.autoregressive_plan(CONFIG, processors)])[0].plan
@@ -134,30 +135,34 @@ def test_texts_of_other_lengths_compile_nothing():
     assert seconds([[9]], 77) == 0
 
 
+def _asked(prompts: list[int], new: int) -> list[Request]:
+    return batch_of([range(length) for length in prompts], SamplingConfig(), max_new_tokens=new)
+
+
 @pytest.mark.parametrize("longest", [1, 254, 255, 4000, 5119, 100_000])
 @pytest.mark.parametrize("rows", [1, 101])
 def test_capacity_has_room_for_text_and_scratch_rows(longest, rows):
     """Whole blocks, at most an eighth and a block more than what is needed."""
     needed = longest + 1 + rows + 1
-    capacity = memory.capacity_for(CONFIG, [longest], 1, rows, 256, None)
+    capacity = memory.capacity_for(CONFIG, _asked([longest], 1), rows, 256, None)
     assert needed <= capacity <= max(512, needed + 256 + needed // 8)
     assert capacity % BLOCK == 0
-    assert memory.capacity_for(CONFIG, [1, longest, 1], 1, rows, 256, None) == capacity, "the longest decides"
+    assert memory.capacity_for(CONFIG, _asked([1, longest, 1], 1), rows, 256, None) == capacity, "the longest decides"
     exact = round_up(needed)
-    assert memory.capacity_for(CONFIG, [longest], 1, rows, 256, exact + 1) == exact + BLOCK
+    assert memory.capacity_for(CONFIG, _asked([longest], 1), rows, 256, exact + 1) == exact + BLOCK
     with pytest.raises(UserError, match=rf"^capacity {exact - 1} is too small: this request needs {exact} positions$"):
-        memory.capacity_for(CONFIG, [longest], 1, rows, 256, exact - 1)
+        memory.capacity_for(CONFIG, _asked([longest], 1), rows, 256, exact - 1)
 
 
 def test_capacity_has_room_for_the_last_chunk_of_prefill():
-    assert memory.capacity_for(CONFIG, [300], 1, 1, 1024, None) == 1024
+    assert memory.capacity_for(CONFIG, _asked([300], 1), 1, 1024, None) == 1024
 
 
 def test_positions_beyond_the_model_s():
     limit = CONFIG.max_position_embeddings
-    assert memory.capacity_for(CONFIG, [limit - 10], 10, 1, 256, None) > limit
+    assert memory.capacity_for(CONFIG, _asked([limit - 10], 10), 1, 256, None) > limit
     with pytest.raises(UserError, match=rf"exceeds the model's {limit} positions; .*--rope-override"):
-        memory.capacity_for(CONFIG, [limit - 10], 11, 1, 256, None)
+        memory.capacity_for(CONFIG, _asked([limit - 10], 11), 1, 256, None)
 
 
 def test_a_request_that_does_not_fit_is_refused_before_anything_is_allocated(monkeypatch):

@@ -75,7 +75,7 @@ class ScriptedRun:
 
 
 def play(monkeypatch, *steps):
-    """Makes `start` give a run of `steps`: chunks of one row, lists of chunks of a batch, or exceptions."""
+    """Makes `DecodingRun` give a run of `steps`: chunks of one row, lists of chunks of a batch, or exceptions."""
 
     def as_step(step):
         if isinstance(step, BaseException):
@@ -85,26 +85,35 @@ def play(monkeypatch, *steps):
 
     run = ScriptedRun([as_step(step) for step in steps])
 
-    def start(model, prompts, sampling, speculation, **limits):
-        run.asked = {"prompts": prompts, "sampling": sampling, "speculation": speculation, **limits}
+    def start(model, requests, speculation, **limits):
+        first = requests[0]
+        run.asked = {
+            "prompts": [list(request.prompt_ids) for request in requests],
+            "sampling": first.sampling,
+            "speculation": speculation,
+            "max_new_tokens": first.max_new_tokens,
+            "min_new_tokens": first.min_new_tokens,
+            "ignore_eos": not first.eos_token_ids,
+            **limits,
+        }
         return run
 
-    monkeypatch.setattr(decoding, "start", start)
+    monkeypatch.setattr(decoding, "DecodingRun", start)
     return run
 
 
 def replay(monkeypatch, ids, size=3):
-    """Makes `start` give whatever of `ids` has not been emitted yet, `size` tokens a chunk; notes each call's start."""
+    """Makes `DecodingRun` give the rest of `ids`, `size` tokens a chunk; notes where each call began."""
     begun = []
 
-    def start(model, prompts, sampling, speculation, *, emitted=None, **limits):
+    def start(model, requests, speculation, *, emitted=None, **limits):
         done = len(emitted[0]) if emitted else 0
         assert emitted is None or emitted[0] == ids[:done]
         begun.append(done)
-        rest = ids[done : limits["max_new_tokens"]]
+        rest = ids[done : requests[0].max_new_tokens]
         steps = [] if done else [Step((prefilled(rest.pop(0)),), 0.0)]
         steps += [Step((drafted(rest[at : at + size]),), 0.25) for at in range(0, len(rest), size)]
         return ScriptedRun(steps)
 
-    monkeypatch.setattr(decoding, "start", start)
+    monkeypatch.setattr(decoding, "DecodingRun", start)
     return begun

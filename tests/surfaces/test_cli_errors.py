@@ -130,7 +130,7 @@ def test_what_the_checkpoint_or_the_run_refuses(scene, capsys, monkeypatch, stag
     def refuse(*arguments, **options):
         raise UserError("the file is truncated\nfetch it again")
 
-    monkeypatch.setattr(*{"load": (model_module, "load"), "start": (decoding, "start")}[stage], refuse)
+    monkeypatch.setattr(*{"load": (model_module, "load"), "start": (decoding, "DecodingRun")}[stage], refuse)
     files = ["--output", "o", "--stats", "s", "--journal", "j"]
     assert_refused(["--prompt", "x", *files], "the file is truncated fetch it again", scene, capsys)
 

@@ -12,6 +12,7 @@ from tokenizers_made_here import byte_level
 
 import tokenswift_jax as ts
 from tokenswift_jax.engine.run import NumericsError
+from tokenswift_jax.request import Request
 
 TEXT = " the cat and the dog 😀 naïve ✅ the end"
 
@@ -26,7 +27,8 @@ def test_generate_shows_and_takes_the_parameters_of_stream(loaded, monkeypatch):
     shown, hidden = inspect.signature(ts.generate), inspect.signature(ts.stream)
     assert shown.parameters == hidden.parameters
     assert list(shown.parameters)[:5] == ["model", "prompt", "sampling", "speculation", "max_new_tokens"]
-    assert "max_new_tokens: 'int', min_new_tokens: 'int' = 0" in pydoc.render_doc(ts.generate)
+    written = "max_new_tokens: 'int | Sequence[int]', min_new_tokens: 'int | Sequence[int]' = 0"
+    assert written in pydoc.render_doc(ts.generate)
     run = play(monkeypatch, prefilled(5))
     sampling, speculation = ts.SamplingConfig(seed=3), ts.SpeculationConfig(mode="ngram")
     by_name = {"speculation": speculation, "sampling": sampling, "prompt": [1], "model": loaded}
@@ -252,7 +254,7 @@ def test_the_audit_is_asked_about_the_finished_text(loaded, monkeypatch):
     play(monkeypatch, prefilled(5), plain([6]))
     sampling = ts.SamplingConfig(sequence=3)
     out = ts.generate(loaded, [1], sampling, max_new_tokens=2, min_new_tokens=1, ignore_eos=True, audit=True)
-    assert asked == [(loaded, [1], [5, 6], sampling, 1, True, 3)]
+    assert asked == [(loaded, Request([1], sampling, 2, 1, ()), [5, 6])]
     assert out.audit == {"positions": 2, "mismatches": 1, "max_margin": 0.5}
     assert out.audit_failed
     assert "audit_failed" not in out.to_dict()

@@ -43,7 +43,6 @@ def prefill(
     texts: list[list[int]],
     capacity: int,
     *,
-    penalise: bool,
     ngram_slots: int | None,
     calibrate: bool,
     draft: DraftKind | None,
@@ -55,7 +54,6 @@ def prefill(
       graph, params, config: the decoder.
       texts: token ids, at least one each.
       capacity: slots of the cache; at least the longest text rounded up to the chunk.
-      penalise: whether the state keeps the penalty's window.
       ngram_slots: slots of the n-gram table, None for no table (`loop.catch_up` fills it).
       calibrate: whether the state keeps how the n-grams fare.
       draft: kind and sizes of the draft cache, None for none (`loop.catch_up` fills it).
@@ -75,7 +73,6 @@ def prefill(
         tokens,
         lengths,
         cache,
-        penalise=penalise,
         ngram_slots=ngram_slots,
         calibrate=calibrate,
         draft=draft,
@@ -88,7 +85,6 @@ def first_state(
     lengths: jax.Array,
     cache: FullCache,
     *,
-    penalise: bool,
     ngram_slots: int | None,
     calibrate: bool,
     draft: DraftKind | None,
@@ -103,7 +99,7 @@ def first_state(
         cache=cache,
         hidden=jnp.zeros((batch, config.hidden_size), dtype),
         query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), dtype),
-        last_positions=penalty.last_positions(tokens, lengths, config.vocab_size) if penalise else None,
+        last_positions=penalty.last_positions(tokens, lengths, config.vocab_size),
         ngrams=None if ngram_slots is None else ngram.empty(batch, config.vocab_size, ngram_slots),
         ngram_trust=ngram_calibration.unobserved(batch) if calibrate else None,
         draft=None if draft is None else draft.empty(config, batch, dtype),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,15 +16,17 @@ from tokenswift_jax.engine import capacity as memory
 from tokenswift_jax.engine.adaptive import Tuner
 from tokenswift_jax.engine.compile_cache import CompileCache
 from tokenswift_jax.engine.prefill import chunk_rows, padded, prefill
+from tokenswift_jax.request import Request, batch_of
 from tokenswift_jax.sample import penalty
-from tokenswift_jax.sample.processors import processors_for, sampling_inputs
+from tokenswift_jax.sample.features import features_for
+from tokenswift_jax.sample.params import sequence_params
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import plans
 from tokenswift_jax.speculate.plans import NamedPlan
 from tokenswift_jax.speculate.quantized_drafter import with_drafter
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step.loop import Chunk, compiled
-from tokenswift_jax.step.state import EOS, LENGTH, NOT_A_NUMBER, RUNNING, DecodeState, Inputs, Limits, Plan
+from tokenswift_jax.step.state import EOS, LENGTH, NOT_A_NUMBER, RUNNING, DecodeState, Plan, StepInputs
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
@@ -100,37 +102,40 @@ class DecodingRun:
     def __init__(
         self,
         model: Model,
-        prompts: list[list[int]],
-        sampling: SamplingConfig,
+        requests: Sequence[Request],
         speculation: SpeculationConfig,
         *,
-        max_new_tokens: int,
-        min_new_tokens: int,
-        ignore_eos: bool,
-        emitted: list[list[int]] | None,
-        capacity: int | None,
+        emitted: list[list[int]] | None = None,
+        capacity: int | None = None,
     ) -> None:
+        """Args:
+        model: the target.
+        requests: one a row.
+        speculation: how drafts are made.
+        emitted: tokens that each row already has after its prompt; None: none.
+        capacity: slots a row of the cache; None: as many as needed.
+        """
         config = model.config
-        processors = processors_for(sampling, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos)
-        self._plain = plans.autoregressive_plan(config, processors)
-        speculative = plans.speculative_plans(config, speculation, processors, jax.default_backend())
+        features = features_for(request.sampling for request in requests)
+        self._plain = plans.autoregressive_plan(config, features)
+        speculative = plans.speculative_plans(config, speculation, features, jax.default_backend())
         draft_params = None
         if speculation.draft_weights is not None:
             speculative, draft_params = with_drafter(model, speculative, speculation.draft_weights)
         adaptive = speculation.mode == "auto" or (speculation.mode == "tokenswift" and speculation.schedule == "auto")
-        self._tuner = Tuner(self._plain, speculative if adaptive else [], max_new_tokens)
+        longest_text = max(request.max_new_tokens for request in requests)
+        self._tuner = Tuner(self._plain, speculative if adaptive else [], longest_text)
         if speculative and not adaptive:
             self._tuner.current = speculative[0]
-        self._emitted = emitted or [[] for _ in prompts]
-        self._texts = [prompt + done for prompt, done in zip(prompts, self._emitted, strict=True)]
-        # Verification writes its rows at the text's end, then the commit lays the accepted path there.
+        self._requests = requests
+        self._emitted = emitted or [[] for _ in requests]
+        self._texts = [[*r.prompt_ids, *done] for r, done in zip(requests, self._emitted, strict=True)]
+        # Verification writes its rows at the text's end, then the commit writes the accepted path there.
         scratch = max([max(named.plan.rows, named.plan.depth + 1) for named in speculative], default=1)
-        lengths = [len(prompt) for prompt in prompts]
         prefill_rows = chunk_rows(max(map(len, self._texts)))
-        self._capacity = memory.capacity_for(config, lengths, max_new_tokens, scratch, prefill_rows, capacity)
+        self._capacity = memory.capacity_for(config, requests, scratch, prefill_rows, capacity)
         dtype = jax.tree.leaves(model.params)[0].dtype
         self._model = model
-        self._processors = processors
         self._ngram_slots = None
         if any(named.plan.tree and named.plan.tree.ngram_k for named in speculative):
             self._ngram_slots = speculation.ngram_slots
@@ -138,36 +143,15 @@ class DecodingRun:
         self._draft = next((named.plan.draft for named in speculative if named.plan.draft), None)
         memory.check_memory(
             config,
-            len(prompts),
+            len(requests),
             self._capacity,
             dtype,
             advice="lower --max-new-tokens, --capacity, --draft-cache or --ngram-slots",
             draft_slots=self._draft.copied_slots if self._draft else 0,
             ngram_slots=self._ngram_slots or 0,
         )
-        stop_tokens = np.zeros(config.vocab_size, bool)
-        if not ignore_eos:
-            stop_tokens[list(model.eos_token_ids)] = True
-        window = 0
-        if processors.penalty and sampling.penalty_window is not None:
-            window = sampling.penalty_window
-        self._inputs = Inputs(
-            params=model.params,
-            sampling=sampling_inputs(
-                sampling,
-                vocab=config.vocab_size,
-                batch=len(prompts),
-                eos_ids=model.eos_token_ids,
-                min_new_tokens=min_new_tokens,
-            ),
-            limits=Limits(
-                prompt_length=jnp.asarray(lengths, jnp.int32),
-                stop_length=jnp.asarray(lengths, jnp.int32) + jnp.int32(max_new_tokens),
-                stop_tokens=jnp.asarray(stop_tokens),
-            ),
-            ngram_window=jnp.asarray(window, jnp.int32),
-            draft_params=draft_params,
-        )
+        settings = sequence_params(requests, config.vocab_size)
+        self._inputs = StepInputs(params=model.params, sequence=settings, draft_params=draft_params)
         self._programs = CompileCache()
         self._chunk_functions: dict[Plan, Callable] = {}
         self._state: DecodeState | None = None
@@ -245,7 +229,6 @@ class DecodingRun:
             model.config,
             texts,
             self._capacity,
-            penalise=self._processors.penalty,
             ngram_slots=self._ngram_slots,
             calibrate=self._calibrate,
             draft=self._draft,
@@ -263,15 +246,17 @@ class DecodingRun:
         """The state whose roots are the newest emitted tokens, whatever the step before them drew here."""
         tokens = padded(self._texts, self._capacity)
         lengths = np.asarray([len(text) for text in self._texts], np.int32)
-        stops = np.asarray(self._inputs.limits.stop_tokens)
-        full = lengths >= np.asarray(self._inputs.limits.stop_length)
-        ended = np.asarray([bool(done) and bool(stops[done[-1]]) for done in self._emitted])
+        full = lengths >= np.asarray(self._inputs.sequence.stop_length)
+        ended = np.asarray(
+            [
+                done[-1:] != [] and done[-1] in r.eos_token_ids
+                for r, done in zip(self._requests, self._emitted, strict=True)
+            ]
+        )
         finish = np.where(ended, EOS, np.where(full, LENGTH, RUNNING)).astype(np.int32)
-        last_positions = state.last_positions
-        if last_positions is not None:
-            last_positions = penalty.last_positions(
-                jnp.asarray(tokens), jnp.asarray(lengths), self._model.config.vocab_size
-            )
+        last_positions = penalty.last_positions(
+            jnp.asarray(tokens), jnp.asarray(lengths), self._model.config.vocab_size
+        )
         return replace(
             state,
             tokens=jnp.asarray(tokens),
@@ -384,14 +369,11 @@ def start(
     Raises:
       UserError: the request exceeds positions, capacity or memory, or asks for heads the checkpoint lacks.
     """
-    return DecodingRun(
-        model,
+    requests = batch_of(
         prompts,
         sampling,
-        speculation,
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
-        ignore_eos=ignore_eos,
-        emitted=emitted,
-        capacity=capacity,
+        eos_token_ids=() if ignore_eos else tuple(model.eos_token_ids),
     )
+    return DecodingRun(model, requests, speculation, emitted=emitted, capacity=capacity)

@@ -16,7 +16,7 @@ from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.speculate import ngram
 from tokenswift_jax.step.forward import forward_rows
 from tokenswift_jax.step.iteration import iterate
-from tokenswift_jax.step.state import RUNNING, DecodeState, Inputs, Plan
+from tokenswift_jax.step.state import RUNNING, DecodeState, Plan, StepInputs
 
 RECORD_FIELDS = 4
 
@@ -52,7 +52,7 @@ def exact_products(dtype: jnp.dtype) -> Iterator[None]:
 
 
 def run_chunk(
-    graph: nnx.GraphDef, plan: Plan, capacity: int, inputs: Inputs, state: DecodeState, iterations: jax.Array
+    graph: nnx.GraphDef, plan: Plan, capacity: int, inputs: StepInputs, state: DecodeState, iterations: jax.Array
 ) -> tuple[DecodeState, Chunk]:
     """Iterates until a row has no room for another iteration in its `capacity` records, all have finished, or
     `iterations` (int32 []) have run; no synchronisation with the host in between."""
@@ -98,12 +98,12 @@ def prefill_chunk(graph: nnx.GraphDef, params: Any, tokens: jax.Array, start: ja
     return causal_chunk(graph, params, tokens, start, cache)[1]
 
 
-def catch_up(plan: Plan, inputs: Inputs, state: DecodeState) -> DecodeState:
+def catch_up(plan: Plan, inputs: StepInputs, state: DecodeState) -> DecodeState:
     """The state with its n-gram table and draft cache brought up to the committed length: after prefill, and before
     drafting resumes after decoding that did not keep them."""
     if plan.tree is not None and plan.tree.ngram_k:
         assert state.ngrams is not None
-        table = ngram.insert(state.ngrams, state.tokens, state.length - inputs.ngram_window)
+        table = ngram.insert(state.ngrams, state.tokens, state.length - inputs.sequence.ngram_lag)
         state = replace(state, ngrams=table)
     if plan.draft is not None:
         assert state.draft is not None

@@ -12,7 +12,8 @@ from tokenswift_jax.kv.draft_blocks import BlockTable
 from tokenswift_jax.kv.draft_cache import DraftKind
 from tokenswift_jax.kv.draft_positions import DraftCache
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.sample.processors import Processors, SamplingInputs
+from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.sample.params import SequenceParams
 from tokenswift_jax.speculate.ngram import NgramTable
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 
@@ -36,8 +37,7 @@ class DecodeState:
       cache: the full KV cache of positions 0 .. n-1.
       hidden: [batch, hidden_size], the last layer's output (before the final norm) whose logits drew the root.
       query: [layers, batch, query_heads, head_dim], the root's rotated queries in the latest pass.
-      last_positions: int32 [batch, vocab], newest position of each token in the text (`penalty.last_positions`);
-        None when the penalty is off.
+      last_positions: int32 [batch, vocab], newest position of each token in the text (`penalty.last_positions`).
       ngrams: the table of 4-grams; None in modes without it.
       ngram_trust: float32 [batch, 2], how the n-grams' claims have fared (`trust.factor`); None where no plan is
         `TreeSpec.calibrated`.
@@ -50,7 +50,7 @@ class DecodeState:
     cache: FullCache
     hidden: jax.Array
     query: jax.Array
-    last_positions: jax.Array | None
+    last_positions: jax.Array
     ngrams: NgramTable | None
     ngram_trust: jax.Array | None
     draft: DraftCache | BlockTable | None
@@ -58,37 +58,17 @@ class DecodeState:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Limits:
-    """Where texts end; traced.
-
-    Attributes:
-      prompt_length: int32 [batch].
-      stop_length: int32 [batch], tokens of the text (prompt included) at which it ends.
-      stop_tokens: bool [vocab], tokens that end a text; all False under `ignore_eos`.
-    """
-
-    prompt_length: jax.Array
-    stop_length: jax.Array
-    stop_tokens: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Inputs:
+class StepInputs:
     """What a step reads and never changes.
 
     Attributes:
       params: the decoder's parameters (`nnx.split`).
       draft_params: those of `Plan.drafter`; None where no plan has one.
-      sampling: the processors' values and the rows' keys.
-      limits: where texts end.
-      ngram_window: int32 [], tokens before the root that 4-grams must have left; 0 when the penalty is off.
+      sequence: the settings of every row: how tokens are drawn, where texts end.
     """
 
     params: object
-    sampling: SamplingInputs
-    limits: Limits
-    ngram_window: jax.Array
+    sequence: SequenceParams
     draft_params: object | None = None
 
 
@@ -98,16 +78,16 @@ class Plan:
 
     Attributes:
       config: the decoder's configuration.
-      processors: which processors apply.
+      features: what sampling a step contains.
       kind: `autoregressive`, `partial`, `fused` (medusa too), `ngram` or `selfspec`.
       tree: the tree's shape; None for autoregressive.
       draft: kind and sizes of the draft cache; None for kinds that do not draft over it.
       shared_noise: whether candidates are ranked with the noise of the draw they guess.
-      drafter: structure of the decoder that drafts, quantised (`Inputs.draft_params`); None: the target itself.
+      drafter: structure of the decoder that drafts, quantised (`StepInputs.draft_params`); None: the target itself.
     """
 
     config: ModelConfig
-    processors: Processors
+    features: SamplingFeatures
     kind: str
     tree: TreeSpec | None
     draft: DraftKind | None
