@@ -25,7 +25,7 @@ _COMPILED_AS_FOR_A_PERSON = {
     "audit/test_replay.py",
     "engine/test_batch.py",
     "pallas_kernels/test_tree_attention_neighbours.py",
-    *(f"lossless/test_lossless_{name}.py" for name in ("demo", "float64", "modes", "transformers")),
+    *(f"lossless/test_lossless_{name}.py" for name in ("demo", "float64", "modes", "quantised_cache", "transformers")),
 }
 # Linux allows a process 65,530 memory maps, and every executable for CPU takes some: a worker that has compiled for
 # hundreds of tests would crash in the compiler.

@@ -29,7 +29,8 @@ def prefill_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, **
     say_once(f"prefill_attention: {by}")
     if library is not None:
         used = {name: options[name] for name in ("layer", "lengths", "window")}
-        return library.prefill_attention(queries, keys, values, **used)
+        scale = options.get("scale", queries.shape[-1] ** -0.5)
+        return library.prefill_attention(queries, keys, values, **used, scale=scale)
     return reference.prefill_attention(queries, keys, values, **options)
 
 

@@ -23,7 +23,14 @@ from pallas_kernels.prefill_attention.one_sequence import layer_begins, one_sequ
 
 
 def prefill_attention(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, *, layer: int, lengths: jax.Array, window: int | None
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    *,
+    layer: int | jax.Array,
+    lengths: jax.Array,
+    window: int | None,
+    scale: float,
 ) -> jax.Array:
     """`reference.prefill_attention` of what `prefill_attention.served_by` lets through."""
     batch, rows, query_heads, head_dim = queries.shape
@@ -37,11 +44,13 @@ def prefill_attention(
     arrays = heads, one_sequence(keys)[:, None], one_sequence(values)[:, None]
     attend = _triton if gpu().compute_capability[0] == 8 else _mosaic
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        mixed = attend(*arrays, begins, ends)
+        mixed = attend(*arrays, begins, ends, scale)
     return mixed.reshape(rows, batch, query_heads, head_dim).swapaxes(0, 1)
 
 
-def _mosaic(heads: jax.Array, keys: jax.Array, values: jax.Array, begins: jax.Array, ends: jax.Array) -> jax.Array:
+def _mosaic(
+    heads: jax.Array, keys: jax.Array, values: jax.Array, begins: jax.Array, ends: jax.Array, scale: float
+) -> jax.Array:
     """Attention of rows [rows, heads, head_dim] over slots begins .. ends-1, int32 [heads, rows], of keys and values
     [slots, 1, head_dim]."""
     head_dim = heads.shape[2]
@@ -57,7 +66,7 @@ def _mosaic(heads: jax.Array, keys: jax.Array, values: jax.Array, begins: jax.Ar
         ends,
         is_causal=False,
         logits_soft_cap=None,
-        logits_scale=head_dim**-0.5,
+        logits_scale=scale,
         out_dtype=heads.dtype,
         normalize_output=True,
         return_residuals=False,
@@ -67,7 +76,9 @@ def _mosaic(heads: jax.Array, keys: jax.Array, values: jax.Array, begins: jax.Ar
     )[0]
 
 
-def _triton(heads: jax.Array, keys: jax.Array, values: jax.Array, begins: jax.Array, ends: jax.Array) -> jax.Array:
+def _triton(
+    heads: jax.Array, keys: jax.Array, values: jax.Array, begins: jax.Array, ends: jax.Array, scale: float
+) -> jax.Array:
     """`_mosaic` by Triton's kernel."""
     if not flags.FLAGS.is_parsed():
         # Otherwise tokamax, to read its own settings, parses sys.argv and ends the process at flags that it lacks.
@@ -75,7 +86,7 @@ def _triton(heads: jax.Array, keys: jax.Array, values: jax.Array, begins: jax.Ar
     # Named, or tokamax looks for tuned sizes and warns of every shape that has none.
     tile = ConfigTriton(block_q=128, block_k=64, num_warps=8, num_stages=2)
     attend = PallasTritonFlashAttention(config=tile)
-    mask, scale = Mask(k_start=begins, k_end=ends), heads.shape[2] ** -0.5
+    mask = Mask(k_start=begins, k_end=ends)
     # tokamax need not find an attached device that it supports: `served_by` has chosen the kernel.
     with tokamax.config.cross_compile(True):
         return attend(heads, keys, values, logits_scale=scale, mask=mask)

@@ -22,7 +22,7 @@ def numbered(stack: jax.Array) -> bool:
     return math.prod(stack.shape[:4]) < 2**31
 
 
-def layer_begins(stack: jax.Array, layer: int) -> int:
+def layer_begins(stack: jax.Array, layer: int | jax.Array) -> int | jax.Array:
     """The first slot of a layer in `one_sequence`."""
     return layer * math.prod(stack.shape[1:4])
 

@@ -36,6 +36,7 @@ def tree_attention(
     tree_mask: jax.Array,
     positions: jax.Array,
     window: int | None,
+    scale: float,
     key_positions: jax.Array | None,
     key_scales: jax.Array | None = None,
     value_scales: jax.Array | None = None,
@@ -56,6 +57,7 @@ def tree_attention(
       tree_mask: bool [batch, rows, rows]; row i sees row j. Every row sees at least itself.
       positions: int32 [batch, rows], index in the text; read only under a window.
       window: how many newest positions a row may see, its own included; None for all.
+      scale: factor of the products of queries and keys.
       key_positions: int32 [layers, batch, kv_heads, capacity], index in the text of each slot; None when slot i
         holds position i. Read only under a window.
       key_scales, value_scales: float32 [layers, batch, kv_heads, capacity]: a slot's keys or values are the cache's
@@ -68,6 +70,7 @@ def tree_attention(
         "values": values,
         "layer": jnp.asarray(layer, jnp.int32),
         "window": window,
+        "factor": scale,
         "key_positions": key_positions,
         "key_scales": key_scales,
         "value_scales": value_scales,
@@ -103,6 +106,7 @@ def _one_sequence(
     values: jax.Array,
     layer: jax.Array,
     window: int | None,
+    factor: float,
     key_positions: jax.Array | None,
     key_scales: jax.Array | None,
     value_scales: jax.Array | None,
@@ -114,7 +118,7 @@ def _one_sequence(
     wide = wide_dtype(queries.dtype)
     grouped = queries.reshape(1, rows, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
     grouped = grouped.reshape(1, kv_heads, group * rows, head_dim)
-    scale = jnp.asarray(head_dim**-0.5, wide)
+    scale = jnp.asarray(factor, wide)
     exact = queries.dtype == wide
     lowest = jnp.asarray(jnp.finfo(wide).min, wide)
     zero = jnp.int32(0)  # the type of `start`, under x64 too

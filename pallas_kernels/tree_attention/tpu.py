@@ -45,6 +45,7 @@ def tree_attention(
     tree_mask: jax.Array,
     positions: jax.Array,
     window: int | None,
+    scale: float,
     key_positions: jax.Array | None,
     key_scales: jax.Array | None = None,
     value_scales: jax.Array | None = None,
@@ -72,7 +73,7 @@ def tree_attention(
     problem = Problem(
         heads=heads,
         columns=columns,
-        scale=head_dim**-0.5 * math.log2(math.e),
+        scale=scale * math.log2(math.e),
         window=window,
         slots_minor=slots_minor,
     )

@@ -20,8 +20,8 @@ from pallas_kernels.prefill_attention import LANES, prefill_attention, served_by
 from pallas_kernels.prefill_attention.one_sequence import layer_begins, one_sequence, spans
 from pallas_kernels.prefill_attention.reference import causal_mask
 from tests import tiny
+from tokenswift_jax.kv import dense
 from tokenswift_jax.kv.dense import empty_cache
-from tokenswift_jax.step import forward
 from tokenswift_jax.step.loop import causal_chunk
 
 WIDE = 1e4  # of what lies past the rows' own: a weight of 1e-5 would show
@@ -207,7 +207,7 @@ def test_chunks_of_a_prompt_run_on_it(monkeypatch):
     expected = filled()
     with compiling_for("tpu", interpret=True), monkeypatch.context() as patched:
         calls = []
-        patched.setattr(forward, "prefill_attention", lambda **a: calls.append(a["layer"]) or prefill_attention(**a))
+        patched.setattr(dense, "prefill_attention", lambda **a: calls.append(a["layer"]) or prefill_attention(**a))
         actual = filled()
     assert calls == 2 * [*range(config.num_layers)]
     for a, e in zip(actual, expected, strict=True):

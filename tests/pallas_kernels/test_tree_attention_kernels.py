@@ -22,6 +22,7 @@ from pallas_kernels.tree_attention.own_blocks import own_blocks
 from pallas_kernels.tree_attention.pieces import head_pieces
 from tests import tiny
 from tokenswift_jax.kv.dense import FullCache
+from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.step.forward import forward_rows
 
 # Blocks of the kernels as they are tested here.
@@ -214,7 +215,8 @@ def test_a_decoder_over_a_cache(name):
     def forward(params, cache):
         positions = lengths[:, None] + jnp.asarray([[0, 1, 1]], jnp.int32)
         masks = jnp.broadcast_to(jnp.asarray(mask), (2, 3, 3))
-        rows, cache = forward_rows(nnx.merge(model.graphdef, params), tokens, positions, cache, lengths, masks)
+        seen = RowBatch(tokens, positions, lengths, TreeMask(masks))
+        rows, cache = forward_rows(nnx.merge(model.graphdef, params), seen, cache)
         return rows.hidden, cache.keys
 
     expected = forward(model.params, cache)

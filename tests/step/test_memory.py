@@ -77,7 +77,7 @@ def makers(text, shape):
     return found
 
 
-@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("batch", [1, 4, 8])
 @pytest.mark.parametrize("mode", MODES)
 def test_temporary_memory_and_copies(mode, batch):
     plan, compiled = program(mode, batch, CAPACITY)
@@ -88,7 +88,7 @@ def test_temporary_memory_and_copies(mode, batch):
     assert memory.temp_size_in_bytes < 0.05 * size + logits
     shape = f"f32[{CONFIG.num_layers},{batch},{CONFIG.num_kv_heads},{CAPACITY},{CONFIG.head_dim}]"
     made = makers(compiled.as_text(), shape)
-    assert len(made) >= 2 * CONFIG.num_layers * batch  # each layer's own rows at least
+    assert len(made) >= 2 * CONFIG.num_layers  # each layer's own rows at least, of one text after another
     assert set(made) == {"dynamic-update-slice"}
     if plan.tree is not None and plan.tree.ngram_k:
         table = f"s32[{batch},{CONFIG.vocab_size},{4 * SpeculationConfig().ngram_slots}]"

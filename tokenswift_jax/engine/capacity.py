@@ -59,13 +59,16 @@ def check_memory(
     advice: str,
     draft_slots: int = 0,
     ngram_slots: int = 0,
+    cache_dtype: str | None = None,
 ) -> None:
     """Whether the caches (capacity + draft_slots positions a row) and the n-gram table fit the first device.
+
+    dtype is the model's, cache_dtype that of the caches' numbers (`kv.dense.empty_cache`).
 
     Raises:
       UserError: they exceed its free memory; the message ends with the advice.
     """
-    needed = cache_bytes(config, batch, capacity + draft_slots, dtype)
+    needed = cache_bytes(config, batch, capacity + draft_slots, dtype, cache_dtype)
     needed += ngram.table_bytes(batch, config.vocab_size, ngram_slots)
     free = _free_bytes()
     if free is not None and needed > free:

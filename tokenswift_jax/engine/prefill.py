@@ -46,6 +46,7 @@ def prefill(
     ngram_slots: int | None,
     calibrate: bool,
     draft: DraftKind | None,
+    cache_dtype: str | None = None,
 ) -> DecodeState:
     """The state of texts whose last tokens are roots: everything before them is in the cache.
 
@@ -57,12 +58,13 @@ def prefill(
       ngram_slots: slots of the n-gram table, None for no table (`loop.catch_up` fills it).
       calibrate: whether the state keeps how the n-grams fare.
       draft: kind and sizes of the draft cache, None for none (`loop.catch_up` fills it).
+      cache_dtype: of the full cache's numbers, as `kv.dense.empty_cache` takes it.
     """
     dtype = jax.tree.leaves(params)[0].dtype
     ids = padded(texts, capacity)
     tokens = jnp.asarray(ids)
     lengths = jnp.asarray([len(text) for text in texts], jnp.int32)
-    cache = empty_cache(config, len(texts), capacity, dtype)
+    cache = empty_cache(config, len(texts), capacity, dtype, cache_dtype)
     rows = chunk_rows(max(map(len, texts)))
     function = compiled("prefill", graph)
     for start in range(0, max(map(len, texts)) - 1, rows):
@@ -91,7 +93,7 @@ def first_state(
 ) -> DecodeState:
     """The state of texts int32 [batch, capacity] of `lengths` int32 [batch] tokens whose cache is filled; their tables
     and draft caches are empty. The other arguments are those of `prefill`."""
-    batch, dtype = lengths.shape[0], cache.keys.dtype
+    batch, dtype = lengths.shape[0], cache.dtype
     return DecodeState(
         tokens=tokens,
         length=lengths - 1,
@@ -102,5 +104,5 @@ def first_state(
         last_positions=penalty.last_positions(tokens, lengths, config.vocab_size),
         ngrams=None if ngram_slots is None else ngram.empty(batch, config.vocab_size, ngram_slots),
         ngram_trust=ngram_calibration.unobserved(batch) if calibrate else None,
-        draft=None if draft is None else draft.empty(config, batch, dtype),
+        draft=None if draft is None else draft.empty(config, batch, dtype, cache.cache_dtype),
     )

@@ -107,6 +107,7 @@ class DecodingRun:
         *,
         emitted: list[list[int]] | None = None,
         capacity: int | None = None,
+        cache_dtype: str | None = None,
     ) -> None:
         """Args:
         model: the target.
@@ -114,6 +115,7 @@ class DecodingRun:
         speculation: how drafts are made.
         emitted: tokens that each row already has after its prompt; None: none.
         capacity: slots a row of the cache; None: as many as needed.
+        cache_dtype: "int8" or "float8_e4m3" for a target whose full cache is in 8 bits; None: in the model's dtype.
         """
         config = model.config
         features = features_for(request.sampling for request in requests)
@@ -135,7 +137,7 @@ class DecodingRun:
         prefill_rows = chunk_rows(max(map(len, self._texts)))
         self._capacity = memory.capacity_for(config, requests, scratch, prefill_rows, capacity)
         dtype = jax.tree.leaves(model.params)[0].dtype
-        self._model = model
+        self._model, self._cache_dtype = model, cache_dtype
         self._ngram_slots = None
         if any(named.plan.tree and named.plan.tree.ngram_k for named in speculative):
             self._ngram_slots = speculation.ngram_slots
@@ -148,6 +150,7 @@ class DecodingRun:
             dtype,
             advice="lower --max-new-tokens, --capacity, --draft-cache or --ngram-slots",
             draft_slots=self._draft.copied_slots if self._draft else 0,
+            cache_dtype=cache_dtype,
             ngram_slots=self._ngram_slots or 0,
         )
         settings = sequence_params(requests, config.vocab_size)
@@ -232,6 +235,7 @@ class DecodingRun:
             ngram_slots=self._ngram_slots,
             calibrate=self._calibrate,
             draft=self._draft,
+            cache_dtype=self._cache_dtype,
         )
         self._state, chunk = self._run(self._plain.plan, state, 1)
         if resumed:
@@ -363,6 +367,7 @@ def start(
     ignore_eos: bool = False,
     emitted: list[list[int]] | None = None,
     capacity: int | None = None,
+    cache_dtype: str | None = None,
 ) -> DecodingRun:
     """A run that continues each prompt (and the tokens already `emitted` after it) up to `max_new_tokens`.
 
@@ -376,4 +381,4 @@ def start(
         min_new_tokens=min_new_tokens,
         eos_token_ids=() if ignore_eos else tuple(model.eos_token_ids),
     )
-    return DecodingRun(model, requests, speculation, emitted=emitted, capacity=capacity)
+    return DecodingRun(model, requests, speculation, emitted=emitted, capacity=capacity, cache_dtype=cache_dtype)

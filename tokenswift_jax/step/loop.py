@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tokenswift_jax.kv.dense import FullCache
+from tokenswift_jax.kv.row_batch import next_rows
 from tokenswift_jax.speculate import ngram
 from tokenswift_jax.step.forward import forward_rows
 from tokenswift_jax.step.iteration import iterate
@@ -72,7 +73,7 @@ def run_chunk(
             records = jax.lax.dynamic_update_slice(records, new[row : row + 1], at)
         return state, records, counts + count, done + 1
 
-    with exact_products(state.cache.keys.dtype):
+    with exact_products(state.cache.dtype):
         records = jnp.zeros((batch, capacity, RECORD_FIELDS), jnp.int32)
         carry = (state, records, jnp.zeros((batch,), jnp.int32), jnp.zeros((), jnp.int32))
         state, records, counts, done = jax.lax.while_loop(unfinished, body, carry)
@@ -85,11 +86,9 @@ def causal_chunk(
     """Tokens int32 [batch, rows] at positions start (int32 []) ..: the last layer's output [batch, rows, hidden_size]
     before the final norm, and the cache with their K/V in its slots."""
     model = nnx.merge(graph, params)
-    batch, rows = tokens.shape
-    lengths = jnp.broadcast_to(start, (batch,))
-    positions = lengths[:, None] + jnp.arange(rows, dtype=jnp.int32)[None, :]
-    with exact_products(cache.keys.dtype):
-        done, cache = forward_rows(model, tokens, positions, cache, lengths, None)
+    rows = next_rows(tokens, jnp.broadcast_to(start, tokens.shape[:1]))
+    with exact_products(cache.dtype):
+        done, cache = forward_rows(model, rows, cache)
     return done.hidden, cache
 
 

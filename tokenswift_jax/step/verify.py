@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sample.sampler import RowInputs, TextInputs, draw_rows
 from tokenswift_jax.speculate.tree import Tree
@@ -23,9 +24,9 @@ def verify(
     the state with the rows' K/V in the cache's scratch slots. noise is float32 [batch, depth + 1, vocab] of positions
     n+1 .., None when greedy: rows of one depth share theirs.
     """
-    rows, cache = forward_rows(
-        model, tree.tokens, state.length[:, None] + tree.depths, state.cache, state.length, tree.mask
-    )
+    positions = state.length[:, None] + tree.depths
+    batch = RowBatch(tree.tokens, positions, state.length, TreeMask(tree.mask))
+    rows, cache = forward_rows(model, batch, state.cache)
     logits = model.logits(rows.hidden)
     draws, broken = draw_rows(
         RowInputs(logits, tree.depths, path_tokens(tree, plan.depth)),
