@@ -37,7 +37,8 @@ class NamedPlan:
         """Words for a person, such as "fused, 7 nodes"."""
         if self.plan.tree is None:
             return "plain decoding"
-        return f"{self.schedule or self.mode}, {self.plan.rows - 1} nodes"
+        nodes = self.plan.rows - 1
+        return f"{self.schedule or self.mode}, {nodes} node{'' if nodes == 1 else 's'}"
 
 
 def autoregressive_plan(config: ModelConfig, features: SamplingFeatures) -> NamedPlan:
@@ -101,8 +102,9 @@ def _named(
     kind = schedule or ("fused" if mode == "medusa" else mode)
     widths, node_set = _heads_nodes(config, speculation.tree, kind)
     if max(widths, default=0) > config.vocab_size:
+        shape = ",".join(map(str, speculation.tree or widths))
         raise UserError(
-            f"tree {widths} asks for more candidates than the vocabulary's {config.vocab_size}",
+            f"tree {shape} asks for more candidates than the vocabulary's {config.vocab_size}",
             arguments=("tree",) if speculation.tree is not None else (),
         )
     key_depth = 1 if kind == "partial" else 0
