@@ -164,7 +164,7 @@ def test_capacity_has_room_for_the_last_chunk_of_prefill():
 def test_positions_beyond_the_model_s():
     limit = CONFIG.max_position_embeddings
     assert memory.capacity_for(CONFIG, _asked([limit - 10], 10), 1, 256, None) > limit
-    with pytest.raises(UserError, match=rf"exceeds the model's {limit} positions; .*--rope-override"):
+    with pytest.raises(UserError, match=rf"exceeds the model's {limit} positions; .*rope_override="):
         memory.capacity_for(CONFIG, _asked([limit - 10], 11), 1, 256, None)
 
 
