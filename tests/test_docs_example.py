@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.row_settings import settings_of
+from tests.engine_fixture import settings_of
 from tokenswift_jax.kv.dense import FullCache, write_rows
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.sample import penalty

@@ -14,7 +14,6 @@ from tokenswift_jax import __version__, checkpoint, stats
 from tokenswift_jax.arguments import requests_for
 from tokenswift_jax.engine.journal import Journal
 from tokenswift_jax.engine.sequence import Row
-from tokenswift_jax.engine.token_log import SAMPLED, Records, concatenate, from_committed
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.prompt import encode_rows, is_batch
@@ -22,10 +21,11 @@ from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.stats import GenerationResult
 from tokenswift_jax.text.transcript import Segment
+from tokenswift_jax.token_log import SAMPLED, TokenLog, concatenate
 
 if TYPE_CHECKING:
     from tokenswift_jax.audit.replay import AuditReport
-    from tokenswift_jax.engine.run import DecodingRun
+    from tokenswift_jax.engine.session import Session
     from tokenswift_jax.model import Model
     from tokenswift_jax.speculation import SpeculationConfig
 
@@ -48,7 +48,7 @@ class StreamEvent:
 
     row: int
     segments: tuple[Segment, ...]
-    records: Records
+    records: TokenLog
     result: GenerationResult | None = None
 
     @property
@@ -73,6 +73,7 @@ class _Call:
 
     model: Model
     requests: list[Request]
+    batch: bool
     speculation: SpeculationConfig
     ignore_eos: bool | Sequence[bool]
     audit: bool
@@ -112,7 +113,7 @@ def stream(
     Arguments are checked, and a wrong one raises, when this is called. KeyboardInterrupt (raised while the next event
     is computed, or thrown in with `.throw`) ends the text; the results follow. Closing the generator abandons the run.
     """
-    from tokenswift_jax.engine import run as decoding
+    from tokenswift_jax.engine import session
     from tokenswift_jax.speculation import SpeculationConfig
 
     size = model.config.vocab_size
@@ -127,7 +128,7 @@ def stream(
         stop=stop,
     )
     speculation = SpeculationConfig() if speculation is None else speculation
-    call = _Call(model, requests, speculation, ignore_eos, audit, report)
+    call = _Call(model, requests, is_batch(prompt, messages), speculation, ignore_eos, audit, report)
     saved = _open_journal(call, journal, resume)
     try:
         rows = [Row(model.tokenizer, request) for request in requests]
@@ -135,7 +136,7 @@ def stream(
         run = None
         if rows[0].finish is None:  # only a journal can have brought the row to its end by now
             emitted = [concatenate(rows[0].parts).token_ids.tolist()] if past else None
-            run = decoding.DecodingRun(model, requests, speculation, emitted=emitted, capacity=capacity, report=report)
+            run = session.Session(model, requests, speculation, emitted=emitted, capacity=capacity, report=report)
             if saved is not None:
                 saved.begin()
     except BaseException:
@@ -175,17 +176,19 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
 
     Raises:
       UserError: whatever is wrong with the arguments, before anything is generated.
-      tokenswift_jax.engine.run.NumericsError: NaN logits, with the position.
+      tokenswift_jax.errors.NumericsError: NaN logits, with the position. In a batch that row alone ends, with
+        finish_reason "error" and the message in `error`.
     """
     results = [event.result for event in stream(model, prompt, *arguments, **named) if event.result is not None]
     return results if is_batch(prompt, named.get("messages")) else results[0]
 
 
 def _events(
-    call: _Call, rows: list[Row], past: list[StreamEvent], run: DecodingRun | None, journal: Journal | None
+    call: _Call, rows: list[Row], past: list[StreamEvent], run: Session | None, journal: Journal | None
 ) -> Generator[StreamEvent, None, None]:
     trace = list(journal.schedule_trace) if journal is not None else []
     held = [""] * len(rows)
+    errors: dict[int, str] = {}
     try:
         yield from past
         known = 0  # entries of the run's trace that are in `trace`
@@ -194,13 +197,19 @@ def _events(
             known += len(entries)
             new_trace = _changes(trace, entries)
             trace += new_trace
-            for index, (row, committed) in enumerate(zip(rows, step.rows, strict=True)):
-                if row.finish is not None or not len(committed.token_ids):
+            for index, (row, new) in enumerate(zip(rows, step.rows, strict=True)):
+                if row.finish is not None:
                     continue
-                kept, segments = row.take(from_committed(committed, step.seconds))
-                if journal is not None:
-                    journal.append(kept, new_trace)
-                yield StreamEvent(index, tuple(segments), kept)
+                if len(new.log):
+                    kept, segments = row.take(new.log)
+                    if journal is not None:
+                        journal.append(kept, new_trace)
+                    yield StreamEvent(index, tuple(segments), kept)
+                if new.error is not None and row.finish is None:
+                    if not call.batch:
+                        raise new.error
+                    errors[index] = str(new.error)
+                    yield StreamEvent(index, tuple(row.failed()), concatenate([]))
             if all(row.finish is not None for row in rows):
                 break
     except KeyboardInterrupt:
@@ -214,17 +223,22 @@ def _events(
             journal.close()
     for index, (row, text) in enumerate(zip(rows, held, strict=True)):
         segments = ((text, SAMPLED),) if text else ()
-        yield StreamEvent(index, segments, concatenate([]), _result(call, index, row, run, trace))
+        yield StreamEvent(index, segments, concatenate([]), _result(call, index, row, run, trace, errors.get(index)))
 
 
 def _result(
-    call: _Call, index: int, row: Row, run: DecodingRun | None, trace: list[dict[str, Any]]
+    call: _Call,
+    index: int,
+    row: Row,
+    run: Session | None,
+    trace: list[dict[str, Any]],
+    error: str | None,
 ) -> GenerationResult:
     records = concatenate(row.parts)
     assert row.finish is not None, "the run ended before its rows"
-    request, report = call.requests[index], None
-    if call.audit and row.finish != "interrupted":
-        report = _audit(call, request, records)
+    request, found = call.requests[index], None
+    if call.audit and row.finish not in ("interrupted", "error"):
+        found = _audit(call.model, request, records, call.report)
     return GenerationResult(
         text=row.text,
         model=str(call.model.path),
@@ -244,10 +258,11 @@ def _result(
         **stats.acceptance(records),
         **stats.timing(records),
         distinct_n=stats.distinct_n(records.token_ids),
+        error=error,
         audit=None
-        if report is None
-        else {"positions": report.positions, "mismatches": report.mismatches, "max_margin": report.max_margin},
-        audit_failed=report is not None and report.failed,
+        if found is None
+        else {"positions": found.positions, "mismatches": found.mismatches, "max_margin": found.max_margin},
+        audit_failed=found is not None and found.failed,
     )
 
 
@@ -261,13 +276,13 @@ def _changes(trace: list[dict[str, Any]], entries: list[dict[str, Any]]) -> list
     return changes
 
 
-def _audit(call: _Call, request: Request, records: Records) -> AuditReport | None:
+def _audit(model: Model, request: Request, records: TokenLog, report: Report) -> AuditReport | None:
     """The replay's findings; None when it was interrupted."""
     from tokenswift_jax.audit.replay import audit
 
     try:
-        with phase(call.report, "auditing the text"):
-            return audit(call.model, request, records.token_ids.tolist())
+        with phase(report, "auditing the text"):
+            return audit(model, request, records.token_ids.tolist())
     except KeyboardInterrupt:
         return None
 

@@ -68,7 +68,10 @@ def _one_each(name: str, value: Any, count: int) -> list[Any]:
     if not isinstance(value, list | tuple):
         return [value] * count
     if len(value) != count:
-        raise UserError(f"{name} has {len(value)} entries for {count} prompts; give one each, or one value for all")
+        raise UserError(
+            f"{name} has {len(value)} entries for {count} prompts; give one each, or one value for all",
+            arguments=(name,),
+        )
     return list(value)
 
 

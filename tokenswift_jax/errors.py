@@ -34,3 +34,15 @@ def read_from(source: str, given: Collection[str]) -> Iterator[None]:
         if given and not set(error.arguments).isdisjoint(given):
             raise
         raise UserError(f"{source}: {error}") from None
+
+
+class NumericsError(ArithmeticError):
+    """The logits of a position are not numbers; the row that they belong to has ended.
+
+    Attributes:
+      position: index in the text (prompt included) of the token that could not be drawn.
+    """
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the logits of position {position} are not numbers (NaN); the text before it stands")
+        self.position = position

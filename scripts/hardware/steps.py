@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS, first_state
-from tokenswift_jax.engine.run import CHUNK_TOKENS
+from tokenswift_jax.engine.engine import CHUNK_TOKENS
+from tokenswift_jax.engine.layout import Layout
+from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
 from tokenswift_jax.kv.dense import FullCache, empty_cache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
@@ -95,17 +96,9 @@ def plan_named(name: str, config: ModelConfig) -> Plan:
 
 def first_call(plan: Plan, params: Any, dtype: Any, batch: int, capacity: int) -> tuple[StepInputs, DecodeState]:
     """What the first iteration after an empty prompt takes."""
-    config = plan.config
-    lengths = jnp.ones((batch,), jnp.int32)
-    state = first_state(
-        config,
-        jnp.zeros((batch, capacity), jnp.int32),
-        lengths,
-        empty_cache(config, batch, capacity, dtype),
-        ngram_slots=32 if plan.tree is not None and plan.tree.ngram_k else None,
-        calibrate=plan.tree is not None and plan.tree.calibrated,
-        draft=plan.draft,
-    )
+    config, layout = plan.config, Layout.of(plan.config, dtype, capacity, plan.features, [plan], 32)
+    tokens = jnp.zeros((batch, capacity), jnp.int32)
+    state = layout.state(tokens, jnp.ones((batch,), jnp.int32), layout.cache(batch, capacity))
     requests = batch_of([[0]] * batch, SAMPLING, max_new_tokens=capacity - 1)
     return StepInputs(params, sequence_params(requests, config.vocab_size)), state
 

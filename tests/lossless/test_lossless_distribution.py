@@ -16,9 +16,7 @@ import small_models
 from flax import nnx
 from scipy import stats
 
-from tests.row_settings import settings_of
-from tokenswift_jax.engine.compile_cache import CompileCache
-from tokenswift_jax.engine.prefill import prefill
+from tests.engine_fixture import layout_of, prefilled_state, settings_of
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.models.decoder import causal_attention
 from tokenswift_jax.sample.features import features_of
@@ -56,11 +54,8 @@ def setting():
         draft_sinks=4,
     )
     named = plans.speculative_plans(model.config, speculation, features, "cpu")[0]
-    shape = DraftCacheShape(32, 4, 1, None)
-    state = prefill(
-        CompileCache(), model.graphdef, model.params, model.config, [PROMPT], 256,
-        ngram_slots=4, calibrate=True, draft=shape,
-    )  # fmt: skip
+    assert named.plan.draft == DraftCacheShape(32, 4, 1, None)
+    state = prefilled_state(model, [PROMPT], layout_of(named.plan, jnp.float32, 256, 4))
     settings = settings_of(SAMPLING, vocab=VOCAB, prompt_length=len(PROMPT), max_new_tokens=TOKENS)
     inputs = StepInputs(model.params, settings)
     return model, named.plan, plans.autoregressive_plan(model.config, features).plan, state, inputs

@@ -14,7 +14,7 @@ from tokenizers_made_here import byte_level
 
 from tokenswift_jax import model as model_module
 from tokenswift_jax.cli.generate import DEMO_PROMPT, main
-from tokenswift_jax.engine.run import NumericsError
+from tokenswift_jax.errors import NumericsError
 from tokenswift_jax.sampling import SamplingConfig
 
 TEXT = " the cat and the dog 😀 the end"
@@ -59,7 +59,7 @@ def test_text_on_stdout_report_on_stderr_and_files(load, monkeypatch, capsys, tm
 
 def test_without_arguments_the_demo_goes_on_from_its_opening(load, monkeypatch, capsys):
     run = play(monkeypatch, prefilled(IDS[0]), plain(IDS[1:]))
-    run.steps[-1].rows[0].token_ids[-1] = 0
+    run.steps[-1].rows[0].log.token_ids[-1] = 0
     assert main([]) == 0
     assert load.asked == [(None, None, None)]
     assert run.asked["prompts"] == [byte_level()(DEMO_PROMPT).input_ids]

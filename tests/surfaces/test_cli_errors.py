@@ -8,7 +8,7 @@ from tokenizers_made_here import byte_level
 
 from tokenswift_jax import model as model_module
 from tokenswift_jax.cli.generate import main
-from tokenswift_jax.engine import run as decoding
+from tokenswift_jax.engine import session
 from tokenswift_jax.errors import UserError
 
 FLAGS = [  # (arguments, what the line has to name)
@@ -130,7 +130,7 @@ def test_what_the_checkpoint_or_the_run_refuses(scene, capsys, monkeypatch, stag
     def refuse(*arguments, **options):
         raise UserError("the file is truncated\nfetch it again")
 
-    monkeypatch.setattr(*{"load": (model_module, "load"), "start": (decoding, "DecodingRun")}[stage], refuse)
+    monkeypatch.setattr(*{"load": (model_module, "load"), "start": (session, "Session")}[stage], refuse)
     files = ["--output", "o", "--stats", "s", "--journal", "j"]
     assert_refused(["--prompt", "x", *files], "the file is truncated fetch it again", scene, capsys)
 

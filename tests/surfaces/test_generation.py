@@ -12,7 +12,7 @@ from scripted import chunk, drafted, model, plain, play, prefilled, replay
 from tokenizers_made_here import byte_level
 
 import tokenswift_jax as ts
-from tokenswift_jax.engine.run import NumericsError
+from tokenswift_jax.errors import NumericsError
 from tokenswift_jax.request import Request
 
 TEXT = " the cat and the dog 😀 naïve ✅ the end"

@@ -42,7 +42,7 @@ def _run(options: argparse.Namespace) -> int:
     from tokenswift_jax.api import stream
     from tokenswift_jax.cli.phases import Phases
     from tokenswift_jax.cli.progress import ProgressLine
-    from tokenswift_jax.engine.run import NumericsError
+    from tokenswift_jax.errors import NumericsError
     from tokenswift_jax.model import load
     from tokenswift_jax.sampling import resolve_sampling
     from tokenswift_jax.speculation import SpeculationConfig

@@ -39,9 +39,9 @@ class CompileCache:
         self.compile_seconds = 0.0
         self._report = report
 
-    def run(self, function: Callable, *arguments: Any) -> Any:
+    def run(self, function: Callable, *arguments: Any, name: str = "a program") -> Any:
         """Calls `function`, from `jax.jit`, compiling it first where no earlier call of it had such arguments."""
-        return self.compile(function, *arguments)(*arguments)
+        return self.compile(function, *arguments, name=name)(*arguments)
 
     def compile(self, function: Callable, *arguments: Any, name: str = "a program") -> jax.stages.Compiled:
         """The executable of `function`, from `jax.jit`, for such arguments; reports call it by its `name`."""

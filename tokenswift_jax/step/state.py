@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 from flax import nnx
 
+from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.draft_blocks import BlockTable
 from tokenswift_jax.kv.draft_cache import DraftKind
@@ -17,15 +18,8 @@ from tokenswift_jax.sample.params import SequenceParams
 from tokenswift_jax.speculate.ngram import NgramTable
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 
-# Values of `DecodeState.finish`.
-RUNNING, LENGTH, EOS, NOT_A_NUMBER = 0, 1, 2, 3
 
-# Values of a record's source.
-SAMPLED, DRAFTED, NGRAM = 0, 1, 2
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class DecodeState:
     """Where a batch of texts stands between two iterations.
 
@@ -33,7 +27,7 @@ class DecodeState:
       tokens: int32 [batch, text_capacity], the text by position: prompt, then emitted tokens; what lies past the root
         means nothing.
       length: int32 [batch], committed positions n; tokens[n] is the root.
-      finish: int32 [batch], RUNNING or why the row ended; a finished row is frozen.
+      finish: int32 [batch], `Finish`.
       cache: the full KV cache of positions 0 .. n-1.
       hidden: [batch, hidden_size], the last layer's output (before the final norm) whose logits drew the root.
       query: [layers, batch, query_heads, head_dim], the root's rotated queries in the latest pass.
@@ -44,15 +38,15 @@ class DecodeState:
       draft: the draft cache; None in modes without it.
     """
 
-    tokens: jax.Array
-    length: jax.Array
-    finish: jax.Array
+    tokens: jax.Array = axes("batch", "slots")
+    length: jax.Array = axes("batch")
+    finish: jax.Array = axes("batch")
     cache: FullCache
-    hidden: jax.Array
-    query: jax.Array
-    last_positions: jax.Array
+    hidden: jax.Array = axes("batch", "embed")
+    query: jax.Array = axes("layers", "batch", "heads", "head_dim")
+    last_positions: jax.Array = axes("batch", "vocab")
     ngrams: NgramTable | None
-    ngram_trust: jax.Array | None
+    ngram_trust: jax.Array | None = axes("batch", "sums")
     draft: DraftCache | BlockTable | None
 
 
