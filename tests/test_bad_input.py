@@ -274,7 +274,8 @@ def test_too_little_memory_for_the_cache(scene, capsys, flags, positions, size):
 
 
 def test_too_little_memory_for_the_ngram_table(scene, capsys):
-    assert main(["--model", "model", "--prompt", "x", "--mode", "ngram", "--ngram-slots", str(BILLION), *FILES]) == 2
+    slots = str(1000 * BILLION)
+    assert main(["--model", "model", "--prompt", "x", "--mode", "ngram", "--ngram-slots", slots, *FILES]) == 2
     shown = capsys.readouterr()
     assert (shown.out, len(shown.err.splitlines())) == ("", 1)
     assert "GB are free" in shown.err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.draft_blocks import BlockTableShape
@@ -11,6 +11,7 @@ from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.node_sets import NodeSet
 from tokenswift_jax.models.node_sets import widths as widths_of
 from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.sample.logprobs import LogprobSpec
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step.state import Plan
@@ -43,6 +44,11 @@ class NamedPlan:
 def autoregressive_plan(config: ModelConfig, features: SamplingFeatures) -> NamedPlan:
     """Plain decoding: one row, one token."""
     return NamedPlan("autoregressive", None, None, Plan(config, features, "autoregressive", None, None))
+
+
+def with_logprobs(named: NamedPlan, logprobs: LogprobSpec | None) -> NamedPlan:
+    """The same plan, which also gives log-probabilities."""
+    return replace(named, plan=replace(named.plan, logprobs=logprobs))
 
 
 def speculative_plans(
