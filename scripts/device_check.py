@@ -25,15 +25,16 @@ from typing import Any
 
 import jax
 from benchmarking.environment import describe_environment, load_average
+from hardware.option_trial import OPTIONS
 from hardware.sections import SECTIONS, Check
 from hardware.shapes import NAMES
+from hardware.texts import FORCED, KINDS
 
 from tokenswift_jax.model import use_compilation_cache
-from tokenswift_jax.speculation import MODES
 
 # torch needs what jax would take in advance.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-STEPS = ("plain", "verify-16", "verify-64", "partial-16", "prefill")
+STEPS = ("plain", "verify-16", "verify-16-topkp", "verify-64", "partial-16", "prefill")
 _SMALL = jax.default_backend() == "cpu"
 
 
@@ -46,10 +47,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=lengths, help="committed tokens")
     parser.add_argument("--copied-bytes", type=int, default=2**26 if _SMALL else 2**32)
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--demo-modes", nargs="+", choices=MODES, default=list(MODES), help="autoregressive first")
+    parser.add_argument("--demo-modes", nargs="+", choices=KINDS, default=list(FORCED), help="autoregressive first")
+    parser.add_argument("--demo-dtypes", nargs="+", help="of the demo's texts (default: the device's own)")
     parser.add_argument("--demo-tokens", type=int, default=256 if _SMALL else 20480)
     parser.add_argument("--replayed-tokens", type=int, default=100_000)
     parser.add_argument("--acceptances", type=float, nargs="+", default=[0.4, 0.6, 0.8])
+    parser.add_argument("--options", nargs="+", choices=list(OPTIONS), default=list(OPTIONS), help="of XLA, tried out")
     parser.add_argument("--output", type=Path, help="JSON file (default: benchmarks/<date>-device-<platform>.json)")
     parser.add_argument("--again", action="store_true", help="also the sections that the file already holds")
     return parser.parse_args(argv)
@@ -77,9 +80,11 @@ def main(argv: list[str] | None = None) -> int:
             copied_bytes=arguments.copied_bytes,
             steps=tuple(arguments.steps),
             demo_modes=tuple(arguments.demo_modes),
+            demo_dtypes=tuple(arguments.demo_dtypes or (None,)),
             demo_tokens=arguments.demo_tokens,
             replayed_tokens=arguments.replayed_tokens,
             acceptances=tuple(arguments.acceptances),
+            options=tuple(arguments.options),
             earlier=list(rows),
             report=lambda line: print(line, file=sys.stderr, flush=True),
         )
@@ -108,7 +113,9 @@ def _until_it_fails(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    written = path.with_name(path.name + ".part")
+    written.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    written.replace(path)  # whoever ends this process meanwhile leaves the file as it was
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What the scripts count: bytes of steps, large arrays in programs, registers, devices; and the device check."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,25 @@ from flax import nnx
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/device_check.py does
 
 import device_check
-from hardware import kernel_checks, kernel_speed, profiles, ptx, roofline, sampling, sections, shapes, steps
+from hardware import (
+    filled,
+    kernel_checks,
+    kernel_speed,
+    launches,
+    profiles,
+    ptx,
+    replay,
+    roofline,
+    sampling,
+    shapes,
+    steps,
+)
 from hardware.copies import large_arrays
 from hardware.goals import held_against
 from hardware.targets import TARGETS
 
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.sample.features import SamplingFeatures
 
 
 @pytest.mark.parametrize("name", shapes.NAMES)
@@ -44,6 +58,36 @@ def test_a_plain_step_of_llama_reads_its_weights_its_cache_and_little_else():
     assert long.seconds(h200, 4) == pytest.approx(long.bytes / 4.8e12 / 4)
     prefill = roofline.step_cost("prefill", config, 0)
     assert prefill.seconds(h200, 1) == pytest.approx(prefill.operations / 989e12), "a chunk is bound by arithmetic"
+
+
+def test_a_part_that_is_bound_by_arithmetic_leaves_no_bytes_to_the_others():
+    """64 rows of 4 query heads a KV head: each byte of the cache is multiplied more often than an H200 has time for."""
+    config, length = shapes.config_of("Llama-3.1-8B"), 126976
+    cost, h200 = roofline.step_cost("verify-64", config, length), TARGETS["h200"]
+    attention = 4 * 32 * 32 * 128 * 64 * (length + 64)
+    cache = (length + 64) * 131072
+    assert attention / 989e12 > cache / 4.8e12
+    assert cost.seconds(h200, 1) == pytest.approx(attention / 989e12 + (cost.bytes - cache) / 4.8e12)
+    assert cost.seconds(h200, 1) > 1.1 * max(cost.bytes / 4.8e12, cost.operations / 989e12)
+
+
+@pytest.mark.parametrize("name", [name for name in steps.STEPS if name != "draft"])
+def test_every_step_has_a_cost(name):
+    config = shapes.config_of("tiny")
+    costs = [roofline.step_cost(name, config, length) for length in (100, 200)]
+    assert 0 < costs[0].bytes < costs[1].bytes
+    assert costs[0].operations < costs[1].operations
+
+
+def test_top_k_and_top_p_are_in_a_step_of_their_own():
+    config = shapes.config_of("tiny")
+    plain, top = (steps.plan_named(name, config) for name in ("verify-16", "verify-16-topkp"))
+    assert (plain.features, top.features) == (SamplingFeatures.SAMPLED, SamplingFeatures.FILTERED)
+    assert plain.tree == top.tree
+    inputs, _ = steps.first_call(top, None, jnp.dtype(jnp.float32), 1, 512)
+    assert (int(inputs.sampling.top_k), round(float(inputs.sampling.top_p), 3)) == (20, 0.8)
+    cost = [roofline.step_cost(name, config, 100) for name in ("verify-16", "verify-16-topkp")]
+    assert cost[0] == cost[1], "draws read no more of the model"
 
 
 def test_verification_costs_rows_and_partial_drafting_a_second_pass():
@@ -88,20 +132,102 @@ ptxas info    : Used 16 registers
     monkeypatch.setattr(ptx, "_assembler", lambda: assembler)
     found = ptx.kernel_registers(tmp_path, "sm_80", ("tree_attention",))
     assert found == {"tree_attention_1": {"registers": 255, "spilled_bytes": 136}}
+    with pytest.raises(LookupError, match=f"{tmp_path} holds no PTX of sparse_attention or cache_scores"):
+        ptx.kernel_registers(tmp_path, "sm_80", ("sparse_attention", "cache_scores"))
+    (tmp_path / "module.ptx").unlink()
+    with pytest.raises(LookupError):
+        ptx.kernel_registers(tmp_path, "sm_80", ("tree_attention",))
+
+
+THUNKS = """001: kCopy         [source       | next=004 (3)] kCopy
+002: kWhile        [prev=001 (1) | next=066 (1)]   
+condition:
+    003: kCustomKernel [source | sink] loop_and_fusion grid: [1, 1, 1]
+  body:
+    000: kCommandBuffer [source       | next=046 (1)] 
+        004: kCopy         [source        | next=007 (1) ] kCopy
+        005: kCustomKernel [prev=006 (1)  | sink         ] tree_attention grid: [1, 33, 8]
+    006: kWhile         [prev=000 (1) | next=000 (1)]       
+condition:
+        007: kCustomKernel [source | sink] known
+      body:
+        000: kCommandBuffer [source | sink] 
+            008: kCustomKernel [source | sink] input_reduce_fusion
+            009: kCustomKernel [source | sink] input_reduce_fusion
+    010: kWhile         [prev=000 (1) | next=000 (1)]       
+condition:
+        No thunks.      body:
+        000: kCommandBuffer [source | sink] 
+            011: kCustomKernel [source | sink] seldom
+        012: kWhile         [prev=000 (1) | next=000 (1)]       
+condition:
+            013: kCustomKernel [source | sink] seldom
+          body:
+            014: kCustomKernel [source | sink] seldom
+    000: kCommandBuffer [prev=216 (1) | sink        ] 
+        015: kCustomKernel [source | sink] loop_add_fusion
+016: kCopy         [prev=004 (1) | sink        ] kCopy
+"""
+PROGRAM = """HloModule chunk
+
+%rare_inside (p: s32[]) -> s32[] {
+  ROOT %p = s32[] parameter(0)
+}
+
+%rare (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  ROOT %while.4 = s32[] while(%p), condition=%c, body=%rare_inside
+}
+
+%search (p: s32[]) -> s32[] {
+  ROOT %p = s32[] parameter(0)
+}
+
+%iteration (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  %while.2 = s32[] while(%p), condition=%c, body=%search, backend_config={"known_trip_count":{"n":"10"}}
+  ROOT %while.3 = s32[] while(%while.2), condition=%c, body=%rare
+}
+
+ENTRY %main (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  ROOT %while.1 = s32[] while(%p), condition=%c, body=%iteration
+}
+"""
+
+
+def test_launches_are_those_of_one_iteration():
+    """The condition, 2 + 1 nodes of two graphs, 10 turns of a graph of 2, and no kernel of the loop that seldom turns;
+    the host waits for the outer loop's condition and for that one's."""
+    assert launches.count(THUNKS, PROGRAM) == launches.Launches(nodes=1 + 2 + 10 * 2 + 1, graphs=1 + 10 + 1, waits=2)
+
+
+def test_a_loop_within_a_graph_is_no_launch_of_the_host():
+    whole = "000: kCommandBuffer [source | sink] \n" + "".join(f"    {line}\n" for line in THUNKS.splitlines())
+    inside = re.sub("kCommandBuffer", "kSequential", whole).replace("kSequential", "kCommandBuffer", 1)
+    assert launches.count(inside, PROGRAM) == launches.Launches(nodes=24, graphs=0, waits=0)
+
+
+def test_launches_are_read_from_what_xla_dumps(tmp_path):
+    assert launches.dumped_launches(tmp_path) is None
+    (tmp_path / "module_0001.jit_f.thunk_sequence_after_thunk_passes.txt").write_text(THUNKS)
+    (tmp_path / "module_0001.jit_f.sm_9.0a_gpu_after_optimizations.txt").write_text(PROGRAM)
+    assert launches.dumped_launches(tmp_path, "jit_f") == launches.count(THUNKS, PROGRAM)
+    assert launches.dumped_launches(tmp_path, "jit_g") is None
 
 
 def test_a_replayed_text_sums_the_steps_at_every_length():
     points = [(10, 1.0), (20, 2.0)]
-    assert sections._integral(points, 10) == pytest.approx(10.0)  # level before the first
-    assert sections._integral(points, 21) == pytest.approx(10 + np.linspace(1, 2, 11).sum())
-    assert sections._integral(points, 31) == pytest.approx(10 + np.linspace(1, 2, 11).sum() + 20)
+    assert replay.integral(points, 10) == pytest.approx(10.0)  # level before the first
+    assert replay.integral(points, 21) == pytest.approx(10 + np.linspace(1, 2, 11).sum())
+    assert replay.integral(points, 31) == pytest.approx(10 + np.linspace(1, 2, 11).sum() + 20)
 
 
 def test_the_device_check_runs_here_and_goes_on_where_it_ended(tmp_path, capsys):
     output = tmp_path / "check.json"
     flags = ["--lengths", "300", "--steps", "plain", "verify-16", "prefill", "--copied-bytes", "1000000"]
     flags += ["--output", str(output)]
-    flags += ["--demo-modes", "autoregressive", "ngram", "--demo-tokens", "40", "--replayed-tokens", "1000"]
+    flags += ["--demo-modes", "autoregressive", "fused", "--demo-tokens", "40", "--replayed-tokens", "1000"]
     assert (
         device_check.main([*flags, "--sections", *(name for name in device_check.SECTIONS if name != "kernels")]) == 0
     )
@@ -109,12 +235,15 @@ def test_the_device_check_runs_here_and_goes_on_where_it_ended(tmp_path, capsys)
     by_section = {name: [row for row in rows if row["section"] == name] for name in device_check.SECTIONS}
     (copied,) = by_section["copy"]
     assert copied["bytes_a_second"] > 1e6
+    assert copied["operations_a_second"] > 1e6
     plain, verify, prefill = by_section["steps"]
     assert plain["tokens_a_pass"] == 1.0
     assert prefill["tokens_a_pass"] == steps.ACCELERATOR_ROWS
     for row in (plain, verify, prefill):
         expected = row["bytes"] / (row["milliseconds"] / 1e3) / copied["bytes_a_second"]
         assert row["of_copy_bandwidth"] == pytest.approx(expected)
+        least = row["bytes"] / copied["bytes_a_second"]
+        assert row["floor_milliseconds"] >= 1e3 * least * (1 - 1e-9)
         whole, *operations = [found for found in by_section["profile"] if found["step"] == row["step"]]
         assert whole["milliseconds"] > 0
         assert whole["busy_milliseconds"] > 0
@@ -123,13 +252,16 @@ def test_the_device_check_runs_here_and_goes_on_where_it_ended(tmp_path, capsys)
         assert any(operation["origin"] for operation in operations)
     assert [row["case"] for row in by_section["draws"]] == list(sampling.CASES)
     assert all("share" not in row for row in by_section["draws"]), "no step of 64 rows was timed"
-    assert {"value", "met"} < set(by_section["goals"][0])
-    assert all("missing" in row for row in by_section["goals"][1:]), "nothing was timed after 16,384 tokens"
+    assert [(row["option"], row["round"]) for row in by_section["options"]] == [
+        (option, index) for option in ("while", "no-pdl") for index in (1, 2, 3)
+    ]
+    assert all("missing" in row for row in by_section["goals"]), "nothing was timed after 16,384 tokens"
     replayed = {(row["step"], row["acceptance_rate"]): row["seconds"] for row in by_section["replay"]}
     assert replayed["plain", 0.0] == pytest.approx(plain["milliseconds"])  # 1,000 tokens at one measured length
     assert replayed["verify-16", 0.6] == pytest.approx(verify["milliseconds"] / (1 + 3 * 0.6))
-    assert [row["leading_tokens_of_autoregressive"] for row in by_section["demo"]] == [40, 40]
+    assert [row["leading_tokens_of_the_first"] for row in by_section["demo"]] == [40, 40]
     assert not any(row["audit_failed"] for row in by_section["demo"])
+    assert [row["tokens_a_pass"] > 1.5 for row in by_section["demo"]] == [False, True], "drafts were verified"
     before = output.read_text()
     assert device_check.main([*flags, "--sections", "copy", "steps"]) == 0
     assert "copy: done before" in capsys.readouterr().err
@@ -140,21 +272,44 @@ def test_the_device_check_runs_here_and_goes_on_where_it_ended(tmp_path, capsys)
     assert "done before" not in capsys.readouterr().err
 
 
-def test_goals_are_held_against_the_worst_that_was_measured():
-    def step(name, length, milliseconds, share):
-        about = {"section": "steps", "step": name, "length": length}
-        return about | {"milliseconds": milliseconds, "of_copy_bandwidth": share}
+def timed(name, length, milliseconds, share, model="Llama-3.1-8B", floor=1.0, **more):
+    about = {"section": "steps", "model": model, "step": name, "length": length, "floor_milliseconds": floor}
+    return about | {"milliseconds": milliseconds, "of_copy_bandwidth": share} | more
 
-    rows = [step("plain", 4096, 3.0, 0.9), step("plain", 16384, 4.0, 0.85), step("plain", 65536, 5.0, 0.79)]
-    rows += [step("verify-16", 4096, 9.0, 0.3), step("verify-16", 16384, 4.2, 0.8), step("verify-16", 65536, 5.5, 0.8)]
-    replay = {"section": "replay", "acceptance_rate": 0.6, "tokens": 100_000}
+
+def test_goals_are_held_against_the_worst_that_was_measured():
+    rows = [timed("plain", 4096, 3.0, 0.5), timed("plain", 16384, 4.0, 0.9), timed("plain", 65536, 5.0, 0.84)]
+    rows += [timed("verify-16", 4096, 9.0, 0.3), timed("verify-16", 16384, 4.2, 0.8)]
+    rows += [timed("verify-16", 65536, 5.5, 0.8)]
+    replay = {"section": "replay", "model": "Llama-3.1-8B", "acceptance_rate": 0.6, "tokens": 100_000}
     rows += [replay | {"step": "verify-16", "seconds": 280.0}, replay | {"step": "partial-16", "seconds": 350.0}]
     rows += [replay | {"step": "verify-16", "seconds": 200.0, "acceptance_rate": 0.8}]
+    rows += [replay | {"step": "verify-16", "seconds": 20.0, "model": "Qwen2.5-1.5B"}]
     plain, narrow, wide, replayed = held_against(rows)
-    assert (plain["value"], plain["at_least"], plain["met"]) == (0.79, 0.8, False)
-    assert (narrow["value"], narrow["at_most"], narrow["met"]) == (1.1, 1.1, True)
+    assert (plain["value"], plain["at_least"], plain["met"]) == (0.84, 0.85, False)
+    assert (narrow["value"], narrow["at_most"], narrow["met"], narrow["length"]) == (1.1, 1.1, True, 65536)
     assert "missing" in wide
     assert (replayed["value"], replayed["at_most"], replayed["met"]) == (280.0, 300.0, True)
+
+
+def test_the_goal_of_several_rows_is_what_the_roofline_leaves_possible():
+    """After 126,976 tokens 64 rows cost 1.25 of a plain step at best: within 5 percent of that is met, 1.2 or not."""
+    rows = [timed("plain", 16384, 4.0, 0.9, floor=3.0), timed("plain", 126976, 8.0, 0.9, floor=6.0)]
+    rows += [timed("verify-64", 16384, 4.8, 0.8, floor=3.3), timed("verify-64", 126976, 10.4, 0.8, floor=7.5)]
+    _, _, wide, _ = held_against(rows)
+    assert wide["length"] == 16384, "the nearest to its own bound"
+    assert (wide["value"], wide["at_most"], wide["met"]) == (pytest.approx(1.2), pytest.approx(1.2), True)
+    _, _, wide, _ = held_against([*rows[:3], timed("verify-64", 126976, 10.8, 0.8, floor=7.5)])
+    assert (wide["length"], wide["value"], wide["at_most"]) == (126976, 1.35, pytest.approx(1.3125))
+    assert not wide["met"]
+
+
+def test_goals_are_of_one_model_and_of_one_process_where_they_can_be():
+    rows = [timed("plain", 16384, 4.0, 0.9, stage="a"), timed("plain", 16384, 5.0, 0.9, stage="b")]
+    rows += [timed("verify-16", 16384, 5.5, 0.8, stage="b"), timed("plain", 16384, 1.0, 0.4, model="Qwen2.5-1.5B")]
+    large, small = [[row for row in held_against(rows) if row["model"] == name] for name in (shapes.NAMES[:2])]
+    assert large[1]["value"] == 1.1
+    assert (small[0]["value"], "at_least" in small[0], "met" in small[0]) == (0.4, False, False), "no goal is set"
 
 
 @pytest.fixture
@@ -202,6 +357,29 @@ def test_kernels_are_timed_for_the_bytes_they_must_read(monkeypatch):
     assert read["cache_scores", 1, 200] == position * 200
     for row in rows:
         assert row["of_copy_bandwidth"] == pytest.approx(row["bytes"] / (row["microseconds"] * 1e-6) / 1e9)
+
+
+def test_a_kernel_is_compiled_once_for_all_lengths(monkeypatch):
+    monkeypatch.setattr(kernel_speed, "LAYERS", 3)
+    traced = []
+    right = kernel_speed.tree_attention
+
+    def counted(queries, *arguments, **options):
+        traced.append(queries.shape[1])
+        return right(queries, *arguments, **options)
+
+    monkeypatch.setattr(kernel_speed, "tree_attention", counted)
+    config = shapes.config_of("tiny")
+    list(kernel_speed.by_length(config, (256, 300, 280), jnp.dtype(jnp.float32), bandwidth=1e9))
+    assert sorted(traced) == 3 * [1] + 3 * [16] + 3 * [64]
+
+
+def test_variants_of_a_step_take_turns_at_one_text():
+    model = filled.random_model(shapes.config_of("tiny"), jnp.dtype(jnp.float32))
+    variants = dict(filled.filled_variants(model, "plain", 100, 512, {"one": {}, "other": {}}))
+    assert [step.call() for step in variants.values()] == [(filled.ITERATIONS, filled.ITERATIONS)] * 2
+    (started,) = {step.call.args and step.call.func.__self__ for step in variants.values()}
+    assert int(started.state.length[0]) == 100 + 2 * filled.ITERATIONS
 
 
 def test_a_section_that_fails_costs_no_other(tmp_path, monkeypatch):

@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tests.row_settings import settings_of
-from tokenswift_jax.engine.prefill import first_state
-from tokenswift_jax.kv.dense import empty_cache
+from tests.engine_fixture import blank_state, layout_of, settings_of
 from tokenswift_jax.model import Model
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
@@ -73,16 +71,6 @@ def abstract_call(plan: Plan, params, sampling: SamplingConfig, batch: int, capa
 
 
 def _call(plan, params, sampling, batch, capacity, ngram_slots, dtype):
-    config = plan.config
     assert features_of(sampling) == plan.features
-    lengths = jnp.ones((batch,), jnp.int32)
-    state = first_state(
-        config,
-        jnp.zeros((batch, capacity), jnp.int32),
-        lengths,
-        empty_cache(config, batch, capacity, dtype),
-        ngram_slots=ngram_slots if plan.tree is not None and plan.tree.ngram_k > 0 else None,
-        calibrate=plan.tree is not None and plan.tree.calibrated,
-        draft=plan.draft,
-    )
+    config, state = plan.config, blank_state(layout_of(plan, dtype, capacity, ngram_slots), batch)
     return StepInputs(params, settings_of(sampling, vocab=config.vocab_size, batch=batch)), state

@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 import jax
 
 from tokenswift_jax import __version__, checkpoint, stats
-from tokenswift_jax.arguments import requests_for
+from tokenswift_jax.arguments import logprob_spec, requests_for
 from tokenswift_jax.engine.journal import Journal
 from tokenswift_jax.engine.sequence import Row
-from tokenswift_jax.engine.token_log import SAMPLED, Records, concatenate, from_committed
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.prompt import encode, is_batch
+from tokenswift_jax.progress_report import Report, phase, silent
+from tokenswift_jax.prompt import encode_rows, is_batch
 from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.stats import GenerationResult
 from tokenswift_jax.text.transcript import Segment
+from tokenswift_jax.token_log import SAMPLED, TokenLog, TokenLogprob, concatenate
 
 if TYPE_CHECKING:
     from tokenswift_jax.audit.replay import AuditReport
-    from tokenswift_jax.engine.run import DecodingRun
+    from tokenswift_jax.engine.session import Session
     from tokenswift_jax.model import Model
+    from tokenswift_jax.sample.logprobs import LogprobSpec
     from tokenswift_jax.speculation import SpeculationConfig
 
 _P = ParamSpec("_P")
@@ -47,7 +49,7 @@ class StreamEvent:
 
     row: int
     segments: tuple[Segment, ...]
-    records: Records
+    records: TokenLog
     result: GenerationResult | None = None
 
     @property
@@ -72,9 +74,12 @@ class _Call:
 
     model: Model
     requests: list[Request]
+    batch: bool
+    logprobs: LogprobSpec | None
     speculation: SpeculationConfig
     ignore_eos: bool | Sequence[bool]
     audit: bool
+    report: Report
 
 
 def _with_parameters_of(source: Callable[_P, Any]) -> Callable[[Callable[..., _T]], Callable[_P, _T]]:
@@ -90,7 +95,7 @@ def _with_parameters_of(source: Callable[_P, Any]) -> Callable[[Callable[..., _T
 
 def stream(
     model: Model,
-    prompt: Any,
+    prompt: Any = None,
     sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
     speculation: SpeculationConfig | None = None,
     *,
@@ -102,17 +107,21 @@ def stream(
     resume: bool = False,
     audit: bool = False,
     capacity: int | None = None,
+    logprobs: int | None = None,
+    logprobs_mode: str = "raw",
+    messages: Any = None,
+    report: Report = silent,
 ) -> Generator[StreamEvent, None, None]:
     """`generate`, a `StreamEvent` for each chunk as it is committed; each row ends with one that carries its result.
 
     Arguments are checked, and a wrong one raises, when this is called. KeyboardInterrupt (raised while the next event
     is computed, or thrown in with `.throw`) ends the text; the results follow. Closing the generator abandons the run.
     """
-    from tokenswift_jax.engine import run as decoding
+    from tokenswift_jax.engine import session
     from tokenswift_jax.speculation import SpeculationConfig
 
     size = model.config.vocab_size
-    prompts = [encode(one, model.tokenizer, size) for one in (prompt if is_batch(prompt) else [prompt])]
+    prompts = encode_rows(prompt, messages, model.tokenizer, size)
     requests = requests_for(
         model,
         prompts,
@@ -123,7 +132,8 @@ def stream(
         stop=stop,
     )
     speculation = SpeculationConfig() if speculation is None else speculation
-    call = _Call(model, requests, speculation, ignore_eos, audit)
+    spec = logprob_spec(logprobs, logprobs_mode, size)
+    call = _Call(model, requests, is_batch(prompt, messages), spec, speculation, ignore_eos, audit, report)
     saved = _open_journal(call, journal, resume)
     try:
         rows = [Row(model.tokenizer, request) for request in requests]
@@ -131,7 +141,9 @@ def stream(
         run = None
         if rows[0].finish is None:  # only a journal can have brought the row to its end by now
             emitted = [concatenate(rows[0].parts).token_ids.tolist()] if past else None
-            run = decoding.DecodingRun(model, requests, speculation, emitted=emitted, capacity=capacity)
+            run = session.Session(
+                model, requests, speculation, emitted=emitted, capacity=capacity, logprobs=spec, report=report
+            )
             if saved is not None:
                 saved.begin()
     except BaseException:
@@ -142,7 +154,7 @@ def stream(
 
 
 @_with_parameters_of(stream)
-def generate(model: Model, prompt: Any, *arguments: Any, **named: Any) -> Any:
+def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) -> Any:
     """Generates text: the same tokens for one seed whatever `speculation` says.
 
     KeyboardInterrupt ends the text early and is not raised again: the result's finish_reason is "interrupted".
@@ -162,23 +174,31 @@ def generate(model: Model, prompt: Any, *arguments: Any, **named: Any) -> Any:
       resume: continue the journal's run, or begin it where there is no file yet.
       audit: replay the finished text through the target and compare every draw.
       capacity: positions to reserve in the cache; None: what prompt and max_new_tokens need.
+      logprobs: give the log-probability of every token, and of the so many likeliest tokens there (0 or more).
+      logprobs_mode: "raw": of the model's own distribution; "processed": of the one that tokens are drawn from, after
+        penalty, temperature and filters (a greedy row's has temperature 1).
+      messages: in place of a prompt, a conversation for the tokenizer's chat template: a list of turns such as
+        {"role": "user", "content": "..."}. A list of conversations is one batch.
+      report: called with the progress of phases that give no text yet (`progress_report`).
 
     Returns:
       A `GenerationResult`, a list of them for a batch.
 
     Raises:
       UserError: whatever is wrong with the arguments, before anything is generated.
-      tokenswift_jax.engine.run.NumericsError: NaN logits, with the position.
+      tokenswift_jax.errors.NumericsError: NaN logits, with the position. In a batch that row alone ends, with
+        finish_reason "error" and the message in `error`.
     """
     results = [event.result for event in stream(model, prompt, *arguments, **named) if event.result is not None]
-    return results if is_batch(prompt) else results[0]
+    return results if is_batch(prompt, named.get("messages")) else results[0]
 
 
 def _events(
-    call: _Call, rows: list[Row], past: list[StreamEvent], run: DecodingRun | None, journal: Journal | None
+    call: _Call, rows: list[Row], past: list[StreamEvent], run: Session | None, journal: Journal | None
 ) -> Generator[StreamEvent, None, None]:
     trace = list(journal.schedule_trace) if journal is not None else []
     held = [""] * len(rows)
+    errors: dict[int, str] = {}
     try:
         yield from past
         known = 0  # entries of the run's trace that are in `trace`
@@ -187,13 +207,19 @@ def _events(
             known += len(entries)
             new_trace = _changes(trace, entries)
             trace += new_trace
-            for index, (row, committed) in enumerate(zip(rows, step.rows, strict=True)):
-                if row.finish is not None or not len(committed.token_ids):
+            for index, (row, new) in enumerate(zip(rows, step.rows, strict=True)):
+                if row.finish is not None:
                     continue
-                kept, segments = row.take(from_committed(committed, step.seconds))
-                if journal is not None:
-                    journal.append(kept, new_trace)
-                yield StreamEvent(index, tuple(segments), kept)
+                if len(new.log):
+                    kept, segments = row.take(new.log)
+                    if journal is not None:
+                        journal.append(kept, new_trace)
+                    yield StreamEvent(index, tuple(segments), kept)
+                if new.error is not None and row.finish is None:
+                    if not call.batch:
+                        raise new.error
+                    errors[index] = str(new.error)
+                    yield StreamEvent(index, tuple(row.failed()), concatenate([]))
             if all(row.finish is not None for row in rows):
                 break
     except KeyboardInterrupt:
@@ -207,17 +233,22 @@ def _events(
             journal.close()
     for index, (row, text) in enumerate(zip(rows, held, strict=True)):
         segments = ((text, SAMPLED),) if text else ()
-        yield StreamEvent(index, segments, concatenate([]), _result(call, index, row, run, trace))
+        yield StreamEvent(index, segments, concatenate([]), _result(call, index, row, run, trace, errors.get(index)))
 
 
 def _result(
-    call: _Call, index: int, row: Row, run: DecodingRun | None, trace: list[dict[str, Any]]
+    call: _Call,
+    index: int,
+    row: Row,
+    run: Session | None,
+    trace: list[dict[str, Any]],
+    error: str | None,
 ) -> GenerationResult:
     records = concatenate(row.parts)
     assert row.finish is not None, "the run ended before its rows"
-    request, report = call.requests[index], None
-    if call.audit and row.finish != "interrupted":
-        report = _audit(call.model, request, records)
+    request, found = call.requests[index], None
+    if call.audit and row.finish not in ("interrupted", "error"):
+        found = _audit(call.model, request, records, call.report)
     return GenerationResult(
         text=row.text,
         model=str(call.model.path),
@@ -237,10 +268,12 @@ def _result(
         **stats.acceptance(records),
         **stats.timing(records),
         distinct_n=stats.distinct_n(records.token_ids),
+        logprobs=_logprobs(call, request, records),
+        error=error,
         audit=None
-        if report is None
-        else {"positions": report.positions, "mismatches": report.mismatches, "max_margin": report.max_margin},
-        audit_failed=report is not None and report.failed,
+        if found is None
+        else {"positions": found.positions, "mismatches": found.mismatches, "max_margin": found.max_margin},
+        audit_failed=found is not None and found.failed,
     )
 
 
@@ -254,14 +287,27 @@ def _changes(trace: list[dict[str, Any]], entries: list[dict[str, Any]]) -> list
     return changes
 
 
-def _audit(model: Model, request: Request, records: Records) -> AuditReport | None:
+def _audit(model: Model, request: Request, records: TokenLog, report: Report) -> AuditReport | None:
     """The replay's findings; None when it was interrupted."""
     from tokenswift_jax.audit.replay import audit
 
     try:
-        return audit(model, request, records.token_ids.tolist())
+        with phase(report, "auditing the text"):
+            return audit(model, request, records.token_ids.tolist())
     except KeyboardInterrupt:
         return None
+
+
+def _logprobs(call: _Call, request: Request, records: TokenLog) -> list[TokenLogprob] | None:
+    """One entry a token; a resumed text's are all replayed, since a journal holds none."""
+    if call.logprobs is None:
+        return None
+    found, token_ids = records.logprobs, records.token_ids.tolist()
+    if found is None and token_ids:
+        from tokenswift_jax.audit.logprobs import replayed_logprobs
+
+        found = replayed_logprobs(call.model, request, token_ids, call.logprobs)
+    return [] if found is None else found.of(token_ids)
 
 
 def _device() -> str:
@@ -273,10 +319,10 @@ def _open_journal(call: _Call, path: str | Path | None, resume: bool) -> Journal
     """The journal, its header made of whatever the text depends on; lengths may grow on resume, so no cap."""
     if path is None:
         if resume:
-            raise UserError("--resume continues a journal; name it with --journal")
+            raise UserError("resume=True without journal: name the file to continue", arguments=("resume", "journal"))
         return None
     if len(call.requests) > 1:
-        raise UserError("a journal holds one prompt's tokens; generate a batch without --journal")
+        raise UserError("journal holds one prompt's tokens; leave it out for a batch", arguments=("journal",))
     model, request = call.model, call.requests[0]
     header = {
         "checkpoint": checkpoint.fingerprint(model.path),

@@ -12,6 +12,7 @@ from tokenswift_jax.sampling import SamplingConfig, check_vocabulary, resolve_sa
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
+    from tokenswift_jax.sample.logprobs import LogprobSpec
 
 
 def requests_for(
@@ -42,13 +43,30 @@ def requests_for(
     for row, prompt in enumerate(prompts):
         _check_lengths(longest[row], shortest[row])
         if not isinstance(ignored[row], bool):
-            raise UserError(f"ignore_eos is {ignored[row]!r}; it must be True or False")
+            raise UserError(f"ignore_eos is {ignored[row]!r}; it must be True or False", arguments=("ignore_eos",))
         if stops[row] and model.tokenizer is None:
-            raise UserError("this checkpoint has no tokenizer, so there is no text to stop at; leave out stop")
+            raise UserError("stop needs text, and this checkpoint has no tokenizer; leave it out", arguments=("stop",))
         check_vocabulary(configs[row], model.config.vocab_size)
         eos = () if ignored[row] else tuple(model.eos_token_ids)
         requests.append(Request(prompt, configs[row], longest[row], shortest[row], eos, stops[row]))
     return requests
+
+
+def logprob_spec(logprobs: Any, mode: Any, vocab: int) -> LogprobSpec | None:
+    """Which log-probabilities to give; None for none.
+
+    Raises:
+      UserError: a value is out of range.
+    """
+    from tokenswift_jax.sample.logprobs import LogprobSpec
+
+    if mode not in ("raw", "processed"):
+        raise UserError(f"logprobs_mode is {mode!r}; it must be 'raw' or 'processed'", arguments=("logprobs_mode",))
+    if logprobs is None:
+        return None
+    if type(logprobs) is not int or not 0 <= logprobs <= vocab:
+        raise UserError(f"logprobs is {logprobs!r}; it must be a whole number from 0 to {vocab}", ("logprobs",))
+    return LogprobSpec(logprobs, mode == "processed")
 
 
 def _configs(model: Model, sampling: Any, count: int) -> list[SamplingConfig]:
@@ -68,7 +86,10 @@ def _one_each(name: str, value: Any, count: int) -> list[Any]:
     if not isinstance(value, list | tuple):
         return [value] * count
     if len(value) != count:
-        raise UserError(f"{name} has {len(value)} entries for {count} prompts; give one each, or one value for all")
+        raise UserError(
+            f"{name} has {len(value)} entries for {count} prompts; give one each, or one value for all",
+            arguments=(name,),
+        )
     return list(value)
 
 
@@ -89,6 +110,9 @@ def _stops(stop: Any, count: int) -> list[tuple[str, ...]]:
 def _check_lengths(max_new_tokens: Any, min_new_tokens: Any) -> None:
     for name, value, least in (("max_new_tokens", max_new_tokens, 1), ("min_new_tokens", min_new_tokens, 0)):
         if type(value) is not int or value < least:
-            raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or above")
+            raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or above", arguments=(name,))
     if min_new_tokens > max_new_tokens:
-        raise UserError(f"min_new_tokens {min_new_tokens} is above max_new_tokens {max_new_tokens}; lower one")
+        raise UserError(
+            f"min_new_tokens {min_new_tokens} is above max_new_tokens {max_new_tokens}; lower one",
+            arguments=("min_new_tokens", "max_new_tokens"),
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from math import prod
 from pathlib import Path
@@ -14,6 +15,7 @@ from jax.sharding import AxisType, Mesh
 
 from hardware import ptx, roofline, shapes, steps
 from hardware.copies import large_arrays
+from hardware.launches import dumped_launches
 from hardware.program_text import array_bytes
 from hardware.targets import TARGETS, Target, devices
 from hardware.traffic import moved_bytes
@@ -51,13 +53,16 @@ def report(
       layers: how many are compiled, None for all; arguments, cache and roofline are the whole model's.
       capacity: slots of the cache.
       options: of XLA.
-      dumped: where XLA and Mosaic GPU put PTX.
+      dumped: where XLA and Mosaic GPU put PTX, and XLA its lists of thunks.
+
+    Raises:
+      LookupError: of a GPU's kernels no PTX was found, so that nothing is known of their spills.
     """
     target, whole = TARGETS[name], shapes.config_of(model)
     count = devices_needed(target, whole, capacity)
     config = shapes.config_of(model, layers)
     wanted = steps.step_named(step, config, capacity, DTYPE)
-    for old in dumped.glob("*.ptx"):
+    for old in (path for path in dumped.iterdir() if path.is_file()):
         old.unlink()
     begun = time.perf_counter()
     compiled = compile_step(target, wanted, count, options)
@@ -95,11 +100,13 @@ def report(
         "least_moved_bytes": least,
         "moved_share": round(moved / least, 3),
         "share_of_memory": round((arguments + memory.temp_size_in_bytes) / target.memory, 3),
-        "roofline": [_bound(step, whole, length, target, count) for length in LENGTHS if length < capacity],
+        "roofline": bounds(name, model, step, capacity, count),
         "jax": jax.__version__,
     }
     if target.kind == "gpu":
         row["kernels"] = ptx.kernel_registers(dumped, _ARCHITECTURES[name], KERNELS)
+        launched = dumped_launches(dumped)
+        row["launches"] = launched and dataclasses.asdict(launched)
     logits = 4 * wanted.rows * config.vocab_size if wanted.plan else 0
     spilled = any(kernel["spilled_bytes"] for kernel in row.get("kernels", {}).values())
     small = memory.temp_size_in_bytes <= TEMPORARY_SHARE * whole_cache + logits
@@ -144,11 +151,11 @@ def devices_needed(target: Target, config: ModelConfig, capacity: int) -> int:
     raise SystemExit(f"error: {needed / 1e9:.0f} GB do not fit 8 devices of {target.memory / 1e9:.0f} GB")
 
 
-def _bound(step: str, config: ModelConfig, length: int, target: Target, count: int) -> dict[str, Any]:
-    cost = roofline.step_cost(step, config, length)
-    return {
-        "length": length,
-        "bytes": cost.bytes,
-        "operations": cost.operations,
-        "milliseconds": round(1e3 * cost.seconds(target, count), 4),
-    }
+def bounds(name: str, model: str, step: str, capacity: int, count: int) -> list[dict[str, Any]]:
+    """The roofline of a step on so many of a target's devices, by length."""
+    config, found = shapes.config_of(model), []
+    for length in (length for length in LENGTHS if length < capacity):
+        cost = roofline.step_cost(step, config, length)
+        least = round(1e3 * cost.seconds(TARGETS[name], count), 4)
+        found.append({"length": length, "bytes": cost.bytes, "operations": cost.operations, "milliseconds": least})
+    return found

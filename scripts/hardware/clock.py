@@ -39,3 +39,16 @@ def copy_bandwidth(size: int, passes: int = 10) -> float:
         return x
 
     return 2 * size * passes / seconds_of(again)
+
+
+def product_rate(size: int, dtype: Any, passes: int = 10) -> float:
+    """Floating-point operations a second of square matrix products of random numbers, one after the other."""
+    keys = jax.random.split(jax.random.key(0))
+    left, right = (jax.random.normal(key, (size, size), dtype) for key in keys)
+
+    @jax.jit
+    def multiply(left: jax.Array, right: jax.Array) -> jax.Array:
+        scale = jnp.asarray(size**-0.5, dtype)  # so that no pass overflows the next
+        return jax.lax.fori_loop(0, passes, lambda _, product: (left @ product) * scale, right)
+
+    return 2 * size**3 * passes / seconds_of(lambda: multiply(left, right))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from hardware import steps
-from tokenswift_jax.engine.compile_cache import CompileCache
+from tokenswift_jax.engine.compile_cache import COMPILER_OPTIONS, CompileCache
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
@@ -62,6 +62,12 @@ class FilledStep:
     executable: Any
     call: Callable[[], tuple[int, int]]
 
+    def milliseconds(self) -> float:
+        """Of a pass, over one call."""
+        begun = time.perf_counter()
+        done, _ = self.call()
+        return 1e3 * (time.perf_counter() - begun) / done
+
 
 def milliseconds_a_pass(step: FilledStep) -> dict[str, float]:
     """A step's time an iteration, and how many tokens an iteration emitted or, of a prompt, took in."""
@@ -98,21 +104,52 @@ def _prefill(model: RandomModel, step: steps.Step, length: int) -> FilledStep:
 
 
 def _decoding(model: RandomModel, step: steps.Step, plan: Plan, length: int, capacity: int) -> FilledStep:
-    blank = jax.jit(lambda: steps.first_call(plan, None, jnp.dtype(model.dtype), 1, capacity))
-    inputs, state = blank()
-    inputs = replace(inputs, params=model.params)
-    cache = FullCache(_random(state.cache.keys, 1), _random(state.cache.values, 2))
-    state = replace(state, cache=cache, length=jnp.full_like(state.length, length))
-    if plan.draft is not None or (plan.tree is not None and plan.tree.ngram_k):
-        state = compiled("catch_up", None, plan)(_light(inputs), state)
-    function = CompileCache().compile(step.function, inputs, state, jnp.int32(ITERATIONS))
+    started = _Started(model, plan, length, capacity)
+    function = CompileCache().compile(step.function, started.inputs, started.state, jnp.int32(ITERATIONS))
+    return FilledStep(function, functools.partial(started.run, function))
 
-    def call() -> tuple[int, int]:
-        nonlocal state
-        state, chunk = function(inputs, state, jnp.int32(ITERATIONS))
+
+def filled_variants(
+    model: RandomModel, name: str, length: int, capacity: int, variants: dict[str, dict[str, Any]]
+) -> Iterator[tuple[str, FilledStep]]:
+    """A decoding step compiled once a variant, with decoding's own options for XLA and the variant's; each as it is
+    compiled. They take turns at one state, so that no more than one cache is held."""
+    step = _step(name, model.config, capacity, model.dtype)
+    assert step.plan is not None, f"{name} is no step of decoding"
+    started = _Started(model, step.plan, length, capacity)
+    lowered = step.function.lower(started.inputs, started.state, jnp.int32(ITERATIONS))
+    for variant, options in variants.items():
+        ours = COMPILER_OPTIONS.get(jax.default_backend(), {})
+        function = lowered.compile(compiler_options={**ours, **options})
+        yield variant, FilledStep(function, functools.partial(started.run, function))
+
+
+class _Started:
+    """A text that has come to some length, and goes on with every call.
+
+    Attributes:
+      inputs: of every iteration.
+      state: after the last call; the one before it was donated.
+    """
+
+    def __init__(self, model: RandomModel, plan: Plan, length: int, capacity: int) -> None:
+        blank = jax.jit(lambda: steps.first_call(plan, None, jnp.dtype(model.dtype), 1, capacity))
+        inputs, state = blank()
+        self.inputs = replace(inputs, params=model.params)
+        filled = []
+        # One after the other: without this a blank cache and a random one are held at once (17 GB more for an 8B).
+        for seed, array in enumerate((state.cache.keys, state.cache.values), start=1):
+            shape = jax.ShapeDtypeStruct(array.shape, array.dtype)
+            array.delete()
+            filled.append(_random(shape, seed))
+        self.state = replace(state, cache=FullCache(*filled), length=jnp.full_like(state.length, length))
+        if plan.draft is not None or (plan.tree is not None and plan.tree.ngram_k):
+            self.state = compiled("catch_up", None, plan)(_light(self.inputs), self.state)
+
+    def run(self, function: Any) -> tuple[int, int]:
+        """Iterations of one call, and the tokens they were worth."""
+        self.state, chunk = function(self.inputs, self.state, jnp.int32(ITERATIONS))
         return int(chunk.iterations), int(np.asarray(chunk.counts)[0])
-
-    return FilledStep(function, call)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -72,6 +73,13 @@ def _seconds_of_a_call(
     one: Callable[..., jax.Array], queries: jax.Array, keys: jax.Array, values: jax.Array, length: int
 ) -> float:
     """Seconds of `one`, called for layer after layer; each call needs the one before it."""
+    many = _repeated(one)
+    return seconds_of(lambda: many(queries, keys, values, jnp.int32(length))) / PASSES / LAYERS
+
+
+@functools.cache
+def _repeated(one: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Kept, as the functions that make `one` keep theirs: or every length is compiled again, 16 layers of it."""
 
     @jax.jit
     def many(queries: jax.Array, keys: jax.Array, values: jax.Array, length: jax.Array) -> jax.Array:
@@ -82,7 +90,7 @@ def _seconds_of_a_call(
 
         return jax.lax.fori_loop(0, PASSES, turn, queries)
 
-    return seconds_of(lambda: many(queries, keys, values, jnp.int32(length))) / PASSES / LAYERS
+    return many
 
 
 def _chain(queries: jax.Array, heads: int, layer: int, length: jax.Array) -> dict[str, Any]:
@@ -99,6 +107,7 @@ def _chain(queries: jax.Array, heads: int, layer: int, length: jax.Array) -> dic
     }
 
 
+@functools.cache
 def _tree(heads: int) -> Callable[..., jax.Array]:
     def call(queries: jax.Array, keys: jax.Array, values: jax.Array, layer: int, length: jax.Array) -> jax.Array:
         return tree_attention(queries, keys, values, **_chain(queries, heads, layer, length), key_positions=None)
@@ -106,6 +115,7 @@ def _tree(heads: int) -> Callable[..., jax.Array]:
     return call
 
 
+@functools.cache
 def _prefill(heads: int, attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     def call(queries: jax.Array, keys: jax.Array, values: jax.Array, layer: int, length: jax.Array) -> jax.Array:
         chain = _chain(queries, heads, layer, length)
@@ -115,6 +125,7 @@ def _prefill(heads: int, attend: Callable[..., jax.Array]) -> Callable[..., jax.
     return call
 
 
+@functools.cache
 def _sparse(heads: int, table: int) -> Callable[..., jax.Array]:
     def call(queries: jax.Array, keys: jax.Array, values: jax.Array, layer: int, length: jax.Array) -> jax.Array:
         # Evenly spread over the text, in another order for every head.
@@ -126,6 +137,7 @@ def _sparse(heads: int, table: int) -> Callable[..., jax.Array]:
     return call
 
 
+@functools.cache
 def _selection(count: int) -> Callable[..., jax.Array]:
     def call(queries: jax.Array, keys: jax.Array, values: jax.Array, layer: int, length: jax.Array) -> jax.Array:
         del values

@@ -7,6 +7,9 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
+# XLA of jax 0.11 and later writes PTX only where it is asked for by name; older ones write it anyway.
+DUMP_FLAG = "--xla_dump_emitter_re=ptx"
+
 
 def kernel_registers(dumped: Path, architecture: str, kernels: tuple[str, ...]) -> dict[str, dict[str, int]]:
     """Registers a thread and bytes spilled of each kernel whose name contains one of `kernels`.
@@ -18,6 +21,7 @@ def kernel_registers(dumped: Path, architecture: str, kernels: tuple[str, ...]) 
 
     Raises:
       FileNotFoundError: the assembler of the `aot` extra is not installed.
+      LookupError: the folder has no PTX of such a kernel, so that nothing can be said of it.
     """
     found: dict[str, dict[str, int]] = {}
     for path in sorted(dumped.glob("*.ptx")):
@@ -27,6 +31,9 @@ def kernel_registers(dumped: Path, architecture: str, kernels: tuple[str, ...]) 
         for name, spilled, registers in re.findall(pattern, said, re.DOTALL):
             if any(kernel in name for kernel in kernels):
                 found[name] = {"registers": int(registers), "spilled_bytes": int(spilled)}
+    if not found:
+        # Without this, a check for spills reads nothing and finds none.
+        raise LookupError(f"{dumped} holds no PTX of {' or '.join(kernels)}: registers and spills cannot be counted")
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hardware.steps import DRAFT_CACHE
+from hardware.steps import DRAFT_CACHE, rows_of
 from hardware.targets import Target
 from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
 from tokenswift_jax.models.config import ModelConfig
@@ -12,14 +12,32 @@ from tokenswift_jax.models.config import ModelConfig
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step over all devices: bytes of memory traffic, floating-point operations."""
+    """Of one step over all devices.
 
-    bytes: int
-    operations: int
+    Attributes:
+      parts: one after the other, each needing the one before it: bytes of memory traffic, floating-point operations.
+    """
+
+    parts: tuple[tuple[int, int], ...]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of memory traffic of all parts."""
+        return sum(part[0] for part in self.parts)
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of all parts."""
+        return sum(part[1] for part in self.parts)
+
+    def floor(self, bandwidth: float, operations: float) -> float:
+        """Seconds below which no program can be at so many bytes and operations a second: in each part bytes or
+        operations, whichever takes longer. A part that is bound by one leaves no time of the other to the next part."""
+        return sum(max(part[0] / bandwidth, part[1] / operations) for part in self.parts)
 
     def seconds(self, target: Target, devices: int) -> float:
-        """The time below which no program can be on so many devices: bytes or operations, whichever takes longer."""
-        return max(self.bytes / target.bandwidth, self.operations / target.operations) / devices
+        """The floor that a target's data sheet sets, on so many devices."""
+        return self.floor(target.bandwidth, target.operations) / devices
 
 
 def step_cost(name: str, config: ModelConfig, length: int, itemsize: int = 2) -> Cost:
@@ -42,10 +60,10 @@ def step_cost(name: str, config: ModelConfig, length: int, itemsize: int = 2) ->
     elif name == "draft":
         parts = [*draft, *guess]
     else:
-        kind, rows = name.split("-")
-        parts = [*_pass(config, backbone, cell, int(rows), length, itemsize)]
-        parts += [*_logits(config, head, int(rows), itemsize), *guess, *(draft if kind == "partial" else [])]
-    return Cost(sum(part[0] for part in parts), sum(part[1] for part in parts))
+        rows = rows_of(name)
+        parts = [*_pass(config, backbone, cell, rows, length, itemsize), *_logits(config, head, rows, itemsize)]
+        parts += [*guess, *(draft if name.startswith("partial") else [])]
+    return Cost(tuple(parts))
 
 
 def parameter_bytes(config: ModelConfig, itemsize: int = 2) -> int:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-import tokenswift_jax as ts
-from hardware import kernel_checks, kernel_speed, peer, profiles, roofline, sampling, shapes
-from hardware.clock import copy_bandwidth
+from hardware import kernel_checks, kernel_speed, peer, profiles, roofline, sampling, shapes, texts
+from hardware.clock import copy_bandwidth, product_rate
 from hardware.filled import filled_step, milliseconds_a_pass, random_model
 from hardware.goals import held_against
-from tokenswift_jax.cli.generate import DEMO_PROMPT
+from hardware.option_trial import trial
+from hardware.replay import replayed
 
 Rows = Iterator[dict[str, Any]]
 
@@ -31,10 +30,12 @@ class Check:
       capacity: slots of the cache.
       copied_bytes: of the array that the copy bandwidth is measured with.
       steps: the iterations that are timed (of `steps.STEPS`).
-      demo_modes: of the bundled model's texts.
+      demo_modes: of the bundled model's texts (`texts.KINDS`).
+      demo_dtypes: likewise; None is the model's own on this device.
       demo_tokens: written in each.
       replayed_tokens: of the text whose time is computed from the steps'.
       acceptances: shares of drafted tokens accepted, for that.
+      options: of XLA that are tried out on the first of the steps (of `option_trial.OPTIONS`).
       earlier: rows of sections done before, this process's or another's.
       report: says what is being done.
     """
@@ -45,9 +46,11 @@ class Check:
     copied_bytes: int
     steps: tuple[str, ...]
     demo_modes: tuple[str, ...]
+    demo_dtypes: tuple[str | None, ...]
     demo_tokens: int
     replayed_tokens: int
     acceptances: tuple[float, ...]
+    options: tuple[str, ...]
     earlier: list[dict[str, Any]]
     report: Callable[[str], None]
 
@@ -56,28 +59,36 @@ class Check:
         """bfloat16; float32 on a CPU, which has no fast products of the other."""
         return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
 
-    def bandwidth(self) -> float:
-        """The copy bandwidth of this machine, bytes a second; measured now where no row has it."""
+    def ceilings(self) -> tuple[float, float]:
+        """Bytes a second of a copy on this machine, and operations a second of large matrix products; measured now
+        where no row has them."""
         for row in self.earlier:
             if row["section"] == "copy" and "error" not in row:
-                return row["bytes_a_second"]
-        return copy_bandwidth(self.copied_bytes)
+                return row["bytes_a_second"], row["operations_a_second"]
+        return copy_bandwidth(self.copied_bytes), product_rate(self.product_size, self.dtype)
+
+    @property
+    def product_size(self) -> int:
+        """Rows of the square matrices that products are timed with: 8,192 beside a copy of 4 GiB."""
+        return math.isqrt(self.copied_bytes // 64)
 
 
 def copy(check: Check) -> Rows:
-    """The bandwidth that everything else is held against."""
-    yield {"bytes": check.copied_bytes, "bytes_a_second": copy_bandwidth(check.copied_bytes)}
+    """The ceilings that everything else is held against: of a copy, and of matrix products."""
+    bandwidth, rate = copy_bandwidth(check.copied_bytes), product_rate(check.product_size, check.dtype)
+    copied = {"bytes": check.copied_bytes, "bytes_a_second": bandwidth}
+    yield copied | {"product_size": check.product_size, "operations_a_second": rate}
 
 
 def kernels(check: Check) -> Rows:
     """Kernels against their definitions in float64, then their bandwidth by length."""
     yield from kernel_checks.against_definitions(check.dtype)
-    yield from kernel_speed.by_length(shapes.config_of(check.model), check.lengths, check.dtype, check.bandwidth())
+    yield from kernel_speed.by_length(shapes.config_of(check.model), check.lengths, check.dtype, check.ceilings()[0])
 
 
 def steps(check: Check) -> Rows:
     """Plain decoding, speculative iterations and prefill by length, held against bytes over copy bandwidth."""
-    config, bandwidth = shapes.config_of(check.model), check.bandwidth()
+    config, (bandwidth, rate) = shapes.config_of(check.model), check.ceilings()
     model = random_model(config, check.dtype)
     for name in check.steps:
         for length in check.lengths:
@@ -90,6 +101,7 @@ def steps(check: Check) -> Rows:
                 "length": length,
                 "bytes": cost.bytes,
                 **timed,
+                "floor_milliseconds": 1e3 * cost.floor(bandwidth, rate),
                 "of_copy_bandwidth": cost.bytes / (timed["milliseconds"] / 1e3) / bandwidth,
                 "operations_a_second": cost.operations / (timed["milliseconds"] / 1e3),
             }
@@ -117,30 +129,20 @@ def draws(check: Check) -> Rows:
 
 def replay(check: Check) -> Rows:
     """The time of a long text at stated acceptance rates: computed from the measured steps, not measured."""
-    measured = {
-        (row["step"], row["length"]): row["milliseconds"]
-        for row in check.earlier
-        if row["section"] == "steps" and row["model"] == check.model
-    }
-    for name, depth in (("plain", 0), ("verify-16", 3), ("verify-64", 3), ("partial-16", 4)):
-        points = sorted((length, cost) for (step, length), cost in measured.items() if step == name)
-        if not points:
-            continue
-        for acceptance in check.acceptances if depth else (0.0,):
-            tokens = 1 + depth * acceptance
-            yield {
-                "model": check.model,
-                "step": name,
-                "kind": "replayed: computed from measured step times and the stated acceptance",
-                "acceptance_rate": acceptance,
-                "tokens_a_pass": tokens,
-                "tokens": check.replayed_tokens,
-                "seconds": _integral(points, check.replayed_tokens) / tokens / 1e3,
-            }
+    timed = [row for row in check.earlier if row["section"] == "steps" and "error" not in row]
+    yield from replayed(timed, check.model, check.replayed_tokens, check.acceptances)
+
+
+def options(check: Check) -> Rows:
+    """The first of the steps at the first of the lengths, with and without options of XLA in turns."""
+    model = random_model(shapes.config_of(check.model), check.dtype)
+    for option in check.options:
+        check.report(f"{check.steps[0]} with and without {option}")
+        yield from trial(model, check.steps[0], check.lengths[0], check.capacity, option)
 
 
 def goals(check: Check) -> Rows:
-    """What the project set itself for one H200, held against the rows of steps and replay."""
+    """What the project set itself for one GPU, held against the rows of steps and replay."""
     yield from held_against(check.earlier)
 
 
@@ -150,30 +152,8 @@ def transformers(check: Check) -> Rows:
 
 
 def demo(check: Check) -> Rows:
-    """The bundled model end to end in every mode, each text audited and compared with plain decoding's."""
-    model = ts.load()
-    plain: list[int] = []
-    for mode in check.demo_modes:
-        check.report(f"demo: {mode}, {check.demo_tokens:,} tokens")
-        begun = time.perf_counter()
-        speculation = ts.SpeculationConfig(mode=mode, draft_cache=512)
-        out = ts.generate(
-            model, DEMO_PROMPT, None, speculation, max_new_tokens=check.demo_tokens, ignore_eos=True, audit=True
-        )
-        assert isinstance(out, ts.GenerationResult)
-        plain = plain or out.token_ids
-        yield {
-            "mode": mode,
-            "tokens": out.generated_tokens,
-            "tokens_a_second": out.tokens_per_second,
-            "tokens_a_pass": out.mean_accepted_length,
-            "compile_seconds": out.compile_seconds,
-            "wall_seconds": time.perf_counter() - begun,
-            "dtype": out.dtype,
-            "leading_tokens_of_autoregressive": _shared(out.token_ids, plain),
-            "audit": out.audit,
-            "audit_failed": out.audit_failed,
-        }
+    """The bundled model end to end in every mode, each text audited and compared with the first."""
+    yield from texts.written(check.demo_modes, check.demo_dtypes, check.demo_tokens, check.report)
 
 
 SECTIONS: dict[str, Callable[[Check], Rows]] = {
@@ -182,19 +162,9 @@ SECTIONS: dict[str, Callable[[Check], Rows]] = {
     "steps": steps,
     "profile": profile,
     "draws": draws,
+    "options": options,
     "replay": replay,
     "goals": goals,
     "demo": demo,
     "transformers": transformers,
 }
-
-
-def _shared(ids: list[int], others: list[int]) -> int:
-    """Leading tokens that two texts share."""
-    return next((i for i, (one, other) in enumerate(zip(ids, others, strict=False)) if one != other), len(ids))
-
-
-def _integral(points: list[tuple[int, float]], tokens: int) -> float:
-    """Milliseconds of a pass summed over lengths 0 .. tokens-1, linear between the points and level beyond them."""
-    lengths, costs = zip(*points, strict=True)
-    return float(np.interp(np.arange(tokens), lengths, costs).sum())

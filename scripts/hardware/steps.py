@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS, first_state
-from tokenswift_jax.engine.run import CHUNK_TOKENS
+from tokenswift_jax.engine.engine import CHUNK_TOKENS
+from tokenswift_jax.engine.layout import Layout
+from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
 from tokenswift_jax.kv.dense import FullCache, empty_cache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.request import batch_of
-from tokenswift_jax.sample.features import features_of
+from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise
 from tokenswift_jax.sample.params import sequence_params
 from tokenswift_jax.sampling import SamplingConfig
@@ -28,9 +29,11 @@ from tokenswift_jax.step import loop
 from tokenswift_jax.step.loop import exact_products
 from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
 
-STEPS = ("plain", "verify-16", "verify-64", "draft", "partial-16", "prefill")
+STEPS = ("plain", "verify-16", "verify-16-topkp", "verify-64", "draft", "partial-16", "prefill")
 # The paper's taste, so that every part of sampling is in the steps.
 SAMPLING = SamplingConfig(temperature=1.0, min_p=0.1, repetition_penalty=1.1, penalty_window=1024)
+# What most published checkpoints ask for: Qwen2.5's generation_config.json.
+TOP_SAMPLING = SamplingConfig(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.05, penalty_window=1024)
 DRAFT_CACHE = 4096
 
 
@@ -57,7 +60,8 @@ def step_named(name: str, config: ModelConfig, capacity: int, dtype: Any, batch:
     """A step of a model with a cache of `capacity` slots.
 
     `plain` is a token of `autoregressive`; `verify-N` an iteration of `fused` with N rows, drafting by heads and commit
-    included; `partial-16` an iteration of `partial`; `draft` its drafting alone; `prefill` a chunk of a prompt.
+    included, `verify-N-topkp` one whose draws have top-k and top-p; `partial-16` an iteration of `partial`; `draft` its
+    drafting alone; `prefill` a chunk of a prompt.
     """
     graph, params = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))))
     if name == "prefill":
@@ -82,31 +86,33 @@ def step_named(name: str, config: ModelConfig, capacity: int, dtype: Any, batch:
 
 def plan_named(name: str, config: ModelConfig) -> Plan:
     """The plan of a step of STEPS, prefill excepted."""
-    features = features_of(SAMPLING)
+    features = features_of(_sampling(name))
     if name == "plain":
         return plans.autoregressive_plan(config, features).plan
     schedule = "fused" if name.startswith("verify") else "partial"
-    rows = 16 if name == "draft" else int(name.split("-")[1])
+    rows = 16 if name == "draft" else rows_of(name)
     speculation = SpeculationConfig(
         mode="tokenswift", schedule=schedule, node_budget=rows - 1, draft_cache=DRAFT_CACHE, tree=(1, 3, 3, 3)
     )
     return plans.speculative_plans(config, speculation, features, "accelerator")[0].plan
 
 
+def rows_of(name: str) -> int:
+    """Rows that the target verifies in a step whose name says so."""
+    return int(name.split("-")[1])
+
+
+def _sampling(name: str) -> SamplingConfig:
+    return TOP_SAMPLING if name.endswith("-topkp") else SAMPLING
+
+
 def first_call(plan: Plan, params: Any, dtype: Any, batch: int, capacity: int) -> tuple[StepInputs, DecodeState]:
     """What the first iteration after an empty prompt takes."""
-    config = plan.config
-    lengths = jnp.ones((batch,), jnp.int32)
-    state = first_state(
-        config,
-        jnp.zeros((batch, capacity), jnp.int32),
-        lengths,
-        empty_cache(config, batch, capacity, dtype),
-        ngram_slots=32 if plan.tree is not None and plan.tree.ngram_k else None,
-        calibrate=plan.tree is not None and plan.tree.calibrated,
-        draft=plan.draft,
-    )
-    requests = batch_of([[0]] * batch, SAMPLING, max_new_tokens=capacity - 1)
+    config, layout = plan.config, Layout.of(plan.config, dtype, capacity, plan.features, [plan], 32)
+    tokens = jnp.zeros((batch, capacity), jnp.int32)
+    state = layout.state(tokens, jnp.ones((batch,), jnp.int32), layout.cache(batch, capacity))
+    chosen = TOP_SAMPLING if plan.features == SamplingFeatures.FILTERED else SAMPLING
+    requests = batch_of([[0]] * batch, chosen, max_new_tokens=capacity - 1)
     return StepInputs(params, sequence_params(requests, config.vocab_size)), state
 
 
@@ -114,7 +120,7 @@ def draft_alone(graph: Any, plan: Plan, inputs: StepInputs, state: DecodeState) 
     """The drafting half of an iteration: its tree, and the state with the draft cache's scratch rows written."""
     model = nnx.merge(graph, inputs.params)
     ahead = jnp.arange(1, plan.depth + 2, dtype=jnp.int32)
-    with exact_products(state.cache.keys.dtype):
+    with exact_products(state.cache.dtype):
         noise = gumbel_noise(inputs.sequence.keys, state.length[:, None] + ahead[None], plan.config.vocab_size)
         return draft_tree(model, state, inputs, plan, noise)
 

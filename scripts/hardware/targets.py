@@ -26,10 +26,12 @@ class Target:
     operations: float
 
 
+# Without a driver's version XLA takes one older than CUDA 12.3 (cost: programs without conditional and loop nodes in
+# their graphs, which is not what a machine with a present driver runs).
 _GPU = """gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
   threads_per_core_limit: 2048 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536 driver_version: "13.0.0"
   {fields}
 }}
 platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 8 patch: 0 }}

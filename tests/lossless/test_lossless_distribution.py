@@ -16,9 +16,7 @@ import small_models
 from flax import nnx
 from scipy import stats
 
-from tests.row_settings import settings_of
-from tokenswift_jax.engine.compile_cache import CompileCache
-from tokenswift_jax.engine.prefill import prefill
+from tests.engine_fixture import layout_of, prefilled_state, settings_of
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.models.decoder import causal_attention
 from tokenswift_jax.sample.features import features_of
@@ -56,11 +54,8 @@ def setting():
         draft_sinks=4,
     )
     named = plans.speculative_plans(model.config, speculation, features, "cpu")[0]
-    shape = DraftCacheShape(32, 4, 1, None)
-    state = prefill(
-        CompileCache(), model.graphdef, model.params, model.config, [PROMPT], 256,
-        ngram_slots=4, calibrate=True, draft=shape,
-    )  # fmt: skip
+    assert named.plan.draft == DraftCacheShape(32, 4, 1, None)
+    state = prefilled_state(model, [PROMPT], layout_of(named.plan, jnp.float32, 256, 4))
     settings = settings_of(SAMPLING, vocab=VOCAB, prompt_length=len(PROMPT), max_new_tokens=TOKENS)
     inputs = StepInputs(model.params, settings)
     return model, named.plan, plans.autoregressive_plan(model.config, features).plan, state, inputs
@@ -72,14 +67,13 @@ def samples():
     model, plan, plain, state, inputs = setting()
 
     def one(keys):
-        mine = replace(inputs, sampling=replace(inputs.sampling, keys=keys[None]))
+        mine = replace(inputs, sequence=replace(inputs.sequence, keys=keys[None]))
         first, _, _ = iterate(nnx.merge(model.graphdef, model.params), state, mine, plain)
         ready = catch_up(plan, mine, first)
         _, chunk = run_chunk(model.graphdef, plan, TOKENS + plan.depth, mine, ready, jnp.int32(TOKENS))
         start = len(PROMPT)
-        return jnp.concatenate([first.tokens[0, start : start + 1], chunk.records[0, : TOKENS - 1, 0]]), chunk.records[
-            0, : TOKENS - 1, 2
-        ]
+        records = chunk.emitted.records[0, : TOKENS - 1]
+        return jnp.concatenate([first.tokens[0, start : start + 1], records[:, 0]]), records[:, 2]
 
     many = jax.jit(jax.vmap(one))
     keys = row_keys(SAMPLING.seed, jnp.arange(SAMPLES, dtype=jnp.uint32))

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_models
-from decoded import PLAIN, assert_same, decode, decode_batch
+from decoded import PLAIN, assert_same, decode, decode_batch, start
 from speculations import SPECULATIONS
 
-from tokenswift_jax.engine import run
 from tokenswift_jax.sampling import SamplingConfig
 
 TOKENS = 700
@@ -50,7 +49,7 @@ def test_it_is_another_target():
 
 @pytest.mark.parametrize(("cache_dtype", "stored"), [("int8", "int8"), ("float8_e4m3", "float8_e4m3fn")])
 def test_the_cache_is_in_eight_bits(cache_dtype, stored):
-    running = run.start(model(), [PROMPT], SAMPLING, SPECULATIONS["partial"], max_new_tokens=8, cache_dtype=cache_dtype)
+    running = start(model(), [PROMPT], SAMPLING, SPECULATIONS["partial"], max_new_tokens=8, cache_dtype=cache_dtype)
     list(running)
     state = running.state
     assert state is not None

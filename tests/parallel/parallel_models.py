@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tests.row_settings import settings_of
+from tests.engine_fixture import blank_state, layout_of, settings_of
 from tokenswift_jax import SamplingConfig, SpeculationConfig
-from tokenswift_jax.engine.prefill import first_state
-from tokenswift_jax.kv.dense import empty_cache
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.sample.features import features_of
@@ -53,15 +51,6 @@ def first_call(schedule):
             mode="tokenswift", schedule=schedule, node_budget=4, draft_cache=24, draft_sinks=4, ngram_k=4, ngram_slots=4
         )
         plan = plans.speculative_plans(config, speculation, features, "cpu")[0].plan
-    lengths = jnp.ones((1,), jnp.int32)
-    state = first_state(
-        config,
-        jnp.zeros((1, CAPACITY), jnp.int32),
-        lengths,
-        empty_cache(config, 1, CAPACITY, jnp.dtype(jnp.float32)),
-        ngram_slots=4 if plan.tree else None,
-        calibrate=plan.tree is not None and plan.tree.calibrated,
-        draft=plan.draft,
-    )
+    state = blank_state(layout_of(plan, jnp.float32, CAPACITY, 4), 1)
     settings = settings_of(SAMPLING, vocab=config.vocab_size, max_new_tokens=CAPACITY - 1)
     return graph, plan, StepInputs(params, settings), jax.block_until_ready(state)

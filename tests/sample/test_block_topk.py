@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.row_settings import settings_of
+from tests.engine_fixture import settings_of
 from tokenswift_jax.sample import filters as filters_module
 from tokenswift_jax.sample.block_topk import BLOCKS, WIDTH, kth_of, nucleus_of, search_whole, shortlist, worthwhile
 from tokenswift_jax.sample.features import features_of

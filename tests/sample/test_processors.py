@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tests.row_settings import settings_of
+from tests.engine_fixture import settings_of
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample import draw as draw_module

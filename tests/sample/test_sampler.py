@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.row_settings import settings_of
+from tests.engine_fixture import settings_of
 from tokenswift_jax.sample import penalty, sampler
 from tokenswift_jax.sample.draw import draw
 from tokenswift_jax.sample.features import features_of

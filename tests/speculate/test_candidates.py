@@ -7,7 +7,7 @@ import pytest
 import small_models
 from flax import nnx
 
-from tests.row_settings import settings_of
+from tests.engine_fixture import settings_of
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sampling import SamplingConfig

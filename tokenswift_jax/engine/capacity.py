@@ -37,15 +37,18 @@ def capacity_for(
     longest = prompt + new
     limit = config.max_position_embeddings
     if longest > limit:
+        stretched = f'{{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": {limit}}}'
         raise UserError(
             f"prompt ({prompt} tokens) + max_new_tokens ({new}) exceeds the model's {limit} "
-            "positions; ask for less, or stretch them with --rope-override (for example "
-            '\'{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ' + str(limit) + "}')"
+            f"positions; ask for less, or stretch them, for example with rope_override={stretched}",
+            arguments=("max_new_tokens", "rope_override"),
         )
     needed = round_up(max(longest + scratch + 1, round_up(longest, prefill_rows)))
     if asked is not None:
         if asked < needed:
-            raise UserError(f"capacity {asked} is too small: this request needs {needed} positions")
+            raise UserError(
+                f"capacity {asked} is too small: this request needs {needed} positions", arguments=("capacity",)
+            )
         return round_up(asked)
     return round_up(needed, max(BLOCK, 2 ** (needed.bit_length() - 4)))
 
@@ -59,6 +62,7 @@ def check_memory(
     advice: str,
     draft_slots: int = 0,
     ngram_slots: int = 0,
+    arguments: Sequence[str] = (),
     cache_dtype: str | None = None,
 ) -> None:
     """Whether the caches (capacity + draft_slots positions a row) and the n-gram table fit the first device.
@@ -66,15 +70,17 @@ def check_memory(
     dtype is the model's, cache_dtype that of the caches' numbers (`kv.dense.empty_cache`).
 
     Raises:
-      UserError: they exceed its free memory; the message ends with the advice.
+      UserError: they exceed its free memory; the message ends with the advice, which names these arguments.
     """
     needed = cache_bytes(config, batch, capacity + draft_slots, dtype, cache_dtype)
-    needed += ngram.table_bytes(batch, config.vocab_size, ngram_slots)
+    if ngram_slots:
+        needed += ngram.table_bytes(batch, capacity, ngram_slots)
     free = _free_bytes()
     if free is not None and needed > free:
         raise UserError(
             f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB, with all that goes with it, and "
-            f"{free / 1e9:.1f} GB are free; {advice}"
+            f"{free / 1e9:.1f} GB are free; {advice}",
+            arguments=arguments,
         )
 
 

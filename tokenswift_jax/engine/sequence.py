@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tokenswift_jax.engine.token_log import SAMPLED, Records
 from tokenswift_jax.request import Request
 from tokenswift_jax.text.detokenizer import Decodes
 from tokenswift_jax.text.transcript import Segment, Transcript
+from tokenswift_jax.token_log import SAMPLED, TokenLog
 
 
 @dataclass
@@ -17,12 +17,12 @@ class Row:
     Attributes:
       parts: the kept records of each chunk.
       text: released so far.
-      finish: "stop", "eos" or "length" once the row has ended ("interrupted" after `interrupt`).
+      finish: "stop", "eos" or "length" once the row has ended, "interrupted" or "error" where that ended it.
     """
 
     tokenizer: Decodes | None
     request: Request
-    parts: list[Records] = field(default_factory=list)
+    parts: list[TokenLog] = field(default_factory=list)
     text: str = ""
     finish: str | None = None
 
@@ -30,7 +30,7 @@ class Row:
         self._transcript = Transcript(self.tokenizer, self.request.prompt_ids, self.request.stops)
         self._count = 0
 
-    def take(self, records: Records) -> tuple[Records, list[Segment]]:
+    def take(self, records: TokenLog) -> tuple[TokenLog, list[Segment]]:
         """Adds a chunk up to the token that ends the row: a stop string's, an EOS or the cap, whichever comes first.
 
         Returns the records that were kept and the text that was released.
@@ -56,6 +56,13 @@ class Row:
         self.parts.append(kept)
         self.text += "".join(text for text, _ in segments)
         return kept, segments
+
+    def failed(self) -> list[Segment]:
+        """Ends the row where its last token is; returns the text that was held back."""
+        self.finish = "error"
+        segments = self._transcript.finish(SAMPLED)
+        self.text += "".join(text for text, _ in segments)
+        return segments
 
     def interrupted(self) -> Row:
         """The row rebuilt from its whole chunks, whatever an interrupt left half done, and ended there."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.draft_cache import when
@@ -14,8 +15,7 @@ from tokenswift_jax.kv.row_batch import RowBatch, TreeMaskOverBlocks
 from tokenswift_jax.models.config import ModelConfig
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class BlockTable:
     """Blocks chosen per layer and KV head; block i is the full cache's slots i * block .. (i + 1) * block - 1.
 
@@ -25,8 +25,8 @@ class BlockTable:
       selected: int32 [batch], committed length at the latest selection, 0 before the first.
     """
 
-    chosen: jax.Array
-    selected: jax.Array
+    chosen: jax.Array = axes("layers", "batch", "kv_heads", "blocks")
+    selected: jax.Array = axes("batch")
 
 
 @dataclass(frozen=True)

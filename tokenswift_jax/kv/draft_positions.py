@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache, empty_cache, round_up
 from tokenswift_jax.kv.draft_cache import when
@@ -18,8 +19,7 @@ from tokenswift_jax.models.config import ModelConfig
 FAR_AWAY = -(2**30)  # position of an empty slot: outside every sliding window
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class DraftCache:
     """Keys and values chosen per layer and KV head.
 
@@ -31,8 +31,8 @@ class DraftCache:
     """
 
     cache: FullCache
-    positions: jax.Array
-    selected: jax.Array
+    positions: jax.Array = axes("layers", "batch", "kv_heads", "slots")
+    selected: jax.Array = axes("batch")
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class DraftCacheShape:
 
     def _copy_prefix(self, draft: DraftCache, full: FullCache, committed: jax.Array) -> DraftCache:
         """Slots 0.. hold positions 0..; what lies past the committed length is scratch in both caches."""
-        first = draft.cache.converted(full.leading(min(self.size, full.capacity)))
+        first = draft.cache.converted(full.first(min(self.size, full.capacity)).stacks)
         stacks = jax.tree.map(
             lambda stack, rows: lax.dynamic_update_slice(stack, rows, (0,) * stack.ndim), draft.cache.stacks, first
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample.gumbel import row_keys
 from tokenswift_jax.sampling import SamplingConfig, check_vocabulary
@@ -17,8 +18,7 @@ WHOLE_TEXT = 2**31 - 1  # a penalty window without an end
 _WORD = 32  # ids a word of a set of tokens
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class SequenceParams:
     """One entry a row; the axis of every array is the batch.
 
@@ -39,20 +39,20 @@ class SequenceParams:
       stop_length: int32 [batch], tokens of the text, prompt included, at which it ends.
     """
 
-    keys: jax.Array
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
-    min_p: jax.Array
-    eta_cutoff: jax.Array
-    min_tokens_to_keep: jax.Array
-    repetition_penalty: jax.Array
-    penalty_window: jax.Array
-    suppressed: jax.Array
-    eos: jax.Array
-    min_new_tokens: jax.Array
-    prompt_length: jax.Array
-    stop_length: jax.Array
+    keys: jax.Array = axes("batch", "words")
+    temperature: jax.Array = axes("batch")
+    top_k: jax.Array = axes("batch")
+    top_p: jax.Array = axes("batch")
+    min_p: jax.Array = axes("batch")
+    eta_cutoff: jax.Array = axes("batch")
+    min_tokens_to_keep: jax.Array = axes("batch")
+    repetition_penalty: jax.Array = axes("batch")
+    penalty_window: jax.Array = axes("batch")
+    suppressed: jax.Array = axes("batch", "words")
+    eos: jax.Array = axes("batch", "words")
+    min_new_tokens: jax.Array = axes("batch")
+    prompt_length: jax.Array = axes("batch")
+    stop_length: jax.Array = axes("batch")
 
     @property
     def ngram_lag(self) -> jax.Array:

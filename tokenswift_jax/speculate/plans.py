@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.draft_blocks import BlockTableShape
@@ -11,6 +11,7 @@ from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.node_sets import NodeSet
 from tokenswift_jax.models.node_sets import widths as widths_of
 from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.sample.logprobs import LogprobSpec
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step.state import Plan
@@ -31,10 +32,23 @@ class NamedPlan:
     node_budget: int | None
     plan: Plan
 
+    @property
+    def label(self) -> str:
+        """Words for a person, such as "fused, 7 nodes"."""
+        if self.plan.tree is None:
+            return "plain decoding"
+        nodes = self.plan.rows - 1
+        return f"{self.schedule or self.mode}, {nodes} node{'' if nodes == 1 else 's'}"
+
 
 def autoregressive_plan(config: ModelConfig, features: SamplingFeatures) -> NamedPlan:
     """Plain decoding: one row, one token."""
     return NamedPlan("autoregressive", None, None, Plan(config, features, "autoregressive", None, None))
+
+
+def with_logprobs(named: NamedPlan, logprobs: LogprobSpec | None) -> NamedPlan:
+    """The same plan, which also gives log-probabilities."""
+    return replace(named, plan=replace(named.plan, logprobs=logprobs))
 
 
 def speculative_plans(
@@ -45,7 +59,10 @@ def speculative_plans(
     mode, schedule, heads = speculation.mode, speculation.schedule, config.num_draft_heads
     if mode in ("tokenswift", "medusa"):
         if not heads:
-            raise UserError(f"mode {mode!r} needs draft heads and the checkpoint has none; use auto, ngram or selfspec")
+            raise UserError(
+                f"mode {mode!r} needs draft heads and the checkpoint has none; use auto, ngram or selfspec",
+                arguments=("mode",),
+            )
         _check_tree(speculation.tree, heads)
     if mode == "autoregressive":
         return []
@@ -68,7 +85,10 @@ def speculative_plans(
 
 def _check_tree(tree: tuple[int, ...] | None, heads: int) -> None:
     if tree is not None and len(tree) != heads + 1:
-        raise UserError(f"tree {','.join(map(str, tree))} has {len(tree)} depths; {heads} draft heads need {heads + 1}")
+        shape = ",".join(map(str, tree))
+        raise UserError(
+            f"tree {shape} has {len(tree)} depths; {heads} draft heads need {heads + 1}", arguments=("tree",)
+        )
 
 
 def _named(
@@ -82,7 +102,11 @@ def _named(
     kind = schedule or ("fused" if mode == "medusa" else mode)
     widths, node_set = _heads_nodes(config, speculation.tree, kind)
     if max(widths, default=0) > config.vocab_size:
-        raise UserError(f"tree {widths} asks for more candidates than the vocabulary's {config.vocab_size}")
+        shape = ",".join(map(str, speculation.tree or widths))
+        raise UserError(
+            f"tree {shape} asks for more candidates than the vocabulary's {config.vocab_size}",
+            arguments=("tree",) if speculation.tree is not None else (),
+        )
     key_depth = 1 if kind == "partial" else 0
     chain = 3 if budget is None else min(3, budget - key_depth)
     if budget is not None:

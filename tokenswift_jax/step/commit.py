@@ -7,24 +7,16 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax.arrays import write_at
+from tokenswift_jax.finish import Finish
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.params import contains
 from tokenswift_jax.speculate import ngram, ngram_calibration
 from tokenswift_jax.speculate.tree import Tree
 from tokenswift_jax.step.accept import Acceptance
 from tokenswift_jax.step.forward import Rows
-from tokenswift_jax.step.state import (
-    DRAFTED,
-    EOS,
-    LENGTH,
-    NGRAM,
-    NOT_A_NUMBER,
-    RUNNING,
-    SAMPLED,
-    DecodeState,
-    Plan,
-    StepInputs,
-)
+from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
+from tokenswift_jax.token_log import DRAFTED, NGRAM, SAMPLED
 
 
 def commit(
@@ -32,19 +24,15 @@ def commit(
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
     """The state after the iteration, its records and how many of them count.
 
-    Records are int32 [batch, depth + 1, 4]: token id, source (SAMPLED, DRAFTED, NGRAM), index in the iteration, depth
-    offered; the count int32 [batch] is 0 for finished rows. The accepted run is scanned in order: the first NaN, end of
-    text or length limit cuts it, whichever comes first.
+    Records are int32 [batch, depth + 1, 4], columns `token_log.RECORD`; the count int32 [batch] is 0 for finished rows.
+    The accepted run is scanned in order: the first NaN, end of text or length limit cuts it.
     """
     steps = jnp.arange(plan.depth + 1, dtype=jnp.int32)[None, :]
     count, finish = _cut(state, inputs, walk, jnp.take_along_axis(broken, walk.path, axis=1))
     before, after = state.length, state.length + count
 
-    tokens = state.tokens
-    for row in range(tokens.shape[0]):
-        # What lies past `count` is scratch, like the cache's rows past n.
-        at = (jnp.int32(row), before[row] + 1)
-        tokens = jax.lax.dynamic_update_slice(tokens, walk.emitted[row : row + 1], at)
+    # Tokens past `count` are scratch, like the cache's rows past n.
+    tokens = write_at(state.tokens, walk.emitted, before + 1)
 
     cache, draft = state.cache, state.draft
     if plan.depth:
@@ -101,8 +89,8 @@ def _cut(state: DecodeState, inputs: StepInputs, walk: Acceptance, broken: jax.A
     never = jnp.int32(walk.emitted.shape[1])
     end = jnp.where(contains(params.eos, jnp.maximum(walk.emitted, 0)), steps, never).min(axis=1)
     nan = jnp.where(broken, steps, never).min(axis=1)
-    finish = jnp.where(count >= remaining, LENGTH, RUNNING)
-    finish, count = jnp.where(end < count, EOS, finish), jnp.minimum(count, end + 1)
-    finish, count = jnp.where(nan < count, NOT_A_NUMBER, finish), jnp.minimum(count, nan)
-    frozen = state.finish != RUNNING
+    finish = jnp.where(count >= remaining, Finish.LENGTH, Finish.RUNNING)
+    finish, count = jnp.where(end < count, Finish.EOS, finish), jnp.minimum(count, end + 1)
+    finish, count = jnp.where(nan < count, Finish.NOT_A_NUMBER, finish), jnp.minimum(count, nan)
+    frozen = state.finish != Finish.RUNNING
     return jnp.where(frozen, 0, count), jnp.where(frozen, state.finish, finish).astype(jnp.int32)

@@ -7,25 +7,20 @@ from dataclasses import dataclass
 import jax
 from flax import nnx
 
+from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.draft_blocks import BlockTable
 from tokenswift_jax.kv.draft_cache import DraftKind
 from tokenswift_jax.kv.draft_positions import DraftCache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.sample.logprobs import LogprobSpec
 from tokenswift_jax.sample.params import SequenceParams
 from tokenswift_jax.speculate.ngram import NgramTable
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 
-# Values of `DecodeState.finish`.
-RUNNING, LENGTH, EOS, NOT_A_NUMBER = 0, 1, 2, 3
 
-# Values of a record's source.
-SAMPLED, DRAFTED, NGRAM = 0, 1, 2
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class DecodeState:
     """Where a batch of texts stands between two iterations.
 
@@ -33,7 +28,7 @@ class DecodeState:
       tokens: int32 [batch, text_capacity], the text by position: prompt, then emitted tokens; what lies past the root
         means nothing.
       length: int32 [batch], committed positions n; tokens[n] is the root.
-      finish: int32 [batch], RUNNING or why the row ended; a finished row is frozen.
+      finish: int32 [batch], `Finish`.
       cache: the full KV cache of positions 0 .. n-1.
       hidden: [batch, hidden_size], the last layer's output (before the final norm) whose logits drew the root.
       query: [layers, batch, query_heads, head_dim], the root's rotated queries in the latest pass.
@@ -44,15 +39,15 @@ class DecodeState:
       draft: the draft cache; None in modes without it.
     """
 
-    tokens: jax.Array
-    length: jax.Array
-    finish: jax.Array
+    tokens: jax.Array = axes("batch", "slots")
+    length: jax.Array = axes("batch")
+    finish: jax.Array = axes("batch")
     cache: FullCache
-    hidden: jax.Array
-    query: jax.Array
-    last_positions: jax.Array
+    hidden: jax.Array = axes("batch", "embed")
+    query: jax.Array = axes("layers", "batch", "heads", "head_dim")
+    last_positions: jax.Array = axes("batch", "vocab")
     ngrams: NgramTable | None
-    ngram_trust: jax.Array | None
+    ngram_trust: jax.Array | None = axes("batch", "sums")
     draft: DraftCache | BlockTable | None
 
 
@@ -83,6 +78,7 @@ class Plan:
       tree: the tree's shape; None for autoregressive.
       draft: kind and sizes of the draft cache; None for kinds that do not draft over it.
       shared_noise: whether candidates are ranked with the noise of the draw they guess.
+      logprobs: which log-probabilities of emitted tokens it gives; None: none.
       drafter: structure of the decoder that drafts, quantised (`StepInputs.draft_params`); None: the target itself.
     """
 
@@ -93,6 +89,7 @@ class Plan:
     draft: DraftKind | None
     shared_noise: bool = True
     drafter: nnx.GraphDef | None = None
+    logprobs: LogprobSpec | None = None
 
     @property
     def depth(self) -> int:

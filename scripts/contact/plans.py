@@ -1,0 +1,81 @@
+"""The two plans: stages in order of worth, each with the sections that it runs and the seconds that it may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+PLAN_SECONDS = 360.0  # of one plan, from its start to its last line
+FEWEST_SECONDS = 20.0  # a stage is not begun with less: it would be ended before it has measured anything
+LENGTH = 16384  # the one at which everything is measured
+LARGE, SMALL = "Llama-3.1-8B", "Qwen2.5-1.5B"
+# What a machine without an accelerator runs instead: every line of every stage, on shapes that say nothing.
+CPU_LENGTHS = {4096: 128, LENGTH: 300, 65536: 600, 126976: 900}
+CPU_MODEL, CPU_COPIED, CPU_TOKENS = "tiny", 2**22, 48
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One process of a plan.
+
+    Attributes:
+      name: within its plan.
+      sections: of `hardware.sections.SECTIONS` and `contact.stage.OWN`, in order.
+      seconds: after which it is ended.
+      settings: fields of `hardware.sections.Check` that differ from `DEFAULTS`.
+    """
+
+    name: str
+    sections: tuple[str, ...]
+    seconds: float
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+DEFAULTS: dict[str, Any] = {
+    "model": LARGE,
+    "lengths": (LENGTH,),
+    "copied_bytes": 2**32,
+    "steps": ("plain",),
+    "demo_modes": ("autoregressive", "fused", "partial"),
+    "demo_dtypes": (),
+    "demo_tokens": 512,
+    "replayed_tokens": 100_000,
+    "acceptances": (0.4, 0.6, 0.8),
+    "options": (),
+}
+_LENGTHS = (LENGTH, 65536, 4096, 126976)
+
+FIRST = (
+    Stage("kernels", ("machine", "copy", "kernels"), 110),
+    Stage("steps", ("steps",), 200, {"steps": ("plain", "verify-16"), "lengths": _LENGTHS}),
+    Stage("profile", ("profile", "profile_graphs"), 90),
+    Stage("topkp", ("steps",), 90, {"steps": ("verify-16-topkp",)}),
+)
+SECOND = (
+    Stage("texts-bfloat16", ("machine", "demo"), 90, {"demo_dtypes": ("bfloat16",)}),
+    Stage("texts-float32", ("demo",), 90, {"demo_dtypes": ("float32",)}),
+    Stage("verify-64", ("copy", "steps"), 90, {"steps": ("plain", "verify-64"), "lengths": (LENGTH, 65536, 126976)}),
+    Stage("while", ("options",), 75, {"options": ("while",)}),
+    Stage("no-pdl", ("options",), 60, {"options": ("no-pdl",)}),
+    Stage("1.5B", ("steps",), 75, {"model": SMALL, "steps": ("plain", "verify-16"), "lengths": _LENGTHS}),
+    Stage("partial-16", ("steps",), 75, {"steps": ("partial-16",)}),
+    Stage("prefill", ("steps",), 60, {"steps": ("prefill",)}),
+)
+PLANS = {"first": FIRST, "second": SECOND}
+
+
+def stage_named(plan: str, name: str) -> Stage:
+    """A stage of a plan; KeyError for an unknown one."""
+    return {stage.name: stage for stage in PLANS[plan]}[name]
+
+
+def settings_of(stage: Stage, small: bool) -> dict[str, Any]:
+    """The fields of `hardware.sections.Check` that a stage runs with; `small` for a machine without an accelerator."""
+    chosen = {**DEFAULTS, **stage.settings}
+    if small:
+        chosen["model"] = CPU_MODEL
+        chosen["lengths"] = tuple(CPU_LENGTHS[length] for length in chosen["lengths"])
+        chosen["copied_bytes"], chosen["demo_tokens"] = CPU_COPIED, CPU_TOKENS
+    # Room for all that timed calls write after the longest of the lengths.
+    chosen["capacity"] = -(-(max(chosen["lengths"]) + 2048) // 256) * 256
+    return chosen

@@ -1,0 +1,219 @@
+"""A plan's stages as processes: begun in order, ended at their limits, each one's rows kept whatever becomes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from contact.archive import write_archive
+from contact.plans import FEWEST_SECONDS, PLAN_SECONDS, PLANS, Stage
+from contact.rows import read_rows
+
+_GRACE = 3.0  # seconds between asking a stage to end and ending it
+_LAST_SECONDS = 6.0  # of a plan, for its archive
+_LAST_LINES = 8  # of a log, kept with a stage that did not end well
+SCRIPT = Path(__file__).resolve().parents[1] / "first_contact.py"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a plan is run.
+
+    Attributes:
+      work: what both plans keep: rows, logs, dumps, compiled programs.
+      output: where the figures and the archive go.
+      site: what goes on PYTHONPATH.
+      seconds: of the whole plan.
+      limits: seconds of stages, by name, instead of the plan's own.
+      archive_bytes: at most.
+      again: also the stages that were done before.
+      notes: about this run, such as wheels that are missing.
+      command: a stage's, from plan, name and the file of its rows.
+    """
+
+    work: Path
+    output: Path
+    site: Path
+    seconds: float = PLAN_SECONDS
+    limits: Mapping[str, float] = field(default_factory=dict)
+    archive_bytes: int = 15_000_000
+    again: bool = False
+    notes: tuple[str, ...] = ()
+    command: Callable[[str, str, Path, Path], list[str]] = lambda plan, name, rows, work: [
+        *(sys.executable, str(SCRIPT), "--stage", f"{plan}/{name}"),
+        *("--rows", str(rows), "--work", str(work)),
+    ]
+
+
+def run_plan(plan: str, settings: Settings, begun: float | None = None) -> int:
+    """Runs a plan's stages; 0 if all are done.
+
+    What is known is written after every stage, so that whoever ends this process keeps it; run again, the plan goes on
+    with the stages that are not done.
+
+    Args:
+      plan: of `plans.PLANS`.
+      settings: how.
+      begun: when the plan's time began to count (`time.monotonic`), None for now.
+    """
+    begun = time.monotonic() if begun is None else begun
+    folder = settings.work / plan
+    for each in (folder, settings.output):
+        each.mkdir(parents=True, exist_ok=True)
+    record = {
+        "plan": plan,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "notes": list(settings.notes),
+        "stages": _attempts_before(folder),
+    }
+    done = set() if settings.again else {each["stage"] for each in record["stages"] if each["status"] == "done"}
+    archived = None
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        for stage in PLANS[plan]:
+            if stage.name in done:
+                print(f"{stage.name}: done before", flush=True)
+                continue
+            left = settings.seconds - _LAST_SECONDS - (time.monotonic() - begun)
+            record["stages"].append(_run_stage(plan, stage, settings, left))
+            _write(settings, record, begun)
+    except KeyboardInterrupt:
+        record["stages"] = _attempts_before(folder)
+        print("interrupted; run again, the plan goes on with what is not done", flush=True)
+    finally:
+        _write(settings, record, begun)
+        archived = write_archive(settings.work, settings.output / f"{plan}.tar.gz", settings.archive_bytes)
+        record["archive"] = archived
+        _write(settings, record, begun)
+    finished = {each["stage"] for each in record["stages"] if each["status"] == "done"}
+    unfinished = [stage.name for stage in PLANS[plan] if stage.name not in finished]
+    print(f"{plan}: {time.monotonic() - begun:.0f} s; not done: {', '.join(unfinished) or 'nothing'}", flush=True)
+    left_out = f", {len(archived['left_out'])} files left out" if archived["left_out"] else ""
+    print(f"{settings.output / plan}.json and .tar.gz ({archived['bytes'] / 1e6:.1f} MB{left_out})", flush=True)
+    return 1 if unfinished else 0
+
+
+def _run_stage(plan: str, stage: Stage, settings: Settings, left: float) -> dict[str, Any]:
+    """Runs a stage within what is left of the plan; its record, rows included."""
+    limit = min(settings.limits.get(stage.name, stage.seconds), left)
+    if left < FEWEST_SECONDS:
+        print(f"{stage.name}: not begun, {max(left, 0):.0f} s are left", flush=True)
+        return {"stage": stage.name, "status": f"not begun: {max(left, 0):.0f} s were left", "rows": []}
+    folder = settings.work / plan
+    attempt = 1 + len(list(folder.glob(f"{stage.name}.*.jsonl")))
+    stem = folder / f"{stage.name}.{attempt}"
+    rows, log = stem.with_name(stem.name + ".jsonl"), stem.with_name(stem.name + ".log")
+    rows.touch()
+    print(f"{stage.name} (at most {limit:.0f} s)", flush=True)
+    begun = time.monotonic()
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            settings.command(plan, stage.name, rows, settings.work),
+            env=_environment(settings, f"{plan}-{stage.name}"),
+            stdin=subprocess.DEVNULL,
+            stderr=errors,
+            process_group=0,
+        )
+        try:
+            code = process.wait(timeout=limit)
+            status = _status_of(code)
+        except subprocess.TimeoutExpired:
+            status = "out of time"
+        finally:
+            _end(process)
+    seconds = time.monotonic() - begun
+    record = {
+        "stage": stage.name,
+        "attempt": attempt,
+        "status": status,
+        "seconds": round(seconds, 1),
+        "limit": round(limit, 1),
+    }
+    if status != "done":
+        record["log"] = _last_lines(log)
+        print("\n".join(f"  | {line[:200]}" for line in record["log"][-3:]), flush=True)
+    # Beside its rows, for a run that comes after this process has ended.
+    stem.with_name(stem.name + ".json").write_text(json.dumps(record), encoding="utf-8")
+    record["rows"] = read_rows(rows)
+    print(f"{stage.name}: {status}, {seconds:.0f} s, {len(record['rows'])} rows", flush=True)
+    return record
+
+
+def _attempts_before(folder: Path) -> list[dict[str, Any]]:
+    """The records of earlier runs' stages; one without a record was interrupted, and its rows are kept all the same."""
+    found = []
+    for rows in sorted(folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime):
+        match = re.fullmatch(r"(.+)\.(\d+)\.jsonl", rows.name)
+        assert match is not None, f"{rows} was not written by this script"
+        record = {"stage": match[1], "attempt": int(match[2]), "status": "interrupted"}
+        kept = rows.with_suffix(".json")
+        if kept.exists():
+            record = json.loads(kept.read_text(encoding="utf-8"))
+        found.append({**record, "rows": read_rows(rows)})
+    return found
+
+
+def _status_of(code: int) -> str:
+    if code == 0:
+        return "done"
+    if code == 1:
+        return "failed"
+    return f"died: {signal.Signals(-code).name}" if code < 0 else f"died: exit {code}"
+
+
+def _environment(settings: Settings, name: str) -> dict[str, str]:
+    """A stage's environment: what was brought along, a place for compiled programs, XLA's dumps."""
+    dump = settings.work / "dump" / name
+    dump.mkdir(parents=True, exist_ok=True)
+    flags = f"--xla_dump_to={dump} --xla_dump_hlo_module_re=jit_(run|prefill)_chunk.* --xla_dump_emitter_re=ptx"
+    paths = [str(settings.site), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "PYTHONUNBUFFERED": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(settings.work / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
+        # In one piece: memory taken bit by bit has gaps that an 8 GB array does not fit into.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "true",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
+    }
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ends what is left of a stage and of the processes that it began."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+        except ProcessLookupError:
+            return
+        try:
+            process.wait(timeout=_GRACE)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _last_lines(log: Path) -> list[str]:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line for line in lines if line.strip()][-_LAST_LINES:]
+
+
+def _write(settings: Settings, record: dict[str, Any], begun: float) -> None:
+    path = settings.output / f"{record['plan']}.json"
+    written = path.with_name(path.name + ".part")
+    document = {**record, "seconds": round(time.monotonic() - begun, 1)}
+    written.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    written.replace(path)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,105 @@
+"""The first minutes on a machine with a GPU: two plans of at most six minutes, stages in order of worth.
+
+    python scripts/first_contact.py --plan wheels      # with a network: collects what the machine lacks into wheels/
+    python scripts/first_contact.py --plan first       # there: kernels, bandwidth, plain and 16-row steps, a profile
+    python scripts/first_contact.py --plan second      # there: forced texts, 64 rows, options of XLA, a 1.5B, partial
+    python scripts/first_contact.py --plan report      # anywhere: predictions, goals, and what follows
+
+The machine needs jax with its GPU, numpy, transformers and what else this project imports; no network, and this project
+need not be installed. What is in `wheels` goes on the path of the stages. Every stage is a process with a limit of its
+own: one that dies or runs out of time harms no other, and its rows are kept. Run again, a plan goes on with what is not
+done. Figures and one archive (logs, XLA's thunks, autotuned choices, compiled programs) go to --output.
+Without an accelerator the same stages run on tiny shapes, which says nothing of speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from contact import wheels
+from contact.archive import unpack
+from contact.plans import PLAN_SECONDS, PLANS
+from contact.runner import Settings, run_plan
+
+_ROOT = Path(__file__).resolve().parents[1]
+_WORK = _ROOT / "build" / "first_contact"
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plan", choices=[*PLANS, "report", "wheels"])
+    parser.add_argument("--output", type=Path, default=_WORK / "results", help="folder of the figures")
+    parser.add_argument("--wheels", type=Path, default=_ROOT / "wheels", help="folder of what was brought along")
+    parser.add_argument("--work", type=Path, default=_WORK, help="folder that both plans use")
+    parser.add_argument("--seconds", type=float, default=PLAN_SECONDS, help="of a plan")
+    parser.add_argument("--limit", nargs="+", default=[], metavar="STAGE=SECONDS", help="instead of the plan's own")
+    parser.add_argument("--archive-megabytes", type=float, default=15.0, help="at most")
+    parser.add_argument("--again", action="store_true", help="also the stages that were done before")
+    parser.add_argument("--unpack", type=Path, metavar="ARCHIVE", help="go on from an earlier plan's archive")
+    parser.add_argument("--results", type=Path, nargs="+", help="of --plan report: JSON of plans (default: --output's)")
+    parser.add_argument("--stage", help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if (arguments.plan is None) == (arguments.stage is None):
+        parser.error("--plan is needed: first, second, report or wheels")
+    names = {stage.name for stage in PLANS.get(arguments.plan, ())}
+    for limit in arguments.limit:
+        name, _, seconds = limit.partition("=")
+        if name not in names or not seconds.replace(".", "", 1).isdigit():
+            parser.error(f"--limit {limit}: it is STAGE=SECONDS, a stage one of {', '.join(sorted(names))}")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a plan, reports on plans, or collects wheels; 0 if all of it was done."""
+    begun = time.monotonic()
+    arguments = parse_arguments(argv)
+    if arguments.stage is not None:
+        from contact.stage import run_stage
+
+        plan, _, name = arguments.stage.partition("/")
+        return run_stage(plan, name, arguments.rows, arguments.work)
+    if arguments.plan == "wheels":
+        return wheels.download(arguments.wheels)
+    if arguments.plan == "report":
+        return _report(arguments)
+    if arguments.unpack is not None:
+        unpack(arguments.unpack, arguments.work)
+    site = arguments.work / "site"
+    notes = [f"no wheel of {name} in {arguments.wheels}" for name in wheels.missing(arguments.wheels)]
+    notes += [f"wheel not installed: {said}" for said in wheels.install(arguments.wheels, site)]
+    if len(notes) == len(wheels.WHEELS):
+        notes = [f"no wheels in {arguments.wheels}: what this machine has is used"]
+    print("\n".join(notes), flush=True)
+    settings = Settings(
+        work=arguments.work,
+        output=arguments.output,
+        site=site,
+        seconds=arguments.seconds,
+        limits={name: float(seconds) for name, _, seconds in (limit.partition("=") for limit in arguments.limit)},
+        archive_bytes=int(arguments.archive_megabytes * 1e6),
+        again=arguments.again,
+        notes=tuple(notes),
+    )
+    return run_plan(arguments.plan, settings, begun)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    files = arguments.results or [path for plan in PLANS if (path := arguments.output / f"{plan}.json").exists()]
+    if not files:
+        print(f"error: {arguments.output} holds no plan's JSON; run --plan first, or name files with --results")
+        return 1
+    from contact.report import write_report
+
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    print("\n".join(write_report(files, arguments.output / "report.json")))
+    print(f"{arguments.output / 'report.json'}: all rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
