@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenswift_jax.api import StreamEvent, generate, stream
-    from tokenswift_jax.errors import UserError
+    from tokenswift_jax.errors import NumericsError, UserError
     from tokenswift_jax.model import Model, load
     from tokenswift_jax.sampling import SamplingConfig
     from tokenswift_jax.scoring import ScoredText, draft_logits, score, score_tokens
@@ -24,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GenerationResult",
     "Model",
+    "NumericsError",
     "SamplingConfig",
     "ScoredText",
     "SpeculationConfig",
@@ -42,6 +43,7 @@ __all__ = [
 _HOMES = {
     "GenerationResult": "stats",
     "Model": "model",
+    "NumericsError": "errors",
     "SamplingConfig": "sampling",
     "ScoredText": "scoring",
     "SpeculationConfig": "speculation",

@@ -38,7 +38,7 @@ def axes(*names: str, **options: Any) -> Any:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(axes, dataclasses.field))
 def pytree(declared: type[_Tree]) -> type[_Tree]:
-    """A frozen dataclass that jax takes as a pytree: every field is data."""
+    """A frozen dataclass that jax takes as a pytree: every field is data, but those whose metadata says `static`."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(declared))
 
 

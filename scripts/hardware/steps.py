@@ -120,7 +120,7 @@ def draft_alone(graph: Any, plan: Plan, inputs: StepInputs, state: DecodeState) 
     """The drafting half of an iteration: its tree, and the state with the draft cache's scratch rows written."""
     model = nnx.merge(graph, inputs.params)
     ahead = jnp.arange(1, plan.depth + 2, dtype=jnp.int32)
-    with exact_products(state.cache.keys.dtype):
+    with exact_products(state.cache.dtype):
         noise = gumbel_noise(inputs.sequence.keys, state.length[:, None] + ahead[None], plan.config.vocab_size)
         return draft_tree(model, state, inputs, plan, noise)
 

@@ -296,7 +296,7 @@ def decode(name, speculation):
         speculation,
         max_new_tokens=len(expected),
     )
-    rows = [step.rows[0] for step in steps]
+    rows = [step.rows[0].log for step in steps]
     tokens = np.concatenate([row.token_ids for row in rows]).tolist()
     offsets = np.concatenate([row.offsets for row in rows])[1:]
     begins = np.flatnonzero(offsets == 0)

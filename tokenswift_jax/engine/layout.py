@@ -26,24 +26,24 @@ class Layout:
     Attributes:
       config: the decoder's.
       dtype: the model's.
-      cache_dtype: of the full cache's keys and values, as `kv.dense.empty_cache` takes it; None: the model's.
       capacity: slots a row of the cache, and positions a row of the text.
       features: what sampling the steps contain.
       logprobs: which log-probabilities of emitted tokens the steps give; None: none.
       ngram_slots: continuations the n-gram table keeps of a first token; None: no table.
       calibrate: whether the state keeps how the n-grams fare.
       draft: kind and sizes of the draft cache; None: no draft cache.
+      cache_dtype: of the full cache's numbers, as `kv.dense.empty_cache` takes it; None: the model's.
     """
 
     config: ModelConfig
     dtype: jnp.dtype
-    cache_dtype: str | None
     capacity: int
     features: SamplingFeatures
     logprobs: LogprobSpec | None
     ngram_slots: int | None
     calibrate: bool
     draft: DraftKind | None
+    cache_dtype: str | None = None
 
     @staticmethod
     def of(
@@ -68,13 +68,13 @@ class Layout:
         return Layout(
             config=config,
             dtype=dtype,
-            cache_dtype=cache_dtype,
             capacity=capacity,
             features=features,
             logprobs=logprobs,
             ngram_slots=ngram_slots if any(tree.ngram_k for tree in trees) else None,
             calibrate=any(tree.calibrated for tree in trees),
             draft=next(iter(kinds), None),
+            cache_dtype=cache_dtype,
         )
 
     def state(self, tokens: jax.Array, lengths: jax.Array, cache: FullCache) -> DecodeState:

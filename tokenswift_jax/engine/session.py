@@ -84,8 +84,8 @@ class Session:
         *,
         emitted: Sequence[Sequence[int]] | None = None,
         capacity: int | None = None,
-        cache_dtype: str | None = None,
         logprobs: LogprobSpec | None = None,
+        cache_dtype: str | None = None,
         report: Report = silent,
     ) -> None:
         """Checks that the session fits, and allocates nothing yet.
@@ -96,8 +96,8 @@ class Session:
           speculation: how drafts are made.
           emitted: tokens that each row already has after its prompt; None: none.
           capacity: slots a row of the cache; None: as many as needed.
-          cache_dtype: "int8" or "float8_e4m3" for a target whose full cache is in 8 bits; None: the model's dtype.
           logprobs: which log-probabilities of emitted tokens to give; None: none.
+          cache_dtype: "int8" or "float8_e4m3" for a target whose full cache is in 8 bits; None: in the model's dtype.
           report: told of compilation, prefill and the preparation of drafts.
 
         Raises:

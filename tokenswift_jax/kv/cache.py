@@ -115,10 +115,14 @@ class KVCache(Protocol):
         """What a layer holds at positions int32 [batch, kv_heads, count]."""
         ...
 
-    def prefix(self, slot: jax.Array, length: int) -> StoredKV:
-        """The first `length` (static) positions of the text in a slot (int32 []) of the batch; a batch of one."""
+    def first(self, slots: int) -> Self:
+        """The first slots (static) of every text."""
         ...
 
-    def insert(self, slot: jax.Array, prefix: StoredKV) -> Self:
-        """The cache with another text's first positions in a slot of the batch."""
+    def prefix(self, slot: jax.Array, length: int) -> Self:
+        """The first `length` (static) positions of the text in a slot (int32 []) of the batch, as a batch of one."""
+        ...
+
+    def insert(self, slot: jax.Array, prefix: Self) -> Self:
+        """The cache with another text's first positions, in the same form, in a slot of the batch."""
         ...

@@ -13,6 +13,7 @@ from pallas_kernels.cache_scores import top_blocks, top_positions
 from pallas_kernels.prefill_attention import prefill_attention
 from pallas_kernels.sparse_attention import sparse_attention
 from pallas_kernels.tree_attention import tree_attention
+from tokenswift_jax import arrays
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.quantize import CACHE_DTYPES, SCALE_BYTES, quantized
@@ -162,28 +163,13 @@ class FullCache:
         head = jnp.arange(kv_heads, dtype=jnp.int32)[None, :, None]
         return jax.tree.map(lambda stack: stack[layer, row, head, positions][None], self.stacks)
 
-    def leading(self, slots: int) -> StoredKV:
-        """The first slots of every layer and row."""
-        return jax.tree.map(lambda stack: stack[:, :, :, :slots], self.stacks)
+    def prefix(self, slot: jax.Array, length: int) -> FullCache:
+        """The first `length` (static) positions of the text in a slot (int32 []) of the batch, as a batch of one."""
+        return arrays.take_row(self.first(length), slot)
 
-    def prefix(self, slot: jax.Array, length: int) -> StoredKV:
-        """The first `length` (static) positions of the text in a slot (int32 []) of the batch; a batch of one."""
-
-        def one(stack: jax.Array) -> jax.Array:
-            shape = (stack.shape[0], 1, stack.shape[2], length, *stack.shape[4:])
-            zero = jnp.zeros_like(slot)
-            return lax.dynamic_slice(stack, (zero, slot, *[zero] * (stack.ndim - 2)), shape)
-
-        return jax.tree.map(one, self.stacks)
-
-    def insert(self, slot: jax.Array, prefix: StoredKV) -> FullCache:
-        """The cache with another text's first positions, in the cache's own form, in a slot of the batch."""
-
-        def one(stack: jax.Array, rows: jax.Array) -> jax.Array:
-            zero = jnp.zeros_like(slot)
-            return lax.dynamic_update_slice(stack, rows, (zero, slot, *[zero] * (stack.ndim - 2)))
-
-        return self.with_stacks(jax.tree.map(one, self.stacks, prefix))
+    def insert(self, slot: jax.Array, prefix: FullCache) -> FullCache:
+        """The cache with another text's first positions, in the same form, in a slot of the batch."""
+        return arrays.put_row(self, prefix, slot)
 
 
 def round_up(size: int, block: int = BLOCK) -> int:

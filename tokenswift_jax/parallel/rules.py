@@ -60,9 +60,9 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         parts = {}
         for field in dataclasses.fields(tree):
-            value, names = getattr(tree, field.name), field.metadata.get("axes")
             if field.metadata.get("static"):
                 continue
+            value, names = getattr(tree, field.name), field.metadata.get("axes")
             parts[field.name] = arrays.sharding(mesh, names, _AXES) if names and value is not None else None
             if names is None:
                 parts[field.name] = shardings(mesh, value)
