@@ -7,33 +7,36 @@ for them, and `--heads medusa` writes a directory of heads alone in Medusa's lay
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from convert import Parser, new_directory, run, write_layout
-from convert.medusa import write_medusa
-from tokenswift_jax.checkpoint import load_tokenizer, open_checkpoint
+from convert.command import run
+from tokenswift_jax.cli.command import Parser, leave
 from tokenswift_jax.errors import UserError
 
+PROGRAM = "python -m convert.export"
 
-def export(arguments: list[str]) -> str:
+
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """Runs the command; returns its exit status (0, 1 the system's, 2 bad input, 130 interrupted, 141 no reader)."""
+    parser = _parser(program)
+    return run(lambda words: export(words, parser), argv, parser)
+
+
+def export(arguments: list[str], parser: Parser | None = None) -> str:
     """Exports as the command line says and returns a summary.
 
     Raises:
       UserError: a bad argument, source or destination, or a result that transformers cannot read; nothing is
         written then.
     """
-    parser = Parser(prog="python -m convert.export", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("directory", metavar="DIR", type=Path, help="checkpoint directory")
-    parser.add_argument("output", metavar="OUT", type=Path, help="new or empty directory")
-    parser.add_argument(
-        "--heads",
-        choices=("tokenswift", "medusa"),
-        help="layout of the draft heads: the reference program's, inside the model; or Medusa's, without the model "
-        "(default: heads.safetensors beside the model)",
-    )
-    options = parser.parse_args(arguments)
+    options = (parser or _parser(PROGRAM)).parse_args(arguments)
     if not options.directory.is_dir():
         raise UserError(f"no such directory: {options.directory}")
+    from convert.layout import new_directory, write_layout
+    from convert.medusa import write_medusa
+    from tokenswift_jax.checkpoint import open_checkpoint
+
     with new_directory(options.output) as folder:
         checkpoint = open_checkpoint(options.directory)
         if options.heads == "medusa":
@@ -44,9 +47,27 @@ def export(arguments: list[str]) -> str:
     return f"wrote {options.output}: {summary}"
 
 
+def _parser(program: str) -> Parser:
+    parser = Parser(
+        prog=program,
+        description="A checkpoint of this project to a directory that transformers loads.",
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path, help="checkpoint directory")
+    parser.add_argument("output", metavar="OUT", type=Path, help="new or empty directory")
+    parser.add_argument(
+        "--heads",
+        choices=("tokenswift", "medusa"),
+        help="layout of the draft heads: the reference program's, inside the model; or Medusa's, without the model "
+        "(default: heads.safetensors beside the model)",
+    )
+    return parser
+
+
 def _check_readable(folder: Path) -> None:
     from transformers import AutoConfig
     from transformers.utils import logging
+
+    from tokenswift_jax.checkpoint import load_tokenizer
 
     logging.set_verbosity_error()  # its remarks on foreign fields of config.json are no concern of the export
     try:
@@ -57,4 +78,4 @@ def _check_readable(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(export)
+    leave(main())

@@ -37,9 +37,7 @@ def write_medusa(checkpoint: Checkpoint, folder: Path) -> str:
     if not heads:
         raise UserError(f"{checkpoint.directory} has no draft heads to export")
     if kind in _WHY_NOT:
-        raise UserError(
-            f"{kind} draft heads have no Medusa layout: {_WHY_NOT[kind]}; heads trained with --head-type medusa have"
-        )
+        raise UserError(f"{kind} draft heads have no Medusa layout: {_WHY_NOT[kind]}; heads of type medusa have one")
     tensors = checkpoint.tensors
     lm_head = tensors[("embed_tokens",) if config.tie_word_embeddings else ("lm_head", "kernel")]
     medusa, vllm = [], [replace(lm_head, name="lm_head.weight")]

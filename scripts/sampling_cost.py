@@ -24,7 +24,8 @@ from benchmarking.environment import describe_environment
 from hardware import roofline, shapes
 from hardware.sampling import CASES, milliseconds
 
-from tokenswift_jax.sample.processors import Processors, processors_for
+from tokenswift_jax.sample.features import SamplingFeatures, features_of
+from tokenswift_jax.sampling import SamplingConfig
 
 MODELS = ("Llama-3.1-8B", "Qwen2.5-1.5B", "Qwen2.5-7B", "Qwen2.5-14B")
 LENGTHS = (4096, 131072)
@@ -40,25 +41,26 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def passes(processors: Processors, few_decide: bool) -> int:
+def passes(config: SamplingConfig, few_decide: bool) -> int:
     """Times that a step's draws read the logits, or write their processed form, on a GPU."""
-    count = 1  # the draw
-    if processors.top_k or processors.top_p:
+    features, count = features_of(config), 1  # the draw
+    if features == SamplingFeatures.FILTERED:
         count += 2  # processed scores are written, and the peaks of blocks found on the way
         count += 1  # the few are picked: one in 37, but by 4 bytes of the 32 or more that are read at once
-        count += processors.top_p and not processors.top_k  # all weights are summed
+        count += config.top_p is not None and config.top_k is None  # all weights are summed
+        count += config.eta_cutoff is not None
         if not few_decide:
             count += 2  # rows are read and written together; searching them reads what is in the cache
-    elif processors.min_p or processors.eta:
-        count += 1  # the highest
-    return count + processors.eta
+    elif features == SamplingFeatures.SAMPLED:
+        count += 1  # the highest, which min-p's threshold follows
+    return count
 
 
-def share_of_step(model: str, length: int, processors: Processors, few_decide: bool) -> float:
+def share_of_step(model: str, length: int, config: SamplingConfig, few_decide: bool) -> float:
     """Bytes of the draws of 64 rows over those of the verify step in bfloat16, the logits' one reading in both."""
-    config = shapes.config_of(model)
-    step = roofline.step_cost("verify-64", config, length).bytes
-    return passes(processors, few_decide) * ROWS * config.vocab_size * FLOAT / step
+    shape = shapes.config_of(model)
+    step = roofline.step_cost("verify-64", shape, length).bytes
+    return passes(config, few_decide) * ROWS * shape.vocab_size * FLOAT / step
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,11 +78,10 @@ def main(argv: list[str] | None = None) -> int:
     for model in MODELS:
         for length in LENGTHS:
             for name, config in CASES.items():
-                processors = processors_for(config)
                 row = {"model": model, "length": length, "rows": ROWS, "case": name}
-                for few in (True, False) if processors.top_k or processors.top_p else (True,):
-                    share = share_of_step(model, length, processors, few)
-                    row |= {"few_decide": few, "passes": passes(processors, few)}
+                for few in (True, False) if features_of(config) == SamplingFeatures.FILTERED else (True,):
+                    share = share_of_step(model, length, config, few)
+                    row |= {"few_decide": few, "passes": passes(config, few)}
                     computed.append({**row, "share_of_step_bytes": round(share, 4)})
                     how = f"{name}{'' if few else ', all scores searched'}"
                     print(f"computed: {model}, 64 rows at {length}, {how}: {share:.1%} of the step's bytes", flush=True)

@@ -6,17 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenswift_jax.engine import run
+from tokenswift_jax.engine.session import Session
 from tokenswift_jax.model import Model
+from tokenswift_jax.request import Request, batch_of
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
+from tokenswift_jax.token_log import RECORD, concatenate
 
 PLAIN = SpeculationConfig(mode="autoregressive")
 
 
 @dataclass(frozen=True)
 class Text:
-    """What a run emitted for one row: `run.Committed`, its chunks joined.
+    """What a session emitted for one row: `token_log.TokenLog`, its chunks joined.
 
     Attributes:
       trace: the run's schedule_trace.
@@ -42,20 +44,51 @@ class Text:
         return [range(a, b) for a, b in zip(starts, [*starts[1:], len(self.tokens)], strict=True)]
 
 
+def start(
+    model: Model,
+    prompts: list[list[int]],
+    sampling: SamplingConfig,
+    speculation: SpeculationConfig,
+    *,
+    max_new_tokens: int,
+    min_new_tokens: int = 0,
+    ignore_eos: bool = False,
+    emitted: list[list[int]] | None = None,
+    capacity: int | None = None,
+) -> Session:
+    """A session of a batch with one set of settings; row i draws with `sampling.sequence` + i."""
+    requests = batch_of(
+        prompts,
+        sampling,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        eos_token_ids=() if ignore_eos else tuple(model.eos_token_ids),
+    )
+    return Session(model, requests, speculation, emitted=emitted, capacity=capacity)
+
+
 def decode_batch(
     model: Model, prompts: list[list[int]], sampling: SamplingConfig, speculation: SpeculationConfig, **limits
 ) -> list[Text]:
-    """The texts of a batch; `limits` are the keywords of `run.start`."""
-    running = run.start(model, prompts, sampling, speculation, **limits)
+    """The texts of a batch; `limits` are the keywords of `start`."""
+    return _texts(start(model, prompts, sampling, speculation, **limits), len(prompts))
+
+
+def decode_requests(model: Model, requests: list[Request], speculation: SpeculationConfig) -> list[Text]:
+    """The texts of a batch whose rows have their own settings."""
+    return _texts(Session(model, requests, speculation), len(requests))
+
+
+def _texts(running: Session, count: int) -> list[Text]:
     steps = list(running)
     texts = []
-    for row in range(len(prompts)):
+    for row in range(count):
         parts = [step.rows[row] for step in steps]
-        columns = [
-            np.concatenate([np.zeros(0, np.int32), *[getattr(part, name) for part in parts]])
-            for name in ("token_ids", "sources", "offsets", "offered")
-        ]
-        finish = parts[-1].finish if parts else None
+        if (error := next((part.error for part in parts if part.error), None)) is not None:
+            raise error
+        log = concatenate([part.log for part in parts])
+        columns = [getattr(log, name) for name in RECORD]
+        finish = next((part.finish for part in reversed(parts) if part.finish), None)
         texts.append(Text(columns[0].tolist(), *columns[1:], finish, running.schedule_trace))
     return texts
 

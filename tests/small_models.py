@@ -162,6 +162,16 @@ def with_eos(model: Model, *tokens: int) -> Model:
     return replace(model, eos_token_ids=tokens)
 
 
+def poisoned(model, token):
+    """The model, whose hidden states are NaN wherever it reads `token`."""
+
+    def spoil(path, param):
+        return param.replace(param[...].at[token].set(np.nan)) if path == ("embed_tokens",) else param
+
+    flat = [(path, spoil(path, param)) for path, param in nnx.to_flat_state(model.params)]
+    return replace(model, params=nnx.from_flat_state(flat))
+
+
 def weights(model: Model) -> dict[str, np.ndarray]:
     """The parameters by HF's names, in HF's layout, float64."""
     return {tensor.name: tensor.values().astype(np.float64) for tensor in state_tensors(model.params)}

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.engine_fixture import settings_of
 from tokenswift_jax.kv.dense import FullCache, write_rows
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.sample import penalty
+from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise, row_keys
-from tokenswift_jax.sample.processors import processors_for, sampling_inputs
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import candidates as heads_candidates
 from tokenswift_jax.speculate import draft, ngram, ngram_calibration
@@ -24,7 +25,7 @@ from tokenswift_jax.step import verify as verification
 from tokenswift_jax.step.accept import walk
 from tokenswift_jax.step.commit import commit
 from tokenswift_jax.step.forward import Rows
-from tokenswift_jax.step.state import DecodeState, Inputs, Limits, Plan
+from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
 
 PAGE = (Path(__file__).parents[1] / "docs" / "how-it-works.md").read_text(encoding="utf-8")
 SAMPLING = SamplingConfig(temperature=1.0, repetition_penalty=2.0, penalty_window=2, seed=0)
@@ -98,14 +99,13 @@ def iteration(monkeypatch):
     monkeypatch.setattr(draft, "forward_rows", lambda model, tokens, positions, cache, *_, **__: (drafting, cache))
     monkeypatch.setattr(verification, "forward_rows", target_forward)
     shape = TreeSpec((1, 2), 1, keyed_by_root=False)
-    plan = Plan(config, processors_for(SAMPLING), "partial", shape, DraftCacheShape(24, 4, 1, None))
-    sampling = sampling_inputs(SAMPLING, vocab=len(WORDS), batch=1)
-    limits = Limits(jnp.asarray([2], jnp.int32), jnp.asarray([CAPACITY], jnp.int32), jnp.zeros(len(WORDS), bool))
-    inputs = Inputs(None, sampling, limits, jnp.int32(2))
+    plan = Plan(config, features_of(SAMPLING), "partial", shape, DraftCacheShape(24, 4, 1, None))
+    settings = settings_of(SAMPLING, vocab=len(WORDS), prompt_length=2, max_new_tokens=CAPACITY - 2)
+    inputs = StepInputs(None, settings)
 
     @jax.jit
     def run():
-        noise = gumbel_noise(sampling.keys, n + 1 + jnp.arange(5, dtype=jnp.int32)[None], len(WORDS))
+        noise = gumbel_noise(settings.keys, n + 1 + jnp.arange(5, dtype=jnp.int32)[None], len(WORDS))
         tree, state = draft.draft_tree(model, state_before(text, plan), inputs, plan, noise)
         draws, broken, computed, verified = verification.verify(model, state, inputs, plan, tree, noise)
         walked = walk(tree, draws, plan.depth)

@@ -234,7 +234,7 @@ def test_chat_needs_a_template(folder, capsys, tmp_path):
     assert command(folder, "--prompt", "x", "--chat", "--output", tmp_path / "o") == 2
     out, report = capsys.readouterr()
     assert out == ""
-    assert report == "error: this checkpoint's tokenizer has no chat template; leave out --chat\n"
+    assert report == "error: this checkpoint's tokenizer has no chat template; give text without --chat\n"
     assert not (tmp_path / "o").exists()
 
 

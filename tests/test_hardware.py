@@ -33,6 +33,7 @@ from hardware.goals import held_against
 from hardware.targets import TARGETS
 
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.sample.features import SamplingFeatures
 
 
 @pytest.mark.parametrize("name", shapes.NAMES)
@@ -81,11 +82,11 @@ def test_every_step_has_a_cost(name):
 def test_top_k_and_top_p_are_in_a_step_of_their_own():
     config = shapes.config_of("tiny")
     plain, top = (steps.plan_named(name, config) for name in ("verify-16", "verify-16-topkp"))
-    assert (plain.processors.top_k, plain.processors.top_p) == (False, False)
-    assert (top.processors.top_k, top.processors.top_p) == (True, True)
+    assert (plain.features, top.features) == (SamplingFeatures.SAMPLED, SamplingFeatures.FILTERED)
     assert plain.tree == top.tree
     inputs, _ = steps.first_call(top, None, jnp.dtype(jnp.float32), 1, 512)
-    assert (int(inputs.sampling.top_k), round(float(inputs.sampling.top_p), 3)) == (20, 0.8)
+    asked = inputs.sequence
+    assert (int(asked.top_k[0]), round(float(asked.top_p[0]), 3), float(asked.min_p[0])) == (20, 0.8, 0.0)
     cost = [roofline.step_cost(name, config, 100) for name in ("verify-16", "verify-16-topkp")]
     assert cost[0] == cost[1], "draws read no more of the model"
 

@@ -14,11 +14,11 @@ import pytest
 from flax import nnx
 
 from tokenswift_jax.checkpoint.save import save, state_tensors
-from tokenswift_jax.engine.token_log import from_columns
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.node_sets import NodeSets
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
+from tokenswift_jax.token_log import from_columns
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/benchmark.py does
 

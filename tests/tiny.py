@@ -6,15 +6,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tokenswift_jax.engine.prefill import first_state
-from tokenswift_jax.kv.dense import empty_cache
+from tests.engine_fixture import blank_state, layout_of, settings_of
 from tokenswift_jax.model import Model
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.hf_config import model_config
-from tokenswift_jax.sample.processors import processors_for, sampling_inputs
+from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sampling import SamplingConfig
-from tokenswift_jax.step.state import Inputs, Limits, Plan
+from tokenswift_jax.step.state import Plan, StepInputs
 
 BASE = {
     "model_type": "mistral",
@@ -72,24 +71,6 @@ def abstract_call(plan: Plan, params, sampling: SamplingConfig, batch: int, capa
 
 
 def _call(plan, params, sampling, batch, capacity, ngram_slots, dtype):
-    config = plan.config
-    assert processors_for(sampling) == plan.processors
-    lengths = jnp.ones((batch,), jnp.int32)
-    state = first_state(
-        config,
-        jnp.zeros((batch, capacity), jnp.int32),
-        lengths,
-        empty_cache(config, batch, capacity, dtype),
-        penalise=plan.processors.penalty,
-        ngram_slots=ngram_slots if plan.tree is not None and plan.tree.ngram_k > 0 else None,
-        calibrate=plan.tree is not None and plan.tree.calibrated,
-        draft=plan.draft,
-    )
-    limits = Limits(lengths, lengths, jnp.zeros((config.vocab_size,), bool))
-    inputs = Inputs(
-        params=params,
-        sampling=sampling_inputs(sampling, vocab=config.vocab_size, batch=batch),
-        limits=limits,
-        ngram_window=jnp.zeros((), jnp.int32),
-    )
-    return inputs, state
+    assert features_of(sampling) == plan.features
+    config, state = plan.config, blank_state(layout_of(plan, dtype, capacity, ngram_slots), batch)
+    return StepInputs(params, settings_of(sampling, vocab=config.vocab_size, batch=batch)), state

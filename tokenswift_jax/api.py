@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 import jax
 
 from tokenswift_jax import __version__, checkpoint, stats
+from tokenswift_jax.arguments import requests_for
 from tokenswift_jax.engine.journal import Journal
-from tokenswift_jax.engine.sequence import Ending, Row
-from tokenswift_jax.engine.token_log import SAMPLED, Records, concatenate, from_committed
+from tokenswift_jax.engine.sequence import Row
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.prompt import encode, is_batch
-from tokenswift_jax.sampling import SamplingConfig, check_vocabulary, resolve_sampling
+from tokenswift_jax.progress_report import Report, phase, silent
+from tokenswift_jax.prompt import encode_rows, is_batch
+from tokenswift_jax.request import Request
+from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.stats import GenerationResult
 from tokenswift_jax.text.transcript import Segment
+from tokenswift_jax.token_log import SAMPLED, TokenLog, concatenate
 
 if TYPE_CHECKING:
     from tokenswift_jax.audit.replay import AuditReport
-    from tokenswift_jax.engine.run import DecodingRun
+    from tokenswift_jax.engine.session import Session
     from tokenswift_jax.model import Model
     from tokenswift_jax.speculation import SpeculationConfig
 
@@ -45,7 +48,7 @@ class StreamEvent:
 
     row: int
     segments: tuple[Segment, ...]
-    records: Records
+    records: TokenLog
     result: GenerationResult | None = None
 
     @property
@@ -65,17 +68,16 @@ class StreamEvent:
 
 
 @dataclass(frozen=True)
-class _Request:
+class _Call:
     """The arguments of one call, checked and resolved."""
 
     model: Model
-    prompts: list[list[int]]
-    sampling: SamplingConfig
+    requests: list[Request]
+    batch: bool
     speculation: SpeculationConfig
-    ending: Ending
-    min_new_tokens: int
-    ignore_eos: bool
+    ignore_eos: bool | Sequence[bool]
     audit: bool
+    report: Report
 
 
 def _with_parameters_of(source: Callable[_P, Any]) -> Callable[[Callable[..., _T]], Callable[_P, _T]]:
@@ -91,97 +93,102 @@ def _with_parameters_of(source: Callable[_P, Any]) -> Callable[[Callable[..., _T
 
 def stream(
     model: Model,
-    prompt: Any,
-    sampling: SamplingConfig | None = None,
+    prompt: Any = None,
+    sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
     speculation: SpeculationConfig | None = None,
     *,
-    max_new_tokens: int,
-    min_new_tokens: int = 0,
-    ignore_eos: bool = False,
-    stop: str | Sequence[str] = (),
+    max_new_tokens: int | Sequence[int],
+    min_new_tokens: int | Sequence[int] = 0,
+    ignore_eos: bool | Sequence[bool] = False,
+    stop: str | Sequence[str] | Sequence[Sequence[str]] = (),
     journal: str | Path | None = None,
     resume: bool = False,
     audit: bool = False,
     capacity: int | None = None,
+    messages: Any = None,
+    report: Report = silent,
 ) -> Generator[StreamEvent, None, None]:
     """`generate`, a `StreamEvent` for each chunk as it is committed; each row ends with one that carries its result.
 
     Arguments are checked, and a wrong one raises, when this is called. KeyboardInterrupt (raised while the next event
     is computed, or thrown in with `.throw`) ends the text; the results follow. Closing the generator abandons the run.
     """
-    from tokenswift_jax.engine import run as decoding
+    from tokenswift_jax.engine import session
     from tokenswift_jax.speculation import SpeculationConfig
 
     size = model.config.vocab_size
-    prompts = [encode(one, model.tokenizer, size) for one in (prompt if is_batch(prompt) else [prompt])]
-    sampling = resolve_sampling({}, model.generation_config) if sampling is None else sampling
-    check_vocabulary(sampling, size)
-    ending = Ending(max_new_tokens, () if ignore_eos else model.eos_token_ids, _stops(stop, model))
-    _check_lengths(max_new_tokens, min_new_tokens)
+    prompts = encode_rows(prompt, messages, model.tokenizer, size)
+    requests = requests_for(
+        model,
+        prompts,
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        ignore_eos=ignore_eos,
+        stop=stop,
+    )
     speculation = SpeculationConfig() if speculation is None else speculation
-    request = _Request(model, prompts, sampling, speculation, ending, min_new_tokens, ignore_eos, audit)
-    saved = _open_journal(request, journal, resume)
+    call = _Call(model, requests, is_batch(prompt, messages), speculation, ignore_eos, audit, report)
+    saved = _open_journal(call, journal, resume)
     try:
-        rows = [Row(model.tokenizer, ids, ending) for ids in prompts]
+        rows = [Row(model.tokenizer, request) for request in requests]
         past = [rows[0].take(part) for part in saved.parts if rows[0].finish is None] if saved is not None else []
         run = None
         if rows[0].finish is None:  # only a journal can have brought the row to its end by now
-            run = decoding.start(
-                model,
-                prompts,
-                sampling,
-                speculation,
-                max_new_tokens=max_new_tokens,
-                min_new_tokens=min_new_tokens,
-                ignore_eos=ignore_eos,
-                emitted=[concatenate(rows[0].parts).token_ids.tolist()] if past else None,
-                capacity=capacity,
-            )
+            emitted = [concatenate(rows[0].parts).token_ids.tolist()] if past else None
+            run = session.Session(model, requests, speculation, emitted=emitted, capacity=capacity, report=report)
             if saved is not None:
                 saved.begin()
     except BaseException:
         if saved is not None:
             saved.close()
         raise
-    return _events(request, rows, [StreamEvent(0, tuple(text), kept) for kept, text in past], run, saved)
+    return _events(call, rows, [StreamEvent(0, tuple(text), kept) for kept, text in past], run, saved)
 
 
 @_with_parameters_of(stream)
-def generate(model: Model, prompt: Any, *arguments: Any, **named: Any) -> Any:
+def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) -> Any:
     """Generates text: the same tokens for one seed whatever `speculation` says.
 
     KeyboardInterrupt ends the text early and is not raised again: the result's finish_reason is "interrupted".
+    `max_new_tokens`, `min_new_tokens`, `ignore_eos` and `stop` take one value, or a list of one a prompt.
 
     Args:
       model: from `load`.
       prompt: text or token ids (one prompt), or a list of those (one batch).
-      sampling: None: the checkpoint's generation_config, neutral where it says nothing.
+      sampling: one for all prompts, of which prompt i draws with `sequence` + i, or a list of one each, used as given.
+        None: the checkpoint's generation_config, neutral where it says nothing.
       speculation: how drafts are made; None: the defaults (mode "auto").
       max_new_tokens: the most tokens to generate, EOS included.
       min_new_tokens: no EOS is drawn before this many tokens.
       ignore_eos: EOS tokens do not end the text.
-      stop: strings that end the text; it ends before them.
+      stop: strings that end the text; it ends before them. A list of lists has one entry a prompt.
       journal: file for every emitted token (one prompt only).
       resume: continue the journal's run, or begin it where there is no file yet.
       audit: replay the finished text through the target and compare every draw.
       capacity: positions to reserve in the cache; None: what prompt and max_new_tokens need.
+      messages: in place of a prompt, a conversation for the tokenizer's chat template: a list of turns such as
+        {"role": "user", "content": "..."}. A list of conversations is one batch.
+      report: called with the progress of phases that give no text yet (`progress_report`).
 
     Returns:
       A `GenerationResult`, a list of them for a batch.
 
     Raises:
       UserError: whatever is wrong with the arguments, before anything is generated.
-      tokenswift_jax.engine.run.NumericsError: NaN logits, with the position.
+      tokenswift_jax.errors.NumericsError: NaN logits, with the position. In a batch that row alone ends, with
+        finish_reason "error" and the message in `error`.
     """
     results = [event.result for event in stream(model, prompt, *arguments, **named) if event.result is not None]
-    return results if is_batch(prompt) else results[0]
+    return results if is_batch(prompt, named.get("messages")) else results[0]
 
 
 def _events(
-    request: _Request, rows: list[Row], past: list[StreamEvent], run: DecodingRun | None, journal: Journal | None
+    call: _Call, rows: list[Row], past: list[StreamEvent], run: Session | None, journal: Journal | None
 ) -> Generator[StreamEvent, None, None]:
     trace = list(journal.schedule_trace) if journal is not None else []
     held = [""] * len(rows)
+    errors: dict[int, str] = {}
     try:
         yield from past
         known = 0  # entries of the run's trace that are in `trace`
@@ -190,13 +197,19 @@ def _events(
             known += len(entries)
             new_trace = _changes(trace, entries)
             trace += new_trace
-            for index, (row, committed) in enumerate(zip(rows, step.rows, strict=True)):
-                if row.finish is not None or not len(committed.token_ids):
+            for index, (row, new) in enumerate(zip(rows, step.rows, strict=True)):
+                if row.finish is not None:
                     continue
-                kept, segments = row.take(from_committed(committed, step.seconds))
-                if journal is not None:
-                    journal.append(kept, new_trace)
-                yield StreamEvent(index, tuple(segments), kept)
+                if len(new.log):
+                    kept, segments = row.take(new.log)
+                    if journal is not None:
+                        journal.append(kept, new_trace)
+                    yield StreamEvent(index, tuple(segments), kept)
+                if new.error is not None and row.finish is None:
+                    if not call.batch:
+                        raise new.error
+                    errors[index] = str(new.error)
+                    yield StreamEvent(index, tuple(row.failed()), concatenate([]))
             if all(row.finish is not None for row in rows):
                 break
     except KeyboardInterrupt:
@@ -210,27 +223,32 @@ def _events(
             journal.close()
     for index, (row, text) in enumerate(zip(rows, held, strict=True)):
         segments = ((text, SAMPLED),) if text else ()
-        yield StreamEvent(index, segments, concatenate([]), _result(request, index, row, run, trace))
+        yield StreamEvent(index, segments, concatenate([]), _result(call, index, row, run, trace, errors.get(index)))
 
 
 def _result(
-    request: _Request, index: int, row: Row, run: DecodingRun | None, trace: list[dict[str, Any]]
+    call: _Call,
+    index: int,
+    row: Row,
+    run: Session | None,
+    trace: list[dict[str, Any]],
+    error: str | None,
 ) -> GenerationResult:
     records = concatenate(row.parts)
     assert row.finish is not None, "the run ended before its rows"
-    report = None
-    if request.audit and row.finish != "interrupted":
-        report = _audit(request, index, records)
+    request, found = call.requests[index], None
+    if call.audit and row.finish not in ("interrupted", "error"):
+        found = _audit(call.model, request, records, call.report)
     return GenerationResult(
         text=row.text,
-        model=str(request.model.path),
-        mode=request.speculation.mode,
+        model=str(call.model.path),
+        mode=call.speculation.mode,
         seed=request.sampling.seed,
-        sequence=request.sampling.sequence + index,
+        sequence=request.sampling.sequence,
         device=_device(),
-        dtype=request.model.dtype,
+        dtype=call.model.dtype,
         versions={"jax": jax.__version__, "tokenswift_jax": __version__},
-        prompt_tokens=len(request.prompts[index]),
+        prompt_tokens=len(request.prompt_ids),
         generated_tokens=len(records),
         token_ids=records.token_ids.tolist(),
         finish_reason=row.finish,
@@ -240,10 +258,11 @@ def _result(
         **stats.acceptance(records),
         **stats.timing(records),
         distinct_n=stats.distinct_n(records.token_ids),
+        error=error,
         audit=None
-        if report is None
-        else {"positions": report.positions, "mismatches": report.mismatches, "max_margin": report.max_margin},
-        audit_failed=report is not None and report.failed,
+        if found is None
+        else {"positions": found.positions, "mismatches": found.mismatches, "max_margin": found.max_margin},
+        audit_failed=found is not None and found.failed,
     )
 
 
@@ -257,20 +276,13 @@ def _changes(trace: list[dict[str, Any]], entries: list[dict[str, Any]]) -> list
     return changes
 
 
-def _audit(request: _Request, index: int, records: Records) -> AuditReport | None:
+def _audit(model: Model, request: Request, records: TokenLog, report: Report) -> AuditReport | None:
     """The replay's findings; None when it was interrupted."""
     from tokenswift_jax.audit.replay import audit
 
     try:
-        return audit(
-            request.model,
-            request.prompts[index],
-            records.token_ids.tolist(),
-            request.sampling,
-            request.min_new_tokens,
-            request.ignore_eos,
-            request.sampling.sequence + index,
-        )
+        with phase(report, "auditing the text"):
+            return audit(model, request, records.token_ids.tolist())
     except KeyboardInterrupt:
         return None
 
@@ -280,41 +292,24 @@ def _device() -> str:
     return device.platform if device.device_kind == device.platform else f"{device.platform}: {device.device_kind}"
 
 
-def _open_journal(request: _Request, path: str | Path | None, resume: bool) -> Journal | None:
+def _open_journal(call: _Call, path: str | Path | None, resume: bool) -> Journal | None:
     """The journal, its header made of whatever the text depends on; lengths may grow on resume, so no cap."""
     if path is None:
         if resume:
-            raise UserError("--resume continues a journal; name it with --journal")
+            raise UserError("resume=True without journal: name the file to continue", arguments=("resume", "journal"))
         return None
-    if len(request.prompts) > 1:
-        raise UserError("a journal holds one prompt's tokens; generate a batch without --journal")
-    model = request.model
+    if len(call.requests) > 1:
+        raise UserError("journal holds one prompt's tokens; leave it out for a batch", arguments=("journal",))
+    model, request = call.model, call.requests[0]
     header = {
         "checkpoint": checkpoint.fingerprint(model.path),
         "dtype": model.dtype,
         "rope_override": model.rope_override,
         "eos_token_ids": model.eos_token_ids,
-        "prompt_ids": request.prompts[0],
+        "prompt_ids": list(request.prompt_ids),
         "sampling": asdict(request.sampling),
         "min_new_tokens": request.min_new_tokens,
-        "ignore_eos": request.ignore_eos,
-        "stop": request.ending.stops,
+        "ignore_eos": call.ignore_eos if isinstance(call.ignore_eos, bool) else call.ignore_eos[0],
+        "stop": request.stops,
     }
     return Journal(path, header, resume)
-
-
-def _stops(stop: str | Sequence[str], model: Model) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(one, str) and one for one in stops):
-        raise UserError("a stop string is text of at least one character")
-    if stops and model.tokenizer is None:
-        raise UserError("this checkpoint has no tokenizer, so there is no text to stop at; leave out --stop")
-    return stops
-
-
-def _check_lengths(max_new_tokens: int, min_new_tokens: int) -> None:
-    for name, value, least in (("max_new_tokens", max_new_tokens, 1), ("min_new_tokens", min_new_tokens, 0)):
-        if type(value) is not int or value < least:
-            raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or above")
-    if min_new_tokens > max_new_tokens:
-        raise UserError(f"min_new_tokens {min_new_tokens} is above max_new_tokens {max_new_tokens}; lower one")

@@ -1,11 +1,48 @@
 """Errors that a person caused and can mend."""
 
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
-    """One line that says what is wrong and what would be right; commands print it and exit with status 2."""
+    """One line that says what is wrong and what would be right; commands print it and exit with status 2.
+
+    Attributes:
+      arguments: names of Python arguments in the message, each for its first occurrence that no earlier entry took. A
+        command prints its own flags in their place, and `--name` for `name=True`.
+    """
+
+    def __init__(self, message: str, arguments: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.arguments = tuple(arguments)
 
 
 def check_whole(name: str, value: object, low: int) -> None:
     """Raises UserError unless `value` is a whole number of at least `low`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise UserError(f"{name} is {value!r}; it must be a whole number of at least {low}")
+        raise UserError(f"{name} is {value!r}; it must be a whole number of at least {low}", arguments=(name,))
+
+
+@contextmanager
+def read_from(source: str, given: Collection[str]) -> Iterator[None]:
+    """Names `source`, the file that set the other values, in errors about none of the arguments that were `given`."""
+    try:
+        yield
+    except UserError as error:
+        if given and not set(error.arguments).isdisjoint(given):
+            raise
+        raise UserError(f"{source}: {error}") from None
+
+
+class NumericsError(ArithmeticError):
+    """The logits of a position are not numbers; the row that they belong to has ended.
+
+    Attributes:
+      position: index in the text (prompt included) of the token that could not be drawn.
+    """
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the logits of position {position} are not numbers (NaN); the text before it stands")
+        self.position = position

@@ -6,30 +6,37 @@ The Python function is `tokenswift_jax.training.evaluation.evaluate`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers
-from tokenswift_jax.cli.flags import whole, whole_list
+from tokenswift_jax.cli.command import Parser, exit_status, leave, quiet_transformers, with_dashes
+from tokenswift_jax.cli.converters import whole, whole_list
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.paths import check_writable
+from tokenswift_jax.training.extra import check_installed
 
 PROGRAM = "python -m tokenswift_jax.evaluate"
 _WINDOWS = 16  # of held-out text, for the accuracies
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status (0, 2 bad input, 130 interrupted)."""
-    return exit_status(lambda: _run(_parser().parse_args(sys.argv[1:] if argv is None else argv)))
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """Runs the command; returns its exit status (0, 2 bad input, 130 interrupted, 141 no reader)."""
+    parser, words = _parser(program), with_dashes(sys.argv[1:] if argv is None else argv)
+    return exit_status(lambda: _run(parser.parse_args(words)), flags=parser.flags)
 
 
 def _run(options: argparse.Namespace) -> int:
     if options.json is not None:
-        check_writable(options.json, "--json")
+        check_writable(options.json, "json")
+    check_installed("evaluating", ("grain",))
     quiet_transformers()
+    from tokenswift_jax.cli.phases import Phases
+    from tokenswift_jax.cli.progress import ProgressLine
     from tokenswift_jax.model import load
+    from tokenswift_jax.progress_report import phase
     from tokenswift_jax.speculation import SpeculationConfig
     from tokenswift_jax.training.evaluation import evaluate, store_node_sets
     from tokenswift_jax.training.held_out import HeldOut, windows
@@ -38,23 +45,29 @@ def _run(options: argparse.Namespace) -> int:
 
     chosen = {"tree": options.tree, "node_budget": options.node_budget, "ngram_k": options.ngram_k}
     speculation = SpeculationConfig(**{name: value for name, value in chosen.items() if value is not None})
-    model = load(options.model, options.dtype)
-    if not model.config.num_draft_heads:
-        raise UserError(f"{model.path} has no draft heads; train some with python -m tokenswift_jax.train")
-    if options.store:
-        check_writable(model.path / "config.json", "--store")
-    cache = options.data_cache or default_cache()
-    corpus = tokenise(options.data, model.tokenizer, cache, strict=False, vocab_size=model.config.vocab_size)
-    length = options.prompt_tokens + options.continuation
-    result = evaluate(
-        model,
-        windows(HeldOut(corpus, range(corpus.documents)), length, max(_WINDOWS, options.prompts)),
-        speculation,
-        seed=options.seed,
-        prompts=options.prompts,
-        prompt_tokens=options.prompt_tokens,
-        continuation=options.continuation,
-    )
+    progress = ProgressLine(sys.stderr, total=0, enabled=not options.quiet)
+    with contextlib.ExitStack() as stack:
+        stack.callback(progress.clear)
+        report = stack.enter_context(Phases(progress, sys.stderr, enabled=not options.quiet))
+        model = load(options.model, options.dtype, report=report)
+        if not model.config.num_draft_heads:
+            raise UserError(f"{model.path} has no draft heads; train some, or name another checkpoint")
+        if options.store:
+            check_writable(model.path / "config.json", "store")
+        cache = options.data_cache or default_cache()
+        with phase(report, "tokenising the data"):
+            corpus = tokenise(options.data, model.tokenizer, cache, strict=False, vocab_size=model.config.vocab_size)
+        length = options.prompt_tokens + options.continuation
+        with phase(report, "examining the draft heads"):
+            result = evaluate(
+                model,
+                windows(HeldOut(corpus, range(corpus.documents)), length, max(_WINDOWS, options.prompts)),
+                speculation,
+                seed=options.seed,
+                prompts=options.prompts,
+                prompt_tokens=options.prompt_tokens,
+                continuation=options.continuation,
+            )
     print(result.table())
     if options.json is not None:
         options.json.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
@@ -64,9 +77,9 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> Parser:
     parser = Parser(
-        prog=PROGRAM,
+        prog=program,
         allow_abbrev=False,
         description="Loss and accuracy of each draft head on held-out text, the tokens per iteration to expect at "
         "temperatures 0 and 1, and the best nodes for a given number of rows. The rest of sampling is the "
@@ -86,8 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", type=Path, metavar="FILE", help="write all figures there")
     add("--store", action="store_true", help="write the node sets found into the checkpoint's config.json")
     add("--data-cache", type=Path, metavar="DIR", help="where tokenised data are kept")
+    add("--quiet", action="store_true", help="no progress on stderr")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -14,6 +14,7 @@ from tokenswift_jax import checkpoint
 from tokenswift_jax.checkpoint.directory import read_config
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.progress_report import Report, silent
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 # Below this a compilation is cheaper than its file; most of a decoder's small programs are above it.
@@ -47,7 +48,12 @@ class Model:
     rope_override: dict[str, Any] | None
 
 
-def load(path: str | Path | None = None, dtype: Any = None, rope_override: dict[str, Any] | None = None) -> Model:
+def load(
+    path: str | Path | None = None,
+    dtype: Any = None,
+    rope_override: dict[str, Any] | None = None,
+    report: Report = silent,
+) -> Model:
     """Loads a checkpoint directory or hub id, the bundled demo by default.
 
     Args:
@@ -55,13 +61,14 @@ def load(path: str | Path | None = None, dtype: Any = None, rope_override: dict[
       dtype: of weights and activations; None: the checkpoint's own, float32 on CPU.
       rope_override: fields that replace those of the configuration's RoPE, such as
         {"rope_type": "yarn", "factor": 4.0}.
+      report: called with the progress of loading (`progress_report`).
 
     Raises:
       UserError: whatever is wrong with the checkpoint.
     """
     use_compilation_cache()
     folder = checkpoint.resolve(DEMO_MODEL if path is None else path)
-    config, graphdef, params = checkpoint.load_decoder(folder, dtype, rope_override)
+    config, graphdef, params = checkpoint.load_decoder(folder, dtype, rope_override, report=report)
     tokenizer = checkpoint.load_tokenizer(folder)
     generation_config = checkpoint.load_generation_config(folder)
     return Model(

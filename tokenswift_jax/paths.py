@@ -8,16 +8,23 @@ from pathlib import Path
 from tokenswift_jax.errors import UserError
 
 
-def check_writable(path: Path, option: str) -> None:
-    """Raises UserError unless `path` can be written; leaves no trace."""
+def check_writable(path: Path, argument: str) -> None:
+    """Raises UserError, about the argument of that name, unless `path` can be written; leaves no trace."""
+    problem = _problem(path)
+    if problem is not None:
+        raise UserError(f"{argument} {path}{problem}", arguments=(argument,))
+
+
+def _problem(path: Path) -> str | None:
     if path.is_dir():
-        raise UserError(f"{option} {path} is a folder; name a file")
+        return " is a folder; name a file"
     if path.exists():
         if not os.access(path, os.W_OK):
-            raise UserError(f"{option} {path} is not writable; change its permissions or name another file")
-        return
+            return " is not writable; change its permissions or name another file"
+        return None
     folder = path.parent
     if not folder.is_dir():
-        raise UserError(f"{option} {path}: there is no folder {folder}; make it first")
+        return f": there is no folder {folder}; make it first"
     if not os.access(folder, os.W_OK):
-        raise UserError(f"{option} {path}: the folder {folder} is not writable; name another")
+        return f": the folder {folder} is not writable; name another"
+    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -13,36 +13,109 @@ import numpy as np
 from tokenswift_jax.errors import UserError
 
 Prompt = str | Sequence[int] | np.ndarray
+Message = Mapping[str, Any]
+_A_TURN = '{"role": "user", "content": "..."}'
 
 
-def is_batch(prompt: Any) -> bool:
-    """Whether `prompt` is a list of prompts; a str or a sequence of ints is one prompt."""
-    if isinstance(prompt, str) or _are_ids(prompt):
-        return False
-    return isinstance(prompt, list | tuple) and all(isinstance(entry, str) or _is_sequence(entry) for entry in prompt)
+def is_batch(prompt: Any, messages: Any = None) -> bool:
+    """Whether `prompt` is a list of prompts, or `messages` a list of conversations.
+
+    A str or a sequence of ints is one prompt; a list of turns is one conversation.
+    """
+    if messages is not None:
+        return _is_list(messages) and len(messages) > 0 and all(map(_is_list, messages))
+    return _is_list(prompt) and len(prompt) > 0 and all(isinstance(one, str) or _is_sequence(one) for one in prompt)
 
 
-def encode(prompt: Any, tokenizer: Any, vocab_size: int, chat: bool = False, name: str = "prompt") -> list[int]:
-    """Token ids of one prompt, text or ids; errors call it by its `name`.
-
-    Text gets the special tokens that the tokenizer itself adds, BOS once. With `chat` it becomes the user's turn of
-    the tokenizer's chat template, whose own special tokens are the only ones.
+def encode_rows(prompt: Any, messages: Any, tokenizer: Any, vocab_size: int) -> list[list[int]]:
+    """Token ids of each row of a call: of its prompts, or of its conversations in the tokenizer's chat template.
 
     Raises:
-      UserError: the prompt is empty, is neither text nor ids, has ids outside the vocabulary; text without a
-        tokenizer, `chat` without a template.
+      UserError: neither or both are given; as `encode` and `encode_chat`.
     """
-    ids = _text_ids(prompt, tokenizer, chat, name) if isinstance(prompt, str) else prompt
-    if not _are_ids(ids):
-        raise UserError(f"a {name} is a string or a list of token ids, {_no_ids(prompt)}")
-    if chat and not isinstance(prompt, str):
-        raise UserError("--chat needs a prompt of text, not token ids")
-    if len(ids) == 0:
-        raise UserError(f"the {name} is empty; give at least one token")
-    outside = [int(token) for token in ids if not 0 <= token < vocab_size]
-    if outside:
-        raise UserError(f"token id {outside[0]} of the {name} is outside the vocabulary of 0..{vocab_size - 1}")
-    return [int(token) for token in ids]
+    if (prompt is None) == (messages is None):
+        what = "a prompt is missing" if prompt is None else "prompt and messages exclude each other"
+        raise UserError(f"{what}; give one of prompt and messages")
+    if messages is not None:
+        conversations = messages if is_batch(None, messages) else [messages]
+        return [encode_chat(conversation, tokenizer, vocab_size) for conversation in conversations]
+    return [encode(one, tokenizer, vocab_size) for one in (prompt if is_batch(prompt) else [prompt])]
+
+
+def encode(prompt: Any, tokenizer: Any, vocab_size: int, name: str = "prompt") -> list[int]:
+    """Token ids of one prompt, text or ids; errors call it by its `name`.
+
+    Text gets the special tokens that the tokenizer itself adds, BOS once.
+
+    Raises:
+      UserError: the prompt is empty, is neither text nor ids, has ids outside the vocabulary; text without a tokenizer.
+    """
+    if not isinstance(prompt, str):
+        return _in_vocabulary(_ids(prompt, name), vocab_size, name)
+    if tokenizer is None:
+        raise UserError(f"this checkpoint has no tokenizer; give the {name} as token ids")
+    if not prompt:
+        raise UserError(f"the {name} is empty; give at least one character")
+    return _in_vocabulary(_tokenised(prompt, tokenizer, name, special_tokens=True), vocab_size, name)
+
+
+def encode_chat(messages: Any, tokenizer: Any, vocab_size: int) -> list[int]:
+    """Token ids of one conversation, up to where the assistant's next turn begins.
+
+    Raises:
+      UserError: as `render_chat`; there is no text in it, or the template makes ids outside the vocabulary.
+    """
+    text = render_chat(messages, tokenizer, next_turn=True)
+    if not any(turn.get("content") for turn in messages):
+        raise UserError("there is no text in the messages; give at least one character")
+    # The template's own special tokens are the only ones: it writes BOS itself.
+    ids = _tokenised(text, tokenizer, "conversation", special_tokens=False)
+    return _in_vocabulary(ids, vocab_size, "conversation")
+
+
+def render_chat(messages: Any, tokenizer: Any, *, next_turn: bool) -> str:
+    """A conversation as the tokenizer's chat template writes it, special tokens included.
+
+    Args:
+      messages: turns, each a dict with text under "role" and "content"; one with "tool_calls" needs no content. Other
+        fields are the template's to read.
+      tokenizer: transformers' tokenizer, or None.
+      next_turn: whether the text ends with the beginning of an assistant's turn.
+
+    Raises:
+      UserError: wrong shapes, no tokenizer, no template, or a template that refuses the messages.
+    """
+    if not _is_list(messages) or not messages:
+        raise UserError(f"messages have to be a list of turns, at least one, such as [{_A_TURN}]")
+    for number, turn in enumerate(messages, 1):
+        problem = _wrong_turn(turn)
+        if problem is not None:
+            raise UserError(f"turn {number} of the messages {problem}; a turn is {_A_TURN}")
+    if tokenizer is None:
+        raise UserError("messages need a tokenizer, and this checkpoint has none", arguments=("messages",))
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            "this checkpoint's tokenizer has no chat template; give text without messages", arguments=("messages",)
+        )
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=next_turn)
+    except Exception as error:  # a template is a program: it raises what it likes
+        raise UserError(f"the chat template refuses the messages ({' '.join(str(error).split())[:200]})") from None
+
+
+def _wrong_turn(turn: Any) -> str | None:
+    """The problem with the shape of one turn, None without any."""
+    if not isinstance(turn, Mapping):
+        return f"is {turn!r:.80}"
+    for field in ("role", "content"):
+        value = turn.get(field)
+        if value is None and field == "content" and turn.get("tool_calls"):
+            continue
+        if value is None:
+            return f'has no "{field}"'
+        if not isinstance(value, str):
+            return f'has the "{field}" {value!r:.80}, which is not text'
+    return None
 
 
 def read_text(path: str) -> str:
@@ -82,40 +155,53 @@ def read_ids(path: str) -> list[int]:
     return ids
 
 
+def _ids(prompt: Any, name: str) -> Sequence[int]:
+    """The prompt, if it is token ids."""
+    if isinstance(prompt, np.ndarray) and prompt.ndim == 1 and np.issubdtype(prompt.dtype, np.integer):
+        return prompt.tolist()
+    if _is_list(prompt):
+        if set(map(type, prompt)) <= {int}:  # of a million ids in milliseconds
+            return prompt
+        if all(map(_is_id, prompt)):
+            return [int(token) for token in prompt]
+    raise UserError(f"a {name} is a string or a list of token ids, {_no_ids(prompt)}")
+
+
 def _no_ids(value: Any) -> str:
     """What is wrong with what should have been token ids."""
     if isinstance(value, np.ndarray):
         return f"not a {value.ndim}-dimensional array of {value.dtype}"
-    if isinstance(value, list | tuple):
+    if _is_list(value):
         return f"and {next(token for token in value if not _is_id(token))!r} is no token id"
     return f"not {type(value).__name__}"
 
 
-def _text_ids(text: str, tokenizer: Any, chat: bool, name: str) -> list[int]:
-    if tokenizer is None:
-        raise UserError(f"this checkpoint has no tokenizer; give the {name} as token ids")
-    if not text:
-        raise UserError(f"the {name} is empty; give at least one character")
-    if chat:
-        if not getattr(tokenizer, "chat_template", None):
-            raise UserError("this checkpoint's tokenizer has no chat template; leave out --chat")
-        turns = [{"role": "user", "content": text}]
-        # The template writes its own BOS.
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(text, add_special_tokens=not chat, verbose=False)["input_ids"]
+def _tokenised(text: str, tokenizer: Any, name: str, *, special_tokens: bool) -> list[int]:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # as bytes of a command line that are not UTF-8
+        raise UserError(f"the {name} is not UTF-8 text (character {error.start}); convert it first") from None
+    ids = tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
     bos = getattr(tokenizer, "bos_token_id", None)
     # A text that begins with BOS, given to a tokenizer that adds it.
     return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
 
-def _is_sequence(value: Any) -> TypeGuard[Sequence[Any] | np.ndarray]:
-    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
+def _in_vocabulary(ids: Sequence[int], vocab_size: int, name: str) -> list[int]:
+    if not ids:
+        raise UserError(f"the {name} is empty; give at least one token")
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        outside = next(token for token in ids if not 0 <= token < vocab_size)
+        raise UserError(f"token id {outside} of the {name} is outside the vocabulary of 0..{vocab_size - 1}")
+    return list(ids)
 
 
-def _are_ids(value: Any) -> TypeGuard[Sequence[int] | np.ndarray]:
-    if isinstance(value, np.ndarray):
-        return value.ndim == 1 and np.issubdtype(value.dtype, np.integer)
-    return _is_sequence(value) and all(map(_is_id, value))
+def _is_list(value: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    return isinstance(value, list | tuple)
+
+
+def _is_sequence(value: Any) -> bool:
+    return _is_list(value) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
 def _is_id(value: Any) -> bool:

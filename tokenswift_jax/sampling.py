@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, read_from
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,10 @@ class SamplingConfig:
         self._integer("sequence", 0, 2**31 - 1, "a whole number from 0 to 2147483647")
         listed = isinstance(self.suppress_tokens, Iterable) and not isinstance(self.suppress_tokens, str)
         if not listed or any(not _is_integer(token) or token < 0 for token in self.suppress_tokens):
-            raise UserError(f"suppress_tokens is {self.suppress_tokens!r}; it must be a list of token ids, 0 or above")
+            raise UserError(
+                f"suppress_tokens is {self.suppress_tokens!r}; it must be a list of token ids, 0 or above",
+                arguments=("suppress_tokens",),
+            )
         object.__setattr__(self, "suppress_tokens", tuple(int(token) for token in self.suppress_tokens))
 
     def _number(self, name: str, valid: Callable[[Any], bool], requirement: str, optional: bool = False) -> None:
@@ -69,7 +72,7 @@ class SamplingConfig:
         if optional and value is None:
             return
         if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or not valid(value):
-            raise UserError(f"{name} is {value!r}; it must be {requirement}")
+            raise UserError(f"{name} is {value!r}; it must be {requirement}", arguments=(name,))
         object.__setattr__(self, name, float(value))
 
     def _integer(self, name: str, low: int, high: int, requirement: str, optional: bool = False) -> None:
@@ -77,7 +80,7 @@ class SamplingConfig:
         if optional and value is None:
             return
         if not _is_integer(value) or not low <= value <= high:
-            raise UserError(f"{name} is {value!r}; it must be {requirement}")
+            raise UserError(f"{name} is {value!r}; it must be {requirement}", arguments=(name,))
         object.__setattr__(self, name, int(value))
 
 
@@ -104,7 +107,8 @@ def resolve_sampling(given: Mapping[str, Any], generation_config: Mapping[str, A
     for name in ("top_k", "eta_cutoff"):
         if _is_zero(chosen.get(name)):
             chosen[name] = None
-    return SamplingConfig(**chosen)
+    with read_from("generation_config.json", given):
+        return SamplingConfig(**chosen)
 
 
 # Fields of generation_config.json that change the text in ways this package does not offer, with their neutral values.

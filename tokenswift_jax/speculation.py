@@ -55,13 +55,19 @@ class SpeculationConfig:
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            raise UserError(f"mode {self.mode!r} is unknown; known: {', '.join(MODES)}")
+            raise UserError(f"mode {self.mode!r} is unknown; known: {', '.join(MODES)}", arguments=("mode",))
         if self.schedule not in SCHEDULES:
-            raise UserError(f"schedule {self.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
+            known = ", ".join(SCHEDULES)
+            raise UserError(f"schedule {self.schedule!r} is unknown; known: {known}", arguments=("schedule",))
         if self.schedule != "auto" and self.mode != "tokenswift":
-            raise UserError(f"schedule {self.schedule!r} goes with mode 'tokenswift', not {self.mode!r}")
+            raise UserError(
+                f"schedule {self.schedule!r} goes with mode 'tokenswift', not {self.mode!r}",
+                arguments=("schedule", "mode"),
+            )
         if self.tree is not None and (len(self.tree) < 2 or any(not isinstance(w, int) or w < 1 for w in self.tree)):
-            raise UserError(f"tree {self.tree!r}: at least two depths of at least 1 candidate, such as 1,3,3,3")
+            raise UserError(
+                f"tree {self.tree!r}: at least two depths of at least 1 candidate, such as 1,3,3,3", arguments=("tree",)
+            )
         _at_least("node_budget", self.node_budget, 1)
         _at_least("ngram_k", self.ngram_k, 0)
         _at_least("ngram_slots", self.ngram_slots, 1)
@@ -72,31 +78,49 @@ class SpeculationConfig:
         if self.draft_block is not None:
             self._check_blocks(self.draft_block)
         if not isinstance(self.shared_noise, bool):
-            raise UserError(f"shared_noise is {self.shared_noise!r}; it must be True or False")
+            raise UserError(
+                f"shared_noise is {self.shared_noise!r}; it must be True or False", arguments=("shared_noise",)
+            )
         if self.draft_weights not in (None, *DRAFT_WEIGHTS):
             known = ", ".join(DRAFT_WEIGHTS)
-            raise UserError(f"draft_weights {self.draft_weights!r} is unknown; known: {known}")
+            raise UserError(
+                f"draft_weights {self.draft_weights!r} is unknown; known: {known}", arguments=("draft_weights",)
+            )
         if self.draft_weights is not None and self.mode in ("autoregressive", "ngram"):
-            raise UserError(f"mode {self.mode!r} drafts without weights; leave draft_weights out")
+            raise UserError(
+                f"mode {self.mode!r} drafts without weights; leave draft_weights out",
+                arguments=("mode", "draft_weights"),
+            )
         if self.draft_cache_dtype not in (None, "int8"):
-            raise UserError(f"draft_cache_dtype {self.draft_cache_dtype!r} is unknown; known: int8")
+            raise UserError(
+                f"draft_cache_dtype {self.draft_cache_dtype!r} is unknown; known: int8",
+                arguments=("draft_cache_dtype",),
+            )
         if self.draft_cache_dtype is not None and self.draft_block is not None:
-            raise UserError("draft_block reads the full cache in place; leave draft_cache_dtype out")
+            raise UserError(
+                "draft_block reads the full cache in place; leave draft_cache_dtype out",
+                arguments=("draft_block", "draft_cache_dtype"),
+            )
         copies = self.mode in ("selfspec", "auto") or (self.mode == "tokenswift" and self.schedule != "fused")
         if self.draft_cache_dtype is not None and not copies:
-            raise UserError(f"mode {self.mode!r} keeps no draft cache; leave draft_cache_dtype out")
+            raise UserError(
+                f"mode {self.mode!r} keeps no draft cache; leave draft_cache_dtype out",
+                arguments=("mode", "draft_cache_dtype"),
+            )
         if self.mode == "ngram" and self.ngram_k == 0:
-            raise UserError("mode 'ngram' needs ngram_k of at least 1")
+            raise UserError("mode 'ngram' needs ngram_k of at least 1", arguments=("mode", "ngram_k"))
 
     def _check_blocks(self, block: int) -> None:
         if block not in DRAFT_BLOCKS:
-            raise UserError(f"draft_block is {block!r}; it must be one of {', '.join(map(str, DRAFT_BLOCKS))}")
+            known = ", ".join(map(str, DRAFT_BLOCKS))
+            raise UserError(f"draft_block is {block!r}; it must be one of {known}", arguments=("draft_block",))
         # The sinks' blocks, the newest one, and one that newer blocks can replace.
         least = (-(-self.draft_sinks // block) + 2) * block
         if self.draft_cache < least or self.draft_cache % block:
             raise UserError(
                 f"draft_cache is {self.draft_cache}; with draft_block {block} and draft_sinks {self.draft_sinks} it "
-                f"must be {least} or another multiple of {block} above"
+                f"must be {least} or another multiple of {block} above",
+                arguments=("draft_cache", "draft_block", "draft_sinks"),
             )
 
 

@@ -8,21 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from tokenswift_jax.engine.token_log import NGRAM, PREFILL_OFFSET, Records
+from tokenswift_jax.token_log import NGRAM, PREFILL_OFFSET, TokenLog
 
 LATENCY_WINDOW = 512  # tokens
-NOT_IN_JSON = ("text", "audit_failed")
+NOT_IN_JSON = ("text", "audit_failed", "error")  # a command generates one text, which an error ends altogether
 
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """One row's text with its statistics; `to_json` gives the fields of `--stats`.
+    """One row's text with its statistics; `to_json` gives them as the statistics file has them.
 
     Attributes:
       text: what was generated, without the prompt; ends before a stop string; "" without a tokenizer.
       sequence: number of the random sequence: `SamplingConfig.sequence` plus the index in the batch.
       token_ids: run through the token that completes a stop string, and include an EOS.
-      finish_reason: "length", "eos", "stop" or "interrupted".
+      finish_reason: "length", "eos", "stop", "interrupted" or, in a batch, "error".
       iterations: target passes after prefill; generated_tokens = 1 + accepted_tokens + iterations.
       draft_depth: sum over iterations of the tree depth offered.
       ngram_accepted_tokens: accepted tokens that only the n-gram table proposed.
@@ -36,6 +36,7 @@ class GenerationResult:
       latency: one entry a window of LATENCY_WINDOW tokens after the first: its tokens and their mean time.
       distinct_n: distinct n-grams of token ids / all of them, by n.
       audit: positions replayed, mismatches, largest margin; None when no audit was asked for.
+      error: what ended the row where finish_reason is "error".
       audit_failed: whether the audit found more than near-ties of the arithmetic.
     """
 
@@ -65,11 +66,12 @@ class GenerationResult:
     tokens_per_second: float
     latency: list[dict[str, float]]
     distinct_n: dict[str, float]
+    error: str | None = None
     audit: dict[str, float] | None = None
     audit_failed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields of `--stats`, in their order."""
+        """The fields of the statistics file, in their order."""
         return {name: value for name, value in asdict(self).items() if name not in NOT_IN_JSON}
 
     def to_json(self) -> str:
@@ -77,7 +79,7 @@ class GenerationResult:
         return json.dumps(self.to_dict(), allow_nan=False)
 
 
-def acceptance(records: Records) -> dict[str, Any]:
+def acceptance(records: TokenLog) -> dict[str, Any]:
     """Counters of drafting over the kept tokens.
 
     An iteration emits its accepted drafts and one more, so its last kept token is "the one more" whatever its
@@ -104,7 +106,7 @@ def acceptance(records: Records) -> dict[str, Any]:
     }
 
 
-def timing(records: Records) -> dict[str, Any]:
+def timing(records: TokenLog) -> dict[str, Any]:
     """Decode time, rate, and the time per token in each window of LATENCY_WINDOW tokens after the first."""
     decoded = records.seconds[1:]
     total = float(records.seconds.sum())

@@ -18,7 +18,7 @@ from benchmarking.settings import Settings
 from benchmarking.texts import Prompts
 from tokenswift_jax import stats
 from tokenswift_jax.model import Model
-from tokenswift_jax.sample.processors import Processors
+from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate.plans import speculative_plans
 from tokenswift_jax.speculate.quantized_drafter import with_drafter
@@ -98,7 +98,7 @@ def drafting_bytes(model: Model, speculation: SpeculationConfig) -> int | None:
         return None
     params = model.params
     if speculation.draft_weights is not None:
-        plans = speculative_plans(model.config, speculation, Processors(), jax.default_backend())
+        plans = speculative_plans(model.config, speculation, SamplingFeatures.SAMPLED, jax.default_backend())
         params = with_drafter(model, plans, speculation.draft_weights)[1]
     # An int4 array's nbytes counts a byte a number.
     leaves = jax.tree.leaves(params)

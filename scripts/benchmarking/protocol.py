@@ -17,6 +17,7 @@ from benchmarking.texts import Prompts
 from benchmarking.windows import by_window, digests, leading_equal, speed_over_equal_windows
 from tokenswift_jax import stats
 from tokenswift_jax.audit.replay import audit
+from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
 
 
@@ -142,5 +143,5 @@ def compared(row: Row, others: dict[str, Row]) -> Row:
 
 def _audit(settings: Settings, prompt: list[int], run: Run, sampling: SamplingConfig) -> Row:
     begun = time.perf_counter()
-    found = audit(settings.model, prompt, run.token_ids, sampling, 0, True, sampling.sequence)
+    found = audit(settings.model, Request(prompt, sampling, len(run.token_ids)), run.token_ids)
     return asdict(found) | {"seconds": round(time.perf_counter() - begun, 3)}

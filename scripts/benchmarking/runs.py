@@ -6,11 +6,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenswift_jax.engine import run as decoding
-from tokenswift_jax.engine.token_log import PREFILL_OFFSET, Records, concatenate, from_committed
+from tokenswift_jax.engine.session import Session
 from tokenswift_jax.model import Model
+from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
+from tokenswift_jax.token_log import PREFILL_OFFSET, TokenLog, concatenate
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Run:
     compile_seconds: float
     schedule_trace: list[dict[str, Any]] = field(default_factory=list)
     prefill_tokens: int = 1
-    records: Records | None = None
+    records: TokenLog | None = None
 
     @property
     def decoded_tokens(self) -> int:
@@ -70,16 +71,14 @@ def run_ours(
     capacity: int | None = None,
 ) -> Run:
     """Generates exactly `new_tokens` tokens after one prompt; EOS does not end the text."""
-    run = decoding.start(
-        model, [prompt], sampling, speculation, max_new_tokens=new_tokens, ignore_eos=True, capacity=capacity
-    )
-    parts: list[Records] = []
+    run = Session(model, [Request(prompt, sampling, new_tokens)], speculation, capacity=capacity)
+    parts: list[TokenLog] = []
     begun, compiled_before = 0.0, 0.0
     for step in run:
         row = step.rows[0]
         if not parts:
             begun, compiled_before = time.perf_counter(), run.compile_seconds
-        parts.append(from_committed(row, step.seconds))
+        parts.append(row.log)
     wall_seconds = time.perf_counter() - begun - (run.compile_seconds - compiled_before)
     run.close()
     records = concatenate(parts)

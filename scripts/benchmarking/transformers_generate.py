@@ -12,9 +12,9 @@ from typing import Any
 from benchmarking.environment import usable_cores
 from benchmarking.runs import Run
 from convert.export import export
-from tokenswift_jax.engine.token_log import PREFILL_OFFSET, from_columns
 from tokenswift_jax.model import Model
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.token_log import PREFILL_OFFSET, from_columns
 
 LOOKUP_TOKENS = 10  # prompt_lookup_num_tokens: the value of transformers' documentation
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from tokenswift_jax.engine.token_log import PREFILL_OFFSET, Records
+from tokenswift_jax.token_log import PREFILL_OFFSET, TokenLog
 
 Window = dict[str, Any]
 _DIGITS = 16  # of a digest: 64 bits
 
 
-def by_window(records: Records, size: int) -> list[Window]:
+def by_window(records: TokenLog, size: int) -> list[Window]:
     """Windows of `size` tokens after prefill's, the last one shorter.
 
     Each has `tokens`, `ms_per_token` and `tokens_per_iteration` (tokens over the iterations that began in it; None

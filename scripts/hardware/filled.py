@@ -20,7 +20,7 @@ from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.step.loop import compiled
-from tokenswift_jax.step.state import Inputs, Plan
+from tokenswift_jax.step.state import Plan, StepInputs
 
 CALLS = 6  # timed calls of a step, the first of which is left out
 ITERATIONS = 31  # of a call, as many as decoding asks for at a time
@@ -158,7 +158,7 @@ def _step(name: str, config: ModelConfig, capacity: int, dtype: Any) -> steps.St
     return steps.step_named(name, config, capacity, dtype)
 
 
-def _light(inputs: Inputs) -> Inputs:
+def _light(inputs: StepInputs) -> StepInputs:
     """Catching up reads no parameters."""
     return replace(inputs, params=None)
 

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from hardware.clock import seconds_of
+from tokenswift_jax.request import batch_of
+from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise
-from tokenswift_jax.sample.processors import Processors, SamplingInputs, processors_for, sampling_inputs
+from tokenswift_jax.sample.params import SequenceParams, sequence_params
 from tokenswift_jax.sample.sampler import RowInputs, TextInputs, draw_rows
 from tokenswift_jax.sampling import SamplingConfig
 
@@ -25,15 +27,16 @@ DEPTH = 4  # of the rows' tree
 
 
 def draws(
-    logits: jax.Array, last: jax.Array, path: jax.Array, inputs: SamplingInputs, *, processors: Processors
+    logits: jax.Array, last: jax.Array, path: jax.Array, settings: SequenceParams, *, features: SamplingFeatures
 ) -> tuple[jax.Array, jax.Array]:
     """What a step draws for its rows, at depths 0 to `DEPTH` by turns, and whether their logits hold NaN."""
     length = jnp.full((1,), 4000, jnp.int32)
     positions = length[:, None] + jnp.arange(DEPTH + 1, dtype=jnp.int32)[None]
-    noise = gumbel_noise(inputs.keys, positions, logits.shape[-1]) if processors.sample else None
+    sampled = features >= SamplingFeatures.SAMPLED
+    noise = gumbel_noise(settings.keys, positions, logits.shape[-1]) if sampled else None
     depths = jnp.arange(logits.shape[1], dtype=jnp.int32)[None] % (DEPTH + 1)
-    texts = TextInputs(length, length, last if processors.penalty else None, noise)
-    return draw_rows(RowInputs(logits, depths, path), texts, inputs, processors)
+    texts = TextInputs(length, last, noise, settings)
+    return draw_rows(RowInputs(logits, depths, path), texts, features)
 
 
 def milliseconds(rows: int, vocab: int, config: SamplingConfig, repeats: int) -> float:
@@ -42,6 +45,6 @@ def milliseconds(rows: int, vocab: int, config: SamplingConfig, repeats: int) ->
     recent = jax.random.uniform(jax.random.key(1), (1, vocab)) < 0.01
     last = jnp.where(recent, jnp.int32(3990), jnp.int32(-(2**31)))
     path = jax.random.randint(jax.random.key(2), (1, rows, DEPTH), 0, vocab)
-    inputs = sampling_inputs(config, vocab=vocab, batch=1)
-    function = jax.jit(partial(draws, processors=processors_for(config)))
-    return 1e3 * seconds_of(lambda: function(logits, last, path, inputs), repeats)
+    settings = sequence_params(batch_of([[0] * 4000], config, max_new_tokens=1), vocab)
+    function = jax.jit(partial(draws, features=features_of(config)))
+    return 1e3 * seconds_of(lambda: function(logits, last, path, settings), repeats)

@@ -11,20 +11,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS, first_state
-from tokenswift_jax.engine.run import CHUNK_TOKENS
+from tokenswift_jax.engine.engine import CHUNK_TOKENS
+from tokenswift_jax.engine.layout import Layout
+from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
 from tokenswift_jax.kv.dense import FullCache, empty_cache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.request import batch_of
+from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise
-from tokenswift_jax.sample.processors import processors_for, sampling_inputs
+from tokenswift_jax.sample.params import sequence_params
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import plans
 from tokenswift_jax.speculate.draft import draft_tree
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step import loop
 from tokenswift_jax.step.loop import exact_products
-from tokenswift_jax.step.state import DecodeState, Inputs, Limits, Plan
+from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
 
 STEPS = ("plain", "verify-16", "verify-16-topkp", "verify-64", "draft", "partial-16", "prefill")
 # The paper's taste, so that every part of sampling is in the steps.
@@ -83,15 +86,15 @@ def step_named(name: str, config: ModelConfig, capacity: int, dtype: Any, batch:
 
 def plan_named(name: str, config: ModelConfig) -> Plan:
     """The plan of a step of STEPS, prefill excepted."""
-    processors = processors_for(_sampling(name))
+    features = features_of(_sampling(name))
     if name == "plain":
-        return plans.autoregressive_plan(config, processors).plan
+        return plans.autoregressive_plan(config, features).plan
     schedule = "fused" if name.startswith("verify") else "partial"
     rows = 16 if name == "draft" else rows_of(name)
     speculation = SpeculationConfig(
         mode="tokenswift", schedule=schedule, node_budget=rows - 1, draft_cache=DRAFT_CACHE, tree=(1, 3, 3, 3)
     )
-    return plans.speculative_plans(config, speculation, processors, "accelerator")[0].plan
+    return plans.speculative_plans(config, speculation, features, "accelerator")[0].plan
 
 
 def rows_of(name: str) -> int:
@@ -103,32 +106,22 @@ def _sampling(name: str) -> SamplingConfig:
     return TOP_SAMPLING if name.endswith("-topkp") else SAMPLING
 
 
-def first_call(plan: Plan, params: Any, dtype: Any, batch: int, capacity: int) -> tuple[Inputs, DecodeState]:
+def first_call(plan: Plan, params: Any, dtype: Any, batch: int, capacity: int) -> tuple[StepInputs, DecodeState]:
     """What the first iteration after an empty prompt takes."""
-    config = plan.config
-    lengths = jnp.ones((batch,), jnp.int32)
-    state = first_state(
-        config,
-        jnp.zeros((batch, capacity), jnp.int32),
-        lengths,
-        empty_cache(config, batch, capacity, dtype),
-        penalise=plan.processors.penalty,
-        ngram_slots=32 if plan.tree is not None and plan.tree.ngram_k else None,
-        calibrate=plan.tree is not None and plan.tree.calibrated,
-        draft=plan.draft,
-    )
-    limits = Limits(lengths, jnp.full((batch,), capacity, jnp.int32), jnp.zeros((config.vocab_size,), bool))
-    chosen = TOP_SAMPLING if plan.processors.top_k else SAMPLING
-    sampling = sampling_inputs(chosen, vocab=config.vocab_size, batch=batch)
-    return Inputs(params, sampling, limits, jnp.asarray(chosen.penalty_window, jnp.int32)), state
+    config, layout = plan.config, Layout.of(plan.config, dtype, capacity, plan.features, [plan], 32)
+    tokens = jnp.zeros((batch, capacity), jnp.int32)
+    state = layout.state(tokens, jnp.ones((batch,), jnp.int32), layout.cache(batch, capacity))
+    chosen = TOP_SAMPLING if plan.features is SamplingFeatures.FILTERED else SAMPLING
+    requests = batch_of([[0]] * batch, chosen, max_new_tokens=capacity - 1)
+    return StepInputs(params, sequence_params(requests, config.vocab_size)), state
 
 
-def draft_alone(graph: Any, plan: Plan, inputs: Inputs, state: DecodeState) -> tuple[Any, DecodeState]:
+def draft_alone(graph: Any, plan: Plan, inputs: StepInputs, state: DecodeState) -> tuple[Any, DecodeState]:
     """The drafting half of an iteration: its tree, and the state with the draft cache's scratch rows written."""
     model = nnx.merge(graph, inputs.params)
     ahead = jnp.arange(1, plan.depth + 2, dtype=jnp.int32)
     with exact_products(state.cache.keys.dtype):
-        noise = gumbel_noise(inputs.sampling.keys, state.length[:, None] + ahead[None], plan.config.vocab_size)
+        noise = gumbel_noise(inputs.sequence.keys, state.length[:, None] + ahead[None], plan.config.vocab_size)
         return draft_tree(model, state, inputs, plan, noise)
 
 

@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.engine_fixture import settings_of
 from tokenswift_jax.audit.margin import MARGIN_LIMIT, margin
-from tokenswift_jax.sample.processors import draw, process, processors_for, sampling_inputs
+from tokenswift_jax.sample.draw import draw
+from tokenswift_jax.sample.features import features_of
+from tokenswift_jax.sample.processors import process
 from tokenswift_jax.sampling import SamplingConfig
 
 DRAWS, VOCAB = 12, 40
-run = jax.jit(margin, static_argnames="processors")
+run = jax.jit(margin, static_argnames="features")
 
 
 def _problem(config, seed=0):
@@ -20,12 +23,12 @@ def _problem(config, seed=0):
     rng = np.random.default_rng(seed)
     logits = jnp.asarray(rng.normal(scale=3, size=(DRAWS, VOCAB)), jnp.float32)
     noise = jnp.asarray(rng.gumbel(size=(DRAWS, VOCAB)), jnp.float32) if config.temperature > 0 else None
-    processors = processors_for(config)
+    features = features_of(config)
     shared = {
-        "penalised": jnp.asarray(rng.random((DRAWS, VOCAB)) < 0.3) if processors.penalty else None,
+        "penalised": jnp.asarray(rng.random((DRAWS, VOCAB)) < 0.3),
         "generated": jnp.zeros((DRAWS,), jnp.int32),
-        "inputs": sampling_inputs(config, vocab=VOCAB, batch=1),
-        "processors": processors,
+        "settings": settings_of(config, vocab=VOCAB, batch=1),
+        "features": features,
     }
     return logits, noise, shared, _draws(logits, noise, shared)
 
@@ -34,10 +37,10 @@ def _draws(logits, noise, shared):
     penalised = shared["penalised"]
     scores = process(
         logits[None],
-        penalised=None if penalised is None else penalised[None],
+        penalised=penalised[None],
         generated=shared["generated"][None],
-        inputs=shared["inputs"],
-        processors=shared["processors"],
+        settings=shared["settings"],
+        features=shared["features"],
     )
     return np.asarray(draw(scores[0], noise))
 
@@ -45,10 +48,15 @@ def _draws(logits, noise, shared):
 def _accepted(logits, emitted, delta, noise, shared):
     """Whether moving every logit by delta makes the emitted token the draw, in either of the two ways."""
     own = np.arange(VOCAB) == emitted[:, None]
-    plain = replace(shared["processors"], top_k=False, top_p=False, min_p=False, eta=False)
-    penalised = None if shared["penalised"] is None else shared["penalised"][None]
-    generated = shared["generated"][None]
-    scores = process(logits[None], penalised=penalised, generated=generated, inputs=shared["inputs"], processors=plain)
+    off = {"top_k": 0, "top_p": 1, "min_p": 0, "eta_cutoff": 0}
+    unfiltered = {name: jnp.full_like(getattr(shared["settings"], name), value) for name, value in off.items()}
+    scores = process(
+        logits[None],
+        penalised=shared["penalised"][None],
+        generated=shared["generated"][None],
+        settings=replace(shared["settings"], **unfiltered),
+        features=shared["features"],
+    )
     perturbed = np.asarray(scores)[0] + (0 if noise is None else np.asarray(noise))
     ahead = perturbed >= perturbed[np.arange(DRAWS), emitted][:, None]
     results = []
@@ -79,10 +87,10 @@ def test_a_tie_lost_by_the_order_of_ids_is_the_smallest_margin():
     logits = jnp.zeros((1, VOCAB), jnp.float32)
     config = SamplingConfig(temperature=0.0)
     shared = {
-        "penalised": None,
+        "penalised": jnp.zeros((1, 1), bool),
         "generated": jnp.zeros((1,), jnp.int32),
-        "inputs": sampling_inputs(config, vocab=VOCAB, batch=1),
-        "processors": processors_for(config),
+        "settings": settings_of(config, vocab=VOCAB, batch=1),
+        "features": features_of(config),
     }
     found = float(run(logits, jnp.asarray([7], jnp.int32), None, **shared)[0])
     assert 0 < found < 1e-7
@@ -120,10 +128,10 @@ def test_a_filter_that_drops_a_likely_draw_has_the_filters_margin():
     """Noise wants token 1, top-k 1 drops it: it must overtake token 0, 2 logits above, and then is drawn."""
     config = SamplingConfig(top_k=1)
     shared = {
-        "penalised": None,
+        "penalised": jnp.zeros((1, 1), bool),
         "generated": jnp.zeros((1,), jnp.int32),
-        "inputs": sampling_inputs(config, vocab=3, batch=1),
-        "processors": processors_for(config),
+        "settings": settings_of(config, vocab=3, batch=1),
+        "features": features_of(config),
     }
     logits, noise = jnp.asarray([[2.0, 0.0, -1.0]], jnp.float32), jnp.asarray([[0.0, 9.0, 0.0]], jnp.float32)
     found = float(run(logits, jnp.asarray([1], jnp.int32), noise, **shared)[0])
@@ -134,10 +142,10 @@ def test_a_draw_that_a_filter_nearly_dropped_has_the_filters_margin():
     """Noise wants token 2, which min-p keeps by 0.02 logits: token 0 up and token 2 down by 0.01 leave token 1."""
     config = SamplingConfig(min_p=0.1)
     shared = {
-        "penalised": None,
+        "penalised": jnp.zeros((1, 1), bool),
         "generated": jnp.zeros((1,), jnp.int32),
-        "inputs": sampling_inputs(config, vocab=3, batch=1),
-        "processors": processors_for(config),
+        "settings": settings_of(config, vocab=3, batch=1),
+        "features": features_of(config),
     }
     logits = jnp.asarray([[3.0, 2.0, 3.0 + np.log(0.1) + 0.02]], jnp.float32)
     noise = jnp.asarray([[0.0, 4.0, 9.0]], jnp.float32)
@@ -160,10 +168,10 @@ def test_float64_resolves_what_float32_cannot():
         config = SamplingConfig(temperature=0.0)
         logits = jnp.asarray([[10.0, 10.0 + 4e-6, 0.0]], jnp.float64)
         shared = {
-            "penalised": None,
+            "penalised": jnp.zeros((1, 1), bool),
             "generated": jnp.zeros((1,), jnp.int32),
-            "inputs": sampling_inputs(config, vocab=3, batch=1),
-            "processors": processors_for(config),
+            "settings": settings_of(config, vocab=3, batch=1),
+            "features": features_of(config),
         }
         found = run(logits, jnp.asarray([0], jnp.int32), None, **shared)
     assert found.dtype == jnp.float32

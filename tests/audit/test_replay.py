@@ -15,6 +15,7 @@ from tokenswift_jax.audit import replay as audit_module
 from tokenswift_jax.audit.replay import audit
 from tokenswift_jax.cli.generate import main
 from tokenswift_jax.model import DEMO_MODEL
+from tokenswift_jax.request import Request
 
 GREEDY = ts.SamplingConfig(temperature=0.0)
 DRAFTED = ts.SpeculationConfig(mode="medusa", node_budget=3)
@@ -48,7 +49,9 @@ def tampered(tokens, at, token):
 
 def found(model, prompt, tokens, sampling, min_new_tokens=0, ignore_eos=False, sequence=None):
     sequence = sampling.sequence if sequence is None else sequence
-    return audit(model, prompt, tokens, sampling, min_new_tokens, ignore_eos, sequence)
+    eos = () if ignore_eos else tuple(model.eos_token_ids)
+    request = Request(prompt, replace(sampling, sequence=sequence), len(tokens), min_new_tokens, eos)
+    return audit(model, request, tokens)
 
 
 def assert_clean(report, positions):
@@ -234,9 +237,9 @@ def test_bfloat16_allows_near_ties_and_nothing_else(folder):
 def test_the_command_replays_what_it_wrote(folder, tmp_path, monkeypatch, capsys, tamper):
     """Status 1 when the audit finds a token that is not the draw, here one that was slipped in before the replay."""
 
-    def slipped_in(model, prompt_ids, token_ids, *rest):
+    def slipped_in(model, request, token_ids):
         changed = (token_ids[4] + 1) % model.config.vocab_size if tamper else token_ids[4]
-        return audit(model, prompt_ids, tampered(token_ids, 4, changed), *rest)
+        return audit(model, request, tampered(token_ids, 4, changed))
 
     monkeypatch.setattr(audit_module, "audit", slipped_in)
     stats = tmp_path / "stats.json"

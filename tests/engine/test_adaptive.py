@@ -8,21 +8,21 @@ import small_models
 
 from tokenswift_jax.engine.adaptive import STAY, Tuner
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
-from tokenswift_jax.sample.processors import Processors
+from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.speculate.plans import NamedPlan, autoregressive_plan
 from tokenswift_jax.speculate.tree import TreeSpec
 from tokenswift_jax.step.state import Plan
 
 TOKENS, CHUNK = 2048, 32
 CONFIG = small_models.config(48)
-PLAIN = autoregressive_plan(CONFIG, Processors())
+PLAIN = autoregressive_plan(CONFIG, SamplingFeatures.SAMPLED)
 
 
 def plan(budget, draft=None):
     """A plan that can emit 5 tokens an iteration."""
     tree = TreeSpec((1, 2, 2, 2), node_budget=budget)
     schedule = "fused" if draft is None else "partial"
-    return NamedPlan("tokenswift", schedule, budget, Plan(CONFIG, Processors(), schedule, tree, draft))
+    return NamedPlan("tokenswift", schedule, budget, Plan(CONFIG, SamplingFeatures.SAMPLED, schedule, tree, draft))
 
 
 def plan_with_a_cache(budget):

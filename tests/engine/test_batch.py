@@ -6,12 +6,11 @@ import jax
 import numpy as np
 import pytest
 import small_models
-from decoded import assert_same, decode, decode_batch
+from decoded import assert_same, decode, decode_batch, start
 from speculations import SPECULATIONS
 
-from tokenswift_jax.engine import run
+from tokenswift_jax.finish import Finish
 from tokenswift_jax.sampling import SamplingConfig
-from tokenswift_jax.step.state import RUNNING
 
 _RANDOM = np.random.default_rng(4)
 # Lengths on both sides of a draft cache of 64 slots.
@@ -66,13 +65,13 @@ def test_the_sequence_goes_with_the_row_not_with_the_slot(model, alone):
 
 def test_a_finished_row_is_frozen(model, alone):
     """Nothing of it changes but scratch: slots past the committed length, of the text and of the caches."""
-    running = run.start(model, PROMPTS, SAMPLING, SPECULATIONS["partial"], max_new_tokens=TOKENS)
+    running = start(model, PROMPTS, SAMPLING, SPECULATIONS["partial"], max_new_tokens=TOKENS)
     before: dict[int, list[np.ndarray]] = {}
     compared = 0
     for _ in running:  # the state is that of the chunk under way
         state = jax.tree.map(np.array, running.state)  # copies: the buffers are donated to the next chunk
         for row in range(3):
-            if state.finish[row] == RUNNING:
+            if state.finish[row] == Finish.RUNNING:
                 continue
             held = what_counts(state, row)
             if row in before:

@@ -16,7 +16,7 @@ import pytest
 import small_models
 from decoded import PLAIN, assert_same, decode
 
-from tokenswift_jax.engine import adaptive, run
+from tokenswift_jax.engine import adaptive, engine, session
 from tokenswift_jax.engine.compile_cache import CompileCache
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import candidates
@@ -87,13 +87,13 @@ def device(monkeypatch):
     """The stand-in clock, and an adversary in place of the heads' best candidates."""
     device = Device()
 
-    def counted(self, function, *arguments):
-        executable = self.compile(function, *arguments)
+    def counted(self, function, *arguments, name=""):
+        executable = self.compile(function, *arguments, name=name)
         result = executable(*arguments)
         program = function.__wrapped__  # a partial with its static arguments
-        if program.func is loop.catch_up:
+        if getattr(program, "func", None) is loop.catch_up:
             device.record("catch_up", program.args[0].kind, 0, 0, executable, device.now)
-        if program.func is not loop.run_chunk:
+        if getattr(program, "func", None) is not loop.run_chunk:
             return result
         state, chunk = result
         sent, kind = device.now, program.args[1].kind
@@ -114,7 +114,8 @@ def device(monkeypatch):
 
     monkeypatch.setattr(CompileCache, "run", counted)
     monkeypatch.setattr(candidates.DraftSampler, "best", adversary)
-    monkeypatch.setattr(run, "time", SimpleNamespace(perf_counter=lambda: device.now))
+    for module in (engine, session):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: device.now))
     return device
 
 
@@ -163,7 +164,7 @@ def test_trials_grow_rarer_and_come_back_when_the_text_changes(device):
     late = GOOD_FROM - len(PROMPT)
     taken = next(i for i, one in enumerate(executed) if one.kind in DRAFTING and one.generated > late)
     last_wait = int(gaps[-1])
-    assert executed[taken].generated <= rounds(before)[-1] + 2 * last_wait + 2 * run.CHUNK_TOKENS
+    assert executed[taken].generated <= rounds(before)[-1] + 2 * last_wait + 2 * engine.CHUNK_TOKENS
     good = [one for one in executed[taken:] if one.generated + len(PROMPT) < GOOD_UNTIL]
     assert work(good, *DRAFTING) > 0.8 * work(good, *PRICES)
     assert (text.sources[executed[taken].generated + 100 : GOOD_UNTIL - len(PROMPT)] > 0).mean() > 0.3

@@ -1,19 +1,16 @@
 """Where a text ends: EOS, the cap and NaN inside an accepted run, and what the counters say then."""
 
-from dataclasses import replace
-
 import jax
 import numpy as np
 import pytest
 import small_models
-from decoded import assert_same, decode
-from flax import nnx
+from decoded import assert_same, decode, start
 from speculations import SPECULATIONS
 
 from tokenswift_jax import stats
-from tokenswift_jax.engine import run
-from tokenswift_jax.engine.token_log import DRAFTED, SAMPLED, from_columns
+from tokenswift_jax.errors import NumericsError
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.token_log import DRAFTED, SAMPLED, from_columns
 
 PROMPT = np.random.default_rng(3).integers(0, small_models.VOCAB, 20).tolist()
 GREEDY = SamplingConfig(temperature=0.0)
@@ -119,26 +116,16 @@ def test_counters_are_those_of_the_runs(free):
     assert counted["accepted_per_position"] == [sum(n > depth for n in lengths) for depth in range(deepest)]
 
 
-def poisoned(model, token):
-    """The model, whose hidden states are NaN wherever it reads `token`."""
-
-    def spoil(path, param):
-        return param.replace(param[...].at[token].set(np.nan)) if path == ("embed_tokens",) else param
-
-    flat = [(path, spoil(path, param)) for path, param in nnx.to_flat_state(model.params)]
-    return replace(model, params=nnx.from_flat_state(flat))
-
-
 def deliver(model, mode):
-    """The tokens a run delivered before it raised, and the position it names (None if it ended well)."""
+    """The tokens a run delivered before it ended with an error, and the position it names (None if it ended well)."""
     tokens = []
     speculation = SPECULATIONS[mode]
-    running = run.start(model, [PROMPT], GREEDY, speculation, max_new_tokens=48)
-    try:
-        for step in running:
-            tokens += step.rows[0].token_ids.tolist()
-    except run.NumericsError as error:
-        return tokens, error.position
+    running = start(model, [PROMPT], GREEDY, speculation, max_new_tokens=48)
+    for step in running:
+        (row,) = step.rows
+        tokens += row.log.token_ids.tolist()
+        if row.error is not None:
+            return tokens, row.error.position
     return tokens, None
 
 
@@ -148,7 +135,7 @@ def test_nan_stops_the_run_with_its_position(model, free, place, mode):
     index = PLACES[place](free)
     if free.tokens[index] in PROMPT:
         index = next(i for i in range(index, 48) if free.tokens[i] not in PROMPT + free.tokens[:i])
-    tokens, position = deliver(poisoned(model, free.tokens[index]), mode)
+    tokens, position = deliver(small_models.poisoned(model, free.tokens[index]), mode)
     assert_same(tokens, free.tokens[: index + 1])
     assert position == len(PROMPT) + index + 1
 
@@ -159,15 +146,15 @@ def test_nan_in_a_rejected_draft_changes_nothing(model, free, mode):
     absent = [token for token in range(small_models.VOCAB) if token not in PROMPT + free.tokens[:30]]
     assert absent
     for token in absent[:3]:
-        tokens, position = deliver(poisoned(model, token), mode)
+        tokens, position = deliver(small_models.poisoned(model, token), mode)
         stop = free.tokens.index(token) + 1 if token in free.tokens else 48
         assert_same(tokens, free.tokens[:stop])
         assert (position is None) == (stop == 48)
 
 
 def test_nan_in_the_prompt_is_named_too(model):
-    with pytest.raises(run.NumericsError, match=str(len(PROMPT))):
-        decode(poisoned(model, PROMPT[4]), PROMPT, GREEDY, max_new_tokens=8)
+    with pytest.raises(NumericsError, match=str(len(PROMPT))):
+        decode(small_models.poisoned(model, PROMPT[4]), PROMPT, GREEDY, max_new_tokens=8)
 
 
 def test_the_tests_numbers_are_what_they_seem(model, free):

@@ -16,19 +16,18 @@ import small_models
 from flax import nnx
 from scipy import stats
 
-from tokenswift_jax.engine.compile_cache import CompileCache
-from tokenswift_jax.engine.prefill import prefill
+from tests.engine_fixture import layout_of, prefilled_state, settings_of
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.models.decoder import causal_attention
+from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sample.gumbel import row_keys
-from tokenswift_jax.sample.processors import processors_for, sampling_inputs
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import plans
 from tokenswift_jax.speculate.draft import draft_tree
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step.iteration import iterate
 from tokenswift_jax.step.loop import catch_up, run_chunk
-from tokenswift_jax.step.state import Inputs, Limits
+from tokenswift_jax.step.state import StepInputs
 
 VOCAB, TOKENS, SAMPLES, AT_ONCE = 6, 6, 8192, 512
 PROMPT = [0, 3, 1, 1, 4, 2, 5, 0, 2]
@@ -44,7 +43,7 @@ LEAST_EXPECTED = 5
 def setting():
     """The model, its plan, a state whose root is the prompt's last token, and what its steps read."""
     model = small_models.random_model(VOCAB, layers=1, spread=1.2)
-    processors = processors_for(SAMPLING)
+    features = features_of(SAMPLING)
     speculation = SpeculationConfig(
         mode="tokenswift",
         schedule="partial",
@@ -54,20 +53,12 @@ def setting():
         draft_cache=32,
         draft_sinks=4,
     )
-    named = plans.speculative_plans(model.config, speculation, processors, "cpu")[0]
-    shape = DraftCacheShape(32, 4, 1, None)
-    state = prefill(
-        CompileCache(), model.graphdef, model.params, model.config, [PROMPT], 256,
-        penalise=True, ngram_slots=4, calibrate=True, draft=shape,
-    )  # fmt: skip
-    ends = Limits(
-        jnp.asarray([len(PROMPT)], jnp.int32),
-        jnp.asarray([len(PROMPT) + TOKENS], jnp.int32),
-        jnp.zeros((VOCAB,), bool),
-    )
-    sampling = sampling_inputs(SAMPLING, vocab=VOCAB, batch=1)
-    inputs = Inputs(model.params, sampling, ends, jnp.asarray(SAMPLING.penalty_window, jnp.int32))
-    return model, named.plan, plans.autoregressive_plan(model.config, processors).plan, state, inputs
+    named = plans.speculative_plans(model.config, speculation, features, "cpu")[0]
+    assert named.plan.draft == DraftCacheShape(32, 4, 1, None)
+    state = prefilled_state(model, [PROMPT], layout_of(named.plan, jnp.float32, 256, 4))
+    settings = settings_of(SAMPLING, vocab=VOCAB, prompt_length=len(PROMPT), max_new_tokens=TOKENS)
+    inputs = StepInputs(model.params, settings)
+    return model, named.plan, plans.autoregressive_plan(model.config, features).plan, state, inputs
 
 
 @functools.cache

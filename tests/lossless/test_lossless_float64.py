@@ -4,10 +4,9 @@ import jax
 import numpy as np
 import pytest
 import small_models
-from decoded import assert_same, decode
+from decoded import assert_same, decode, start
 from speculations import SPECULATIONS
 
-from tokenswift_jax.engine import run
 from tokenswift_jax.sampling import SamplingConfig
 
 TOKENS = 2048
@@ -41,11 +40,11 @@ def plain(model):
 
 
 def test_everything_is_float64(model, plain):
-    running = run.start(model, [PROMPT], SAMPLING, SPECULATIONS["plain"], max_new_tokens=8)
+    running = start(model, [PROMPT], SAMPLING, SPECULATIONS["plain"], max_new_tokens=8)
     list(running)
-    assert running._state is not None
-    assert running._state.cache.keys.dtype == running._state.hidden.dtype == np.float64
-    assert running._inputs.sampling.top_p.dtype == np.float64
+    assert running.state is not None
+    assert running.state.cache.keys.dtype == running.state.hidden.dtype == np.float64
+    assert running.engine._inputs.sequence.top_p.dtype == np.float64
     assert len(plain.tokens) == TOKENS
 
 
@@ -60,7 +59,7 @@ def test_float32_programs_are_kept_apart(model):
     """The same request in float32, in the same process: its own executables, its own dtype."""
     with jax.enable_x64(False):
         narrow = small_models.successor_model(layers=1)
-        running = run.start(narrow, [PROMPT], SAMPLING, SPECULATIONS["plain"], max_new_tokens=8)
+        running = start(narrow, [PROMPT], SAMPLING, SPECULATIONS["plain"], max_new_tokens=8)
         list(running)
-        assert running._state is not None
-        assert running._state.cache.keys.dtype == np.float32
+        assert running.state is not None
+        assert running.state.cache.keys.dtype == np.float32

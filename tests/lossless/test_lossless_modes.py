@@ -12,7 +12,7 @@ import small_models
 from decoded import PLAIN, assert_same, decode
 from speculations import SPECULATIONS
 
-from tokenswift_jax.engine import run
+from tokenswift_jax.engine import session
 from tokenswift_jax.engine.adaptive import Tuner
 from tokenswift_jax.sampling import SamplingConfig
 
@@ -133,7 +133,7 @@ class EachInTurn(Tuner):
 )
 def test_plans_may_change_at_every_chunk(monkeypatch, mode, case):
     plain = text(case, None)
-    monkeypatch.setattr(run, "Tuner", EachInTurn)
+    monkeypatch.setattr(session, "Tuner", EachInTurn)
     mixed = write(case, SPECULATIONS[mode])
     assert len(mixed.trace) > 20
     assert {entry["schedule"] for entry in mixed.trace} == {None, "fused", "partial"}

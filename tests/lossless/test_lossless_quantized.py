@@ -11,7 +11,7 @@ from flax import nnx
 from speculations import SPECULATIONS
 
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.sample.processors import processors_for
+from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate.plans import speculative_plans
 from tokenswift_jax.speculate.quantized_drafter import with_drafter
@@ -55,7 +55,7 @@ def test_a_draft_cache_of_small_numbers(mode):
 @pytest.mark.parametrize(("schedule", "backbone"), [("partial", True), ("fused", False)])
 def test_what_drafts_do_not_read_is_not_quantised(schedule, backbone):
     chosen = SpeculationConfig(mode="tokenswift", schedule=schedule, draft_weights="int8")
-    named = speculative_plans(model().config, chosen, processors_for(SAMPLING), "cpu")
+    named = speculative_plans(model().config, chosen, features_of(SAMPLING), "cpu")
     drafting, params = with_drafter(model(), named, "int8")
     flat = {path: leaf for path, leaf in nnx.to_flat_state(params)}
     narrow = {path[0] for path, leaf in flat.items() if leaf.dtype == "int8"}

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import small_models
-from decoded import PLAIN, assert_same, decode
+from decoded import PLAIN, assert_same, decode, start
 from speculations import SPECULATIONS
 
-from tokenswift_jax.engine import run
+from tokenswift_jax.engine import engine
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
 
@@ -52,12 +52,12 @@ def test_the_window_slides_inside_the_tree(model, mode, window):
 @pytest.mark.parametrize("mode", ["partial", "fused"])
 @pytest.mark.parametrize("size", [1, 5])
 def test_chunks_may_have_any_size(model, full_text, monkeypatch, mode, size):
-    monkeypatch.setattr(run, "CHUNK_TOKENS", size)
+    monkeypatch.setattr(engine, "CHUNK_TOKENS", size)
     sampling = SamplingConfig(seed=2, **PENALISED, penalty_window=3)
     limits = {"max_new_tokens": 100, "capacity": CAPACITY}
-    chunks = list(run.start(model, [PROMPT], sampling, SPECULATIONS[mode], **limits))
+    chunks = list(start(model, [PROMPT], sampling, SPECULATIONS[mode], **limits))
     assert len(chunks) > 100 / (size + 5)
-    assert_same([token for chunk in chunks for token in chunk.rows[0].token_ids.tolist()], full_text[:100])
+    assert_same([token for chunk in chunks for token in chunk.rows[0].log.token_ids.tolist()], full_text[:100])
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_resumed_text_that_had_ended_emits_nothing(model, full_text):
     sampling = SamplingConfig(seed=2, **PENALISED, penalty_window=3)
     first = full_text.index(full_text[30])
     for emitted, cap in ((full_text[: first + 1], 400), (full_text[:first], first)):
-        assert list(run.start(ended, [PROMPT], sampling, PLAIN, max_new_tokens=cap, emitted=[emitted])) == []
+        assert list(start(ended, [PROMPT], sampling, PLAIN, max_new_tokens=cap, emitted=[emitted])) == []
 
 
 @pytest.mark.parametrize("draft_block", [None, 16])

@@ -5,7 +5,7 @@ import pytest
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.models.node_sets import NodeSets, parse_node_sets, widths
-from tokenswift_jax.sample.processors import Processors
+from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.speculate.plans import speculative_plans
 from tokenswift_jax.speculation import SpeculationConfig
 
@@ -58,7 +58,7 @@ def test_bad_node_sets_are_refused(node_set, words):
 
 
 def shape(speculation, node_set=STORED):
-    (named,) = speculative_plans(config(node_set), speculation, Processors(), "cpu")
+    (named,) = speculative_plans(config(node_set), speculation, SamplingFeatures.SAMPLED, "cpu")
     return named.plan.tree
 
 

@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tests.engine_fixture import blank_state, layout_of, settings_of
 from tokenswift_jax import SamplingConfig, SpeculationConfig
-from tokenswift_jax.engine.prefill import first_state
-from tokenswift_jax.kv.dense import empty_cache
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.hf_config import model_config
-from tokenswift_jax.sample.processors import processors_for, sampling_inputs
+from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.speculate import plans
-from tokenswift_jax.step.state import Inputs, Limits
+from tokenswift_jax.step.state import StepInputs
 
 FEW = 40  # records of a chunk: enough that the draft cache of 24 selects
 SAMPLING = SamplingConfig(temperature=1.0, min_p=0.05, repetition_penalty=1.1, seed=3)
@@ -45,24 +44,13 @@ def model_of(kv_heads=8):
 def first_call(schedule):
     """(graph, plan, inputs, state) of a text of one token; schedule `autoregressive` or one of tokenswift's."""
     config, graph, params = model_of()
-    processors = processors_for(SAMPLING)
-    plan = plans.autoregressive_plan(config, processors).plan
+    features = features_of(SAMPLING)
+    plan = plans.autoregressive_plan(config, features).plan
     if schedule != "autoregressive":
         speculation = SpeculationConfig(
             mode="tokenswift", schedule=schedule, node_budget=4, draft_cache=24, draft_sinks=4, ngram_k=4, ngram_slots=4
         )
-        plan = plans.speculative_plans(config, speculation, processors, "cpu")[0].plan
-    lengths = jnp.ones((1,), jnp.int32)
-    state = first_state(
-        config,
-        jnp.zeros((1, CAPACITY), jnp.int32),
-        lengths,
-        empty_cache(config, 1, CAPACITY, jnp.dtype(jnp.float32)),
-        penalise=True,
-        ngram_slots=4 if plan.tree else None,
-        calibrate=plan.tree is not None and plan.tree.calibrated,
-        draft=plan.draft,
-    )
-    limits = Limits(lengths, jnp.full((1,), CAPACITY, jnp.int32), jnp.zeros((config.vocab_size,), bool))
-    sampling = sampling_inputs(SAMPLING, vocab=config.vocab_size, batch=1)
-    return graph, plan, Inputs(params, sampling, limits, jnp.asarray(0, jnp.int32)), jax.block_until_ready(state)
+        plan = plans.speculative_plans(config, speculation, features, "cpu")[0].plan
+    state = blank_state(layout_of(plan, jnp.float32, CAPACITY, 4), 1)
+    settings = settings_of(SAMPLING, vocab=config.vocab_size, max_new_tokens=CAPACITY - 1)
+    return graph, plan, StepInputs(params, settings), jax.block_until_ready(state)

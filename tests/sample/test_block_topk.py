@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tokenswift_jax.sample import processors as processors_module
+from tests.engine_fixture import settings_of
+from tokenswift_jax.sample import filters as filters_module
 from tokenswift_jax.sample.block_topk import BLOCKS, WIDTH, kth_of, nucleus_of, search_whole, shortlist, worthwhile
+from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sample.order_statistics import ONE_BIT
-from tokenswift_jax.sample.processors import process, processors_for, sampling_inputs
+from tokenswift_jax.sample.processors import process
 from tokenswift_jax.sampling import SamplingConfig
 
 VOCAB = 8 * BLOCKS * WIDTH + 7  # no multiple of a block's width
@@ -29,14 +31,14 @@ def rows_of_scores():
 
 
 def processed(config, rows):
-    run = jax.jit(process, static_argnames="processors")
+    run = jax.jit(process, static_argnames="features")
     return np.asarray(
         run(
             jnp.asarray(rows)[None],
-            penalised=None,
+            penalised=jnp.zeros((1, 1, VOCAB), bool),
             generated=jnp.zeros((1, len(rows)), jnp.int32),
-            inputs=sampling_inputs(config, vocab=VOCAB, batch=1),
-            processors=processors_for(config),
+            settings=settings_of(config, vocab=VOCAB, batch=1),
+            features=features_of(config),
         )[0]
     )
 
@@ -56,7 +58,7 @@ def processed(config, rows):
 def test_a_shortlist_does_not_change_what_is_kept(asked, monkeypatch):
     config, rows = SamplingConfig(**asked), rows_of_scores()
     actual = processed(config, rows)
-    monkeypatch.setattr(processors_module, "worthwhile", lambda vocab: False)
+    monkeypatch.setattr(filters_module, "worthwhile", lambda vocab: False)
     np.testing.assert_array_equal(actual, processed(config, rows))
 
 
@@ -70,13 +72,15 @@ def test_which_answers_are_exact():
     assert (held[:2] >= BLOCKS - 1).all()
     assert (held[:2] < 2 * BLOCKS).all()
     for k in (1, BLOCKS, BLOCKS + 60, 3000):
-        found, exact = (np.asarray(x)[:, 0] for x in kth_of(few, jnp.int32(k), ONE_BIT))
+        found = np.asarray(kth_of(few, jnp.int32(k), ONE_BIT))[:, 0]
+        exact = found >= np.asarray(few.sure)[:, 0]
         assert exact.all() if k <= BLOCKS else not exact[1]
         np.testing.assert_array_equal(found[exact], ordered[exact, k - 1])
     weights = np.exp(rows - ordered[:, :1])
     total = jnp.asarray(weights.sum(axis=-1, keepdims=True))
     everything = jnp.full((6, 1), -jnp.inf)
-    edge, exact = (np.asarray(x)[:, 0] for x in nucleus_of(few, everything, total, jnp.float32(0.8), ONE_BIT))
+    edge = np.asarray(nucleus_of(few, everything, total, jnp.float32(0.8), ONE_BIT))[:, 0]
+    exact = edge > np.asarray(few.sure)[:, 0]
     np.testing.assert_array_equal(exact, [True, False, False, True, True, True])
     mass = np.where(rows >= edge[:, None], weights, 0).sum(axis=-1) / weights.sum(axis=-1)
     above = np.where(rows > edge[:, None], weights, 0).sum(axis=-1) / weights.sum(axis=-1)
@@ -93,15 +97,16 @@ def test_only_undecided_rows_are_searched(undecided, together, turns):
     exact[0, rng.permutation(7)[:undecided]] = False
     searched = []
 
-    def highest_and_lowest(rows):
+    def highest_and_lowest(rows, shift):
         jax.debug.callback(lambda rows: searched.append(rows.shape[0]), rows)
-        return jnp.max(rows, axis=-1, keepdims=True), jnp.min(rows, axis=-1, keepdims=True)
+        return jnp.max(rows, axis=-1, keepdims=True) + shift, jnp.min(rows, axis=-1, keepdims=True)
 
     found = jnp.full((1, 7, 1), 5.0), jnp.full((1, 7, 1), -5.0)
+    shift = jnp.arange(7.0)[None, :, None]  # each row's own parameter goes with it
     run = jax.jit(lambda *given: search_whole(highest_and_lowest, *given, together * 30))
-    high, low = run(scores, found, exact)
+    high, low = run(scores, shift, found, exact)
     jax.effects_barrier()
-    np.testing.assert_array_equal(high, np.where(exact, 5, scores.max(axis=-1, keepdims=True)))
+    np.testing.assert_array_equal(high, np.where(exact, 5, scores.max(axis=-1, keepdims=True) + np.asarray(shift)))
     np.testing.assert_array_equal(low, np.where(exact, -5, scores.min(axis=-1, keepdims=True)))
     assert searched == [min(together, 7)] * turns
 

@@ -48,7 +48,7 @@ def test_what_lies_behind_the_text_is_never_read():
     tokens = _int32([[3, 4, 5, 9, -1, 2**31 - 1]])
     last = np.asarray(last_of(tokens, _int32([3]), VOCAB))
     assert [v for v in range(VOCAB) if last[0, v] >= 0] == [3, 4, 5]
-    penalised = rows_of(_int32(last), _int32([3]), _int32([[[-1, 99]]]), _int32([[0]]), jnp.int32(2))
+    penalised = rows_of(_int32(last), _int32([3]), _int32([[[-1, 99]]]), _int32([[0]]), _int32([2]))
     assert np.flatnonzero(penalised[0, 0]).tolist() == [4, 5]
 
 
@@ -77,7 +77,7 @@ def test_rows_see_the_window_of_their_own_path(seed, lengths, depths, window):
     depths = np.array(depths).reshape(BATCH, 5)
     paths = np.random.default_rng(seed + 1).integers(0, VOCAB, (BATCH, 5, 4))
     last = last_of(_int32(tokens), _int32(lengths), VOCAB)
-    penalised = rows_of(last, _int32(lengths), _int32(paths), _int32(depths), jnp.int32(window))
+    penalised = rows_of(last, _int32(lengths), _int32(paths), _int32(depths), jnp.full(len(lengths), window, jnp.int32))
     assert penalised.dtype == jnp.bool_
     for b in range(BATCH):
         for r in range(5):
@@ -91,7 +91,7 @@ def test_consecutive_positions_of_a_text(seed, start, window):
     tokens = _tokens(seed)
     chunk = np.stack([tokens[b, start[b] : start[b] + 8] for b in range(BATCH)])
     last = last_of(_int32(tokens), _int32(start), VOCAB)
-    penalised, after = text_of(last, _int32(chunk), _int32(start), jnp.int32(window))
+    penalised, after = text_of(last, _int32(chunk), _int32(start), jnp.full(len(start), window, jnp.int32))
     for b in range(BATCH):
         for i in range(8):
             np.testing.assert_array_equal(penalised[b, i], _window_of(list(tokens[b, : start[b] + i]), window))
@@ -106,13 +106,13 @@ def test_a_tree_row_equals_plain_decoding_of_its_path(window):
     last = last_of(_int32(tokens), _int32(length), VOCAB)
     paths = np.broadcast_to(path, (BATCH, 1, 3))
     for t in range(4):
-        row = rows_of(last, _int32(length), _int32(paths), _int32([[t]] * BATCH), jnp.int32(window))
+        row = rows_of(last, _int32(length), _int32(paths), _int32([[t]] * BATCH), _int32([window] * BATCH))
         emitted = tokens.copy()
         for b in range(BATCH):
             emitted[b, length[b] : length[b] + t] = path[:t]
         plain = last_of(_int32(emitted), _int32(length + t), VOCAB)
         no_path = jnp.zeros((BATCH, 1, 0), jnp.int32)
-        root = rows_of(plain, _int32(length + t), no_path, _int32([[0]] * BATCH), jnp.int32(window))
+        root = rows_of(plain, _int32(length + t), no_path, _int32([[0]] * BATCH), _int32([window] * BATCH))
         np.testing.assert_array_equal(row, root)
 
 
@@ -123,7 +123,7 @@ def test_without_a_path_there_is_nothing_but_a_comparison():
         jax.ShapeDtypeStruct((1,), jnp.int32),
         jax.ShapeDtypeStruct((1, 1, 0), jnp.int32),
         jax.ShapeDtypeStruct((1, 1), jnp.int32),
-        jax.ShapeDtypeStruct((), jnp.int32),
+        jax.ShapeDtypeStruct((1,), jnp.int32),
     )
     equations = jax.make_jaxpr(row_penalised)(*shapes).jaxpr.eqns
     assert {str(equation.primitive) for equation in equations} <= {

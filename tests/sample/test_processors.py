@@ -1,7 +1,5 @@
 """The processors against a NumPy float64 oracle that sorts, ties included; draws and candidates against argsort."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,18 +8,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from tests.engine_fixture import settings_of
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.sample import processors as processors_module
+from tokenswift_jax.request import Request
+from tokenswift_jax.sample import draw as draw_module
+from tokenswift_jax.sample.draw import draw, top_candidates
+from tokenswift_jax.sample.features import SamplingFeatures, features_for, features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise
-from tokenswift_jax.sample.processors import (
-    Processors,
-    draw,
-    kth_largest,
-    process,
-    processors_for,
-    sampling_inputs,
-    top_candidates,
-)
+from tokenswift_jax.sample.order_statistics import kth_largest
+from tokenswift_jax.sample.params import sequence_params
+from tokenswift_jax.sample.processors import process
 from tokenswift_jax.sampling import SamplingConfig
 
 VOCAB = 37
@@ -39,7 +35,7 @@ ASKED = (
     {"top_k": 20, "top_p": 0.93, "min_p": 0.013, "eta_cutoff": 0.0013, "min_tokens_to_keep": 3, "temperature": 2.0},
 )
 
-run = jax.jit(process, static_argnames="processors")
+run = jax.jit(process, static_argnames="features")
 
 
 def _softmax(x):
@@ -77,15 +73,17 @@ def oracle(logits, config, penalised, forbidden, wiggle=0.0):
 
 def _call(logits, config, penalised, generated, min_new_tokens=0):
     batch, _, vocab = logits.shape
-    inputs = sampling_inputs(config, vocab=vocab, batch=batch, eos_ids=EOS, min_new_tokens=min_new_tokens)
-    processors = processors_for(config, min_new_tokens=min_new_tokens)
+    settings = settings_of(config, vocab=vocab, batch=batch, eos_ids=EOS, min_new_tokens=min_new_tokens)
+    features = features_of(config)
+    if penalised is None:
+        penalised = np.zeros((1, 1, vocab), bool)
     return np.asarray(
         run(
             jnp.asarray(logits),
-            penalised=jnp.asarray(penalised) if processors.penalty else None,
+            penalised=jnp.asarray(penalised),
             generated=jnp.asarray(generated, jnp.int32),
-            inputs=inputs,
-            processors=processors,
+            settings=settings,
+            features=features,
         )
     )
 
@@ -187,60 +185,80 @@ def test_the_tightest_filters_keep_the_best(asked):
     assert np.flatnonzero(np.isfinite(_call(logits, SamplingConfig(**asked), None, [[0]])[0, 0])).tolist() == [2]
 
 
-def test_processors_hold_only_what_changes_something():
-    assert processors_for(SamplingConfig()) == Processors()
-    off = SamplingConfig(top_p=1.0, min_p=0.0, repetition_penalty=1.0, penalty_window=5)
-    assert processors_for(off) == Processors()
-    every = SamplingConfig(
-        top_k=1,
-        top_p=0.5,
-        min_p=0.5,
-        eta_cutoff=0.5,
-        repetition_penalty=0.9,
-        suppress_tokens=(1,),
-        min_tokens_to_keep=2,
-    )
-    assert all(dataclasses.astuple(processors_for(every, min_new_tokens=1)))
-    greedy = dataclasses.replace(every, temperature=0.0)
-    assert processors_for(greedy, min_new_tokens=1, ignore_eos=True) == Processors(
-        sample=False, suppress=True, penalty=True
-    )
+def test_the_features_are_the_lowest_class_that_contains_what_is_asked():
+    assert features_of(SamplingConfig()) == SamplingFeatures.SAMPLED
+    off = SamplingConfig(top_p=1.0, min_p=0.2, repetition_penalty=1.3, penalty_window=5, suppress_tokens=(1,))
+    assert features_of(off) == SamplingFeatures.SAMPLED
+    for asked in ({"top_k": 1}, {"top_p": 0.5}, {"eta_cutoff": 0.5}, {"min_p": 0.5, "min_tokens_to_keep": 2}):
+        assert features_of(SamplingConfig(**asked)) == SamplingFeatures.FILTERED
+        assert features_of(SamplingConfig(**asked, temperature=0.0)) == SamplingFeatures.GREEDY
+    assert features_for([SamplingConfig(temperature=0.0), off]) == SamplingFeatures.SAMPLED
+    assert features_for([off, SamplingConfig(top_k=3), off]) == SamplingFeatures.FILTERED
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_row_among_others_has_the_scores_it_has_alone(dtype):
+    """Bit for bit, though the batch's step contains what only its neighbours ask for."""
+    with jax.enable_x64(dtype == np.float64):
+        rng = np.random.default_rng(11)
+        configs = [SamplingConfig(**asked) for asked in ASKED] + [SamplingConfig(temperature=0.0), SamplingConfig()]
+        configs += [SamplingConfig(suppress_tokens=(3, 36), top_k=2), SamplingConfig(min_p=0.2, suppress_tokens=(0,))]
+        ends = [(), (5,), (5, 6)]
+        requests = [Request(range(1), c, 0, i % 4, ends[i % 3]) for i, c in enumerate(configs)]
+        shape = len(configs), 3, VOCAB
+        logits, penalised = rng.normal(scale=3, size=shape).astype(dtype), jnp.asarray(rng.random(shape) < 0.3)
+        generated = jnp.asarray(rng.integers(0, 6, shape[:2]), jnp.int32)
+        together = run(
+            jnp.asarray(logits),
+            penalised=penalised,
+            generated=generated,
+            settings=sequence_params(requests, VOCAB),
+            features=features_for(configs),
+        )
+        for row, request in enumerate(requests):
+            alone = run(
+                jnp.asarray(logits[row : row + 1]),
+                penalised=penalised[row : row + 1],
+                generated=generated[row : row + 1],
+                settings=sequence_params([request], VOCAB),
+                features=features_of(request.sampling),
+            )
+            kept = np.isfinite(alone[0])
+            if request.sampling.temperature:
+                np.testing.assert_array_equal(together[row], alone[0], err_msg=str(request))
+            else:  # filters do not apply to a greedy row, in either
+                np.testing.assert_array_equal(np.asarray(together[row])[kept], np.asarray(alone[0])[kept])
 
 
 def test_values_are_traced_so_another_value_compiles_nothing():
     compiled = []
 
     def traced(logits, **asked):
-        compiled.append(asked["processors"])
+        compiled.append(asked["features"])
         return process(logits, **asked)
 
-    counted = jax.jit(traced, static_argnames="processors")
+    counted = jax.jit(traced, static_argnames="features")
     logits, generated = jnp.zeros((1, 1, VOCAB), jnp.float32), jnp.zeros((1, 1), jnp.int32)
     for config in (SamplingConfig(top_k=3, temperature=0.5), SamplingConfig(top_k=7, seed=4, temperature=1.5)):
-        inputs = sampling_inputs(config, vocab=VOCAB, batch=1)
-        counted(logits, penalised=None, generated=generated, inputs=inputs, processors=processors_for(config))
-    assert len(compiled) == 1
-
-
-def test_a_penalty_without_a_window_is_an_error():
-    with pytest.raises(ValueError, match="no penalised tokens"):
-        process(
-            jnp.zeros((1, 1, VOCAB)),
-            penalised=None,
-            generated=jnp.zeros((1, 1), jnp.int32),
-            inputs=sampling_inputs(SamplingConfig(repetition_penalty=2.0), vocab=VOCAB, batch=1),
-            processors=Processors(penalty=True),
+        settings = settings_of(config, vocab=VOCAB, batch=1)
+        counted(
+            logits,
+            penalised=jnp.zeros_like(logits, bool),
+            generated=generated,
+            settings=settings,
+            features=features_of(config),
         )
+    assert len(compiled) == 1
 
 
 def test_suppressed_ids_must_fit_the_vocabulary():
     with pytest.raises(UserError, match="the last id is 36"):
-        sampling_inputs(SamplingConfig(suppress_tokens=(37,)), vocab=VOCAB, batch=1)
+        settings_of(SamplingConfig(suppress_tokens=(37,)), vocab=VOCAB, batch=1)
 
 
 def test_rows_of_a_batch_have_the_keys_of_their_sequence():
-    both = sampling_inputs(SamplingConfig(seed=3, sequence=4), vocab=VOCAB, batch=2)
-    second = sampling_inputs(SamplingConfig(seed=3, sequence=5), vocab=VOCAB, batch=1)
+    both = settings_of(SamplingConfig(seed=3, sequence=4), vocab=VOCAB, batch=2)
+    second = settings_of(SamplingConfig(seed=3, sequence=5), vocab=VOCAB, batch=1)
     np.testing.assert_array_equal(both.keys[1:], second.keys)
     assert (np.asarray(both.keys[0]) != np.asarray(both.keys[1])).any()
 
@@ -257,7 +275,7 @@ def test_draw_of_nan_stays_inside_the_vocabulary():
     assert 0 <= int(draw(jnp.full((1, 1, 4), jnp.nan, jnp.float32), None)[0, 0]) < 4
 
 
-@pytest.mark.parametrize("highest", [processors_module._highest, processors_module._highest_in_two_reductions])
+@pytest.mark.parametrize("highest", [draw_module._highest, draw_module._highest_in_two_reductions])
 def test_what_is_drawn_and_its_score(highest):
     """As accelerators find it and as CPUs do: ties to the lowest id, a NaN anywhere, a row that may draw nothing."""
     rng = np.random.default_rng(4)
@@ -286,7 +304,7 @@ def test_draws_follow_the_processed_distribution():
     scores = _call(logits[None, None], config, penalised[None, None], [[0]])
     expected = _softmax(oracle(logits, config, penalised, []))
     positions = jnp.arange(20_000, dtype=jnp.int32)[None]
-    noise = gumbel_noise(sampling_inputs(config, vocab=10, batch=1).keys, positions, 10)
+    noise = gumbel_noise(settings_of(config, vocab=10, batch=1).keys, positions, 10)
     tokens = draw(jnp.broadcast_to(jnp.asarray(scores), noise.shape), noise)
     counts = np.bincount(tokens[0], minlength=10)
     assert counts[expected == 0].sum() == 0

@@ -7,30 +7,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.engine_fixture import settings_of
+from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sample.penalty import last_positions, text_penalised
-from tokenswift_jax.sample.processors import process, processors_for, sampling_inputs
+from tokenswift_jax.sample.processors import process
 from tokenswift_jax.sampling import SamplingConfig
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
-run = jax.jit(process, static_argnames="processors")
+run = jax.jit(process, static_argnames="features")
 HISTORY = np.random.default_rng(7).integers(0, 300, 60)
 
 
 def _scores(logits, history, config, *, eos=(), generated=0, min_new_tokens=0):
     """[rows, vocab] logits that all follow one history."""
     rows, vocab = logits.shape
-    inputs = sampling_inputs(config, vocab=vocab, batch=1, eos_ids=eos, min_new_tokens=min_new_tokens)
+    settings = settings_of(config, vocab=vocab, batch=1, eos_ids=eos, min_new_tokens=min_new_tokens)
     history = jnp.asarray(history, jnp.int32)[None]
     length = jnp.asarray([history.shape[1]], jnp.int32)
     last = last_positions(history, length, vocab)
-    penalised, _ = text_penalised(last, jnp.zeros((1, 1), jnp.int32), length, inputs.window)
+    penalised, _ = text_penalised(last, jnp.zeros((1, 1), jnp.int32), length, settings.penalty_window)
     return np.asarray(
         run(
             jnp.asarray(logits)[None],
             penalised=jnp.broadcast_to(penalised, (1, rows, vocab)),
             generated=jnp.full((1, rows), generated, jnp.int32),
-            inputs=inputs,
-            processors=processors_for(config, min_new_tokens=min_new_tokens),
+            settings=settings,
+            features=features_of(config),
         )[0]
     )
 

@@ -1,13 +1,18 @@
 """Draws of a step's rows: a few rows at a time draw what all at once do, in a fraction of the logits' memory."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.engine_fixture import settings_of
 from tokenswift_jax.sample import penalty, sampler
+from tokenswift_jax.sample.draw import draw
+from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise
-from tokenswift_jax.sample.processors import draw, process, processors_for, sampling_inputs
+from tokenswift_jax.sample.processors import process
 from tokenswift_jax.sample.sampler import RowInputs, TextInputs, draw_rows
 from tokenswift_jax.sampling import SamplingConfig
 
@@ -23,24 +28,24 @@ def problem(config, seed=0):
     logits[1, 2, 50] = np.nan
     last = np.where(rng.random((BATCH, VOCAB)) < 0.3, rng.integers(0, 20, (BATCH, VOCAB)), -(2**31))
     length = jnp.asarray([20, 26], jnp.int32)
-    sampling = sampling_inputs(config, vocab=VOCAB, batch=BATCH)
+    settings = settings_of(config, vocab=VOCAB, batch=BATCH)
+    settings = dataclasses.replace(settings, prompt_length=length - 5)
     noise = jnp.asarray(rng.gumbel(size=(BATCH, DEPTH + 1, VOCAB)), jnp.float32) if config.temperature else None
     rows = RowInputs(
         jnp.asarray(logits),
         jnp.asarray(rng.integers(0, DEPTH + 1, (BATCH, ROWS)), jnp.int32),
         jnp.asarray(rng.integers(0, VOCAB, (BATCH, ROWS, DEPTH)), jnp.int32),
     )
-    texts = TextInputs(length, length - 5, jnp.asarray(last, jnp.int32), noise)
-    return rows, texts, sampling, processors_for(config)
+    return rows, TextInputs(length, jnp.asarray(last, jnp.int32), noise, settings), features_of(config)
 
 
-def whole(rows, texts, sampling, processors):
+def whole(rows, texts, features):
     """The definition: masks and noise of the logits' size."""
     penalised = penalty.row_penalised(
-        texts.last_positions, texts.length, rows.path_tokens, rows.depths, sampling.window
+        texts.last_positions, texts.length, rows.path_tokens, rows.depths, texts.settings.penalty_window
     )
     scores = process(
-        rows.logits, penalised=penalised, generated=5 + rows.depths, inputs=sampling, processors=processors
+        rows.logits, penalised=penalised, generated=5 + rows.depths, settings=texts.settings, features=features
     )
     noise = texts.noise
     if noise is not None:
@@ -52,10 +57,10 @@ def whole(rows, texts, sampling, processors):
 def test_blocks_draw_what_all_rows_at_once_draw(config, monkeypatch):
     """7 rows in blocks of 3: the last block draws two rows again."""
     arguments = problem(config)
-    expected = jax.jit(whole, static_argnums=3)(*arguments)
+    expected = jax.jit(whole, static_argnums=2)(*arguments)
     assert np.asarray(expected[1]).nonzero() == (np.array([1]), np.array([2]))
     monkeypatch.setattr(sampler, "_BLOCK", 3 * VOCAB)
-    drawn = jax.jit(lambda *given: draw_rows(*given, arguments[3]))(*arguments[:3])
+    drawn = jax.jit(lambda *given: draw_rows(*given, arguments[2]))(*arguments[:2])
     numbers = ~np.asarray(expected[1])
     np.testing.assert_array_equal(drawn[0][numbers], expected[0][numbers])
     np.testing.assert_array_equal(drawn[1], expected[1])
@@ -69,15 +74,15 @@ def test_a_wide_vocabulary_needs_a_fraction_of_the_logits():
     5 / 64 each. In all at most 1.6 of the logits: 1.75 leaves room for forms of a block, none for another copy.
     """
     rows, vocab, size, depth = 64, 151_936, 8, 4
-    inputs = sampling_inputs(FILTERED, vocab=vocab, batch=1)
+    inputs = settings_of(FILTERED, vocab=vocab)
 
-    def step(hidden, head, last, depths, path, sampling):
+    def step(hidden, head, last, depths, path, settings):
         logits = hidden @ head
         length = jnp.full((1,), 50, jnp.int32)
         ahead = jnp.arange(depth + 1, dtype=jnp.int32)
-        noise = gumbel_noise(sampling.keys, length[:, None] + ahead[None], vocab)
-        texts = TextInputs(length, length, last, noise)
-        return draw_rows(RowInputs(logits, depths, path), texts, sampling, processors_for(FILTERED))
+        noise = gumbel_noise(settings.keys, length[:, None] + ahead[None], vocab)
+        texts = TextInputs(length, last, noise, settings)
+        return draw_rows(RowInputs(logits, depths, path), texts, features_of(FILTERED))
 
     real = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, rows, size), (size, vocab))]
     ints = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, vocab), (1, rows), (1, rows, depth))]

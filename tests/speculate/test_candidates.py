@@ -7,8 +7,9 @@ import pytest
 import small_models
 from flax import nnx
 
+from tests.engine_fixture import settings_of
 from tokenswift_jax.sample import penalty
-from tokenswift_jax.sample.processors import processors_for, sampling_inputs
+from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate.candidates import DraftSampler, head_levels
 from tokenswift_jax.speculate.tree_spec import TreeSpec
@@ -38,13 +39,12 @@ def test_every_node_is_what_the_heads_say_of_its_path(head_type, backbone):
     def levels_of(hidden):
         ranking = DraftSampler(
             length=jnp.asarray(lengths, jnp.int32),
-            generated=jnp.zeros(3, jnp.int32),
             last_positions=penalty.last_positions(
                 jnp.asarray(texts, jnp.int32), jnp.asarray(lengths, jnp.int32), VOCAB
             ),
             noise=jnp.asarray(noise),
-            sampling=sampling_inputs(SAMPLING, vocab=VOCAB, batch=3),
-            processors=processors_for(SAMPLING),
+            settings=settings_of(SAMPLING, vocab=VOCAB, batch=3),
+            features=features_of(SAMPLING),
         )
         return head_levels(decoder, shape, hidden, jnp.asarray(roots, jnp.int32), ranking, backbone=backbone)
 

@@ -17,19 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from decoded import start
 from flax import nnx
 
+from tests.engine_fixture import layout_of, prefilled_state
 from tests.golden import BOUND, arrays, checkpoint, each_checkpoint
 from tokenswift_jax import SamplingConfig, SpeculationConfig
 from tokenswift_jax.checkpoint import load_decoder
-from tokenswift_jax.engine import run as decoding
-from tokenswift_jax.engine.compile_cache import CompileCache
-from tokenswift_jax.engine.prefill import prefill
 from tokenswift_jax.kv.dense import FullCache, empty_cache, take_rows, write_rows
 from tokenswift_jax.kv.draft_positions import DraftCache, DraftCacheShape
 from tokenswift_jax.model import Model
-from tokenswift_jax.sample.processors import processors_for
+from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.speculate.draft import draft_tree
+from tokenswift_jax.speculate.plans import autoregressive_plan
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 from tokenswift_jax.step.forward import forward_rows
 from tokenswift_jax.step.state import Plan
@@ -145,19 +145,8 @@ def assert_same_sets(actual, expected):
 
 def test_prefill_fills_the_cache(name):
     loaded, golden = model(name), arrays(name)
-    texts = [golden["input_ids"].tolist()]
-    state = prefill(
-        CompileCache(),
-        loaded.graphdef,
-        loaded.params,
-        loaded.config,
-        texts,
-        CAPACITY,
-        penalise=False,
-        ngram_slots=None,
-        calibrate=False,
-        draft=None,
-    )
+    plain = autoregressive_plan(loaded.config, features_of(GREEDY)).plan
+    state = prefilled_state(loaded, [golden["input_ids"].tolist()], layout_of(plain, jnp.float32, CAPACITY))
     for stack, expected in ((state.cache.keys, "kv_key_prefill"), (state.cache.values, "kv_value_prefill")):
         close(stack[:, 0, :, : PROMPT - 1], golden[expected][:, :, : PROMPT - 1])
     text = prompted(name, 48)
@@ -262,12 +251,12 @@ def test_the_drafted_tree(name):
     """Every path of the reference's tree of 40 nodes, and no other."""
     golden, text = arrays(name), prompted(name, 48)
     shape = TreeSpec(widths=(1, 3, 3, 3), ngram_k=0, keyed_by_root=False)
-    plan = Plan(text.model.config, processors_for(GREEDY), "partial", shape, text.shape)
+    plan = Plan(text.model.config, features_of(GREEDY), "partial", shape, text.shape)
     tokens = np.zeros((1, CAPACITY), np.int32)
     tokens[0, : PROMPT + 1] = [*golden["input_ids"], golden["root_token"]]
     inputs, state = tiny.abstract_call(plan, text.model.params, GREEDY, 1, CAPACITY)
     inputs, state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (inputs, state))
-    inputs = replace(inputs, params=text.model.params, sampling=replace(inputs.sampling, temperature=jnp.float32(1)))
+    inputs = replace(inputs, params=text.model.params)
     state = replace(state, tokens=ints(tokens), length=ints([PROMPT]), cache=text.cache, draft=text.draft)
 
     @jax.jit
@@ -300,7 +289,7 @@ def decode(name, speculation):
     """Tokens of a greedy run, and accepted drafts an iteration."""
     golden = arrays(name)
     expected = golden["ar_greedy_tokens"].tolist()
-    steps = decoding.start(
+    steps = start(
         model(name),
         [golden["input_ids"].tolist()],
         GREEDY,

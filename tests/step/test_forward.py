@@ -9,10 +9,12 @@ import pytest
 import tiny
 from flax import nnx
 
-from tokenswift_jax.engine.compile_cache import CompileCache
-from tokenswift_jax.engine.prefill import chunk_rows, prefill
+from tests.engine_fixture import layout_of, prefilled_state
+from tokenswift_jax.engine.prefill import chunk_rows
 from tokenswift_jax.kv.dense import FullCache, empty_cache
 from tokenswift_jax.models.decoder import causal_attention
+from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.speculate.plans import autoregressive_plan
 from tokenswift_jax.step.forward import forward_rows
 
 # Sums of a few hundred float64 terms in another order.
@@ -137,10 +139,8 @@ def test_prefill_of_unequal_prompts_in_chunks():
     config = WINDOWED
     model = tiny.tiny_model(config, jnp.float64)
     texts = [TEXT[:400], TEXT[:1], TEXT[50:307]]
-    state = prefill(
-        CompileCache(), model.graphdef, model.params, config, texts, 512,
-        penalise=True, ngram_slots=None, calibrate=False, draft=None,
-    )  # fmt: skip
+    plain = autoregressive_plan(config, SamplingFeatures.SAMPLED).plan
+    state = prefilled_state(model, texts, layout_of(plain, jnp.float64, 512))
     assert chunk_rows(400) < 400, "the longest must take several chunks"
     assert state.length.tolist() == [399, 0, 256]
     assert state.cache.keys.dtype == jnp.float64

@@ -7,13 +7,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
+from decoded import start
 
 from tokenswift_jax import SamplingConfig, SpeculationConfig
 from tokenswift_jax.engine import capacity as memory
-from tokenswift_jax.engine import run as decoding
+from tokenswift_jax.engine.engine import CHUNK_TOKENS
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
-from tokenswift_jax.sample.processors import processors_for
+from tokenswift_jax.request import Request, batch_of
+from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.speculate import plans
 from tokenswift_jax.step import loop
 
@@ -34,13 +36,13 @@ MODES = {
 @cache
 def program(mode, batch, capacity):
     """The plan and the compiled chunk. LLVM's optimisation is off: buffers are assigned before it, and are the same."""
-    processors = processors_for(SAMPLING)
+    processors = features_of(SAMPLING)
     speculation = SpeculationConfig(draft_cache=256, **MODES[mode])
     named = plans.speculative_plans(CONFIG, speculation, processors, "cpu")
     plan = (named or [plans.autoregressive_plan(CONFIG, processors)])[0].plan
     graph, params = tiny.abstract_model(CONFIG)
     inputs, state = tiny.abstract_call(plan, params, SAMPLING, batch, capacity)
-    function = loop.compiled("chunk", graph, plan, decoding.CHUNK_TOKENS + plan.depth)
+    function = loop.compiled("chunk", graph, plan, CHUNK_TOKENS + plan.depth)
     lowered = function.lower(inputs, state, jax.ShapeDtypeStruct((), jnp.int32))
     return plan, lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
 
@@ -125,7 +127,7 @@ def test_texts_of_other_lengths_compile_nothing():
     speculation = SpeculationConfig(mode="medusa", node_budget=4)
 
     def seconds(prompts, most):
-        run = decoding.start(model, prompts, SAMPLING, speculation, max_new_tokens=most, capacity=512)
+        run = start(model, prompts, SAMPLING, speculation, max_new_tokens=most, capacity=512)
         assert sum(len(step.rows[0].token_ids) for step in run) == most
         return run.compile_seconds
 
@@ -134,37 +136,41 @@ def test_texts_of_other_lengths_compile_nothing():
     assert seconds([[9]], 77) == 0
 
 
+def _asked(prompts: list[int], new: int) -> list[Request]:
+    return batch_of([range(length) for length in prompts], SamplingConfig(), max_new_tokens=new)
+
+
 @pytest.mark.parametrize("longest", [1, 254, 255, 4000, 5119, 100_000])
 @pytest.mark.parametrize("rows", [1, 101])
 def test_capacity_has_room_for_text_and_scratch_rows(longest, rows):
     """Whole blocks, at most an eighth and a block more than what is needed."""
     needed = longest + 1 + rows + 1
-    capacity = memory.capacity_for(CONFIG, [longest], 1, rows, 256, None)
+    capacity = memory.capacity_for(CONFIG, _asked([longest], 1), rows, 256, None)
     assert needed <= capacity <= max(512, needed + 256 + needed // 8)
     assert capacity % BLOCK == 0
-    assert memory.capacity_for(CONFIG, [1, longest, 1], 1, rows, 256, None) == capacity, "the longest decides"
+    assert memory.capacity_for(CONFIG, _asked([1, longest, 1], 1), rows, 256, None) == capacity, "the longest decides"
     exact = round_up(needed)
-    assert memory.capacity_for(CONFIG, [longest], 1, rows, 256, exact + 1) == exact + BLOCK
+    assert memory.capacity_for(CONFIG, _asked([longest], 1), rows, 256, exact + 1) == exact + BLOCK
     with pytest.raises(UserError, match=rf"^capacity {exact - 1} is too small: this request needs {exact} positions$"):
-        memory.capacity_for(CONFIG, [longest], 1, rows, 256, exact - 1)
+        memory.capacity_for(CONFIG, _asked([longest], 1), rows, 256, exact - 1)
 
 
 def test_capacity_has_room_for_the_last_chunk_of_prefill():
-    assert memory.capacity_for(CONFIG, [300], 1, 1, 1024, None) == 1024
+    assert memory.capacity_for(CONFIG, _asked([300], 1), 1, 1024, None) == 1024
 
 
 def test_positions_beyond_the_model_s():
     limit = CONFIG.max_position_embeddings
-    assert memory.capacity_for(CONFIG, [limit - 10], 10, 1, 256, None) > limit
+    assert memory.capacity_for(CONFIG, _asked([limit - 10], 10), 1, 256, None) > limit
     with pytest.raises(UserError, match=rf"exceeds the model's {limit} positions; .*--rope-override"):
-        memory.capacity_for(CONFIG, [limit - 10], 11, 1, 256, None)
+        memory.capacity_for(CONFIG, _asked([limit - 10], 11), 1, 256, None)
 
 
 def test_a_request_that_does_not_fit_is_refused_before_anything_is_allocated(monkeypatch):
     model = tiny.tiny_model(tiny.tiny_config(num_hidden_layers=1))
     speculation = SpeculationConfig(mode="autoregressive")
     with pytest.raises(UserError, match="capacity 64 is too small: this request needs 512 positions"):
-        decoding.start(model, [[1] * 200], SAMPLING, speculation, max_new_tokens=100, capacity=64)
+        start(model, [[1] * 200], SAMPLING, speculation, max_new_tokens=100, capacity=64)
     monkeypatch.setattr(memory, "_free_bytes", lambda: 1_000_000)
     with pytest.raises(UserError, match=r"the cache of 3 x 4096 positions needs 0.0 GB"):
-        decoding.start(model, [[1]] * 3, SAMPLING, speculation, max_new_tokens=4000, capacity=4096)
+        start(model, [[1]] * 3, SAMPLING, speculation, max_new_tokens=4000, capacity=4096)

@@ -1,16 +1,17 @@
 """A run that follows a script, so that the surfaces are tested without a model."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import numpy as np
 from tokenizers_made_here import byte_level
 
-from tokenswift_jax.engine import run as decoding
-from tokenswift_jax.engine.run import Committed, Step
+from tokenswift_jax.engine import session
+from tokenswift_jax.engine.session import RowStep, Step
 from tokenswift_jax.model import Model
 from tokenswift_jax.models.config import ModelConfig, RopeConfig
+from tokenswift_jax.token_log import RECORD, from_records
 
 NO_TOKENIZER = SimpleNamespace()  # tells "None was given" from "nothing was given"
 
@@ -28,8 +29,12 @@ def model(folder, tokenizer=NO_TOKENIZER, generation_config=None, eos_token_ids=
 
 def chunk(*tokens, finish=None):
     """One row's chunk; a token is (id, source, offset, offered)."""
-    columns = np.asarray(tokens, np.int32).reshape(len(tokens), 4).T
-    return Committed(*columns, finish)
+    return RowStep(from_records(np.asarray(tokens, np.int32).reshape(len(tokens), 4), 0.0), finish)
+
+
+def timed(row, seconds):
+    """The log of a row's chunk that took so long."""
+    return from_records(np.stack([getattr(row.log, name) for name in RECORD], axis=1), seconds)
 
 
 def prefilled(token):
@@ -75,36 +80,47 @@ class ScriptedRun:
 
 
 def play(monkeypatch, *steps):
-    """Makes `start` give a run of `steps`: chunks of one row, lists of chunks of a batch, or exceptions."""
+    """Makes `Session` give a run of `steps`: chunks of one row, lists of chunks of a batch, or exceptions."""
 
     def as_step(step):
         if isinstance(step, BaseException):
             return step
-        rows = tuple(step) if isinstance(step, list) else (step,)
-        return Step(rows, 0.0 if rows[0].offsets.tolist() == [-1] else 0.5)
+        rows = step if isinstance(step, list) else [step]
+        seconds = 0.0 if rows[0].log.offsets.tolist() == [-1] else 0.5
+        return Step(tuple(replace(row, log=timed(row, seconds)) for row in rows))
 
     run = ScriptedRun([as_step(step) for step in steps])
 
-    def start(model, prompts, sampling, speculation, **limits):
-        run.asked = {"prompts": prompts, "sampling": sampling, "speculation": speculation, **limits}
+    def start(model, requests, speculation, **limits):
+        first = requests[0]
+        run.asked = {
+            "prompts": [list(request.prompt_ids) for request in requests],
+            "sampling": first.sampling,
+            "speculation": speculation,
+            "max_new_tokens": first.max_new_tokens,
+            "min_new_tokens": first.min_new_tokens,
+            "ignore_eos": not first.eos_token_ids,
+            **limits,
+        }
         return run
 
-    monkeypatch.setattr(decoding, "start", start)
+    monkeypatch.setattr(session, "Session", start)
     return run
 
 
 def replay(monkeypatch, ids, size=3):
-    """Makes `start` give whatever of `ids` has not been emitted yet, `size` tokens a chunk; notes each call's start."""
+    """Makes `Session` give the rest of `ids`, `size` tokens a chunk; notes where each call began."""
     begun = []
 
-    def start(model, prompts, sampling, speculation, *, emitted=None, **limits):
+    def start(model, requests, speculation, *, emitted=None, **limits):
         done = len(emitted[0]) if emitted else 0
         assert emitted is None or emitted[0] == ids[:done]
         begun.append(done)
-        rest = ids[done : limits["max_new_tokens"]]
-        steps = [] if done else [Step((prefilled(rest.pop(0)),), 0.0)]
-        steps += [Step((drafted(rest[at : at + size]),), 0.25) for at in range(0, len(rest), size)]
+        rest = ids[done : requests[0].max_new_tokens]
+        steps = [] if done else [Step((prefilled(rest.pop(0)),))]
+        chunks = [drafted(rest[at : at + size]) for at in range(0, len(rest), size)]
+        steps += [Step((replace(row, log=timed(row, 0.25)),)) for row in chunks]
         return ScriptedRun(steps)
 
-    monkeypatch.setattr(decoding, "start", start)
+    monkeypatch.setattr(session, "Session", start)
     return begun

@@ -8,12 +8,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from chatting import Chatting
 from scripted import drafted, model, plain, play, prefilled, replay
 from tokenizers_made_here import byte_level
 
 from tokenswift_jax import model as model_module
 from tokenswift_jax.cli.generate import DEMO_PROMPT, main
-from tokenswift_jax.engine.run import NumericsError
+from tokenswift_jax.errors import NumericsError
 from tokenswift_jax.sampling import SamplingConfig
 
 TEXT = " the cat and the dog 😀 the end"
@@ -29,7 +30,7 @@ def load(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = []
 
-    def stand_in(*arguments):
+    def stand_in(*arguments, report):
         asked.append(arguments)
         return load.model
 
@@ -58,7 +59,7 @@ def test_text_on_stdout_report_on_stderr_and_files(load, monkeypatch, capsys, tm
 
 def test_without_arguments_the_demo_goes_on_from_its_opening(load, monkeypatch, capsys):
     run = play(monkeypatch, prefilled(IDS[0]), plain(IDS[1:]))
-    run.steps[-1].rows[0].token_ids[-1] = 0
+    run.steps[-1].rows[0].log.token_ids[-1] = 0
     assert main([]) == 0
     assert load.asked == [(None, None, None)]
     assert run.asked["prompts"] == [byte_level()(DEMO_PROMPT).input_ids]
@@ -100,6 +101,16 @@ def test_a_prompt_from_a_file_from_ids_and_from_standard_input(load, monkeypatch
     ):
         assert main([flag, value, "--max-new-tokens", "1", "--quiet"]) == 0
         assert run.asked["prompts"] == [ids]
+
+
+def test_a_chat_is_encoded_once_by_the_code_that_python_calls(load, monkeypatch, tmp_path):
+    tokenizer = Chatting()
+    load.model = model(tmp_path / "model", tokenizer=tokenizer)
+    run = play(monkeypatch, prefilled(5))
+    assert main(["--prompt", "the cat", "--chat", "--max-new-tokens", "1", "--quiet"]) == 0
+    assert (run.asked["prompts"], tokenizer.texts) == ([byte_level()("<user>the cat").input_ids], ["<user>the cat"])
+    assert main(["--prompt", "the cat", "--max-new-tokens", "1", "--quiet"]) == 0
+    assert tokenizer.texts == ["<user>the cat", "the cat"]
 
 
 def test_drafts_are_coloured_on_stdout_only(load, monkeypatch, capsys, tmp_path):
@@ -150,7 +161,7 @@ def test_an_interrupt_keeps_text_journal_and_stats(load, monkeypatch, capsys, tm
 
 
 def test_an_interrupt_before_the_first_token(load, monkeypatch, capsys):
-    def interrupted(*arguments):
+    def interrupted(*arguments, report):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model_module, "load", interrupted)
@@ -251,7 +262,7 @@ def test_a_reader_that_leaves_ends_the_run_quietly(tmp_path):
         "import pytest, sys; from pathlib import Path; import scripted, tokenswift_jax.model as m;"
         "from tokenswift_jax.cli.generate import main;"
         "patch = pytest.MonkeyPatch(); loaded = scripted.model(Path('.'));"
-        "patch.setattr(m, 'load', lambda *a: loaded);"
+        "patch.setattr(m, 'load', lambda *a, **b: loaded);"
         "scripted.play(patch, scripted.prefilled(300), *[scripted.plain([300] * 2000) for _ in range(400)]);"
         "sys.exit(main(['--max-new-tokens', '900000', '--stats', 's', '--quiet']))"
     )
@@ -262,5 +273,5 @@ def test_a_reader_that_leaves_ends_the_run_quietly(tmp_path):
         ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.stderr == ""
-    assert done.stdout.split()[-1] == "130"
+    assert done.stdout.split()[-1] == "141", "as of a program that SIGPIPE ended"
     assert json.loads((tmp_path / "s").read_text())["finish_reason"] == "interrupted"

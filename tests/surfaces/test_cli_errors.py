@@ -8,7 +8,7 @@ from tokenizers_made_here import byte_level
 
 from tokenswift_jax import model as model_module
 from tokenswift_jax.cli.generate import main
-from tokenswift_jax.engine import run as decoding
+from tokenswift_jax.engine import session
 from tokenswift_jax.errors import UserError
 
 FLAGS = [  # (arguments, what the line has to name)
@@ -25,20 +25,20 @@ FLAGS = [  # (arguments, what the line has to name)
     ("--prompt-ids a --chat", "--chat needs a prompt of text"),
     ("--chat", "--chat needs a prompt of text"),
     ("--model m", "a prompt is missing"),
-    ("--temperature -1", "temperature"),
+    ("--temperature -1", "error: --temperature is -1.0; it must be 0"),
     ("--temperature warm", "'warm' is not a number"),
-    ("--temperature nan", "temperature"),
+    ("--temperature nan", "--temperature is nan"),
     ("--top-k -1", "--top-k"),
-    ("--top-p 0", "top_p"),
-    ("--top-p 1.5", "top_p"),
-    ("--min-p -0.1", "min_p"),
-    ("--eta-cutoff 1", "eta_cutoff"),
-    ("--repetition-penalty 0", "repetition_penalty"),
+    ("--top-p 0", "--top-p is 0.0"),
+    ("--top-p 1.5", "--top-p is 1.5"),
+    ("--min-p -0.1", "--min-p is -0.1"),
+    ("--eta-cutoff 1", "--eta-cutoff is 1"),
+    ("--repetition-penalty 0", "--repetition-penalty is 0"),
     ("--penalty-window 0", "--penalty-window"),
     ("--min-tokens-to-keep 0", "--min-tokens-to-keep"),
     ("--suppress-tokens 1;2", "--suppress-tokens"),
     ("--seed -1", "--seed"),
-    ("--seed 4294967296", "seed"),
+    ("--seed 4294967296", "--seed is 4294967296"),
     ("--mode fast", "--mode"),
     ("--mode ngram --schedule partial", "--mode ngram has no use for --schedule"),
     ("--schedule fused", "--mode auto has no use for --schedule"),
@@ -47,26 +47,26 @@ FLAGS = [  # (arguments, what the line has to name)
     ("--mode medusa --ngram-slots 3", "no use for --ngram-slots"),
     ("--mode selfspec --node-budget 3", "no use for --node-budget"),
     ("--mode tokenswift --schedule fused --refresh-interval 5", "tokenswift --schedule fused has no use for"),
-    ("--mode ngram --ngram-k 0", "ngram_k"),
+    ("--mode ngram --ngram-k 0", "--mode 'ngram' needs --ngram-k of"),
     ("--mode ngram --no-shared-noise", "--mode ngram has no use for --no-shared-noise"),
     ("--tree 1,x", "--tree"),
-    ("--tree 1,0", "tree"),
-    ("--tree 3", "tree"),
+    ("--tree 1,0", "--tree (1, 0): at least two depths"),
+    ("--tree 3", "--tree (3,)"),
     ("--node-budget 0", "--node-budget"),
-    ("--draft-cache 8", "draft_cache"),
+    ("--draft-cache 8", "--draft-cache is 8"),
     ("--capacity 0", "--capacity"),
     ("--mesh 2x1", "one device"),
     ("--mesh 8", "one device"),
     ("--rope-override {", "--rope-override"),
     ("--rope-override [1]", "--rope-override"),
-    ("--resume", "--journal"),
-    ("--output nowhere/file", "no folder nowhere"),
+    ("--resume", "name it with --journal"),
+    ("--output nowhere/file", "--output nowhere/file: there is no folder nowhere"),
     ("--stats nowhere/file", "no folder nowhere"),
-    ("--journal nowhere/file", "no folder nowhere"),
+    ("--journal nowhere/file", "--journal nowhere/file: there is no folder nowhere"),
     ("--output folder", "is a folder"),
-    ("--stats folder", "is a folder"),
+    ("--stats folder", "--stats folder is a folder"),
     ("--output same --stats ./same", "one file twice"),
-    ("--journal old", "--resume"),
+    ("--journal old", "--journal old exists; continue it with --resume or name"),
     ("--journal old --resume", "not a journal"),
     ("--prompt-file missing", "missing"),
     ("--prompt-file binary", "not UTF-8 text"),
@@ -75,7 +75,7 @@ FLAGS = [  # (arguments, what the line has to name)
     ("--prompt-ids binary", "not JSON"),
     ("--prompt-ids outside.json", "token id 400"),
     ("--prompt-ids none.json", "empty"),
-    ("--prompt x --chat", "no chat template"),
+    ("--prompt x --chat", "no chat template; give text without --chat"),
     ("--suppress-tokens 400", "outside the vocabulary"),
 ]
 
@@ -93,7 +93,7 @@ def scene(tmp_path, monkeypatch):
     (work / "outside.json").write_text("[1, 400]")
     (work / "none.json").write_text("[]")
     monkeypatch.chdir(work)
-    monkeypatch.setattr(model_module, "load", lambda *arguments: model(folder))
+    monkeypatch.setattr(model_module, "load", lambda *arguments, report: model(folder))
     play(monkeypatch, prefilled(5))
     return work
 
@@ -130,13 +130,13 @@ def test_what_the_checkpoint_or_the_run_refuses(scene, capsys, monkeypatch, stag
     def refuse(*arguments, **options):
         raise UserError("the file is truncated\nfetch it again")
 
-    monkeypatch.setattr(*{"load": (model_module, "load"), "start": (decoding, "start")}[stage], refuse)
+    monkeypatch.setattr(*{"load": (model_module, "load"), "start": (session, "Session")}[stage], refuse)
     files = ["--output", "o", "--stats", "s", "--journal", "j"]
     assert_refused(["--prompt", "x", *files], "the file is truncated fetch it again", scene, capsys)
 
 
 def test_text_for_a_checkpoint_without_a_tokenizer(scene, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(model_module, "load", lambda *arguments: model(tmp_path / "elsewhere", tokenizer=None))
+    monkeypatch.setattr(model_module, "load", lambda *arguments, report: model(tmp_path / "elsewhere", tokenizer=None))
     assert_refused(["--prompt", "x"], "no tokenizer; give the prompt as token ids", scene, capsys)
     assert_refused(["--prompt-ids", "outside.json", "--stop", "x"], "token id 400", scene, capsys)
 

@@ -7,11 +7,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from chatting import Chatting
 from scripted import chunk, drafted, model, plain, play, prefilled, replay
 from tokenizers_made_here import byte_level
 
 import tokenswift_jax as ts
-from tokenswift_jax.engine.run import NumericsError
+from tokenswift_jax.errors import NumericsError
+from tokenswift_jax.request import Request
 
 TEXT = " the cat and the dog 😀 naïve ✅ the end"
 
@@ -26,7 +28,8 @@ def test_generate_shows_and_takes_the_parameters_of_stream(loaded, monkeypatch):
     shown, hidden = inspect.signature(ts.generate), inspect.signature(ts.stream)
     assert shown.parameters == hidden.parameters
     assert list(shown.parameters)[:5] == ["model", "prompt", "sampling", "speculation", "max_new_tokens"]
-    assert "max_new_tokens: 'int', min_new_tokens: 'int' = 0" in pydoc.render_doc(ts.generate)
+    written = "max_new_tokens: 'int | Sequence[int]', min_new_tokens: 'int | Sequence[int]' = 0"
+    assert written in pydoc.render_doc(ts.generate)
     run = play(monkeypatch, prefilled(5))
     sampling, speculation = ts.SamplingConfig(seed=3), ts.SpeculationConfig(mode="ngram")
     by_name = {"speculation": speculation, "sampling": sampling, "prompt": [1], "model": loaded}
@@ -136,6 +139,29 @@ def test_a_batch_gives_a_result_a_row_and_stops_rows_apart(loaded, monkeypatch):
 def test_a_single_prompt_in_a_list_is_a_batch_of_one(loaded, monkeypatch):
     play(monkeypatch, prefilled(5))
     assert len(ts.generate(loaded, [[4]], max_new_tokens=1)) == 1
+
+
+def test_messages_go_through_the_chat_template_once(tmp_path, monkeypatch):
+    tokenizer = Chatting()
+    loaded = model(tmp_path, tokenizer=tokenizer)
+    turns = [{"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}]
+    run = play(monkeypatch, prefilled(5))
+    out = ts.generate(loaded, messages=turns, max_new_tokens=1)
+    text = "<user>the cat<assistant>sat"
+    assert (out.token_ids, out.prompt_tokens) == ([5], len(ids_of(text)))
+    assert (run.asked["prompts"], tokenizer.texts) == ([ids_of(text)], [text])
+    assert [event.token_ids for event in ts.stream(loaded, messages=turns, max_new_tokens=1)] == [[5], []]
+
+
+def test_conversations_are_a_batch(tmp_path, monkeypatch):
+    loaded = model(tmp_path, tokenizer=Chatting())
+    ask = [{"role": "user", "content": "the cat"}]
+    run = play(monkeypatch, [prefilled(5), prefilled(6)])
+    outs = ts.generate(loaded, messages=[ask, [*ask, *ask]], max_new_tokens=1)
+    assert [out.token_ids for out in outs] == [[5], [6]]
+    assert run.asked["prompts"] == [ids_of("<user>the cat"), ids_of("<user>the cat<user>the cat")]
+    run = play(monkeypatch, prefilled(5))
+    assert len(ts.generate(loaded, messages=[ask], max_new_tokens=1)) == 1
 
 
 @pytest.mark.parametrize("thrown_in", [False, True])
@@ -252,7 +278,7 @@ def test_the_audit_is_asked_about_the_finished_text(loaded, monkeypatch):
     play(monkeypatch, prefilled(5), plain([6]))
     sampling = ts.SamplingConfig(sequence=3)
     out = ts.generate(loaded, [1], sampling, max_new_tokens=2, min_new_tokens=1, ignore_eos=True, audit=True)
-    assert asked == [(loaded, [1], [5, 6], sampling, 1, True, 3)]
+    assert asked == [(loaded, Request([1], sampling, 2, 1, ()), [5, 6])]
     assert out.audit == {"positions": 2, "mismatches": 1, "max_margin": 0.5}
     assert out.audit_failed
     assert "audit_failed" not in out.to_dict()
@@ -265,9 +291,13 @@ def test_the_audit_is_asked_about_the_finished_text(loaded, monkeypatch):
         ({"max_new_tokens": 2, "min_new_tokens": 3}, "min_new_tokens 3 is above"),
         ({"min_new_tokens": -1}, "min_new_tokens is -1"),
         ({"stop": ["a", ""]}, "stop string"),
-        ({"resume": True}, "--journal"),
+        ({"resume": True}, "resume=True without journal: name"),
         ({"prompt": ["a", "b"], "journal": "j"}, "one prompt"),
         ({"prompt": ""}, "empty"),
+        ({"prompt": None}, "a prompt is missing; give one of prompt and messages"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "prompt and messages exclude each other"),
+        ({"prompt": None, "messages": [{"role": "user", "content": "x"}]}, "no chat template; give text without"),
+        ({"prompt": None, "messages": [{"role": "user"}]}, 'turn 1 of the messages has no "content"'),
         ({"prompt": []}, "empty"),
         ({"prompt": [400]}, r"token id 400 .* 0\.\.399"),
         ({"prompt": [-1]}, "token id -1"),

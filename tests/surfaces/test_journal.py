@@ -6,14 +6,14 @@ import subprocess
 import sys
 
 import pytest
-from scripted import drafted, plain
+from scripted import drafted, plain, timed
 
 from tokenswift_jax.engine.journal import Journal
-from tokenswift_jax.engine.token_log import COLUMNS, concatenate, from_committed
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.token_log import COLUMNS, concatenate
 
 HEADER = {"checkpoint": "abc", "prompt_ids": [1, 2], "sampling": {"seed": 0, "temperature": 1.0}, "stop": ["x"]}
-CHUNKS = [from_committed(drafted([5, 6, 7], [8]), 0.5), from_committed(plain([9, 10]), 0.25)]
+CHUNKS = [timed(drafted([5, 6, 7], [8]), 0.5), timed(plain([9, 10]), 0.25)]
 TRACE = [{"from_token": 1, "mode": "ngram"}]
 
 
@@ -102,7 +102,7 @@ def test_a_tuple_equals_the_list_it_was_written_as(tmp_path):
 def test_an_existing_journal_is_never_overwritten(tmp_path):
     write(tmp_path / "j")
     before = (tmp_path / "j").read_bytes()
-    with pytest.raises(UserError, match="--resume"):
+    with pytest.raises(UserError, match="exists; continue it with resume=True"):
         Journal(tmp_path / "j", HEADER, resume=False)
     assert (tmp_path / "j").read_bytes() == before
 

@@ -4,10 +4,9 @@ import io
 import re
 
 import numpy as np
-from scripted import drafted
+from scripted import drafted, timed
 
 from tokenswift_jax.cli.progress import ProgressLine
-from tokenswift_jax.engine.token_log import from_committed
 
 _STYLE = re.compile(r"\x1b\[[\d;]*m")
 _CODE = re.compile(r"\x1b(?:7|8|D|\[\d*[A-Z])|\r|\n|[^\x1b]")
@@ -79,7 +78,7 @@ def test_the_line_stands_below_the_text_and_goes_away():
         assert not any("loading" in line or "tokens" in line for line in screen.lines())
         screen.write(piece)
         clock.now += 1.0
-        progress.add(from_committed(drafted([1, 2, 3]), 0.5))
+        progress.add(timed(drafted([1, 2, 3]), 0.5))
         progress.draw()
         assert "tokens/s" in screen.lines()[screen.row + 1] or clock.now == 1.0
     progress.clear()
@@ -90,7 +89,7 @@ def test_what_the_line_says():
     screen, clock = Screen(3), Clock()
     progress = ProgressLine(screen, total=1000, clock=clock)
     for _ in range(5):
-        progress.add(from_committed(drafted([1, 2, 3], offered=4), 0.5))
+        progress.add(timed(drafted([1, 2, 3], offered=4), 0.5))
         clock.now += 0.5
     progress.draw()
     # 12 tokens in the 2 s since the first chunk; 10 of 20 drafted accepted.
@@ -101,7 +100,7 @@ def test_a_narrow_terminal_cuts_the_line(monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     screen = Screen(3, width=20)
     progress = ProgressLine(screen, total=1000)
-    progress.add(from_committed(drafted([1, 2, 3]), 0.5))
+    progress.add(timed(drafted([1, 2, 3]), 0.5))
     progress.draw()
     assert screen.lines()[1].endswith("…")
     assert screen.lines()[2] == ""
@@ -110,7 +109,7 @@ def test_a_narrow_terminal_cuts_the_line(monkeypatch):
 def test_nothing_is_drawn_where_nobody_looks():
     for stream, enabled in ((io.StringIO(), True), (Screen(3), False)):
         progress = ProgressLine(stream, total=5, enabled=enabled)
-        progress.add(from_committed(drafted([1, 2]), 0.1))
+        progress.add(timed(drafted([1, 2]), 0.1))
         progress.draw()
         progress.clear()
         assert stream.getvalue() == ""

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,11 +12,14 @@ from tokenizers_made_here import byte_level, metaspace
 from transformers import PreTrainedTokenizerFast
 
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.prompt import encode, is_batch, read_ids, read_text
+from tokenswift_jax.prompt import encode, encode_chat, encode_rows, is_batch, read_ids, read_text, render_chat
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}" + (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+
+
+CHAT = [{"role": "user", "content": "the cat"}]
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def test_bos_comes_once(with_bos):
 
 
 def test_a_chat_template_brings_its_own_bos(with_bos):
-    ids = encode("the cat", with_bos, 400, chat=True)
+    ids = encode_chat(CHAT, with_bos, 400)
     assert with_bos.decode(ids) == "<|end|><user>the cat<assistant>"
     assert ids.count(0) == 1
 
@@ -54,23 +58,87 @@ def test_what_a_batch_is(prompt, batch):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "tokenizer", "chat", "message"),
+    ("prompt", "tokenizer", "message"),
     [
-        ("", byte_level(), False, "empty"),
-        ([], None, False, "empty"),
-        ("text", None, False, "no tokenizer"),
-        ("text", metaspace(), True, "no chat template"),
-        ([1], byte_level(), True, "--chat needs a prompt of text"),
-        ([5, 400], None, False, "token id 400 of the prompt is outside the vocabulary of 0..399"),
-        ([1, 2.0], None, False, "a prompt is a string or a list of token ids, and 2.0 is no token id"),
-        (np.zeros(0), None, False, "not a 1-dimensional array of float64"),
-        (np.zeros((1, 2), np.int32), None, False, "not a 2-dimensional array of int32"),
-        (None, None, False, "not NoneType"),
+        ("", byte_level(), "empty"),
+        ([], None, "empty"),
+        (np.zeros(0, np.int32), None, "empty"),
+        ("text", None, "no tokenizer"),
+        ("a\udcff", byte_level(), "the prompt is not UTF-8 text (character 1); convert it first"),
+        ([5, 400], None, "token id 400 of the prompt is outside the vocabulary of 0..399"),
+        ([5, -1], None, "token id -1 of the prompt is outside the vocabulary of 0..399"),
+        ([1, 2.0], None, "a prompt is a string or a list of token ids, and 2.0 is no token id"),
+        ([1, True], None, "a prompt is a string or a list of token ids, and True is no token id"),
+        (np.zeros(0), None, "not a 1-dimensional array of float64"),
+        (np.zeros((1, 2), np.int32), None, "not a 2-dimensional array of int32"),
+        (None, None, "not NoneType"),
     ],
 )
-def test_what_is_refused(prompt, tokenizer, chat, message):
-    with pytest.raises(UserError, match=message.replace(".", r"\.")):
-        encode(prompt, tokenizer, 400, chat)
+def test_what_is_refused(prompt, tokenizer, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        encode(prompt, tokenizer, 400)
+
+
+def test_a_conversation_is_its_template_up_to_the_next_turn(with_bos):
+    turns = [{"role": "system", "content": "be"}, *CHAT, {"role": "assistant", "content": "sat"}, *CHAT]
+    text = "<|end|><system>be<user>the cat<assistant>sat<user>the cat"
+    assert render_chat(turns, with_bos, next_turn=False) == text
+    assert encode_chat(turns, with_bos, 400) == byte_level()(text + "<assistant>").input_ids
+    assert encode_chat(tuple(turns), with_bos, 400) == encode_chat(turns, with_bos, 400)
+
+
+def test_a_turn_that_calls_tools_needs_no_content(with_bos):
+    called = {"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]}
+    assert render_chat([*CHAT, called], with_bos, next_turn=False).endswith("the cat<assistant>")
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "messages have to be a list of turns, at least one, such as [{"),
+        ("the cat", "messages have to be a list of turns"),
+        (CHAT[0], "messages have to be a list of turns"),
+        (["the cat"], "turn 1 of the messages is 'the cat'; a turn is {"),
+        ([*CHAT, {"role": "user"}], 'turn 2 of the messages has no "content"'),
+        ([{"content": "x"}], 'turn 1 of the messages has no "role"'),
+        ([{"role": "user", "content": None}], 'turn 1 of the messages has no "content"'),
+        ([{"role": 3, "content": "x"}], 'turn 1 of the messages has the "role" 3, which is not text'),
+        ([{"role": "user", "content": ["x"]}], """turn 1 of the messages has the "content" ['x'], which is not text"""),
+        ([{"role": "user", "content": ""}], "there is no text in the messages"),
+        ([{"role": "user", "content": "\udcff"}], "the conversation is not UTF-8 text"),
+        ([CHAT], "turn 1 of the messages is [{"),
+    ],
+)
+def test_messages_of_a_wrong_shape(with_bos, messages, message):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        encode_chat(messages, with_bos, 400)
+    assert "\n" not in str(caught.value)
+
+
+def test_messages_without_a_tokenizer_or_a_template_or_against_it(with_bos):
+    with pytest.raises(UserError, match="messages need a tokenizer, and this checkpoint has none"):
+        encode_chat(CHAT, None, 400)
+    with pytest.raises(UserError, match="no chat template; give text without messages"):
+        encode_chat(CHAT, metaspace(), 400)
+    with_bos.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(UserError, match=r"the chat template refuses the messages \(roles must alternate\)"):
+        encode_chat(CHAT, with_bos, 400)
+
+
+@pytest.mark.parametrize(("messages", "batch"), [(CHAT, False), ([CHAT, CHAT], True), ([CHAT], True), ([], False)])
+def test_what_a_batch_of_conversations_is(messages, batch):
+    assert is_batch(None, messages) is batch
+
+
+def test_rows_are_prompts_or_conversations_and_never_both(with_bos):
+    chat = encode_chat(CHAT, with_bos, 400)
+    assert encode_rows(None, CHAT, with_bos, 400) == [chat]
+    assert encode_rows(None, [CHAT, CHAT], with_bos, 400) == [chat, chat]
+    assert encode_rows([[4], "the cat"], None, with_bos, 400) == [[4], encode("the cat", with_bos, 400)]
+    with pytest.raises(UserError, match="a prompt is missing; give one of prompt and messages"):
+        encode_rows(None, None, with_bos, 400)
+    with pytest.raises(UserError, match="prompt and messages exclude each other; give one of"):
+        encode_rows("x", CHAT, with_bos, 400)
 
 
 def test_a_text_file_is_taken_exactly(tmp_path, monkeypatch):

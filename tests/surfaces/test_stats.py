@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted import chunk, drafted, prefilled
+from scripted import chunk, drafted, prefilled, timed
 
 from tokenswift_jax import stats
-from tokenswift_jax.engine.token_log import NGRAM, concatenate, from_columns, from_committed
+from tokenswift_jax.token_log import NGRAM, concatenate, from_columns
 
 
 def records(*chunks, seconds=1.0):
-    return concatenate([from_committed(part, 0.0 if part.offsets.tolist() == [-1] else seconds) for part in chunks])
+    return concatenate([timed(part, 0.0 if part.log.offsets.tolist() == [-1] else seconds) for part in chunks])
 
 
 def test_the_example_by_hand():
@@ -80,8 +80,8 @@ def test_a_second_prefill_token_is_an_iteration_that_offered_nothing():
 
 def test_latency_is_per_window_and_leaves_out_the_first_token():
     slow, fast = [drafted([1] * 2)] * 256, [drafted([1] * 2)] * 50
-    parts = [from_committed(prefilled(0), 0.0)]
-    parts += [from_committed(part, 0.004) for part in slow] + [from_committed(part, 0.001) for part in fast]
+    parts = [timed(prefilled(0), 0.0)]
+    parts += [timed(part, 0.004) for part in slow] + [timed(part, 0.001) for part in fast]
     timing = stats.timing(concatenate(parts))
     assert [window["tokens"] for window in timing["latency"]] == [512, 100]
     assert [window["ms_per_token"] for window in timing["latency"]] == pytest.approx([2.0, 0.5])
@@ -90,7 +90,7 @@ def test_latency_is_per_window_and_leaves_out_the_first_token():
 
 
 def test_cut_tokens_leave_their_time_behind():
-    kept = from_committed(drafted([1, 2, 3, 4]), 2.0).cut(1)
+    kept = timed(drafted([1, 2, 3, 4]), 2.0).cut(1)
     assert kept.seconds.tolist() == [2.0]
 
 

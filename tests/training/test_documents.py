@@ -15,6 +15,9 @@ TEMPLATE = (
 )
 
 
+TURN = '{"role": "user", "content": "..."}'
+
+
 def chatting() -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level().backend_tokenizer, eos_token="<|end|>")
     tokenizer.chat_template = TEMPLATE
@@ -86,9 +89,9 @@ def test_broken_lines_are_counted_and_the_first_kept(tmp_path):
         (b'{"text": "\\ud800"}', "half of a surrogate pair in the text"),
         (b"[" * 100_000, "not JSON that can be read"),
         ({"text": "a\0b"}, "not text: it has a zero byte"),
-        ({"messages": []}, '"messages" has to be a list of turns, at least one'),
-        ({"messages": [{"content": "x"}]}, 'each turn of "messages" has to have "role" and "content"'),
-        ({"messages": [{"role": "robot", "content": ""}]}, "the chat template refuses it (no robots here)"),
+        ({"messages": []}, f"messages have to be a list of turns, at least one, such as [{TURN}]"),
+        ({"messages": [{"content": "x"}]}, f'turn 1 of the messages has no "role"; a turn is {TURN}'),
+        ({"messages": [{"role": "robot", "content": ""}]}, "the chat template refuses the messages (no robots here)"),
     ]
     for number, (record, reason) in enumerate(records):
         file = write_lines(tmp_path / f"{number}.jsonl", {"text": "good"}, record, {"text": "too"})
@@ -109,7 +112,9 @@ def test_a_broken_text_file_names_its_line(tmp_path):
 
 def test_chat_without_a_template(tmp_path):
     file = write_lines(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": "x"}]})
-    assert read([file], byte_level())[1].examples == [f'{file}:1: the tokenizer has no chat template for "messages"']
+    assert read([file], byte_level())[1].examples == [
+        f"{file}:1: this checkpoint's tokenizer has no chat template; give text without messages"
+    ]
 
 
 def test_strict_stops_at_the_first(tmp_path):

@@ -207,14 +207,14 @@ def test_jumps_differ_between_epochs():
 
 
 def test_bad_input(corpus):
-    with pytest.raises(UserError, match="--max-length 4 is too short: these heads need at least 5"):
+    with pytest.raises(UserError, match="max_length 4 is too short: these heads need at least 5"):
         pack(corpus, length=4, min_tokens=5)
     with pytest.raises(UserError, match=r"every document is shorter than 5 tokens.*the longest has 4"):
         pack(corpus_of([1, 4, 2]), length=16, min_tokens=5)
     small = pack(corpus_of([20, 12]), length=16, min_tokens=5)
     with pytest.raises(UserError, match="fill 2 rows of 16 tokens, not one batch of 4"):
         read(small)
-    with pytest.raises(UserError, match="--batch-size 4 cannot be shared equally by 3 processes"):
+    with pytest.raises(UserError, match="batch_size 4 cannot be shared equally by 3 processes"):
         read(small, process_count=3)
     with pytest.raises(UserError, match="the model has 16, rows of 16 tokens fill them all"):
         read(small, batch_size=2, skip_share=0.5, max_positions=16)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 
 from tokenswift_jax.models.layers import wide_dtype
-from tokenswift_jax.sample.processors import Processors, SamplingInputs, draw, process
+from tokenswift_jax.sample.draw import draw
+from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.sample.params import SequenceParams, without_filters
+from tokenswift_jax.sample.processors import process
 
 # In logits: the margin of a token that no change makes the draw (a suppressed id).
 MARGIN_LIMIT = 2.0**20
@@ -21,10 +22,10 @@ def margin(
     emitted: jax.Array,
     noise: jax.Array | None,
     *,
-    penalised: jax.Array | None,
+    penalised: jax.Array,
     generated: jax.Array,
-    inputs: SamplingInputs,
-    processors: Processors,
+    settings: SequenceParams,
+    features: SamplingFeatures,
 ) -> jax.Array:
     """The smallest uniform change of the logits that makes each emitted token the draw.
 
@@ -38,10 +39,10 @@ def margin(
       logits: [draws, vocab], the raw logits.
       emitted: [draws] int32.
       noise: [draws, vocab] float32, or None when greedy.
-      penalised: [draws, vocab] bool or None, as in `process`.
+      penalised: [draws, vocab] bool, as in `process`.
       generated: [draws] int32, as in `process`.
-      inputs: the values of the processors.
-      processors: which of them apply, static.
+      settings: the settings of the one row whose draws these are, batch 1.
+      features: what sampling contains, static.
 
     Returns:
       [draws] float32, in logits: 0 where the emitted token is the draw, at most `MARGIN_LIMIT`; always finite for
@@ -51,22 +52,22 @@ def margin(
     ids = jnp.arange(logits.shape[1], dtype=jnp.int32)
     own = ids[None, :] == emitted[:, None]
 
-    def scores(logits: jax.Array, processors: Processors) -> jax.Array:
+    def scores(logits: jax.Array, settings: SequenceParams) -> jax.Array:
         return process(
             logits[None],
-            penalised=None if penalised is None else penalised[None],
+            penalised=penalised[None],
             generated=generated[None],
-            inputs=inputs,
-            processors=processors,
+            settings=settings,
+            features=features,
         )[0]
 
-    unfiltered = scores(logits, replace(processors, top_k=False, top_p=False, min_p=False, eta=False))
+    unfiltered = scores(logits, without_filters(settings))
     perturbed = unfiltered if noise is None else unfiltered + noise.astype(logits.dtype)
     ahead = perturbed >= jnp.take_along_axis(perturbed, emitted[:, None], axis=1)
     signs = [jnp.where(up, 1, -1).astype(logits.dtype) for up in (own, own | ~ahead)]
 
     def accepted(delta: jax.Array) -> jax.Array:
-        first, second = (draw(scores(logits + sign * delta[:, None], processors), noise) == emitted for sign in signs)
+        first, second = (draw(scores(logits + sign * delta[:, None], settings), noise) == emitted for sign in signs)
         return first | second
 
     zero = jnp.zeros(emitted.shape, logits.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,17 +16,13 @@ from tokenswift_jax.audit.margin import margin
 from tokenswift_jax.audit.teacher import ROWS, teacher_forced
 from tokenswift_jax.engine.prefill import padded
 from tokenswift_jax.kv.dense import round_up
+from tokenswift_jax.request import Request
 from tokenswift_jax.sample import penalty
+from tokenswift_jax.sample.draw import draw
+from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise
-from tokenswift_jax.sample.processors import (
-    Processors,
-    SamplingInputs,
-    draw,
-    process,
-    processors_for,
-    sampling_inputs,
-)
-from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.sample.params import SequenceParams, sequence_params
+from tokenswift_jax.sample.processors import process
 from tokenswift_jax.step.loop import exact_products
 
 if TYPE_CHECKING:
@@ -59,31 +55,14 @@ class AuditReport:
     failed: bool
 
 
-def audit(
-    model: Model,
-    prompt_ids: Sequence[int],
-    token_ids: Sequence[int],
-    sampling: SamplingConfig,
-    min_new_tokens: int,
-    ignore_eos: bool,
-    sequence: int,
-) -> AuditReport:
-    """Recomputes every draw of `token_ids` after `prompt_ids`, whatever drafted them.
-
-    sequence: `SamplingConfig.sequence` plus the index in the batch, the row's own.
-    """
+def audit(model: Model, request: Request, token_ids: Sequence[int]) -> AuditReport:
+    """Recomputes every draw of `token_ids`, the text of a request, whatever drafted them."""
     if not token_ids:
         return AuditReport(0, 0, 0.0, 0.0, False)
-    text, first = [*prompt_ids, *token_ids], len(prompt_ids)
-    processors = processors_for(sampling, min_new_tokens=min_new_tokens, ignore_eos=ignore_eos)
-    inputs = sampling_inputs(
-        replace(sampling, sequence=sequence),
-        vocab=model.config.vocab_size,
-        batch=1,
-        eos_ids=model.eos_token_ids,
-        min_new_tokens=min_new_tokens,
-    )
-    redraw, measure = _programs(model.graphdef, processors)
+    text, first = [*request.prompt_ids, *token_ids], len(request.prompt_ids)
+    features = features_of(request.sampling)
+    settings = sequence_params([request], model.config.vocab_size)
+    redraw, measure = _programs(model.graphdef, features)
     tokens = jnp.asarray(padded([text], round_up(len(text), ROWS) + 1))
     margins: list[float] = []
     positions = 0
@@ -91,7 +70,14 @@ def audit(
     for start, hidden in teacher_forced(model, [text[:-1]]):
         if start + ROWS < first:
             continue
-        arguments = (model.params, hidden, tokens, jnp.asarray(start, jnp.int32), jnp.asarray(first, jnp.int32), inputs)
+        arguments = (
+            model.params,
+            hidden,
+            tokens,
+            jnp.asarray(start, jnp.int32),
+            jnp.asarray(first, jnp.int32),
+            settings,
+        )
         draws = np.asarray(redraw(*arguments))
         drawn = start + 1 + np.arange(ROWS)  # the position that each row draws
         audited = (drawn >= first) & (drawn < len(text))
@@ -109,38 +95,46 @@ def audit(
 
 
 @functools.cache
-def _programs(graph: nnx.GraphDef, processors: Processors) -> tuple[Callable, Callable]:
+def _programs(graph: nnx.GraphDef, features: SamplingFeatures) -> tuple[Callable, Callable]:
     """Two jitted functions of one chunk's hidden states: the draws int32 [ROWS], and the margins of the tokens that
     were emitted at some rows int32 [_MEASURED]."""
 
-    def prepared(params: Any, hidden: jax.Array, tokens: jax.Array, start: jax.Array, first: jax.Array, inputs: Any):
+    def prepared(
+        params: Any, hidden: jax.Array, tokens: jax.Array, start: jax.Array, first: jax.Array, settings: SequenceParams
+    ) -> tuple:
         model = nnx.merge(graph, params)
-        config = model.config
+        vocab = model.config.vocab_size
         with exact_products(hidden.dtype):
             logits = model.logits(hidden)
         drawn = (start + 1 + jnp.arange(ROWS, dtype=jnp.int32))[None]
         emitted = jnp.take_along_axis(tokens, drawn, axis=1, mode="clip")
-        penalised = None
-        if processors.penalty:
-            begin = (start + 1)[None]
-            last = penalty.last_positions(tokens, begin, config.vocab_size)
-            penalised, _ = penalty.text_penalised(last, emitted, begin, inputs.window)
-        noise = gumbel_noise(inputs.keys, drawn, config.vocab_size) if processors.sample else None
+        begin = (start + 1)[None]
+        last = penalty.last_positions(tokens, begin, vocab)
+        penalised, _ = penalty.text_penalised(last, emitted, begin, settings.penalty_window)
+        noise = gumbel_noise(settings.keys, drawn, vocab) if features >= SamplingFeatures.SAMPLED else None
         return logits, emitted, noise, penalised, drawn - first
 
-    def redraw(params: Any, hidden: Any, tokens: Any, start: Any, first: Any, inputs: SamplingInputs) -> jax.Array:
-        logits, _, noise, penalised, generated = prepared(params, hidden, tokens, start, first, inputs)
-        scores = process(logits, penalised=penalised, generated=generated, inputs=inputs, processors=processors)
+    def redraw(
+        params: Any, hidden: jax.Array, tokens: jax.Array, start: jax.Array, first: jax.Array, settings: SequenceParams
+    ) -> jax.Array:
+        logits, _, noise, penalised, generated = prepared(params, hidden, tokens, start, first, settings)
+        scores = process(logits, penalised=penalised, generated=generated, settings=settings, features=features)
         return draw(scores, noise)[0]
 
     def measure(
-        params: Any, hidden: Any, tokens: Any, start: Any, first: Any, inputs: SamplingInputs, rows: jax.Array
+        params: Any,
+        hidden: jax.Array,
+        tokens: jax.Array,
+        start: jax.Array,
+        first: jax.Array,
+        settings: SequenceParams,
+        rows: jax.Array,
     ) -> jax.Array:
         logits, emitted, noise, penalised, generated = jax.tree.map(
-            lambda values: values[0][rows], prepared(params, hidden, tokens, start, first, inputs)
+            lambda values: values[0][rows], prepared(params, hidden, tokens, start, first, settings)
         )
         return margin(
-            logits, emitted, noise, penalised=penalised, generated=generated, inputs=inputs, processors=processors
+            logits, emitted, noise, penalised=penalised, generated=generated, settings=settings, features=features
         )
 
     return jax.jit(redraw), jax.jit(measure)

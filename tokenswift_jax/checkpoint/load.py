@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.models.hf_config import rope_override as override_rope
 from tokenswift_jax.models.layers import wide_dtype
+from tokenswift_jax.progress_report import Report, phase, silent
 
 _DTYPE_NAMES = {str(dtype): dtype for dtype in DTYPES.values()}
 _LISTED = 8  # tensors named in one message
@@ -121,6 +123,7 @@ def load_decoder(
     sharding: Callable[[names.ParameterPath], jax.sharding.Sharding] | None = None,
     *,
     untie: bool = True,
+    report: Report = silent,
 ) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     """Loads a decoder split into (configuration, graph, parameters), each tensor straight to its shards.
 
@@ -132,6 +135,7 @@ def load_decoder(
       rope_override: RoPE parameters to use instead of config.json's.
       sharding: the sharding of a parameter by its path; None puts everything on the default device.
       untie: whether tied embeddings may be stored twice where that decodes faster (on CPU); training must not.
+      report: told how many bytes of the parameters are loaded.
 
     Raises:
       UserError: as `open_checkpoint`; an unknown dtype, or float64 without jax_enable_x64.
@@ -149,11 +153,16 @@ def load_decoder(
         checkpoint.tensors[("lm_head", "kernel")] = checkpoint.tensors[("embed_tokens",)]
     graph, state = nnx.split(abstract_decoder(stored, chosen))
     local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    loaded = []
-    for path, param in nnx.to_flat_state(state):
-        place = local if sharding is None else sharding(path)
-        values = jax.make_array_from_callback(param.shape, place, _shard_reader(checkpoint.tensors[path], path, chosen))
-        loaded.append((path, param.replace(values)))
+    wanted = nnx.to_flat_state(state)
+    loaded, done, total = [], 0, sum(math.prod(param.shape) for _, param in wanted) * chosen.itemsize
+    with phase(report, "loading the model", total, "bytes") as so_far:
+        for path, param in wanted:
+            place = local if sharding is None else sharding(path)
+            read = _shard_reader(checkpoint.tensors[path], path, chosen)
+            values = jax.make_array_from_callback(param.shape, place, read)
+            loaded.append((path, param.replace(values)))
+            done += values.nbytes
+            so_far(done)
     return checkpoint.config, graph, nnx.from_flat_state(loaded)
 
 
@@ -178,5 +187,5 @@ def parse_dtype(name: str | Any) -> np.dtype:
     if not isinstance(name, str):
         name = jnp.dtype(name).name
     if name not in _DTYPE_NAMES:
-        raise UserError(f"unknown dtype {name!r}; known: {', '.join(_DTYPE_NAMES)}")
+        raise UserError(f"dtype {name!r} is unknown; known: {', '.join(_DTYPE_NAMES)}", arguments=("dtype",))
     return _DTYPE_NAMES[name]

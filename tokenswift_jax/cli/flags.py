@@ -1,15 +1,13 @@
-"""The flags of `python -m tokenswift_jax.generate`, parsed and checked before anything heavy is imported."""
+"""The flags of `generate`, parsed and checked before anything heavy is imported."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tokenswift_jax.cli.command import Parser, with_dashes
+from tokenswift_jax.cli.converters import json_object, number, one_device, stop_text, whole, whole_list
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.paths import check_writable
 from tokenswift_jax.speculation import DRAFT_WEIGHTS
@@ -27,7 +25,6 @@ SPECULATION = (
 _TREE, _NGRAM = {"tree", "node_budget"}, {"ngram_k", "ngram_slots"}
 _DRAFT_CACHE = {"draft_cache", "draft_sinks", "draft_block", "refresh_interval", "draft_cache_dtype"}
 _MODEL = {"shared_noise", "draft_weights"}  # of drafts that the model makes
-_SPELLED = {"shared_noise": "no_shared_noise"}  # flags that are not called like their field
 _USED = {  # by mode; a flag that would change nothing is an error
     "autoregressive": set(),
     "tokenswift": _TREE | _NGRAM | _DRAFT_CACHE | _MODEL | {"schedule"},
@@ -38,23 +35,27 @@ _USED = {  # by mode; a flag that would change nothing is an error
 }
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse(argv: Sequence[str], parser: Parser | None = None) -> argparse.Namespace:
     """The checked flags; `sampling` and `speculation` hold the fields that were given.
 
     Raises:
       UserError: an unknown, malformed, contradictory or ineffective flag, or a file that cannot be written.
     """
-    options = _parser().parse_args(with_dashes(argv))
+    parser = flag_parser() if parser is None else parser
+    options = parser.parse_args(with_dashes(argv))
     options.sampling = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
     options.speculation = {name: value for name in SPECULATION if (value := getattr(options, name)) is not None}
-    _check(options)
+    _check(options, parser.flags)
     return options
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
+    def named(arguments: Sequence[str]) -> str:
+        return ", ".join(flags[argument] for argument in arguments)
+
     prompts = [name for name in ("prompt", "prompt_file", "prompt_ids") if getattr(options, name) is not None]
     if len(prompts) > 1:
-        raise UserError(f"{_flags(prompts)} contradict each other; give one of them")
+        raise UserError(f"{named(prompts)} contradict each other; give one of them")
     if not prompts and options.model is not None:
         raise UserError("a prompt is missing; give --prompt, --prompt-file or --prompt-ids")
     if options.chat and prompts != ["prompt"] and prompts != ["prompt_file"]:
@@ -71,77 +72,25 @@ def _check(options: argparse.Namespace) -> None:
         unused += [name for name in options.speculation if name in _DRAFT_CACHE]
         mode = "tokenswift --schedule fused" if mode == "tokenswift" else mode
     if unused:
-        raise UserError(f"--mode {mode} has no use for {_flags(unused)}; leave out one or the other")
+        raise UserError(f"--mode {mode} has no use for {named(unused)}; leave out one or the other")
     written = [name for name in ("output", "stats", "journal") if getattr(options, name) is not None]
     places = {getattr(options, name).resolve() for name in written}
     if len(places) < len(written):
-        raise UserError(f"{_flags(written)} name one file twice; give each its own")
+        raise UserError(f"{named(written)} name one file twice; give each its own")
     for name in written:
-        check_writable(getattr(options, name), f"--{name}")
+        check_writable(getattr(options, name), name)
 
 
-def _flags(names: Sequence[str]) -> str:
-    return ", ".join("--" + _SPELLED.get(name, name).replace("_", "-") for name in names)
-
-
-def whole(low: int) -> Any:
-    """For `argparse`: whole numbers of at least `low`."""
-
-    def convert(text: str) -> int:
-        value = int(text) if re.fullmatch(r"[+-]?\d+", text) else None
-        if value is None or value < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
-        return value
-
-    return convert
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
-
-
-def whole_list(text: str) -> tuple[int, ...]:
-    """For `argparse`: whole numbers with commas between them."""
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,3,3,3")
-    return tuple(int(part) for part in text.split(","))
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not a JSON object such as {{"rope_type": "yarn", "factor": 4.0}}'
-        )
-    return value
-
-
-def _one_device(text: str) -> str:
-    if not re.fullmatch(r"1(x1)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: one device is supported so far; give 1 or leave it out")
-    return text
-
-
-def _stop(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("a stop string has at least one character")
-    return text
-
-
-def _parser() -> argparse.ArgumentParser:
+def flag_parser(program: str = PROGRAM) -> Parser:
+    """The parser of all flags; `program` is what a person types before them."""
     parser = Parser(
-        prog=PROGRAM,
+        prog=program,
         allow_abbrev=False,
         description="Generate text from a checkpoint: several tokens a pass, exactly the text that plain "
         "autoregressive decoding gives for the same seed. Text goes to stdout, progress to stderr.",
         epilog="Sampling: a flag, else the checkpoint's generation_config.json, else neutral. Exit status: 0; "
-        "1 a failed audit; 2 bad input; 130 interrupted (text, journal and stats are kept).",
+        "1 a failed audit; 2 bad input; 130 interrupted, 141 the reader of a pipe has left (text, journal and stats "
+        "are kept).",
     )
     add = parser.add_argument_group("model and prompt").add_argument
     add("--model", metavar="DIR|HUB_ID", help="checkpoint (default: the bundled demo)")
@@ -150,23 +99,23 @@ def _parser() -> argparse.ArgumentParser:
     add("--prompt-ids", metavar="FILE.json", help="one list of token ids; for checkpoints without a tokenizer too")
     add("--chat", action="store_true", help="put the prompt into the tokenizer's chat template")
     add("--dtype", help="float32, bfloat16, ... (default: the checkpoint's; float32 on CPU)")
-    add("--rope-override", type=_object, metavar="JSON", help="RoPE fields for longer text than the checkpoint's")
+    add("--rope-override", type=json_object, metavar="JSON", help="RoPE fields for longer text than the checkpoint's")
     add("--capacity", type=whole(1), metavar="N", help="cache positions to reserve (default: as many as needed)")
-    add("--mesh", type=_one_device, metavar="1", help="devices; one so far")
+    add("--mesh", type=one_device, metavar="1", help="devices; one so far")
 
     add = parser.add_argument_group("length and end").add_argument
     add("--max-new-tokens", type=whole(1), default=256, metavar="N", help="default: %(default)s")
     add("--min-new-tokens", type=whole(0), default=0, metavar="N", help="no EOS before so many")
     add("--ignore-eos", action="store_true", help="go on after an EOS")
-    add("--stop", type=_stop, action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    add("--stop", type=stop_text, action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
 
     add = parser.add_argument_group("sampling").add_argument
-    add("--temperature", type=_number, metavar="T", help="0 is greedy")
+    add("--temperature", type=number, metavar="T", help="0 is greedy")
     add("--top-k", type=whole(0), metavar="K", help="the K likeliest tokens; 0 is off")
-    add("--top-p", type=_number, metavar="P", help="the likeliest tokens that make up P; 1 is off")
-    add("--min-p", type=_number, metavar="P", help="tokens at least P times as likely as the likeliest; 0 is off")
-    add("--eta-cutoff", type=_number, metavar="E", help="entropy-dependent cutoff; 0 is off")
-    add("--repetition-penalty", type=_number, metavar="THETA", help="for tokens in the window; 1 is off")
+    add("--top-p", type=number, metavar="P", help="the likeliest tokens that make up P; 1 is off")
+    add("--min-p", type=number, metavar="P", help="tokens at least P times as likely as the likeliest; 0 is off")
+    add("--eta-cutoff", type=number, metavar="E", help="entropy-dependent cutoff; 0 is off")
+    add("--repetition-penalty", type=number, metavar="THETA", help="for tokens in the window; 1 is off")
     add("--penalty-window", type=whole(1), metavar="W", help="newest positions that are penalised")
     add("--min-tokens-to-keep", type=whole(1), metavar="N", help="no filter leaves fewer")
     add("--suppress-tokens", type=whole_list, metavar="IDS", help="never drawn, such as 5,17")

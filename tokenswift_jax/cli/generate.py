@@ -11,12 +11,14 @@ import sys
 from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from tokenswift_jax.cli import streams
 from tokenswift_jax.cli.command import exit_status, quiet_transformers
-from tokenswift_jax.cli.flags import parse
+from tokenswift_jax.cli.flags import PROGRAM, flag_parser, parse
 from tokenswift_jax.errors import UserError
 
 if TYPE_CHECKING:
     from tokenswift_jax.api import StreamEvent
+    from tokenswift_jax.cli.phases import Phases
     from tokenswift_jax.cli.progress import ProgressLine
     from tokenswift_jax.model import Model
     from tokenswift_jax.stats import GenerationResult
@@ -26,19 +28,22 @@ _COLOURS = {0: "", 1: "\x1b[32m", 2: "\x1b[36m"}  # by source: the target's own,
 _PLAIN = "\x1b[0m"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status (0, 1 failed audit, 2 bad input, 130 interrupted)."""
-    return exit_status(lambda: _run(parse(sys.argv[1:] if argv is None else argv)))
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """Runs the command; returns its exit status (0, 1 failed audit, 2 bad input, 130 interrupted, 141 no reader)."""
+    parser = flag_parser(program)
+    # A person gives the messages of a chat as a prompt and a flag.
+    flags = parser.flags | {"messages": "--chat"}
+    return exit_status(lambda: _run(parse(sys.argv[1:] if argv is None else argv, parser)), flags=flags)
 
 
 def _run(options: argparse.Namespace) -> int:
     given = _read_prompt(options)
     quiet_transformers()
     from tokenswift_jax.api import stream
+    from tokenswift_jax.cli.phases import Phases
     from tokenswift_jax.cli.progress import ProgressLine
-    from tokenswift_jax.engine.run import NumericsError
+    from tokenswift_jax.errors import NumericsError
     from tokenswift_jax.model import load
-    from tokenswift_jax.prompt import encode
     from tokenswift_jax.sampling import resolve_sampling
     from tokenswift_jax.speculation import SpeculationConfig
 
@@ -47,14 +52,12 @@ def _run(options: argparse.Namespace) -> int:
     progress = ProgressLine(sys.stderr, options.max_new_tokens, enabled=not options.quiet)
     with contextlib.ExitStack() as stack:
         stack.callback(progress.clear)
-        progress.draw("loading the model")
-        model = load(options.model, options.dtype, options.rope_override)
+        phases = stack.enter_context(Phases(progress, sys.stderr, enabled=not options.quiet))
+        model = load(options.model, options.dtype, options.rope_override, report=phases)
         sampling = resolve_sampling(options.sampling, model.generation_config)
-        prompt_ids = encode(given, model.tokenizer, model.config.vocab_size, options.chat)
-        progress.draw("compiling and reading the prompt")
         events = stream(
             model,
-            prompt_ids,
+            None if options.chat else given,
             sampling,
             speculation,
             max_new_tokens=options.max_new_tokens,
@@ -65,11 +68,13 @@ def _run(options: argparse.Namespace) -> int:
             resume=options.resume,
             audit=options.audit,
             capacity=options.capacity,
+            messages=[{"role": "user", "content": given}] if options.chat else None,
+            report=phases,
         )
         file = None
         if options.output is not None:
             file = stack.enter_context(options.output.open("w", encoding="utf-8", newline=""))
-        writer = _Writer(file, options.show_acceptance, model.tokenizer is None, progress)
+        writer = _Writer(file, options.show_acceptance, model.tokenizer is None, progress, phases)
         try:
             result = _consume(events, writer)
         except NumericsError as error:
@@ -80,16 +85,17 @@ def _run(options: argparse.Namespace) -> int:
         options.stats.write_text(result.to_json() + "\n", encoding="utf-8")
     if not options.quiet:
         _report(result, model)
-    return _status(result, options.audit)
+    return streams.READER_LEFT if writer.reader_left else _status(result, options.audit)
 
 
 class _Writer:
     """Puts text on stdout and into --output as it comes; token ids where there is no tokenizer."""
 
-    def __init__(self, file: TextIO | None, colours: bool, ids_only: bool, progress: ProgressLine):
+    def __init__(self, file: TextIO | None, colours: bool, ids_only: bool, progress: ProgressLine, phases: Phases):
         self._file, self._colours, self._ids_only, self._progress = file, colours, ids_only, progress
+        self._phases, phases.begin_line = phases, self._before_message
         self._written, self._last = 0, "\n"
-        self._stdout: TextIO | None = sys.stdout
+        self.reader_left = False  # of stdout or stderr
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
 
@@ -104,23 +110,27 @@ class _Writer:
         if len(event.records):
             self._progress.add(event.records)
             self._progress.draw()
+            self._phases.said()
 
-    def drop_stdout(self) -> None:
-        """After its reader has gone: what is still buffered has to go somewhere when Python exits."""
-        self._stdout = None
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    def drop_left(self) -> bool:
+        """Whether a reader of stdout or stderr has gone; what was for it goes nowhere from now on."""
+        self.reader_left = streams.silence_left()
+        return self.reader_left
 
     def end(self, *, stderr_follows: bool) -> None:
         """Leaves a terminal on a fresh line. A file or a pipe gets the text and nothing else: where it is also what
         stderr goes to, the line ends with what follows there."""
         self._progress.clear()
-        if self._stdout is None or self._last == "\n":
-            return
-        if self._stdout.isatty():
-            print(file=self._stdout, flush=True)
-        elif stderr_follows and _may_meet(self._stdout, sys.stderr):
+        if self._last != "\n" and sys.stdout.isatty():
+            print(flush=True)
+        elif stderr_follows:
+            self._before_message()
+
+    def _before_message(self) -> None:
+        """Ends the text's line for a message on stderr, where both go to one place."""
+        if self._last != "\n" and not sys.stdout.isatty() and _may_meet(sys.stdout, sys.stderr):
             print(file=sys.stderr, flush=True)
+            self._last = "\n"
 
     def _write(self, pieces: Sequence[tuple[str, int]]) -> None:
         plain = "".join(text for text, _ in pieces)
@@ -130,10 +140,9 @@ class _Writer:
         if self._file is not None:
             self._file.write(plain)
             self._file.flush()
-        if self._stdout is not None:
-            self._progress.clear()
-            self._stdout.write("".join(map(_coloured, pieces)) if self._colours else plain)
-            self._stdout.flush()
+        self._progress.clear()
+        sys.stdout.write("".join(map(_coloured, pieces)) if self._colours else plain)
+        sys.stdout.flush()
 
 
 def _may_meet(text: TextIO, messages: TextIO) -> bool:
@@ -159,8 +168,8 @@ def _consume(events: Generator[StreamEvent, None, None], writer: _Writer) -> Gen
             result = event.result or result
             writer.show(event)
     except (KeyboardInterrupt, BrokenPipeError) as reason:
-        if isinstance(reason, BrokenPipeError):
-            writer.drop_stdout()
+        if isinstance(reason, BrokenPipeError) and not writer.drop_left():
+            raise
         if result is None:
             last = events.throw(KeyboardInterrupt())
             result = last.result

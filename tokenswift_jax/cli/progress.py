@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from tokenswift_jax.engine.token_log import Records
 from tokenswift_jax.stats import acceptance
+from tokenswift_jax.token_log import TokenLog
 
 _REDRAW_SECONDS = 0.2
 _RATE_SECONDS = 10.0  # the rate is that of the newest so many seconds
@@ -39,7 +39,12 @@ class ProgressLine:
         self._drawn_at = float("-inf")
         self._visible = False
 
-    def add(self, records: Records) -> None:
+    @property
+    def active(self) -> bool:
+        """Whether anything is ever drawn."""
+        return self._console is not None
+
+    def add(self, records: TokenLog) -> None:
         """Counts a chunk."""
         counts = acceptance(records)
         self._done += len(records)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,12 @@ import jax.numpy as jnp
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.request import Request
 from tokenswift_jax.speculate import ngram
 
 
 def capacity_for(
-    config: ModelConfig, prompts: list[int], max_new_tokens: int, scratch: int, prefill_rows: int, asked: int | None
+    config: ModelConfig, requests: Sequence[Request], scratch: int, prefill_rows: int, asked: int | None
 ) -> int:
     """Slots a row of the cache: room for the longest text, an iteration's scratch rows and prefill's last chunk.
 
@@ -22,8 +24,7 @@ def capacity_for(
 
     Args:
       config: the decoder's, for its positions.
-      prompts: lengths in tokens.
-      max_new_tokens: the most tokens after each.
+      requests: one a row.
       scratch: rows that an iteration writes at the text's end, whether or not they are committed.
       prefill_rows: rows of one prefill forward.
       asked: slots the caller wants, at least as many as needed; None: as many as needed.
@@ -31,18 +32,23 @@ def capacity_for(
     Raises:
       UserError: prompt + max_new_tokens exceeds the model's positions or the capacity asked for.
     """
-    longest = max(prompts) + max_new_tokens
+    largest = max(requests, key=lambda request: len(request.prompt_ids) + request.max_new_tokens)
+    prompt, new = len(largest.prompt_ids), largest.max_new_tokens
+    longest = prompt + new
     limit = config.max_position_embeddings
     if longest > limit:
+        stretched = f'{{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": {limit}}}'
         raise UserError(
-            f"prompt ({max(prompts)} tokens) + max_new_tokens ({max_new_tokens}) exceeds the model's {limit} "
-            "positions; ask for less, or stretch them with --rope-override (for example "
-            '\'{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": ' + str(limit) + "}')"
+            f"prompt ({prompt} tokens) + max_new_tokens ({new}) exceeds the model's {limit} "
+            f"positions; ask for less, or stretch them, for example with rope_override={stretched}",
+            arguments=("max_new_tokens", "rope_override"),
         )
     needed = round_up(max(longest + scratch + 1, round_up(longest, prefill_rows)))
     if asked is not None:
         if asked < needed:
-            raise UserError(f"capacity {asked} is too small: this request needs {needed} positions")
+            raise UserError(
+                f"capacity {asked} is too small: this request needs {needed} positions", arguments=("capacity",)
+            )
         return round_up(asked)
     return round_up(needed, max(BLOCK, 2 ** (needed.bit_length() - 4)))
 
@@ -56,11 +62,12 @@ def check_memory(
     advice: str,
     draft_slots: int = 0,
     ngram_slots: int = 0,
+    arguments: Sequence[str] = (),
 ) -> None:
     """Whether the caches (capacity + draft_slots positions a row) and the n-gram table fit the first device.
 
     Raises:
-      UserError: they exceed its free memory; the message ends with the advice.
+      UserError: they exceed its free memory; the message ends with the advice, which names these arguments.
     """
     needed = cache_bytes(config, batch, capacity + draft_slots, dtype)
     needed += ngram.table_bytes(batch, config.vocab_size, ngram_slots)
@@ -68,7 +75,8 @@ def check_memory(
     if free is not None and needed > free:
         raise UserError(
             f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB, with all that goes with it, and "
-            f"{free / 1e9:.1f} GB are free; {advice}"
+            f"{free / 1e9:.1f} GB are free; {advice}",
+            arguments=arguments,
         )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from tokenswift_jax.progress_report import Report, phase, silent
+
 # More than one long run ever needs; each holds host memory only.
 _KEPT = 64
 # XLA may join matrix products of one input by laying their weights side by side, a copy of them at every step. And one
@@ -32,15 +34,17 @@ class CompileCache:
       compile_seconds: spent compiling so far, the persistent cache's look-ups included.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, report: Report = silent) -> None:
+        """Compilations are told to `report`."""
         self.compile_seconds = 0.0
+        self._report = report
 
-    def run(self, function: Callable, *arguments: Any) -> Any:
+    def run(self, function: Callable, *arguments: Any, name: str = "a program") -> Any:
         """Calls `function`, from `jax.jit`, compiling it first where no earlier call of it had such arguments."""
-        return self.compile(function, *arguments)(*arguments)
+        return self.compile(function, *arguments, name=name)(*arguments)
 
-    def compile(self, function: Callable, *arguments: Any) -> jax.stages.Compiled:
-        """The executable of `function`, from `jax.jit`, for such arguments."""
+    def compile(self, function: Callable, *arguments: Any, name: str = "a program") -> jax.stages.Compiled:
+        """The executable of `function`, from `jax.jit`, for such arguments; reports call it by its `name`."""
         leaves, structure = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves)
         key = (function, structure, shapes)
@@ -48,7 +52,8 @@ class CompileCache:
         if executable is None:
             begun = time.perf_counter()
             options = COMPILER_OPTIONS.get(jax.default_backend(), {})
-            executable = function.lower(*arguments).compile(compiler_options=options)
+            with phase(self._report, f"compiling {name}"):
+                executable = function.lower(*arguments).compile(compiler_options=options)
             self.compile_seconds += time.perf_counter() - begun
             _executables[key] = executable
             while len(_executables) > _KEPT:

@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tokenswift_jax.engine.token_log import Records, from_columns
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.paths import check_writable
+from tokenswift_jax.token_log import RECORD, TokenLog, from_columns
 
 FORMAT = {"format": "tokenswift_jax journal", "version": 1}
-_COLUMNS = ("token_ids", "sources", "offsets", "offered")
 
 
 class Journal:
@@ -41,13 +40,16 @@ class Journal:
         self._file: BinaryIO | None = None
         self._end = 0
         self._count = 0
-        self.parts: list[Records] = []
+        self.parts: list[TokenLog] = []
         self.schedule_trace: list[dict[str, Any]] = []
-        check_writable(self._path, "--journal")
+        check_writable(self._path, "journal")
         if not self._path.exists():
             return
         if not resume:
-            raise UserError(f"journal {path} exists; continue it with --resume or name another file")
+            raise UserError(
+                f"journal {path} exists; continue it with resume=True or name another file",
+                arguments=("journal", "resume"),
+            )
         self._file = self._path.open("r+b")
         try:
             self._lock()
@@ -67,10 +69,10 @@ class Journal:
             self._write(self._header)
             _sync_folder(self._path.parent)
 
-    def append(self, records: Records, schedule_trace: list[dict[str, Any]]) -> None:
+    def append(self, records: TokenLog, schedule_trace: list[dict[str, Any]]) -> None:
         """One finished chunk and the trace entries that came with it; on disk when this returns."""
         record: dict[str, Any] = {"at": self._count}
-        record |= {name: getattr(records, name).tolist() for name in _COLUMNS}
+        record |= {name: getattr(records, name).tolist() for name in RECORD}
         record["seconds"] = float(records.seconds.sum())
         if schedule_trace:
             record["schedule_trace"] = schedule_trace
@@ -148,9 +150,9 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return None
 
 
-def _records(record: Mapping[str, Any], count: int) -> Records | None:
+def _records(record: Mapping[str, Any], count: int) -> TokenLog | None:
     """The record's chunk, or None if it is not the one that follows `count` tokens."""
-    columns = [_integers(record.get(name)) for name in _COLUMNS]
+    columns = [_integers(record.get(name)) for name in RECORD]
     lengths = {len(column) for column in columns}
     seconds = record.get("seconds")
     if len(lengths) != 1 or 0 in lengths or record.get("at") != count or not isinstance(seconds, int | float):

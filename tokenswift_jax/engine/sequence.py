@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tokenswift_jax.engine.token_log import SAMPLED, Records
+from tokenswift_jax.request import Request
 from tokenswift_jax.text.detokenizer import Decodes
 from tokenswift_jax.text.transcript import Segment, Transcript
-
-
-@dataclass(frozen=True)
-class Ending:
-    """What ends a row.
-
-    Attributes:
-      max_new_tokens: the cap, tokens that were resumed included.
-      eos_token_ids: tokens that end it; () where EOS is ignored.
-      stops: strings that end it.
-    """
-
-    max_new_tokens: int
-    eos_token_ids: tuple[int, ...] = ()
-    stops: tuple[str, ...] = ()
+from tokenswift_jax.token_log import SAMPLED, TokenLog
 
 
 @dataclass
@@ -32,21 +17,20 @@ class Row:
     Attributes:
       parts: the kept records of each chunk.
       text: released so far.
-      finish: "stop", "eos" or "length" once the row has ended ("interrupted" after `interrupt`).
+      finish: "stop", "eos" or "length" once the row has ended, "interrupted" or "error" where that ended it.
     """
 
     tokenizer: Decodes | None
-    prompt_ids: Sequence[int]
-    ending: Ending
-    parts: list[Records] = field(default_factory=list)
+    request: Request
+    parts: list[TokenLog] = field(default_factory=list)
     text: str = ""
     finish: str | None = None
 
     def __post_init__(self) -> None:
-        self._transcript = Transcript(self.tokenizer, self.prompt_ids, self.ending.stops)
+        self._transcript = Transcript(self.tokenizer, self.request.prompt_ids, self.request.stops)
         self._count = 0
 
-    def take(self, records: Records) -> tuple[Records, list[Segment]]:
+    def take(self, records: TokenLog) -> tuple[TokenLog, list[Segment]]:
         """Adds a chunk up to the token that ends the row: a stop string's, an EOS or the cap, whichever comes first.
 
         Returns the records that were kept and the text that was released.
@@ -55,13 +39,13 @@ class Row:
         taken = 0
         for token, source in zip(records.token_ids.tolist(), records.sources.tolist(), strict=True):
             taken += 1
-            if token in self.ending.eos_token_ids:
+            if token in self.request.eos_token_ids:
                 self.finish = "eos"
             else:
                 segments += self._transcript.push(token, source)
                 if self._transcript.stopped:
                     self.finish = "stop"
-                elif self._count + taken == self.ending.max_new_tokens:
+                elif self._count + taken == self.request.max_new_tokens:
                     self.finish = "length"
             if self.finish is not None:
                 break
@@ -73,9 +57,16 @@ class Row:
         self.text += "".join(text for text, _ in segments)
         return kept, segments
 
+    def failed(self) -> list[Segment]:
+        """Ends the row where its last token is; returns the text that was held back."""
+        self.finish = "error"
+        segments = self._transcript.finish(SAMPLED)
+        self.text += "".join(text for text, _ in segments)
+        return segments
+
     def interrupted(self) -> Row:
         """The row rebuilt from its whole chunks, whatever an interrupt left half done, and ended there."""
-        row = Row(self.tokenizer, self.prompt_ids, self.ending)
+        row = Row(self.tokenizer, self.request)
         for part in self.parts:
             row.take(part)
         if row.finish is None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.quantize import narrowed
 from tokenswift_jax.models.config import ModelConfig
 
 BLOCK = 256  # capacities are multiples of it, so that block-wise readers never meet a ragged end
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class FullCache:
     """Keys and values by layer.
 
@@ -27,10 +25,10 @@ class FullCache:
         (`narrow.narrowed`), as a draft cache's may be; else None.
     """
 
-    keys: jax.Array
-    values: jax.Array
-    key_scales: jax.Array | None = None
-    value_scales: jax.Array | None = None
+    keys: jax.Array = axes("layers", "batch", "kv_heads", "slots", "head_dim")
+    values: jax.Array = axes("layers", "batch", "kv_heads", "slots", "head_dim")
+    key_scales: jax.Array | None = axes("layers", "batch", "kv_heads", "slots", default=None)
+    value_scales: jax.Array | None = axes("layers", "batch", "kv_heads", "slots", default=None)
 
     @property
     def stacks(self) -> tuple[jax.Array, ...]:
@@ -44,6 +42,10 @@ class FullCache:
             return keys, values
         (keys, key_scales), (values, value_scales) = narrowed(keys), narrowed(values)
         return keys, values, key_scales, value_scales
+
+    def first(self, slots: int) -> FullCache:
+        """The first `slots` slots of every row, a copy."""
+        return FullCache(*[stack[:, :, :, :slots] for stack in self.stacks])
 
     @property
     def capacity(self) -> int:

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.cache_scores import top_blocks
+from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.draft_cache import DraftView, when
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.heads import over_heads
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class BlockTable:
     """Blocks chosen per layer and KV head; block i is the full cache's slots i * block .. (i + 1) * block - 1.
 
@@ -25,8 +25,8 @@ class BlockTable:
       selected: int32 [batch], committed length at the latest selection, 0 before the first.
     """
 
-    chosen: jax.Array
-    selected: jax.Array
+    chosen: jax.Array = axes("layers", "batch", "kv_heads", "blocks")
+    selected: jax.Array = axes("batch")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.cache_scores import top_positions
+from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.dense import FullCache, round_up
 from tokenswift_jax.kv.draft_cache import DraftView, when
 from tokenswift_jax.models.config import ModelConfig
@@ -17,8 +18,7 @@ from tokenswift_jax.parallel.heads import over_heads
 FAR_AWAY = -(2**30)  # position of an empty slot: outside every sliding window
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class DraftCache:
     """Keys and values chosen per layer and KV head.
 
@@ -30,8 +30,8 @@ class DraftCache:
     """
 
     cache: FullCache
-    positions: jax.Array
-    selected: jax.Array
+    positions: jax.Array = axes("layers", "batch", "kv_heads", "slots")
+    selected: jax.Array = axes("batch")
 
 
 @dataclass(frozen=True)

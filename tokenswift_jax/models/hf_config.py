@@ -114,7 +114,9 @@ def rope_override(config: Mapping[str, Any], override: Mapping[str, Any]) -> dic
       UserError: the override is empty or not an object, or makes impossible parameters.
     """
     if not isinstance(override, Mapping) or not override:
-        raise UserError('the rope override must be a JSON object such as {"rope_type": "yarn", "factor": 4.0}')
+        raise UserError(
+            'rope_override must be an object such as {"rope_type": "yarn", "factor": 4.0}', arguments=("rope_override",)
+        )
     before = model_config(config)
     positions = before.max_position_embeddings
     current = {"original_max_position_embeddings": positions} | rope_parameters(config, positions)

@@ -77,7 +77,8 @@ def rope_config(config: Mapping[str, Any], max_positions: int) -> RopeConfig:
     if kind == "dynamic":
         raise UserError(
             "RoPE type 'dynamic' is not supported: its angles depend on how the text was chunked, so no cache can "
-            f"be exact; known: {', '.join(_KNOWN_TYPES)} (--rope-override sets another)"
+            f"be exact; known: {', '.join(_KNOWN_TYPES)} (rope_override sets another)",
+            arguments=("rope_override",),
         )
     if kind not in _KNOWN_TYPES:
         raise UserError(f"unknown RoPE type {kind!r}; known: {', '.join(_KNOWN_TYPES)}")

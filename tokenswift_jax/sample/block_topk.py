@@ -16,6 +16,7 @@ from tokenswift_jax.parallel.residual import whole
 from tokenswift_jax.sample.order_statistics import Search, kth_largest, nucleus_edge
 
 _Found = TypeVar("_Found")
+_Params = TypeVar("_Params")
 
 WIDTH = 32  # scores of a block
 BLOCKS = 128  # blocks of a shortlist
@@ -58,53 +59,56 @@ def shortlist(scores: jax.Array) -> Shortlist:
     return Shortlist(whole(few), peaks[..., -1:], peaks[..., :1])
 
 
-def kth_of(few: Shortlist, k: jax.Array, search: Search) -> tuple[jax.Array, jax.Array]:
-    """The k-th largest score of every row, [..., 1], and whether it is: it always is for k <= BLOCKS.
+def kth_of(few: Shortlist, k: jax.Array, search: Search) -> jax.Array:
+    """The k-th largest score of every row, [..., 1]: exact at or above `sure`, so always for k <= BLOCKS.
 
-    All scores above `sure` are at hand, and BLOCKS of the row are no lower: what is found at or above `sure` is exact.
+    The list contains all scores above `sure`, and BLOCKS scores of the row are no lower.
     """
-    found = kth_largest(few.scores, k, search)
-    return found, found >= few.sure
+    return kth_largest(few.scores, k, search)
 
 
-def nucleus_of(
-    few: Shortlist, lowest: jax.Array, total: jax.Array, top_p: jax.Array, search: Search
-) -> tuple[jax.Array, jax.Array]:
-    """`thresholds.nucleus_edge` of every row, [..., 1], and whether it is: where it lies above `sure`.
+def nucleus_of(few: Shortlist, lowest: jax.Array, total: jax.Array, top_p: jax.Array, search: Search) -> jax.Array:
+    """`order_statistics.nucleus_edge` of every row, [..., 1]: exact above `sure`.
 
     Args:
       few: the shortlist.
       lowest: [..., 1], scores below it weigh nothing.
       total: [..., 1], the weight of the whole row.
-      top_p: [], a probability.
+      top_p: [..., 1], a probability.
       search: how to search, static.
     """
-    edge = nucleus_edge(few.scores, few.highest, lowest, top_p, search, total)
-    return edge, edge > few.sure
+    return nucleus_edge(few.scores, few.highest, lowest, top_p, search, total)
 
 
 def search_whole(
-    search: Callable[[jax.Array], _Found], scores: jax.Array, found: _Found, exact: jax.Array, together: int
+    search: Callable[[jax.Array, _Params], _Found],
+    scores: jax.Array,
+    params: _Params,
+    found: _Found,
+    exact: jax.Array,
+    together: int,
 ) -> _Found:
     """`found`, where it is not exact that of a search of all the row's scores.
 
-    A few rows at a time are taken out and searched, whatever the number of rows beside them: they stay in a cache while
-    they are read again and again, and what they give does not depend on their neighbours.
+    A few rows at a time are gathered and searched, however many rows there are: they stay in a cache while the search
+    reads them again and again, and a row's result does not depend on its neighbours.
 
     Args:
-      search: from scores [rows, vocab] to what `found` holds of them, [rows, 1] each.
+      search: from scores [rows, vocab] and parameters [rows, 1] to what `found` contains of them, [rows, 1] each.
       scores: [..., vocab].
+      params: arrays that broadcast to [..., 1].
       found: arrays [..., 1].
       exact: bool [..., 1].
-      together: as many rows are searched at a time as hold so many scores, at least one.
+      together: as many rows are searched at a time as have so many scores, at least one.
     """
     rows = scores.reshape(-1, scores.shape[-1])
     size = min(rows.shape[0], max(1, together // rows.shape[1]))
+    params = jax.tree.map(lambda values: jnp.broadcast_to(values, exact.shape).reshape(-1, 1), params)
 
     def some(state: tuple[jax.Array, _Found]) -> tuple[jax.Array, _Found]:
         done, found = state
         _, chosen = jax.lax.top_k(~done, size)
-        new = search(rows[chosen])
+        new = search(rows[chosen], jax.tree.map(lambda values: values[chosen], params))
 
         def kept_where_done(old: jax.Array, new: jax.Array) -> jax.Array:
             return old.at[chosen].set(jnp.where(done[chosen], old[chosen], new[:, 0]), unique_indices=True)

@@ -33,7 +33,10 @@ FEW_PASSES = Search(bits=3, keep_weights=False, together=2**21)
 
 
 def kth_largest(scores: jax.Array, k: jax.Array, search: Search = ONE_BIT) -> jax.Array:
-    """The k-th largest score of every row, exactly: [..., vocab] -> [..., 1]; the smallest for any larger k."""
+    """The k-th largest score of every row, exactly: [..., vocab] -> [..., 1]; the smallest for any larger k.
+
+    k is int32 [] or [..., 1], one a row.
+    """
 
     def enough(edge: jax.Array) -> jax.Array:
         return jnp.sum(scores >= edge, axis=-1, keepdims=True, dtype=jnp.int32) >= k
@@ -58,7 +61,7 @@ def nucleus_edge(
       scores: [..., vocab]; the weight of one is exp(score - highest), or 0 below `lowest`.
       highest: [..., 1], the row's highest score.
       lowest: [..., 1].
-      top_p: [], a probability.
+      top_p: [] or [..., 1], a probability.
       search: how to search, static.
       total: [..., 1], all the weight there is; None for that of `scores`.
 

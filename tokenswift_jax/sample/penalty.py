@@ -65,16 +65,16 @@ def row_penalised(
         entries from the row's depth on are ignored. With max_depth 0 (autoregressive decoding) the window of the root
         is all there is.
       depths: [batch, rows] int32, 0 for the root.
-      window: [] int32, positions; 2**31 - 1 for the whole text.
+      window: [batch] int32, positions; 2**31 - 1 for the whole text.
 
     Returns:
       [batch, rows, vocab] bool.
     """
-    oldest = length[:, None] + depths - window
+    oldest = length[:, None] + depths - window[:, None]
     penalised = last[:, None, :] >= oldest[:, :, None]
     vocabulary = jnp.arange(last.shape[1], dtype=jnp.int32)
     for j in range(path_tokens.shape[2]):
-        inside = (j < depths) & (j >= depths - window)
+        inside = (j < depths) & (j >= depths - window[:, None])
         token = jnp.where(inside, path_tokens[:, :, j], jnp.int32(-1))
         penalised |= vocabulary[None, None, :] == token[:, :, None]
     return penalised
@@ -89,7 +89,7 @@ def text_penalised(
       last: [batch, vocab] int32, `last_positions` of the text of length `start`.
       tokens: [batch, count] int32, the tokens at positions start..start+count-1.
       start: [batch] int32.
-      window: [] int32, positions; 2**31 - 1 for the whole text.
+      window: [batch] int32, positions; 2**31 - 1 for the whole text.
 
     Returns:
       [batch, count, vocab] bool, entry i for the draw of position start + i (its own token not included); and

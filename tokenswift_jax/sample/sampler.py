@@ -13,7 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from tokenswift_jax.sample import penalty
-from tokenswift_jax.sample.processors import Processors, SamplingInputs, draw_and_score, process
+from tokenswift_jax.sample.draw import draw_and_score
+from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.sample.params import SequenceParams
+from tokenswift_jax.sample.processors import process
 
 # Scores of a block on CPU, 4 MB in float32. Of 1, 4 and 16 rows of 152,064 scores 4 were the fastest, up to 3 times.
 _BLOCK = 2**20
@@ -42,23 +45,21 @@ class TextInputs:
 
     Attributes:
       length: int32 [batch], tokens of the text, root included: n + 1.
-      prompt_length: int32 [batch].
-      last_positions: int32 [batch, vocab], `penalty.last_positions`; None when the penalty is off.
-      noise: float32 [batch, depth + 1, vocab] of positions n + 1 .., one vector a depth; None when greedy.
+      last_positions: int32 [batch, vocab], `penalty.last_positions`.
+      noise: float32 [batch, depth + 1, vocab] of positions n + 1 .., one vector a depth; None when all rows are greedy.
+      settings: the settings of the batch.
     """
 
     length: jax.Array
-    prompt_length: jax.Array
-    last_positions: jax.Array | None
+    last_positions: jax.Array
     noise: jax.Array | None
+    settings: SequenceParams
 
 
-def draw_rows(
-    rows: RowInputs, texts: TextInputs, sampling: SamplingInputs, processors: Processors
-) -> tuple[jax.Array, jax.Array]:
+def draw_rows(rows: RowInputs, texts: TextInputs, features: SamplingFeatures) -> tuple[jax.Array, jax.Array]:
     """Draws int32 [batch, rows], and bool [batch, rows], whether the row holds a NaN, but for suppressed tokens."""
     _, count, vocab = rows.logits.shape
-    whole = partial(_draw_rows, sampling=sampling, processors=processors)
+    whole = partial(_draw_rows, features=features)
     size = max(1, _BLOCK // vocab)
     if count <= size:
         return whole(rows, texts)
@@ -87,21 +88,17 @@ def _by_blocks(function: partial, size: int, rows: RowInputs, texts: TextInputs)
     return jax.lax.fori_loop(0, batch * blocks, block, nothing)
 
 
-def _draw_rows(
-    rows: RowInputs, texts: TextInputs, *, sampling: SamplingInputs, processors: Processors
-) -> tuple[jax.Array, jax.Array]:
-    penalised = None
-    if processors.penalty:
-        assert texts.last_positions is not None
-        penalised = penalty.row_penalised(
-            texts.last_positions, texts.length, rows.path_tokens, rows.depths, sampling.window
-        )
+def _draw_rows(rows: RowInputs, texts: TextInputs, *, features: SamplingFeatures) -> tuple[jax.Array, jax.Array]:
+    settings = texts.settings
+    penalised = penalty.row_penalised(
+        texts.last_positions, texts.length, rows.path_tokens, rows.depths, settings.penalty_window
+    )
     scores = process(
         rows.logits,
         penalised=penalised,
-        generated=(texts.length - texts.prompt_length)[:, None] + rows.depths,
-        inputs=sampling,
-        processors=processors,
+        generated=(texts.length - settings.prompt_length)[:, None] + rows.depths,
+        settings=settings,
+        features=features,
     )
     token, score = draw_and_score(scores, _at_depths(texts.noise, rows.depths))
     return token, jnp.isnan(score)

@@ -10,7 +10,10 @@ import jax.numpy as jnp
 
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sample import penalty
-from tokenswift_jax.sample.processors import Processors, SamplingInputs, process, top_candidates
+from tokenswift_jax.sample.draw import top_candidates
+from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.sample.params import SequenceParams
+from tokenswift_jax.sample.processors import process
 from tokenswift_jax.speculate.tree_expand import TreeDepth, next_level, shared_levels, to_expand
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 
@@ -21,19 +24,17 @@ class DraftSampler:
 
     Attributes:
       length: int32 [batch], tokens of the text up to the root, n + 1: the position that depth 1 guesses.
-      generated: int32 [batch], new tokens before the one that depth 1 guesses.
-      last_positions: int32 [batch, vocab], `penalty.last_positions` of that text; None when the penalty is off.
+      last_positions: int32 [batch, vocab], `penalty.last_positions` of that text.
       noise: float32 [batch, depth or more, vocab] of positions n+1 .., None when greedy.
-      sampling: the processors' values (`keys` is not read).
-      processors: which of them apply, static.
+      settings: the settings of the batch (`keys` is not read).
+      features: what the step contains, static.
     """
 
     length: jax.Array
-    generated: jax.Array
-    last_positions: jax.Array | None
+    last_positions: jax.Array
     noise: jax.Array | None
-    sampling: SamplingInputs
-    processors: Processors
+    settings: SequenceParams
+    features: SamplingFeatures
 
     def best(
         self, logits: jax.Array, above: Sequence[jax.Array], depths: jax.Array, count: int
@@ -44,21 +45,18 @@ class DraftSampler:
         guess. Penalised are the window's tokens of the root and of `above`, int32 [batch, rows] each: the drafted path
         down to the guess, or nothing where the path is not known.
         """
-        penalised = None
-        if self.processors.penalty:
-            assert self.last_positions is not None
-            rows = logits.shape[1] if above else 1
-            path = [jnp.zeros((*self.length.shape, rows, 0), jnp.int32), *(token[..., None] for token in above)]
-            drafted = jnp.full((*self.length.shape, rows), len(above), jnp.int32)
-            penalised = penalty.row_penalised(
-                self.last_positions, self.length, jnp.concatenate(path, axis=-1), drafted, self.sampling.window
-            )
+        rows = logits.shape[1] if above else 1
+        path = [jnp.zeros((*self.length.shape, rows, 0), jnp.int32), *(token[..., None] for token in above)]
+        drafted = jnp.full((*self.length.shape, rows), len(above), jnp.int32)
+        penalised = penalty.row_penalised(
+            self.last_positions, self.length, jnp.concatenate(path, axis=-1), drafted, self.settings.penalty_window
+        )
         scores = process(
             logits,
             penalised=penalised,
-            generated=self.generated[:, None] + depths[None, :],
-            inputs=self.sampling,
-            processors=self.processors,
+            generated=(self.length - self.settings.prompt_length)[:, None] + depths[None, :],
+            settings=self.settings,
+            features=self.features,
         )
         noise = None
         if self.noise is not None:

@@ -13,11 +13,11 @@ from tokenswift_jax.speculate.candidates import DraftSampler, head_levels
 from tokenswift_jax.speculate.tree import Tree, build
 from tokenswift_jax.speculate.tree_expand import TreeDepth, shared_levels
 from tokenswift_jax.step.forward import Rows, forward_rows
-from tokenswift_jax.step.state import DecodeState, Inputs, Plan
+from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
 
 
 def draft_tree(
-    model: Decoder, state: DecodeState, inputs: Inputs, plan: Plan, noise: jax.Array | None
+    model: Decoder, state: DecodeState, inputs: StepInputs, plan: Plan, noise: jax.Array | None
 ) -> tuple[Tree, DecodeState]:
     """The tree that this iteration verifies, and the state (scratch slots are overwritten).
 
@@ -28,11 +28,10 @@ def draft_tree(
     root = _root(state)
     ranking = DraftSampler(
         length=state.length + 1,
-        generated=state.length + 1 - inputs.limits.prompt_length,
         last_positions=state.last_positions,
         noise=noise if plan.shared_noise else None,
-        sampling=inputs.sampling,
-        processors=plan.processors,
+        settings=inputs.sequence,
+        features=plan.features,
     )
     levels: list[TreeDepth] = []
     if plan.kind == "selfspec":

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from tokenswift_jax.arrays import axes, pytree
 
 LENGTH = 4
 # A continuation's three tokens take two words: with 32 slots a line is the 128 words that TPUs lay out together.
@@ -18,8 +17,7 @@ MAX_VOCAB = 2 ** (2 * _HALF)
 _TURN = 32  # insertions of a turn
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["entries", "inserted"], meta_fields=[])
-@dataclass(frozen=True)
+@pytree
 class NgramTable:
     """Continuations of every first token, with how often and how lately each was seen.
 
@@ -30,8 +28,8 @@ class NgramTable:
         inserted: int32 `[batch]`. Every 4-gram that ends at a position < `inserted` is in (or was evicted).
     """
 
-    entries: jax.Array
-    inserted: jax.Array
+    entries: jax.Array = axes("batch", "lines", "words")
+    inserted: jax.Array = axes("batch")
 
     @property
     def slots(self) -> int:

@@ -10,7 +10,7 @@ from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.node_sets import NodeSet
 from tokenswift_jax.models.node_sets import widths as widths_of
-from tokenswift_jax.sample.processors import Processors
+from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step.state import Plan
@@ -31,50 +31,63 @@ class NamedPlan:
     node_budget: int | None
     plan: Plan
 
+    @property
+    def label(self) -> str:
+        """Words for a person, such as "fused, 7 nodes"."""
+        if self.plan.tree is None:
+            return "plain decoding"
+        return f"{self.schedule or self.mode}, {self.plan.rows - 1} nodes"
 
-def autoregressive_plan(config: ModelConfig, processors: Processors) -> NamedPlan:
+
+def autoregressive_plan(config: ModelConfig, features: SamplingFeatures) -> NamedPlan:
     """Plain decoding: one row, one token."""
-    return NamedPlan("autoregressive", None, None, Plan(config, processors, "autoregressive", None, None))
+    return NamedPlan("autoregressive", None, None, Plan(config, features, "autoregressive", None, None))
 
 
 def speculative_plans(
-    config: ModelConfig, speculation: SpeculationConfig, processors: Processors, platform: str
+    config: ModelConfig, speculation: SpeculationConfig, features: SamplingFeatures, platform: str
 ) -> list[NamedPlan]:
     """The speculative plans that the configuration allows: one for a fixed mode, several for `auto`, none for
     `autoregressive`; UserError where the checkpoint lacks the heads they need."""
     mode, schedule, heads = speculation.mode, speculation.schedule, config.num_draft_heads
     if mode in ("tokenswift", "medusa"):
         if not heads:
-            raise UserError(f"mode {mode!r} needs draft heads and the checkpoint has none; use auto, ngram or selfspec")
+            raise UserError(
+                f"mode {mode!r} needs draft heads and the checkpoint has none; use auto, ngram or selfspec",
+                arguments=("mode",),
+            )
         _check_tree(speculation.tree, heads)
     if mode == "autoregressive":
         return []
     if mode in ("medusa", "ngram", "selfspec"):
-        return [_named(config, speculation, processors, mode, None, speculation.node_budget)]
+        return [_named(config, speculation, features, mode, None, speculation.node_budget)]
     if mode == "tokenswift" and schedule != "auto":
-        return [_named(config, speculation, processors, mode, schedule, speculation.node_budget)]
+        return [_named(config, speculation, features, mode, schedule, speculation.node_budget)]
     budgets = _AUTO_BUDGETS.get(platform, _AUTO_BUDGETS_ELSEWHERE)
     if speculation.node_budget is not None:
         budgets = (speculation.node_budget,)
     plans: list[NamedPlan] = []
     if heads:
         _check_tree(speculation.tree, heads)
-        plans += [_named(config, speculation, processors, "tokenswift", "fused", budget) for budget in budgets]
-        plans += [_named(config, speculation, processors, "tokenswift", "partial", budgets[-1])]
+        plans += [_named(config, speculation, features, "tokenswift", "fused", budget) for budget in budgets]
+        plans += [_named(config, speculation, features, "tokenswift", "partial", budgets[-1])]
     elif speculation.ngram_k:
-        plans += [_named(config, speculation, processors, "ngram", None, budget) for budget in budgets]
+        plans += [_named(config, speculation, features, "ngram", None, budget) for budget in budgets]
     return plans
 
 
 def _check_tree(tree: tuple[int, ...] | None, heads: int) -> None:
     if tree is not None and len(tree) != heads + 1:
-        raise UserError(f"tree {','.join(map(str, tree))} has {len(tree)} depths; {heads} draft heads need {heads + 1}")
+        shape = ",".join(map(str, tree))
+        raise UserError(
+            f"tree {shape} has {len(tree)} depths; {heads} draft heads need {heads + 1}", arguments=("tree",)
+        )
 
 
 def _named(
     config: ModelConfig,
     speculation: SpeculationConfig,
-    processors: Processors,
+    features: SamplingFeatures,
     mode: str,
     schedule: str | None,
     budget: int | None,
@@ -82,7 +95,10 @@ def _named(
     kind = schedule or ("fused" if mode == "medusa" else mode)
     widths, node_set = _heads_nodes(config, speculation.tree, kind)
     if max(widths, default=0) > config.vocab_size:
-        raise UserError(f"tree {widths} asks for more candidates than the vocabulary's {config.vocab_size}")
+        raise UserError(
+            f"tree {widths} asks for more candidates than the vocabulary's {config.vocab_size}",
+            arguments=("tree",) if speculation.tree is not None else (),
+        )
     key_depth = 1 if kind == "partial" else 0
     chain = 3 if budget is None else min(3, budget - key_depth)
     if budget is not None:
@@ -106,7 +122,7 @@ def _named(
         block = speculation.draft_block
         narrow = speculation.draft_cache_dtype == "int8"
         draft = DraftCacheShape(*sizes, narrow) if block is None else BlockTableShape(*sizes, block)
-    return NamedPlan(mode, schedule, budget, Plan(config, processors, kind, tree, draft, speculation.shared_noise))
+    return NamedPlan(mode, schedule, budget, Plan(config, features, kind, tree, draft, speculation.shared_noise))
 
 
 def _heads_nodes(

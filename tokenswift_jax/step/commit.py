@@ -7,34 +7,25 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.dense import FullCache, take_rows, write_rows
 from tokenswift_jax.sample import penalty
+from tokenswift_jax.sample.params import contains
 from tokenswift_jax.speculate import ngram, ngram_calibration
 from tokenswift_jax.speculate.tree import Tree
 from tokenswift_jax.step.accept import Acceptance
 from tokenswift_jax.step.forward import Rows
-from tokenswift_jax.step.state import (
-    DRAFTED,
-    EOS,
-    LENGTH,
-    NGRAM,
-    NOT_A_NUMBER,
-    RUNNING,
-    SAMPLED,
-    DecodeState,
-    Inputs,
-    Plan,
-)
+from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
+from tokenswift_jax.token_log import DRAFTED, NGRAM, SAMPLED
 
 
 def commit(
-    state: DecodeState, inputs: Inputs, plan: Plan, tree: Tree, walk: Acceptance, broken: jax.Array, rows: Rows
+    state: DecodeState, inputs: StepInputs, plan: Plan, tree: Tree, walk: Acceptance, broken: jax.Array, rows: Rows
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
     """The state after the iteration, its records and how many of them count.
 
-    Records are int32 [batch, depth + 1, 4]: token id, source (SAMPLED, DRAFTED, NGRAM), index in the iteration, depth
-    offered; the count int32 [batch] is 0 for finished rows. The accepted run is scanned in order: the first NaN, end of
-    text or length limit cuts it, whichever comes first.
+    Records are int32 [batch, depth + 1, 4], columns `token_log.RECORD`; the count int32 [batch] is 0 for finished rows.
+    The accepted run is scanned in order: the first NaN, end of text or length limit cuts it.
     """
     steps = jnp.arange(plan.depth + 1, dtype=jnp.int32)[None, :]
     count, finish = _cut(state, inputs, walk, jnp.take_along_axis(broken, walk.path, axis=1))
@@ -61,17 +52,15 @@ def commit(
     hidden = jnp.take_along_axis(rows.hidden, last[:, :, None], axis=1)[:, 0]
     moved = count > 0
     ngrams, ngram_trust, last_positions = state.ngrams, state.ngram_trust, state.last_positions
-    if plan.processors.penalty:
-        assert last_positions is not None
-        last_positions = penalty.advance(last_positions, tokens, before + 1, after + 1, plan.depth + 1)
+    last_positions = penalty.advance(last_positions, tokens, before + 1, after + 1, plan.depth + 1)
     if plan.tree is not None and plan.tree.ngram_k:
         assert ngrams is not None
-        eligible = after - inputs.ngram_window
+        eligible = after - inputs.sequence.ngram_lag
         if plan.tree.calibrated:
             assert ngram_trust is not None
             ngram_trust = ngram_calibration.observe(ngram_trust, plan.tree, ngrams, tree, walk, moved)
             # Hits are never negative, but now the table is not written before it is read, or XLA would copy all of it.
-            eligible = jnp.where(ngram_trust[:, 0] >= 0, eligible, before - inputs.ngram_window)
+            eligible = jnp.where(ngram_trust[:, 0] >= 0, eligible, before - inputs.sequence.ngram_lag)
         ngrams = ngram.insert(ngrams, tokens, eligible, plan.depth + 1)
 
     by_ngram = jnp.take_along_axis(tree.drafted_by_ngram_only, walk.path[:, 1:], axis=1)
@@ -96,17 +85,17 @@ def commit(
     return state, records, count
 
 
-def _cut(state: DecodeState, inputs: Inputs, walk: Acceptance, broken: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _cut(state: DecodeState, inputs: StepInputs, walk: Acceptance, broken: jax.Array) -> tuple[jax.Array, jax.Array]:
     """How many emitted tokens count, int32 [batch], and the rows' `finish` afterwards."""
-    limits = inputs.limits
+    params = inputs.sequence
     steps = jnp.arange(walk.emitted.shape[1], dtype=jnp.int32)[None, :]
-    room = limits.stop_length - (state.length + 1)
-    count = jnp.minimum(walk.accepted + 1, room)
+    remaining = params.stop_length - (state.length + 1)
+    count = jnp.minimum(walk.accepted + 1, remaining)
     never = jnp.int32(walk.emitted.shape[1])
-    end = jnp.where(limits.stop_tokens[jnp.maximum(walk.emitted, 0)], steps, never).min(axis=1)
+    end = jnp.where(contains(params.eos, jnp.maximum(walk.emitted, 0)), steps, never).min(axis=1)
     nan = jnp.where(broken, steps, never).min(axis=1)
-    finish = jnp.where(count >= room, LENGTH, RUNNING)
-    finish, count = jnp.where(end < count, EOS, finish), jnp.minimum(count, end + 1)
-    finish, count = jnp.where(nan < count, NOT_A_NUMBER, finish), jnp.minimum(count, nan)
-    frozen = state.finish != RUNNING
+    finish = jnp.where(count >= remaining, Finish.LENGTH, Finish.RUNNING)
+    finish, count = jnp.where(end < count, Finish.EOS, finish), jnp.minimum(count, end + 1)
+    finish, count = jnp.where(nan < count, Finish.NOT_A_NUMBER, finish), jnp.minimum(count, nan)
+    frozen = state.finish != Finish.RUNNING
     return jnp.where(frozen, 0, count), jnp.where(frozen, state.finish, finish).astype(jnp.int32)

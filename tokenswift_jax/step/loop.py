@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.speculate import ngram
 from tokenswift_jax.step.forward import forward_rows
 from tokenswift_jax.step.iteration import iterate
-from tokenswift_jax.step.state import RUNNING, DecodeState, Inputs, Plan
-
-RECORD_FIELDS = 4
+from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
+from tokenswift_jax.token_log import RECORD
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +27,7 @@ class Chunk:
     """What one chunk emitted.
 
     Attributes:
-      records: int32 [batch, capacity, 4]: token id, source, index in the iteration, depth offered.
+      records: int32 [batch, capacity, 4], columns `token_log.RECORD`.
       counts: int32 [batch], records that count.
       finish: int32 [batch], `DecodeState.finish` after the chunk.
       length: int32 [batch], committed positions after the chunk.
@@ -52,7 +52,7 @@ def exact_products(dtype: jnp.dtype) -> Iterator[None]:
 
 
 def run_chunk(
-    graph: nnx.GraphDef, plan: Plan, capacity: int, inputs: Inputs, state: DecodeState, iterations: jax.Array
+    graph: nnx.GraphDef, plan: Plan, capacity: int, inputs: StepInputs, state: DecodeState, iterations: jax.Array
 ) -> tuple[DecodeState, Chunk]:
     """Iterates until a row has no room for another iteration in its `capacity` records, all have finished, or
     `iterations` (int32 []) have run; no synchronisation with the host in between."""
@@ -61,7 +61,7 @@ def run_chunk(
 
     def unfinished(carry: tuple) -> jax.Array:
         state, _, counts, done = carry
-        running = (state.finish == RUNNING).any()
+        running = (state.finish == Finish.RUNNING).any()
         return running & (counts.max() + step <= capacity) & (done < iterations)
 
     def body(carry: tuple) -> tuple:
@@ -73,7 +73,7 @@ def run_chunk(
         return state, records, counts + count, done + 1
 
     with exact_products(state.cache.keys.dtype):
-        records = jnp.zeros((batch, capacity, RECORD_FIELDS), jnp.int32)
+        records = jnp.zeros((batch, capacity, len(RECORD)), jnp.int32)
         carry = (state, records, jnp.zeros((batch,), jnp.int32), jnp.zeros((), jnp.int32))
         state, records, counts, done = jax.lax.while_loop(unfinished, body, carry)
     return state, Chunk(records, counts, state.finish, state.length, done)
@@ -98,12 +98,12 @@ def prefill_chunk(graph: nnx.GraphDef, params: Any, tokens: jax.Array, start: ja
     return causal_chunk(graph, params, tokens, start, cache)[1]
 
 
-def catch_up(plan: Plan, inputs: Inputs, state: DecodeState) -> DecodeState:
+def catch_up(plan: Plan, inputs: StepInputs, state: DecodeState) -> DecodeState:
     """The state with its n-gram table and draft cache brought up to the committed length: after prefill, and before
     drafting resumes after decoding that did not keep them."""
     if plan.tree is not None and plan.tree.ngram_k:
         assert state.ngrams is not None
-        table = ngram.insert(state.ngrams, state.tokens, state.length - inputs.ngram_window)
+        table = ngram.insert(state.ngrams, state.tokens, state.length - inputs.sequence.ngram_lag)
         state = replace(state, ngrams=table)
     if plan.draft is not None:
         assert state.draft is not None

@@ -7,24 +7,19 @@ from dataclasses import dataclass
 import jax
 from flax import nnx
 
+from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.draft_blocks import BlockTable
 from tokenswift_jax.kv.draft_cache import DraftKind
 from tokenswift_jax.kv.draft_positions import DraftCache
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.sample.processors import Processors, SamplingInputs
+from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.sample.params import SequenceParams
 from tokenswift_jax.speculate.ngram import NgramTable
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 
-# Values of `DecodeState.finish`.
-RUNNING, LENGTH, EOS, NOT_A_NUMBER = 0, 1, 2, 3
 
-# Values of a record's source.
-SAMPLED, DRAFTED, NGRAM = 0, 1, 2
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class DecodeState:
     """Where a batch of texts stands between two iterations.
 
@@ -32,63 +27,42 @@ class DecodeState:
       tokens: int32 [batch, text_capacity], the text by position: prompt, then emitted tokens; what lies past the root
         means nothing.
       length: int32 [batch], committed positions n; tokens[n] is the root.
-      finish: int32 [batch], RUNNING or why the row ended; a finished row is frozen.
+      finish: int32 [batch], `Finish`.
       cache: the full KV cache of positions 0 .. n-1.
       hidden: [batch, hidden_size], the last layer's output (before the final norm) whose logits drew the root.
       query: [layers, batch, query_heads, head_dim], the root's rotated queries in the latest pass.
-      last_positions: int32 [batch, vocab], newest position of each token in the text (`penalty.last_positions`);
-        None when the penalty is off.
+      last_positions: int32 [batch, vocab], newest position of each token in the text (`penalty.last_positions`).
       ngrams: the table of 4-grams; None in modes without it.
       ngram_trust: float32 [batch, 2], how the n-grams' claims have fared (`trust.factor`); None where no plan is
         `TreeSpec.calibrated`.
       draft: the draft cache; None in modes without it.
     """
 
-    tokens: jax.Array
-    length: jax.Array
-    finish: jax.Array
+    tokens: jax.Array = axes("batch", "slots")
+    length: jax.Array = axes("batch")
+    finish: jax.Array = axes("batch")
     cache: FullCache
-    hidden: jax.Array
-    query: jax.Array
-    last_positions: jax.Array | None
+    hidden: jax.Array = axes("batch", "embed")
+    query: jax.Array = axes("layers", "batch", "heads", "head_dim")
+    last_positions: jax.Array = axes("batch", "vocab")
     ngrams: NgramTable | None
-    ngram_trust: jax.Array | None
+    ngram_trust: jax.Array | None = axes("batch", "sums")
     draft: DraftCache | BlockTable | None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Limits:
-    """Where texts end; traced.
-
-    Attributes:
-      prompt_length: int32 [batch].
-      stop_length: int32 [batch], tokens of the text (prompt included) at which it ends.
-      stop_tokens: bool [vocab], tokens that end a text; all False under `ignore_eos`.
-    """
-
-    prompt_length: jax.Array
-    stop_length: jax.Array
-    stop_tokens: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Inputs:
+class StepInputs:
     """What a step reads and never changes.
 
     Attributes:
       params: the decoder's parameters (`nnx.split`).
       draft_params: those of `Plan.drafter`; None where no plan has one.
-      sampling: the processors' values and the rows' keys.
-      limits: where texts end.
-      ngram_window: int32 [], tokens before the root that 4-grams must have left; 0 when the penalty is off.
+      sequence: the settings of every row: how tokens are drawn, where texts end.
     """
 
     params: object
-    sampling: SamplingInputs
-    limits: Limits
-    ngram_window: jax.Array
+    sequence: SequenceParams
     draft_params: object | None = None
 
 
@@ -98,16 +72,16 @@ class Plan:
 
     Attributes:
       config: the decoder's configuration.
-      processors: which processors apply.
+      features: what sampling a step contains.
       kind: `autoregressive`, `partial`, `fused` (medusa too), `ngram` or `selfspec`.
       tree: the tree's shape; None for autoregressive.
       draft: kind and sizes of the draft cache; None for kinds that do not draft over it.
       shared_noise: whether candidates are ranked with the noise of the draw they guess.
-      drafter: structure of the decoder that drafts, quantised (`Inputs.draft_params`); None: the target itself.
+      drafter: structure of the decoder that drafts, quantised (`StepInputs.draft_params`); None: the target itself.
     """
 
     config: ModelConfig
-    processors: Processors
+    features: SamplingFeatures
     kind: str
     tree: TreeSpec | None
     draft: DraftKind | None

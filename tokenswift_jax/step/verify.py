@@ -11,11 +11,11 @@ from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sample.sampler import RowInputs, TextInputs, draw_rows
 from tokenswift_jax.speculate.tree import Tree
 from tokenswift_jax.step.forward import Rows, forward_rows
-from tokenswift_jax.step.state import DecodeState, Inputs, Plan
+from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
 
 
 def verify(
-    model: Decoder, state: DecodeState, inputs: Inputs, plan: Plan, tree: Tree, noise: jax.Array | None
+    model: Decoder, state: DecodeState, inputs: StepInputs, plan: Plan, tree: Tree, noise: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, Rows, DecodeState]:
     """The target's draw after every row.
 
@@ -29,9 +29,8 @@ def verify(
     logits = model.logits(rows.hidden)
     draws, broken = draw_rows(
         RowInputs(logits, tree.depths, path_tokens(tree, plan.depth)),
-        TextInputs(state.length + 1, inputs.limits.prompt_length, state.last_positions, noise),
-        inputs.sampling,
-        plan.processors,
+        TextInputs(state.length + 1, state.last_positions, noise, inputs.sequence),
+        plan.features,
     )
     return draws, broken, rows, replace(state, cache=cache)
 

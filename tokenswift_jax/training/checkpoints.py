@@ -76,7 +76,7 @@ class Checkpoints:
                 force=True,
             )
         except (OSError, ValueError) as error:
-            raise UserError(_full(self.folder, error)) from None
+            raise _full(self.folder, error) from None
 
     def restore(self, like: TrainState) -> tuple[TrainState, Place]:
         """The newest checkpoint in the structure of `like`."""
@@ -103,7 +103,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            raise UserError(_full(self.folder, error)) from None
+            raise _full(self.folder, error) from None
 
     def close(self) -> None:
         """Releases the manager's threads."""
@@ -120,13 +120,16 @@ def _loss(metrics: dict[str, float]) -> float:
     return metrics["loss"]
 
 
-def _full(folder: Path, error: Exception) -> str:
+def _full(folder: Path, error: Exception) -> UserError:
     _silence_threads()
     reason = " ".join(str(error).split())[-200:]
     code = re.search(r"os_error_code='(\d+)'", reason)
     if code:  # tensorstore's way to say what the system said
         reason = os.strerror(int(code[1]))
-    return f"cannot write the checkpoint in {folder}: {reason}; make room and --resume, earlier checkpoints stand"
+    return UserError(
+        f"cannot write a checkpoint ({reason}); make room and continue with resume=True, from those in {folder}",
+        arguments=("resume",),
+    )
 
 
 def _silence_threads() -> None:

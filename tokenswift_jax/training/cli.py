@@ -52,16 +52,18 @@ _FLAGS: dict[str, tuple[Any, Any, str | None, str]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status (0, 1 a loss that is not a number, 2 bad input, 130 interrupted)."""
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """Runs the command; returns its exit status (0, 1 a loss that is not a number, 2 bad input, 130 interrupted, 141 no
+    reader)."""
+    parser, words = _parser(program), with_dashes(sys.argv[1:] if argv is None else argv)
     return exit_status(
-        lambda: _run(sys.argv[1:] if argv is None else argv),
+        lambda: _run(parser.parse_args(words)),
+        flags=parser.flags,
         interrupted="interrupted; --resume continues from the last checkpoint",
     )
 
 
-def _run(argv: Sequence[str]) -> int:
-    options = _parser().parse_args(with_dashes(argv))
+def _run(options: argparse.Namespace) -> int:
     given = {name: value for name in _FLAGS if (value := getattr(options, name)) is not None}
     settings = read_settings(options.config, given)
     check_installed()
@@ -93,14 +95,14 @@ def _run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> Parser:
     parser = Parser(
-        prog=PROGRAM,
+        prog=program,
         allow_abbrev=False,
         description="Train draft heads for a checkpoint on text. The output is a checkpoint directory that "
-        "`python -m tokenswift_jax.generate --model` loads; its path goes to stdout, progress to stderr.",
+        "`generate --model` loads; its path goes to stdout, progress to stderr.",
         epilog="Exit status: 0; 1 the loss is not a number (the checkpoints before it stand); 2 bad input; "
-        "130 interrupted (--resume continues).",
+        "130 interrupted, 141 the reader of a pipe has left (--resume continues).",
     )
     add = parser.add_argument_group("what is read and written").add_argument
     add("--model", metavar="DIR|HUB_ID", help="the target (default: the bundled demo)")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.prompt import render_chat
 
 SUFFIXES = (".txt", ".jsonl")
 _EXAMPLES = 5
@@ -50,8 +51,10 @@ class Broken:
 
 
 def strict_error(example: str) -> UserError:
-    """What --strict says of the first broken line or file."""
-    return UserError(f"{example}; mend it, or leave out --strict to skip what is broken")
+    """The error about the first broken line or file where `strict` was asked for."""
+    return UserError(
+        f"strict accepts no broken data: {example}; mend it, or run without that to skip it", arguments=("strict",)
+    )
 
 
 def find_files(paths: Sequence[str | Path]) -> list[Path]:
@@ -163,18 +166,10 @@ def _record_text(line: str, tokenizer: Any) -> tuple[str, bool]:
 
 
 def _render(messages: Any, tokenizer: Any) -> str:
-    if not isinstance(messages, list) or not messages:
-        raise _BrokenError('"messages" has to be a list of turns, at least one')
-    for turn in messages:
-        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or "content" not in turn:
-            raise _BrokenError('each turn of "messages" has to have "role" and "content"')
-    if not getattr(tokenizer, "chat_template", None):
-        raise _BrokenError('the tokenizer has no chat template for "messages"')
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except Exception as error:  # a template is a program: it raises what it likes
-        raise _BrokenError(f"the chat template refuses it ({' '.join(str(error).split())[:200]})") from None
-    return text
+        return render_chat(messages, tokenizer, next_turn=False)
+    except UserError as error:
+        raise _BrokenError(str(error)) from None
 
 
 def _kind(value: Any) -> str:

@@ -50,7 +50,8 @@ def load_learner(folder: Path, settings: TrainingSettings) -> Learner:
     config, graph, params = checkpoint.load_decoder(folder, stored, untie=False)
     if settings.max_length > config.max_position_embeddings:
         raise UserError(
-            f"max_length {settings.max_length} exceeds the model's {config.max_position_embeddings} positions"
+            f"max_length {settings.max_length} exceeds the model's {config.max_position_embeddings} positions",
+            arguments=("max_length",),
         )
     wanted = replace(config, num_draft_heads=settings.heads, draft_head_type=settings.head_type, node_sets=NO_NODE_SETS)
     loaded = nnx.merge(graph, params)

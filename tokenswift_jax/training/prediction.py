@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -27,9 +27,11 @@ from tokenswift_jax.api import generate
 from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.model import Model
+from tokenswift_jax.request import batch_of
 from tokenswift_jax.sample import penalty
+from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise
-from tokenswift_jax.sample.processors import Processors, processors_for, sampling_inputs
+from tokenswift_jax.sample.params import sequence_params
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import ngram, ngram_calibration
 from tokenswift_jax.speculate.candidates import DraftSampler, head_levels
@@ -38,7 +40,7 @@ from tokenswift_jax.speculate.tree import build
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step.accept import walk
 from tokenswift_jax.step.loop import exact_products
-from tokenswift_jax.step.state import Inputs, Limits, Plan
+from tokenswift_jax.step.state import Plan, StepInputs
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Replay:
       tokens: int32 [texts, capacity], 0 past a text's end.
       hidden: [texts, capacity, hidden_size], the last layer's output before the final norm.
       starts, ends: int32 [texts], lengths of the prompts and of the texts.
-      processors: those of the sampling.
+      features: what the sampling asks for.
       inputs: what decoding of the texts as one batch reads.
     """
 
@@ -111,11 +113,10 @@ class Replay:
         self.tokens = jnp.asarray(tokens)
         self.starts = jnp.asarray([len(prompt) for prompt in continuations.prompts], jnp.int32)
         self.ends = jnp.asarray([len(text) for text in texts], jnp.int32)
-        self.processors: Processors = processors_for(sampling)
-        window = sampling.penalty_window if self.processors.penalty else None
-        values = sampling_inputs(sampling, vocab=model.config.vocab_size, batch=len(texts), eos_ids=model.eos_token_ids)
-        limits = Limits(self.starts, self.ends, jnp.zeros((model.config.vocab_size,), bool))
-        self.inputs = Inputs(model.params, values, limits, jnp.asarray(window or 0, jnp.int32))
+        self.features = features_of(sampling)
+        requests = batch_of(continuations.prompts, sampling, max_new_tokens=0)
+        settings = sequence_params(requests, model.config.vocab_size)
+        self.inputs = StepInputs(model.params, replace(settings, stop_length=self.ends))
         self._model = model
 
     def predict(self, speculation: SpeculationConfig) -> Prediction:
@@ -143,7 +144,7 @@ class Replay:
                 f"mode {mode!r} with schedule {schedule!r} cannot be predicted; "
                 "name tokenswift with partial or fused, medusa or ngram"
             )
-        plans = speculative_plans(self._model.config, speculation, self.processors, jax.default_backend())
+        plans = speculative_plans(self._model.config, speculation, self.features, jax.default_backend())
         longest = max(map(len, self.continuations.texts))
         if plans[0].plan.kind == "partial" and longest > speculation.draft_cache:
             raise UserError(
@@ -157,22 +158,22 @@ class Replay:
 def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
     """(inputs, tokens, hidden) -> int32 [depth + 1], how many iterations accepted 0, 1, .. drafts."""
 
-    def run(inputs: Inputs, tokens: jax.Array, hidden: jax.Array) -> jax.Array:
+    def run(inputs: StepInputs, tokens: jax.Array, hidden: jax.Array) -> jax.Array:
         model, shape = nnx.merge(graph, inputs.params), plan.tree
         assert shape is not None
         batch, vocab = tokens.shape[0], plan.config.vocab_size
-        start, ends = inputs.limits.prompt_length, inputs.limits.stop_length
+        settings = inputs.sequence
+        start, ends = settings.prompt_length, settings.stop_length
         ahead = jnp.arange(1, plan.depth + 2, dtype=jnp.int32)[None, :]
 
         def iteration(carry: tuple) -> tuple:
             length, last_positions, table, ngram_trust, histogram = carry
             root = take(tokens, length[:, None])[:, 0]
             noise = None
-            if plan.processors.sample:
-                noise = gumbel_noise(inputs.sampling.keys, length[:, None] + ahead, vocab)
-            generated = length + 1 - start
+            if plan.features >= SamplingFeatures.SAMPLED:
+                noise = gumbel_noise(settings.keys, length[:, None] + ahead, vocab)
             shared = noise if plan.shared_noise else None
-            ranking = DraftSampler(length + 1, generated, last_positions, shared, inputs.sampling, plan.processors)
+            ranking = DraftSampler(length + 1, last_positions, shared, settings, plan.features)
             levels, chains, factor = [], None, None
             if shape.widths:
                 partial = plan.kind == "partial"
@@ -192,20 +193,18 @@ def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
             accepted = jnp.where(count > 0, count - 1, jnp.int32(plan.depth + 1))
             histogram = histogram.at[accepted].add(1, mode="drop")
             after = length + count
-            if plan.processors.penalty:
-                last_positions = penalty.advance(last_positions, tokens, length + 1, after + 1, plan.depth + 1)
+            last_positions = penalty.advance(last_positions, tokens, length + 1, after + 1, plan.depth + 1)
             if shape.calibrated:
                 ngram_trust = ngram_calibration.observe(ngram_trust, shape, table, tree, won, count > 0)
             if shape.ngram_k:
-                table = ngram.insert(table, tokens, after - inputs.ngram_window, plan.depth + 1)
+                table = ngram.insert(table, tokens, after - settings.ngram_lag, plan.depth + 1)
             return after, last_positions, table, ngram_trust, histogram
 
-        last_positions = table = None
+        table = None
+        last_positions = penalty.last_positions(tokens, start + 1, vocab)
         ngram_trust = ngram_calibration.unobserved(batch) if shape.calibrated else None
-        if plan.processors.penalty:
-            last_positions = penalty.last_positions(tokens, start + 1, vocab)
         if shape.ngram_k:
-            table = ngram.insert(ngram.empty(batch, vocab, ngram_slots), tokens, start - inputs.ngram_window)
+            table = ngram.insert(ngram.empty(batch, vocab, ngram_slots), tokens, start - settings.ngram_lag)
         with exact_products(hidden.dtype):
             carry = (start, last_positions, table, ngram_trust, jnp.zeros((plan.depth + 1,), jnp.int32))
             return lax.while_loop(lambda carry: (carry[0] + 1 < ends).any(), iteration, carry)[-1]

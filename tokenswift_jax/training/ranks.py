@@ -14,11 +14,11 @@ from tokenswift_jax.errors import UserError
 from tokenswift_jax.model import Model
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sample import penalty
+from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.gumbel import gumbel_noise
-from tokenswift_jax.sample.processors import Processors
 from tokenswift_jax.speculate.candidates import DraftSampler
 from tokenswift_jax.step.loop import exact_products
-from tokenswift_jax.step.state import Inputs
+from tokenswift_jax.step.state import StepInputs
 from tokenswift_jax.training.prediction import Replay, take
 
 WIDTH = 8  # candidates a depth that a node set may use
@@ -40,7 +40,7 @@ def measure_ranks(model: Model, replay: Replay, schedule: str, width: int = WIDT
     if not config.num_draft_heads:
         raise UserError(f"{model.path} has no draft heads; train some")
     width = min(width, config.vocab_size)
-    program = _program(model.graphdef, replay.processors, schedule == "partial", width)
+    program = _program(model.graphdef, replay.features, schedule == "partial", width)
     found = []
     starts, ends = np.asarray(replay.starts).tolist(), np.asarray(replay.ends).tolist()
     for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
@@ -54,10 +54,10 @@ def measure_ranks(model: Model, replay: Replay, schedule: str, width: int = WIDT
 
 
 @functools.cache
-def _program(graph: nnx.GraphDef, processors: Processors, partial: bool, width: int) -> Callable:
+def _program(graph: nnx.GraphDef, features: SamplingFeatures, partial: bool, width: int) -> Callable:
     """(inputs, tokens, hidden, row, first root) -> int32 [_ROOTS, depth]."""
 
-    def run(inputs: Inputs, tokens: jax.Array, hidden: jax.Array, row: jax.Array, first: jax.Array) -> jax.Array:
+    def run(inputs: StepInputs, tokens: jax.Array, hidden: jax.Array, row: jax.Array, first: jax.Array) -> jax.Array:
         model: Decoder = nnx.merge(graph, inputs.params)
         vocab, depth = model.config.vocab_size, model.config.num_draft_heads + partial
         length = first + jnp.arange(_ROOTS, dtype=jnp.int32)
@@ -66,15 +66,11 @@ def _program(graph: nnx.GraphDef, processors: Processors, partial: bool, width: 
         drawn = take(text, places.reshape(1, -1))[0].reshape(places.shape)
         root = take(text, length[None])[0]
         read = take(states, (length if partial else length - 1)[None])[0]
-        noise = last_positions = None
-        if processors.sample:
-            keys = jnp.broadcast_to(inputs.sampling.keys[row][None], (_ROOTS, 2))
-            noise = gumbel_noise(keys, places, vocab)
-        if processors.penalty:
-            everywhere = jnp.broadcast_to(text, (_ROOTS, text.shape[1]))
-            last_positions = penalty.last_positions(everywhere, length + 1, vocab)
-        generated = length + 1 - inputs.limits.prompt_length[row]
-        ranking = DraftSampler(length + 1, generated, last_positions, noise, inputs.sampling, processors)
+        settings = jax.tree.map(lambda x: jnp.broadcast_to(x[row][None], (_ROOTS, *x.shape[1:])), inputs.sequence)
+        noise = gumbel_noise(settings.keys, places, vocab) if features >= SamplingFeatures.SAMPLED else None
+        everywhere = jnp.broadcast_to(text, (_ROOTS, text.shape[1]))
+        last_positions = penalty.last_positions(everywhere, length + 1, vocab)
+        ranking = DraftSampler(length + 1, last_positions, noise, settings, features)
         with exact_products(hidden.dtype):
             # Head i reads the token just above its guess: the root first under `fused`, the depth-1 token otherwise.
             above = jnp.concatenate([root[:, None], drawn], axis=1)[:, partial:depth]
@@ -84,7 +80,7 @@ def _program(graph: nnx.GraphDef, processors: Processors, partial: bool, width: 
             candidates = _candidates(model, ranking, logits, drawn, width)
         hits = candidates == drawn[:, :, None]
         rank = jnp.where(hits, jnp.arange(width, dtype=jnp.int32)[None, None], jnp.int32(width)).min(axis=-1)
-        return jnp.where(places < inputs.limits.stop_length[row], rank, jnp.int32(width))
+        return jnp.where(places < inputs.sequence.stop_length[row], rank, jnp.int32(width))
 
     return jax.jit(run)
 

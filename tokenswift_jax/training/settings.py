@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tokenswift_jax.errors import UserError, check_whole
+from tokenswift_jax.errors import UserError, check_whole, read_from
 
 WHAT = ("heads", "all")
 HEAD_TYPES = ("sequential", "chained", "medusa")
@@ -95,9 +95,11 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for name, known in (("what", WHAT), ("head_type", HEAD_TYPES), ("remat", REMAT), ("lr_schedule", SCHEDULES)):
             if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)!r}; known: {', '.join(known)}")
+                raise UserError(f"{name} is {getattr(self, name)!r}; known: {', '.join(known)}", arguments=(name,))
         if (self.max_steps is None) == (self.epochs is None):
-            raise UserError("give max_steps or epochs, not both: one of them ends the run")
+            raise UserError(
+                "give max_steps or epochs, not both: one of them ends the run", arguments=("max_steps", "epochs")
+            )
         least = {"heads": 1, "max_length": 8, "batch_size": 1, "gradient_accumulation_steps": 1, "warmup_steps": 0}
         least |= {"head_stride": 1, "draft_cache": 32, "draft_sinks": 0, "self_distill": 0, "loss_chunk": 1, "seed": 0}
         least |= {"save_steps": 1, "evaluate_prompts": 1, "evaluate_tokens": 8}
@@ -113,16 +115,26 @@ class TrainingSettings:
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas are {self.betas!r}; two numbers of at least 0 and below 1 are needed")
         if self.max_length < self.heads + 2:
-            raise UserError(f"max_length {self.max_length} is too short for {self.heads} heads: at least heads + 2")
+            raise UserError(
+                f"max_length {self.max_length} is too short for {self.heads} heads: at least {self.heads + 2}",
+                arguments=("max_length",),
+            )
         if self.draft_cache < self.draft_sinks + 16:
-            raise UserError(f"draft_cache is {self.draft_cache}; it must hold draft_sinks + 16 or more")
+            raise UserError(
+                f"draft_cache is {self.draft_cache}; it must hold draft_sinks + 16 or more",
+                arguments=("draft_cache", "draft_sinks"),
+            )
         if self.draft_cache_prob and self.draft_cache >= self.max_length:
             raise UserError(
                 f"draft_cache {self.draft_cache} holds every row of max_length {self.max_length}: looking through it "
-                "would show no less; choose a smaller draft_cache or a larger max_length"
+                "would show no less; choose a smaller draft_cache or a larger max_length",
+                arguments=("draft_cache", "max_length", "draft_cache", "max_length"),
             )
         if self.what == "all" and self.self_distill:
-            raise UserError("self_distill trains on the target's own text, so the target must stand still: what=heads")
+            raise UserError(
+                "self_distill trains on the target's own text, so the target must stay as it is: what must be heads",
+                arguments=("self_distill", "what"),
+            )
 
     @property
     def tokens_per_step(self) -> int:
@@ -161,7 +173,10 @@ def read_settings(config: Path | None, given: Mapping[str, Any]) -> TrainingSett
         chosen["epochs"] = None
     if isinstance(chosen.get("betas"), list):
         chosen["betas"] = tuple(chosen["betas"])
-    return TrainingSettings(**chosen)
+    if config is None:
+        return TrainingSettings(**chosen)
+    with read_from(str(config), given):
+        return TrainingSettings(**chosen)
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -174,9 +189,10 @@ def _check_number(name: str, value: Any, low: float, high: float | None, *, abov
     if value is None and name.startswith("head_"):
         return
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise UserError(f"{name} is {value!r}; it must be a number")
+        raise UserError(f"{name} is {value!r}; it must be a number", arguments=(name,))
     if value < low or (above and value == low) or (high is not None and value > high) or value != value:
         kind = "above" if above else "at least"
         raise UserError(
-            f"{name} is {value!r}; it must be {kind} {low:g}" + ("" if high is None else f", at most {high:g}")
+            f"{name} is {value!r}; it must be {kind} {low:g}" + ("" if high is None else f", at most {high:g}"),
+            arguments=(name,),
         )

@@ -76,7 +76,10 @@ def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: boo
         saved = Checkpoints(folder / "steps")
         stack.callback(saved.close)
         if saved.latest() is not None and not resume:
-            raise UserError(f"{folder} holds a training run; give --resume to continue it, or another --output")
+            raise UserError(
+                f"output {paths.output} holds a training run; continue it with resume=True, or name another folder",
+                arguments=("output", "resume"),
+            )
         tokenizer = checkpoint.load_tokenizer(paths.model)
         if tokenizer is None:
             raise UserError(f"{paths.model} has no tokenizer; training on text needs one")

@@ -92,7 +92,10 @@ def pack(corpus: Corpus, *, length: int, min_tokens: int, documents: range | Non
       UserError: `length` is below `min_tokens`, or every document is.
     """
     if length < min_tokens:
-        raise UserError(f"--max-length {length} is too short: these heads need at least {min_tokens} tokens")
+        raise UserError(
+            f"max_length {length} is too short: these heads need at least {min_tokens} tokens",
+            arguments=("max_length",),
+        )
     chosen = np.arange(corpus.documents) if documents is None else np.asarray(documents, np.int64)
     starts, sizes = corpus.offsets[chosen], corpus.offsets[chosen + 1] - corpus.offsets[chosen]
     whole, ends = np.divmod(sizes, length)
@@ -178,12 +181,15 @@ def batches(
         position allows.
     """
     if batch_size % process_count:
-        raise UserError(f"--batch-size {batch_size} cannot be shared equally by {process_count} processes")
+        raise UserError(
+            f"batch_size {batch_size} cannot be shared equally by {process_count} processes", arguments=("batch_size",)
+        )
     steps = packing.steps_per_epoch(batch_size)
     if not steps:
         raise UserError(
             f"the data fill {packing.rows} rows of {packing.length} tokens, not one batch of {batch_size}; give more "
-            "text, a smaller --batch-size or a smaller --max-length"
+            "text, a smaller batch_size or a smaller max_length",
+            arguments=("batch_size", "max_length"),
         )
     rows = grain.MapDataset.source(_Rows(packing))
     if skip_share:

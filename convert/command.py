@@ -1,0 +1,22 @@
+"""What the converters share as commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers
+
+
+def run(convert: Callable[[list[str]], str], argv: Sequence[str] | None, parser: Parser) -> int:
+    """Runs a converter on a command's words, its summary on stdout; returns the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+
+    def converted() -> int:
+        quiet_transformers()
+        os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: only shapes are computed, no accelerator is taken
+        print(convert(list(words)))
+        return 0
+
+    return exit_status(converted, flags=parser.flags, interrupted="interrupted, nothing written")

@@ -1,0 +1,116 @@
+"""This project's checkpoint layout, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenswift_jax.checkpoint import save
+from tokenswift_jax.checkpoint.directory import companion_files
+from tokenswift_jax.checkpoint.load import Checkpoint
+from tokenswift_jax.checkpoint.names import HEAD_PREFIX
+from tokenswift_jax.checkpoint.tensors import Tensor
+from tokenswift_jax.errors import UserError
+
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+
+@contextmanager
+def new_directory(destination: Path) -> Iterator[Path]:
+    """A folder that becomes `destination` when the block ends well, and vanishes otherwise.
+
+    Raises:
+      UserError: the destination is there and not empty, or cannot be written.
+    """
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError(f"{destination} exists already; name a directory that is new or empty")
+    parent = destination.absolute().parent
+    if not parent.is_dir():
+        raise UserError(f"cannot write {destination}: there is no directory {parent}")
+    try:
+        draft = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=parent))
+    except OSError as error:
+        raise UserError(f"cannot write {destination}: {error.strerror}") from None
+    try:
+        yield draft
+        umask = os.umask(0)
+        os.umask(umask)
+        draft.chmod(0o777 & ~umask)
+        draft.replace(destination)
+    except OSError as error:
+        raise UserError(f"cannot write {destination}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def write_layout(checkpoint: Checkpoint, folder: Path, dtype: np.dtype | None, *, reference_heads: bool = False) -> str:
+    """Writes a checkpoint whole (a base folded in) in this project's layout, cast if a dtype is given.
+
+    Args:
+      checkpoint: what to write.
+      folder: where to, an existing directory.
+      dtype: to cast to, None for none.
+      reference_heads: draft heads go among the model's tensors, under the reference program's names; what only this
+        project knows of them (the node set) is left out.
+
+    Returns:
+      What was written, for a person.
+
+    Raises:
+      UserError: the reference program has no such heads.
+    """
+    tensors, config = list(checkpoint.tensors.values()), _hf_config(checkpoint, dtype)
+    if dtype is not None:
+        tensors = [tensor.astype(dtype) for tensor in tensors]
+    if reference_heads:
+        tensors, config = _as_reference(checkpoint, tensors, config)
+    save(folder, config, tensors)
+    for file in companion_files(checkpoint.directory):
+        shutil.copyfile(file, folder / file.name)
+    total = sum(tensor.nbytes for tensor in tensors)
+    heads = checkpoint.config.num_draft_heads
+    return f"{len(tensors)} tensors, {total / 1e9:.3g} GB, {heads or 'no'} draft heads"
+
+
+def _hf_config(checkpoint: Checkpoint, dtype: np.dtype | None) -> dict[str, Any]:
+    config = dict(checkpoint.hf_config)
+    config.setdefault("architectures", [_ARCHITECTURES[checkpoint.config.model_type]])
+    if dtype is not None:
+        names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
+        config |= dict.fromkeys(names, str(dtype))
+    block = dict(config.pop("tokenswift", None) or {})
+    config.pop("medusa_heads", None)
+    if checkpoint.config.num_draft_heads:
+        block.pop("base", None)
+        required = {"num_heads": checkpoint.config.num_draft_heads, "head_type": checkpoint.config.draft_head_type}
+        config["tokenswift"] = {"node_set": None} | block | required
+    return config
+
+
+def _as_reference(
+    checkpoint: Checkpoint, tensors: list[Tensor], config: dict[str, Any]
+) -> tuple[list[Tensor], dict[str, Any]]:
+    heads, kind = checkpoint.config.num_draft_heads, checkpoint.config.draft_head_type
+    if not heads:
+        raise UserError(f"{checkpoint.directory} has no draft heads to export")
+    if kind != "chained":
+        raise UserError(f"{kind} draft heads are none of the reference program's: it knows chained ones only")
+    renamed = [
+        replace(tensor, name=f"model.{tensor.name}") if tensor.name.startswith(HEAD_PREFIX) else tensor
+        for tensor in tensors
+    ]
+    config = {name: value for name, value in config.items() if name != "tokenswift"}
+    return renamed, config | {"medusa_heads": heads}

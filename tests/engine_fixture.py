@@ -1,0 +1,56 @@
+"""What tests of single steps start from, made as the engine makes it: settings, layouts, states."""
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.engine.compile_cache import CompileCache
+from tokenswift_jax.engine.layout import Layout
+from tokenswift_jax.engine.prefill import Prefill
+from tokenswift_jax.model import Model
+from tokenswift_jax.request import batch_of
+from tokenswift_jax.sample.params import SequenceParams, sequence_params
+from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.step.state import DecodeState, Plan
+
+
+def settings_of(
+    config: SamplingConfig,
+    *,
+    vocab: int,
+    batch: int = 1,
+    eos_ids: tuple[int, ...] = (),
+    min_new_tokens: int = 0,
+    prompt_length: int = 1,
+    max_new_tokens: int = 0,
+) -> SequenceParams:
+    """Row i draws with `config.sequence` + i; prompts are of one length."""
+    return sequence_params(
+        batch_of(
+            [range(prompt_length)] * batch,
+            config,
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            eos_token_ids=eos_ids,
+        ),
+        vocab,
+    )
+
+
+def layout_of(plan: Plan, dtype: jnp.dtype, capacity: int, ngram_slots: int = 32) -> Layout:
+    """The layout that serves one plan."""
+    return Layout.of(plan.config, jnp.dtype(dtype), capacity, plan.features, [plan], ngram_slots)
+
+
+def blank_state(layout: Layout, batch: int) -> DecodeState:
+    """The state of texts of one token, 0."""
+    tokens = jnp.zeros((batch, layout.capacity), jnp.int32)
+    return layout.state(tokens, jnp.ones((batch,), jnp.int32), layout.cache(batch, layout.capacity))
+
+
+def prefilled_state(model: Model, texts: list[list[int]], layout: Layout) -> DecodeState:
+    """The state of texts whose last tokens are roots."""
+    requests = batch_of(texts, SamplingConfig(), max_new_tokens=1)
+    prefill = Prefill(model, CompileCache(), layout, requests, [()] * len(texts), layout.capacity, None)
+    while not prefill.finished:
+        prefill.advance()
+    return jax.block_until_ready(prefill.state())

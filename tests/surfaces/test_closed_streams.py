@@ -1,0 +1,135 @@
+"""Readers that leave (`| head`), streams that are closed (`>&-`) and full disks: no traceback, statuses as of other
+programs. Each command runs in a process of its own; what takes it long is replaced."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoint.checkpoints_made_here import FAMILIES
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SIGPIPE = 141  # what a shell shows of `cat` in `cat FILE | head`
+BEGIN = "import pytest, sys; from pathlib import Path; import scripted; patch = pytest.MonkeyPatch();"
+# A run without an end, a table, a training that tells of its steps; a converter as it is.
+GENERATE = (
+    f"{BEGIN} import tokenswift_jax.model as m; loaded = scripted.model(Path('.'));"
+    "patch.setattr(m, 'load', lambda *a, **b: loaded);"
+    "scripted.play(patch, scripted.prefilled(300), *[scripted.plain([300] * 2000) for _ in range(400)]);"
+    "from tokenswift_jax.cli.generate import main"
+)
+EVALUATE = (
+    f"{BEGIN} import tokenswift_jax.model as m, tokenswift_jax.training.evaluation as e;"
+    "import tokenswift_jax.training.shards as s, tokenswift_jax.training.held_out as h;"
+    "loaded = scripted.model(Path('.')); object.__setattr__(loaded.config, 'num_draft_heads', 3);"
+    "patch.setattr(m, 'load', lambda *a, **b: loaded);"
+    "patch.setattr(s, 'tokenise', lambda *a, **b: type('Corpus', (), {'documents': 1}));"
+    "patch.setattr(h, 'windows', lambda *a: None);"
+    "result = type('Result', (), {'table': lambda self: 'head 1 of 3' * 3});"
+    "patch.setattr(e, 'evaluate', lambda *a, **b: result());"
+    "from tokenswift_jax.evaluate import main"
+)
+TRAIN = (
+    f"{BEGIN} import tokenswift_jax.training.trainer as t;"
+    "steps = lambda *a, say, **b: [print('step', n, file=say) for n in range(3)] and 'heads';"
+    "patch.setattr(t, 'train', steps);"
+    "from tokenswift_jax.training.cli import main"
+)
+CONVERT = "import sys; from tokenswift_jax.cli.commands import main"
+RUNS = {
+    "generate": (GENERATE, ["--max-new-tokens", "900000", "--stats", "s"]),
+    "evaluate": (EVALUATE, ["--data", "x"]),
+    "train": (TRAIN, ["--data", "x", "--output", "y"]),
+    "convert": (CONVERT, ["convert", "hf", str(FAMILIES / "llama2"), "out"]),
+    "help": (CONVERT, ["generate", "--help"]),
+    "commands": (CONVERT, ["--help"]),
+}
+
+
+def run(folder, name, words=(), unbuffered=False, **streams):
+    """Runs a command with these streams; (status, stdout, stderr), a stream "" where it was given."""
+    program, arguments = RUNS[name]
+    path = os.pathsep.join(map(str, (HERE, ROOT)))
+    environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1" if unbuffered else ""}
+    environment |= {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    words = [sys.executable, "-c", f"{program}; from tokenswift_jax.cli.command import leave; leave(main())"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    done = subprocess.run([*words, *arguments], cwd=folder, env=environment, text=True, check=False, **streams)
+    return done.returncode, done.stdout or "", done.stderr or ""
+
+
+@pytest.fixture
+def nobody():
+    """The writing end of a pipe whose reader has left."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    yield writing
+    os.close(writing)
+
+
+@pytest.mark.parametrize(("name", "unbuffered"), [*((name, False) for name in RUNS), ("generate", True)])
+def test_a_reader_of_stdout_that_has_left_ends_the_command_quietly(tmp_path, nobody, name, unbuffered):
+    status, _, told = run(tmp_path, name, unbuffered=unbuffered, stdout=nobody)
+    assert status == SIGPIPE, told
+    assert "Traceback" not in told
+    assert "BrokenPipe" not in told
+    assert "rror" not in told
+    if name == "convert":
+        assert (tmp_path / "out" / "config.json").exists(), "it was written before it was told of"
+
+
+@pytest.mark.parametrize("name", ["generate", "train"])
+def test_a_reader_of_stderr_that_has_left_ends_the_command_quietly(tmp_path, nobody, name, monkeypatch):
+    """Of commands that write there on their way: steps, a closing report."""
+    if name == "generate":
+        monkeypatch.setitem(RUNS, name, (GENERATE, ["--max-new-tokens", "1", "--stats", "s"]))
+    status, shown, _ = run(tmp_path, name, stderr=nobody)
+    assert status == SIGPIPE
+    assert "Traceback" not in shown
+    if name == "generate":
+        assert json.loads((tmp_path / "s").read_text())["finish_reason"] == "length"
+
+
+def test_both_readers_have_left_and_the_error_has_nowhere_to_go(tmp_path, nobody, monkeypatch):
+    assert run(tmp_path, "generate", stdout=nobody, stderr=nobody)[0] == SIGPIPE
+    assert json.loads((tmp_path / "s").read_text())["finish_reason"] == "interrupted"
+    monkeypatch.setitem(RUNS, "commands", (CONVERT, ["sing"]))
+    assert run(tmp_path, "commands", stderr=nobody)[0] == SIGPIPE
+
+
+def test_a_broken_pipe_of_something_else_is_an_error(tmp_path, monkeypatch):
+    broken = GENERATE.replace("b: loaded", "b: (_ for _ in ()).throw(BrokenPipeError(32, 'x'))")
+    monkeypatch.setitem(RUNS, "generate", (broken, []))
+    assert run(tmp_path, "generate") == (1, "", "error: [Errno 32] x\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "closed"),
+    [("generate", (0, 1, 2)), ("generate", (2,)), ("train", (0, 1, 2)), ("evaluate", (1,)), ("convert", (1, 2))],
+)
+def test_closed_streams_take_nothing_and_no_file_takes_their_place(tmp_path, monkeypatch, name, closed):
+    if name == "generate":
+        monkeypatch.setitem(RUNS, name, (GENERATE, ["--max-new-tokens", "1", "--stats", "s", "--journal", "j"]))
+    status, shown, told = run(tmp_path, name, preexec_fn=lambda: [os.close(number) for number in closed])
+    assert status == 0, told
+    assert "Traceback" not in told
+    if 2 in closed:
+        assert "tokens/s" not in shown, "what was for stderr is not on stdout"
+    if name == "generate":
+        header, *records = (tmp_path / "j").read_text().splitlines()
+        assert len(records) == 1
+        assert json.loads(header)["format"] == "tokenswift_jax journal"
+        assert json.loads(records[0])["token_ids"] == [300]
+        assert (tmp_path / "s").read_text().count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's device that is always full")
+@pytest.mark.parametrize("name", ["convert", "help"])
+def test_a_full_disk_is_one_line(tmp_path, name):
+    with open("/dev/full", "w") as full:
+        status, _, told = run(tmp_path, name, stdout=full)
+    assert (status, told) == (1, "error: [Errno 28] No space left on device\n")

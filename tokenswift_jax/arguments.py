@@ -1,0 +1,100 @@
+"""From the arguments of `generate` to requests: each argument is one value for all prompts, or a list of one each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.request import Request
+from tokenswift_jax.sampling import SamplingConfig, check_vocabulary, resolve_sampling
+
+if TYPE_CHECKING:
+    from tokenswift_jax.model import Model
+
+
+def requests_for(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    *,
+    sampling: SamplingConfig | Sequence[SamplingConfig] | None,
+    max_new_tokens: int | Sequence[int],
+    min_new_tokens: int | Sequence[int],
+    ignore_eos: bool | Sequence[bool],
+    stop: str | Sequence[str] | Sequence[Sequence[str]],
+) -> list[Request]:
+    """The requests of a batch.
+
+    One `SamplingConfig` serves all rows, and row i draws with its `sequence` + i; of a list each is used as given.
+
+    Raises:
+      UserError: a value is out of range, a list has not one entry a prompt, or `suppress_tokens` and the vocabulary
+        leave nothing to draw.
+    """
+    count = len(prompts)
+    configs = _configs(model, sampling, count)
+    longest = _one_each("max_new_tokens", max_new_tokens, count)
+    shortest = _one_each("min_new_tokens", min_new_tokens, count)
+    ignored = _one_each("ignore_eos", ignore_eos, count)
+    stops = _stops(stop, count)
+    requests = []
+    for row, prompt in enumerate(prompts):
+        _check_lengths(longest[row], shortest[row])
+        if not isinstance(ignored[row], bool):
+            raise UserError(f"ignore_eos is {ignored[row]!r}; it must be True or False", arguments=("ignore_eos",))
+        if stops[row] and model.tokenizer is None:
+            raise UserError("stop needs text, and this checkpoint has no tokenizer; leave it out", arguments=("stop",))
+        check_vocabulary(configs[row], model.config.vocab_size)
+        eos = () if ignored[row] else tuple(model.eos_token_ids)
+        requests.append(Request(prompt, configs[row], longest[row], shortest[row], eos, stops[row]))
+    return requests
+
+
+def _configs(model: Model, sampling: Any, count: int) -> list[SamplingConfig]:
+    if sampling is None:
+        sampling = resolve_sampling({}, model.generation_config)
+    if isinstance(sampling, SamplingConfig):
+        return [replace(sampling, sequence=sampling.sequence + row) for row in range(count)]
+    configs = _one_each("sampling", sampling, count)
+    for config in configs:
+        if not isinstance(config, SamplingConfig):
+            raise UserError(f"sampling has a {type(config).__name__} where a SamplingConfig is expected")
+    return configs
+
+
+def _one_each(name: str, value: Any, count: int) -> list[Any]:
+    """The value for every row: a list or tuple has one entry each, anything else is for all."""
+    if not isinstance(value, list | tuple):
+        return [value] * count
+    if len(value) != count:
+        raise UserError(
+            f"{name} has {len(value)} entries for {count} prompts; give one each, or one value for all",
+            arguments=(name,),
+        )
+    return list(value)
+
+
+def _stops(stop: Any, count: int) -> list[tuple[str, ...]]:
+    """Stop strings of every row. A list of strings is for all rows, a list of lists has one entry a prompt."""
+    if isinstance(stop, str):
+        stop = (stop,)
+    entries = list(stop)
+    if entries and all(isinstance(entry, list | tuple) for entry in entries):
+        rows = [tuple(entry) for entry in _one_each("stop", entries, count)]
+    else:
+        rows = [tuple(entries)] * count
+    if not all(isinstance(one, str) and one for row in rows for one in row):
+        raise UserError("a stop string is text of at least one character")
+    return rows
+
+
+def _check_lengths(max_new_tokens: Any, min_new_tokens: Any) -> None:
+    for name, value, least in (("max_new_tokens", max_new_tokens, 1), ("min_new_tokens", min_new_tokens, 0)):
+        if type(value) is not int or value < least:
+            raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or above", arguments=(name,))
+    if min_new_tokens > max_new_tokens:
+        raise UserError(
+            f"min_new_tokens {min_new_tokens} is above max_new_tokens {max_new_tokens}; lower one",
+            arguments=("min_new_tokens", "max_new_tokens"),
+        )

@@ -1,0 +1,104 @@
+"""Axes that arrays name on their fields: the one declaration behind slots of a batch, shardings and bytes.
+
+A dataclass declares each array with `axes(...)`; what must know a dimension asks here instead of counting dimensions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, TypeVar, dataclass_transform
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+BATCH = "batch"
+_Tree = TypeVar("_Tree")
+
+
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """The names of an array's dimensions, in order: a leaf of the tree that `axes_of` returns."""
+
+    names: tuple[str, ...]
+
+    @property
+    def batch(self) -> int:
+        """Which dimension is the batch."""
+        return self.names.index(BATCH)
+
+
+def axes(*names: str, **options: Any) -> Any:
+    """A dataclass field whose array has dimensions of these names."""
+    return dataclasses.field(metadata={"axes": Axes(names)}, **options)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(axes, dataclasses.field))
+def pytree(declared: type[_Tree]) -> type[_Tree]:
+    """A frozen dataclass that jax takes as a pytree: every field is data."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(declared))
+
+
+def axes_of(tree: Any) -> Any:
+    """The same dataclasses with an `Axes` in the place of every array; None stays None.
+
+    Raises:
+      TypeError: a field contains an array and names no axes.
+    """
+    if tree is None:
+        return None
+    if not dataclasses.is_dataclass(tree) or isinstance(tree, type):
+        raise TypeError(f"a {type(tree).__name__} names no axes; declare the field with arrays.axes(...)")
+    named = {}
+    for field in dataclasses.fields(tree):
+        value = getattr(tree, field.name)
+        if "axes" in field.metadata and value is not None:
+            named[field.name] = field.metadata["axes"]
+        else:
+            named[field.name] = axes_of(value)
+    return dataclasses.replace(tree, **named)
+
+
+def put_row(tree: _Tree, row: Any, slot: jax.Array) -> _Tree:
+    """The tree with row 0 of `row` (the same dataclasses, batch 1) at a slot, int32 [], of its batch.
+
+    Every other dimension of `row` may be shorter: then its content fills the beginning. In place where donated.
+    """
+
+    def put(names: Axes, whole: jax.Array, one: jax.Array) -> jax.Array:
+        at = [jnp.zeros((), jnp.int32)] * whole.ndim
+        at[names.batch] = slot
+        return jax.lax.dynamic_update_slice(whole, one.astype(whole.dtype), at)
+
+    return jax.tree.map(put, axes_of(tree), tree, row)
+
+
+def take_row(tree: _Tree, slot: jax.Array) -> _Tree:
+    """The row of a slot, int32 [], as a tree of batch 1."""
+
+    def take(names: Axes, whole: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(whole, slot, 1, axis=names.batch)
+
+    return jax.tree.map(take, axes_of(tree), tree)
+
+
+def shardings(mesh: Mesh, tree: _Tree, rules: Mapping[str, str | None]) -> _Tree:
+    """The sharding of every array: each named axis over the mesh axis that `rules` gives it, else not split."""
+
+    def one(names: Axes) -> NamedSharding:
+        return NamedSharding(mesh, P(*[rules.get(name) for name in names.names]))
+
+    return jax.tree.map(one, axes_of(tree))
+
+
+def bytes_per_device(tree: Any, rules: Mapping[str, str | None], mesh: Mapping[str, int]) -> int:
+    """Bytes that each device stores of arrays or shapes, given the mesh's sizes; uneven parts are rounded up."""
+    total = 0
+    for names, leaf in zip(jax.tree.leaves(axes_of(tree)), jax.tree.leaves(tree), strict=True):
+        parts = [mesh.get(rules.get(name) or "", 1) for name in names.names]
+        sizes = [-(-size // part) for size, part in zip(leaf.shape, parts, strict=True)]
+        total += math.prod(sizes) * jnp.dtype(leaf.dtype).itemsize
+    return total

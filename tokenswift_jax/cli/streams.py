@@ -1,0 +1,70 @@
+"""Standard streams whose other end is closed: quiet, and never another file in their place."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from typing import Any
+
+# What a shell shows for a program that SIGPIPE (13) ended, as `cat` in `cat FILE | head`.
+READER_LEFT = 128 + 13
+
+
+def replace_closed() -> None:
+    """Puts the null device in place of standard streams that were closed before the process began (`>&-`).
+
+    Without it, the next file that the process opens gets the number of stdout or stderr, and the text that a library
+    prints there lands in that file.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, this one
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+
+
+def flush() -> None:
+    """Writes what stdout and stderr still hold.
+
+    Raises:
+      BrokenPipeError: a reader has left; `silence_left` comes next.
+      OSError: one of them cannot be written; what it held is dropped, so that the interpreter does not try again.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError:
+            _silence(stream)
+            raise
+
+
+def silence_left() -> bool:
+    """Whether the readers of stdout or stderr have gone; such streams write to the null device from now on."""
+    left = [stream for stream in (sys.stdout, sys.stderr) if _reader_left(stream)]
+    for stream in left:
+        _silence(stream)
+    return bool(left)
+
+
+def _reader_left(stream: Any) -> bool:
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):  # not of the operating system
+        return False
+    if not hasattr(select, "poll"):
+        return True  # nobody can tell, and a broken pipe is mostly ours
+    poll = select.poll()
+    poll.register(number, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+def _silence(stream: Any) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)

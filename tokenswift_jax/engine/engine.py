@@ -1,0 +1,303 @@
+"""The engine: slots on the device in which texts come and go. Five verbs: prefill, insert, step, evict, prefix."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tokenswift_jax import arrays
+from tokenswift_jax.engine.compile_cache import CompileCache
+from tokenswift_jax.engine.layout import Layout
+from tokenswift_jax.engine.prefill import Prefill, Prefix, padded
+from tokenswift_jax.finish import Finish
+from tokenswift_jax.kv.dense import round_up
+from tokenswift_jax.progress_report import Report, phase, silent
+from tokenswift_jax.request import Request
+from tokenswift_jax.sample import penalty
+from tokenswift_jax.sample.params import SequenceParams, sequence_params
+from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculate import plans
+from tokenswift_jax.speculate.plans import NamedPlan
+from tokenswift_jax.step.loop import Chunk, compiled
+from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
+
+if TYPE_CHECKING:
+    from tokenswift_jax.model import Model
+
+CHUNK_TOKENS = 32  # a row's records a chunk: often enough for a reader, rare enough for the host
+_DRAFTING = ("ngrams", "ngram_trust", "draft")  # parts of the state that a plan without such drafts leaves as they are
+_VACANT = Request((0,), SamplingConfig(temperature=0.0), 0)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one chunk of iterations gave, on the host.
+
+    Attributes:
+      records: int32 [slots, most, 4], columns `token_log.RECORD`.
+      counts: int32 [slots], records that count.
+      finish: int32 [slots], `Finish` after the chunk.
+      length: int32 [slots], committed positions after the chunk.
+    """
+
+    records: np.ndarray
+    counts: np.ndarray
+    finish: np.ndarray
+    length: np.ndarray
+
+
+class Pending:
+    """A chunk under way."""
+
+    def __init__(self, future: Future[Chunk]) -> None:
+        self._future = future
+
+    def result(self) -> StepResult:
+        """Waits for the device."""
+        chunk = self._future.result()
+        counts = np.asarray(chunk.counts)
+        return StepResult(np.asarray(chunk.records), counts, np.asarray(chunk.finish), np.asarray(chunk.length))
+
+
+class Engine:
+    """Slots of one model.
+
+    Calls return at once, and a thread of the engine sends their work to the device in the order of the calls: on GPUs
+    the host evaluates a loop's condition, so that sending a chunk blocks until the chunk has almost finished. Between
+    two chunks the caller may insert texts, evict them and change the plan; no row's tokens depend on any of it.
+
+    Attributes:
+      layout: sizes and parts of the state.
+      slots: rows of the batch.
+      programs: compiled programs, and the seconds they took.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        layout: Layout,
+        slots: int,
+        *,
+        draft_params: Any = None,
+        programs: CompileCache | None = None,
+        report: Report = silent,
+    ) -> None:
+        """Allocates nothing before the first text comes.
+
+        Args:
+          model: the target.
+          layout: sizes and parts of the state.
+          slots: rows of the batch.
+          draft_params: parameters of the plans' quantised drafter; None where no plan has one.
+          programs: where executables are compiled and kept; None: its own.
+          report: told of compilation, prefill and the preparation of drafts.
+        """
+        self.layout, self.slots = layout, slots
+        self.programs = CompileCache(report) if programs is None else programs
+        self._model, self._report = model, report
+        self._plain = plans.autoregressive_plan(layout.config, layout.features)
+        vacant = sequence_params([_VACANT] * slots, layout.config.vocab_size)
+        self._inputs = StepInputs(params=model.params, sequence=vacant, draft_params=draft_params)
+        self._state: DecodeState | None = None
+        self._ready: NamedPlan | None = None  # the plan whose drafts the state is prepared for
+        self._functions: dict[Plan, Callable] = {}
+        self._sender = ThreadPoolExecutor(1, "tokenswift-engine")
+        self._stopped = False
+
+    # The five verbs
+
+    def prefill(
+        self,
+        requests: Sequence[Request],
+        emitted: Sequence[Sequence[int]] | None = None,
+        *,
+        prefix: Prefix | None = None,
+    ) -> Prefill:
+        """Prompts (and the tokens already emitted after them) on their way into a cache; `Prefill.advance` sends one
+        chunk. As many requests as the engine has slots, while it is empty, become its state without a copy."""
+        emitted = [()] * len(requests) if emitted is None else emitted
+        whole = self._state is None and len(requests) == self.slots
+        capacity = self.layout.capacity if whole else None
+        return Prefill(self._model, self.programs, self.layout, requests, emitted, capacity, prefix)
+
+    def insert(self, prefill: Prefill, slots: Sequence[int] | None = None) -> Pending:
+        """Puts the prefilled rows into slots, in order; None: the first ones. Pending are the tokens that prefill gave,
+        one a row that had none; rows are those of the prefill."""
+        while not prefill.finished:
+            prefill.advance()
+        slots = list(range(len(prefill.requests)) if slots is None else slots)
+        settings = sequence_params(prefill.requests, self.layout.config.vocab_size)
+        return Pending(self._sender.submit(self._insert, prefill, slots, settings))
+
+    def step(self, named: NamedPlan, iterations: int | None = None) -> Pending:
+        """Sends a chunk of iterations (None: until a row has CHUNK_TOKENS records); `prepare` comes before."""
+        assert self._ready is named, "the plan is not prepared"
+        return Pending(self._sender.submit(self._step, named.plan, iterations))
+
+    def evict(self, slots: Sequence[int]) -> None:
+        """Ends the texts of some slots: from the next chunk on they are vacant."""
+        gone = np.zeros(self.slots, bool)
+        gone[list(slots)] = True
+        self._sender.submit(self._replace, lambda state: _evict(state, jnp.asarray(gone)))
+
+    def prefix(self, slot: int, token_ids: Sequence[int]) -> Prefix:
+        """Keys and values of the beginning `token_ids` of a slot's text, which must be committed there."""
+        size = min(round_up(max(len(token_ids), 1)), self.layout.capacity)
+
+        def read() -> Prefix:
+            assert self._state is not None
+            row = self.programs.run(_take_row, self._state.cache, jnp.asarray(slot, jnp.int32), name="a prefix")
+            return Prefix(list(token_ids), row.first(size))
+
+        return self._sender.submit(read).result()
+
+    # What a caller needs around them
+
+    def prepare(self, named: NamedPlan) -> float:
+        """Compiles a plan and brings the drafts' tables and caches up to the texts, where that is still to do; returns,
+        when it is done, the seconds that the latter took."""
+        if named is self._ready:
+            return 0.0
+        seconds, before = 0.0, self.programs.compile_seconds
+        state = self.state
+        if named.plan.kind != "autoregressive":
+            seconds = self._sender.submit(self._catch_up, named).result()
+        self.programs.compile(*self._call(named.plan, state, None), name=named.label)
+        if self.programs.compile_seconds > before:
+            # Run zero iterations first: loading the program must not count as decode time.
+            self._sender.submit(self._step, named.plan, 0).result()
+        self._ready = named
+        return seconds
+
+    def is_ready(self, named: NamedPlan) -> bool:
+        """Whether `step` may run this plan at once."""
+        return named is self._ready
+
+    @property
+    def state(self) -> DecodeState | None:
+        """The state after everything that was sent; the next chunk takes its buffers."""
+        return self._state if self._stopped else self._sender.submit(lambda: self._state).result()
+
+    def stop(self) -> None:
+        """Waits for what was sent; nothing can be sent any more, and the state stays."""
+        self._sender.shutdown(wait=True)
+        self._stopped = True
+
+    def close(self) -> None:
+        """Waits for what was sent and frees the device's state."""
+        self.stop()
+        self._state = None
+
+    # In the sender's thread, one after another
+
+    def _step(self, plan: Plan, iterations: int | None) -> Chunk:
+        assert self._state is not None
+        self._state, chunk = self._run(plan, self._state, self._inputs, iterations)
+        return chunk
+
+    def _insert(self, prefill: Prefill, slots: list[int], settings: SequenceParams) -> Chunk:
+        inputs = replace(self._inputs, sequence=settings)
+        state, chunk = self._run(self._plain.plan, prefill.state(), inputs, 1)
+        if any(prefill.emitted):
+            state = self._resumed(prefill, state)
+            chunk = replace(chunk, counts=jnp.where(jnp.asarray([bool(e) for e in prefill.emitted]), 0, chunk.counts))
+        adopted = self._state is None and slots == list(range(self.slots)) and prefill.capacity == self.layout.capacity
+        if adopted:
+            self._state, self._inputs, self._ready = state, inputs, None
+            return chunk
+        ready = self._ready
+        if ready is not None and ready.plan.kind != "autoregressive":
+            state = self.programs.run(compiled("catch_up", None, ready.plan), inputs, state, name="drafts")
+        if self._state is None:
+            self._state = self.layout.vacant(self.slots)
+        both = self._state, self._inputs.sequence
+        for row, slot in enumerate(slots):
+            one = (state, settings)
+            both = self.programs.run(_move_row, both, one, jnp.int32(row), jnp.int32(slot), name="insertion")
+        self._state, sequence = both
+        self._inputs = replace(self._inputs, sequence=sequence)
+        return chunk
+
+    def _replace(self, change: Callable[[DecodeState], DecodeState]) -> None:
+        if self._state is not None:
+            self._state = change(self._state)
+
+    def _catch_up(self, named: NamedPlan) -> float:
+        call = compiled("catch_up", None, named.plan), self._inputs, self._state
+        self.programs.compile(*call, name=f"the drafts of {named.label}")
+        begun = time.perf_counter()
+        with phase(self._report, f"preparing the drafts of {named.label}"):
+            self._state = jax.block_until_ready(self.programs.run(*call))
+        return time.perf_counter() - begun
+
+    def _run(
+        self, plan: Plan, state: DecodeState, inputs: StepInputs, iterations: int | None
+    ) -> tuple[DecodeState, Chunk]:
+        after, chunk = self.programs.run(*self._call(plan, state, iterations, inputs), name=plan.kind)
+        kept = {name: getattr(state, name) for name in _DRAFTING if getattr(after, name) is None}
+        return replace(after, **kept), chunk
+
+    def _call(
+        self, plan: Plan, state: DecodeState | None, iterations: int | None, inputs: StepInputs | None = None
+    ) -> tuple:
+        """What `CompileCache` takes to run a chunk of at most `iterations`."""
+        assert state is not None
+        function = self._functions.get(plan)
+        if function is None:  # hashing the model's graph to find it again takes a fraction of a millisecond
+            function = compiled("chunk", self._model.graphdef, plan, CHUNK_TOKENS + plan.depth)
+            self._functions[plan] = function
+        most = jnp.asarray(CHUNK_TOKENS + plan.depth if iterations is None else iterations, jnp.int32)
+        inputs = self._inputs if inputs is None else inputs
+        # A plan is one executable, whatever the mode: it is not handed what only other plans need.
+        inputs = inputs if plan.drafter is not None else replace(inputs, draft_params=None)
+        read = (plan.tree and plan.tree.ngram_k, plan.tree and plan.tree.calibrated, plan.draft)
+        state = replace(state, **{name: None for name, part in zip(_DRAFTING, read, strict=True) if not part})
+        return function, inputs, state, most
+
+    def _resumed(self, prefill: Prefill, state: DecodeState) -> DecodeState:
+        """The state whose roots are the newest emitted tokens, whatever the step before them drew here."""
+        texts, drawn = prefill.texts, np.asarray(state.tokens)
+        tokens = padded(texts, prefill.capacity)
+        lengths = np.asarray([len(text) for text in texts], np.int32)
+        finish = np.asarray(state.finish).copy()
+        for row, (request, done) in enumerate(zip(prefill.requests, prefill.emitted, strict=True)):
+            if not done:
+                lengths[row] = int(np.asarray(state.length)[row]) + 1
+                tokens[row] = drawn[row]
+            elif done[-1] in request.eos_token_ids:
+                finish[row] = Finish.EOS
+            else:
+                finish[row] = Finish.LENGTH if len(done) >= request.max_new_tokens else Finish.RUNNING
+        vocab = self.layout.config.vocab_size
+        return replace(
+            state,
+            tokens=jnp.asarray(tokens),
+            length=jnp.asarray(lengths - 1),
+            finish=jnp.asarray(finish),
+            last_positions=penalty.last_positions(jnp.asarray(tokens), jnp.asarray(lengths), vocab),
+        )
+
+
+@partial(jax.jit, donate_argnums=0)
+def _move_row(whole: Any, rows: Any, row: jax.Array, slot: jax.Array) -> Any:
+    return tuple(
+        arrays.put_row(tree, arrays.take_row(source, row), slot) for tree, source in zip(whole, rows, strict=True)
+    )
+
+
+@jax.jit
+def _take_row(tree: Any, slot: jax.Array) -> Any:
+    return arrays.take_row(tree, slot)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _evict(state: DecodeState, gone: jax.Array) -> DecodeState:
+    return replace(state, finish=jnp.where(gone, jnp.int32(Finish.VACANT), state.finish))

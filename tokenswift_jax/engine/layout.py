@@ -1,0 +1,96 @@
+"""Which arrays an engine keeps: everything about a decode's state that is fixed before the first text comes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.finish import Finish
+from tokenswift_jax.kv.dense import FullCache, empty_cache
+from tokenswift_jax.kv.draft_cache import DraftKind
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.sample import penalty
+from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.speculate import ngram, ngram_calibration
+from tokenswift_jax.step.state import DecodeState, Plan
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Static sizes and parts of a `DecodeState`.
+
+    Attributes:
+      config: the decoder's.
+      dtype: of the cache's keys and values.
+      capacity: slots a row of the cache, and positions a row of the text.
+      features: what sampling the steps contain.
+      ngram_slots: continuations the n-gram table keeps of a first token; None: no table.
+      calibrate: whether the state keeps how the n-grams fare.
+      draft: kind and sizes of the draft cache; None: no draft cache.
+    """
+
+    config: ModelConfig
+    dtype: jnp.dtype
+    capacity: int
+    features: SamplingFeatures
+    ngram_slots: int | None
+    calibrate: bool
+    draft: DraftKind | None
+
+    @staticmethod
+    def of(
+        config: ModelConfig,
+        dtype: jnp.dtype,
+        capacity: int,
+        features: SamplingFeatures,
+        plans: Sequence[Plan],
+        ngram_slots: int,
+    ) -> Layout:
+        """The layout that serves all of `plans`.
+
+        Raises:
+          ValueError: two plans draft over caches of different kinds or sizes.
+        """
+        trees = [plan.tree for plan in plans if plan.tree is not None]
+        kinds = {plan.draft for plan in plans if plan.draft is not None}
+        if len(kinds) > 1:
+            raise ValueError(f"one engine keeps one draft cache, and its plans ask for {len(kinds)} kinds")
+        return Layout(
+            config=config,
+            dtype=dtype,
+            capacity=capacity,
+            features=features,
+            ngram_slots=ngram_slots if any(tree.ngram_k for tree in trees) else None,
+            calibrate=any(tree.calibrated for tree in trees),
+            draft=next(iter(kinds), None),
+        )
+
+    def state(self, tokens: jax.Array, lengths: jax.Array, cache: FullCache) -> DecodeState:
+        """The state of texts int32 [batch, capacity or fewer] of `lengths` int32 [batch] tokens, whose last ones are
+        roots and whose cache is filled up to them; tables and draft cache are empty (`loop.catch_up` fills them)."""
+        batch, config = lengths.shape[0], self.config
+        return DecodeState(
+            tokens=tokens,
+            length=lengths - 1,
+            finish=jnp.full((batch,), Finish.RUNNING, jnp.int32),
+            cache=cache,
+            hidden=jnp.zeros((batch, config.hidden_size), self.dtype),
+            query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), self.dtype),
+            last_positions=penalty.last_positions(tokens, lengths, config.vocab_size),
+            ngrams=None if self.ngram_slots is None else ngram.empty(batch, config.vocab_size, self.ngram_slots),
+            ngram_trust=ngram_calibration.unobserved(batch) if self.calibrate else None,
+            draft=None if self.draft is None else self.draft.empty(config, batch, self.dtype),
+        )
+
+    def vacant(self, slots: int) -> DecodeState:
+        """The state of so many slots without a text."""
+        tokens = jnp.zeros((slots, self.capacity), jnp.int32)
+        state = self.state(tokens, jnp.ones((slots,), jnp.int32), self.cache(slots, self.capacity))
+        return replace(state, finish=jnp.full((slots,), Finish.VACANT, jnp.int32))
+
+    def cache(self, batch: int, capacity: int) -> FullCache:
+        """A cache of zeros."""
+        return empty_cache(self.config, batch, capacity, self.dtype)

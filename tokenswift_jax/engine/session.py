@@ -1,0 +1,245 @@
+"""A session: the texts of one call from their prompts to their ends, through an engine of as many slots."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from tokenswift_jax.engine import capacity as memory
+from tokenswift_jax.engine.adaptive import Tuner
+from tokenswift_jax.engine.device_pace import DevicePace
+from tokenswift_jax.engine.engine import Engine, Pending, StepResult
+from tokenswift_jax.engine.layout import Layout
+from tokenswift_jax.engine.policy import FixedPlan, PlanPolicy
+from tokenswift_jax.engine.prefill import chunk_rows
+from tokenswift_jax.errors import NumericsError
+from tokenswift_jax.finish import REASONS, Finish
+from tokenswift_jax.progress_report import Report, phase, silent
+from tokenswift_jax.request import Request
+from tokenswift_jax.sample.features import features_for
+from tokenswift_jax.speculate import plans
+from tokenswift_jax.speculate.plans import NamedPlan
+from tokenswift_jax.speculate.quantized_drafter import with_drafter
+from tokenswift_jax.speculation import SpeculationConfig
+from tokenswift_jax.step.state import DecodeState
+from tokenswift_jax.token_log import TokenLog, from_records
+
+if TYPE_CHECKING:
+    from tokenswift_jax.model import Model
+
+_MEMORY_ARGUMENTS = ("max_new_tokens", "capacity", "draft_cache", "ngram_slots")  # what lowers a session's memory
+
+
+@dataclass(frozen=True)
+class RowStep:
+    """What one finished chunk added to one row.
+
+    Attributes:
+      log: its new tokens.
+      finish: "length" or "eos" once the row has ended, else None.
+      error: why the row cannot go on; it has ended, its neighbours have not.
+    """
+
+    log: TokenLog
+    finish: str | None = None
+    error: NumericsError | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished chunk: one entry a row of the batch."""
+
+    rows: tuple[RowStep, ...]
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A chunk under way, and the seconds that preparing its plan took before it."""
+
+    named: NamedPlan
+    pending: Pending
+    catch_up: float
+
+
+class Session:
+    """An iterable of steps that ends when every row has ended.
+
+    Attributes:
+      engine: whose slots the rows occupy, row i in slot i.
+      prefill_seconds: from the first dispatch to the first token, compilation excluded.
+      schedule_trace: which plan ran from which generated token on.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        requests: Sequence[Request],
+        speculation: SpeculationConfig,
+        *,
+        emitted: Sequence[Sequence[int]] | None = None,
+        capacity: int | None = None,
+        report: Report = silent,
+    ) -> None:
+        """Checks that the session fits, and allocates nothing yet.
+
+        Args:
+          model: the target.
+          requests: one a row.
+          speculation: how drafts are made.
+          emitted: tokens that each row already has after its prompt; None: none.
+          capacity: slots a row of the cache; None: as many as needed.
+          report: told of compilation, prefill and the preparation of drafts.
+
+        Raises:
+          UserError: the requests exceed positions, capacity or memory, or ask for heads the checkpoint lacks.
+        """
+        config = model.config
+        features = features_for(request.sampling for request in requests)
+        plain = plans.autoregressive_plan(config, features)
+        speculative = plans.speculative_plans(config, speculation, features, jax.default_backend())
+        draft_params = None
+        if speculation.draft_weights is not None:
+            speculative, draft_params = with_drafter(model, speculative, speculation.draft_weights)
+        self._emitted = [list(done) for done in emitted] if emitted is not None else [[] for _ in requests]
+        texts = [len(r.prompt_ids) + len(done) for r, done in zip(requests, self._emitted, strict=True)]
+        scratch = max([max(named.plan.rows, named.plan.depth + 1) for named in speculative], default=1)
+        capacity = memory.capacity_for(config, requests, scratch, chunk_rows(max(texts)), capacity)
+        dtype = jax.tree.leaves(model.params)[0].dtype
+        layout = Layout.of(
+            config, dtype, capacity, features, [named.plan for named in speculative], speculation.ngram_slots
+        )
+        memory.check_memory(
+            config,
+            len(requests),
+            capacity,
+            dtype,
+            advice=f"lower {', '.join(_MEMORY_ARGUMENTS)}",
+            arguments=_MEMORY_ARGUMENTS,
+            draft_slots=layout.draft.copied_slots if layout.draft else 0,
+            ngram_slots=layout.ngram_slots or 0,
+        )
+        self.engine = Engine(model, layout, len(requests), draft_params=draft_params, report=report)
+        self._policy = _policy(speculation, plain, speculative, max(request.max_new_tokens for request in requests))
+        self._requests, self._report = requests, report
+        self._running = np.ones(len(requests), bool)
+        self.prefill_seconds = 0.0
+        self.schedule_trace: list[dict[str, Any]] = []
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds spent compiling so far."""
+        return self.engine.programs.compile_seconds
+
+    @property
+    def state(self) -> DecodeState | None:
+        """The state after the newest chunk that was sent, finished or not; it belongs to the chunk after that."""
+        return self.engine.state
+
+    def close(self) -> None:
+        """Abandons the session and frees the device's state."""
+        self.engine.close()
+
+    def __iter__(self) -> Iterator[Step]:
+        try:
+            yield from self._steps()
+        finally:
+            self.engine.stop()
+
+    def _steps(self) -> Iterator[Step]:
+        first = self._prefill()
+        generated = max(map(len, self._emitted)) + int(first.counts.any())
+        step = self._step_of(first, 0.0, prefilled=True)
+        if any(len(row.log) or row.error for row in step.rows):
+            yield step
+        if not self._running.any():
+            self._trace(self._policy.next_plan()[0], generated)
+            return
+        catch_up = self._prepare(generated)
+        clock = time.perf_counter()
+        sent = self._send(catch_up)
+        while True:
+            # Do not run ahead during a trial, or before the next plan is compiled and its drafts are prepared: that
+            # time would be charged to the chunk. Otherwise the next chunk hides the host's work.
+            ahead = self._send() if self._can_run_ahead() else None
+            result = sent.pending.result()
+            now = time.perf_counter()
+            seconds, clock = now - clock, now
+            counts = result.counts
+            if counts.any():
+                generated += int(counts.max())
+                self._policy.observe(sent.named, int(counts[counts > 0].min()), seconds, sent.catch_up)
+            step = self._step_of(result, sent.catch_up + seconds)
+            if counts.any() or any(row.error for row in step.rows):
+                yield step
+            if not self._running.any():
+                return
+            if ahead is None:
+                catch_up = self._prepare(generated)
+                clock = time.perf_counter()
+                ahead = self._send(catch_up)
+            sent = ahead
+
+    def _prefill(self) -> StepResult:
+        begun, compiled_before = time.perf_counter(), self.compile_seconds
+        prefill, pace = self.engine.prefill(self._requests, self._emitted), DevicePace(self._report)
+        with phase(self._report, "prefill", prefill.total, "positions") as so_far:
+            while not prefill.finished:
+                prefill.advance()
+                if pace.wait(prefill.newest):
+                    so_far(min(prefill.done, prefill.total))
+        result = self.engine.insert(prefill).result()
+        compiling = self.compile_seconds - compiled_before
+        self.prefill_seconds = time.perf_counter() - begun - compiling
+        return result
+
+    def _can_run_ahead(self) -> bool:
+        return not self._policy.trying and self.engine.is_ready(self._policy.next_plan()[0])
+
+    def _prepare(self, generated: int) -> float:
+        """Compiles the next plan and prepares its drafts, where that is still to do; returns the seconds of the
+        latter."""
+        named, _ = self._policy.next_plan()
+        if not self.engine.is_ready(named):
+            self._trace(named, generated)
+        return self.engine.prepare(named)
+
+    def _send(self, catch_up: float = 0.0) -> _Sent:
+        """Sends the next chunk to the device without waiting for it."""
+        named, iterations = self._policy.next_plan()
+        return _Sent(named, self.engine.step(named, iterations), catch_up)
+
+    def _trace(self, named: NamedPlan, generated: int) -> None:
+        self.schedule_trace.append(
+            {
+                "from_token": generated,
+                "mode": named.mode,
+                "schedule": named.schedule,
+                "node_budget": named.node_budget,
+            }
+        )
+
+    def _step_of(self, result: StepResult, seconds: float, *, prefilled: bool = False) -> Step:
+        rows = []
+        for row, count in enumerate(result.counts):
+            log = from_records(result.records[row, :count], seconds, prefilled=prefilled)
+            finish = Finish(int(result.finish[row]))
+            error = None
+            if finish == Finish.NOT_A_NUMBER and self._running[row]:
+                error = NumericsError(int(result.length[row]) + 1)
+            rows.append(RowStep(log, REASONS.get(finish), error))
+            self._running[row] = finish == Finish.RUNNING
+        return Step(tuple(rows))
+
+
+def _policy(
+    speculation: SpeculationConfig, plain: NamedPlan, speculative: list[NamedPlan], max_new_tokens: int
+) -> PlanPolicy:
+    """Measures and picks under `auto` and schedule `auto`; else the one plan that was asked for."""
+    if speculation.mode == "auto" or (speculation.mode == "tokenswift" and speculation.schedule == "auto"):
+        return Tuner(plain, speculative, max_new_tokens)
+    return FixedPlan(speculative[0] if speculative else plain)

@@ -1,0 +1,43 @@
+"""Progress of the phases in which no text appears: loading, compiling, reading a prompt, auditing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Report(Protocol):
+    """Called as a phase begins (`done` 0), goes on, and has ended (`done` equal to `total`).
+
+    Phases nest: one that begins inside another ends before it.
+    """
+
+    def __call__(self, phase: str, done: int, total: int, unit: str) -> None:
+        """Takes one report.
+
+        Args:
+          phase: words for a person, such as "compiling fused, 7 nodes".
+          done, total: how much of the phase, in `unit`; 0 and 1 of a phase whose parts nobody counts.
+          unit: "positions", "bytes", or "" where nothing is counted.
+        """
+        ...
+
+
+def silent(phase: str, done: int, total: int, unit: str) -> None:
+    """Reports nothing."""
+
+
+@contextmanager
+def phase(report: Report, name: str, total: int = 1, unit: str = "") -> Iterator[Callable[[int], None]]:
+    """Reports the beginning and, whatever happens inside, the end; calls of what it yields report how much is done."""
+
+    def so_far(done: int) -> None:
+        if 0 < done < total:
+            report(name, done, total, unit)
+
+    report(name, 0, total, unit)
+    try:
+        yield so_far
+    finally:
+        report(name, total, total, unit)

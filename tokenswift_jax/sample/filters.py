@@ -1,0 +1,131 @@
+"""Top-k, top-p, min-p and eta_cutoff as one threshold a row: the lowest score that every filter keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.sample.block_topk import kth_of, nucleus_of, search_whole, shortlist, worthwhile
+from tokenswift_jax.sample.order_statistics import Search, kth_largest, nucleus_edge
+from tokenswift_jax.sample.params import SequenceParams
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class FilterParams:
+    """The filters' settings beside scores [batch, rows, vocab]; every array is [batch, 1, 1] or [rows, 1].
+
+    Attributes:
+      top_k: int32; 0 is off.
+      top_p, min_p, eta_cutoff: probabilities in the scores' dtype; off at 1, 0 and 0.
+      keep: int32, `min_tokens_to_keep`.
+    """
+
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    eta_cutoff: jax.Array
+    keep: jax.Array
+
+    @staticmethod
+    def of(settings: SequenceParams, dtype: jnp.dtype) -> FilterParams:
+        """Those of a batch's settings."""
+
+        def real(values: jax.Array) -> jax.Array:
+            return values.astype(dtype)[:, None, None]
+
+        top_k, keep = settings.top_k[:, None, None], settings.min_tokens_to_keep[:, None, None]
+        return FilterParams(top_k, real(settings.top_p), real(settings.min_p), real(settings.eta_cutoff), keep)
+
+    @property
+    def kept_by_top_k(self) -> jax.Array:
+        """Tokens that top-k keeps where it is on."""
+        return jnp.maximum(self.top_k, self.keep)
+
+
+# The highest score of every row, the lowest that `min_tokens_to_keep` protects from every filter (so that one threshold
+# serves all), and the lowest that top-k and top-p keep; [..., 1] each.
+_Orders = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def threshold(scores: jax.Array, filters: FilterParams, *, search: Search, listed: bool) -> jax.Array:
+    """[batch, rows, 1]: the lowest score that every filter keeps.
+
+    Args:
+      scores: [batch, rows, vocab].
+      filters: the settings.
+      search: how to search, static.
+      listed: static; whether the highest scores are first gathered in a list, where that pays.
+    """
+    orders = _orders if listed and worthwhile(scores.shape[-1]) else partial(_orders_of_all, search=search)
+    highest, floor, lowest = orders(scores, filters, search=search)
+    edge = highest + jnp.log(filters.min_p)
+    lowest = jnp.maximum(lowest, jnp.minimum(edge, floor))
+
+    def eta_edge() -> jax.Array:
+        weights = jnp.where(scores < lowest, 0, jnp.exp(scores - highest))
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        log_total = jnp.log(total)
+        gaps = jnp.where(weights > 0, highest - scores, 0)
+        entropy = log_total + jnp.sum(weights * gaps, axis=-1, keepdims=True) / total
+        log_eta = jnp.log(filters.eta_cutoff)
+        edge = highest + log_total + jnp.minimum(log_eta, log_eta / 2 - entropy)
+        return jnp.maximum(lowest, jnp.minimum(edge, floor))
+
+    on = filters.eta_cutoff > 0
+    return jnp.where(on, _if_any(on, eta_edge, lowest), lowest)
+
+
+def _if_any(on: jax.Array, compute: Callable[[], jax.Array], otherwise: jax.Array) -> jax.Array:
+    """`compute()` where a row needs it, else `otherwise`: a search that no row of the batch asks for costs nothing."""
+    return jax.lax.cond(jnp.any(on), compute, lambda: otherwise)
+
+
+def _orders(scores: jax.Array, filters: FilterParams, search: Search) -> _Orders:
+    """Searches the few highest scores of every row, and all scores of a row that they do not decide."""
+    found, exact = _orders_of_few(scores, filters, search)
+    whole = partial(_orders_of_all, search=search)
+    return search_whole(whole, scores, filters, found, exact, search.together)
+
+
+def _orders_of_all(scores: jax.Array, filters: FilterParams, search: Search) -> _Orders:
+    """Searches all scores of every row, [..., vocab]."""
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    nothing = jnp.full_like(highest, -jnp.inf)
+    several, by_k, by_p = filters.keep > 1, filters.top_k > 0, filters.top_p < 1
+    floor = _if_any(several, lambda: kth_largest(scores, filters.keep, search), highest)
+    floor = jnp.where(several, floor, highest)
+    lowest = _if_any(by_k, lambda: kth_largest(scores, filters.kept_by_top_k, search), nothing)
+    lowest = jnp.where(by_k, lowest, nothing)
+    nucleus = _if_any(by_p, lambda: nucleus_edge(scores, highest, lowest, filters.top_p, search), nothing)
+    return highest, floor, jnp.where(by_p, jnp.maximum(lowest, jnp.minimum(nucleus, floor)), lowest)
+
+
+def _orders_of_few(scores: jax.Array, filters: FilterParams, search: Search) -> tuple[_Orders, jax.Array]:
+    """Searches the few highest scores of every row; and says for which rows that is exact, bool [batch, rows, 1]."""
+    few = shortlist(scores)
+    highest = few.highest
+    nothing = jnp.full_like(highest, -jnp.inf)
+    several, by_k, by_p = filters.keep > 1, filters.top_k > 0, filters.top_p < 1
+    floor = _if_any(several, lambda: kth_of(few, filters.keep, search), highest)
+    floor = jnp.where(several, floor, highest)
+    lowest = _if_any(by_k, lambda: kth_of(few, filters.kept_by_top_k, search), nothing)
+    lowest = jnp.where(by_k, lowest, nothing)
+
+    def nucleus_edge() -> jax.Array:
+        # The list contains what top-k keeps, unless that reaches the list's end; without top-k the weight of every
+        # score counts. Each row's sum is the same whatever its neighbours need.
+        listed = jnp.sum(jnp.where(few.scores < lowest, 0, jnp.exp(few.scores - highest)), axis=-1, keepdims=True)
+        every = _if_any(~by_k, lambda: jnp.sum(jnp.exp(scores - highest), axis=-1, keepdims=True), listed)
+        return nucleus_of(few, lowest, jnp.where(by_k, listed, every), filters.top_p, search)
+
+    nucleus = _if_any(by_p, nucleus_edge, nothing)
+    exact = floor >= few.sure
+    exact &= ~by_k | (lowest >= few.sure)
+    exact &= ~by_p | ((nucleus > few.sure) & (~by_k | (lowest > few.sure)))
+    lowest = jnp.where(by_p, jnp.maximum(lowest, jnp.minimum(nucleus, floor)), lowest)
+    return (highest, floor, lowest), exact

@@ -1,0 +1,70 @@
+"""What is known about each emitted token; every statistic is recomputed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+SAMPLED, DRAFTED, NGRAM = 0, 1, 2  # drawn by the target; accepted draft; accepted draft that only n-grams proposed
+PREFILL_OFFSET = -1
+RECORD = ("token_ids", "sources", "offsets", "offered")  # the columns that a step writes, in its order
+COLUMNS = (*RECORD, "seconds")
+
+
+@dataclass(frozen=True)
+class TokenLog:
+    """Emitted tokens of one row, in order; all columns have one entry a token.
+
+    Attributes:
+      token_ids: int32 [n].
+      sources: int32 [n]: SAMPLED, DRAFTED or NGRAM.
+      offsets: int32 [n]: index within the iteration; PREFILL_OFFSET for the token that prefill gave.
+      offered: int32 [n]: tree depth that the token's iteration offered, 0 in plain decoding.
+      seconds: float64 [n]: decode time, a chunk's time shared equally by its tokens.
+    """
+
+    token_ids: np.ndarray
+    sources: np.ndarray
+    offsets: np.ndarray
+    offered: np.ndarray
+    seconds: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def cut(self, count: int) -> TokenLog:
+        """The first `count` tokens, which then carry the whole time: it was spent."""
+        kept = self.seconds[:count]
+        if 0 < len(kept) < len(self):
+            kept = kept * (self.seconds.sum() / kept.sum()) if kept.sum() else kept
+        return TokenLog(self.token_ids[:count], self.sources[:count], self.offsets[:count], self.offered[:count], kept)
+
+
+def from_records(records: np.ndarray, seconds: float, *, prefilled: bool = False) -> TokenLog:
+    """The log of one chunk of one row, int32 [n, len(RECORD)] as a step writes it, which took `seconds`."""
+    count = len(records)
+    token_ids, sources, offsets, offered = np.asarray(records, np.int32).reshape(count, len(RECORD)).T
+    if prefilled:
+        offsets = np.full(count, PREFILL_OFFSET, np.int32)
+    return TokenLog(token_ids, sources, offsets, offered, np.full(count, seconds / max(count, 1)))
+
+
+def from_columns(
+    token_ids: Sequence[int] | np.ndarray,
+    sources: Sequence[int] | np.ndarray,
+    offsets: Sequence[int] | np.ndarray,
+    offered: Sequence[int] | np.ndarray,
+    seconds: Sequence[float] | np.ndarray,
+) -> TokenLog:
+    """The log of columns of one length."""
+    records = [np.asarray(column, np.int32) for column in (token_ids, sources, offsets, offered)]
+    return TokenLog(*records, seconds=np.asarray(seconds, np.float64))
+
+
+def concatenate(parts: Sequence[TokenLog]) -> TokenLog:
+    """One row's log from those of its chunks."""
+    if not parts:
+        return from_columns([], [], [], [], [])
+    return TokenLog(*[np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS])
