@@ -17,7 +17,7 @@ from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise, row_keys
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import candidates as heads_candidates
-from tokenswift_jax.speculate import draft, ngram, ngram_calibration
+from tokenswift_jax.speculate import draft, ngram, ngram_calibration, ngram_fill
 from tokenswift_jax.speculate.tree import build
 from tokenswift_jax.speculate.tree_expand import shared_levels
 from tokenswift_jax.speculate.tree_spec import TreeSpec
@@ -107,7 +107,8 @@ def iteration(monkeypatch):
     def run():
         noise = gumbel_noise(settings.keys, n + 1 + jnp.arange(5, dtype=jnp.int32)[None], len(WORDS))
         tree, state = draft.draft_tree(model, state_before(text, plan), inputs, plan, noise)
-        draws, broken, computed, verified = verification.verify(model, state, inputs, plan, tree, noise)
+        found, verified = verification.verify(model, state, inputs, plan, tree, noise)
+        draws, broken, computed = found.draws, found.broken, found.computed
         walked = walk(tree, draws, plan.depth)
         after, records, count = commit(verified, inputs, plan, tree, walked, broken, computed)
         return noise, tree, draws, verified, walked, after, records, count, positions_run.pop(), candidates_run.pop()
@@ -129,7 +130,7 @@ def state_before(text, plan):
         hidden=jnp.zeros((1, len(WORDS)), jnp.float32),
         query=jnp.zeros((1, 1, 1, 1), jnp.float32),
         last_positions=penalty.last_positions(tokens, jnp.asarray([n + 1], jnp.int32), len(WORDS)),
-        ngrams=ngram.insert(ngram.empty(1, len(WORDS), 4), tokens, jnp.asarray([n - 2], jnp.int32)),
+        ngrams=ngram_fill.fill(ngram.empty(1, CAPACITY, 4), tokens, jnp.asarray([n - 2], jnp.int32)),
         ngram_trust=ngram_calibration.unobserved(1),
         draft=plan.draft.empty(plan.config, 1, jnp.dtype(jnp.float32)),
     )

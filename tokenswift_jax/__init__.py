@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tokenswift_jax.errors import UserError
     from tokenswift_jax.model import Model, load
     from tokenswift_jax.sampling import SamplingConfig
-    from tokenswift_jax.scoring import draft_logits, score
+    from tokenswift_jax.scoring import ScoredText, draft_logits, score, score_tokens
     from tokenswift_jax.speculation import SpeculationConfig
     from tokenswift_jax.stats import GenerationResult
     from tokenswift_jax.training.swift_trainer import SwiftTrainer
@@ -25,6 +25,7 @@ __all__ = [
     "GenerationResult",
     "Model",
     "SamplingConfig",
+    "ScoredText",
     "SpeculationConfig",
     "StreamEvent",
     "SwiftTrainer",
@@ -34,6 +35,7 @@ __all__ = [
     "generate",
     "load",
     "score",
+    "score_tokens",
     "stream",
 ]
 
@@ -41,6 +43,7 @@ _HOMES = {
     "GenerationResult": "stats",
     "Model": "model",
     "SamplingConfig": "sampling",
+    "ScoredText": "scoring",
     "SpeculationConfig": "speculation",
     "StreamEvent": "api",
     "SwiftTrainer": "training.swift_trainer",
@@ -49,6 +52,7 @@ _HOMES = {
     "generate": "api",
     "load": "model",
     "score": "scoring",
+    "score_tokens": "scoring",
     "stream": "api",
 }
 

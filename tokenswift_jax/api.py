@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 import jax
 
 from tokenswift_jax import __version__, checkpoint, stats
-from tokenswift_jax.arguments import requests_for
+from tokenswift_jax.arguments import logprob_spec, requests_for
 from tokenswift_jax.engine.journal import Journal
 from tokenswift_jax.engine.sequence import Row
 from tokenswift_jax.errors import UserError
@@ -21,12 +21,13 @@ from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.stats import GenerationResult
 from tokenswift_jax.text.transcript import Segment
-from tokenswift_jax.token_log import SAMPLED, TokenLog, concatenate
+from tokenswift_jax.token_log import SAMPLED, TokenLog, TokenLogprob, concatenate
 
 if TYPE_CHECKING:
     from tokenswift_jax.audit.replay import AuditReport
     from tokenswift_jax.engine.session import Session
     from tokenswift_jax.model import Model
+    from tokenswift_jax.sample.logprobs import LogprobSpec
     from tokenswift_jax.speculation import SpeculationConfig
 
 _P = ParamSpec("_P")
@@ -74,6 +75,7 @@ class _Call:
     model: Model
     requests: list[Request]
     batch: bool
+    logprobs: LogprobSpec | None
     speculation: SpeculationConfig
     ignore_eos: bool | Sequence[bool]
     audit: bool
@@ -105,6 +107,8 @@ def stream(
     resume: bool = False,
     audit: bool = False,
     capacity: int | None = None,
+    logprobs: int | None = None,
+    logprobs_mode: str = "raw",
     messages: Any = None,
     report: Report = silent,
 ) -> Generator[StreamEvent, None, None]:
@@ -128,7 +132,8 @@ def stream(
         stop=stop,
     )
     speculation = SpeculationConfig() if speculation is None else speculation
-    call = _Call(model, requests, is_batch(prompt, messages), speculation, ignore_eos, audit, report)
+    spec = logprob_spec(logprobs, logprobs_mode, size)
+    call = _Call(model, requests, is_batch(prompt, messages), spec, speculation, ignore_eos, audit, report)
     saved = _open_journal(call, journal, resume)
     try:
         rows = [Row(model.tokenizer, request) for request in requests]
@@ -136,7 +141,9 @@ def stream(
         run = None
         if rows[0].finish is None:  # only a journal can have brought the row to its end by now
             emitted = [concatenate(rows[0].parts).token_ids.tolist()] if past else None
-            run = session.Session(model, requests, speculation, emitted=emitted, capacity=capacity, report=report)
+            run = session.Session(
+                model, requests, speculation, emitted=emitted, capacity=capacity, logprobs=spec, report=report
+            )
             if saved is not None:
                 saved.begin()
     except BaseException:
@@ -167,6 +174,9 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
       resume: continue the journal's run, or begin it where there is no file yet.
       audit: replay the finished text through the target and compare every draw.
       capacity: positions to reserve in the cache; None: what prompt and max_new_tokens need.
+      logprobs: give the log-probability of every token, and of the so many likeliest tokens there (0 or more).
+      logprobs_mode: "raw": of the model's own distribution; "processed": of the one that tokens are drawn from, after
+        penalty, temperature and filters (a greedy row's has temperature 1).
       messages: in place of a prompt, a conversation for the tokenizer's chat template: a list of turns such as
         {"role": "user", "content": "..."}. A list of conversations is one batch.
       report: called with the progress of phases that give no text yet (`progress_report`).
@@ -258,6 +268,7 @@ def _result(
         **stats.acceptance(records),
         **stats.timing(records),
         distinct_n=stats.distinct_n(records.token_ids),
+        logprobs=_logprobs(call, request, records),
         error=error,
         audit=None
         if found is None
@@ -285,6 +296,18 @@ def _audit(model: Model, request: Request, records: TokenLog, report: Report) ->
             return audit(model, request, records.token_ids.tolist())
     except KeyboardInterrupt:
         return None
+
+
+def _logprobs(call: _Call, request: Request, records: TokenLog) -> list[TokenLogprob] | None:
+    """One entry a token; a resumed text's are all replayed, since a journal holds none."""
+    if call.logprobs is None:
+        return None
+    found, token_ids = records.logprobs, records.token_ids.tolist()
+    if found is None and token_ids:
+        from tokenswift_jax.audit.logprobs import replayed_logprobs
+
+        found = replayed_logprobs(call.model, request, token_ids, call.logprobs)
+    return [] if found is None else found.of(token_ids)
 
 
 def _device() -> str:

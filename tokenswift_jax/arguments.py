@@ -12,6 +12,7 @@ from tokenswift_jax.sampling import SamplingConfig, check_vocabulary, resolve_sa
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
+    from tokenswift_jax.sample.logprobs import LogprobSpec
 
 
 def requests_for(
@@ -49,6 +50,23 @@ def requests_for(
         eos = () if ignored[row] else tuple(model.eos_token_ids)
         requests.append(Request(prompt, configs[row], longest[row], shortest[row], eos, stops[row]))
     return requests
+
+
+def logprob_spec(logprobs: Any, mode: Any, vocab: int) -> LogprobSpec | None:
+    """Which log-probabilities to give; None for none.
+
+    Raises:
+      UserError: a value is out of range.
+    """
+    from tokenswift_jax.sample.logprobs import LogprobSpec
+
+    if mode not in ("raw", "processed"):
+        raise UserError(f"logprobs_mode is {mode!r}; it must be 'raw' or 'processed'", arguments=("logprobs_mode",))
+    if logprobs is None:
+        return None
+    if type(logprobs) is not int or not 0 <= logprobs <= vocab:
+        raise UserError(f"logprobs is {logprobs!r}; it must be a whole number from 0 to {vocab}", ("logprobs",))
+    return LogprobSpec(logprobs, mode == "processed")
 
 
 def _configs(model: Model, sampling: Any, count: int) -> list[SamplingConfig]:

@@ -85,6 +85,19 @@ def take_row(tree: _Tree, slot: jax.Array) -> _Tree:
     return jax.tree.map(take, axes_of(tree), tree)
 
 
+def write_at(whole: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
+    """An array [batch, size, ...] with new [batch, count, ...] at starts int32 [batch] of its second dimension.
+
+    One program whatever the batch, unlike an update a row. The caller keeps starts + count within the size.
+    """
+    if whole.shape[0] == 1:
+        at = (jnp.int32(0), starts[0], *[jnp.int32(0)] * (whole.ndim - 2))
+        return jax.lax.dynamic_update_slice(whole, new, at)
+    return jax.vmap(lambda row, part, start: jax.lax.dynamic_update_slice_in_dim(row, part, start, 0))(
+        whole, new, starts
+    )
+
+
 def shardings(mesh: Mesh, tree: _Tree, rules: Mapping[str, str | None]) -> _Tree:
     """The sharding of every array: each named axis over the mesh axis that `rules` gives it, else not split."""
 

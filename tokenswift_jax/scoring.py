@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import jax
@@ -14,6 +15,8 @@ from flax import nnx
 from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.prompt import Prompt, encode, is_batch
+from tokenswift_jax.sample.draw import draw
+from tokenswift_jax.sample.logprobs import logprobs_of
 from tokenswift_jax.step.loop import exact_products
 
 if TYPE_CHECKING:
@@ -29,6 +32,47 @@ def score(model: Model, texts: Sequence[Prompt]) -> np.ndarray:
     return _logits(model, texts, heads=False)[:, :, 0]
 
 
+@dataclass(frozen=True)
+class ScoredText:
+    """What the target says of each token of a text but the first, given those before it.
+
+    Attributes:
+      token_ids: the text, n + 1 tokens.
+      logprobs: float32 [n], log-probability of the token at position i + 1.
+      top_ids, top_logprobs: int32 and float32 [n, top], the likeliest tokens there, likeliest first.
+      greedy: bool [n], whether the token is the likeliest.
+    """
+
+    token_ids: list[int]
+    logprobs: np.ndarray
+    top_ids: np.ndarray
+    top_logprobs: np.ndarray
+    greedy: np.ndarray
+
+
+def score_tokens(model: Model, texts: Sequence[Prompt], top: int = 0) -> list[ScoredText]:
+    """Teacher-forced log-probabilities, reduced on the device: logits of more than a chunk never exist together.
+
+    Raises UserError as `score`, and for a `top` that is not a whole number from 0 to the vocabulary's size.
+    """
+    vocab = model.config.vocab_size
+    if type(top) is not int or not 0 <= top <= vocab:
+        raise UserError(f"top is {top!r}; it must be a whole number from 0 to {vocab}", arguments=("top",))
+    rows = _encoded(model, texts)
+    reduce = _reduction(model.graphdef, top)
+    parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in rows]
+    for start, hidden in teacher_forced(model, rows):
+        following = _following(rows, start, hidden.shape[1], 1)[..., 0]
+        found = [np.asarray(values) for values in reduce(model.params, hidden, following)]
+        for row, text in enumerate(rows):
+            taken = max(min(len(text) - 1 - start, hidden.shape[1]), 0)
+            parts[row].append(tuple(values[row, :taken] for values in found))
+    return [
+        ScoredText(text, *map(np.concatenate, zip(*of_row, strict=True)))
+        for text, of_row in zip(rows, parts, strict=True)
+    ]
+
+
 def draft_logits(model: Model, texts: Sequence[Prompt]) -> np.ndarray:
     """Logits [batch, longest, heads + 1, vocab] in float32 of the backbone and of each draft head, over the full cache.
 
@@ -42,9 +86,7 @@ def draft_logits(model: Model, texts: Sequence[Prompt]) -> np.ndarray:
 
 
 def _logits(model: Model, texts: Sequence[Prompt], *, heads: bool) -> np.ndarray:
-    if not is_batch(texts):
-        raise UserError("give a list of texts, each a string or a list of token ids")
-    rows = [encode(text, model.tokenizer, model.config.vocab_size, name="text") for text in texts]
+    rows = _encoded(model, texts)
     project = _projection(model.graphdef, heads)
     longest = max(map(len, rows))
     count = model.config.num_draft_heads * heads
@@ -61,6 +103,12 @@ def _logits(model: Model, texts: Sequence[Prompt], *, heads: bool) -> np.ndarray
             for head in range(1, count + 1):
                 result[row, max(len(text) - head, 0) :, head] = np.nan
     return result
+
+
+def _encoded(model: Model, texts: Sequence[Prompt]) -> list[list[int]]:
+    if not is_batch(texts):
+        raise UserError("give a list of texts, each a string or a list of token ids")
+    return [encode(text, model.tokenizer, model.config.vocab_size, name="text") for text in texts]
 
 
 def _following(rows: Sequence[Sequence[int]], start: int, count: int, heads: int) -> np.ndarray:
@@ -81,3 +129,15 @@ def _projection(graph: nnx.GraphDef, heads: bool) -> Callable:
             return jnp.concatenate([logits, model.draft_logits(hidden, following)], axis=2) if heads else logits
 
     return jax.jit(project)
+
+
+@functools.cache
+def _reduction(graph: nnx.GraphDef, top: int) -> Callable:
+    def reduce(params: object, hidden: jax.Array, following: jax.Array) -> tuple[jax.Array, ...]:
+        model = nnx.merge(graph, params)
+        with exact_products(hidden.dtype):
+            logits = model.logits(hidden)
+        found = logprobs_of(logits, following, top)
+        return found.values, found.top_ids, found.top_values, draw(logits, None) == following
+
+    return jax.jit(reduce)

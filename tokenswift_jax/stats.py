@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenswift_jax.token_log import NGRAM, PREFILL_OFFSET, TokenLog
+from tokenswift_jax.token_log import NGRAM, PREFILL_OFFSET, TokenLog, TokenLogprob
 
 LATENCY_WINDOW = 512  # tokens
 NOT_IN_JSON = ("text", "audit_failed", "error")  # a command generates one text, which an error ends altogether
@@ -36,6 +36,7 @@ class GenerationResult:
       latency: one entry a window of LATENCY_WINDOW tokens after the first: its tokens and their mean time.
       distinct_n: distinct n-grams of token ids / all of them, by n.
       audit: positions replayed, mismatches, largest margin; None when no audit was asked for.
+      logprobs: one `TokenLogprob` a token where they were asked for; else None.
       error: what ended the row where finish_reason is "error".
       audit_failed: whether the audit found more than near-ties of the arithmetic.
     """
@@ -66,13 +67,15 @@ class GenerationResult:
     tokens_per_second: float
     latency: list[dict[str, float]]
     distinct_n: dict[str, float]
+    logprobs: list[TokenLogprob] | None = None
     error: str | None = None
     audit: dict[str, float] | None = None
     audit_failed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the statistics file, in their order."""
-        return {name: value for name, value in asdict(self).items() if name not in NOT_IN_JSON}
+        fields = {name: value for name, value in asdict(self).items() if name not in NOT_IN_JSON}
+        return fields if self.logprobs is not None else {n: v for n, v in fields.items() if n != "logprobs"}
 
     def to_json(self) -> str:
         """`to_dict` as JSON text, one line."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,46 @@ COLUMNS = (*RECORD, "seconds")
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """The log-probability of one emitted token.
+
+    Attributes:
+      token_id: the token.
+      logprob: its natural logarithm of probability.
+      top: the likeliest tokens there, likeliest first: pairs of id and log-probability. Tokens of probability 0, as
+        filters leave them, are left out.
+    """
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class LogprobLog:
+    """Log-probabilities of emitted tokens, one entry a token.
+
+    Attributes:
+      values: float32 [n], each token's own.
+      top_ids, top_values: int32 and float32 [n, top], the likeliest tokens and theirs, in descending order.
+    """
+
+    values: np.ndarray
+    top_ids: np.ndarray
+    top_values: np.ndarray
+
+    def of(self, token_ids: Sequence[int]) -> list[TokenLogprob]:
+        """One entry a token."""
+        tops = zip(self.top_ids.tolist(), self.top_values.tolist(), strict=True)
+        pairs = [[p for p in zip(ids, values, strict=True) if p[1] > -math.inf] for ids, values in tops]
+        return [TokenLogprob(*entry) for entry in zip(token_ids, self.values.tolist(), pairs, strict=True)]
+
+    def cut(self, count: int) -> LogprobLog:
+        """Those of the first `count` tokens."""
+        return LogprobLog(self.values[:count], self.top_ids[:count], self.top_values[:count])
+
+
+@dataclass(frozen=True)
 class TokenLog:
     """Emitted tokens of one row, in order; all columns have one entry a token.
 
@@ -23,6 +64,7 @@ class TokenLog:
       offsets: int32 [n]: index within the iteration; PREFILL_OFFSET for the token that prefill gave.
       offered: int32 [n]: tree depth that the token's iteration offered, 0 in plain decoding.
       seconds: float64 [n]: decode time, a chunk's time shared equally by its tokens.
+      logprobs: of the tokens; None where none were asked for.
     """
 
     token_ids: np.ndarray
@@ -30,6 +72,7 @@ class TokenLog:
     offsets: np.ndarray
     offered: np.ndarray
     seconds: np.ndarray
+    logprobs: LogprobLog | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -39,16 +82,25 @@ class TokenLog:
         kept = self.seconds[:count]
         if 0 < len(kept) < len(self):
             kept = kept * (self.seconds.sum() / kept.sum()) if kept.sum() else kept
-        return TokenLog(self.token_ids[:count], self.sources[:count], self.offsets[:count], self.offered[:count], kept)
+        return TokenLog(
+            self.token_ids[:count],
+            self.sources[:count],
+            self.offsets[:count],
+            self.offered[:count],
+            kept,
+            None if self.logprobs is None else self.logprobs.cut(count),
+        )
 
 
-def from_records(records: np.ndarray, seconds: float, *, prefilled: bool = False) -> TokenLog:
+def from_records(
+    records: np.ndarray, seconds: float, *, prefilled: bool = False, logprobs: LogprobLog | None = None
+) -> TokenLog:
     """The log of one chunk of one row, int32 [n, len(RECORD)] as a step writes it, which took `seconds`."""
     count = len(records)
     token_ids, sources, offsets, offered = np.asarray(records, np.int32).reshape(count, len(RECORD)).T
     if prefilled:
         offsets = np.full(count, PREFILL_OFFSET, np.int32)
-    return TokenLog(token_ids, sources, offsets, offered, np.full(count, seconds / max(count, 1)))
+    return TokenLog(token_ids, sources, offsets, offered, np.full(count, seconds / max(count, 1)), logprobs)
 
 
 def from_columns(
@@ -67,4 +119,15 @@ def concatenate(parts: Sequence[TokenLog]) -> TokenLog:
     """One row's log from those of its chunks."""
     if not parts:
         return from_columns([], [], [], [], [])
-    return TokenLog(*[np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS])
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+    return TokenLog(**columns, logprobs=concatenate_logprobs([part.logprobs for part in parts if len(part)]))
+
+
+def concatenate_logprobs(parts: Sequence[LogprobLog | None]) -> LogprobLog | None:
+    """Those of consecutive tokens; None where some are not known."""
+    known = [part for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
+    return LogprobLog(
+        *[np.concatenate([getattr(p, name) for p in known]) for name in ("values", "top_ids", "top_values")]
+    )

@@ -111,7 +111,7 @@ def first_call(plan: Plan, params: Any, dtype: Any, batch: int, capacity: int) -
     config, layout = plan.config, Layout.of(plan.config, dtype, capacity, plan.features, [plan], 32)
     tokens = jnp.zeros((batch, capacity), jnp.int32)
     state = layout.state(tokens, jnp.ones((batch,), jnp.int32), layout.cache(batch, capacity))
-    chosen = TOP_SAMPLING if plan.features is SamplingFeatures.FILTERED else SAMPLING
+    chosen = TOP_SAMPLING if plan.features == SamplingFeatures.FILTERED else SAMPLING
     requests = batch_of([[0]] * batch, chosen, max_new_tokens=capacity - 1)
     return StepInputs(params, sequence_params(requests, config.vocab_size)), state
 

@@ -67,14 +67,13 @@ def samples():
     model, plan, plain, state, inputs = setting()
 
     def one(keys):
-        mine = replace(inputs, sampling=replace(inputs.sampling, keys=keys[None]))
+        mine = replace(inputs, sequence=replace(inputs.sequence, keys=keys[None]))
         first, _, _ = iterate(nnx.merge(model.graphdef, model.params), state, mine, plain)
         ready = catch_up(plan, mine, first)
         _, chunk = run_chunk(model.graphdef, plan, TOKENS + plan.depth, mine, ready, jnp.int32(TOKENS))
         start = len(PROMPT)
-        return jnp.concatenate([first.tokens[0, start : start + 1], chunk.records[0, : TOKENS - 1, 0]]), chunk.records[
-            0, : TOKENS - 1, 2
-        ]
+        records = chunk.emitted.records[0, : TOKENS - 1]
+        return jnp.concatenate([first.tokens[0, start : start + 1], records[:, 0]]), records[:, 2]
 
     many = jax.jit(jax.vmap(one))
     keys = row_keys(SAMPLING.seed, jnp.arange(SAMPLES, dtype=jnp.uint32))

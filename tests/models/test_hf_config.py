@@ -207,7 +207,7 @@ ERRORS = [
     (LLAMA | {"num_key_value_heads": 3}, ["not a multiple of num_key_value_heads 3"]),
     (LLAMA | {"hidden_size": 63}, ["hidden_size 63", "head_dim"]),
     (LLAMA | {"head_dim": 7}, ["head_dim is 7", "even"]),
-    (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["'dynamic'", "chunked", "--rope-override"]),
+    (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, ["'dynamic'", "chunked", "rope_override"]),
     (LLAMA | {"rope_scaling": {"rope_type": "longrope"}}, ["'longrope'", "default, linear, llama3, yarn"]),
     (LLAMA | {"rope_scaling": {"rope_type": "linear"}}, ["'linear' needs factor"]),
     (LLAMA | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, ["low_freq_factor, high_freq_factor"]),

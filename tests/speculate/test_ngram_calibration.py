@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tokenswift_jax.speculate import ngram, ngram_calibration
+from tokenswift_jax.speculate import ngram, ngram_calibration, ngram_fill
 from tokenswift_jax.speculate.tree import Tree, build
 from tokenswift_jax.speculate.tree_expand import shared_levels
 from tokenswift_jax.speculate.tree_spec import TreeSpec
@@ -23,7 +23,7 @@ ROUNDING = 1e-6  # float32 sums of at most sixty terms of at most 1, divided
 @functools.cache
 def table():
     tokens = jnp.asarray([TEXT] * 2, jnp.int32)
-    return ngram.insert(ngram.empty(2, 8, 8), tokens, jnp.asarray([len(TEXT)] * 2, jnp.int32))
+    return ngram_fill.fill(ngram.empty(2, len(TEXT), 8), tokens, jnp.asarray([len(TEXT)] * 2, jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,12 +1,14 @@
 """The walk against the obvious descent, on trees that hypothesis makes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenswift_jax.speculate import ngram
+from tokenswift_jax.speculate import ngram, ngram_fill
 from tokenswift_jax.speculate.tree import Tree, build
 from tokenswift_jax.speculate.tree_expand import shared_levels
 from tokenswift_jax.speculate.tree_spec import TreeSpec
@@ -98,13 +100,13 @@ def test_table_tree_and_walk_keep_their_dtypes_in_a_float64_loop():
     shape = TreeSpec((2, 3), 4, node_budget=6, keyed_by_root=False)
     text = np.random.default_rng(0).integers(0, 4, (2, 64))
 
-    def run(dtype, most):
+    def run(dtype, insert):
         tokens = jnp.asarray(text, jnp.int32)
         log_probs = jnp.asarray(np.log([[0.53, 0.29, 0.11]] * 2), dtype)
 
         def body(state):
             step, table, total = state
-            table = ngram.insert(table, tokens, jnp.full((2,), 6, jnp.int32) * step, most)
+            table = insert(table, tokens, jnp.full((2,), 6, jnp.int32) * step)
             root = tokens.at[:, 6 * step].get(mode="clip")
             candidates = [
                 ((root[:, None] + jnp.arange(1, width + 1, dtype=jnp.int32)[None]) % 4, log_probs[:, :width])
@@ -115,11 +117,11 @@ def test_table_tree_and_walk_keep_their_dtypes_in_a_float64_loop():
             result = walk(tree, (tree.tokens + 1) % 4, shape.depth)
             return step + 1, table, total * 3 + jnp.sum(result.emitted, axis=-1, dtype=jnp.int32)
 
-        start = (jnp.int32(0), ngram.empty(2, 4, 8), jnp.zeros((2,), jnp.int32))
+        start = (jnp.int32(0), ngram.empty(2, 64, 8), jnp.zeros((2,), jnp.int32))
         return jax.jit(lambda: jax.lax.while_loop(lambda state: state[0] < 9, body, start))()
 
-    _, _, narrow = run(jnp.float32, 6)
+    _, _, narrow = run(jnp.float32, functools.partial(ngram.insert, most=6))
     with jax.enable_x64(True):
-        _, table, wide = run(jnp.float64, None)
+        _, table, wide = run(jnp.float64, ngram_fill.fill)
     assert wide.dtype == table.entries.dtype == table.inserted.dtype == jnp.int32
     np.testing.assert_array_equal(narrow, wide)

@@ -82,9 +82,9 @@ def test_a_real_run_reports_loading_prefill_and_each_program_by_its_name():
 def test_only_a_compilation_is_reported():
     told = Reports()
     programs, function = CompileCache(told), jax.jit(lambda values: values * 3)
-    assert programs.run(function, jnp.float32(2), name="a product") == 6
+    assert programs.compile(function, jnp.float32(2), name="a product")(jnp.float32(2)) == 6
     assert told == [("compiling a product", 0, 1, ""), ("compiling a product", 1, 1, "")]
-    programs.run(function, jnp.float32(4), name="a product")
+    assert programs.run(function, jnp.float32(4)) == 12
     assert len(told) == 2
 
 

@@ -110,7 +110,7 @@ def test_a_full_disk_is_one_line(place):
 
 
 def test_every_choice_that_matters_is_held_on_resume(place):
-    with pytest.raises(UserError, match="give --resume to continue it, or another --output"):
+    with pytest.raises(UserError, match="holds a training run; continue it with resume=True, or name another"):
         run(paths_in(place))
     with pytest.raises(UserError, match=r"begun otherwise: learning_rate \(0.002 then, 0.003 now\); resume with"):
         run(paths_in(place), resume=True, learning_rate=3e-3)
@@ -196,7 +196,7 @@ def test_the_command_says_one_line_and_exits_with_2(tmp_path):
     )
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("error: give max_steps or epochs, not both")
+    assert done.stderr.startswith("error: give --max-steps or --epochs, not both")
     assert done.stderr.count("\n") == 1
 
 

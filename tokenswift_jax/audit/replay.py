@@ -94,6 +94,19 @@ def audit(model: Model, request: Request, token_ids: Sequence[int]) -> AuditRepo
     return AuditReport(positions, len(margins), largest, bound, bool(margins) and (wide or largest > bound))
 
 
+def text_windows(
+    tokens: jax.Array, start: jax.Array, settings: SequenceParams, vocab: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of the ROWS draws after positions start.. of a text int32 [1, capacity]: the positions that they draw and the
+    tokens there, int32 [1, ROWS] each, and the tokens that they penalise, bool [1, ROWS, vocab]."""
+    drawn = (start + 1 + jnp.arange(ROWS, dtype=jnp.int32))[None]
+    emitted = jnp.take_along_axis(tokens, drawn, axis=1, mode="clip")
+    begin = (start + 1)[None]
+    last = penalty.last_positions(tokens, begin, vocab)
+    penalised, _ = penalty.text_penalised(last, emitted, begin, settings.penalty_window)
+    return drawn, emitted, penalised
+
+
 @functools.cache
 def _programs(graph: nnx.GraphDef, features: SamplingFeatures) -> tuple[Callable, Callable]:
     """Two jitted functions of one chunk's hidden states: the draws int32 [ROWS], and the margins of the tokens that
@@ -106,11 +119,7 @@ def _programs(graph: nnx.GraphDef, features: SamplingFeatures) -> tuple[Callable
         vocab = model.config.vocab_size
         with exact_products(hidden.dtype):
             logits = model.logits(hidden)
-        drawn = (start + 1 + jnp.arange(ROWS, dtype=jnp.int32))[None]
-        emitted = jnp.take_along_axis(tokens, drawn, axis=1, mode="clip")
-        begin = (start + 1)[None]
-        last = penalty.last_positions(tokens, begin, vocab)
-        penalised, _ = penalty.text_penalised(last, emitted, begin, settings.penalty_window)
+        drawn, emitted, penalised = text_windows(tokens, start, settings, vocab)
         noise = gumbel_noise(settings.keys, drawn, vocab) if features >= SamplingFeatures.SAMPLED else None
         return logits, emitted, noise, penalised, drawn - first
 

@@ -187,5 +187,5 @@ def parse_dtype(name: str | Any) -> np.dtype:
     if not isinstance(name, str):
         name = jnp.dtype(name).name
     if name not in _DTYPE_NAMES:
-        raise UserError(f"dtype {name!r} is unknown; known: {', '.join(_DTYPE_NAMES)}", arguments=("dtype",))
+        raise UserError(f"unknown dtype {name!r}; known: {', '.join(_DTYPE_NAMES)}", arguments=("dtype",))
     return _DTYPE_NAMES[name]

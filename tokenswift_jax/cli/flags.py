@@ -73,6 +73,10 @@ def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
         mode = "tokenswift --schedule fused" if mode == "tokenswift" else mode
     if unused:
         raise UserError(f"--mode {mode} has no use for {named(unused)}; leave out one or the other")
+    if options.logprobs is not None and options.stats is None:
+        raise UserError("--logprobs goes into the statistics; name a file with --stats FILE.json")
+    if options.logprobs is None and options.logprobs_mode != "raw":
+        raise UserError("--logprobs-mode has no use without --logprobs K; leave out one or give the other")
     written = [name for name in ("output", "stats", "journal") if getattr(options, name) is not None]
     places = {getattr(options, name).resolve() for name in written}
     if len(places) < len(written):
@@ -150,6 +154,10 @@ def flag_parser(program: str = PROGRAM) -> Parser:
     add = parser.add_argument_group("what comes out").add_argument
     add("--output", type=Path, metavar="FILE", help="write the text there too, as it is committed")
     add("--stats", type=Path, metavar="FILE.json", help="write the statistics and token ids")
+    add(
+        "--logprobs", type=whole(0), metavar="K", help="log-probabilities of each token and the K likeliest, in --stats"
+    )
+    add("--logprobs-mode", choices=("raw", "processed"), default="raw", help="the model's, or those drawn from")
     add("--journal", type=Path, metavar="FILE", help="keep every emitted token on disk")
     add("--resume", action="store_true", help="continue the journal's run (or begin it)")
     add("--audit", action="store_true", help="replay the text through the target and compare every draw")

@@ -68,6 +68,8 @@ def _run(options: argparse.Namespace) -> int:
             resume=options.resume,
             audit=options.audit,
             capacity=options.capacity,
+            logprobs=options.logprobs,
+            logprobs_mode=options.logprobs_mode,
             messages=[{"role": "user", "content": given}] if options.chat else None,
             report=phases,
         )

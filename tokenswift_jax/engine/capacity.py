@@ -70,7 +70,8 @@ def check_memory(
       UserError: they exceed its free memory; the message ends with the advice, which names these arguments.
     """
     needed = cache_bytes(config, batch, capacity + draft_slots, dtype)
-    needed += ngram.table_bytes(batch, config.vocab_size, ngram_slots)
+    if ngram_slots:
+        needed += ngram.table_bytes(batch, capacity, ngram_slots)
     free = _free_bytes()
     if free is not None and needed > free:
         raise UserError(

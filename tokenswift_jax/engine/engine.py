@@ -28,6 +28,7 @@ from tokenswift_jax.speculate import plans
 from tokenswift_jax.speculate.plans import NamedPlan
 from tokenswift_jax.step.loop import Chunk, compiled
 from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
+from tokenswift_jax.token_log import LogprobLog, TokenLog, from_records
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
@@ -43,15 +44,25 @@ class StepResult:
 
     Attributes:
       records: int32 [slots, most, 4], columns `token_log.RECORD`.
+      logprobs: of the same tokens [slots, most]; None where the plan gives none.
       counts: int32 [slots], records that count.
       finish: int32 [slots], `Finish` after the chunk.
       length: int32 [slots], committed positions after the chunk.
     """
 
     records: np.ndarray
+    logprobs: LogprobLog | None
     counts: np.ndarray
     finish: np.ndarray
     length: np.ndarray
+
+    def log(self, row: int, seconds: float, *, prefilled: bool = False) -> TokenLog:
+        """The tokens of one row."""
+        count, own = int(self.counts[row]), None
+        if self.logprobs is not None:
+            values = self.logprobs
+            own = LogprobLog(values.values[row], values.top_ids[row], values.top_values[row]).cut(count)
+        return from_records(self.records[row, :count], seconds, prefilled=prefilled, logprobs=own)
 
 
 class Pending:
@@ -63,8 +74,11 @@ class Pending:
     def result(self) -> StepResult:
         """Waits for the device."""
         chunk = self._future.result()
-        counts = np.asarray(chunk.counts)
-        return StepResult(np.asarray(chunk.records), counts, np.asarray(chunk.finish), np.asarray(chunk.length))
+        counts, logprobs = np.asarray(chunk.counts), chunk.emitted.logprobs
+        if logprobs is not None:
+            logprobs = LogprobLog(*map(np.asarray, (logprobs.values, logprobs.top_ids, logprobs.top_values)))
+        records, finish = np.asarray(chunk.emitted.records), np.asarray(chunk.finish)
+        return StepResult(records, logprobs, counts, finish, np.asarray(chunk.length))
 
 
 class Engine:
@@ -103,7 +117,7 @@ class Engine:
         self.layout, self.slots = layout, slots
         self.programs = CompileCache(report) if programs is None else programs
         self._model, self._report = model, report
-        self._plain = plans.autoregressive_plan(layout.config, layout.features)
+        self._plain = plans.with_logprobs(plans.autoregressive_plan(layout.config, layout.features), layout.logprobs)
         vacant = sequence_params([_VACANT] * slots, layout.config.vocab_size)
         self._inputs = StepInputs(params=model.params, sequence=vacant, draft_params=draft_params)
         self._state: DecodeState | None = None

@@ -14,6 +14,7 @@ from tokenswift_jax.kv.draft_cache import DraftKind
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.sample.logprobs import LogprobSpec
 from tokenswift_jax.speculate import ngram, ngram_calibration
 from tokenswift_jax.step.state import DecodeState, Plan
 
@@ -27,6 +28,7 @@ class Layout:
       dtype: of the cache's keys and values.
       capacity: slots a row of the cache, and positions a row of the text.
       features: what sampling the steps contain.
+      logprobs: which log-probabilities of emitted tokens the steps give; None: none.
       ngram_slots: continuations the n-gram table keeps of a first token; None: no table.
       calibrate: whether the state keeps how the n-grams fare.
       draft: kind and sizes of the draft cache; None: no draft cache.
@@ -36,6 +38,7 @@ class Layout:
     dtype: jnp.dtype
     capacity: int
     features: SamplingFeatures
+    logprobs: LogprobSpec | None
     ngram_slots: int | None
     calibrate: bool
     draft: DraftKind | None
@@ -48,6 +51,7 @@ class Layout:
         features: SamplingFeatures,
         plans: Sequence[Plan],
         ngram_slots: int,
+        logprobs: LogprobSpec | None = None,
     ) -> Layout:
         """The layout that serves all of `plans`.
 
@@ -63,6 +67,7 @@ class Layout:
             dtype=dtype,
             capacity=capacity,
             features=features,
+            logprobs=logprobs,
             ngram_slots=ngram_slots if any(tree.ngram_k for tree in trees) else None,
             calibrate=any(tree.calibrated for tree in trees),
             draft=next(iter(kinds), None),
@@ -80,7 +85,7 @@ class Layout:
             hidden=jnp.zeros((batch, config.hidden_size), self.dtype),
             query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), self.dtype),
             last_positions=penalty.last_positions(tokens, lengths, config.vocab_size),
-            ngrams=None if self.ngram_slots is None else ngram.empty(batch, config.vocab_size, self.ngram_slots),
+            ngrams=None if self.ngram_slots is None else ngram.empty(batch, self.capacity, self.ngram_slots),
             ngram_trust=ngram_calibration.unobserved(batch) if self.calibrate else None,
             draft=None if self.draft is None else self.draft.empty(config, batch, self.dtype),
         )

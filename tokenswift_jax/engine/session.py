@@ -22,12 +22,13 @@ from tokenswift_jax.finish import REASONS, Finish
 from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample.features import features_for
+from tokenswift_jax.sample.logprobs import LogprobSpec
 from tokenswift_jax.speculate import plans
 from tokenswift_jax.speculate.plans import NamedPlan
 from tokenswift_jax.speculate.quantized_drafter import with_drafter
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step.state import DecodeState
-from tokenswift_jax.token_log import TokenLog, from_records
+from tokenswift_jax.token_log import TokenLog
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
@@ -83,6 +84,7 @@ class Session:
         *,
         emitted: Sequence[Sequence[int]] | None = None,
         capacity: int | None = None,
+        logprobs: LogprobSpec | None = None,
         report: Report = silent,
     ) -> None:
         """Checks that the session fits, and allocates nothing yet.
@@ -93,6 +95,7 @@ class Session:
           speculation: how drafts are made.
           emitted: tokens that each row already has after its prompt; None: none.
           capacity: slots a row of the cache; None: as many as needed.
+          logprobs: which log-probabilities of emitted tokens to give; None: none.
           report: told of compilation, prefill and the preparation of drafts.
 
         Raises:
@@ -100,8 +103,11 @@ class Session:
         """
         config = model.config
         features = features_for(request.sampling for request in requests)
-        plain = plans.autoregressive_plan(config, features)
-        speculative = plans.speculative_plans(config, speculation, features, jax.default_backend())
+        plain = plans.with_logprobs(plans.autoregressive_plan(config, features), logprobs)
+        speculative = [
+            plans.with_logprobs(named, logprobs)
+            for named in plans.speculative_plans(config, speculation, features, jax.default_backend())
+        ]
         draft_params = None
         if speculation.draft_weights is not None:
             speculative, draft_params = with_drafter(model, speculative, speculation.draft_weights)
@@ -110,9 +116,8 @@ class Session:
         scratch = max([max(named.plan.rows, named.plan.depth + 1) for named in speculative], default=1)
         capacity = memory.capacity_for(config, requests, scratch, chunk_rows(max(texts)), capacity)
         dtype = jax.tree.leaves(model.params)[0].dtype
-        layout = Layout.of(
-            config, dtype, capacity, features, [named.plan for named in speculative], speculation.ngram_slots
-        )
+        drafting = [named.plan for named in speculative]
+        layout = Layout.of(config, dtype, capacity, features, drafting, speculation.ngram_slots, logprobs)
         memory.check_memory(
             config,
             len(requests),
@@ -225,8 +230,8 @@ class Session:
 
     def _step_of(self, result: StepResult, seconds: float, *, prefilled: bool = False) -> Step:
         rows = []
-        for row, count in enumerate(result.counts):
-            log = from_records(result.records[row, :count], seconds, prefilled=prefilled)
+        for row in range(len(result.counts)):
+            log = result.log(row, seconds, prefilled=prefilled)
             finish = Finish(int(result.finish[row]))
             error = None
             if finish == Finish.NOT_A_NUMBER and self._running[row]:

@@ -115,7 +115,8 @@ def rope_override(config: Mapping[str, Any], override: Mapping[str, Any]) -> dic
     """
     if not isinstance(override, Mapping) or not override:
         raise UserError(
-            'rope_override must be an object such as {"rope_type": "yarn", "factor": 4.0}', arguments=("rope_override",)
+            'rope_override must be a JSON object such as {"rope_type": "yarn", "factor": 4.0}',
+            arguments=("rope_override",),
         )
     before = model_config(config)
     positions = before.max_position_embeddings

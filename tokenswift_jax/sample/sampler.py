@@ -88,18 +88,23 @@ def _by_blocks(function: partial, size: int, rows: RowInputs, texts: TextInputs)
     return jax.lax.fori_loop(0, batch * blocks, block, nothing)
 
 
-def _draw_rows(rows: RowInputs, texts: TextInputs, *, features: SamplingFeatures) -> tuple[jax.Array, jax.Array]:
+def row_scores(rows: RowInputs, texts: TextInputs, *, features: SamplingFeatures) -> jax.Array:
+    """What every row's draw adds its noise to: `processors.process` of its logits, [batch, rows, vocab]."""
     settings = texts.settings
     penalised = penalty.row_penalised(
         texts.last_positions, texts.length, rows.path_tokens, rows.depths, settings.penalty_window
     )
-    scores = process(
+    return process(
         rows.logits,
         penalised=penalised,
         generated=(texts.length - settings.prompt_length)[:, None] + rows.depths,
         settings=settings,
         features=features,
     )
+
+
+def _draw_rows(rows: RowInputs, texts: TextInputs, *, features: SamplingFeatures) -> tuple[jax.Array, jax.Array]:
+    scores = row_scores(rows, texts, features=features)
     token, score = draw_and_score(scores, _at_depths(texts.noise, rows.depths))
     return token, jnp.isnan(score)
 

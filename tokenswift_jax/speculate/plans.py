@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.draft_blocks import BlockTableShape
@@ -11,6 +11,7 @@ from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.node_sets import NodeSet
 from tokenswift_jax.models.node_sets import widths as widths_of
 from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.sample.logprobs import LogprobSpec
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step.state import Plan
@@ -36,12 +37,18 @@ class NamedPlan:
         """Words for a person, such as "fused, 7 nodes"."""
         if self.plan.tree is None:
             return "plain decoding"
-        return f"{self.schedule or self.mode}, {self.plan.rows - 1} nodes"
+        nodes = self.plan.rows - 1
+        return f"{self.schedule or self.mode}, {nodes} node{'' if nodes == 1 else 's'}"
 
 
 def autoregressive_plan(config: ModelConfig, features: SamplingFeatures) -> NamedPlan:
     """Plain decoding: one row, one token."""
     return NamedPlan("autoregressive", None, None, Plan(config, features, "autoregressive", None, None))
+
+
+def with_logprobs(named: NamedPlan, logprobs: LogprobSpec | None) -> NamedPlan:
+    """The same plan, which also gives log-probabilities."""
+    return replace(named, plan=replace(named.plan, logprobs=logprobs))
 
 
 def speculative_plans(
@@ -95,8 +102,9 @@ def _named(
     kind = schedule or ("fused" if mode == "medusa" else mode)
     widths, node_set = _heads_nodes(config, speculation.tree, kind)
     if max(widths, default=0) > config.vocab_size:
+        shape = ",".join(map(str, speculation.tree or widths))
         raise UserError(
-            f"tree {widths} asks for more candidates than the vocabulary's {config.vocab_size}",
+            f"tree {shape} asks for more candidates than the vocabulary's {config.vocab_size}",
             arguments=("tree",) if speculation.tree is not None else (),
         )
     key_depth = 1 if kind == "partial" else 0

@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax.arrays import write_at
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.dense import FullCache, take_rows, write_rows
 from tokenswift_jax.sample import penalty
@@ -31,11 +32,8 @@ def commit(
     count, finish = _cut(state, inputs, walk, jnp.take_along_axis(broken, walk.path, axis=1))
     before, after = state.length, state.length + count
 
-    tokens = state.tokens
-    for row in range(tokens.shape[0]):
-        # What lies past `count` is scratch, like the cache's rows past n.
-        at = (jnp.int32(row), before[row] + 1)
-        tokens = jax.lax.dynamic_update_slice(tokens, walk.emitted[row : row + 1], at)
+    # Tokens past `count` are scratch, like the cache's rows past n.
+    tokens = write_at(state.tokens, walk.emitted, before + 1)
 
     cache, draft = state.cache, state.draft
     if plan.depth:

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.gumbel import gumbel_noise
+from tokenswift_jax.sample.logprobs import Logprobs, path_logprobs
 from tokenswift_jax.speculate.draft import draft_tree
 from tokenswift_jax.step.accept import Acceptance, walk
 from tokenswift_jax.step.commit import commit
@@ -16,12 +18,25 @@ from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
 from tokenswift_jax.step.verify import root_only, verify
 
 
+@pytree
+class Emitted:
+    """The tokens of an iteration, or of a chunk of them, one entry a token.
+
+    Attributes:
+      records: int32 [batch, count, 4], columns `token_log.RECORD`.
+      logprobs: of the same tokens; None where the plan gives none.
+    """
+
+    records: jax.Array = axes("batch", "count", "columns")
+    logprobs: Logprobs | None
+
+
 def iterate(
     model: Decoder, state: DecodeState, inputs: StepInputs, plan: Plan
-) -> tuple[DecodeState, jax.Array, jax.Array]:
+) -> tuple[DecodeState, Emitted, jax.Array]:
     """Emits, for every running row, the accepted drafts and the target's next draw: at least one token.
 
-    Returns the state, records int32 [batch, depth + 1, 4] and their count int32 [batch] (`commit`). The text is the one
+    Returns the state, what was emitted, and how many tokens that are, int32 [batch] (`commit`). The text is the one
     that `plan.kind` `autoregressive` gives: draws depend on the position and on the row's own path alone.
     """
     noise = None
@@ -35,9 +50,15 @@ def iterate(
     else:
         drafter = model if plan.drafter is None else nnx.merge(plan.drafter, inputs.draft_params)
         tree, state = draft_tree(drafter, state, inputs, plan, noise)
-    draws, broken, rows, state = verify(model, state, inputs, plan, tree, noise)
+    verified, state = verify(model, state, inputs, plan, tree, noise)
+    draws = verified.draws
     won = walk(tree, draws, plan.depth) if plan.depth else _root_walk(draws)
-    return commit(state, inputs, plan, tree, won, broken, rows)
+    state, records, count = commit(state, inputs, plan, tree, won, verified.broken, verified.computed)
+    logprobs = None
+    if plan.logprobs is not None:
+        walked = verified.rows, verified.texts, won.path, won.emitted
+        logprobs = path_logprobs(plan.logprobs, *walked, plan.features)
+    return state, Emitted(records, logprobs), count
 
 
 def _root_walk(draws: jax.Array) -> Acceptance:

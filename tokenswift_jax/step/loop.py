@@ -6,17 +6,20 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tokenswift_jax.arrays import write_at
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.dense import FullCache
-from tokenswift_jax.speculate import ngram
+from tokenswift_jax.sample.logprobs import Logprobs
+from tokenswift_jax.speculate import ngram_fill
 from tokenswift_jax.step.forward import forward_rows
-from tokenswift_jax.step.iteration import iterate
+from tokenswift_jax.step.iteration import Emitted, iterate
 from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
 from tokenswift_jax.token_log import RECORD
 
@@ -27,14 +30,14 @@ class Chunk:
     """What one chunk emitted.
 
     Attributes:
-      records: int32 [batch, capacity, 4], columns `token_log.RECORD`.
-      counts: int32 [batch], records that count.
+      emitted: of `capacity` tokens a row.
+      counts: int32 [batch], emitted tokens that count.
       finish: int32 [batch], `DecodeState.finish` after the chunk.
       length: int32 [batch], committed positions after the chunk.
       iterations: int32 [], iterations run.
     """
 
-    records: jax.Array
+    emitted: Emitted
     counts: jax.Array
     finish: jax.Array
     length: jax.Array
@@ -65,18 +68,24 @@ def run_chunk(
         return running & (counts.max() + step <= capacity) & (done < iterations)
 
     def body(carry: tuple) -> tuple:
-        state, records, counts, done = carry
+        state, emitted, counts, done = carry
         state, new, count = iterate(model, state, inputs, plan)
-        for row in range(batch):
-            at = (jnp.int32(row), counts[row], jnp.int32(0))
-            records = jax.lax.dynamic_update_slice(records, new[row : row + 1], at)
-        return state, records, counts + count, done + 1
+        emitted = jax.tree.map(partial(write_at, starts=counts), emitted, new)
+        return state, emitted, counts + count, done + 1
 
     with exact_products(state.cache.keys.dtype):
-        records = jnp.zeros((batch, capacity, len(RECORD)), jnp.int32)
-        carry = (state, records, jnp.zeros((batch,), jnp.int32), jnp.zeros((), jnp.int32))
-        state, records, counts, done = jax.lax.while_loop(unfinished, body, carry)
-    return state, Chunk(records, counts, state.finish, state.length, done)
+        carry = (state, _nothing(plan, batch, capacity), jnp.zeros((batch,), jnp.int32), jnp.zeros((), jnp.int32))
+        state, emitted, counts, done = jax.lax.while_loop(unfinished, body, carry)
+    return state, Chunk(emitted, counts, state.finish, state.length, done)
+
+
+def _nothing(plan: Plan, batch: int, capacity: int) -> Emitted:
+    """Room for what a chunk emits."""
+    records, logprobs = jnp.zeros((batch, capacity, len(RECORD)), jnp.int32), None
+    if plan.logprobs is not None:
+        top = jnp.zeros((batch, capacity, plan.logprobs.top), jnp.int32)
+        logprobs = Logprobs(jnp.zeros((batch, capacity), jnp.float32), top, top.astype(jnp.float32))
+    return Emitted(records, logprobs)
 
 
 def causal_chunk(
@@ -103,7 +112,7 @@ def catch_up(plan: Plan, inputs: StepInputs, state: DecodeState) -> DecodeState:
     drafting resumes after decoding that did not keep them."""
     if plan.tree is not None and plan.tree.ngram_k:
         assert state.ngrams is not None
-        table = ngram.insert(state.ngrams, state.tokens, state.length - inputs.sequence.ngram_lag)
+        table = ngram_fill.fill(state.ngrams, state.tokens, state.length - inputs.sequence.ngram_lag)
         state = replace(state, ngrams=table)
     if plan.draft is not None:
         assert state.draft is not None

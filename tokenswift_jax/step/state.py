@@ -14,6 +14,7 @@ from tokenswift_jax.kv.draft_cache import DraftKind
 from tokenswift_jax.kv.draft_positions import DraftCache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.sample.logprobs import LogprobSpec
 from tokenswift_jax.sample.params import SequenceParams
 from tokenswift_jax.speculate.ngram import NgramTable
 from tokenswift_jax.speculate.tree_spec import TreeSpec
@@ -77,6 +78,7 @@ class Plan:
       tree: the tree's shape; None for autoregressive.
       draft: kind and sizes of the draft cache; None for kinds that do not draft over it.
       shared_noise: whether candidates are ranked with the noise of the draw they guess.
+      logprobs: which log-probabilities of emitted tokens it gives; None: none.
       drafter: structure of the decoder that drafts, quantised (`StepInputs.draft_params`); None: the target itself.
     """
 
@@ -87,6 +89,7 @@ class Plan:
     draft: DraftKind | None
     shared_noise: bool = True
     drafter: nnx.GraphDef | None = None
+    logprobs: LogprobSpec | None = None
 
     @property
     def depth(self) -> int:

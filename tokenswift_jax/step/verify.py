@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,25 +14,38 @@ from tokenswift_jax.step.forward import Rows, forward_rows
 from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
 
 
+@dataclass(frozen=True)
+class Verified:
+    """What the target says of a tree.
+
+    Attributes:
+      draws: int32 [batch, rows], the target's token after every row.
+      broken: bool [batch, rows], whether the row's logits hold a NaN.
+      computed: what the forward computed.
+      rows, texts: what the draws were made from.
+    """
+
+    draws: jax.Array
+    broken: jax.Array
+    computed: Rows
+    rows: RowInputs
+    texts: TextInputs
+
+
 def verify(
     model: Decoder, state: DecodeState, inputs: StepInputs, plan: Plan, tree: Tree, noise: jax.Array | None
-) -> tuple[jax.Array, jax.Array, Rows, DecodeState]:
-    """The target's draw after every row.
+) -> tuple[Verified, DecodeState]:
+    """The target's draw after every row, and the state with the rows' K/V in the cache's scratch slots.
 
-    Returns draws int32 [batch, rows]; broken bool [batch, rows], whose logits hold NaN; what the forward computed; and
-    the state with the rows' K/V in the cache's scratch slots. noise is float32 [batch, depth + 1, vocab] of positions
-    n+1 .., None when greedy: rows of one depth share theirs.
+    noise is float32 [batch, depth + 1, vocab] of positions n+1 .., None when greedy: rows of one depth share theirs.
     """
-    rows, cache = forward_rows(
+    computed, cache = forward_rows(
         model, tree.tokens, state.length[:, None] + tree.depths, state.cache, state.length, tree.mask
     )
-    logits = model.logits(rows.hidden)
-    draws, broken = draw_rows(
-        RowInputs(logits, tree.depths, path_tokens(tree, plan.depth)),
-        TextInputs(state.length + 1, state.last_positions, noise, inputs.sequence),
-        plan.features,
-    )
-    return draws, broken, rows, replace(state, cache=cache)
+    rows = RowInputs(model.logits(computed.hidden), tree.depths, path_tokens(tree, plan.depth))
+    texts = TextInputs(state.length + 1, state.last_positions, noise, inputs.sequence)
+    draws, broken = draw_rows(rows, texts, plan.features)
+    return Verified(draws, broken, computed, rows, texts), replace(state, cache=cache)
 
 
 def path_tokens(tree: Tree, depth: int) -> jax.Array:

@@ -33,7 +33,7 @@ from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise
 from tokenswift_jax.sample.params import sequence_params
 from tokenswift_jax.sampling import SamplingConfig
-from tokenswift_jax.speculate import ngram, ngram_calibration
+from tokenswift_jax.speculate import ngram, ngram_calibration, ngram_fill
 from tokenswift_jax.speculate.candidates import DraftSampler, head_levels
 from tokenswift_jax.speculate.plans import NamedPlan, speculative_plans
 from tokenswift_jax.speculate.tree import build
@@ -204,7 +204,8 @@ def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
         last_positions = penalty.last_positions(tokens, start + 1, vocab)
         ngram_trust = ngram_calibration.unobserved(batch) if shape.calibrated else None
         if shape.ngram_k:
-            table = ngram.insert(ngram.empty(batch, vocab, ngram_slots), tokens, start - settings.ngram_lag)
+            table = ngram.empty(batch, tokens.shape[1], ngram_slots)
+            table = ngram_fill.fill(table, tokens, start - settings.ngram_lag)
         with exact_products(hidden.dtype):
             carry = (start, last_positions, table, ngram_trust, jnp.zeros((plan.depth + 1,), jnp.int32))
             return lax.while_loop(lambda carry: (carry[0] + 1 < ends).any(), iteration, carry)[-1]

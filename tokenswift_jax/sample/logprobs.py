@@ -1,0 +1,79 @@
+"""Log-probabilities of emitted tokens, and of the likeliest tokens beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.arrays import axes, pytree
+from tokenswift_jax.models.layers import wide_dtype
+from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.sample.sampler import RowInputs, TextInputs, row_scores
+
+
+@dataclass(frozen=True)
+class LogprobSpec:
+    """Which log-probabilities a step gives; static.
+
+    Attributes:
+      top: how many of the likeliest tokens, 0 or more.
+      processed: of the distribution that the draw is from (suppressed ids, penalty, temperature, filters; a greedy
+        row's has temperature 1); else of the model's own.
+    """
+
+    top: int
+    processed: bool = False
+
+
+@pytree
+class Logprobs:
+    """Of [batch, count] tokens.
+
+    Attributes:
+      values: float32 [batch, count], each token's own.
+      top_ids: int32 [batch, count, top], the likeliest tokens, ties to the lower id.
+      top_values: float32 [batch, count, top], in descending order.
+    """
+
+    values: jax.Array = axes("batch", "count")
+    top_ids: jax.Array = axes("batch", "count", "top")
+    top_values: jax.Array = axes("batch", "count", "top")
+
+
+def logprobs_of(scores: jax.Array, tokens: jax.Array, top: int) -> Logprobs:
+    """Log-probabilities under the softmax of scores [batch, count, vocab] of tokens int32 [batch, count]."""
+    scores = scores.astype(wide_dtype(scores.dtype))
+    normaliser = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+    own = jnp.take_along_axis(scores, tokens[..., None], axis=-1, mode="clip") - normaliser
+    best, ids = jax.lax.top_k(scores, top)
+    return Logprobs(own[..., 0].astype(jnp.float32), ids.astype(jnp.int32), (best - normaliser).astype(jnp.float32))
+
+
+def path_logprobs(
+    spec: LogprobSpec,
+    rows: RowInputs,
+    texts: TextInputs,
+    path: jax.Array,
+    emitted: jax.Array,
+    features: SamplingFeatures,
+) -> Logprobs:
+    """Log-probabilities of the tokens that a walk emitted.
+
+    Args:
+      spec: which, static.
+      rows: the logits of a verification's rows, and where they are in the tree.
+      texts: what the rows of a text share.
+      path: int32 [batch, count], the row that drew each token.
+      emitted: int32 [batch, count]; -1 past the last, whose entries mean nothing.
+      features: what the step contains, static.
+    """
+
+    def along(values: jax.Array) -> jax.Array:
+        index = path.reshape(*path.shape, *[1] * (values.ndim - 2))
+        return jnp.take_along_axis(values, index, axis=1, mode="clip")
+
+    walked = jax.tree.map(along, rows)
+    scores = row_scores(walked, texts, features=features) if spec.processed else walked.logits
+    return logprobs_of(scores, jnp.maximum(emitted, 0), spec.top)
