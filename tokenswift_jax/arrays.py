@@ -98,16 +98,15 @@ def write_at(whole: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
     )
 
 
-def shardings(mesh: Mesh, tree: _Tree, rules: Mapping[str, str | None]) -> _Tree:
-    """The sharding of every array: each named axis over the mesh axis that `rules` gives it, else not split."""
+def sharding(mesh: Mesh, named: Axes, rules: Mapping[str, str]) -> NamedSharding:
+    """The sharding of an array: each named axis over the mesh axis that `rules` gives it, else not split."""
+    over = [rules.get(name) for name in named.names]
+    while over and over[-1] is None:
+        over.pop()
+    return NamedSharding(mesh, P(*over))
 
-    def one(names: Axes) -> NamedSharding:
-        return NamedSharding(mesh, P(*[rules.get(name) for name in names.names]))
 
-    return jax.tree.map(one, axes_of(tree))
-
-
-def bytes_per_device(tree: Any, rules: Mapping[str, str | None], mesh: Mapping[str, int]) -> int:
+def bytes_per_device(tree: Any, rules: Mapping[str, str], mesh: Mapping[str, int]) -> int:
     """Bytes that each device stores of arrays or shapes, given the mesh's sizes; uneven parts are rounded up."""
     total = 0
     for names, leaf in zip(jax.tree.leaves(axes_of(tree)), jax.tree.leaves(tree), strict=True):

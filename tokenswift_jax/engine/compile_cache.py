@@ -46,8 +46,7 @@ class CompileCache:
     def compile(self, function: Callable, *arguments: Any, name: str = "a program") -> jax.stages.Compiled:
         """The executable of `function`, from `jax.jit`, for such arguments; reports call it by its `name`."""
         leaves, structure = jax.tree.flatten(arguments)
-        shapes = tuple((leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)) for leaf in leaves)
-        key = (function, structure, shapes)
+        key = (function, structure, tuple(map(_kind, leaves)), jax.sharding.get_abstract_mesh())
         executable = _executables.get(key)
         if executable is None:
             begun = time.perf_counter()
@@ -60,3 +59,10 @@ class CompileCache:
                 _executables.popitem(last=False)
         _executables.move_to_end(key)
         return executable
+
+
+def _kind(leaf: Any) -> tuple:
+    """What an executable is made for, of one argument. Arrays on one device differ by nothing else."""
+    placed = getattr(leaf, "sharding", None)
+    several = placed if placed is not None and len(placed.device_set) > 1 else None
+    return leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False), several

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tokenswift_jax import arrays
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
 
@@ -33,7 +35,8 @@ _PARAMETERS = {
     ("linear", "bias"): P(TENSOR),
 }
 _EMBEDDINGS = P(TENSOR, None)
-_KV_HEADS = P(None, None, TENSOR)  # [layers, batch, heads, ...] of caches, their positions and queries
+# By the axes that fields name (`arrays.axes`): caches, their positions and queries are split by head.
+_AXES = {"kv_heads": TENSOR, "heads": TENSOR}
 
 
 def check_mesh(config: ModelConfig, devices: int) -> None:
@@ -50,20 +53,29 @@ def split_over(axis: str) -> bool:
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
-    """The sharding of every leaf of parameters, inputs or state, by the names on its path; None stays None."""
+    """The sharding of every leaf: by the axes that a dataclass's fields name, of parameters by the names on their path;
+    None stays None."""
+    if isinstance(tree, tuple):
+        return tuple(shardings(mesh, part) for part in tree)
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        parts = {}
+        for field in dataclasses.fields(tree):
+            value, names = getattr(tree, field.name), field.metadata.get("axes")
+            parts[field.name] = arrays.sharding(mesh, names, _AXES) if names and value is not None else None
+            if names is None:
+                parts[field.name] = shardings(mesh, value)
+        return dataclasses.replace(tree, **parts)
 
     def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, _spec([_name(key) for key in path], leaf))
+        return NamedSharding(mesh, _parameter_spec([_name(key) for key in path]))
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def _spec(names: list[str], leaf: Any) -> P:
+def _parameter_spec(names: list[str]) -> P:
     names = [name for name in names if name != "value"]  # nnx wraps a parameter in a variable
     if "embed_tokens" in names:
         return _EMBEDDINGS
-    if leaf.ndim >= 4 and (set(names) & {"cache", "draft", "query", "keys", "values"}):
-        return _KV_HEADS
     return _PARAMETERS.get((names[-2], names[-1]), P()) if len(names) > 1 else P()
 
 

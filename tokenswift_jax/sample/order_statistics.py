@@ -16,20 +16,22 @@ class Search:
     Attributes:
       bits: bits of it that one pass over the scores settles, by comparing them with 2**bits - 1 numbers.
       keep_weights: the scores' weights are computed once and kept, not anew in every pass.
+      unroll: passes follow each other in the program. A loop's passes are launches of their own on a GPU: 10 a search.
       together: scores of as many rows as hold so many are searched together, at least one row: what stays in a cache
         from pass to pass.
     """
 
     bits: int
     keep_weights: bool
+    unroll: bool
     together: int
 
 
 # A CPU pays for comparisons: one a pass, 32 in all for float32. An accelerator pays for reading: seven comparisons a
 # pass, 11 passes. With fifteen XLA splits a pass into two kernels, and 8 passes read 16 times. 8 MB of float32 are a
 # fifth of an A100's second-level cache; on a CPU a few rows at a time are done sooner than one by one.
-ONE_BIT = Search(bits=1, keep_weights=True, together=2**19)
-FEW_PASSES = Search(bits=3, keep_weights=False, together=2**21)
+ONE_BIT = Search(bits=1, keep_weights=True, unroll=False, together=2**19)
+FEW_PASSES = Search(bits=3, keep_weights=False, unroll=True, together=2**21)
 
 
 def kth_largest(scores: jax.Array, k: jax.Array, search: Search = ONE_BIT) -> jax.Array:
@@ -38,10 +40,11 @@ def kth_largest(scores: jax.Array, k: jax.Array, search: Search = ONE_BIT) -> ja
     k is int32 [] or [..., 1], one a row.
     """
 
-    def enough(edge: jax.Array) -> jax.Array:
-        return jnp.sum(scores >= edge, axis=-1, keepdims=True, dtype=jnp.int32) >= k
+    def enough(edges: jax.Array) -> jax.Array:
+        above = scores[..., None, :] >= edges[..., None]
+        return jnp.sum(above, axis=-1, dtype=jnp.int32) >= k
 
-    return _largest(enough, scores, search.bits)
+    return _largest(enough, scores, search)
 
 
 def nucleus_edge(
@@ -75,21 +78,27 @@ def nucleus_edge(
     kept = weights()
     target = top_p * (jnp.sum(kept, axis=-1, keepdims=True) if total is None else total)
 
-    def enough(edge: jax.Array) -> jax.Array:
-        held = jnp.where(scores >= edge, kept if search.keep_weights else weights(), 0)
-        mass = jnp.sum(held, axis=-1, keepdims=True)
+    def enough(edges: jax.Array) -> jax.Array:
+        weighed = kept if search.keep_weights else weights()
+        above = scores[..., None, :] >= edges[..., None]
+        mass = jnp.sum(jnp.where(above, weighed[..., None, :], 0), axis=-1)
         return (mass >= target) & (mass > 0)  # top_p may underflow to 0
 
-    return _largest(enough, scores, search.bits)
+    return _largest(enough, scores, search)
 
 
-def _largest(holds: Callable[[jax.Array], jax.Array], scores: jax.Array, step: int) -> jax.Array:
+def _largest(holds: Callable[[jax.Array], jax.Array], scores: jax.Array, search: Search) -> jax.Array:
     """The largest score of every row for which `holds`, given that it holds for every lower number too; else -inf.
 
-    A search over the bits, `step` of them a pass, of the unsigned integers that order as floats do (sign flipped if
-    positive, all bits if negative).
+    A search over the bits, `search.bits` of them a pass, of the unsigned integers that order as floats do (sign flipped
+    if positive, all bits if negative).
+
+    Args:
+      holds: from numbers [..., count] in the scores' dtype to bool [..., count], whether each is low enough.
+      scores: [..., vocab].
+      search: how, static.
     """
-    bits = scores.dtype.itemsize * 8
+    bits, step = scores.dtype.itemsize * 8, search.bits
     word = jnp.dtype(f"uint{bits}")
     sign = jnp.asarray(1 << (bits - 1), word)
     lowest = ~jax.lax.bitcast_convert_type(jnp.asarray(-jnp.inf, scores.dtype), word)
@@ -99,16 +108,23 @@ def _largest(holds: Callable[[jax.Array], jax.Array], scores: jax.Array, step: i
         return jax.lax.bitcast_convert_type(jnp.where(image >= sign, image ^ sign, ~image), scores.dtype)
 
     def settle(image: jax.Array, shift: jax.Array, count: int) -> jax.Array:
-        # What holds for a number holds for those below it, so the digit is the number of digits that hold.
-        digits = [jnp.asarray(digit, word) << shift for digit in range(1, 2**count)]
-        held = sum((holds(number(image | digit)).astype(word) for digit in digits), start=jnp.zeros_like(image))
+        # What holds for a number holds for those below it, so the digit is the number of digits that hold. One
+        # reduction compares with all of them: without that, a GPU runs a kernel for each.
+        shape = (*scores.shape[:-1], 2**count - 1)
+        digits = jax.lax.broadcasted_iota(word, shape, scores.ndim - 1) + jnp.ones((), word)
+        held = jnp.sum(holds(number(image | (digits << shift))).astype(word), axis=-1, keepdims=True, dtype=word)
         return image | (held << shift)
 
     def one_pass(i: jax.Array, image: jax.Array) -> jax.Array:
         return settle(image, (bits - step * (i + 1)).astype(word), step)
 
     passes, rest = divmod(bits, step)
-    image = jax.lax.fori_loop(0, passes, one_pass, jnp.zeros((*scores.shape[:-1], 1), word))
+    image = jnp.zeros((*scores.shape[:-1], 1), word)
+    if search.unroll:
+        for i in range(passes):
+            image = one_pass(jnp.int32(i), image)
+    else:
+        image = jax.lax.fori_loop(0, passes, one_pass, image)
     if rest:
         image = settle(image, jnp.zeros((), word), rest)
     # Up to the score itself: processors that flush denormals take any of them for 0.

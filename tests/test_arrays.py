@@ -1,0 +1,96 @@
+"""Axes that fields name: slots, shardings and bytes follow from them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+
+from tokenswift_jax import arrays
+from tokenswift_jax.arrays import axes, pytree
+
+
+@pytree
+class Inner:
+    keys: jax.Array = axes("layers", "batch", "slots")
+    scales: jax.Array | None = axes("batch", "slots", default=None)
+
+
+@pytree
+class Outer:
+    inner: Inner
+    length: jax.Array = axes("batch")
+
+
+def tree(batch, slots, start=0.0):
+    keys = jnp.arange(2 * batch * slots, dtype=jnp.float32).reshape(2, batch, slots) + start
+    return Outer(Inner(keys), jnp.arange(batch, dtype=jnp.int32) + int(start))
+
+
+def test_a_row_is_put_and_taken():
+    whole, row = tree(3, 5), tree(1, 2, 100.0)
+    put = jax.jit(arrays.put_row)(whole, row, jnp.int32(2))
+    expected = np.array(whole.inner.keys)
+    expected[:, 2, :2] = np.asarray(row.inner.keys)[:, 0]
+    np.testing.assert_array_equal(put.inner.keys, expected)
+    assert put.length.tolist() == [0, 1, 100]
+    taken = arrays.take_row(put, jnp.int32(1))
+    np.testing.assert_array_equal(taken.inner.keys, whole.inner.keys[:, 1:2])
+    assert taken.length.tolist() == [1]
+    assert taken.inner.scales is None
+
+
+def test_a_field_without_axes_is_an_error():
+    @pytree
+    class Nameless:
+        values: jax.Array
+
+    with pytest.raises(TypeError, match="names no axes"):
+        arrays.axes_of(Nameless(jnp.zeros(3)))
+
+
+def test_bytes_a_device_stores():
+    shapes = jax.eval_shape(lambda: tree(3, 5))
+    whole = 4 * (2 * 3 * 5 + 3)
+    assert arrays.bytes_per_device(shapes, {}, {}) == whole
+    assert arrays.bytes_per_device(shapes, {"slots": "context"}, {"context": 2}) == 4 * (2 * 3 * 3 + 3)
+    assert arrays.bytes_per_device(shapes, {"batch": "data", "slots": "context"}, {"data": 3}) == 4 * (2 * 5 + 1)
+
+
+def test_shardings_follow_the_names():
+    mesh = Mesh(np.array(jax.devices()[:2]), ("data",), axis_types=(AxisType.Auto,))
+    named = arrays.axes_of(tree(2, 4))
+    assert arrays.sharding(mesh, named.inner.keys, {"batch": "data"}).spec == P(None, "data")
+    assert arrays.sharding(mesh, named.length, {"slots": "data"}).spec == P()
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_write_at(batch):
+    whole, new = np.zeros((batch, 9, 2), np.float32), np.ones((batch, 3, 2), np.float32)
+    starts = np.array([4, 0, 6], np.int32)[:batch]
+    written = jax.jit(arrays.write_at)(whole, new, starts)
+    for row, start in enumerate(starts):
+        expected = np.zeros((9, 2))
+        expected[start : start + 3] = 1
+        np.testing.assert_array_equal(written[row], expected)
+
+
+def test_write_at_is_one_program_whatever_the_batch():
+    def equations(batch):
+        shapes = [jax.ShapeDtypeStruct((batch, *rest), jnp.int32) for rest in ((9,), (3,), ())]
+        return len(jax.make_jaxpr(arrays.write_at)(*shapes).jaxpr.eqns)
+
+    assert equations(2) == equations(64)
+
+
+def test_every_field_of_a_decode_s_state_names_its_axes():
+    from tokenswift_jax.step.state import DecodeState
+
+    assert {field.name for field in dataclasses.fields(DecodeState) if "axes" not in field.metadata} == {
+        "cache",
+        "ngrams",
+        "draft",
+    }
