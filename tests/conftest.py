@@ -24,7 +24,8 @@ _COMPILED_AS_FOR_A_PERSON = {
     "test_end_to_end.py",
     "audit/test_replay.py",
     "engine/test_batch.py",
-    *(f"lossless/test_lossless_{name}.py" for name in ("demo", "float64", "modes", "transformers")),
+    "pallas_kernels/test_tree_attention_neighbours.py",
+    *(f"lossless/test_lossless_{name}.py" for name in ("demo", "float64", "modes", "quantised_cache", "transformers")),
 }
 # Linux allows a process 65,530 memory maps, and every executable for CPU takes some: a worker that has compiled for
 # hundreds of tests would crash in the compiler.

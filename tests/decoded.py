@@ -55,6 +55,7 @@ def start(
     ignore_eos: bool = False,
     emitted: list[list[int]] | None = None,
     capacity: int | None = None,
+    cache_dtype: str | None = None,
 ) -> Session:
     """A session of a batch with one set of settings; row i draws with `sampling.sequence` + i."""
     requests = batch_of(
@@ -64,7 +65,7 @@ def start(
         min_new_tokens=min_new_tokens,
         eos_token_ids=() if ignore_eos else tuple(model.eos_token_ids),
     )
-    return Session(model, requests, speculation, emitted=emitted, capacity=capacity)
+    return Session(model, requests, speculation, emitted=emitted, capacity=capacity, cache_dtype=cache_dtype)
 
 
 def decode_batch(

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.engine_fixture import settings_of
-from tokenswift_jax.kv.dense import FullCache, write_rows
+from tokenswift_jax.kv.cache import StoredKV
+from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.features import features_of
@@ -83,20 +84,21 @@ def iteration(monkeypatch):
     # A key is its position in committed slots, 100 + row in the rows of this pass.
     keys = 100 + jnp.arange(rows, dtype=jnp.float32)[None, None, None, :, None]
     query = jnp.zeros((1, 1, 1, 1), jnp.float32)
-    drafting = Rows(jnp.zeros((1, 1, 1), jnp.float32), keys[:, :, :, :1], keys[:, :, :, :1], query)
+    one = keys[:, :, :, :1]
+    drafting = Rows(jnp.zeros((1, 1, 1), jnp.float32), StoredKV(one, one), query)
     positions_run, candidates_run = [], []
 
-    def target_forward(model, tokens, positions, cache, lengths, mask):
-        positions_run.append(positions)
-        stacks = (write_rows(stack, keys, 0, lengths) for stack in (cache.keys, cache.values))
-        return Rows(jnp.asarray(logits), keys, keys, query), FullCache(*stacks)
+    def target_forward(model, rows, cache):
+        positions_run.append(rows.positions)
+        new = StoredKV(keys, keys)
+        return Rows(jnp.asarray(logits), new, query), cache.append(0, new, rows.lengths)
 
     def recording_levels(shape, candidates):
         candidates_run.append(candidates)
         return shared_levels(shape, candidates)
 
     monkeypatch.setattr(heads_candidates, "shared_levels", recording_levels)
-    monkeypatch.setattr(draft, "forward_rows", lambda model, tokens, positions, cache, *_, **__: (drafting, cache))
+    monkeypatch.setattr(draft, "forward_rows", lambda model, rows, cache: (drafting, cache))
     monkeypatch.setattr(verification, "forward_rows", target_forward)
     shape = TreeSpec((1, 2), 1, keyed_by_root=False)
     plan = Plan(config, features_of(SAMPLING), "partial", shape, DraftCacheShape(24, 4, 1, None))

@@ -55,6 +55,8 @@ def axes_of(tree: Any) -> Any:
     named = {}
     for field in dataclasses.fields(tree):
         value = getattr(tree, field.name)
+        if field.metadata.get("static"):
+            continue
         if "axes" in field.metadata and value is not None:
             named[field.name] = field.metadata["axes"]
         else:

@@ -16,7 +16,7 @@ def top_blocks(
     query: jax.Array,
     keys: jax.Array,
     *,
-    layer: int,
+    layer: int | jax.Array,
     begins: jax.Array,
     ends: jax.Array,
     count: int,
@@ -28,7 +28,7 @@ def top_blocks(
     kv_heads, capacity = keys.shape[2], keys.shape[3]
     summed = summed_group(query, kv_heads)
     chunk = min(CHUNK, capacity)
-    at_layer, zero = jnp.int32(layer), jnp.int32(0)  # the start's own type, also under jax_enable_x64
+    at_layer, zero = jnp.asarray(layer, jnp.int32), jnp.int32(0)  # the start's own type, also under jax_enable_x64
 
     def chunk_scores(start: jax.Array) -> jax.Array:
         at = (at_layer, zero, zero, start, zero)

@@ -13,6 +13,7 @@ from pallas_kernels.gpus import Gpu
 from pallas_kernels.implementation import gpu as gpu_compiled_for
 from pallas_kernels.implementation import implementation, interpret, say_once
 from pallas_kernels.prefill_attention import reference
+from pallas_kernels.prefill_attention.one_sequence import numbered
 
 __all__ = ["prefill_attention", "served_by"]
 
@@ -28,7 +29,8 @@ def prefill_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, **
     say_once(f"prefill_attention: {by}")
     if library is not None:
         used = {name: options[name] for name in ("layer", "lengths", "window")}
-        return library.prefill_attention(queries, keys, values, **used)
+        scale = options.get("scale", queries.shape[-1] ** -0.5)
+        return library.prefill_attention(queries, keys, values, **used, scale=scale)
     return reference.prefill_attention(queries, keys, values, **options)
 
 
@@ -59,6 +61,8 @@ def _library(target: str, queries: jax.Array, keys: jax.Array, key_scales: jax.A
         return f"head_dim {head_dim}"
     if capacity % LANES:
         return f"capacity {capacity}"
+    if not numbered(keys):
+        return "more than 2^31 slots in all layers"
     try:
         if target == "gpu":
             from pallas_kernels.prefill_attention import gpu as library

@@ -17,7 +17,12 @@ def one_sequence(stack: jax.Array) -> jax.Array:
     return stack.reshape(-1, stack.shape[-1])
 
 
-def layer_begins(stack: jax.Array, layer: int) -> int:
+def numbered(stack: jax.Array) -> bool:
+    """Whether int32 can number the slots of all layers. 80 layers of 8 heads and 4 x 1,048,576 positions have more."""
+    return math.prod(stack.shape[:4]) < 2**31
+
+
+def layer_begins(stack: jax.Array, layer: int | jax.Array) -> int | jax.Array:
     """The first slot of a layer in `one_sequence`."""
     return layer * math.prod(stack.shape[1:4])
 

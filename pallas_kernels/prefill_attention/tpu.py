@@ -44,13 +44,20 @@ def several_cores() -> bool:
 
 
 def prefill_attention(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, *, layer: int, lengths: jax.Array, window: int | None
+    queries: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    *,
+    layer: int | jax.Array,
+    lengths: jax.Array,
+    window: int | None,
+    scale: float,
 ) -> jax.Array:
     """`reference.prefill_attention` of what `prefill_attention.served_by` lets through."""
     batch, rows, query_heads, head_dim = queries.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
     group, block = query_heads // kv_heads, gcd(capacity, BLOCK)
-    scaled = (queries.astype(jnp.float32) * head_dim**-0.5).astype(queries.dtype)
+    scaled = (queries.astype(jnp.float32) * scale).astype(queries.dtype)
     heads = scaled.reshape(batch, rows, kv_heads, group, head_dim).transpose(3, 0, 2, 1, 4)
     heads = heads.reshape(group, batch * kv_heads * rows, head_dim)
     walked = listed(*spans(keys, lengths, rows, window), block, capacity // block, layer_begins(keys, layer))
@@ -91,7 +98,7 @@ def _cost(queries: jax.Array, keys: jax.Array) -> pl.CostEstimate:
     return pl.CostEstimate(flops=4 * scored * queries.shape[3], transcendentals=scored, bytes_accessed=read)
 
 
-def listed(begins: jax.Array, ends: jax.Array, block: int, most: int, offset: int) -> MaskInfo:
+def listed(begins: jax.Array, ends: jax.Array, block: int, most: int, offset: int | jax.Array) -> MaskInfo:
     """The blocks of `block` slots to walk: for the rows of each sequence and KV head those that any of them sees.
 
     Args:

@@ -19,13 +19,14 @@ def sparse_attention(
     own_keys: jax.Array,
     own_values: jax.Array,
     *,
-    layer: int,
+    layer: int | jax.Array,
     blocks: jax.Array,
     block_size: int,
     lengths: jax.Array,
     tree_mask: jax.Array,
     positions: jax.Array,
     window: int | None,
+    scale: float | None = None,
     key_scales: jax.Array | None = None,
     value_scales: jax.Array | None = None,
 ) -> jax.Array:
@@ -44,6 +45,7 @@ def sparse_attention(
       tree_mask: bool [batch, rows, rows]; row i sees row j. Every row sees at least itself.
       positions: int32 [batch, rows], index in the text; read only under a window.
       window: how many newest positions a row may see, its own included; None for all.
+      scale: factor of the products of queries and keys; None for that of the head's size.
       key_scales, value_scales: [layers, batch, kv_heads, capacity], what each key (value) is to be multiplied by;
         None for 1.
 
@@ -61,6 +63,7 @@ def sparse_attention(
         "tree_mask": tree_mask,
         "positions": positions,
         "window": window,
+        "scale": queries.shape[-1] ** -0.5 if scale is None else scale,
         "key_scales": key_scales,
         "value_scales": value_scales,
     }

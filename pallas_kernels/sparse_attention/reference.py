@@ -15,13 +15,14 @@ def sparse_attention(
     own_keys: jax.Array,
     own_values: jax.Array,
     *,
-    layer: int,
+    layer: int | jax.Array,
     blocks: jax.Array,
     block_size: int,
     lengths: jax.Array,
     tree_mask: jax.Array,
     positions: jax.Array,
     window: int | None,
+    scale: float,
     key_scales: jax.Array | None,
     value_scales: jax.Array | None,
 ) -> jax.Array:
@@ -35,7 +36,7 @@ def sparse_attention(
     there = slots >= 0
     row = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
     head = jnp.arange(kv_heads, dtype=jnp.int32)[None, :, None]
-    at = (jnp.int32(layer), row, head, jnp.maximum(slots, 0))
+    at = (jnp.asarray(layer, jnp.int32), row, head, jnp.maximum(slots, 0))
 
     def gathered(stack: jax.Array, scales: jax.Array | None) -> jax.Array:
         taken = stack[at]
@@ -56,7 +57,7 @@ def sparse_attention(
     all_values = jnp.concatenate([gathered(values, value_scales), own_values.swapaxes(1, 2)], axis=2)
     grouped = queries.reshape(batch, rows, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
     scores = jnp.einsum("bhgrd,bhcd->bhgrc", grouped, all_keys, preferred_element_type=wide)
-    scores = jnp.where(visible, scores * jnp.asarray(head_dim**-0.5, wide), -jnp.inf)
+    scores = jnp.where(visible, scores * jnp.asarray(scale, wide), -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1)
     # A row that overflowed spoils the rows that see it and no other: 0 * NaN is NaN.
     finite = jnp.isfinite(all_values).all(axis=-1)

@@ -46,6 +46,7 @@ def sparse_attention(
     tree_mask: jax.Array,
     positions: jax.Array,
     window: int | None,
+    scale: float,
     key_scales: jax.Array | None,
     value_scales: jax.Array | None,
 ) -> jax.Array:
@@ -106,7 +107,7 @@ def sparse_attention(
         tile=tile,
         block=block_size,
         steps=steps,
-        scale=head_dim**-0.5 * math.log2(math.e),
+        scale=scale * math.log2(math.e),
         window=window is not None,
         slots_minor=slots_minor,
     )

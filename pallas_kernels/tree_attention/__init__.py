@@ -12,17 +12,19 @@ from pallas_kernels.tree_attention import reference
 __all__ = ["tree_attention"]
 
 
-def tree_attention(*arrays: jax.Array, **options: Any) -> jax.Array:
-    """`reference.tree_attention`, by the implementation that `pallas_kernels.implementation` chooses."""
+def tree_attention(queries: jax.Array, *arrays: jax.Array, **options: Any) -> Any:
+    """`reference.tree_attention` (one array, or two with `return_lse`) by the implementation that
+    `pallas_kernels.implementation` chooses; without a scale, that of the head's size."""
+    options.setdefault("scale", queries.shape[-1] ** -0.5)
     # Imported where they are wanted: on CPU nobody should wait for Pallas.
     match choose("tree_attention"):
         case "tpu":
             from pallas_kernels.tree_attention import tpu
 
-            return tpu.tree_attention(*arrays, **options)
+            return tpu.tree_attention(queries, *arrays, **options)
         case "gpu":
             from pallas_kernels.tree_attention import gpu
 
-            return gpu.tree_attention(*arrays, **options)
+            return gpu.tree_attention(queries, *arrays, **options)
         case "reference":
-            return reference.tree_attention(*arrays, **options)
+            return reference.tree_attention(queries, *arrays, **options)

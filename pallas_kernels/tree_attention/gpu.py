@@ -83,12 +83,14 @@ def tree_attention(
     tree_mask: jax.Array,
     positions: jax.Array,
     window: int | None,
+    scale: float,
     key_positions: jax.Array | None,
     key_scales: jax.Array | None = None,
     value_scales: jax.Array | None = None,
+    return_lse: bool = False,
     blocks: jax.Array | None = None,
     block_size: int | None = None,
-) -> jax.Array:
+) -> Any:
     """`reference.tree_attention`, or with `blocks` of `block_size` slots that of `sparse_attention`.
 
     Raises:
@@ -123,7 +125,7 @@ def tree_attention(
         kv_heads=kv_heads,
         capacity=capacity,
         pieces=pieces,
-        scale=head_dim**-0.5 * math.log2(math.e),
+        scale=scale * math.log2(math.e),
         splits=splits,
         tile_rows=tile.rows,
         columns=tile.columns,
@@ -132,6 +134,7 @@ def tree_attention(
         float8_bits=float8_bits,
         block_size=block_size,
         table=table,
+        return_lse=return_lse,
     )
     begins = jnp.zeros((batch,), jnp.int32)
     if window is not None and key_positions is None and blocks is None:
@@ -154,7 +157,9 @@ def tree_attention(
         "blocks": blocks,
     }
     names = tuple(name for name, array in given.items() if array is not None)
-    whole = jax.ShapeDtypeStruct(queries.shape, queries.dtype)
+    results = [jax.ShapeDtypeStruct(queries.shape, queries.dtype)]
+    if return_lse:
+        results.append(jax.ShapeDtypeStruct((batch, rows, query_heads), jnp.float32))
     each = (batch, kv_heads, group * rows, splits)
     parts = [
         jax.ShapeDtypeStruct((*each, head_dim), jnp.float32),
@@ -166,7 +171,7 @@ def tree_attention(
     call = pl.pallas_call(
         partial(attend_split, problem, names),
         grid=(tiles, splits, batch * kv_heads),
-        out_shape=[whole] if splits == 1 else parts,
+        out_shape=results if splits == 1 else parts,
         compiler_params=plgpu.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         interpret=interpret(),
         name="tree_attention" if blocks is None else "sparse_attention",
@@ -178,11 +183,11 @@ def tree_attention(
     )
     out = call(*(given[name] for name in names))
     if splits == 1:
-        return out[0]
-    return pl.pallas_call(
+        return tuple(out) if return_lse else out[0]
+    out = pl.pallas_call(
         partial(merge_splits, problem),
         grid=(group * rows, batch * kv_heads),
-        out_shape=whole,
+        out_shape=results,
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
         interpret=interpret(),
         name="tree_attention_merge",
@@ -190,6 +195,7 @@ def tree_attention(
             flops=3 * parts[0].size, transcendentals=parts[1].size, bytes_accessed=4 * parts[0].size
         ),
     )(*out)
+    return tuple(out) if return_lse else out[0]
 
 
 def _check(queries: jax.Array, keys: jax.Array) -> None:

@@ -5,6 +5,7 @@ Scores are kept in powers of two (scaled by log2 e), since that is what the hard
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
+LN_2 = math.log(2)
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Problem:
       tile_rows, columns, own_columns: rows of a program, slots of the cache and own rows of a step.
       window: how many newest positions a row sees, or None.
       block_size, table: slots a block and entries of the table of blocks that rows see; None and 0: they see all slots.
+      return_lse: whether the logarithm of each softmax's denominator is an output too.
       float8_bits: the cache's uint8 are the bits of float8_e4m3fn, for GPUs that cannot convert those.
     """
 
@@ -45,14 +48,15 @@ class Problem:
     float8_bits: bool
     block_size: int | None
     table: int
+    return_lse: bool = False
 
 
 def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
     """Program (row tile, split, batch * kv_heads): rows over one split of the live prefix.
 
-    `refs` are the inputs that `names` names, then the outputs: the result [batch, rows, query_heads, head_dim] where
-    there is one split, else mix [batch, kv_heads, rows * group, splits, head_dim], peak and total
-    [batch, kv_heads, rows * group, splits].
+    `refs` are the inputs that `names` names, then the outputs. With one split: the result [batch, rows, query_heads,
+    head_dim] and, if asked for, the log-sum-exp [batch, rows, query_heads]. With several: mix [batch, kv_heads,
+    rows * group, splits, head_dim], peak and total [batch, kv_heads, rows * group, splits].
     """
     inputs = dict(zip(names, refs, strict=False))
     outputs = refs[len(names) :]
@@ -173,6 +177,8 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
         for piece, m in zip(p.pieces, mix, strict=True):
             mixed = (m / total[:, None]).astype(outputs[0].dtype)
             outputs[0][batch, row[:, None], query_head[:, None], _span(piece)] = mixed
+        if p.return_lse:
+            outputs[1][batch, row, query_head] = (peak + jnp.log2(total)) * LN_2
         return
     for piece, m in zip(p.pieces, mix, strict=True):
         outputs[0][batch, head, member[:, None], split, _span(piece)] = m
@@ -180,7 +186,7 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
     outputs[2][batch, head, member, split] = total
 
 
-def merge_splits(p: Problem, mix_ref: Any, peak_ref: Any, total_ref: Any, out_ref: Any) -> None:
+def merge_splits(p: Problem, mix_ref: Any, peak_ref: Any, total_ref: Any, out_ref: Any, lse_ref: Any = None) -> None:
     """Program (row of the group, batch * kv_heads): one row's splits, weighed by their log-sum-exp."""
     member = pl.program_id(0)
     batch, head = pl.program_id(1) // p.kv_heads, pl.program_id(1) % p.kv_heads
@@ -189,6 +195,8 @@ def merge_splits(p: Problem, mix_ref: Any, peak_ref: Any, total_ref: Any, out_re
     peak = peak_ref[batch, head, member, split]
     weight = jnp.where(order < p.splits, jnp.exp2(peak - peak.max()), 0.0)
     total = (weight * total_ref[batch, head, member, split]).sum()
+    if lse_ref is not None:
+        lse_ref[batch, member // p.group, head * p.group + member % p.group] = (peak.max() + jnp.log2(total)) * LN_2
     for start, size in p.pieces:
         mix = mix_ref[batch, head, member, split[:, None], _span((start, size))]
         merged = (mix * weight[:, None]).sum(axis=0) / total

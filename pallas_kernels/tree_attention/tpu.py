@@ -45,10 +45,12 @@ def tree_attention(
     tree_mask: jax.Array,
     positions: jax.Array,
     window: int | None,
+    scale: float,
     key_positions: jax.Array | None,
     key_scales: jax.Array | None = None,
     value_scales: jax.Array | None = None,
-) -> jax.Array:
+    return_lse: bool = False,
+) -> Any:
     """`reference.tree_attention`; raises ValueError beyond the limits above."""
     batch, rows, query_heads, head_dim = queries.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
@@ -71,7 +73,7 @@ def tree_attention(
     problem = Problem(
         heads=heads,
         columns=columns,
-        scale=head_dim**-0.5 * math.log2(math.e),
+        scale=scale * math.log2(math.e),
         window=window,
         slots_minor=slots_minor,
     )
@@ -131,20 +133,26 @@ def tree_attention(
     if value_scales is not None:
         given["value_scales"] = (value_scales, scalar_spec)
     scored = batch * query_heads * rows * (capacity + rows)
-    mixed = pl.pallas_call(
+    results = [jax.ShapeDtypeStruct((batch, kv_heads, tiles * tile, head_dim), queries.dtype)]
+    result_specs = [row_spec]
+    if return_lse:
+        # Along the lanes, since a block's last dimension fills them anyway.
+        results.append(jax.ShapeDtypeStruct((batch, kv_heads, tiles * tile, LANES), jnp.float32))
+        result_specs.append(pl.BlockSpec((None, heads, tile, LANES), lambda b, h, i, j, *_: (b, h, i, 0)))
+    mixed, *lse = pl.pallas_call(
         partial(attend, problem, tuple(given)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(batch, kv_heads // heads, tiles, steps + own_most),
             in_specs=[spec for _, spec in given.values()],
-            out_specs=row_spec,
+            out_specs=result_specs,
             scratch_shapes=[
                 pltpu.VMEM((heads, tile, LANES), jnp.float32),
                 pltpu.VMEM((heads, tile, LANES), jnp.float32),
                 pltpu.VMEM((heads, tile, head_dim), jnp.float32),
             ],
         ),
-        out_shape=jax.ShapeDtypeStruct((batch, kv_heads, tiles * tile, head_dim), queries.dtype),
+        out_shape=results,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
         interpret=interpret(),
         name="tree_attention",
@@ -155,7 +163,11 @@ def tree_attention(
         ),
     )(*scalars, *(array for array, _ in given.values()))
     mixed = mixed[:, :, : group * rows].reshape(batch, kv_heads, rows, group, head_dim)
-    return mixed.transpose(0, 2, 1, 3, 4).reshape(queries.shape)
+    mixed = mixed.transpose(0, 2, 1, 3, 4).reshape(queries.shape)
+    if not return_lse:
+        return mixed
+    each = lse[0][:, :, : group * rows, 0].reshape(batch, kv_heads, rows, group)
+    return mixed, each.transpose(0, 2, 1, 3).reshape(batch, rows, query_heads)
 
 
 def _by_head(queries: jax.Array, kv_heads: int) -> jax.Array:

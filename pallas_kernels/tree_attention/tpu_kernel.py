@@ -5,6 +5,7 @@ Scores are kept in powers of two (scaled by log2 e), since that is what the hard
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from jax.experimental import pallas as pl
 
 LANES = 128
 LOWEST = float(jnp.finfo(jnp.float32).min)
+LN_2 = math.log(2)
 # Rows, of as many heads as make them up, whose arithmetic stands in one basic block for the scheduler to interleave.
 UNROLLED = 64
 
@@ -43,11 +45,12 @@ def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
     """Step j of program (sequence, block of heads, row tile): prefix blocks first, then blocks of own rows.
 
     `refs` are the scalars layer, lengths, first block, end of the blocks, prefix steps and own blocks a tile sees, the
-    inputs that `names` names, the output [heads, rows, head_dim], and the running peak, normaliser and mix.
+    inputs that `names` names, the output [heads, rows, head_dim], the log-sum-exp [heads, rows, lanes] if it is asked
+    for, and the running peak, normaliser and mix.
     """
     _, lengths_ref, begins_ref, blocks_ref, steps_ref, own_ref = refs[:6]
     inputs = dict(zip(names, refs[6:], strict=False))
-    out_ref, peak_ref, total_ref, mix_ref = refs[6 + len(names) :]
+    out_ref, *lse_ref, peak_ref, total_ref, mix_ref = refs[6 + len(names) :]
     sequence, step = pl.program_id(0), pl.program_id(3)
     length = lengths_ref[sequence]
     block = begins_ref[sequence] + step
@@ -139,6 +142,8 @@ def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
     def _():
         def of_head(head):
             out_ref[head] = (mix_ref[head] / total_ref[head][:, :1]).astype(out_ref.dtype)
+            if lse_ref:
+                lse_ref[0][head] = (peak_ref[head] + jnp.log2(total_ref[head])) * LN_2
 
         _each_head(p.heads, out_ref.shape[1], of_head)
 

@@ -83,7 +83,7 @@ def test_medusa_layout_means_the_same_logits(tmp_path, family):
     graph, state = model.graphdef, model.params
     decoder = nnx.merge(graph, state)
     tokens, positions = jnp.asarray([ids], jnp.int32), jnp.arange(len(ids), dtype=jnp.int32)[None]
-    hidden, _ = decoder.hidden(tokens, positions, causal_attention(model.config), None)
+    hidden, _, _ = decoder.hidden(tokens, positions, causal_attention(model.config), None)
     x = np.asarray(decoder.norm(hidden), np.float64)[0]
     expected = np.asarray(ts.draft_logits(model, [ids]))[0, :, 1:]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from two_layers import GROUP, HEAD_DIM, KV_HEADS, LAYERS, config
 
+from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.draft_blocks import BlockTableShape
 
@@ -108,7 +109,7 @@ class Bench:
         query, before = self.query(), [text.committed for text in self.texts]
         after = [n + count for n, count in zip(before, counts, strict=True)]
         new = jnp.full((LAYERS, len(counts), KV_HEADS, MOST, HEAD_DIM), np.nan, jnp.float32)  # the table needs none
-        arguments = (self.full(after), new, new, _ints(before), _ints(after), query)
+        arguments = (self.full(after), StoredKV(new, new), _ints(before), _ints(after), query)
         self.table = _advance(self.shape, self.table, *arguments, self.config)
         fresh = [text.commit(n, query[:, row]) for row, (text, n) in enumerate(zip(self.texts, after, strict=True))]
         self.check()
@@ -131,7 +132,7 @@ def _ints(values):
     return jnp.asarray(values, jnp.int32)
 
 
-_advance = jax.jit(BlockTableShape.advance, static_argnums=(0, 8))
+_advance = jax.jit(BlockTableShape.advance, static_argnums=(0, 7))
 _rebuild = jax.jit(BlockTableShape.rebuild, static_argnums=(0, 5))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from two_layers import GROUP, HEAD_DIM, KV_HEADS, LAYERS, config
 
+from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 
@@ -107,7 +108,8 @@ class Bench:
                 new[:, row, :, :count] = stack[:, row, :, n : n + count]
             news.append(new)
         old = self.draft
-        self.draft = _advance(old, self.full(after), *news, _ints(before), _ints(after), query, self.config, self.shape)
+        new = StoredKV(*map(jnp.asarray, news))
+        self.draft = _advance(old, self.full(after), new, _ints(before), _ints(after), query, self.config, self.shape)
         fresh = [text.commit(n, query[:, row]) for row, (text, n) in enumerate(zip(self.texts, after, strict=True))]
         self.check(fresh)
         for row in np.flatnonzero(np.asarray(counts) == 0):
@@ -147,7 +149,7 @@ def _ints(values):
     return jnp.asarray(values, jnp.int32)
 
 
-_advance = jax.jit(lambda *args: args[-1].advance(*args[:-1]), static_argnums=(7, 8))
+_advance = jax.jit(lambda *args: args[-1].advance(*args[:-1]), static_argnums=(6, 7))
 _rebuild = jax.jit(lambda *args: args[-1].rebuild(*args[:-1]), static_argnums=(4, 5))
 
 PLAIN, INTERVAL = DraftCacheShape(24, 4, 1, None), DraftCacheShape(40, 4, 1, 7)
@@ -229,7 +231,7 @@ def test_rows_do_not_depend_on_each_other():
         for stack in (together.keys, together.values)
     ]
     full = together.full(after)
-    draft = _advance(draft, full, *pieces, _ints(committed), _ints(after), query, together.config, shape)
+    draft = _advance(draft, full, StoredKV(*pieces), _ints(committed), _ints(after), query, together.config, shape)
     for row in range(3):
         one = partial(jax.tree.map, lambda x, row=row: x[:, row : row + 1])
         alone = shape.empty(together.config, 1, jnp.dtype(jnp.float32))
@@ -240,7 +242,7 @@ def test_rows_do_not_depend_on_each_other():
         alone = _advance(
             alone,
             one(full),
-            *(piece[:, row : row + 1] for piece in pieces),
+            one(StoredKV(*pieces)),
             _ints(committed[row : row + 1]),
             _ints(after[row : row + 1]),
             query[:, row : row + 1],

@@ -68,7 +68,7 @@ def compute(model, ids, positions):
     @jax.jit
     def run(state, ids, positions):
         model = nnx.merge(graph, state)
-        hidden, _ = model.hidden(ids, positions, causal_attention(model.config), None)
+        hidden, _, _ = model.hidden(ids, positions, causal_attention(model.config), None)
         padded = jnp.pad(ids, ((0, 0), (0, model.config.num_draft_heads)))
         following = jnp.stack([padded[:, 1 + i : 1 + i + ids.shape[1]] for i in range(3)], axis=-1)
         return hidden, model.logits(hidden), model.draft_logits(hidden, following)

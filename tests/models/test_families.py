@@ -13,6 +13,7 @@ from flax import nnx
 
 from tokenswift_jax.checkpoint import load_decoder
 from tokenswift_jax.kv.dense import empty_cache
+from tokenswift_jax.kv.row_batch import next_rows
 from tokenswift_jax.models.decoder import causal_attention
 from tokenswift_jax.step.forward import forward_rows
 
@@ -71,8 +72,7 @@ def test_logits_through_the_cache_equal_the_committed_ones(name):
     @jax.jit
     def run(state, ids, kv_cache, start):
         model = nnx.merge(graph, state)
-        positions = start[:, None] + jnp.arange(CHUNK, dtype=jnp.int32)[None]
-        rows, kv_cache = forward_rows(model, ids, positions, kv_cache, start, None)
+        rows, kv_cache = forward_rows(model, next_rows(ids, start), kv_cache)
         return model.logits(rows.hidden), kv_cache
 
     ids, kv_cache, logits = token_ids(name), empty_cache(config, 1, 512, jnp.float32), []

@@ -24,7 +24,7 @@ def computed(name, stretched):
     @jax.jit
     def run(state, ids, positions):
         model = nnx.merge(graph, state)
-        hidden, _ = model.hidden(ids, positions, causal_attention(config), None)
+        hidden, _, _ = model.hidden(ids, positions, causal_attention(config), None)
         return hidden, model.norm(hidden), model.logits(hidden), model.draft_logits(hidden)
 
     golden = arrays(name)

@@ -11,7 +11,7 @@ from numpy_decoder import frequencies
 from numpy_decoder import rotate as rotate_complex
 
 from tokenswift_jax.models.hf_rope import rope_config
-from tokenswift_jax.models.rope import inverse_frequencies, rotate, rotation
+from tokenswift_jax.models.rope import inverse_frequencies, rotation
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 # name -> (head_dim, HF's fields, the oracle's)
@@ -102,19 +102,19 @@ def test_rotation_turns_pairs_by_position_times_frequency(name):
     turns, factor = frequencies(head_dim, theta, scaling)
     with jax.enable_x64(True):
         positions = jnp.asarray(POSITIONS, jnp.int32)[None]
-        cos, sin = rotation(
+        turning = rotation(
             rope_config({"rope_parameters": fields}, 131072), head_dim, positions, jnp.dtype(jnp.float64)
         )
-        actual = np.asarray(rotate(jnp.asarray(x)[None, :, None], cos, sin))[0, :, 0]
+        actual = np.asarray(turning.apply(jnp.asarray(x)[None, :, None]))[0, :, 0]
     # 1e5 radians keep 16 - 5 digits
     np.testing.assert_allclose(actual, rotate_complex(x, POSITIONS[:, None] * np.array(turns), factor), atol=1e-10)
 
 
 def test_float32_angles_follow_positions_without_a_table():
     rope = rope_config({"rope_theta": 10000.0}, 4096)
-    cos, sin = rotation(rope, 16, jnp.asarray([[131_071, 5]], jnp.int32), jnp.dtype(jnp.float32))
+    turning = rotation(rope, 16, jnp.asarray([[131_071, 5]], jnp.int32), jnp.dtype(jnp.float32))
     angles = np.float32(131_071) * inverse_frequencies(rope, 16, np.dtype("float32"))[0]
     assert angles.dtype == np.float32
     # the angle itself is rounded in float32 (as transformers does); of that angle, sine and cosine are exact to an ulp
-    np.testing.assert_allclose(np.asarray(cos)[0, 0, 0], np.cos(angles.astype(np.float64)), atol=2e-7)
-    np.testing.assert_allclose(np.asarray(sin)[0, 0, 0], np.sin(angles.astype(np.float64)), atol=2e-7)
+    np.testing.assert_allclose(np.asarray(turning.cos)[0, 0, 0], np.cos(angles.astype(np.float64)), atol=2e-7)
+    np.testing.assert_allclose(np.asarray(turning.sin)[0, 0, 0], np.sin(angles.astype(np.float64)), atol=2e-7)

@@ -76,6 +76,25 @@ def widened(values):
 
 def dense(arguments, window=None):
     """The mixed values, and the same with |v| for v, which bounds how far rounding can move them."""
+    mixed = np.zeros(arguments["queries"].shape)
+    magnitude = np.zeros_like(mixed)
+    for b, head, scores, values in scored(arguments, window):
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        weights /= weights.sum(axis=1, keepdims=True)
+        mixed[b, :, head], magnitude[b, :, head] = weights @ values, weights @ abs(values)
+    return mixed, magnitude
+
+
+def log_sum_exp(arguments, window=None):
+    """The logarithm of each softmax's denominator, [batch, rows, query_heads]."""
+    lse = np.zeros(arguments["queries"].shape[:3])
+    for b, head, scores, _ in scored(arguments, window):
+        lse[b, :, head] = np.logaddexp.reduce(scores, axis=1)
+    return lse
+
+
+def scored(arguments, window):
+    """Sequence, query head, float64 scores [rows, columns] (-inf: not seen) and values [columns, head_dim] in turn."""
     wide = {k: None if v is None else np.asarray(v) for k, v in arguments.items()}
     floats = ("queries", "keys", "values", "own_keys", "own_values")
     wide |= {name: widened(arguments[name]) for name in floats}
@@ -85,7 +104,6 @@ def dense(arguments, window=None):
     queries, positions = wide["queries"], wide["positions"]
     batch, rows, heads, dim = queries.shape
     group = heads // wide["keys"].shape[2]
-    mixed, magnitude = np.zeros_like(queries), np.zeros_like(queries)
     for b in range(batch):
         length = wide["lengths"][b]
         for head in range(heads):
@@ -100,10 +118,7 @@ def dense(arguments, window=None):
                 where = np.concatenate([where, positions[b]])
                 seen &= where[None] > positions[b][:, None] - window
             scores = np.where(seen, queries[b, :, head] @ keys.T / np.sqrt(dim), -np.inf)
-            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-            weights /= weights.sum(axis=1, keepdims=True)
-            mixed[b, :, head], magnitude[b, :, head] = weights @ values, weights @ abs(values)
-    return mixed, magnitude
+            yield b, head, scores, values
 
 
 def check(run, arguments, window=None):

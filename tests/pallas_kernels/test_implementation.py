@@ -1,6 +1,7 @@
 """Which implementation a kernel call is traced with, and that nothing traced for one is run for another."""
 
 import logging
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -62,3 +63,10 @@ def test_a_choice_is_logged_once(caplog):
         "some_kernel: tpu (interpreted)",
         "other_kernel: reference",
     ]
+
+
+@pytest.mark.parametrize("package", ["pallas_kernels", "tokenswift_jax", "convert"])
+def test_no_library_is_patched_at_run_time(package):
+    files = list((Path(__file__).parents[2] / package).rglob("*.py"))
+    assert files
+    assert [file for file in files if "unittest" in file.read_text()] == []

@@ -20,8 +20,8 @@ from pallas_kernels.prefill_attention import LANES, prefill_attention, served_by
 from pallas_kernels.prefill_attention.one_sequence import layer_begins, one_sequence, spans
 from pallas_kernels.prefill_attention.reference import causal_mask
 from tests import tiny
+from tokenswift_jax.kv import dense
 from tokenswift_jax.kv.dense import empty_cache
-from tokenswift_jax.step import forward
 from tokenswift_jax.step.loop import causal_chunk
 
 WIDE = 1e4  # of what lies past the rows' own: a weight of 1e-5 would show
@@ -132,6 +132,16 @@ def test_what_the_library_does_not_take_goes_to_tree_attention(name, gpu, option
     assert f"prefill_attention: tree_attention ({why})" in caplog.messages
 
 
+@pytest.mark.parametrize("name", ["tpu", "gpu"])
+def test_a_cache_whose_slots_int32_cannot_number_goes_to_tree_attention(name):
+    """The library's kernels would be told negative slots."""
+    queries = jax.ShapeDtypeStruct((1, 128, 32, 128), jnp.bfloat16)
+    with compiling_for(name, gpu=H200):
+        for layers, by in ((63, f"{name}, tokamax"), (64, "tree_attention (more than 2^31 slots in all layers)")):
+            keys = jax.ShapeDtypeStruct((layers, 4, 8, 2**20, 128), jnp.bfloat16)
+            assert served_by(queries, keys)[0] == by
+
+
 def test_no_core_of_a_chip_is_left_idle(monkeypatch):
     """Splash attention's grid splits the query group among them."""
     monkeypatch.setattr(tpu, "several_cores", lambda: True)
@@ -197,7 +207,7 @@ def test_chunks_of_a_prompt_run_on_it(monkeypatch):
     expected = filled()
     with compiling_for("tpu", interpret=True), monkeypatch.context() as patched:
         calls = []
-        patched.setattr(forward, "prefill_attention", lambda **a: calls.append(a["layer"]) or prefill_attention(**a))
+        patched.setattr(dense, "prefill_attention", lambda **a: calls.append(a["layer"]) or prefill_attention(**a))
         actual = filled()
     assert calls == 2 * [*range(config.num_layers)]
     for a, e in zip(actual, expected, strict=True):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attention_cases import LAYER, LAYERS, Shape, dense, make, quantised
+from attention_cases import LAYER, LAYERS, Shape, dense, log_sum_exp, make, quantised
 
 from pallas_kernels.tree_attention import tree_attention
 
@@ -103,3 +103,13 @@ def test_scores_of_any_size_do_not_overflow():
     mixed, _ = dense(arguments)
     # Scores of 1e4 are rounded to about 1e-3, so two within a few of those could swap: a seed without such a pair.
     np.testing.assert_allclose(run(arguments), mixed, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("window", [None, 700])
+def test_log_sum_exp(window):
+    """Of the scores that a row sees; a second output, beside the same first one."""
+    arguments = make(np.random.default_rng(8), Shape(group=3, rows=4, capacity=2304), [1500, 0, 300])
+    mixed, lse = tree_attention(**arguments, layer=LAYER, window=window, return_lse=True)
+    np.testing.assert_array_equal(mixed, tree_attention(**arguments, layer=LAYER, window=window))
+    assert lse.dtype == jnp.float32
+    np.testing.assert_allclose(lse, log_sum_exp(arguments, window), rtol=0, atol=1e-5)

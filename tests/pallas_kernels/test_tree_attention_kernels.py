@@ -22,6 +22,7 @@ from pallas_kernels.tree_attention.own_blocks import own_blocks
 from pallas_kernels.tree_attention.pieces import head_pieces
 from tests import tiny
 from tokenswift_jax.kv.dense import FullCache
+from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.step.forward import forward_rows
 
 # Blocks of the kernels as they are tested here.
@@ -104,6 +105,19 @@ def test_own_blocks_of_a_tile():
 
 def test_float16_on_gpu():
     check("gpu", make(np.random.default_rng(2), Shape(rows=9, head_dim=80, capacity=300, dtype="float16"), [299, 64]))
+
+
+@pytest.mark.parametrize(("name", "gpu"), [("tpu", None), ("gpu", SMALL), ("gpu", Gpu((9, 0), 1))])
+@pytest.mark.parametrize("window", [None, 70])
+def test_log_sum_exp(name, gpu, window):
+    """Beside the same result; from many splits of the length, and from a single one."""
+    arguments = make(np.random.default_rng(4), Shape(group=3, rows=5, head_dim=64, capacity=300), [200, 0, 65])
+    with compiling_for(name, interpret=True, gpu=gpu):
+        mixed, lse = tree_attention(**arguments, layer=LAYER, window=window, return_lse=True)
+    assert lse.dtype == jnp.float32
+    attention_cases.check(lambda *_: mixed, arguments, window)
+    # Scores of some ten, to an eps of float32 each.
+    np.testing.assert_allclose(lse, attention_cases.log_sum_exp(arguments, window), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +215,8 @@ def test_a_decoder_over_a_cache(name):
     def forward(params, cache):
         positions = lengths[:, None] + jnp.asarray([[0, 1, 1]], jnp.int32)
         masks = jnp.broadcast_to(jnp.asarray(mask), (2, 3, 3))
-        rows, cache = forward_rows(nnx.merge(model.graphdef, params), tokens, positions, cache, lengths, masks)
+        seen = RowBatch(tokens, positions, lengths, TreeMask(masks))
+        rows, cache = forward_rows(nnx.merge(model.graphdef, params), seen, cache)
         return rows.hidden, cache.keys
 
     expected = forward(model.params, cache)

@@ -24,8 +24,9 @@ from tests.engine_fixture import layout_of, prefilled_state
 from tests.golden import BOUND, arrays, checkpoint, each_checkpoint
 from tokenswift_jax import SamplingConfig, SpeculationConfig
 from tokenswift_jax.checkpoint import load_decoder
-from tokenswift_jax.kv.dense import FullCache, empty_cache, take_rows, write_rows
+from tokenswift_jax.kv.dense import FullCache, empty_cache
 from tokenswift_jax.kv.draft_positions import DraftCache, DraftCacheShape
+from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.model import Model
 from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.speculate.draft import draft_tree
@@ -56,7 +57,7 @@ def ints(values):
 def compute(graph, params, tokens, positions, cache, lengths, mask):
     """Rows, logits [rows, vocab] and, for row 0, what the draft heads give [4, size] and [4, vocab]; the cache."""
     decoder = nnx.merge(graph, params)
-    rows, cache = forward_rows(decoder, tokens, positions, cache, lengths, mask)
+    rows, cache = forward_rows(decoder, RowBatch(tokens, positions, lengths, TreeMask(mask)), cache)
     first = rows.hidden[0, 0]
     normed = jnp.concatenate([decoder.norm(first)[None], decoder.draft_heads(first)])
     return rows, decoder.logits(rows.hidden)[0], (normed, decoder.project(normed)), cache
@@ -64,9 +65,8 @@ def compute(graph, params, tokens, positions, cache, lengths, mask):
 
 @partial(jax.jit, static_argnums=(6, 7))
 def _commit(draft, cache, rows, path, before, after, config, shape):
-    keys, values = take_rows(rows.keys, path), take_rows(rows.values, path)
-    cache = FullCache(write_rows(cache.keys, keys, 0, before), write_rows(cache.values, values, 0, before))
-    return cache, shape.advance(draft, cache, keys, values, before, after, rows.query, config)
+    cache = cache.keep(rows.new, path, before)
+    return cache, shape.advance(draft, cache, rows.new.along(path), before, after, rows.query, config)
 
 
 _rebuild = jax.jit(lambda *args: args[-1].rebuild(*args[:-1]), static_argnums=(4, 5))
@@ -195,8 +195,8 @@ def test_newest_tokens_replace_the_lowest_of_a_later_selection(name):
     text = replace(text, shape=DraftCacheShape(48, SINKS, 1, None))
     done = int(golden["upd_seq_len"][second]) - PROMPT
     rows, _, cache = text.rows(golden["upd_tokens"][:done])
-    close(rows.keys[:, 0, :, :done], golden["upd_kv_key"][:, :, :done])
-    close(rows.values[:, 0, :, :done], golden["upd_kv_value"][:, :, :done])
+    close(rows.new.keys[:, 0, :, :done], golden["upd_kv_key"][:, :, :done])
+    close(rows.new.values[:, 0, :, :done], golden["upd_kv_value"][:, :, :done])
     held = golden["upd_slot_pos"][second]
     at = jnp.asarray(held)[:, None, :, :, None]
     taken = FullCache(*(jnp.take_along_axis(stack, at, axis=3) for stack in (cache.keys, cache.values)))

@@ -12,6 +12,7 @@ from flax import nnx
 from tests.engine_fixture import layout_of, prefilled_state
 from tokenswift_jax.engine.prefill import chunk_rows
 from tokenswift_jax.kv.dense import FullCache, empty_cache
+from tokenswift_jax.kv.row_batch import Causal, RowBatch, TreeMask
 from tokenswift_jax.models.decoder import causal_attention
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.speculate.plans import autoregressive_plan
@@ -44,14 +45,9 @@ def ints(values):
 def plain(graph, params, tokens, positions):
     """Hidden states of a whole sequence without a cache, and each layer's keys and values."""
     model = nnx.merge(graph, params)
-    attention, kept = causal_attention(model.config), []
-
-    def attend(layer, queries, keys, values, carry):
-        kept.append((keys, values, queries))
-        return attention(layer, queries, keys, values, carry)
-
-    hidden, _ = model.hidden(tokens, positions, attend, None)
-    return hidden, [jnp.stack(part) for part in zip(*kept, strict=True)]
+    hidden, left, _ = model.hidden(tokens, positions, causal_attention(model.config), None)
+    queries, keys, values = (jnp.stack(part) for part in zip(*left, strict=True))
+    return hidden, (keys, values, queries)
 
 
 def whole(model, tokens):
@@ -65,7 +61,8 @@ def whole(model, tokens):
 @partial(jax.jit, static_argnums=0)
 def over_cache(graph, params, tokens, positions, cache, lengths, mask, key_positions=None):
     model = nnx.merge(graph, params)
-    return forward_rows(model, tokens, positions, cache, lengths, mask, key_positions=key_positions)
+    visible = Causal() if mask is None else TreeMask(mask)
+    return forward_rows(model, RowBatch(tokens, positions, lengths, visible, key_positions), cache)
 
 
 def tree():
@@ -123,11 +120,11 @@ def test_every_tree_row_is_the_end_of_its_own_path(config, shuffled):
         for node, path in enumerate(paths):
             hidden, keys, values, queries = whole(model, text[:-1] + tokens[row, path].tolist())
             np.testing.assert_allclose(rows.hidden[row, node], hidden[-1], rtol=0, atol=BOUND)
-            np.testing.assert_allclose(rows.keys[:, row, :, node], keys[:, :, -1], rtol=0, atol=BOUND)
-            np.testing.assert_allclose(rows.values[:, row, :, node], values[:, :, -1], rtol=0, atol=BOUND)
+            np.testing.assert_allclose(rows.new.keys[:, row, :, node], keys[:, :, -1], rtol=0, atol=BOUND)
+            np.testing.assert_allclose(rows.new.values[:, row, :, node], values[:, :, -1], rtol=0, atol=BOUND)
             if node == 0:
                 np.testing.assert_allclose(rows.query[:, row], queries[:, :, -1], rtol=0, atol=BOUND)
-        for before, now, own in ((cache[0], after.keys, rows.keys), (cache[1], after.values, rows.values)):
+        for before, now, own in ((cache[0], after.keys, rows.new.keys), (cache[1], after.values, rows.new.values)):
             # What was there is untouched, the rows lie behind it, and nothing is written beyond.
             np.testing.assert_array_equal(now[:, row, :, :used], before[:, row, :, :used])
             np.testing.assert_array_equal(now[:, row, :, used : used + len(PARENTS)], own[:, row])

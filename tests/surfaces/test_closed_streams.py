@@ -50,13 +50,15 @@ RUNS = {
 }
 
 
-def run(folder, name, words=(), unbuffered=False, **streams):
-    """Runs a command with these streams; (status, stdout, stderr), a stream "" where it was given."""
+def run(folder, name, unbuffered=False, closed=(), **streams):
+    """Runs a command with these streams, some closed; (status, stdout, stderr), a stream "" where it was given."""
     program, arguments = RUNS[name]
     path = os.pathsep.join(map(str, (HERE, ROOT)))
     environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1" if unbuffered else ""}
     environment |= {"TRANSFORMERS_NO_ADVISORY_WARNINGS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    words = [sys.executable, "-c", f"{program}; from tokenswift_jax.cli.command import leave; leave(main())"]
+    closing = " ".join(f"{number}>&-" for number in closed)
+    words = ["bash", "-c", f'exec "$@" {closing}', "bash", sys.executable, "-c"]
+    words.append(f"{program}; from tokenswift_jax.cli.command import leave; leave(main())")
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
     done = subprocess.run([*words, *arguments], cwd=folder, env=environment, text=True, check=False, **streams)
     return done.returncode, done.stdout or "", done.stderr or ""
@@ -114,7 +116,7 @@ def test_a_broken_pipe_of_something_else_is_an_error(tmp_path, monkeypatch):
 def test_closed_streams_take_nothing_and_no_file_takes_their_place(tmp_path, monkeypatch, name, closed):
     if name == "generate":
         monkeypatch.setitem(RUNS, name, (GENERATE, ["--max-new-tokens", "1", "--stats", "s", "--journal", "j"]))
-    status, shown, told = run(tmp_path, name, preexec_fn=lambda: [os.close(number) for number in closed])
+    status, shown, told = run(tmp_path, name, closed=closed)
     assert status == 0, told
     assert "Traceback" not in told
     if 2 in closed:

@@ -67,10 +67,10 @@ def test_a_real_run_reports_loading_prefill_and_each_program_by_its_name():
     speculation = ts.SpeculationConfig(mode="tokenswift", schedule="fused", node_budget=3, ngram_k=0)
     ts.generate(demo, prompt, None, speculation, max_new_tokens=2, ignore_eos=True, capacity=2304, report=told)
     read = [report for report in told if report[0] == "prefill"]
-    assert {report[2:] for report in read} == {(len(prompt), "positions")}
+    assert {report[2:] for report in read} == {(len(prompt) - 1, "positions")}, "the last token is the root"
     done = [report[1] for report in read]
     assert done == sorted(set(done))
-    assert (done[0], done[1], done[-1]) == (0, 256, 1500)
+    assert (done[0], done[1], done[-1]) == (0, 256, 1499)
     names = ["compiling prefill", "compiling plain decoding", "compiling the drafts of fused, 3 nodes"]
     names += ["preparing the drafts of fused, 3 nodes", "compiling fused, 3 nodes"]
     assert [name for name in told.begun() if name != "prefill"] == names
@@ -82,9 +82,9 @@ def test_a_real_run_reports_loading_prefill_and_each_program_by_its_name():
 def test_only_a_compilation_is_reported():
     told = Reports()
     programs, function = CompileCache(told), jax.jit(lambda values: values * 3)
-    assert programs.compile(function, jnp.float32(2), name="a product")(jnp.float32(2)) == 6
+    assert programs.run(function, jnp.float32(2), name="a product") == 6
     assert told == [("compiling a product", 0, 1, ""), ("compiling a product", 1, 1, "")]
-    assert programs.run(function, jnp.float32(4)) == 12
+    programs.run(function, jnp.float32(4), name="a product")
     assert len(told) == 2
 
 

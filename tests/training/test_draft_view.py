@@ -11,6 +11,7 @@ from flax import nnx
 from tests.small_models import random_model
 from tokenswift_jax.kv.dense import empty_cache
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
+from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.step.forward import forward_rows
 from tokenswift_jax.training.draft_view import draft_view_states, prompt_rows
 from tokenswift_jax.training.forward import hidden_states
@@ -38,20 +39,16 @@ def decoded(decoder, tokens: np.ndarray, prompt: int) -> np.ndarray:
     config, shape = decoder.config, DraftCacheShape(SIZE, SINKS, 1, None)
     full = empty_cache(config, 1, 128, jnp.float32)
     draft = shape.empty(config, 1, jnp.float32)
-    own, out = jnp.ones((1, 1, 1), bool), []
+    own, out = TreeMask(jnp.ones((1, 1, 1), bool)), []
 
     @jax.jit
     def both(row, at, full, draft):
-        rows, full = forward_rows(decoder, row, at[:, None], full, at, own)
-        positions = draft.positions if any(config.sliding_windows) else None
-        in_use = shape.slots_in_use(at)
-        seen, _ = forward_rows(decoder, row, at[:, None], draft.cache, in_use, own, key_positions=positions)
+        rows, full = forward_rows(decoder, RowBatch(row, at[:, None], at, own), full)
+        seen, _ = forward_rows(decoder, *shape.view(draft, full, row[:, 0], at, jnp.zeros_like(at), config))
         return rows, full, seen.hidden[0, 0]
 
     begin = jax.jit(lambda draft, full, at, query: shape.rebuild(draft, full, at + 1, query, config))
-    keep = jax.jit(
-        lambda d, full, rows, at: shape.advance(d, full, rows.keys, rows.values, at, at + 1, rows.query, config)
-    )
+    keep = jax.jit(lambda d, full, rows, at: shape.advance(d, full, rows.new, at, at + 1, rows.query, config))
     for n in range(LENGTH):
         at = jnp.full((1,), n, jnp.int32)
         rows, full, hidden = both(jnp.asarray(tokens[:, n : n + 1]), at, full, draft)

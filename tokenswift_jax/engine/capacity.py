@@ -63,13 +63,16 @@ def check_memory(
     draft_slots: int = 0,
     ngram_slots: int = 0,
     arguments: Sequence[str] = (),
+    cache_dtype: str | None = None,
 ) -> None:
     """Whether the caches (capacity + draft_slots positions a row) and the n-gram table fit the first device.
+
+    dtype is the model's, cache_dtype that of the caches' numbers (`kv.dense.empty_cache`).
 
     Raises:
       UserError: they exceed its free memory; the message ends with the advice, which names these arguments.
     """
-    needed = cache_bytes(config, batch, capacity + draft_slots, dtype)
+    needed = cache_bytes(config, batch, capacity + draft_slots, dtype, cache_dtype)
     if ngram_slots:
         needed += ngram.table_bytes(batch, capacity, ngram_slots)
     free = _free_bytes()

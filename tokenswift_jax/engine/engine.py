@@ -154,7 +154,7 @@ class Engine:
     def step(self, named: NamedPlan, iterations: int | None = None) -> Pending:
         """Sends a chunk of iterations (None: until a row has CHUNK_TOKENS records); `prepare` comes before."""
         assert self._ready is named, "the plan is not prepared"
-        return Pending(self._sender.submit(self._step, named.plan, iterations))
+        return Pending(self._sender.submit(self._step, named, iterations))
 
     def evict(self, slots: Sequence[int]) -> None:
         """Ends the texts of some slots: from the next chunk on they are vacant."""
@@ -187,7 +187,7 @@ class Engine:
         self.programs.compile(*self._call(named.plan, state, None), name=named.label)
         if self.programs.compile_seconds > before:
             # Run zero iterations first: loading the program must not count as decode time.
-            self._sender.submit(self._step, named.plan, 0).result()
+            self._sender.submit(self._step, named, 0).result()
         self._ready = named
         return seconds
 
@@ -212,14 +212,14 @@ class Engine:
 
     # In the sender's thread, one after another
 
-    def _step(self, plan: Plan, iterations: int | None) -> Chunk:
+    def _step(self, named: NamedPlan, iterations: int | None) -> Chunk:
         assert self._state is not None
-        self._state, chunk = self._run(plan, self._state, self._inputs, iterations)
+        self._state, chunk = self._run(named, self._state, self._inputs, iterations)
         return chunk
 
     def _insert(self, prefill: Prefill, slots: list[int], settings: SequenceParams) -> Chunk:
         inputs = replace(self._inputs, sequence=settings)
-        state, chunk = self._run(self._plain.plan, prefill.state(), inputs, 1)
+        state, chunk = self._run(self._plain, prefill.state(), inputs, 1)
         if any(prefill.emitted):
             state = self._resumed(prefill, state)
             chunk = replace(chunk, counts=jnp.where(jnp.asarray([bool(e) for e in prefill.emitted]), 0, chunk.counts))
@@ -253,9 +253,9 @@ class Engine:
         return time.perf_counter() - begun
 
     def _run(
-        self, plan: Plan, state: DecodeState, inputs: StepInputs, iterations: int | None
+        self, named: NamedPlan, state: DecodeState, inputs: StepInputs, iterations: int | None
     ) -> tuple[DecodeState, Chunk]:
-        after, chunk = self.programs.run(*self._call(plan, state, iterations, inputs), name=plan.kind)
+        after, chunk = self.programs.run(*self._call(named.plan, state, iterations, inputs), name=named.label)
         kept = {name: getattr(state, name) for name in _DRAFTING if getattr(after, name) is None}
         return replace(after, **kept), chunk
 

@@ -25,7 +25,8 @@ class Layout:
 
     Attributes:
       config: the decoder's.
-      dtype: of the cache's keys and values.
+      dtype: the model's.
+      cache_dtype: of the full cache's keys and values, as `kv.dense.empty_cache` takes it; None: the model's.
       capacity: slots a row of the cache, and positions a row of the text.
       features: what sampling the steps contain.
       logprobs: which log-probabilities of emitted tokens the steps give; None: none.
@@ -36,6 +37,7 @@ class Layout:
 
     config: ModelConfig
     dtype: jnp.dtype
+    cache_dtype: str | None
     capacity: int
     features: SamplingFeatures
     logprobs: LogprobSpec | None
@@ -52,6 +54,7 @@ class Layout:
         plans: Sequence[Plan],
         ngram_slots: int,
         logprobs: LogprobSpec | None = None,
+        cache_dtype: str | None = None,
     ) -> Layout:
         """The layout that serves all of `plans`.
 
@@ -65,6 +68,7 @@ class Layout:
         return Layout(
             config=config,
             dtype=dtype,
+            cache_dtype=cache_dtype,
             capacity=capacity,
             features=features,
             logprobs=logprobs,
@@ -87,7 +91,7 @@ class Layout:
             last_positions=penalty.last_positions(tokens, lengths, config.vocab_size),
             ngrams=None if self.ngram_slots is None else ngram.empty(batch, self.capacity, self.ngram_slots),
             ngram_trust=ngram_calibration.unobserved(batch) if self.calibrate else None,
-            draft=None if self.draft is None else self.draft.empty(config, batch, self.dtype),
+            draft=None if self.draft is None else self.draft.empty(config, batch, self.dtype, self.cache_dtype),
         )
 
     def vacant(self, slots: int) -> DecodeState:
@@ -98,4 +102,4 @@ class Layout:
 
     def cache(self, batch: int, capacity: int) -> FullCache:
         """A cache of zeros."""
-        return empty_cache(self.config, batch, capacity, self.dtype)
+        return empty_cache(self.config, batch, capacity, self.dtype, self.cache_dtype)

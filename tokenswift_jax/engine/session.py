@@ -84,6 +84,7 @@ class Session:
         *,
         emitted: Sequence[Sequence[int]] | None = None,
         capacity: int | None = None,
+        cache_dtype: str | None = None,
         logprobs: LogprobSpec | None = None,
         report: Report = silent,
     ) -> None:
@@ -95,6 +96,7 @@ class Session:
           speculation: how drafts are made.
           emitted: tokens that each row already has after its prompt; None: none.
           capacity: slots a row of the cache; None: as many as needed.
+          cache_dtype: "int8" or "float8_e4m3" for a target whose full cache is in 8 bits; None: the model's dtype.
           logprobs: which log-probabilities of emitted tokens to give; None: none.
           report: told of compilation, prefill and the preparation of drafts.
 
@@ -117,7 +119,7 @@ class Session:
         capacity = memory.capacity_for(config, requests, scratch, chunk_rows(max(texts)), capacity)
         dtype = jax.tree.leaves(model.params)[0].dtype
         drafting = [named.plan for named in speculative]
-        layout = Layout.of(config, dtype, capacity, features, drafting, speculation.ngram_slots, logprobs)
+        layout = Layout.of(config, dtype, capacity, features, drafting, speculation.ngram_slots, logprobs, cache_dtype)
         memory.check_memory(
             config,
             len(requests),
@@ -127,6 +129,7 @@ class Session:
             arguments=_MEMORY_ARGUMENTS,
             draft_slots=layout.draft.copied_slots if layout.draft else 0,
             ngram_slots=layout.ngram_slots or 0,
+            cache_dtype=cache_dtype,
         )
         self.engine = Engine(model, layout, len(requests), draft_params=draft_params, report=report)
         self._policy = _policy(speculation, plain, speculative, max(request.max_new_tokens for request in requests))

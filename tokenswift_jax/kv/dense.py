@@ -2,54 +2,188 @@
 
 from __future__ import annotations
 
+from dataclasses import field, replace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.cache_scores import top_blocks, top_positions
+from pallas_kernels.prefill_attention import prefill_attention
+from pallas_kernels.sparse_attention import sparse_attention
+from pallas_kernels.tree_attention import tree_attention
 from tokenswift_jax.arrays import axes, pytree
-from tokenswift_jax.kv.quantize import narrowed
-from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.kv.cache import StoredKV
+from tokenswift_jax.kv.quantize import CACHE_DTYPES, SCALE_BYTES, quantized
+from tokenswift_jax.kv.row_batch import Causal, RowBatch, TreeMask, TreeMaskOverBlocks
+from tokenswift_jax.models.config import AttentionSpec, ModelConfig
+from tokenswift_jax.models.rope import Rotation
+from tokenswift_jax.parallel.heads import over_heads
 
 BLOCK = 256  # capacities are multiples of it, so that block-wise readers never meet a ragged end
 
 
 @pytree
 class FullCache:
-    """Keys and values by layer.
+    """Keys and values by layer; a `kv.cache.KVCache`.
 
     Attributes:
-      keys: rotated keys [layers, batch, kv_heads, capacity, head_dim] in the model's dtype; slot i holds
+      keys: rotated keys [layers, batch, kv_heads, capacity, head_dim] in the model's dtype or in 8 bits; slot i holds
         position i. Slots at or past a row's committed length are scratch: their content means nothing.
       values: likewise.
-      key_scales, value_scales: float32 [layers, batch, kv_heads, capacity] where keys and values are int8
-        (`narrow.narrowed`), as a draft cache's may be; else None.
+      key_scales, value_scales: float32 [layers, batch, kv_heads, capacity] where keys and values are in 8 bits
+        (`quantize.quantized`); else None.
+      model_dtype: static, the model's dtype where keys and values are in 8 bits; None: theirs.
     """
 
     keys: jax.Array = axes("layers", "batch", "kv_heads", "slots", "head_dim")
     values: jax.Array = axes("layers", "batch", "kv_heads", "slots", "head_dim")
     key_scales: jax.Array | None = axes("layers", "batch", "kv_heads", "slots", default=None)
     value_scales: jax.Array | None = axes("layers", "batch", "kv_heads", "slots", default=None)
+    model_dtype: jnp.dtype | None = field(default=None, metadata={"static": True})
 
     @property
-    def stacks(self) -> tuple[jax.Array, ...]:
+    def stacks(self) -> StoredKV:
         """Every array: keys, values, and their scales where there are some."""
-        scales = (self.key_scales, self.value_scales)
-        return (self.keys, self.values, *[scale for scale in scales if scale is not None])
+        return StoredKV(self.keys, self.values, self.key_scales, self.value_scales)
 
-    def stored(self, keys: jax.Array, values: jax.Array) -> tuple[jax.Array, ...]:
-        """Keys and values [..., head_dim] as this cache's `stacks` hold them."""
-        if self.key_scales is None:
-            return keys, values
-        (keys, key_scales), (values, value_scales) = narrowed(keys), narrowed(values)
-        return keys, values, key_scales, value_scales
+    def with_stacks(self, stacks: StoredKV) -> FullCache:
+        """The same cache with other arrays."""
+        return FullCache(stacks.keys, stacks.values, stacks.key_scales, stacks.value_scales, self.model_dtype)
 
     def first(self, slots: int) -> FullCache:
         """The first `slots` slots of every row, a copy."""
-        return FullCache(*[stack[:, :, :, :slots] for stack in self.stacks])
+        return self.with_stacks(jax.tree.map(lambda stack: stack[:, :, :, :slots], self.stacks))
 
     @property
     def capacity(self) -> int:
         return self.keys.shape[3]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The model's dtype, in which rows come and attention's result goes."""
+        return self.keys.dtype if self.model_dtype is None else self.model_dtype
+
+    @property
+    def cache_dtype(self) -> str | None:
+        """The name of the 8-bit numbers that it holds; None where they are the model's own."""
+        return next((name for name, dtype in CACHE_DTYPES.items() if self.keys.dtype == dtype), None)
+
+    def stored(self, keys: jax.Array, values: jax.Array) -> StoredKV:
+        """Keys and values [..., head_dim] in the cache's form."""
+        if self.key_scales is None:
+            return StoredKV(keys, values)
+        (keys, key_scales), (values, value_scales) = (quantized(rows, self.keys.dtype) for rows in (keys, values))
+        return StoredKV(keys, values, key_scales, value_scales)
+
+    def converted(self, rows: StoredKV) -> StoredKV:
+        """Rows of another cache in this one's form: as they are where the forms are one."""
+        return rows if rows.keys.dtype == self.keys.dtype else self.stored(*rows.read(self.dtype))
+
+    def append(self, layer: int | jax.Array, new: StoredKV, at: jax.Array) -> FullCache:
+        """The cache with rows of the layers `layer` .. in the slots from `at` (int32 [batch]) on."""
+        return self.with_stacks(write_rows(self.stacks, new, layer, at))
+
+    def attend(
+        self, layer: int | jax.Array, queries: jax.Array, own: StoredKV, rows: RowBatch, spec: AttentionSpec
+    ) -> jax.Array:
+        """Attention of rotated queries [batch, rows, query_heads, head_dim] over the slots in use and each other.
+
+        Of 8-bit numbers the rows see each other's as later rows will: had a row seen its ancestors before rounding,
+        plain decoding would give other tokens.
+        """
+        own_keys, own_values = (x[0].swapaxes(1, 2) for x in own.read(self.dtype))
+        given: dict[str, Any] = {
+            "queries": queries,
+            "keys": self.keys,
+            "values": self.values,
+            "own_keys": own_keys,
+            "own_values": own_values,
+            "layer": layer,
+            "lengths": rows.lengths,
+            "positions": rows.positions,
+            "window": spec.window,
+            "scale": spec.scale,
+            "key_scales": self.key_scales,
+            "value_scales": self.value_scales,
+        }
+        match rows.visible:
+            case Causal():
+                return over_heads(prefill_attention, result=2, **given, key_positions=None)
+            case TreeMask(mask):
+                return over_heads(tree_attention, result=2, **given, tree_mask=mask, key_positions=rows.key_positions)
+            case TreeMaskOverBlocks(mask, blocks, block_size):
+                table = blocks[layer]
+                return over_heads(
+                    sparse_attention, result=2, **given, tree_mask=mask, blocks=table, block_size=block_size
+                )
+
+    def extend(
+        self,
+        layer: int | jax.Array,
+        queries: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        rotation: Rotation,
+        rows: RowBatch,
+        spec: AttentionSpec,
+    ) -> tuple[jax.Array, StoredKV, jax.Array, FullCache]:
+        """`append`, then `attend`: written first, a donated cache changes in place on every backend, also inside a
+        while loop. Read first, XLA would keep the old cache and copy it."""
+        queries, keys = rotation.apply(queries), rotation.apply(keys)
+        new = self.stored(keys.transpose(0, 2, 1, 3)[None], values.transpose(0, 2, 1, 3)[None])
+        cache = self.append(layer, new, rows.lengths)
+        return cache.attend(layer, queries, new, rows, spec), new, queries[None, :, 0], cache
+
+    def keep(self, new: StoredKV, path: jax.Array, at: jax.Array) -> FullCache:
+        """The cache after a commit: of all layers' rows those along a path int32 [batch, depth], from `at` on."""
+        return self.append(0, new.along(path), at)
+
+    def top_positions(
+        self, layer: int | jax.Array, query: jax.Array, begins: jax.Array, ends: jax.Array, count: int
+    ) -> jax.Array:
+        """`pallas_kernels.cache_scores.top_positions` of a layer."""
+        scored = {"query": query, "keys": self.keys, "key_scales": self.key_scales, "layer": layer}
+        return over_heads(top_positions, result=1, **scored, begins=begins, ends=ends, count=count)
+
+    def top_blocks(
+        self, layer: int | jax.Array, query: jax.Array, begins: jax.Array, ends: jax.Array, count: int, block_size: int
+    ) -> jax.Array:
+        """`pallas_kernels.cache_scores.top_blocks` of a layer."""
+        scored = {"query": query, "keys": self.keys, "key_scales": self.key_scales, "layer": layer}
+        sizes = {"count": count, "block_size": block_size}
+        return over_heads(top_blocks, result=1, **scored, begins=begins, ends=ends, **sizes)
+
+    def gather(self, layer: int | jax.Array, positions: jax.Array) -> StoredKV:
+        """What a layer holds at positions int32 [batch, kv_heads, count]."""
+        batch, kv_heads, _ = positions.shape
+        row = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
+        head = jnp.arange(kv_heads, dtype=jnp.int32)[None, :, None]
+        return jax.tree.map(lambda stack: stack[layer, row, head, positions][None], self.stacks)
+
+    def leading(self, slots: int) -> StoredKV:
+        """The first slots of every layer and row."""
+        return jax.tree.map(lambda stack: stack[:, :, :, :slots], self.stacks)
+
+    def prefix(self, slot: jax.Array, length: int) -> StoredKV:
+        """The first `length` (static) positions of the text in a slot (int32 []) of the batch; a batch of one."""
+
+        def one(stack: jax.Array) -> jax.Array:
+            shape = (stack.shape[0], 1, stack.shape[2], length, *stack.shape[4:])
+            zero = jnp.zeros_like(slot)
+            return lax.dynamic_slice(stack, (zero, slot, *[zero] * (stack.ndim - 2)), shape)
+
+        return jax.tree.map(one, self.stacks)
+
+    def insert(self, slot: jax.Array, prefix: StoredKV) -> FullCache:
+        """The cache with another text's first positions, in the cache's own form, in a slot of the batch."""
+
+        def one(stack: jax.Array, rows: jax.Array) -> jax.Array:
+            zero = jnp.zeros_like(slot)
+            return lax.dynamic_update_slice(stack, rows, (zero, slot, *[zero] * (stack.ndim - 2)))
+
+        return self.with_stacks(jax.tree.map(one, self.stacks, prefix))
 
 
 def round_up(size: int, block: int = BLOCK) -> int:
@@ -57,31 +191,53 @@ def round_up(size: int, block: int = BLOCK) -> int:
     return -(-size // block) * block
 
 
-def cache_bytes(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> int:
-    """Bytes of the keys and values of `capacity` slots for every layer and row of a batch."""
-    elements = 2 * config.num_layers * batch * config.num_kv_heads * capacity * config.head_dim
-    return elements * jnp.dtype(dtype).itemsize
+def cache_bytes(
+    config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, cache_dtype: str | None = None
+) -> int:
+    """Bytes of the keys and values of `capacity` slots for every layer and row of a batch, scales included."""
+    heads = 2 * config.num_layers * batch * config.num_kv_heads * capacity
+    if cache_dtype is None:
+        return heads * config.head_dim * jnp.dtype(dtype).itemsize
+    return heads * (config.head_dim * CACHE_DTYPES[cache_dtype].itemsize + SCALE_BYTES)
 
 
-def empty_cache(config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype) -> FullCache:
-    """A cache of zeros with `capacity` slots a row."""
-    shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
-    return FullCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+def empty_cache(
+    config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, cache_dtype: str | None = None
+) -> FullCache:
+    """A cache of zeros with `capacity` slots a row.
 
-
-def write_rows(stack: jax.Array, rows: jax.Array, layer: int, starts: jax.Array) -> jax.Array:
-    """Lays rows [layers', batch, kv_heads, rows, head_dim] at slots starts[b].. of layers layer.. of a stacked cache;
-    of scales, which have no last dimension, likewise.
-
-    One update a batch row: a vmapped update would copy the cache. The caller keeps starts + rows within capacity.
+    Args:
+      config: the decoder's.
+      batch, capacity: rows and slots.
+      dtype: the model's.
+      cache_dtype: "int8" or "float8_e4m3", 8-bit numbers with scales; None: numbers of the model's dtype.
     """
-    zero = jnp.zeros((), jnp.int32)
-    for index in range(stack.shape[1]):
-        at = (jnp.int32(layer), jnp.int32(index), zero, starts[index], *[zero] * (stack.ndim - 4))
-        stack = lax.dynamic_update_slice(stack, rows[:, index : index + 1], at)
-    return stack
+    shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
+    if cache_dtype is None:
+        return FullCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    narrow = CACHE_DTYPES[cache_dtype]
+    cache = FullCache(jnp.zeros(shape, narrow), jnp.zeros(shape, narrow), model_dtype=jnp.dtype(dtype))
+    zeros = (jnp.zeros(shape[:4], jnp.float32) for _ in range(2))
+    return replace(cache, **dict(zip(("key_scales", "value_scales"), zeros, strict=True)))
 
 
-def take_rows(rows: jax.Array, path: jax.Array) -> jax.Array:
-    """Rows [layers, batch, kv_heads, rows, head_dim] gathered along a path int32 [batch, depth]."""
-    return jnp.take_along_axis(rows, path[None, :, None, :, None], axis=3)
+def write_rows(stacks: Any, rows: Any, layer: int | jax.Array, starts: jax.Array) -> Any:
+    """Writes rows [layers', batch, kv_heads, rows, ...] into stacks [layers, batch, kv_heads, slots, ...] of the same
+    structure: at slots starts[b].. of layers layer.. .
+
+    A loop makes one update for each row of the batch: a vmapped update would copy the cache, and updates one after
+    another would make the program grow with the batch. The caller keeps starts + rows within capacity.
+    """
+    first, zero = jnp.asarray(layer, jnp.int32), jnp.zeros((), jnp.int32)
+    batch = starts.shape[0]
+
+    def one(index: jax.Array, stacks: Any) -> Any:
+        start = lax.dynamic_index_in_dim(starts, index, keepdims=False)
+
+        def write(stack: jax.Array, rows: jax.Array) -> jax.Array:
+            row = rows if batch == 1 else lax.dynamic_slice_in_dim(rows, index, 1, axis=1)
+            return lax.dynamic_update_slice(stack, row, (first, index, zero, start, *[zero] * (stack.ndim - 4)))
+
+        return jax.tree.map(write, stacks, rows)
+
+    return one(zero, stacks) if batch == 1 else lax.fori_loop(zero, jnp.int32(batch), one, stacks)

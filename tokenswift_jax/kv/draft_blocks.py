@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.cache_scores import top_blocks
 from tokenswift_jax.arrays import axes, pytree
+from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache
-from tokenswift_jax.kv.draft_cache import DraftView, when
+from tokenswift_jax.kv.draft_cache import when
+from tokenswift_jax.kv.row_batch import RowBatch, TreeMaskOverBlocks
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.parallel.heads import over_heads
 
 
 @pytree
@@ -53,7 +53,7 @@ class BlockTableShape:
 
     @property
     def copied_slots(self) -> int:
-        """None."""
+        """Always 0: blocks are read in place."""
         return 0
 
     @property
@@ -66,7 +66,7 @@ class BlockTableShape:
         """Entries for the sinks."""
         return -(-self.sinks // self.block)
 
-    def empty(self, config: ModelConfig, batch: int, dtype: jnp.dtype) -> BlockTable:
+    def empty(self, config: ModelConfig, batch: int, dtype: jnp.dtype, cache_dtype: str | None = None) -> BlockTable:
         """A table before its first selection."""
         dims = (config.num_layers, batch, config.num_kv_heads, self.entries)
         return BlockTable(jnp.full(dims, -1, jnp.int32), jnp.zeros((batch,), jnp.int32))
@@ -81,10 +81,18 @@ class BlockTableShape:
         return jnp.where((draft.selected > 0)[None, :, None, None], selected, entry[None, None, None])
 
     def view(
-        self, draft: BlockTable, full: FullCache, committed: jax.Array, depth: jax.Array, config: ModelConfig
-    ) -> DraftView:
-        """What a row reads that follows `depth` drafted ones."""
-        return DraftView(full, committed + depth, None, self.blocks(draft, committed), self.block)
+        self,
+        draft: BlockTable,
+        full: FullCache,
+        token: jax.Array,
+        committed: jax.Array,
+        depth: jax.Array,
+        config: ModelConfig,
+    ) -> tuple[RowBatch, FullCache]:
+        """The row that follows `depth` drafted ones, and the full cache."""
+        at, itself = committed + depth, jnp.ones((token.shape[0], 1, 1), bool)
+        seen = TreeMaskOverBlocks(itself, self.blocks(draft, committed), self.block)
+        return RowBatch(token[:, None], at[:, None], at, seen), full
 
     def written(
         self,
@@ -102,8 +110,7 @@ class BlockTableShape:
         self,
         draft: BlockTable,
         full: FullCache,
-        new_keys: jax.Array,
-        new_values: jax.Array,
+        new: StoredKV,
         before: jax.Array,
         after: jax.Array,
         query: jax.Array,
@@ -151,17 +158,8 @@ class BlockTableShape:
             begins = jnp.full_like(committed, fixed * self.block)
             if window is not None:
                 begins = jnp.maximum(begins, committed - window + 1)
-            best = over_heads(
-                top_blocks,
-                result=1,
-                query=query[layer],
-                keys=full.keys,
-                layer=layer,
-                begins=begins,
-                ends=newest * self.block,
-                count=entries - fixed - 1,
-                block_size=self.block,
-            )
+            ends, count = newest * self.block, entries - fixed - 1
+            best = full.top_blocks(layer, query[layer], begins, ends, count, self.block)
             layers.append(jnp.concatenate([sinks, present, best], axis=-1))
         chosen = jnp.where(rows[None, :, None, None], jnp.stack(layers), draft.chosen)
         return BlockTable(chosen, jnp.where(rows, committed, draft.selected))

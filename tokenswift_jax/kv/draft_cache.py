@@ -1,15 +1,16 @@
-"""What every kind of draft cache does: the interface between decoding and `draft`, `blocks`."""
+"""What every kind of draft cache does: the interface between decoding and `draft_positions`, `draft_blocks`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache
+from tokenswift_jax.kv.row_batch import RowBatch
 from tokenswift_jax.models.config import ModelConfig
 
 _Tree = TypeVar("_Tree")
@@ -21,25 +22,6 @@ def when(condition: jax.Array, function: Callable[[_Tree], _Tree], value: _Tree)
     A loop of at most one turn: what goes through a conditional is copied on every path, the idle one too.
     """
     return jax.lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros_like(c[0]), function(c[1])), (condition, value))[1]
-
-
-@dataclass(frozen=True)
-class DraftView:
-    """What one row of a draft forward reads, as `decoding.forward.forward_rows` takes it.
-
-    Attributes:
-      cache: whose first slots it reads, and in whose next slot its own keys and values are laid.
-      lengths: int32 [batch], slots in use.
-      key_positions: int32 [layers, batch, kv_heads, slots] where slots are not in text order and a window asks.
-      blocks: int32 [layers, batch, kv_heads, table], the only blocks of `block_size` slots it reads; None: all slots.
-      block_size: slots a block; None without blocks.
-    """
-
-    cache: FullCache
-    lengths: jax.Array
-    key_positions: jax.Array | None
-    blocks: jax.Array | None
-    block_size: int | None
 
 
 class DraftKind(Protocol):
@@ -54,8 +36,8 @@ class DraftKind(Protocol):
         """Slots whose keys and values are copied, a row of the batch."""
         ...
 
-    def empty(self, config: ModelConfig, batch: int, dtype: jnp.dtype) -> Any:
-        """A draft cache that holds nothing."""
+    def empty(self, config: ModelConfig, batch: int, dtype: jnp.dtype, cache_dtype: str | None = None) -> Any:
+        """A draft cache that holds nothing, of a model of `dtype` whose full cache has numbers of `cache_dtype`."""
         ...
 
     def rebuild(self, draft: Any, full: FullCache, committed: jax.Array, query: jax.Array, config: ModelConfig) -> Any:
@@ -66,21 +48,27 @@ class DraftKind(Protocol):
         self,
         draft: Any,
         full: FullCache,
-        new_keys: jax.Array,
-        new_values: jax.Array,
+        new: StoredKV,
         before: jax.Array,
         after: jax.Array,
         query: jax.Array,
         config: ModelConfig,
     ) -> Any:
-        """Takes in newly committed positions before .. after-1 (int32 [batch] each), whose keys and values are
-        [layers, batch, kv_heads, most, head_dim] and in the full cache too; selects anew where that falls due."""
+        """Takes in newly committed positions before .. after-1 (int32 [batch] each), whose keys and values are in `new`
+        (as many rows as can be committed) and in the full cache; selects again where that falls due."""
         ...
 
     def view(
-        self, draft: Any, full: FullCache, committed: jax.Array, depth: jax.Array, config: ModelConfig
-    ) -> DraftView:
-        """What the row at position n + depth (int32 [batch]) reads, after `depth` rows written before it."""
+        self,
+        draft: Any,
+        full: FullCache,
+        token: jax.Array,
+        committed: jax.Array,
+        depth: jax.Array,
+        config: ModelConfig,
+    ) -> tuple[RowBatch, FullCache]:
+        """The row of `token` int32 [batch] at position n + depth (int32 [batch]), after `depth` rows written before it,
+        and the cache that it extends."""
         ...
 
     def written(

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.cache_scores import top_positions
 from tokenswift_jax.arrays import axes, pytree
-from tokenswift_jax.kv.dense import FullCache, round_up
-from tokenswift_jax.kv.draft_cache import DraftView, when
+from tokenswift_jax.kv.cache import StoredKV
+from tokenswift_jax.kv.dense import FullCache, empty_cache, round_up
+from tokenswift_jax.kv.draft_cache import when
+from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.parallel.heads import over_heads
 
 FAR_AWAY = -(2**30)  # position of an empty slot: outside every sliding window
 
@@ -43,7 +44,7 @@ class DraftCacheShape:
       sinks: leading slots that hold positions 0 .. sinks-1 for ever.
       scratch: slots past `size` for the root and a drafted chain.
       refresh_interval: select again after so many committed tokens; None: when no replaceable slot is left.
-      narrow: keys and values are kept in 8 bits.
+      narrow: keys and values are kept in int8; else as the full cache has them.
     """
 
     size: int
@@ -57,15 +58,11 @@ class DraftCacheShape:
         """Slots whose keys and values are copied, a row of the batch."""
         return self.size + self.scratch
 
-    def empty(self, config: ModelConfig, batch: int, dtype: jnp.dtype) -> DraftCache:
-        """A draft cache that holds nothing."""
+    def empty(self, config: ModelConfig, batch: int, dtype: jnp.dtype, cache_dtype: str | None = None) -> DraftCache:
+        """A draft cache that holds nothing, of a model of `dtype` whose full cache has numbers of `cache_dtype`."""
         slots = round_up(self.size + self.scratch)
-        dims = (config.num_layers, batch, config.num_kv_heads, slots)
-        zeros = jnp.zeros((*dims, config.head_dim), jnp.int8 if self.narrow else dtype)
-        cache = FullCache(zeros, zeros.copy())
-        if self.narrow:
-            cache = replace(cache, key_scales=jnp.zeros(dims), value_scales=jnp.zeros(dims))
-        positions = jnp.full(dims, FAR_AWAY, jnp.int32)
+        cache = empty_cache(config, batch, slots, dtype, "int8" if self.narrow else cache_dtype)
+        positions = jnp.full((config.num_layers, batch, config.num_kv_heads, slots), FAR_AWAY, jnp.int32)
         return DraftCache(cache, positions, jnp.zeros((batch,), jnp.int32))
 
     def slots_in_use(self, committed: jax.Array) -> jax.Array:
@@ -73,11 +70,18 @@ class DraftCacheShape:
         return jnp.minimum(committed, self.size)
 
     def view(
-        self, draft: DraftCache, full: FullCache, committed: jax.Array, depth: jax.Array, config: ModelConfig
-    ) -> DraftView:
-        """What a row reads that follows `depth` drafted ones."""
-        positions = draft.positions if _windowed(config) else None
-        return DraftView(draft.cache, self.slots_in_use(committed) + depth, positions, None, None)
+        self,
+        draft: DraftCache,
+        full: FullCache,
+        token: jax.Array,
+        committed: jax.Array,
+        depth: jax.Array,
+        config: ModelConfig,
+    ) -> tuple[RowBatch, FullCache]:
+        """The row that follows `depth` drafted ones, and the draft cache."""
+        itself = TreeMask(jnp.ones((token.shape[0], 1, 1), bool))
+        in_use, held = self.slots_in_use(committed) + depth, draft.positions if _windowed(config) else None
+        return RowBatch(token[:, None], (committed + depth)[:, None], in_use, itself, held), draft.cache
 
     def written(
         self,
@@ -101,8 +105,7 @@ class DraftCacheShape:
         self,
         draft: DraftCache,
         full: FullCache,
-        new_keys: jax.Array,
-        new_values: jax.Array,
+        new: StoredKV,
         before: jax.Array,
         after: jax.Array,
         query: jax.Array,
@@ -113,13 +116,12 @@ class DraftCacheShape:
         Args:
           draft: the draft cache at `before` committed tokens.
           full: the full cache, with the new positions in place.
-          new_keys, new_values: [layers, batch, kv_heads, most, head_dim] of positions before ..,
-            `most` >= after - before.
+          new: keys and values of positions before .., at least after - before rows.
           before, after: int32 [batch], committed lengths.
           query: [layers, batch, query_heads, head_dim], the root's in the pass that committed them.
           config: static.
         """
-        most = new_keys.shape[3]
+        most = new.keys.shape[3]
         position = before[:, None] + jnp.arange(most, dtype=jnp.int32)[None, :]
         fits = position < self.size
         newest_first = self.size - 1 - (position - draft.selected[:, None])
@@ -129,13 +131,12 @@ class DraftCacheShape:
         live = (position < after[:, None]) & (slot >= lowest) & (slot < self.size)
         slot = jnp.where(live, slot, jnp.int32(slots))
 
-        new = draft.cache.stored(new_keys, new_values)
-        stacks = [_laid(stack, rows, slot) for stack, rows in zip(draft.cache.stacks, new, strict=True)]
         held = jnp.broadcast_to(position[None, :, None, :], (*draft.positions.shape[:3], most))
-        positions = _laid(draft.positions, held, slot)
+        written = (draft.cache.stacks, draft.positions), (draft.cache.converted(new), held)
+        stacks, positions = _written(*written, slot)
 
         due = self.refresh_due(draft.selected, after) & (after > before)
-        kept = DraftCache(FullCache(*stacks), positions, draft.selected)
+        kept = DraftCache(draft.cache.with_stacks(stacks), positions, draft.selected)
         return when(due.any(), lambda d: self.select(d, full, after, due, query, config), kept)
 
     def refresh_due(self, selected: jax.Array, committed: jax.Array) -> jax.Array:
@@ -173,76 +174,78 @@ class DraftCacheShape:
         A layer with a sliding window offers only positions inside it.
         """
         count = self.size - self.sinks
-        stacks, positions = list(draft.cache.stacks), draft.positions
+        stacks, positions = draft.cache.stacks, draft.positions
         batch, kv_heads = positions.shape[1], positions.shape[2]
         sinks = jnp.broadcast_to(jnp.arange(self.sinks, dtype=jnp.int32), (batch, kv_heads, self.sinks))
         keep = rows[:, None, None]
-        row = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
-        head = jnp.arange(kv_heads, dtype=jnp.int32)[None, :, None]
         for layer in range(config.num_layers):
             window = config.sliding_windows[layer]
             begins = jnp.full_like(committed, self.sinks)
             if window is not None:
                 begins = jnp.maximum(begins, committed - window + 1)
-            best = over_heads(
-                top_positions,
-                result=1,
-                query=query[layer],
-                keys=full.keys,
-                layer=layer,
-                begins=begins,
-                ends=committed,
-                count=count,
-            )
-            # Or all layers' rows are gathered first, and lie beside the draft cache, as large as it.
+            best = full.top_positions(layer, query[layer], begins, committed, count)
+            # Without this, XLA gathers every layer's rows first and needs memory for a second draft cache.
             best, stacks = lax.optimization_barrier((best, stacks))
             chosen = jnp.concatenate([sinks, best], axis=-1)
-            source = jnp.maximum(chosen, 0)
-            taken = draft.cache.stored(full.keys[layer, row, head, source], full.values[layer, row, head, source])
-            for index, rows_taken in enumerate(taken):
-                stack, here = stacks[index], keep if rows_taken.ndim == 3 else keep[..., None]
-                rows_taken = jnp.where(here, rows_taken, stack[layer, :, :, : self.size])
-                at = (layer, *[0] * (stack.ndim - 1))
-                stacks[index] = lax.dynamic_update_slice(stack, rows_taken[None], at)
+            taken = draft.cache.converted(full.gather(layer, jnp.maximum(chosen, 0)))
+
+            def placed(stack: jax.Array, rows_taken: jax.Array, layer: int = layer) -> jax.Array:
+                here = keep if stack.ndim == 4 else keep[..., None]
+                rows_taken = jnp.where(here, rows_taken[0], stack[layer, :, :, : self.size])
+                return lax.dynamic_update_slice(stack, rows_taken[None], (layer, *[0] * (stack.ndim - 1)))
+
+            stacks = jax.tree.map(placed, stacks, taken)
             held = jnp.where(chosen < 0, jnp.int32(FAR_AWAY), chosen)
             held = jnp.where(keep, held, positions[layer, :, :, : self.size])
             positions = lax.dynamic_update_slice(positions, held[None], (layer, 0, 0, 0))
-        return DraftCache(FullCache(*stacks), positions, jnp.where(rows, committed, draft.selected))
+        return DraftCache(draft.cache.with_stacks(stacks), positions, jnp.where(rows, committed, draft.selected))
 
     def _copy_prefix(self, draft: DraftCache, full: FullCache, committed: jax.Array) -> DraftCache:
         """Slots 0.. hold positions 0..; what lies past the committed length is scratch in both caches."""
-        slots = min(self.size, full.capacity)
-        first = draft.cache.stored(full.keys[:, :, :, :slots], full.values[:, :, :, :slots])
-        stacks = [
-            lax.dynamic_update_slice(stack, rows, (0,) * stack.ndim)
-            for stack, rows in zip(draft.cache.stacks, first, strict=True)
-        ]
+        first = draft.cache.converted(full.leading(min(self.size, full.capacity)))
+        stacks = jax.tree.map(
+            lambda stack, rows: lax.dynamic_update_slice(stack, rows, (0,) * stack.ndim), draft.cache.stacks, first
+        )
         index = jnp.arange(draft.positions.shape[3], dtype=jnp.int32)
         held = jnp.where(index[None, :] < committed[:, None], index[None, :], jnp.int32(FAR_AWAY))
         positions = jnp.broadcast_to(held[None, :, None, :], draft.positions.shape)
-        return DraftCache(FullCache(*stacks), positions, jnp.zeros_like(draft.selected))
+        return DraftCache(draft.cache.with_stacks(stacks), positions, jnp.zeros_like(draft.selected))
 
 
-def _laid(stack: jax.Array, rows: jax.Array, slot: jax.Array) -> jax.Array:
-    """The stack [layers, batch, kv_heads, slots, ...] with rows [layers, batch, kv_heads, most, ...] in the slots
-    int32 [batch, most], which lie side by side, in any order; one past the last for a row that is dropped.
+def _written(stacks: Any, rows: Any, slot: jax.Array) -> Any:
+    """Stacks [layers, batch, kv_heads, slots, ...] with rows [layers, batch, kv_heads, most, ...] in the slots int32
+    [batch, most]: neighbours in any order, one past the last slot for a row that is dropped.
 
-    The slots around are rewritten as they are: a scatter would make TPUs lay out the whole stack anew.
+    The slots around are rewritten as they are: with a scatter, XLA for TPU would change the layout of the whole stack.
+    With a loop, the program does not grow with the batch.
     """
-    most, slots, zero = slot.shape[1], stack.shape[3], jnp.int32(0)
+    batch, most, zero = slot.shape[0], slot.shape[1], jnp.int32(0)
+    slots = jax.tree.leaves(stacks)[0].shape[3]
     starts = jnp.minimum(jnp.min(slot, axis=1), slots - most)
     here = starts[:, None] + jnp.arange(most, dtype=jnp.int32)[None, :]
     meant = here[:, :, None] == slot[:, None, :]  # [batch, slot, row]
-    trailing = [None] * (stack.ndim - 4)
-    source = jnp.argmax(meant, axis=2).astype(jnp.int32)[(None, slice(None), None, slice(None), *trailing)]
-    taken = jnp.any(meant, axis=2)[(None, slice(None), None, slice(None), *trailing)]
-    rows = jnp.take_along_axis(rows, source, axis=3)
-    for row in range(slot.shape[0]):
-        at = (zero, jnp.int32(row), zero, starts[row], *[zero] * len(trailing))
-        shape = (stack.shape[0], 1, stack.shape[2], most, *stack.shape[4:])
-        old = lax.dynamic_slice(stack, at, shape)
-        stack = lax.dynamic_update_slice(stack, jnp.where(taken[:, row : row + 1], rows[:, row : row + 1], old), at)
-    return stack
+    source = jnp.argmax(meant, axis=2).astype(jnp.int32)[None, :, None, :]
+    taken = jnp.any(meant, axis=2)[None, :, None, :]
+
+    def of_slots(rows: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(rows, source if rows.ndim == 4 else source[..., None], axis=3)
+
+    rows = jax.tree.map(of_slots, rows)
+
+    def one(index: jax.Array, stacks: Any) -> Any:
+        start = lax.dynamic_index_in_dim(starts, index, keepdims=False)
+        replaced = lax.dynamic_slice_in_dim(taken, index, 1, axis=1)
+
+        def write(stack: jax.Array, rows: jax.Array) -> jax.Array:
+            at = (zero, index, zero, start, *[zero] * (stack.ndim - 4))
+            old = lax.dynamic_slice(stack, at, (stack.shape[0], 1, stack.shape[2], most, *stack.shape[4:]))
+            new = lax.dynamic_slice_in_dim(rows, index, 1, axis=1)
+            new = jnp.where(replaced if stack.ndim == 4 else replaced[..., None], new, old)
+            return lax.dynamic_update_slice(stack, new, at)
+
+        return jax.tree.map(write, stacks, rows)
+
+    return one(zero, stacks) if batch == 1 else lax.fori_loop(zero, jnp.int32(batch), one, stacks)
 
 
 def _windowed(config: ModelConfig) -> bool:

@@ -39,6 +39,19 @@ class RopeConfig:
 
 
 @dataclass(frozen=True)
+class AttentionSpec:
+    """How a layer attends; static.
+
+    Attributes:
+      scale: factor of the products of queries and keys.
+      window: how many newest positions a row sees, its own included; None: all.
+    """
+
+    scale: float
+    window: int | None
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """One Llama-like decoder with its optional draft heads.
 
@@ -74,6 +87,10 @@ class ModelConfig:
     num_draft_heads: int
     draft_head_type: DraftHeadType
     node_sets: NodeSets = NO_NODE_SETS
+
+    def attention(self, layer: int) -> AttentionSpec:
+        """How a layer attends."""
+        return AttentionSpec(self.head_dim**-0.5, self.sliding_windows[layer])
 
     @property
     def group_size(self) -> int:

@@ -7,26 +7,44 @@ decoder once (`nnx.split`) and run pure jitted functions of (parameters, state, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.config import AttentionSpec, ModelConfig
 from tokenswift_jax.models.heads import DraftHeads
 from tokenswift_jax.models.layers import Linear, RMSNorm, wide_dtype
-from tokenswift_jax.models.rope import rotate, rotation
+from tokenswift_jax.models.rope import Rotation, rotation
 from tokenswift_jax.parallel.embedding import looked_up
 from tokenswift_jax.parallel.residual import whole
 
-# (layer, queries [B, R, Hq, D], keys and values [B, R, Hkv, D], carry) -> (mixed values [B, R, Hq, D], carry)
-Attention = Callable[[int, jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+class Attention(Protocol):
+    """Attention as a caller of the decoder wants it: over a cache, over packed documents, over a whole sequence."""
+
+    def __call__(
+        self,
+        layer: int | jax.Array,
+        queries: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        rotation: Rotation,
+        spec: AttentionSpec,
+        carry: Any,
+        /,
+    ) -> tuple[jax.Array, Any, Any]:
+        """The mixed values [batch, rows, query_heads, head_dim], what the layer leaves to the caller, and the carry.
+
+        layer is an int or, where layers are scanned, int32 []; queries are [batch, rows, query_heads, head_dim], keys
+        and values [batch, rows, kv_heads, head_dim], all before their rotation.
+        """
+        ...
 
 
 class SelfAttention(nnx.Module):
-    """Projections, optional per-head norms and rotation around the caller's attention."""
+    """Projections and optional per-head norms around the caller's attention, which rotates."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         size, dim = config.hidden_size, config.head_dim
@@ -41,17 +59,22 @@ class SelfAttention(nnx.Module):
         self.head_dim = dim
 
     def __call__(
-        self, x: jax.Array, cos: jax.Array, sin: jax.Array, layer: int, attention: Attention, carry: Any
-    ) -> tuple[jax.Array, Any]:
+        self,
+        x: jax.Array,
+        rotation: Rotation,
+        layer: int | jax.Array,
+        spec: AttentionSpec,
+        attention: Attention,
+        carry: Any,
+    ) -> tuple[jax.Array, Any, Any]:
         batch, rows, _ = x.shape
         # Or XLA for TPU makes the split into heads part of the products, for which it lays out the weights anew.
         projected = jax.lax.optimization_barrier((self.q_proj(x), self.k_proj(x), self.v_proj(x)))
         queries, keys, values = (heads.reshape(batch, rows, -1, self.head_dim) for heads in projected)
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
-        queries, keys = rotate(queries, cos, sin), rotate(keys, cos, sin)
-        mixed, carry = attention(layer, queries, keys, values, carry)
-        return self.o_proj(mixed.reshape(batch, rows, -1)), carry
+        mixed, left, carry = attention(layer, queries, keys, values, rotation, spec, carry)
+        return self.o_proj(mixed.reshape(batch, rows, -1)), left, carry
 
 
 class MLP(nnx.Module):
@@ -77,11 +100,18 @@ class DecoderLayer(nnx.Module):
         self.mlp = MLP(config, dtype, rngs)
 
     def __call__(
-        self, x: jax.Array, cos: jax.Array, sin: jax.Array, layer: int, attention: Attention, carry: Any
-    ) -> tuple[jax.Array, Any]:
-        mixed, carry = self.self_attn(self.input_layernorm(x), cos, sin, layer, attention, carry)
+        self,
+        x: jax.Array,
+        rotation: Rotation,
+        layer: int | jax.Array,
+        spec: AttentionSpec,
+        attention: Attention,
+        carry: Any,
+    ) -> tuple[jax.Array, Any, Any]:
+        """The residual stream after the layer, what its attention leaves to the caller, and the carry."""
+        mixed, left, carry = self.self_attn(self.input_layernorm(x), rotation, layer, spec, attention, carry)
         x = whole(x + mixed)
-        return whole(x + self.mlp(self.post_attention_layernorm(x))), carry
+        return whole(x + self.mlp(self.post_attention_layernorm(x))), left, carry
 
 
 class Decoder(nnx.Module):
@@ -109,17 +139,20 @@ class Decoder(nnx.Module):
 
     def hidden(
         self, tokens: jax.Array, positions: jax.Array, attention: Attention, carry: Any
-    ) -> tuple[jax.Array, Any]:
-        """The last layer's output [batch, rows, hidden_size], before the final norm, and the carry.
+    ) -> tuple[jax.Array, list[Any], Any]:
+        """The last layer's output [batch, rows, hidden_size], before the final norm, what each layer's attention leaves
+        to the caller, and the carry.
 
         tokens and positions are int32 [batch, rows]; a position is the index in the text, never a row's index.
         """
         x = whole(self.embed(tokens))
         config = self.config
-        cos, sin = rotation(config.rope, config.head_dim, positions, wide_dtype(x.dtype))
+        angles = rotation(config.rope, config.head_dim, positions, wide_dtype(x.dtype))
+        left: list[Any] = []
         for index, layer in enumerate(self.layers):
-            x, carry = layer(x, cos, sin, index, attention, carry)
-        return x, carry
+            x, of_layer, carry = layer(x, angles, index, config.attention(index), attention, carry)
+            left.append(of_layer)
+        return x, left, carry
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., vocab] in float32 (or wider) from the last layer's output."""
@@ -162,21 +195,32 @@ class Decoder(nnx.Module):
 
 
 def causal_attention(config: ModelConfig) -> Attention:
-    """Attention over whole sequences without a cache (training, teacher forcing): quadratic, differentiable."""
+    """Attention over whole sequences without a cache (training, teacher forcing): quadratic, differentiable.
 
-    def attend(layer: int, queries: jax.Array, keys: jax.Array, values: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
+    Each layer leaves its rotated queries and keys, and its values.
+    """
+
+    def attend(
+        layer: int | jax.Array,
+        queries: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        rotation: Rotation,
+        spec: AttentionSpec,
+        carry: Any,
+    ) -> tuple[jax.Array, Any, Any]:
+        queries, keys = rotation.apply(queries), rotation.apply(keys)
         batch, rows, heads, dim = queries.shape
         wide = wide_dtype(queries.dtype)
         grouped = queries.reshape(batch, rows, config.num_kv_heads, config.group_size, dim)
         # jax.nn.dot_product_attention would take its softmax in float32 even for float64 models
         scores = jnp.einsum("brkgd,bskd->bkgrs", grouped, keys, preferred_element_type=wide)
         seen = jnp.tril(jnp.ones((rows, rows), bool))
-        window = config.sliding_windows[layer]
-        if window is not None:
-            seen &= ~jnp.tril(seen, -window)
-        scores = jnp.where(seen[None, None, None], scores * jnp.asarray(dim**-0.5, wide), -jnp.inf)
+        if spec.window is not None:
+            seen &= ~jnp.tril(seen, -spec.window)
+        scores = jnp.where(seen[None, None, None], scores * jnp.asarray(spec.scale, wide), -jnp.inf)
         weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
         mixed = jnp.einsum("bkgrs,bskd->brkgd", weights, values)
-        return mixed.reshape(batch, rows, heads, dim), carry
+        return mixed.reshape(batch, rows, heads, dim), (queries, keys, values), carry
 
     return attend

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -69,12 +70,29 @@ def _yarn(rope: RopeConfig, periods: np.ndarray, head_dim: int) -> np.ndarray:
     return 1 / (rope.factor * periods) * (1 - kept) + 1 / periods * kept
 
 
-def rotation(rope: RopeConfig, head_dim: int, positions: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [batch, rows, 1, head_dim / 2] of integer positions [batch, rows], in `dtype`."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rotation:
+    """The angles by which the rows of a forward are rotated.
+
+    Attributes:
+      cos, sin: [batch, rows, 1, head_dim / 2], float32 or wider.
+    """
+
+    cos: jax.Array
+    sin: jax.Array
+
+    def apply(self, x: jax.Array) -> jax.Array:
+        """Queries or keys [batch, rows, heads, head_dim], rotated."""
+        return rotate(x, self.cos, self.sin)
+
+
+def rotation(rope: RopeConfig, head_dim: int, positions: jax.Array, dtype: jnp.dtype) -> Rotation:
+    """The rotation of integer positions [batch, rows], in `dtype`."""
     frequencies, factor = inverse_frequencies(rope, head_dim, np.dtype(dtype))
     angles = positions[:, :, None, None].astype(dtype) * jnp.asarray(frequencies, dtype)[None, None, None, :]
     scale = jnp.asarray(factor, dtype)
-    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+    return Rotation(jnp.cos(angles) * scale, jnp.sin(angles) * scale)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

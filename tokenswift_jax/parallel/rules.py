@@ -61,6 +61,8 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
         parts = {}
         for field in dataclasses.fields(tree):
             value, names = getattr(tree, field.name), field.metadata.get("axes")
+            if field.metadata.get("static"):
+                continue
             parts[field.name] = arrays.sharding(mesh, names, _AXES) if names and value is not None else None
             if names is None:
                 parts[field.name] = shardings(mesh, value)

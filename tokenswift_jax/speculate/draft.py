@@ -62,18 +62,8 @@ def _draft_forward(
     """One row over the draft cache: `token` int32 [batch] at position n + depth, after `depth` drafted ones."""
     assert state.draft is not None
     assert plan.draft is not None
-    view = plan.draft.view(state.draft, state.cache, state.length, depth, plan.config)
-    rows, cache = forward_rows(
-        model,
-        token[:, None],
-        (state.length + depth)[:, None],
-        view.cache,
-        view.lengths,
-        jnp.ones((token.shape[0], 1, 1), bool),
-        key_positions=view.key_positions,
-        blocks=view.blocks,
-        block_size=view.block_size,
-    )
+    row, cache = plan.draft.view(state.draft, state.cache, token, state.length, depth, plan.config)
+    rows, cache = forward_rows(model, row, cache)
     draft, full = plan.draft.written(state.draft, state.cache, cache, state.length, depth, plan.config)
     return rows, replace(state, draft=draft, cache=full)
 

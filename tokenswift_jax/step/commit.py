@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from tokenswift_jax.arrays import write_at
 from tokenswift_jax.finish import Finish
-from tokenswift_jax.kv.dense import FullCache, take_rows, write_rows
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.params import contains
 from tokenswift_jax.speculate import ngram, ngram_calibration
@@ -37,13 +36,11 @@ def commit(
 
     cache, draft = state.cache, state.draft
     if plan.depth:
-        path_keys, path_values = take_rows(rows.keys, walk.path), take_rows(rows.values, walk.path)
-        keys = write_rows(cache.keys, path_keys, 0, before)
-        values = write_rows(cache.values, path_values, 0, before)
-        cache = FullCache(keys, values)
+        cache = cache.keep(rows.new, walk.path, before)
         if plan.draft is not None:
             assert draft is not None
-            draft = plan.draft.advance(draft, cache, path_keys, path_values, before, after, rows.query, plan.config)
+            new = rows.new.along(walk.path)
+            draft = plan.draft.advance(draft, cache, new, before, after, rows.query, plan.config)
 
     # The row that drew the newest token; a frozen row keeps what it had.
     last = jnp.take_along_axis(walk.path, jnp.maximum(count - 1, 0)[:, None], axis=1)

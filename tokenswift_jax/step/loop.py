@@ -16,6 +16,7 @@ from flax import nnx
 from tokenswift_jax.arrays import write_at
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.dense import FullCache
+from tokenswift_jax.kv.row_batch import next_rows
 from tokenswift_jax.sample.logprobs import Logprobs
 from tokenswift_jax.speculate import ngram_fill
 from tokenswift_jax.step.forward import forward_rows
@@ -73,7 +74,7 @@ def run_chunk(
         emitted = jax.tree.map(partial(write_at, starts=counts), emitted, new)
         return state, emitted, counts + count, done + 1
 
-    with exact_products(state.cache.keys.dtype):
+    with exact_products(state.cache.dtype):
         carry = (state, _nothing(plan, batch, capacity), jnp.zeros((batch,), jnp.int32), jnp.zeros((), jnp.int32))
         state, emitted, counts, done = jax.lax.while_loop(unfinished, body, carry)
     return state, Chunk(emitted, counts, state.finish, state.length, done)
@@ -94,11 +95,9 @@ def causal_chunk(
     """Tokens int32 [batch, rows] at positions start (int32 []) ..: the last layer's output [batch, rows, hidden_size]
     before the final norm, and the cache with their K/V in its slots."""
     model = nnx.merge(graph, params)
-    batch, rows = tokens.shape
-    lengths = jnp.broadcast_to(start, (batch,))
-    positions = lengths[:, None] + jnp.arange(rows, dtype=jnp.int32)[None, :]
-    with exact_products(cache.keys.dtype):
-        done, cache = forward_rows(model, tokens, positions, cache, lengths, None)
+    rows = next_rows(tokens, jnp.broadcast_to(start, tokens.shape[:1]))
+    with exact_products(cache.dtype):
+        done, cache = forward_rows(model, rows, cache)
     return done.hidden, cache
 
 

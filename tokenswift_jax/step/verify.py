@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sample.sampler import RowInputs, TextInputs, draw_rows
 from tokenswift_jax.speculate.tree import Tree
@@ -39,9 +40,9 @@ def verify(
 
     noise is float32 [batch, depth + 1, vocab] of positions n+1 .., None when greedy: rows of one depth share theirs.
     """
-    computed, cache = forward_rows(
-        model, tree.tokens, state.length[:, None] + tree.depths, state.cache, state.length, tree.mask
-    )
+    positions = state.length[:, None] + tree.depths
+    batch = RowBatch(tree.tokens, positions, state.length, TreeMask(tree.mask))
+    computed, cache = forward_rows(model, batch, state.cache)
     rows = RowInputs(model.logits(computed.hidden), tree.depths, path_tokens(tree, plan.depth))
     texts = TextInputs(state.length + 1, state.last_positions, noise, inputs.sequence)
     draws, broken = draw_rows(rows, texts, plan.features)

@@ -7,21 +7,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.config import AttentionSpec
 from tokenswift_jax.models.decoder import Attention
+from tokenswift_jax.models.rope import Rotation
 
 
-def packed_attention(config: ModelConfig, positions: jax.Array, segments: jax.Array, block: int) -> Attention:
+def packed_attention(positions: jax.Array, segments: jax.Array, block: int) -> Attention:
     """Attention within each packed document; a block's scores are computed again in the backward pass.
 
+    Each layer leaves its rotated queries and keys, and its values.
+
     Args:
-      config: names the layers' sliding windows.
       positions, segments: int32 [batch, length]; a row sees the rows before it of its own segment and itself.
       block: queries at a time; keys after a block's last query are not touched.
     """
 
-    def attend(layer: int, queries: jax.Array, keys: jax.Array, values: jax.Array, carry: Any) -> tuple[jax.Array, Any]:
-        window = config.sliding_windows[layer]
+    def attend(
+        layer: int | jax.Array,
+        queries: jax.Array,
+        keys: jax.Array,
+        values: jax.Array,
+        rotation: Rotation,
+        spec: AttentionSpec,
+        carry: Any,
+    ) -> tuple[jax.Array, Any, Any]:
+        queries, keys, window = rotation.apply(queries), rotation.apply(keys), spec.window
 
         @jax.checkpoint
         def attend_block(queries: jax.Array, keys: jax.Array, values: jax.Array, low: jax.Array) -> jax.Array:
@@ -33,13 +43,14 @@ def packed_attention(config: ModelConfig, positions: jax.Array, segments: jax.Ar
             seen = seen & (own[:, :, None] == segments[:, None, :end])
             if window is not None:
                 seen = seen & (here[:, :, None] - positions[:, None, :end] < window)
-            return jax.nn.dot_product_attention(queries, keys, values, mask=seen[:, None])
+            return jax.nn.dot_product_attention(queries, keys, values, mask=seen[:, None], scale=spec.scale)
 
         length = queries.shape[1]
         parts = []
         for low in range(0, length, block):
             high = min(low + block, length)
             parts.append(attend_block(queries[:, low:high], keys[:, :high], values[:, :high], jnp.int32(low)))
-        return (parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)), carry
+        mixed = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+        return mixed, (queries, keys, values), carry
 
     return attend

@@ -13,10 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.config import AttentionSpec, ModelConfig
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.layers import wide_dtype
-from tokenswift_jax.models.rope import rotation
+from tokenswift_jax.models.rope import Rotation, rotation
 from tokenswift_jax.training.attention import packed_attention
 from tokenswift_jax.training.forward import ATTENTION_BLOCK
 from tokenswift_jax.training.windows import Batch
@@ -49,21 +49,15 @@ def draft_view_states(
       size, sinks: slots of the draft cache, and how many of them hold the first positions.
     """
     config = model.config
-    attention = packed_attention(config, batch.positions, batch.segments, ATTENTION_BLOCK)
-    cos, sin = rotation(config.rope, config.head_dim, batch.positions, wide_dtype(jnp.float32))
+    attention = packed_attention(batch.positions, batch.segments, ATTENTION_BLOCK)
+    angles = rotation(config.rope, config.head_dim, batch.positions, wide_dtype(jnp.float32))
     full = draft = model.embed_tokens[...][batch.tokens]
     for index, layer in enumerate(model.layers):
-        kept: list[tuple[jax.Array, jax.Array, jax.Array]] = []
-
-        def attend_full(at: int, queries: Any, keys: Any, values: Any, carry: Any, kept: Any = kept) -> Any:
-            kept.append((queries, keys, values))
-            return attention(at, queries, keys, values, carry)
-
-        full, _ = layer(full, cos, sin, index, attend_full, None)
-        queries, keys, values = kept[0]
+        spec = config.attention(index)
+        full, (queries, keys, values), _ = layer(full, angles, index, spec, attention, None)
         ranks, begins = _selections(config, index, queries, keys, batch, prompt, size, sinks)
         look = functools.partial(_attend_draft, config, batch, keys, values, ranks, begins, size, sinks)
-        draft, _ = layer(draft, cos, sin, index, look, None)
+        draft, _, _ = layer(draft, angles, index, spec, look, None)
     return full, draft
 
 
@@ -109,14 +103,17 @@ def _attend_draft(
     begins: jax.Array,
     size: int,
     sinks: int,
-    layer: int,
+    layer: int | jax.Array,
     queries: jax.Array,
     own_keys: jax.Array,
     own_values: jax.Array,
+    rotation: Rotation,
+    spec: AttentionSpec,
     carry: Any,
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, None, Any]:
     """Attention over the draft cache's positions, keys from the full pass, and each row's own key."""
-    length, window = keys.shape[1], config.sliding_windows[layer]
+    queries, own_keys = rotation.apply(queries), rotation.apply(own_keys)
+    length, window = keys.shape[1], spec.window
     columns = jnp.arange(length, dtype=jnp.int32)
 
     @jax.checkpoint
@@ -144,10 +141,11 @@ def _attend_draft(
             jnp.concatenate([keys, own_keys], axis=1),
             jnp.concatenate([values, own_values], axis=1),
             mask=mask,
+            scale=spec.scale,
         )
 
     parts = []
     for low in range(0, length, ATTENTION_BLOCK):
         own = slice(low, min(low + ATTENTION_BLOCK, length))
         parts.append(block(queries[:, own], own_keys[:, own], own_values[:, own], jnp.int32(low)))
-    return jnp.concatenate(parts, axis=1), carry
+    return jnp.concatenate(parts, axis=1), None, carry

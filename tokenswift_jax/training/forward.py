@@ -7,9 +7,10 @@ import functools
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+from tokenswift_jax.models.config import AttentionSpec
 from tokenswift_jax.models.decoder import Attention, Decoder, DecoderLayer
 from tokenswift_jax.models.layers import wide_dtype
-from tokenswift_jax.models.rope import rotation
+from tokenswift_jax.models.rope import Rotation, rotation
 from tokenswift_jax.training.attention import packed_attention
 from tokenswift_jax.training.windows import Batch
 
@@ -23,9 +24,9 @@ def hidden_states(model: Decoder, batch: Batch, remat: str) -> jax.Array:
     remat: `none` keeps every activation, `layers` a layer's input, `offload` that input in the host's memory.
     """
     config = model.config
-    attention = packed_attention(config, batch.positions, batch.segments, ATTENTION_BLOCK)
+    attention = packed_attention(batch.positions, batch.segments, ATTENTION_BLOCK)
     x = model.embed_tokens[...][batch.tokens]
-    cos, sin = rotation(config.rope, config.head_dim, batch.positions, wide_dtype(x.dtype))
+    angles = rotation(config.rope, config.head_dim, batch.positions, wide_dtype(x.dtype))
     policy = None
     if remat == "offload":
         policy = jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -35,12 +36,12 @@ def hidden_states(model: Decoder, batch: Batch, remat: str) -> jax.Array:
             offload_dst="pinned_host",
         )
     for index, layer in enumerate(model.layers):
-        run = functools.partial(_layer, layer, cos, sin, index, attention)
+        run = functools.partial(_layer, layer, angles, index, config.attention(index), attention)
         x = run(x) if remat == "none" else jax.checkpoint(run, policy=policy)(x)
     return x
 
 
 def _layer(
-    layer: DecoderLayer, cos: jax.Array, sin: jax.Array, index: int, attention: Attention, x: jax.Array
+    layer: DecoderLayer, angles: Rotation, index: int, spec: AttentionSpec, attention: Attention, x: jax.Array
 ) -> jax.Array:
-    return layer(checkpoint_name(x, _RESIDUAL), cos, sin, index, attention, None)[0]
+    return layer(checkpoint_name(x, _RESIDUAL), angles, index, spec, attention, None)[0]
