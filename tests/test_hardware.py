@@ -85,7 +85,8 @@ def test_top_k_and_top_p_are_in_a_step_of_their_own():
     assert (plain.features, top.features) == (SamplingFeatures.SAMPLED, SamplingFeatures.FILTERED)
     assert plain.tree == top.tree
     inputs, _ = steps.first_call(top, None, jnp.dtype(jnp.float32), 1, 512)
-    assert (int(inputs.sampling.top_k), round(float(inputs.sampling.top_p), 3)) == (20, 0.8)
+    asked = inputs.sequence
+    assert (int(asked.top_k[0]), round(float(asked.top_p[0]), 3), float(asked.min_p[0])) == (20, 0.8, 0.0)
     cost = [roofline.step_cost(name, config, 100) for name in ("verify-16", "verify-16-topkp")]
     assert cost[0] == cost[1], "draws read no more of the model"
 
@@ -200,6 +201,70 @@ def test_launches_are_those_of_one_iteration():
     """The condition, 2 + 1 nodes of two graphs, 10 turns of a graph of 2, and no kernel of the loop that seldom turns;
     the host waits for the outer loop's condition and for that one's."""
     assert launches.count(THUNKS, PROGRAM) == launches.Launches(nodes=1 + 2 + 10 * 2 + 1, graphs=1 + 10 + 1, waits=2)
+
+
+BRANCHES = """000: kWhile         [source | sink]   
+condition:
+    001: kCustomKernel [source | sink] loop_and_fusion
+  body:
+    002: kConditional   [prev=000 (1) | next=091 (1)]       
+      false_branch:
+        003: kCopy          [source       | next=049 (2)] kCopy
+        004: kWhile         [prev=048 (1) | next=000 (1)]           
+condition:
+            005: kCustomKernel [source | sink] known
+          body:
+            000: kCommandBuffer [source | sink] 
+                006: kCustomKernel [source | sink] input_reduce_fusion
+                007: kConditional  [prev=095 (3) | next=102 (1)]               
+                  false_branch:
+                    008: kCustomKernel [source | sink] input_reduce_fusion
+                  true_branch:
+                    009: kCopy [source | sink] kCopy
+                    010: kCopy [source | sink] kCopy
+                011: kCustomKernel [source | sink] input_reduce_fusion
+      true_branch:
+        012: kCopy [source | sink] kCopy
+    013: kConditional   [prev=000 (1) | next=091 (1)]       
+      branch_0:
+        No thunks.      branch_1:
+        014: kCopy [source | sink] kCopy
+    015: kCopy [source | sink] kCopy
+"""
+BRANCHED = """HloModule chunk
+
+%search (p: s32[]) -> s32[] {
+  ROOT %p = s32[] parameter(0)
+}
+
+%needed (p: s32[]) -> s32[] {
+  ROOT %while.2 = s32[] while(%p), condition=%c, body=%search, backend_config={"known_trip_count":{"n":"3"}}
+}
+
+%not_needed (p: s32[]) -> s32[] {
+  ROOT %p = s32[] parameter(0)
+}
+
+%iteration (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  %cond.1 = s32[] conditional(%q, %p, %p), true_computation=%not_needed, false_computation=%needed
+  ROOT %cond.2 = s32[] conditional(%p, %p, %p), branch_computations={%search, %not_needed}
+}
+
+ENTRY %main (p: s32[]) -> s32[] {
+  %p = s32[] parameter(0)
+  ROOT %while.1 = s32[] while(%p), condition=%c, body=%iteration
+}
+"""
+
+
+def test_of_branches_the_larger_counts_and_the_host_waits_to_know_which():
+    """The condition; a copy and 3 turns of a graph of 2 kernels and the larger branch's 2; a copy; a copy. The host
+    waits for the loop and for the two branches that are in no graph."""
+    found = launches.count(BRANCHES, BRANCHED)
+    assert found == launches.Launches(nodes=1 + 1 + 3 * (2 + 2) + 1 + 1, graphs=3, waits=3)
+    with pytest.raises(ValueError, match="2 loops among its thunks and 1 in the program"):
+        launches.count(BRANCHES, BRANCHED.replace("while(%p), condition=%c, body=%search", "add(%p, %p)"))
 
 
 def test_a_loop_within_a_graph_is_no_launch_of_the_host():

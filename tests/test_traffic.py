@@ -130,6 +130,28 @@ def test_an_iteration_counts_once_and_without_kernels_or_on_chip_memory():
     assert moved_bytes(PROGRAM) == near + put + pair + part + viewed
 
 
+@pytest.mark.parametrize(
+    "named", ["true_computation=%large, false_computation=%small", "branch_computations={%small, %large}"]
+)
+def test_of_branches_the_one_that_moves_more_counts(named):
+    text = f"""%large (x.1: f32[1000]) -> f32[1000] {{
+  %x.1 = f32[1000]{{0}} parameter(0)
+  ROOT %negate.1 = f32[1000]{{0}} negate(%x.1)
+}}
+
+%small (x.2: f32[1000]) -> f32[1000] {{
+  ROOT %x.2 = f32[1000]{{0}} parameter(0)
+}}
+
+ENTRY %main (x: f32[1000], p: pred[]) -> f32[1000] {{
+  %x = f32[1000]{{0}} parameter(0)
+  %p = pred[] parameter(1)
+  ROOT %either = f32[1000]{{0}} conditional(%p, %x, %x), {named}
+}}
+"""
+    assert moved_bytes(text) == 2 * F32 * 1000
+
+
 def test_a_line_of_an_attribute_that_starts_with_braces_does_not_end_a_program():
     """Kernels of libraries carry notes of several lines."""
     text = """ENTRY %main (x: f32[64,1024]) -> f32[64,1024] {

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from hardware.program_text import branches_of
 
 THUNKS = "*.thunk_sequence_after_thunk_passes.txt"  # as XLA dumps them
 PROGRAM = "*gpu_after_optimizations.txt"
 _THUNK = re.compile(r"^( *)\d+: (k\w+) ")
-_HOLD = ("kWhile", "kCommandBuffer", "kSequential", "kConditional")
+_PART = re.compile(r"(condition|body|\w*branch\w*):$")
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,35 @@ class Launches:
     Attributes:
       nodes: kernels and copies.
       graphs: launches of CUDA graphs by the host.
-      waits: loops whose condition the host waits for, the outermost one's among them.
+      waits: conditions that the host waits for: of loops, the outermost one's among them, and of branches.
     """
 
-    nodes: int
-    graphs: int
-    waits: int
+    nodes: int = 0
+    graphs: int = 0
+    waits: int = 0
+
+    def __add__(self, other: Launches) -> Launches:
+        return Launches(self.nodes + other.nodes, self.graphs + other.graphs, self.waits + other.waits)
+
+    def __mul__(self, times: int) -> Launches:
+        return Launches(self.nodes * times, self.graphs * times, self.waits * times)
+
+
+@dataclass
+class _Thunk:
+    """A line of the list.
+
+    Attributes:
+      indent: of its line.
+      kind: as XLA names it.
+      turns: of a loop, how often its body runs; None where XLA does not know.
+      parts: what it holds, by the name of the part ("" where it has only one).
+    """
+
+    indent: int
+    kind: str
+    turns: int | None = None
+    parts: dict[str, list[_Thunk]] = field(default_factory=dict)
 
 
 def dumped_launches(folder: Path, program: str = "") -> Launches | None:
@@ -38,64 +63,91 @@ def dumped_launches(folder: Path, program: str = "") -> Launches | None:
 
 
 def count(thunks: str, program: str) -> Launches:
-    """Launches of an iteration; an inner loop counts as often as XLA knows that it turns, and not at all where XLA does
-    not: it is for what seldom happens, and the host's wait for its condition counts.
+    """Launches of an iteration: of branches the larger one; of an inner loop as many turns as XLA knows that it takes,
+    or its first condition alone where XLA does not know: such loops are for what seldom happens.
 
     Args:
       thunks: XLA's list of them.
       program: the optimised program in XLA's text, which says how often loops turn.
+
+    Raises:
+      ValueError: the two do not have the same loops.
     """
-    turns = iter(_turns(program))
-    nodes = graphs = waits = 0
-    looped = re.search(r"^ *\d+: kWhile ", thunks, re.MULTILINE) is not None
-    around: list[_Holder] = []  # what holds the present line, outermost first
+    whole = _parsed(thunks)
+    loops, turns = list(_loops(whole)), _turns(program)
+    if len(loops) != len(turns):
+        raise ValueError(f"XLA lists {len(loops)} loops among its thunks and {len(turns)} in the program")
+    for loop, known in zip(loops, turns, strict=True):
+        loop.turns = known
+    if not loops:
+        return sum((_of(thunk, False) for thunk in whole), Launches())
+    outermost, captured = _outermost(whole, False)
+    once = [thunk for part in ("condition", "body") for thunk in outermost.parts.get(part, [])]
+    return sum((_of(thunk, captured) for thunk in once), Launches(waits=int(not captured)))
+
+
+def _of(thunk: _Thunk, captured: bool) -> Launches:
+    """Of a thunk within an iteration; `captured` within a graph, where the host launches and waits for nothing."""
+    if not thunk.parts and thunk.kind != "kCommandBuffer":
+        return Launches(nodes=1)
+    inside = captured or thunk.kind == "kCommandBuffer"
+    parts = {name: sum((_of(each, inside) for each in held), Launches()) for name, held in thunk.parts.items()}
+    wait = Launches(waits=int(not captured))
+    if thunk.kind == "kWhile":
+        known = thunk.turns
+        return parts.get("condition", Launches()) + wait if known is None else parts.get("body", Launches()) * known
+    if thunk.kind == "kConditional":
+        return max(parts.values(), key=lambda each: each.nodes) + wait
+    held = sum(parts.values(), Launches())
+    return held + Launches(graphs=int(not captured)) if thunk.kind == "kCommandBuffer" else held
+
+
+def _parsed(thunks: str) -> list[_Thunk]:
+    """The outermost thunks, those that they hold within them."""
+    root = _Thunk(-4, "", parts={"": []})
+    around = [(root, "")]  # what holds the present line, outermost first, and in which part of it the line is
     for line in thunks.splitlines():
-        if line.strip().endswith("body:"):
-            next(each for each in reversed(around) if not each.in_body).in_body = True
-        found = _THUNK.match(line)
-        if found is None:
-            continue
-        indent, kind = len(found[1]), found[2]
-        while around and around[-1].indent >= indent:
-            around.pop()
-        loops = [each for each in around if each.kind == "kWhile"]
-        times = prod(each.body if each.in_body else each.condition for each in loops) if loops or not looped else 0
-        if kind not in _HOLD:
-            nodes += times
-        elif kind == "kWhile":
-            known = next(turns)
-            captured = any(each.kind == "kCommandBuffer" for each in around)
-            waits += known is None and not captured and (times > 0 or not loops)
-            # The outermost loop's body is the iteration.
-            around.append(_Holder(indent, kind, known or int(not loops), int(known is None), in_body=False))
-        else:
-            graphs += times * (kind == "kCommandBuffer")
-            around.append(_Holder(indent, kind, 1, 1, in_body=True))
-    return Launches(nodes, graphs, waits)
+        found, named = _THUNK.match(line), _PART.search(line)
+        if found:
+            while around[-1][0].indent >= len(found[1]):
+                around.pop()
+            thunk, (holder, part) = _Thunk(len(found[1]), found[2]), around[-1]
+            holder.parts.setdefault(part, []).append(thunk)
+            around.append((thunk, ""))
+        elif named:
+            # A line of its own stands two columns within what it is a part of; but a condition's stands at the margin,
+            # and the name of what follows an empty part on that part's line: then nothing came between.
+            if line.strip() == named[0] and named[1] != "condition":
+                while around[-1][0].indent >= len(line) - len(line.lstrip()):
+                    around.pop()
+            holder, _ = around[-1]
+            around[-1] = holder, named[1]
+            holder.parts.setdefault(named[1], [])
+    return root.parts[""]
 
 
-@dataclass
-class _Holder:
-    """A thunk that holds others.
+def _loops(thunks: list[_Thunk]) -> Iterator[_Thunk]:
+    """All loops, each before those that it holds."""
+    for thunk in thunks:
+        if thunk.kind == "kWhile":
+            yield thunk
+        for held in thunk.parts.values():
+            yield from _loops(held)
 
-    Attributes:
-      indent: of its line.
-      kind: as XLA names it.
-      body: how often its body runs in one pass of what holds it.
-      condition: likewise, of a loop's condition.
-      in_body: whether lines that follow are of its body.
-    """
 
-    indent: int
-    kind: str
-    body: int
-    condition: int
-    in_body: bool
+def _outermost(thunks: list[_Thunk], captured: bool) -> tuple[_Thunk, bool]:
+    """The first loop, and whether it is within a graph."""
+    for thunk in thunks:
+        if thunk.kind == "kWhile":
+            return thunk, captured
+        inside = [each for held in thunk.parts.values() for each in held]
+        if next(_loops(inside), None) is not None:
+            return _outermost(inside, captured or thunk.kind == "kCommandBuffer")
+    raise ValueError("there is no loop")
 
 
 def _turns(program: str) -> list[int | None]:
-    """How often each loop turns, None where XLA does not know, in the order of their thunks: a loop before those in its
-    body."""
+    """How often each loop turns, None where XLA does not know, in the order of `_loops`."""
     bodies = dict(re.findall(r"^(?:ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", program, re.MULTILINE | re.DOTALL))
     entry = re.findall(r"^ENTRY %?([\w.\-]+)", program, re.MULTILINE)[0]
 
@@ -106,6 +158,8 @@ def _turns(program: str) -> list[int | None]:
             if body:
                 known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
                 found += [int(known[1]) if known else None, *of(body[1])]
+            for branch in branches_of(line) if " conditional(" in line else ():
+                found += of(branch)
         return found
 
     return of(entry)

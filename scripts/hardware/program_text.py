@@ -99,3 +99,11 @@ def looked_through(result: Operation, inside: Computation) -> Operation:
     while result.does == "bitcast" and result.operands[0] in inside:
         result = inside[result.operands[0]]
     return result
+
+
+def branches_of(conditional: str) -> list[str]:
+    """The computations that a conditional may run, a false condition's before a true one's."""
+    several = re.search(r"branch_computations=\{([^}]*)\}", conditional)
+    if several:
+        return re.findall(r"%?([\w.\-]+)", several[1])
+    return [re.findall(rf"\b{which}_computation=%?([\w.\-]+)", conditional)[0] for which in ("false", "true")]

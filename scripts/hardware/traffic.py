@@ -16,6 +16,7 @@ from hardware.program_text import (
     Operation,
     array_bytes,
     arrays,
+    branches_of,
     looked_through,
     on_chip,
     parsed,
@@ -47,8 +48,7 @@ class _Program:
             turns = int(known[1]) if known else int(outermost)
             return turns * self.moved(operation.called("body"), False)
         if does == "conditional":
-            branches = re.findall(r"%?([\w.\-]+)", re.findall(r"branch_computations=\{([^}]*)\}", operation.rest)[0])
-            return max(self.moved(branch, outermost) for branch in branches)
+            return max(self.moved(branch, outermost) for branch in branches_of(operation.rest))
         if does in ("call", "async-start"):
             called = operation.called("to_apply" if does == "call" else "calls")
             return self.moved(called, outermost)
