@@ -64,7 +64,7 @@ class StreamEvent:
 
     @property
     def drafted(self) -> list[bool]:
-        """Which of the new tokens were drafted and accepted."""
+        """For each new token, whether it was drafted and accepted."""
         return (self.records.sources != SAMPLED).tolist()
 
 
@@ -112,7 +112,7 @@ def stream(
     messages: Any = None,
     report: Report = silent,
 ) -> Generator[StreamEvent, None, None]:
-    """Generates as `generate` does, and yields a `StreamEvent` for each chunk as it is committed.
+    """Generates as `generate` does, and yields a `StreamEvent` for each committed chunk.
 
     Each row ends with an event that carries its result. The call itself checks the arguments and raises for a wrong
     one. KeyboardInterrupt (raised while the next event is computed, or thrown in with `.throw`) ends the text; the
@@ -170,11 +170,11 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
       max_new_tokens: the most tokens to generate, EOS included.
       min_new_tokens: no EOS is drawn before this many tokens.
       ignore_eos: EOS tokens do not end the text.
-      stop: strings that end the text; it ends before them. A list of lists has one entry a prompt.
+      stop: strings that end the text; it ends before them. A list of lists has one entry per prompt.
       journal: file for every emitted token (one prompt only).
       resume: continue the journal's run, or begin it where there is no file yet.
       audit: replay the finished text through the target and compare every draw.
-      capacity: positions to reserve in the cache; None: what prompt and max_new_tokens need.
+      capacity: positions to reserve in the cache; None: as many as prompt and max_new_tokens need.
       logprobs: return the log-probability of every token, and of this many likeliest tokens there (0 or more).
       logprobs_mode: "raw": those of the model's own distribution; "processed": those of the distribution that tokens
         are drawn from, after penalty, temperature and filters (a greedy row's has temperature 1).

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """One line that says what is wrong and what would be right; commands print it and exit with status 2.
+    """One line that names the fault and the remedy; commands print it and exit with status 2.
 
     Attributes:
       arguments: names of Python arguments in the message, each for its first occurrence that no earlier entry took. A

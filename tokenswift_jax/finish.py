@@ -1,4 +1,4 @@
-"""The reasons for which a row of a batch no longer decodes."""
+"""The reasons why a row of a batch no longer decodes."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class GenerationResult:
       accepted_per_position: entry d counts the iterations that accepted a draft at depth d + 1.
       schedule_trace: the modes, schedules and node budgets that ran, each with its first generated token.
       compile_seconds, prefill_seconds: of this process; a resumed run does not add those of earlier ones.
-      decode_seconds: without compilation and prefill; a resumed run includes what its journal recorded.
+      decode_seconds: without compilation and prefill; a resumed run includes the time that its journal recorded.
       tokens_per_second: (generated_tokens - 1) / decode_seconds.
       latency: one entry per LATENCY_WINDOW tokens after the first: the number of tokens and their mean time.
       distinct_n: distinct n-grams of token ids / all of them, by n.

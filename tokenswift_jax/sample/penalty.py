@@ -14,8 +14,7 @@ _NEVER = -(2**31)
 
 
 def last_positions(tokens: jax.Array, length: jax.Array, vocab: int) -> jax.Array:
-    """The newest position of every token in a text. It scans the whole text, for a start or a resume; a step uses
-    `advance`.
+    """The newest position of every token in a text; it scans the whole text, for a start or a resume.
 
     Args:
       tokens: [batch, capacity] int32; the first `length` are the text.
@@ -35,7 +34,7 @@ def last_positions(tokens: jax.Array, length: jax.Array, vocab: int) -> jax.Arra
 
 
 def advance(last: jax.Array, tokens: jax.Array, before: jax.Array, after: jax.Array, most: int) -> jax.Array:
-    """`last_positions` after the text grew; it writes `most` entries a row for a window of any size.
+    """`last_positions` after the text grew; it writes `most` entries per row for a window of any size.
 
     Args:
       last: [batch, vocab] int32, of the text of length `before`.
