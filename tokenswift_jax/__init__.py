@@ -1,6 +1,6 @@
-"""Very long text from a language model, several times sooner and token for token the same, in JAX.
+"""Very long text from a language model, several times faster and token for token the same, in JAX.
 
-Everything is imported when it is first used, so that commands answer `--help` and wrong flags at once.
+The package imports each name when it is first used, so that commands answer `--help` and wrong flags at once.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `generate` the function: importing the command of that name would put the module in its place."""
+    """Keeps `generate` the function. Without it, importing the command of that name replaces it by the module."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

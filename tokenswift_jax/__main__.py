@@ -1,4 +1,4 @@
-"""`python -m tokenswift_jax COMMAND`: the program `tokenswift`, where it is not on the path."""
+"""`python -m tokenswift_jax COMMAND`: the program `tokenswift`, for use where it is not on the path."""
 
 from tokenswift_jax.cli.command import leave
 from tokenswift_jax.cli.commands import main

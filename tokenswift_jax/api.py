@@ -1,4 +1,4 @@
-"""From a prompt to text: `generate` and `stream`."""
+"""Text from a prompt: `generate` and `stream`."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class StreamEvent:
-    """What one finished chunk added to one row; the row's last event carries its result.
+    """The tokens and text that one finished chunk added to one row; the row's last event carries its result.
 
     Attributes:
       row: index of the prompt in the batch, 0 for a single one.
       segments: pieces of text, each with the source of the token that completed it
         (0 drawn by the target, 1 accepted draft, 2 accepted draft that only the n-gram table proposed).
-        Text may lag behind the tokens: unfinished characters and possible stop strings wait.
+        Text may lag behind the tokens: the row keeps back unfinished characters and possible stop strings.
       records: the chunk's tokens.
       result: the row's result, None before its end.
     """
@@ -64,7 +64,7 @@ class StreamEvent:
 
     @property
     def drafted(self) -> list[bool]:
-        """Which of the new tokens were drafted and accepted."""
+        """For each new token, whether it was drafted and accepted."""
         return (self.records.sources != SAMPLED).tolist()
 
 
@@ -83,7 +83,7 @@ class _Call:
 
 
 def _with_parameters_of(source: Callable[_P, Any]) -> Callable[[Callable[..., _T]], Callable[_P, _T]]:
-    """Gives a function that hands its arguments on to `source` the signature of that, for help() and type checkers."""
+    """Gives a function that passes its arguments to `source` the signature of it, for help() and type checkers."""
 
     def decorate(function: Callable[..., _T]) -> Callable[_P, _T]:
         own = inspect.signature(function)
@@ -112,10 +112,11 @@ def stream(
     messages: Any = None,
     report: Report = silent,
 ) -> Generator[StreamEvent, None, None]:
-    """`generate`, a `StreamEvent` for each chunk as it is committed; each row ends with one that carries its result.
+    """Generates as `generate` does, and yields a `StreamEvent` for each committed chunk.
 
-    Arguments are checked, and a wrong one raises, when this is called. KeyboardInterrupt (raised while the next event
-    is computed, or thrown in with `.throw`) ends the text; the results follow. Closing the generator abandons the run.
+    Each row ends with an event that carries its result. The call itself checks the arguments and raises for a wrong
+    one. KeyboardInterrupt (raised while the next event is computed, or thrown in with `.throw`) ends the text; the
+    results follow. Closing the generator abandons the run.
     """
     from tokenswift_jax.engine import session
     from tokenswift_jax.speculation import SpeculationConfig
@@ -139,7 +140,7 @@ def stream(
         rows = [Row(model.tokenizer, request) for request in requests]
         past = [rows[0].take(part) for part in saved.parts if rows[0].finish is None] if saved is not None else []
         run = None
-        if rows[0].finish is None:  # only a journal can have brought the row to its end by now
+        if rows[0].finish is None:  # only a journal can have ended the row by now
             emitted = [concatenate(rows[0].parts).token_ids.tolist()] if past else None
             run = session.Session(
                 model, requests, speculation, emitted=emitted, capacity=capacity, logprobs=spec, report=report
@@ -155,38 +156,38 @@ def stream(
 
 @_with_parameters_of(stream)
 def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) -> Any:
-    """Generates text: the same tokens for one seed whatever `speculation` says.
+    """Generates text; a seed gives the same tokens with every `speculation`.
 
     KeyboardInterrupt ends the text early and is not raised again: the result's finish_reason is "interrupted".
-    `max_new_tokens`, `min_new_tokens`, `ignore_eos` and `stop` take one value, or a list of one a prompt.
+    `max_new_tokens`, `min_new_tokens`, `ignore_eos` and `stop` take one value, or a list with one value per prompt.
 
     Args:
       model: from `load`.
       prompt: text or token ids (one prompt), or a list of those (one batch).
-      sampling: one for all prompts, of which prompt i draws with `sequence` + i, or a list of one each, used as given.
-        None: the checkpoint's generation_config, neutral where it says nothing.
+      sampling: one configuration for all prompts, where prompt i draws with `sequence` + i; or a list with one per
+        prompt, used as given. None: the checkpoint's generation_config, neutral where it sets nothing.
       speculation: how drafts are made; None: the defaults (mode "auto").
       max_new_tokens: the most tokens to generate, EOS included.
       min_new_tokens: no EOS is drawn before this many tokens.
       ignore_eos: EOS tokens do not end the text.
-      stop: strings that end the text; it ends before them. A list of lists has one entry a prompt.
+      stop: strings that end the text; it ends before them. A list of lists has one entry per prompt.
       journal: file for every emitted token (one prompt only).
       resume: continue the journal's run, or begin it where there is no file yet.
       audit: replay the finished text through the target and compare every draw.
-      capacity: positions to reserve in the cache; None: what prompt and max_new_tokens need.
-      logprobs: give the log-probability of every token, and of the so many likeliest tokens there (0 or more).
-      logprobs_mode: "raw": of the model's own distribution; "processed": of the one that tokens are drawn from, after
-        penalty, temperature and filters (a greedy row's has temperature 1).
+      capacity: positions to reserve in the cache; None: as many as prompt and max_new_tokens need.
+      logprobs: return the log-probability of every token, and of this many likeliest tokens there (0 or more).
+      logprobs_mode: "raw": those of the model's own distribution; "processed": those of the distribution that tokens
+        are drawn from, after penalty, temperature and filters (a greedy row's has temperature 1).
       messages: in place of a prompt, a conversation for the tokenizer's chat template: a list of turns such as
         {"role": "user", "content": "..."}. A list of conversations is one batch.
       report: called with the progress of phases that give no text yet (`progress_report`).
 
     Returns:
-      A `GenerationResult`, a list of them for a batch.
+      A `GenerationResult`, or a list of them for a batch.
 
     Raises:
-      UserError: whatever is wrong with the arguments, before anything is generated.
-      tokenswift_jax.errors.NumericsError: NaN logits, with the position. In a batch that row alone ends, with
+      UserError: an argument is wrong; raised before anything is generated.
+      tokenswift_jax.errors.NumericsError: logits are NaN; it names the position. In a batch only that row ends, with
         finish_reason "error" and the message in `error`.
     """
     results = [event.result for event in stream(model, prompt, *arguments, **named) if event.result is not None]
@@ -278,7 +279,7 @@ def _result(
 
 
 def _changes(trace: list[dict[str, Any]], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries that differ from what ran before them: a resumed run names its plan anew."""
+    """The entries that differ from the entry before them: a resumed run names its plan again."""
     changes: list[dict[str, Any]] = []
     for entry in entries:
         before = (trace + changes)[-1:]
@@ -299,7 +300,7 @@ def _audit(model: Model, request: Request, records: TokenLog, report: Report) ->
 
 
 def _logprobs(call: _Call, request: Request, records: TokenLog) -> list[TokenLogprob] | None:
-    """One entry a token; a resumed text's are all replayed, since a journal holds none."""
+    """One entry per token; a replay computes all those of a resumed text, since a journal contains none."""
     if call.logprobs is None:
         return None
     found, token_ids = records.logprobs, records.token_ids.tolist()
@@ -316,7 +317,8 @@ def _device() -> str:
 
 
 def _open_journal(call: _Call, path: str | Path | None, resume: bool) -> Journal | None:
-    """The journal, its header made of whatever the text depends on; lengths may grow on resume, so no cap."""
+    """The journal; its header contains everything that the text depends on, but not `max_new_tokens`, which a resume
+    may raise."""
     if path is None:
         if resume:
             raise UserError("resume=True without journal: name the file to continue", arguments=("resume", "journal"))

@@ -1,4 +1,4 @@
-"""From the arguments of `generate` to requests: each argument is one value for all prompts, or a list of one each."""
+"""Requests from the arguments of `generate`: each argument is one value for all prompts, or a list with one each."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ def requests_for(
 ) -> list[Request]:
     """The requests of a batch.
 
-    One `SamplingConfig` serves all rows, and row i draws with its `sequence` + i; of a list each is used as given.
+    One `SamplingConfig` serves all rows, and row i draws with its `sequence` + i; the entries of a list are used as
+    given.
 
     Raises:
-      UserError: a value is out of range, a list has not one entry a prompt, or `suppress_tokens` and the vocabulary
-        leave nothing to draw.
+      UserError: a value is out of range, a list does not have one entry per prompt, or `suppress_tokens` and the
+        vocabulary leave nothing to draw.
     """
     count = len(prompts)
     configs = _configs(model, sampling, count)
@@ -53,7 +54,7 @@ def requests_for(
 
 
 def logprob_spec(logprobs: Any, mode: Any, vocab: int) -> LogprobSpec | None:
-    """Which log-probabilities to give; None for none.
+    """The log-probabilities to return; None for none.
 
     Raises:
       UserError: a value is out of range.
@@ -82,7 +83,7 @@ def _configs(model: Model, sampling: Any, count: int) -> list[SamplingConfig]:
 
 
 def _one_each(name: str, value: Any, count: int) -> list[Any]:
-    """The value for every row: a list or tuple has one entry each, anything else is for all."""
+    """The value of every row: a list or tuple has one entry per row, any other value serves all rows."""
     if not isinstance(value, list | tuple):
         return [value] * count
     if len(value) != count:
@@ -94,7 +95,7 @@ def _one_each(name: str, value: Any, count: int) -> list[Any]:
 
 
 def _stops(stop: Any, count: int) -> list[tuple[str, ...]]:
-    """Stop strings of every row. A list of strings is for all rows, a list of lists has one entry a prompt."""
+    """The stop strings of every row. A list of strings serves all rows; a list of lists has one entry per prompt."""
     if isinstance(stop, str):
         stop = (stop,)
     entries = list(stop)

@@ -1,6 +1,6 @@
-"""Axes that arrays name on their fields: the one declaration behind slots of a batch, shardings and bytes.
+"""Named axes of the arrays in dataclass fields: one declaration gives the slots of a batch, shardings and bytes.
 
-A dataclass declares each array with `axes(...)`; what must know a dimension asks here instead of counting dimensions.
+A dataclass declares each array with `axes(...)`; code that needs a dimension asks here instead of counting dimensions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Axes:
 
     @property
     def batch(self) -> int:
-        """Which dimension is the batch."""
+        """The index of the batch dimension."""
         return self.names.index(BATCH)
 
 
@@ -38,12 +38,12 @@ def axes(*names: str, **options: Any) -> Any:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(axes, dataclasses.field))
 def pytree(declared: type[_Tree]) -> type[_Tree]:
-    """A frozen dataclass that jax takes as a pytree: every field is data, but those whose metadata says `static`."""
+    """Makes a class a frozen dataclass that JAX treats as a pytree; every field that is not `static` is data."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(declared))
 
 
 def axes_of(tree: Any) -> Any:
-    """The same dataclasses with an `Axes` in the place of every array; None stays None.
+    """The same dataclasses with an `Axes` in place of every array; None stays None.
 
     Raises:
       TypeError: a field contains an array and names no axes.
@@ -65,9 +65,10 @@ def axes_of(tree: Any) -> Any:
 
 
 def put_row(tree: _Tree, row: Any, slot: jax.Array) -> _Tree:
-    """The tree with row 0 of `row` (the same dataclasses, batch 1) at a slot, int32 [], of its batch.
+    """Writes row 0 of `row` (the same dataclasses, batch 1) to a slot, int32 [], of the tree's batch.
 
-    Every other dimension of `row` may be shorter: then its content fills the beginning. In place where donated.
+    Every other dimension of `row` may be shorter: then its content fills the beginning. XLA writes in place where the
+    tree is donated.
     """
 
     def put(names: Axes, whole: jax.Array, one: jax.Array) -> jax.Array:
@@ -88,9 +89,10 @@ def take_row(tree: _Tree, slot: jax.Array) -> _Tree:
 
 
 def write_at(whole: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
-    """An array [batch, size, ...] with new [batch, count, ...] at starts int32 [batch] of its second dimension.
+    """Writes new [batch, count, ...] into an array [batch, size, ...] at starts int32 [batch] of its second dimension.
 
-    One program whatever the batch, unlike an update a row. The caller keeps starts + count within the size.
+    The program is the same for every batch size, unlike one update per row. The caller keeps starts + count within the
+    size.
     """
     if whole.shape[0] == 1:
         at = (jnp.int32(0), starts[0], *[jnp.int32(0)] * (whole.ndim - 2))
@@ -101,7 +103,7 @@ def write_at(whole: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
 
 
 def sharding(mesh: Mesh, named: Axes, rules: Mapping[str, str]) -> NamedSharding:
-    """The sharding of an array: each named axis over the mesh axis that `rules` gives it, else not split."""
+    """The sharding of an array: each named axis is split over the mesh axis that `rules` gives it, if any."""
     over = [rules.get(name) for name in named.names]
     while over and over[-1] is None:
         over.pop()
@@ -109,7 +111,7 @@ def sharding(mesh: Mesh, named: Axes, rules: Mapping[str, str]) -> NamedSharding
 
 
 def bytes_per_device(tree: Any, rules: Mapping[str, str], mesh: Mapping[str, int]) -> int:
-    """Bytes that each device stores of arrays or shapes, given the mesh's sizes; uneven parts are rounded up."""
+    """The bytes of arrays or shapes that each device stores, given the mesh's sizes; uneven parts are rounded up."""
     total = 0
     for names, leaf in zip(jax.tree.leaves(axes_of(tree)), jax.tree.leaves(tree), strict=True):
         parts = [mesh.get(rules.get(name) or "", 1) for name in names.names]

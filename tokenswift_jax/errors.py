@@ -1,4 +1,4 @@
-"""Errors that a person caused and can mend."""
+"""Errors that a person caused and can correct."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """One line that says what is wrong and what would be right; commands print it and exit with status 2.
+    """One line that names the fault and the remedy; commands print it and exit with status 2.
 
     Attributes:
       arguments: names of Python arguments in the message, each for its first occurrence that no earlier entry took. A
-        command prints its own flags in their place, and `--name` for `name=True`.
+        command prints its own flags in place of these names, and `--name` for `name=True`.
     """
 
     def __init__(self, message: str, arguments: Sequence[str] = ()) -> None:
@@ -27,7 +27,7 @@ def check_whole(name: str, value: object, low: int) -> None:
 
 @contextmanager
 def read_from(source: str, given: Collection[str]) -> Iterator[None]:
-    """Names `source`, the file that set the other values, in errors about none of the arguments that were `given`."""
+    """Puts `source`, the file that set the other values, before errors about none of the `given` arguments."""
     try:
         yield
     except UserError as error:
@@ -37,7 +37,7 @@ def read_from(source: str, given: Collection[str]) -> Iterator[None]:
 
 
 class NumericsError(ArithmeticError):
-    """The logits of a position are not numbers; the row that they belong to has ended.
+    """The logits of a position are not numbers, and their row has ended.
 
     Attributes:
       position: index in the text (prompt included) of the token that could not be drawn.

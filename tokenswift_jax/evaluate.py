@@ -1,4 +1,4 @@
-"""`python -m tokenswift_jax.evaluate`: how good a checkpoint's draft heads will be, before they are used.
+"""`python -m tokenswift_jax.evaluate`: the quality of a checkpoint's draft heads, before they are used.
 
 The Python function is `tokenswift_jax.training.evaluation.evaluate`.
 """
@@ -19,7 +19,7 @@ from tokenswift_jax.paths import check_writable
 from tokenswift_jax.training.extra import check_installed
 
 PROGRAM = "python -m tokenswift_jax.evaluate"
-_WINDOWS = 16  # of held-out text, for the accuracies
+_WINDOWS = 16  # windows of held-out text, for the accuracies
 
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:

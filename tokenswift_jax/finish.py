@@ -1,4 +1,4 @@
-"""Why a row of a batch no longer decodes."""
+"""The reasons why a row of a batch no longer decodes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from enum import IntEnum
 
 
 class Finish(IntEnum):
-    """Values of `DecodeState.finish`; every row but a RUNNING one is frozen: no step changes it.
+    """Values of `DecodeState.finish`; every row that is not RUNNING is frozen: no step changes it.
 
-    LENGTH: the text has its last token. EOS: its newest token ends texts. NOT_A_NUMBER: the logits of the next position
-    hold a NaN. VACANT: the slot has no text.
+    LENGTH: the text has its last token. EOS: its newest token is an EOS. NOT_A_NUMBER: the logits of the next position
+    contain a NaN. VACANT: the slot has no text.
     """
 
     RUNNING = 0
@@ -19,5 +19,5 @@ class Finish(IntEnum):
     VACANT = 4
 
 
-# What `finish_reason` says of a row that a device ended.
+# The `finish_reason` of a row that a device ended.
 REASONS = {Finish.LENGTH: "length", Finish.EOS: "eos"}

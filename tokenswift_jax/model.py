@@ -17,7 +17,7 @@ from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.progress_report import Report, silent
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
-# Below this a compilation is cheaper than its file; most of a decoder's small programs are above it.
+# A compilation below this is cheaper than its cache file; most of a decoder's small programs are above it.
 _MIN_COMPILE_SECONDS = 0.1
 
 
@@ -28,13 +28,13 @@ class Model:
     Attributes:
       path: its directory.
       config: static description of the decoder.
-      tokenizer: transformers' tokenizer, or None: then prompts are token ids.
+      tokenizer: transformers' tokenizer; None: prompts are token ids.
       generation_config: the fields of generation_config.json, {} without one.
       graphdef: the decoder's structure (`flax.nnx`).
       params: its parameters, a pytree of arrays.
       dtype: name of the type of weights and activations.
       eos_token_ids: tokens that end a text.
-      rope_override: what was given to `load`.
+      rope_override: the argument of `load`.
     """
 
     path: Path
@@ -58,13 +58,13 @@ def load(
 
     Args:
       path: directory, or hub id of a model.
-      dtype: of weights and activations; None: the checkpoint's own, float32 on CPU.
+      dtype: type of weights and activations; None: the checkpoint's own, float32 on CPU.
       rope_override: fields that replace those of the configuration's RoPE, such as
         {"rope_type": "yarn", "factor": 4.0}.
       report: called with the progress of loading (`progress_report`).
 
     Raises:
-      UserError: whatever is wrong with the checkpoint.
+      UserError: the checkpoint cannot be used; the message says why.
     """
     use_compilation_cache()
     folder = checkpoint.resolve(DEMO_MODEL if path is None else path)
@@ -85,7 +85,8 @@ def load(
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs on disk between runs, unless the user has chosen a place or none can be written."""
+    """Stores compiled programs on disk between runs, unless the user chose a folder or switched the cache off, or no
+    folder is writable."""
     settings: Any = jax.config  # its flags are attributes that no type declares
     if settings.jax_compilation_cache_dir is not None or not settings.jax_enable_compilation_cache:
         return
@@ -99,7 +100,7 @@ def use_compilation_cache() -> None:
 
 
 def _eos_token_ids(folder: Path, generation_config: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
-    """The ids of generation_config.json, else of config.json; either spells one as an int."""
+    """The ids of generation_config.json, else of config.json; either file may give a single id as an int."""
     found = generation_config.get("eos_token_id")
     if found is None:
         found = read_config(folder).get("eos_token_id")

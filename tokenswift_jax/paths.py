@@ -9,7 +9,7 @@ from tokenswift_jax.errors import UserError
 
 
 def check_writable(path: Path, argument: str) -> None:
-    """Raises UserError, about the argument of that name, unless `path` can be written; leaves no trace."""
+    """Raises UserError, about the argument of that name, unless `path` can be written; it writes nothing."""
     problem = _problem(path)
     if problem is not None:
         raise UserError(f"{argument} {path}{problem}", arguments=(argument,))

@@ -8,9 +8,9 @@ from typing import Protocol
 
 
 class Report(Protocol):
-    """Called as a phase begins (`done` 0), goes on, and has ended (`done` equal to `total`).
+    """A function called when a phase begins (`done` 0), goes on, and has ended (`done` equal to `total`).
 
-    Phases nest: one that begins inside another ends before it.
+    Phases nest: a phase that begins inside another ends before it.
     """
 
     def __call__(self, phase: str, done: int, total: int, unit: str) -> None:
@@ -18,7 +18,7 @@ class Report(Protocol):
 
         Args:
           phase: words for a person, such as "compiling fused, 7 nodes".
-          done, total: how much of the phase, in `unit`; 0 and 1 of a phase whose parts nobody counts.
+          done, total: progress of the phase in `unit`; a phase without counted parts has 0 of 1, then 1 of 1.
           unit: "positions", "bytes", or "" where nothing is counted.
         """
         ...
@@ -30,7 +30,7 @@ def silent(phase: str, done: int, total: int, unit: str) -> None:
 
 @contextmanager
 def phase(report: Report, name: str, total: int = 1, unit: str = "") -> Iterator[Callable[[int], None]]:
-    """Reports the beginning and, whatever happens inside, the end; calls of what it yields report how much is done."""
+    """Reports the beginning of a phase and, even after an error, its end; yields a function that reports progress."""
 
     def so_far(done: int) -> None:
         if 0 < done < total:

@@ -1,4 +1,4 @@
-"""From what a person gives to the prompt's token ids."""
+"""The token ids of a prompt that a person gives as text, ids or messages."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def is_batch(prompt: Any, messages: Any = None) -> bool:
 
 
 def encode_rows(prompt: Any, messages: Any, tokenizer: Any, vocab_size: int) -> list[list[int]]:
-    """Token ids of each row of a call: of its prompts, or of its conversations in the tokenizer's chat template.
+    """Token ids of each row of a call: those of its prompts, or of its conversations in the tokenizer's chat template.
 
     Raises:
-      UserError: neither or both are given; as `encode` and `encode_chat`.
+      UserError: neither or both are given; otherwise as `encode` and `encode_chat`.
     """
     if (prompt is None) == (messages is None):
         what = "a prompt is missing" if prompt is None else "prompt and messages exclude each other"
@@ -68,7 +68,7 @@ def encode_chat(messages: Any, tokenizer: Any, vocab_size: int) -> list[int]:
     text = render_chat(messages, tokenizer, next_turn=True)
     if not any(turn.get("content") for turn in messages):
         raise UserError("there is no text in the messages; give at least one character")
-    # The template's own special tokens are the only ones: it writes BOS itself.
+    # The tokenizer adds no special tokens: the template writes its own, BOS included.
     ids = _tokenised(text, tokenizer, "conversation", special_tokens=False)
     return _in_vocabulary(ids, vocab_size, "conversation")
 
@@ -78,7 +78,7 @@ def render_chat(messages: Any, tokenizer: Any, *, next_turn: bool) -> str:
 
     Args:
       messages: turns, each a dict with text under "role" and "content"; one with "tool_calls" needs no content. Other
-        fields are the template's to read.
+        fields are for the template.
       tokenizer: transformers' tokenizer, or None.
       next_turn: whether the text ends with the beginning of an assistant's turn.
 
@@ -99,12 +99,12 @@ def render_chat(messages: Any, tokenizer: Any, *, next_turn: bool) -> str:
         )
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=next_turn)
-    except Exception as error:  # a template is a program: it raises what it likes
+    except Exception as error:  # a template is a program and can raise anything
         raise UserError(f"the chat template refuses the messages ({' '.join(str(error).split())[:200]})") from None
 
 
 def _wrong_turn(turn: Any) -> str | None:
-    """The problem with the shape of one turn, None without any."""
+    """The problem with the shape of one turn; None if there is none."""
     if not isinstance(turn, Mapping):
         return f"is {turn!r:.80}"
     for field in ("role", "content"):
@@ -119,10 +119,10 @@ def _wrong_turn(turn: Any) -> str | None:
 
 
 def read_text(path: str) -> str:
-    """The text of a prompt file, or of standard input for "-"; exactly, a final newline included.
+    """The exact text of a prompt file, or of standard input for "-", a final newline included.
 
     Raises:
-      UserError: unreadable, or not UTF-8 text.
+      UserError: the file is unreadable, or not UTF-8 text.
     """
     name = "standard input" if path == "-" else path
     try:
@@ -139,10 +139,10 @@ def read_text(path: str) -> str:
 
 
 def read_ids(path: str) -> list[int]:
-    """The token ids of a JSON file that holds one list of them.
+    """The token ids of a JSON file that contains one list of them.
 
     Raises:
-      UserError: unreadable, or anything else in it.
+      UserError: the file is unreadable, or contains anything else.
     """
     try:
         ids = json.loads(Path(path).read_bytes())
@@ -156,11 +156,11 @@ def read_ids(path: str) -> list[int]:
 
 
 def _ids(prompt: Any, name: str) -> Sequence[int]:
-    """The prompt, if it is token ids."""
+    """The prompt as token ids; raises UserError if it is not."""
     if isinstance(prompt, np.ndarray) and prompt.ndim == 1 and np.issubdtype(prompt.dtype, np.integer):
         return prompt.tolist()
     if _is_list(prompt):
-        if set(map(type, prompt)) <= {int}:  # of a million ids in milliseconds
+        if set(map(type, prompt)) <= {int}:  # checks a million ids in milliseconds
             return prompt
         if all(map(_is_id, prompt)):
             return [int(token) for token in prompt]
@@ -168,7 +168,7 @@ def _ids(prompt: Any, name: str) -> Sequence[int]:
 
 
 def _no_ids(value: Any) -> str:
-    """What is wrong with what should have been token ids."""
+    """The fault of a value that should have been token ids."""
     if isinstance(value, np.ndarray):
         return f"not a {value.ndim}-dimensional array of {value.dtype}"
     if _is_list(value):
@@ -179,11 +179,11 @@ def _no_ids(value: Any) -> str:
 def _tokenised(text: str, tokenizer: Any, name: str, *, special_tokens: bool) -> list[int]:
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as error:  # as bytes of a command line that are not UTF-8
+    except UnicodeEncodeError as error:  # for example from a command line whose bytes are not UTF-8
         raise UserError(f"the {name} is not UTF-8 text (character {error.start}); convert it first") from None
     ids = tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
     bos = getattr(tokenizer, "bos_token_id", None)
-    # A text that begins with BOS, given to a tokenizer that adds it.
+    # A tokenizer that adds BOS doubles the one of a text that begins with BOS.
     return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
 

@@ -10,14 +10,14 @@ from tokenswift_jax.sampling import SamplingConfig
 
 @dataclass(frozen=True)
 class Request:
-    """What one row of a batch is asked for; rows share nothing but the model.
+    """The request for one row of a batch; rows share nothing but the model.
 
     Attributes:
       prompt_ids: the prompt's token ids, at least one.
       sampling: how tokens are drawn; its `sequence` is the row's own.
       max_new_tokens: the most tokens to generate, an EOS included.
       min_new_tokens: no EOS is drawn before this many tokens.
-      eos_token_ids: tokens that end the text; empty where EOS is ignored, and then `min_new_tokens` asks nothing.
+      eos_token_ids: tokens that end the text; empty where EOS is ignored, and then `min_new_tokens` has no effect.
       stops: strings that end the text.
     """
 

@@ -1,4 +1,4 @@
-"""What a person may ask of sampling, and where the values come from: given, else the checkpoint's, else neutral."""
+"""The sampling settings of a person, and the source of each value: given, else the checkpoint's, else neutral."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenswift_jax.errors import UserError, read_from
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a token is drawn from the target's logits; the defaults leave the model's distribution as it is.
+    """The settings of a draw from the target's logits; the defaults do not change the model's distribution.
 
     The processors run in this order: suppressed ids, EOS below `min_new_tokens`, penalty, temperature, top-k, top-p,
     min-p, eta_cutoff; their meaning is transformers'.
@@ -24,11 +24,12 @@ class SamplingConfig:
       top_p: keep the fewest likeliest tokens whose probabilities reach this sum; None keeps all.
       min_p: keep tokens at least this fraction as likely as the likeliest; None keeps all.
       eta_cutoff: keep tokens of probability at least min(eta, sqrt(eta) * exp(-entropy)); None keeps all.
-      repetition_penalty: theta; a positive logit of a token in the window is divided by it, a negative one multiplied.
+      repetition_penalty: theta; it divides a positive logit of a token in the penalty window and multiplies a negative
+        one.
       penalty_window: positions the penalty looks back; None is the whole text.
-      min_tokens_to_keep: no filter leaves fewer tokens.
+      min_tokens_to_keep: the fewest tokens that a filter may leave.
       suppress_tokens: ids that are never drawn.
-      seed: of the noise, in [0, 2**32).
+      seed: seed of the noise, in [0, 2**32).
       sequence: numbers the texts of one seed; row i of a batch is text sequence + i.
 
     Raises:
@@ -94,14 +95,14 @@ def check_vocabulary(config: SamplingConfig, vocab: int) -> None:
 
 
 def resolve_sampling(given: Mapping[str, Any], generation_config: Mapping[str, Any] | None) -> SamplingConfig:
-    """Each field as given, else as the checkpoint's generation_config.json has it, else neutral.
+    """The settings with each field as given, else as in the checkpoint's generation_config.json, else neutral.
 
     Args:
-      given: fields of `SamplingConfig` a person set; HF's neutral spellings (top_k 0, eta_cutoff 0) mean off.
+      given: fields of `SamplingConfig` that a person set; HF's neutral spellings (top_k 0, eta_cutoff 0) mean off.
       generation_config: the parsed file, or None where there is none.
 
     Raises:
-      UserError: a value out of range, or a generation_config that asks for what is not supported.
+      UserError: a value is out of range, or generation_config asks for an unsupported setting.
     """
     chosen = {**from_generation_config(generation_config or {}), **given}
     for name in ("top_k", "eta_cutoff"):
@@ -144,7 +145,7 @@ _NEUTRAL = {"top_k": 0, "top_p": 1, "min_p": 0, "eta_cutoff": 0, "repetition_pen
 def from_generation_config(generation_config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `SamplingConfig` that a checkpoint's generation_config.json sets; absent and neutral ones are off.
 
-    `do_sample` false is temperature 0. Fields of other concern (EOS ids, lengths, caching) are left to their readers.
+    `do_sample` false is temperature 0. Other code reads the unrelated fields (EOS ids, lengths, caching).
 
     Raises:
       UserError: a field that would change the text but is not supported here; the message names them all.

@@ -1,4 +1,4 @@
-"""Logits of given texts: what the target, and its draft heads, say at every position."""
+"""Logits of given texts at every position, from the target and its draft heads."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 def score(model: Model, texts: Sequence[Prompt]) -> np.ndarray:
     """Teacher-forced logits [batch, longest, vocab] in float32: entry i is for the token at position i + 1.
 
-    A text is a string or token ids. NaN past a text's end. Raises UserError for no, empty or too long texts and ids
-    outside the vocabulary.
+    A text is a string or token ids. Entries past a text's end are NaN. Raises UserError for no, empty or too long texts
+    and for ids outside the vocabulary.
     """
     return _logits(model, texts, heads=False)[:, :, 0]
 
 
 @dataclass(frozen=True)
 class ScoredText:
-    """What the target says of each token of a text but the first, given those before it.
+    """The target's log-probability of each token of a text except the first, given the tokens before it.
 
     Attributes:
       token_ids: the text, n + 1 tokens.
-      logprobs: float32 [n], log-probability of the token at position i + 1.
+      logprobs: float32 [n]; entry i is the log-probability of the token at position i + 1.
       top_ids, top_logprobs: int32 and float32 [n, top], the likeliest tokens there, likeliest first.
       greedy: bool [n], whether the token is the likeliest.
     """
@@ -51,7 +51,7 @@ class ScoredText:
 
 
 def score_tokens(model: Model, texts: Sequence[Prompt], top: int = 0) -> list[ScoredText]:
-    """Teacher-forced log-probabilities, reduced on the device: logits of more than a chunk never exist together.
+    """Teacher-forced log-probabilities, reduced on the device, which never stores the logits of more than one chunk.
 
     Raises UserError as `score`, and for a `top` that is not a whole number from 0 to the vocabulary's size.
     """
@@ -77,8 +77,8 @@ def draft_logits(model: Model, texts: Sequence[Prompt]) -> np.ndarray:
     """Logits [batch, longest, heads + 1, vocab] in float32 of the backbone and of each draft head, over the full cache.
 
     Entry [:, i, j] is for the token at position i + 1 + j. Sequential heads see the text's own tokens: entry
-    [:, i, j] has seen those up to position i + j, and is NaN where the text ends before that. NaN past a text's end.
-    Raises UserError for a checkpoint without heads, and as `score`.
+    [:, i, j] has seen those up to position i + j, and is NaN where the text ends before that. Entries past a text's end
+    are NaN. Raises UserError for a checkpoint without heads, and as `score`.
     """
     if not model.config.num_draft_heads:
         raise UserError(f"{model.path} has no draft heads; train some, or use score")
@@ -112,7 +112,7 @@ def _encoded(model: Model, texts: Sequence[Prompt]) -> list[list[int]]:
 
 
 def _following(rows: Sequence[Sequence[int]], start: int, count: int, heads: int) -> np.ndarray:
-    """int32 [batch, count, heads], the tokens 1, 2, .. places after positions start..; 0 past a text's end."""
+    """The tokens 1, 2, .. places after positions start.., int32 [batch, count, heads]; 0 past a text's end."""
     tokens = np.zeros((len(rows), start + count + heads), np.int32)
     for row, text in enumerate(rows):
         kept = min(len(text), tokens.shape[1])

@@ -1,4 +1,4 @@
-"""What a caller may choose about speculation; none of it changes the text."""
+"""The speculation settings of a caller; none of them changes the text."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ DRAFT_WEIGHTS = ("int8", "int4")
 
 @dataclass(frozen=True)
 class SpeculationConfig:
-    """How drafts are made (paper sections 3.1 to 3.3).
+    """The settings of drafting (paper sections 3.1 to 3.3).
 
     Attributes:
-      mode: `autoregressive` one token a step; `tokenswift` draft heads and n-grams; `medusa` heads alone, on the
-        verified state; `selfspec` the backbone drafts a chain of 4 over the draft cache; `ngram` n-gram chains
-        alone; `auto` measures and picks.
+      mode: `autoregressive` draws one token a step; `tokenswift` drafts with draft heads and n-grams; `medusa` drafts
+        with the heads alone, on the verified state; `selfspec` drafts a chain of 4 with the backbone over the draft
+        cache; `ngram` drafts n-gram chains alone; `auto` measures and picks.
       schedule: for `tokenswift`: `partial` drafts with a forward over the draft cache, `fused` reads the verified
         hidden state; `auto` measures and picks.
-      tree: candidates a depth, backbone's first; `fused` and `medusa` use all but the first entry. None: the
-        checkpoint's node set for the schedule, or one of the backbone's and three of each head's if it has none.
-      node_budget: nodes verified an iteration, best first; None for the whole tree.
-      ngram_k: n-gram chains a key; 0 switches them off.
-      ngram_slots: continuations the table keeps a first token.
+      tree: candidates per depth, the backbone's first; `fused` and `medusa` do not use the first entry. None: the
+        checkpoint's node set for the schedule, or one candidate of the backbone and three of each head if it has none.
+      node_budget: nodes verified per iteration, best first; None for the whole tree.
+      ngram_k: n-gram chains per key; 0 switches them off.
+      ngram_slots: continuations that the n-gram table keeps per first token.
       draft_cache: slots of the draft cache, `draft_sinks` of them for the first positions.
-      draft_block: None: the draft cache copies the best single positions; a number: it names the best blocks of so
-        many positions, a power of two from 16 to 256, of the full cache and copies nothing.
-      refresh_interval: select the draft cache anew after so many tokens; None: when it is used up.
-      shared_noise: rank sampled drafts with the noise that the target's draw will use; without it heads and backbone
-        draft what they hold most likely, which meets fewer draws (there for comparison).
-      draft_weights: `int8` or `int4`: drafts are made with the weights in so many bits (verification keeps its own);
-        None: with the target's own.
-      draft_cache_dtype: `int8`: the draft cache keeps its keys and values in 8 bits, with a scale each; None: as the
-        full cache has them.
+      draft_block: None: the draft cache copies the best single positions. A number, a power of two from 16 to 256: it
+        names the best blocks of this many positions of the full cache and copies nothing.
+      refresh_interval: select the draft cache again after this many tokens; None: when it is used up.
+      shared_noise: rank sampled drafts with the noise that the target's draw will use. Without it, heads and backbone
+        draft their most likely tokens, which match fewer draws (kept for comparison).
+      draft_weights: `int8` or `int4`: draft with the weights in 8 or 4 bits (verification keeps its own); None: draft
+        with the target's own weights.
+      draft_cache_dtype: `int8`: the draft cache stores its K/V in 8 bits, with a scale each; None: it stores them as
+        the full cache does.
     """
 
     mode: str = "auto"
@@ -73,7 +73,7 @@ class SpeculationConfig:
         _at_least("ngram_slots", self.ngram_slots, 1)
         _at_least("draft_sinks", self.draft_sinks, 0)
         _at_least("refresh_interval", self.refresh_interval, 1)
-        # A selection needs room for more than sinks, or every token would ask for another.
+        # Without room for more than the sinks, every token would need another selection.
         _at_least("draft_cache", self.draft_cache, self.draft_sinks + 16)
         if self.draft_block is not None:
             self._check_blocks(self.draft_block)
@@ -114,7 +114,7 @@ class SpeculationConfig:
         if block not in DRAFT_BLOCKS:
             known = ", ".join(map(str, DRAFT_BLOCKS))
             raise UserError(f"draft_block is {block!r}; it must be one of {known}", arguments=("draft_block",))
-        # The sinks' blocks, the newest one, and one that newer blocks can replace.
+        # The cache needs the sinks' blocks, the newest one, and one that newer blocks can replace.
         least = (-(-self.draft_sinks // block) + 2) * block
         if self.draft_cache < least or self.draft_cache % block:
             raise UserError(

@@ -11,17 +11,17 @@ import numpy as np
 from tokenswift_jax.token_log import NGRAM, PREFILL_OFFSET, TokenLog, TokenLogprob
 
 LATENCY_WINDOW = 512  # tokens
-NOT_IN_JSON = ("text", "audit_failed", "error")  # a command generates one text, which an error ends altogether
+NOT_IN_JSON = ("text", "audit_failed", "error")  # a command generates one text, and an error ends it
 
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """One row's text with its statistics; `to_json` gives them as the statistics file has them.
+    """One row's text with its statistics; `to_json` returns them in the form of the statistics file.
 
     Attributes:
-      text: what was generated, without the prompt; ends before a stop string; "" without a tokenizer.
+      text: the generated text, without the prompt; it ends before a stop string; "" without a tokenizer.
       sequence: number of the random sequence: `SamplingConfig.sequence` plus the index in the batch.
-      token_ids: run through the token that completes a stop string, and include an EOS.
+      token_ids: the emitted token ids, with the token that completes a stop string and with an EOS.
       finish_reason: "length", "eos", "stop", "interrupted" or, in a batch, "error".
       iterations: target passes after prefill; generated_tokens = 1 + accepted_tokens + iterations.
       draft_depth: sum over iterations of the tree depth offered.
@@ -29,15 +29,15 @@ class GenerationResult:
       acceptance_rate: accepted_tokens / draft_depth.
       mean_accepted_length: tokens per iteration, accepted_tokens / iterations + 1.
       accepted_per_position: entry d counts the iterations that accepted a draft at depth d + 1.
-      schedule_trace: from which generated token on which mode, schedule and node budget ran.
+      schedule_trace: the modes, schedules and node budgets that ran, each with its first generated token.
       compile_seconds, prefill_seconds: of this process; a resumed run does not add those of earlier ones.
-      decode_seconds: without compilation and prefill; a resumed run includes what its journal recorded.
+      decode_seconds: without compilation and prefill; a resumed run includes the time that its journal recorded.
       tokens_per_second: (generated_tokens - 1) / decode_seconds.
-      latency: one entry a window of LATENCY_WINDOW tokens after the first: its tokens and their mean time.
+      latency: one entry per LATENCY_WINDOW tokens after the first: the number of tokens and their mean time.
       distinct_n: distinct n-grams of token ids / all of them, by n.
       audit: positions replayed, mismatches, largest margin; None when no audit was asked for.
-      logprobs: one `TokenLogprob` a token where they were asked for; else None.
-      error: what ended the row where finish_reason is "error".
+      logprobs: one `TokenLogprob` per token where they were asked for; else None.
+      error: message of the error that ended the row where finish_reason is "error".
       audit_failed: whether the audit found more than near-ties of the arithmetic.
     """
 
@@ -85,12 +85,12 @@ class GenerationResult:
 def acceptance(records: TokenLog) -> dict[str, Any]:
     """Counters of drafting over the kept tokens.
 
-    An iteration emits its accepted drafts and one more, so its last kept token is "the one more" whatever its
-    source: a run cut at a stop string, an EOS or the cap has accepted what stands before its last token.
+    An iteration emits its accepted drafts and one more token. Its last kept token counts as that one, with any source:
+    an iteration cut at a stop string, an EOS or the cap has accepted the tokens before its last one.
     """
     count = len(records)
     opens = records.offsets == 0
-    # A resumed run may take one more token from a prefill: it is an iteration that offered nothing.
+    # A resumed run may take one more token from a prefill; it counts as an iteration that offered nothing.
     opens[1:] |= records.offsets[1:] == PREFILL_OFFSET
     starts = np.flatnonzero(opens)
     lengths = np.diff(np.append(starts, count)) - 1
@@ -110,7 +110,7 @@ def acceptance(records: TokenLog) -> dict[str, Any]:
 
 
 def timing(records: TokenLog) -> dict[str, Any]:
-    """Decode time, rate, and the time per token in each window of LATENCY_WINDOW tokens after the first."""
+    """Decode time, rate, and the mean time per token for every LATENCY_WINDOW tokens after the first."""
     decoded = records.seconds[1:]
     total = float(records.seconds.sum())
     windows = [decoded[start : start + LATENCY_WINDOW] for start in range(0, len(decoded), LATENCY_WINDOW)]
@@ -122,7 +122,7 @@ def timing(records: TokenLog) -> dict[str, Any]:
 
 
 def distinct_n(token_ids: np.ndarray, largest: int = 4) -> dict[str, float]:
-    """Distinct n-grams / all n-grams for n = 1..largest; 0.0 where there is none."""
+    """Distinct n-grams / all n-grams for n = 1..largest; 0.0 where there are none."""
     shares = {}
     for n in range(1, largest + 1):
         total = len(token_ids) - n + 1

@@ -1,4 +1,4 @@
-"""What is known about each emitted token; every statistic is recomputed from it."""
+"""The log of emitted tokens, from which every statistic is recomputed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class TokenLogprob:
 
     Attributes:
       token_id: the token.
-      logprob: its natural logarithm of probability.
-      top: the likeliest tokens there, likeliest first: pairs of id and log-probability. Tokens of probability 0, as
-        filters leave them, are left out.
+      logprob: the natural logarithm of its probability.
+      top: the likeliest tokens there, likeliest first: pairs of id and log-probability, without the tokens whose
+        probability the filters made 0.
     """
 
     token_id: int
@@ -32,11 +32,12 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class LogprobLog:
-    """Log-probabilities of emitted tokens, one entry a token.
+    """Log-probabilities of emitted tokens, one entry per token.
 
     Attributes:
       values: float32 [n], each token's own.
-      top_ids, top_values: int32 and float32 [n, top], the likeliest tokens and theirs, in descending order.
+      top_ids, top_values: int32 and float32 [n, top], the likeliest tokens and their log-probabilities, in descending
+        order.
     """
 
     values: np.ndarray
@@ -44,27 +45,27 @@ class LogprobLog:
     top_values: np.ndarray
 
     def of(self, token_ids: Sequence[int]) -> list[TokenLogprob]:
-        """One entry a token."""
+        """The log-probabilities of `token_ids`, one entry per token."""
         tops = zip(self.top_ids.tolist(), self.top_values.tolist(), strict=True)
         pairs = [[p for p in zip(ids, values, strict=True) if p[1] > -math.inf] for ids, values in tops]
         return [TokenLogprob(*entry) for entry in zip(token_ids, self.values.tolist(), pairs, strict=True)]
 
     def cut(self, count: int) -> LogprobLog:
-        """Those of the first `count` tokens."""
+        """The log-probabilities of the first `count` tokens."""
         return LogprobLog(self.values[:count], self.top_ids[:count], self.top_values[:count])
 
 
 @dataclass(frozen=True)
 class TokenLog:
-    """Emitted tokens of one row, in order; all columns have one entry a token.
+    """Emitted tokens of one row, in order; all columns have one entry per token.
 
     Attributes:
       token_ids: int32 [n].
       sources: int32 [n]: SAMPLED, DRAFTED or NGRAM.
-      offsets: int32 [n]: index within the iteration; PREFILL_OFFSET for the token that prefill gave.
+      offsets: int32 [n]: index within the iteration; PREFILL_OFFSET for the token of the prefill.
       offered: int32 [n]: tree depth that the token's iteration offered, 0 in plain decoding.
-      seconds: float64 [n]: decode time, a chunk's time shared equally by its tokens.
-      logprobs: of the tokens; None where none were asked for.
+      seconds: float64 [n]: decode time; the tokens of a chunk share its time equally.
+      logprobs: log-probabilities of the tokens; None where none were asked for.
     """
 
     token_ids: np.ndarray
@@ -78,7 +79,7 @@ class TokenLog:
         return len(self.token_ids)
 
     def cut(self, count: int) -> TokenLog:
-        """The first `count` tokens, which then carry the whole time: it was spent."""
+        """The first `count` tokens, with the time of all tokens, because it was spent."""
         kept = self.seconds[:count]
         if 0 < len(kept) < len(self):
             kept = kept * (self.seconds.sum() / kept.sum()) if kept.sum() else kept
@@ -95,7 +96,7 @@ class TokenLog:
 def from_records(
     records: np.ndarray, seconds: float, *, prefilled: bool = False, logprobs: LogprobLog | None = None
 ) -> TokenLog:
-    """The log of one chunk of one row, int32 [n, len(RECORD)] as a step writes it, which took `seconds`."""
+    """The log of one chunk of one row, from records int32 [n, len(RECORD)] that a step wrote in `seconds`."""
     count = len(records)
     token_ids, sources, offsets, offered = np.asarray(records, np.int32).reshape(count, len(RECORD)).T
     if prefilled:
@@ -110,13 +111,13 @@ def from_columns(
     offered: Sequence[int] | np.ndarray,
     seconds: Sequence[float] | np.ndarray,
 ) -> TokenLog:
-    """The log of columns of one length."""
+    """The log of columns of equal length."""
     records = [np.asarray(column, np.int32) for column in (token_ids, sources, offsets, offered)]
     return TokenLog(*records, seconds=np.asarray(seconds, np.float64))
 
 
 def concatenate(parts: Sequence[TokenLog]) -> TokenLog:
-    """One row's log from those of its chunks."""
+    """The log of one row from the logs of its chunks."""
     if not parts:
         return from_columns([], [], [], [], [])
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
@@ -124,7 +125,7 @@ def concatenate(parts: Sequence[TokenLog]) -> TokenLog:
 
 
 def concatenate_logprobs(parts: Sequence[LogprobLog | None]) -> LogprobLog | None:
-    """Those of consecutive tokens; None where some are not known."""
+    """The log-probabilities of consecutive tokens; None where some are unknown."""
     known = [part for part in parts if part is not None]
     if not known or len(known) < len(parts):
         return None

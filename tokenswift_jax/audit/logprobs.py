@@ -1,4 +1,4 @@
-"""Log-probabilities of a finished text, replayed through the target: what decoding gives as it goes."""
+"""Log-probabilities of a finished text, from a replay through the target: those that decoding returns as it runs."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 def replayed_logprobs(model: Model, request: Request, token_ids: list[int], spec: LogprobSpec) -> LogprobLog:
-    """Log-probabilities of `token_ids`, the text of a request, at least one token."""
+    """Log-probabilities of `token_ids`, the emitted text of a request, at least one token."""
     text, first = [*request.prompt_ids, *token_ids], len(request.prompt_ids)
     settings = sequence_params([request], model.config.vocab_size)
     program = _program(model.graphdef, features_of(request.sampling), spec)
     tokens = jnp.asarray(padded([text], round_up(len(text), ROWS) + 1))
     parts: list[LogprobLog] = []
     for start, hidden in teacher_forced(model, [text[:-1]]):
-        begin, end = max(start + 1, first), min(start + 1 + ROWS, len(text))  # the positions that this chunk gives
+        begin, end = max(start + 1, first), min(start + 1 + ROWS, len(text))  # the positions that this chunk scores
         if begin >= end:
             continue
         found = program(model.params, hidden, tokens, jnp.int32(start), jnp.int32(first), settings)

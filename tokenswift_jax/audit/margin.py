@@ -1,4 +1,4 @@
-"""How far an emitted token is from being the draw: what the audit reports for a position where it is not."""
+"""The margin: how far an emitted token is from being the draw. The audit reports it for positions where it is not."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def margin(
 ) -> jax.Array:
     """The smallest uniform change of the logits that makes each emitted token the draw.
 
-    A change of delta moves every logit by delta, before the processors, so it moves filter thresholds too. Two are
-    tried: the emitted token up and every other down, which draws it over others and past filters; and the tokens that
-    would be drawn before it down and all the rest up, which also drops those from what filters keep. Found by
-    doubling, then bisection; where acceptance is not monotone in delta (a penalty scales logits differently) it is
-    the edge below the first power of two that suffices.
+    A change of delta moves every logit by delta, before the processors, so it moves filter thresholds too. The search
+    tries two changes. The first moves the emitted token up and every other down, which raises it above others and past
+    filters. The second moves the tokens that would be drawn before it down and all others up, which also makes the
+    filters drop those tokens. The search doubles delta, then bisects; where acceptance is not monotone in delta (a
+    penalty scales logits differently), it finds the edge below the first power of two that suffices.
 
     Args:
       logits: [draws, vocab], the raw logits.
@@ -41,8 +41,8 @@ def margin(
       noise: [draws, vocab] float32, or None when greedy.
       penalised: [draws, vocab] bool, as in `process`.
       generated: [draws] int32, as in `process`.
-      settings: the settings of the one row whose draws these are, batch 1.
-      features: what sampling contains, static.
+      settings: the settings of the row of these draws, batch 1.
+      features: the sampling features of the row, static.
 
     Returns:
       [draws] float32, in logits: 0 where the emitted token is the draw, at most `MARGIN_LIMIT`; always finite for

@@ -1,4 +1,4 @@
-"""The audit: a finished text is replayed through the target and every draw is made again."""
+"""The audit: it replays a finished text through the target and makes every draw again."""
 
 from __future__ import annotations
 
@@ -29,23 +29,24 @@ if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
 _SAMPLED_ROWS = 64  # positions at which two row counts are compared
-_NARROW = (1, 16)  # rows of the forwards that are compared with wide ones, as of plain decoding and of a tree
-_MEASURED = 8  # mismatches whose margins are searched at once: a search costs about a hundred draws of each
+_NARROW = (1, 16)  # rows of the forwards compared with wide ones: those of plain decoding and of a tree
+_MEASURED = 8  # mismatches per margin search, which costs about a hundred draws of each
 
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What the replay found.
+    """The findings of a replay.
 
     Attributes:
-      positions: draws made again.
-      mismatches: positions at which the emitted token is not the draw.
-      max_margin: the largest margin of those, in logits (`margin.margin`); 0.0 without any.
-      bound: the largest margin that rounding explains: 0.0 in float32 and float64, whose tokens must be identical;
-        in narrower types 4 times the largest difference between the logits of the same tokens computed 256 rows and 16
-        rows or one at a time, here, on this text. A draw can only differ where two computations of the logits differ by
-        at least the margin; 64 positions are compared, and the factor covers the extremes of the others.
-      failed: a mismatch exceeds the bound.
+      positions: number of draws made again.
+      mismatches: number of positions at which the emitted token is not the draw.
+      max_margin: the largest margin of the mismatches, in logits (`margin.margin`); 0.0 without any.
+      bound: the largest margin that rounding explains. In float32 and float64 it is 0.0: their tokens must be
+        identical. In narrower types it is 4 times the largest difference between the logits of the same tokens computed
+        256 rows and 16 rows or one row at a time, on this device and this text. A draw can only differ where two
+        computations of the logits differ by at least the margin; 64 positions are compared, and the factor covers the
+        extremes of the others.
+      failed: whether a mismatch exceeds the bound.
     """
 
     positions: int
@@ -56,7 +57,7 @@ class AuditReport:
 
 
 def audit(model: Model, request: Request, token_ids: Sequence[int]) -> AuditReport:
-    """Recomputes every draw of `token_ids`, the text of a request, whatever drafted them."""
+    """Recomputes every draw of `token_ids`, the emitted text of a request, however it was drafted."""
     if not token_ids:
         return AuditReport(0, 0, 0.0, 0.0, False)
     text, first = [*request.prompt_ids, *token_ids], len(request.prompt_ids)
@@ -66,7 +67,7 @@ def audit(model: Model, request: Request, token_ids: Sequence[int]) -> AuditRepo
     tokens = jnp.asarray(padded([text], round_up(len(text), ROWS) + 1))
     margins: list[float] = []
     positions = 0
-    # The last token's own logits draw nothing.
+    # No draw uses the logits of the last token.
     for start, hidden in teacher_forced(model, [text[:-1]]):
         if start + ROWS < first:
             continue
@@ -97,8 +98,11 @@ def audit(model: Model, request: Request, token_ids: Sequence[int]) -> AuditRepo
 def text_windows(
     tokens: jax.Array, start: jax.Array, settings: SequenceParams, vocab: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of the ROWS draws after positions start.. of a text int32 [1, capacity]: the positions that they draw and the
-    tokens there, int32 [1, ROWS] each, and the tokens that they penalise, bool [1, ROWS, vocab]."""
+    """Positions, tokens and penalties of the ROWS draws after positions start.. of a text int32 [1, capacity].
+
+    Returns the drawn positions and the tokens there, int32 [1, ROWS] each, and the tokens that the draws penalise, bool
+    [1, ROWS, vocab].
+    """
     drawn = (start + 1 + jnp.arange(ROWS, dtype=jnp.int32))[None]
     emitted = jnp.take_along_axis(tokens, drawn, axis=1, mode="clip")
     begin = (start + 1)[None]
@@ -109,8 +113,8 @@ def text_windows(
 
 @functools.cache
 def _programs(graph: nnx.GraphDef, features: SamplingFeatures) -> tuple[Callable, Callable]:
-    """Two jitted functions of one chunk's hidden states: the draws int32 [ROWS], and the margins of the tokens that
-    were emitted at some rows int32 [_MEASURED]."""
+    """Two jitted functions of one chunk's hidden states: one returns the draws int32 [ROWS], the other the margins of
+    the tokens emitted at some rows int32 [_MEASURED]."""
 
     def prepared(
         params: Any, hidden: jax.Array, tokens: jax.Array, start: jax.Array, first: jax.Array, settings: SequenceParams
@@ -150,7 +154,7 @@ def _programs(graph: nnx.GraphDef, features: SamplingFeatures) -> tuple[Callable
 
 
 def _logit_spread(model: Model, text: list[int]) -> float:
-    """The largest difference between logits of the text's first positions, ROWS and `_NARROW` rows at a time."""
+    """The largest difference between logits of the text's first positions from ROWS and `_NARROW` rows at a time."""
     sample, logits = text[:_SAMPLED_ROWS], _lm_head(model.graphdef)
 
     def computed(rows: int) -> np.ndarray:

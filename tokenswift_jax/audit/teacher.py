@@ -1,4 +1,4 @@
-"""Teacher forcing: finished texts through the target in large causal chunks over a fresh cache."""
+"""Teacher forcing: the target computes finished texts in large causal chunks over an empty cache."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ROWS = 256
 
 
 def teacher_forced(model: Model, texts: list[list[int]], rows: int = ROWS) -> Iterator[tuple[int, jax.Array]]:
-    """Chunks (start, hidden [batch, rows, hidden_size]) of the texts, hidden before the final norm; rows past a text's
-    end mean nothing.
+    """Yields chunks (start, hidden [batch, rows, hidden_size]) of the texts, hidden before the final norm; hidden rows
+    past a text's end are meaningless.
 
     Args:
       model: the target.
       texts: token ids.
-      rows: of one forward; a divisor of ROWS.
+      rows: rows of one forward; a divisor of ROWS.
 
     Raises:
       UserError: a text is empty or longer than the model's positions; too little memory.

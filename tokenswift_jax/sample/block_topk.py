@@ -1,5 +1,7 @@
-"""The few tokens of every row that hold its highest scores, found in one reading: order statistics of a large
-vocabulary become those of some thousands of scores, and say so where they are not. Such rows alone are searched whole.
+"""Block top-k: a shortlist of every row's highest scores, gathered in one pass over the vocabulary.
+
+A search over the shortlist replaces one over a large vocabulary: it reads some thousands of scores and reports which
+rows it does not decide. Only those rows are searched over all their scores.
 """
 
 from __future__ import annotations
@@ -18,18 +20,18 @@ from tokenswift_jax.sample.order_statistics import Search, kth_largest, nucleus_
 _Found = TypeVar("_Found")
 _Params = TypeVar("_Params")
 
-WIDTH = 32  # scores of a block
-BLOCKS = 128  # blocks of a shortlist
+WIDTH = 32  # scores per block
+BLOCKS = 128  # blocks per shortlist
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["scores", "sure", "highest"], meta_fields=[])
 @dataclass(frozen=True)
 class Shortlist:
-    """The blocks of every row whose highest scores are the highest.
+    """The BLOCKS blocks with the highest peaks of every row; a block's peak is its highest score.
 
     Attributes:
-      scores: [..., BLOCKS * WIDTH]; every score of the row above `sure` is among them.
-      sure: [..., 1], the least of the chosen blocks' peaks: at least BLOCKS scores of the row are no lower.
+      scores: [..., BLOCKS * WIDTH]; they contain every score of the row above `sure`.
+      sure: [..., 1], the lowest peak of the chosen blocks: at least BLOCKS scores of the row are no lower.
       highest: [..., 1], the row's highest score.
     """
 
@@ -39,15 +41,15 @@ class Shortlist:
 
 
 def worthwhile(vocab: int) -> bool:
-    """Whether a shortlist of a vocabulary is less than an eighth of it; else searching all of it costs little."""
+    """Whether a shortlist is less than an eighth of the vocabulary; a search over a smaller vocabulary costs little."""
     return vocab > 8 * BLOCKS * WIDTH
 
 
 def shortlist(scores: jax.Array) -> Shortlist:
     """The shortlist of every row of scores [..., vocab].
 
-    A block is every (vocab / WIDTH)-th score, so that peaks are maxima of whole slices, which every device reads at
-    full speed.
+    A block contains every (vocab / WIDTH)-th score, so that the peaks are maxima of whole slices, which every device
+    reads at full speed.
     """
     rows, vocab = scores.shape[:-1], scores.shape[-1]
     missing = -vocab % WIDTH
@@ -60,19 +62,19 @@ def shortlist(scores: jax.Array) -> Shortlist:
 
 
 def kth_of(few: Shortlist, k: jax.Array, search: Search) -> jax.Array:
-    """The k-th largest score of every row, [..., 1]: exact at or above `sure`, so always for k <= BLOCKS.
+    """The k-th largest score of every row, [..., 1]: exact where it is at or above `sure`, so always for k <= BLOCKS.
 
-    The list contains all scores above `sure`, and BLOCKS scores of the row are no lower.
+    The shortlist contains all scores above `sure`, and at least BLOCKS scores of the row are no lower than `sure`.
     """
     return kth_largest(few.scores, k, search)
 
 
 def nucleus_of(few: Shortlist, lowest: jax.Array, total: jax.Array, top_p: jax.Array, search: Search) -> jax.Array:
-    """`order_statistics.nucleus_edge` of every row, [..., 1]: exact above `sure`.
+    """`order_statistics.nucleus_edge` of every row, [..., 1]: exact where it is above `sure`.
 
     Args:
       few: the shortlist.
-      lowest: [..., 1], scores below it weigh nothing.
+      lowest: [..., 1]; scores below it have weight 0.
       total: [..., 1], the weight of the whole row.
       top_p: [..., 1], a probability.
       search: how to search, static.
@@ -88,18 +90,18 @@ def search_whole(
     exact: jax.Array,
     together: int,
 ) -> _Found:
-    """`found`, where it is not exact that of a search of all the row's scores.
+    """Replaces the entries of `found` that are not exact by the results of a search over all scores of their rows.
 
-    A few rows at a time are gathered and searched, however many rows there are: they stay in a cache while the search
-    reads them again and again, and a row's result does not depend on its neighbours.
+    The loop gathers and searches a few rows at a time, however many rows need it. They stay in a cache while the search
+    reads them repeatedly, and a row's result does not depend on its neighbours.
 
     Args:
-      search: from scores [rows, vocab] and parameters [rows, 1] to what `found` contains of them, [rows, 1] each.
+      search: a function from scores [rows, vocab] and parameters [rows, 1] to their entries of `found`, [rows, 1] each.
       scores: [..., vocab].
       params: arrays that broadcast to [..., 1].
       found: arrays [..., 1].
       exact: bool [..., 1].
-      together: as many rows are searched at a time as have so many scores, at least one.
+      together: the most scores to search at a time, in whole rows, but at least one row.
     """
     rows = scores.reshape(-1, scores.shape[-1])
     size = min(rows.shape[0], max(1, together // rows.shape[1]))

@@ -1,4 +1,4 @@
-"""Which parts of sampling a compiled step contains: three static classes, so that settings never recompile a step."""
+"""Sampling features of a compiled step: three static classes, so that settings of one class never recompile a step."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tokenswift_jax.sampling import SamplingConfig
 
 
 class SamplingFeatures(IntEnum):
-    """What a step can do for every row of its batch; a higher class contains the lower ones.
+    """The sampling operations that a step offers every row of its batch; a higher class contains the lower ones.
 
-    A row whose settings ask for less gets neutral values, which change no bit of its result.
+    A row that asks for less gets neutral values, which change no bit of its result.
 
     GREEDY: suppressed ids, `min_new_tokens` and the penalty; the draw is the highest score.
     SAMPLED: also temperature, noise and min-p, whose threshold follows from the highest score.
@@ -24,7 +24,7 @@ class SamplingFeatures(IntEnum):
 
 
 def features_of(config: SamplingConfig) -> SamplingFeatures:
-    """The lowest class that contains what one row asks for."""
+    """The lowest class that serves the settings of one row."""
     if config.temperature == 0:
         return SamplingFeatures.GREEDY
     searches = (
@@ -37,5 +37,5 @@ def features_of(config: SamplingConfig) -> SamplingFeatures:
 
 
 def features_for(configs: Iterable[SamplingConfig]) -> SamplingFeatures:
-    """The lowest class that contains what every row of a batch asks for."""
+    """The lowest class that serves the settings of every row of a batch."""
     return max(map(features_of, configs), default=SamplingFeatures.GREEDY)

@@ -1,4 +1,4 @@
-"""Top-k, top-p, min-p and eta_cutoff as one threshold a row: the lowest score that every filter keeps."""
+"""Top-k, top-p, min-p and eta_cutoff as one threshold per row: the lowest score that every filter keeps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from tokenswift_jax.sample.params import SequenceParams
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FilterParams:
-    """The filters' settings beside scores [batch, rows, vocab]; every array is [batch, 1, 1] or [rows, 1].
+    """The filters' settings, shaped to broadcast over scores.
+
+    Every array is [batch, 1, 1] for scores [batch, rows, vocab], or [rows, 1] for scores [rows, vocab].
 
     Attributes:
       top_k: int32; 0 is off.
@@ -33,7 +35,7 @@ class FilterParams:
 
     @staticmethod
     def of(settings: SequenceParams, dtype: jnp.dtype) -> FilterParams:
-        """Those of a batch's settings."""
+        """The filters of a batch's settings, in the dtype of the scores."""
 
         def real(values: jax.Array) -> jax.Array:
             return values.astype(dtype)[:, None, None]
@@ -43,12 +45,12 @@ class FilterParams:
 
     @property
     def kept_by_top_k(self) -> jax.Array:
-        """Tokens that top-k keeps where it is on."""
+        """The number of tokens that top-k keeps where it is on."""
         return jnp.maximum(self.top_k, self.keep)
 
 
-# The highest score of every row, the lowest that `min_tokens_to_keep` protects from every filter (so that one threshold
-# serves all), and the lowest that top-k and top-p keep; [..., 1] each.
+# The highest score of every row; the lowest score that `min_tokens_to_keep` protects from every filter (so that one
+# threshold serves all filters); and the lowest score that top-k and top-p keep. Each is [..., 1].
 _Orders = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -59,7 +61,7 @@ def threshold(scores: jax.Array, filters: FilterParams, *, search: Search, liste
       scores: [batch, rows, vocab].
       filters: the settings.
       search: how to search, static.
-      listed: static; whether the highest scores are first gathered in a list, where that pays.
+      listed: static; whether to gather the highest scores in a shortlist first, where that pays.
     """
     orders = _orders if listed and worthwhile(scores.shape[-1]) else partial(_orders_of_all, search=search)
     highest, floor, lowest = orders(scores, filters, search=search)
@@ -81,12 +83,12 @@ def threshold(scores: jax.Array, filters: FilterParams, *, search: Search, liste
 
 
 def _if_any(on: jax.Array, compute: Callable[[], jax.Array], otherwise: jax.Array) -> jax.Array:
-    """`compute()` where a row needs it, else `otherwise`: a search that no row of the batch asks for costs nothing."""
+    """`compute()` if some row needs it, else `otherwise`: a search that no row of the batch asks for costs nothing."""
     return jax.lax.cond(jnp.any(on), compute, lambda: otherwise)
 
 
 def _orders(scores: jax.Array, filters: FilterParams, search: Search) -> _Orders:
-    """Searches the few highest scores of every row, and all scores of a row that they do not decide."""
+    """Searches the shortlist of every row, then all scores of the rows that their shortlist does not decide."""
     found, exact = _orders_of_few(scores, filters, search)
     whole = partial(_orders_of_all, search=search)
     return search_whole(whole, scores, filters, found, exact, search.together)
@@ -106,7 +108,7 @@ def _orders_of_all(scores: jax.Array, filters: FilterParams, search: Search) -> 
 
 
 def _orders_of_few(scores: jax.Array, filters: FilterParams, search: Search) -> tuple[_Orders, jax.Array]:
-    """Searches the few highest scores of every row; and says for which rows that is exact, bool [batch, rows, 1]."""
+    """Searches the shortlist of every row; also returns for which rows the result is exact, bool [batch, rows, 1]."""
     few = shortlist(scores)
     highest = few.highest
     nothing = jnp.full_like(highest, -jnp.inf)
@@ -117,8 +119,8 @@ def _orders_of_few(scores: jax.Array, filters: FilterParams, search: Search) -> 
     lowest = jnp.where(by_k, lowest, nothing)
 
     def nucleus_edge() -> jax.Array:
-        # The list contains what top-k keeps, unless that reaches the list's end; without top-k the weight of every
-        # score counts. Each row's sum is the same whatever its neighbours need.
+        # The shortlist contains all tokens that top-k keeps, unless they reach its end. Without top-k, the weight of
+        # every score counts. A row's sum does not depend on the filters of its neighbours.
         listed = jnp.sum(jnp.where(few.scores < lowest, 0, jnp.exp(few.scores - highest)), axis=-1, keepdims=True)
         every = _if_any(~by_k, lambda: jnp.sum(jnp.exp(scores - highest), axis=-1, keepdims=True), listed)
         return nucleus_of(few, lowest, jnp.where(by_k, listed, every), filters.top_p, search)

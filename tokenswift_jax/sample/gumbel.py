@@ -1,4 +1,4 @@
-"""Gumbel noise keyed by position: the randomness of every draw, whatever the mode, the tree or the batch slot."""
+"""Gumbel noise keyed by position: a draw has the same randomness in every mode, tree and batch slot."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def row_keys(seed: int, sequences: jax.Array) -> jax.Array:
 
     Args:
       seed: in [0, 2**32).
-      sequences: [batch] int32 or uint32, `SamplingConfig.sequence` plus the index in the batch, whatever slot the row
-        occupies.
+      sequences: [batch] int32 or uint32, `SamplingConfig.sequence` plus the index in the batch; it does not depend on
+        the row's slot.
 
     Returns:
-      [batch, 2] uint32, raw key data: ordinary arrays pass through jit, loops and donation.
+      [batch, 2] uint32, raw key data: as ordinary arrays the keys pass through jit, loops and donation.
     """
     root = jax.random.key(jnp.uint32(seed), impl=_IMPLEMENTATION)
     return jax.random.key_data(jax.vmap(lambda sequence: jax.random.fold_in(root, sequence))(sequences))
@@ -37,15 +37,15 @@ def gumbel_noise(keys: jax.Array, positions: jax.Array, vocab: int) -> jax.Array
       [batch, draws, vocab] float32, finite; the same bits for a (row, position) in any batch and any number of draws.
 
     Raises:
-      UserError: the process switched off partitionable threefry, whose bits define the text of a seed.
+      UserError: the process has switched partitionable threefry off; its bits define the text of a seed.
     """
     if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError("JAX_THREEFRY_PARTITIONABLE is off, which changes the text of every seed; unset it")
 
     def one(key: jax.Array, position: jax.Array) -> jax.Array:
         wrapped = jax.random.wrap_key_data(key, impl=_IMPLEMENTATION)
-        # The mode is spelled out because its default can be configured, and because "low" has the same bits in every
-        # supported jax (0.12 changed those of "high").
+        # The mode is explicit because a process can configure its default, and because "low" gives the same bits in
+        # every supported jax (0.12 changed those of "high").
         return jax.random.gumbel(jax.random.fold_in(wrapped, position), (vocab,), jnp.float32, mode="low")
 
     return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(keys, positions)

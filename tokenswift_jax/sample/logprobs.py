@@ -1,4 +1,4 @@
-"""Log-probabilities of emitted tokens, and of the likeliest tokens beside them."""
+"""Log-probabilities of emitted tokens, and of the likeliest tokens at the same positions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tokenswift_jax.sample.sampler import RowInputs, TextInputs, row_scores
 
 @dataclass(frozen=True)
 class LogprobSpec:
-    """Which log-probabilities a step gives; static.
+    """The log-probabilities that a step returns; static.
 
     Attributes:
-      top: how many of the likeliest tokens, 0 or more.
-      processed: of the distribution that the draw is from (suppressed ids, penalty, temperature, filters; a greedy
-        row's has temperature 1); else of the model's own.
+      top: the number of likeliest tokens, 0 or more.
+      processed: True: those of the distribution that the draw is from (suppressed ids, penalty, temperature, filters; a
+        greedy row's has temperature 1). False: those of the model's own distribution.
     """
 
     top: int
@@ -29,12 +29,12 @@ class LogprobSpec:
 
 @pytree
 class Logprobs:
-    """Of [batch, count] tokens.
+    """Log-probabilities of [batch, count] tokens.
 
     Attributes:
       values: float32 [batch, count], each token's own.
       top_ids: int32 [batch, count, top], the likeliest tokens, ties to the lower id.
-      top_values: float32 [batch, count, top], in descending order.
+      top_values: float32 [batch, count, top], the log-probabilities of the likeliest tokens, in descending order.
     """
 
     values: jax.Array = axes("batch", "count")
@@ -43,7 +43,7 @@ class Logprobs:
 
 
 def logprobs_of(scores: jax.Array, tokens: jax.Array, top: int) -> Logprobs:
-    """Log-probabilities under the softmax of scores [batch, count, vocab] of tokens int32 [batch, count]."""
+    """Log-probabilities of tokens int32 [batch, count] under the softmax of scores [batch, count, vocab]."""
     scores = scores.astype(wide_dtype(scores.dtype))
     normaliser = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
     own = jnp.take_along_axis(scores, tokens[..., None], axis=-1, mode="clip") - normaliser
@@ -62,12 +62,12 @@ def path_logprobs(
     """Log-probabilities of the tokens that a walk emitted.
 
     Args:
-      spec: which, static.
-      rows: the logits of a verification's rows, and where they are in the tree.
-      texts: what the rows of a text share.
-      path: int32 [batch, count], the row that drew each token.
-      emitted: int32 [batch, count]; -1 past the last, whose entries mean nothing.
-      features: what the step contains, static.
+      spec: the log-probabilities to return, static.
+      rows: the logits of the tree rows and their places in the tree.
+      texts: the inputs that the tree rows of a text share.
+      path: int32 [batch, count], the tree row that drew each token.
+      emitted: int32 [batch, count]; -1 past the last token, where the results are meaningless.
+      features: the sampling features of the step, static.
     """
 
     def along(values: jax.Array) -> jax.Array:

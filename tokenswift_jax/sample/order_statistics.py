@@ -1,4 +1,4 @@
-"""Order statistics of every row of scores, exactly, without sorting: a search over the bits of the answer."""
+"""Exact order statistics of every row of scores without sorting: a search over the bits of the answer."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import jax.numpy as jnp
 
 @dataclass(frozen=True)
 class Search:
-    """How a threshold is searched for; static. The answer is the same, bit for bit.
+    """Settings of a threshold search; static. All settings give the same answer, bit for bit.
 
     Attributes:
-      bits: bits of it that one pass over the scores settles, by comparing them with 2**bits - 1 numbers.
-      keep_weights: the scores' weights are computed once and kept, not anew in every pass.
-      unroll: passes follow each other in the program. A loop's passes are launches of their own on a GPU: 10 a search.
-      together: scores of as many rows as hold so many are searched together, at least one row: what stays in a cache
-        from pass to pass.
+      bits: bits of the answer that one pass over the scores settles, by comparing them with 2**bits - 1 numbers.
+      keep_weights: compute the scores' weights once and keep them, instead of once a pass.
+      unroll: write the passes one after another into the program. A GPU launches each pass of a loop separately: 10 a
+        search.
+      together: the most scores to search at a time, in whole rows, but at least one row: they stay in a cache from pass
+        to pass.
     """
 
     bits: int
@@ -27,17 +28,18 @@ class Search:
     together: int
 
 
-# A CPU pays for comparisons: one a pass, 32 in all for float32. An accelerator pays for reading: seven comparisons a
-# pass, 11 passes. With fifteen XLA splits a pass into two kernels, and 8 passes read 16 times. 8 MB of float32 are a
-# fifth of an A100's second-level cache; on a CPU a few rows at a time are done sooner than one by one.
+# Comparisons cost a CPU most: it makes one a pass, 32 in all for float32. Reading costs an accelerator most: it makes
+# seven comparisons a pass, in 11 passes. With fifteen, XLA splits a pass into two kernels, and 8 passes read 16 times.
+# 8 MB of float32 are a fifth of an A100's second-level cache; a CPU searches a few rows at a time faster than one by
+# one.
 ONE_BIT = Search(bits=1, keep_weights=True, unroll=False, together=2**19)
 FEW_PASSES = Search(bits=3, keep_weights=False, unroll=True, together=2**21)
 
 
 def kth_largest(scores: jax.Array, k: jax.Array, search: Search = ONE_BIT) -> jax.Array:
-    """The k-th largest score of every row, exactly: [..., vocab] -> [..., 1]; the smallest for any larger k.
+    """The exact k-th largest score of every row: [..., vocab] -> [..., 1]; the smallest score for any larger k.
 
-    k is int32 [] or [..., 1], one a row.
+    k is int32 [] or [..., 1], one per row.
     """
 
     def enough(edges: jax.Array) -> jax.Array:
@@ -55,10 +57,10 @@ def nucleus_edge(
     search: Search = ONE_BIT,
     total: jax.Array | None = None,
 ) -> jax.Array:
-    """The largest score t such that tokens of score >= t hold at least `top_p` of the weight.
+    """The largest score t such that tokens of score >= t have at least `top_p` of the weight.
 
-    So a token is kept iff the tokens above it hold less than `top_p`: without ties the fewest likeliest tokens whose
-    probabilities reach it, as transformers has it; tied tokens are kept or dropped together.
+    A token is therefore kept iff the tokens above it have less than `top_p`. Without ties the kept tokens are the
+    fewest likeliest tokens whose probabilities reach it, as in transformers; tied tokens are kept or dropped together.
 
     Args:
       scores: [..., vocab]; the weight of one is exp(score - highest), or 0 below `lowest`.
@@ -66,10 +68,10 @@ def nucleus_edge(
       lowest: [..., 1].
       top_p: [] or [..., 1], a probability.
       search: how to search, static.
-      total: [..., 1], all the weight there is; None for that of `scores`.
+      total: [..., 1], the total weight; None for that of `scores`.
 
     Returns:
-      [..., 1]; -inf where `scores` hold less than `top_p` of `total`.
+      [..., 1]; -inf where `scores` have less than `top_p` of `total`.
     """
 
     def weights() -> jax.Array:
@@ -88,15 +90,15 @@ def nucleus_edge(
 
 
 def _largest(holds: Callable[[jax.Array], jax.Array], scores: jax.Array, search: Search) -> jax.Array:
-    """The largest score of every row for which `holds`, given that it holds for every lower number too; else -inf.
+    """The largest score of every row for which `holds` is true, provided it is true for every lower number; else -inf.
 
-    A search over the bits, `search.bits` of them a pass, of the unsigned integers that order as floats do (sign flipped
+    The search settles `search.bits` bits a pass of an unsigned integer; these integers order as floats do (sign flipped
     if positive, all bits if negative).
 
     Args:
-      holds: from numbers [..., count] in the scores' dtype to bool [..., count], whether each is low enough.
+      holds: a function from numbers [..., count] in the scores' dtype to bool [..., count], whether each is low enough.
       scores: [..., vocab].
-      search: how, static.
+      search: how to search, static.
     """
     bits, step = scores.dtype.itemsize * 8, search.bits
     word = jnp.dtype(f"uint{bits}")
@@ -108,8 +110,8 @@ def _largest(holds: Callable[[jax.Array], jax.Array], scores: jax.Array, search:
         return jax.lax.bitcast_convert_type(jnp.where(image >= sign, image ^ sign, ~image), scores.dtype)
 
     def settle(image: jax.Array, shift: jax.Array, count: int) -> jax.Array:
-        # What holds for a number holds for those below it, so the digit is the number of digits that hold. One
-        # reduction compares with all of them: without that, a GPU runs a kernel for each.
+        # `holds` is true for every number below one for which it is true, so the digit is the number of digits for
+        # which it is true. Without one reduction over all digits, a GPU runs a kernel for each.
         shape = (*scores.shape[:-1], 2**count - 1)
         digits = jax.lax.broadcasted_iota(word, shape, scores.ndim - 1) + jnp.ones((), word)
         held = jnp.sum(holds(number(image | (digits << shift))).astype(word), axis=-1, keepdims=True, dtype=word)
@@ -127,5 +129,5 @@ def _largest(holds: Callable[[jax.Array], jax.Array], scores: jax.Array, search:
         image = jax.lax.fori_loop(0, passes, one_pass, image)
     if rest:
         image = settle(image, jnp.zeros((), word), rest)
-    # Up to the score itself: processors that flush denormals take any of them for 0.
+    # Round up to the score itself: processors that flush denormals read any of them as 0.
     return jnp.min(jnp.where(scores < number(image), jnp.inf, scores), axis=-1, keepdims=True)

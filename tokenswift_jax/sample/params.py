@@ -1,4 +1,4 @@
-"""The settings of every row of a batch as arrays: what a compiled step reads of how tokens are drawn and texts end."""
+"""The settings of every row of a batch as arrays: how tokens are drawn and where texts end."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tokenswift_jax.request import Request
 from tokenswift_jax.sample.gumbel import row_keys
 from tokenswift_jax.sampling import SamplingConfig, check_vocabulary
 
-WHOLE_TEXT = 2**31 - 1  # a penalty window without an end
-_WORD = 32  # ids a word of a set of tokens
+WHOLE_TEXT = 2**31 - 1  # a penalty window without a limit
+_WORD = 32  # token ids per word of a token set
 
 
 @pytree
 class SequenceParams:
-    """One entry a row; the axis of every array is the batch.
+    """The settings of a batch, one entry per row; the first axis of every array is the batch.
 
     Attributes:
       keys: uint32 [batch, 2], `gumbel.row_keys` of the row's seed and sequence.
@@ -34,9 +34,9 @@ class SequenceParams:
       penalty_window: int32 [batch], positions; WHOLE_TEXT for all of them.
       suppressed: uint32 [batch, words], the set of ids that are never drawn (`token_set`).
       eos: uint32 [batch, words], the set of ids that end the text.
-      min_new_tokens: int32 [batch], no EOS is drawn before so many new tokens.
+      min_new_tokens: int32 [batch], number of new tokens before which no EOS is drawn.
       prompt_length: int32 [batch].
-      stop_length: int32 [batch], tokens of the text, prompt included, at which it ends.
+      stop_length: int32 [batch], length in tokens, prompt included, at which the text ends.
     """
 
     keys: jax.Array = axes("batch", "words")
@@ -56,16 +56,16 @@ class SequenceParams:
 
     @property
     def ngram_lag(self) -> jax.Array:
-        """int32 [batch]: how many tokens before the root a 4-gram must end to enter the table.
+        """The number of tokens before the root at which a 4-gram must end to enter the n-gram table, int32 [batch].
 
-        The penalty's window, since what repeats inside it is unlikely to be drawn again; 0 without a bounded window.
+        It equals the penalty window, since tokens inside it are unlikely to be drawn again; 0 without a bounded window.
         """
         bounded = (self.repetition_penalty != 1) & (self.penalty_window < WHOLE_TEXT)
         return jnp.where(bounded, self.penalty_window, jnp.int32(0))
 
 
 def sequence_params(requests: Sequence[Request], vocab: int) -> SequenceParams:
-    """The settings of a batch, row i those of request i.
+    """The settings of a batch; row i has those of request i.
 
     Raises:
       UserError: `suppress_tokens` does not fit the vocabulary.
@@ -79,7 +79,7 @@ def sequence_params(requests: Sequence[Request], vocab: int) -> SequenceParams:
         return jnp.asarray(np.asarray(list(values), jnp.dtype(dtype)))
 
     def filtered(neutral: float, name: str) -> list[float]:
-        """The values of a filter; a greedy row takes the likeliest token, which no filter removes."""
+        """The values of a filter, neutral for a greedy row: it takes the likeliest token, which no filter removes."""
         values = (getattr(config, name) if config.temperature else None for config in configs)
         return [neutral if value is None else value for value in values]
 
@@ -114,8 +114,8 @@ def without_filters(settings: SequenceParams) -> SequenceParams:
 
 
 def token_set(ids: Iterable[int], vocab: int) -> np.ndarray:
-    """A set of ids as uint32 [ceil(vocab / 32)]: bit i % 32 of word i // 32. Ids beyond the vocabulary, which are
-    never drawn, are left out."""
+    """A set of token ids as uint32 [ceil(vocab / 32)]: id i is bit i % 32 of word i // 32. The set leaves out ids
+    beyond the vocabulary, which are never drawn."""
     words = np.zeros(-(-vocab // _WORD), np.uint32)
     for token in ids:
         if token < vocab:
@@ -124,14 +124,14 @@ def token_set(ids: Iterable[int], vocab: int) -> np.ndarray:
 
 
 def members(sets: jax.Array, vocab: int) -> jax.Array:
-    """bool [..., vocab]: which ids are in each set, uint32 [..., words]."""
+    """Whether each set, uint32 [..., words], contains each id: bool [..., vocab]."""
     shifts = jax.lax.broadcasted_iota(jnp.uint32, (*sets.shape, _WORD), sets.ndim)
     spread = (sets[..., None] >> shifts) & jnp.uint32(1)
     return spread.reshape(*sets.shape[:-1], -1)[..., :vocab] != 0
 
 
 def contains(sets: jax.Array, tokens: jax.Array) -> jax.Array:
-    """bool [batch, count]: whether each row's set, uint32 [batch, words], contains its tokens, int32 [batch, count]."""
+    """Whether each row's set, uint32 [batch, words], contains its tokens, int32 [batch, count]: bool [batch, count]."""
     word = jnp.take_along_axis(sets, tokens // _WORD, axis=1, mode="clip")
     return (word >> (tokens % _WORD).astype(jnp.uint32)) & jnp.uint32(1) != 0
 

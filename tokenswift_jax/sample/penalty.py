@@ -1,7 +1,7 @@
-"""The contextual penalty's window (paper, Eq. 3), kept as the newest position of every token.
+"""The penalty window (paper, Eq. 3), stored as the newest position of every token.
 
-A token lies in the window q-window..q-1 exactly when its newest position before q is at least q - window. So the window
-slides by comparing, nothing ever leaves the state, and rows of a tree that sit at different depths share it.
+A token is in the window q-window..q-1 exactly when its newest position before q is at least q - window. The window
+therefore slides by comparison, no entry ever leaves the state, and tree rows of different depths share it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ _NEVER = -(2**31)
 
 
 def last_positions(tokens: jax.Array, length: jax.Array, vocab: int) -> jax.Array:
-    """The newest position of every token in a text; the whole text is scanned, so for a start or a resume.
+    """The newest position of every token in a text; it scans the whole text, for a start or a resume.
 
     Args:
-      tokens: [batch, capacity] int32, whose first `length` are the text.
+      tokens: [batch, capacity] int32; the first `length` are the text.
       length: [batch] int32, tokens in the text (n + 1, the root included).
       vocab: size of the vocabulary.
 
@@ -34,14 +34,14 @@ def last_positions(tokens: jax.Array, length: jax.Array, vocab: int) -> jax.Arra
 
 
 def advance(last: jax.Array, tokens: jax.Array, before: jax.Array, after: jax.Array, most: int) -> jax.Array:
-    """`last_positions` after the text grew; writes `most` entries, whatever the window.
+    """`last_positions` after the text grew; it writes `most` entries per row for a window of any size.
 
     Args:
       last: [batch, vocab] int32, of the text of length `before`.
       tokens: [batch, capacity] int32, the text, new tokens included.
       before: [batch] int32, length of the text that `last` describes.
       after: [batch] int32, length now, in [before, before + most].
-      most: new tokens at most, static.
+      most: the most new tokens, static.
 
     Returns:
       [batch, vocab] int32.
@@ -56,14 +56,14 @@ def advance(last: jax.Array, tokens: jax.Array, before: jax.Array, after: jax.Ar
 def row_penalised(
     last: jax.Array, length: jax.Array, path_tokens: jax.Array, depths: jax.Array, window: jax.Array
 ) -> jax.Array:
-    """The tokens each row's draw penalises: those at q-window..q-1 along the row's own path, q = n + depth + 1.
+    """The tokens that each tree row's draw penalises: those at q-window..q-1 along its own path, q = n + depth + 1.
 
     Args:
       last: [batch, vocab] int32, `last_positions` of the text up to the root.
       length: [batch] int32, its length n + 1.
-      path_tokens: [batch, rows, max_depth] int32, entry j the path's token at depth j + 1, the row's own token last;
-        entries from the row's depth on are ignored. With max_depth 0 (autoregressive decoding) the window of the root
-        is all there is.
+      path_tokens: [batch, rows, max_depth] int32; entry j is the path's token at depth j + 1, the row's own token comes
+        last, and entries from the row's depth on are ignored. With max_depth 0 (autoregressive decoding) only the
+        root's window counts.
       depths: [batch, rows] int32, 0 for the root.
       window: [batch] int32, positions; 2**31 - 1 for the whole text.
 

@@ -1,7 +1,7 @@
-"""From logits to scores: transformers' processors for every row of a step at once, without sorting the vocabulary.
+"""Scores from logits: transformers' processors for every row of a step at once, without sorting the vocabulary.
 
-Every filter keeps an upper set of scores (a token is kept iff its score >= a threshold; ties are kept), so the filters
-of a row come down to one threshold, which `filters` finds exactly.
+Every filter keeps an upper set of scores (a token is kept iff its score >= a threshold; ties are kept), so one
+threshold, which `filters` finds exactly, replaces all filters of a row.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ def process(
     settings: SequenceParams,
     features: SamplingFeatures,
 ) -> jax.Array:
-    """The scores of every row's draw: -inf for what may not be drawn, unnormalised log probabilities of the rest.
+    """The scores of every row's draw: -inf for tokens that may not be drawn, else unnormalised log-probabilities.
 
-    In transformers' order: suppressed ids, EOS, penalty, temperature, top-k, top-p, min-p, eta_cutoff, each filter over
-    what the ones before it kept. A row's result depends on that row alone. NaN logits stay NaN.
+    The processors run in transformers' order: suppressed ids, EOS, penalty, temperature, top-k, top-p, min-p,
+    eta_cutoff; each filter sees the tokens that the ones before it kept. A row's result depends on that row alone. NaN
+    logits stay NaN.
 
     Args:
       logits: [batch, rows, vocab], float32 or wider.
       penalised: bool [batch, rows or 1, vocab], the tokens in the row's penalty window.
-      generated: int32 [batch, rows], how many new tokens precede the one to be drawn.
+      generated: int32 [batch, rows], number of new tokens before the one to be drawn.
       settings: the settings of the batch.
-      features: what the step contains, static; at least `features_for` of the batch's settings.
+      features: the sampling features of the step, static; at least `features_for` of the batch's settings.
 
     Returns:
       [batch, rows, vocab] of `wide_dtype(logits.dtype)`.
@@ -59,7 +60,7 @@ def process(
         scores,
         filters,
         cpu=partial(threshold, search=ONE_BIT, listed=True),
-        # A TPU would rewrite a row's blocks in another layout, and its on-chip memory has room for 64 rows' scores.
+        # A TPU would copy a row's blocks to another layout, and its on-chip memory has room for the scores of 64 rows.
         tpu=partial(threshold, search=FEW_PASSES, listed=False),
         default=partial(threshold, search=FEW_PASSES, listed=True),
     )
@@ -67,5 +68,5 @@ def process(
 
 
 def _over_rows(values: jax.Array, scores: jax.Array) -> jax.Array:
-    """A setting [batch] beside scores [batch, rows, vocab], in their dtype: [batch, 1, 1]."""
+    """A setting [batch] as [batch, 1, 1] in the dtype of scores [batch, rows, vocab]."""
     return values.astype(scores.dtype)[:, None, None]

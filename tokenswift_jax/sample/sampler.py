@@ -1,7 +1,8 @@
-"""The draw of every row of a step, whatever the vocabulary: nothing of size [rows, vocab] but the logits themselves.
+"""The draw of every row of a step; for any vocabulary it stores nothing of size [rows, vocab] beside the logits.
 
-On an accelerator penalty, filters and noise are fused into the reductions that read the logits. XLA's CPU backend lays
-out what it reduces, so there a few rows at a time go through all of them, and what is laid out stays in the caches.
+On an accelerator XLA fuses penalty, filters and noise into the reductions that read the logits. XLA's CPU backend
+stores the operands of its reductions; there a few rows at a time go through all of them, and the stored operands stay
+in the caches.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.params import SequenceParams
 from tokenswift_jax.sample.processors import process
 
-# Scores of a block on CPU, 4 MB in float32. Of 1, 4 and 16 rows of 152,064 scores 4 were the fastest, up to 3 times.
+# Scores per block on CPU, 4 MB in float32. Among blocks of 1, 4 and 16 rows of 152,064 scores, 4 rows were the fastest,
+# by up to 3 times.
 _BLOCK = 2**20
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RowInputs:
-    """What is drawn from, row by row.
+    """The inputs of the draws, one entry per tree row.
 
     Attributes:
       logits: [batch, rows, vocab].
@@ -41,12 +43,13 @@ class RowInputs:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TextInputs:
-    """What the rows of a text share.
+    """The inputs that the tree rows of a text share.
 
     Attributes:
       length: int32 [batch], tokens of the text, root included: n + 1.
       last_positions: int32 [batch, vocab], `penalty.last_positions`.
-      noise: float32 [batch, depth + 1, vocab] of positions n + 1 .., one vector a depth; None when all rows are greedy.
+      noise: float32 [batch, depth + 1, vocab] of positions n + 1 .., one vector per depth; None when all rows are
+        greedy.
       settings: the settings of the batch.
     """
 
@@ -57,7 +60,7 @@ class TextInputs:
 
 
 def draw_rows(rows: RowInputs, texts: TextInputs, features: SamplingFeatures) -> tuple[jax.Array, jax.Array]:
-    """Draws int32 [batch, rows], and bool [batch, rows], whether the row holds a NaN, but for suppressed tokens."""
+    """The draws, int32 [batch, rows], and whether a tree row has a NaN, suppressed tokens aside, bool [batch, rows]."""
     _, count, vocab = rows.logits.shape
     whole = partial(_draw_rows, features=features)
     size = max(1, _BLOCK // vocab)
@@ -67,7 +70,8 @@ def draw_rows(rows: RowInputs, texts: TextInputs, features: SamplingFeatures) ->
 
 
 def _by_blocks(function: partial, size: int, rows: RowInputs, texts: TextInputs) -> tuple[jax.Array, jax.Array]:
-    """`function` of `size` rows of one text at a time; the last rows are drawn twice where the size does not divide."""
+    """Applies `function` to `size` rows of one text at a time, and to some of the last rows twice where `size` does not
+    divide their number."""
     batch, count, _ = rows.logits.shape
     blocks = -(-count // size)
 
@@ -89,7 +93,7 @@ def _by_blocks(function: partial, size: int, rows: RowInputs, texts: TextInputs)
 
 
 def row_scores(rows: RowInputs, texts: TextInputs, *, features: SamplingFeatures) -> jax.Array:
-    """What every row's draw adds its noise to: `processors.process` of its logits, [batch, rows, vocab]."""
+    """The scores to which every draw adds its noise: `processors.process` of the logits, [batch, rows, vocab]."""
     settings = texts.settings
     penalised = penalty.row_penalised(
         texts.last_positions, texts.length, rows.path_tokens, rows.depths, settings.penalty_window
@@ -110,7 +114,8 @@ def _draw_rows(rows: RowInputs, texts: TextInputs, *, features: SamplingFeatures
 
 
 def _at_depths(noise: jax.Array | None, depths: jax.Array) -> jax.Array | None:
-    """[batch, rows, vocab], or [batch, 1, vocab] of a single depth; chosen, not gathered, so that it is fused."""
+    """The noise of each tree row, [batch, rows, vocab], or [batch, 1, vocab] of a single depth. It is selected, not
+    gathered, so that XLA fuses it."""
     if noise is None:
         return None
     chosen = noise[:, :1]

@@ -1,4 +1,4 @@
-"""Commit: what an iteration's walk won enters the text, the caches and the tables."""
+"""Commit: the tokens that an iteration emitted enter the text, the caches and the tables."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from tokenswift_jax.token_log import DRAFTED, NGRAM, SAMPLED
 def commit(
     state: DecodeState, inputs: StepInputs, plan: Plan, tree: Tree, walk: Acceptance, broken: jax.Array, rows: Rows
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
-    """The state after the iteration, its records and how many of them count.
+    """The state after the iteration, its records and the number of them that count.
 
     Records are int32 [batch, depth + 1, 4], columns `token_log.RECORD`; the count int32 [batch] is 0 for finished rows.
-    The accepted run is scanned in order: the first NaN, end of text or length limit cuts it.
+    The first NaN, EOS or length limit, in the order of the text, cuts the emitted tokens.
     """
     steps = jnp.arange(plan.depth + 1, dtype=jnp.int32)[None, :]
     count, finish = _cut(state, inputs, walk, jnp.take_along_axis(broken, walk.path, axis=1))
     before, after = state.length, state.length + count
 
-    # Tokens past `count` are scratch, like the cache's rows past n.
+    # Tokens past `count` are scratch, like the cache's slots past the committed ones.
     tokens = write_at(state.tokens, walk.emitted, before + 1)
 
     cache, draft = state.cache, state.draft
@@ -42,7 +42,7 @@ def commit(
             new = rows.new.along(walk.path)
             draft = plan.draft.advance(draft, cache, new, before, after, rows.query, plan.config)
 
-    # The row that drew the newest token; a frozen row keeps what it had.
+    # The tree row that drew the newest token; a frozen row keeps its hidden state and query.
     last = jnp.take_along_axis(walk.path, jnp.maximum(count - 1, 0)[:, None], axis=1)
     hidden = jnp.take_along_axis(rows.hidden, last[:, :, None], axis=1)[:, 0]
     moved = count > 0
@@ -54,7 +54,8 @@ def commit(
         if plan.tree.calibrated:
             assert ngram_trust is not None
             ngram_trust = ngram_calibration.observe(ngram_trust, plan.tree, ngrams, tree, walk, moved)
-            # Hits are never negative, but now the table is not written before it is read, or XLA would copy all of it.
+            # Hits are never negative, so this changes nothing. Without it, XLA writes the table before `observe` reads
+            # it and copies all of it.
             eligible = jnp.where(ngram_trust[:, 0] >= 0, eligible, before - inputs.sequence.ngram_lag)
         ngrams = ngram.insert(ngrams, tokens, eligible, plan.depth + 1)
 
@@ -81,7 +82,7 @@ def commit(
 
 
 def _cut(state: DecodeState, inputs: StepInputs, walk: Acceptance, broken: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """How many emitted tokens count, int32 [batch], and the rows' `finish` afterwards."""
+    """The number of emitted tokens that count, int32 [batch], and the rows' `finish` after them."""
     params = inputs.sequence
     steps = jnp.arange(walk.emitted.shape[1], dtype=jnp.int32)[None, :]
     remaining = params.stop_length - (state.length + 1)

@@ -20,11 +20,11 @@ _Cache = TypeVar("_Cache", bound=KVCache)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rows:
-    """What one forward computed for its rows.
+    """The results of one forward for its rows.
 
     Attributes:
       hidden: the last layer's output [batch, rows, hidden_size], before the final norm.
-      new: keys and values of the rows themselves, of all layers, as the cache stores them.
+      new: K/V of the rows themselves, of all layers, as the cache stores them.
       query: rotated queries of row 0, [layers, batch, query_heads, head_dim].
     """
 
@@ -34,11 +34,11 @@ class Rows:
 
 
 def forward_rows(model: Decoder, rows: RowBatch, cache: _Cache) -> tuple[Rows, _Cache]:
-    """Runs rows over a cache's first slots and over each other; their K/V go into the slots from `rows.lengths` on.
+    """Computes rows over a cache's first slots and over each other; their K/V go into the slots from `rows.lengths` on.
 
     Args:
       model: the decoder, merged from its parameters.
-      rows: what is computed.
+      rows: the rows to compute.
       cache: the full cache, or a draft cache in the same layout.
     """
 

@@ -1,4 +1,4 @@
-"""One iteration: draft a tree, verify it with the target, walk, commit."""
+"""One iteration: draft a tree, verify it with the target, walk it, commit."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tokenswift_jax.step.verify import root_only, verify
 
 @pytree
 class Emitted:
-    """The tokens of an iteration, or of a chunk of them, one entry a token.
+    """The emitted tokens of an iteration, or of a chunk of iterations, one entry per token.
 
     Attributes:
       records: int32 [batch, count, 4], columns `token_log.RECORD`.
-      logprobs: of the same tokens; None where the plan gives none.
+      logprobs: log-probabilities of the same tokens; None where the plan asks for none.
     """
 
     records: jax.Array = axes("batch", "count", "columns")
@@ -36,8 +36,8 @@ def iterate(
 ) -> tuple[DecodeState, Emitted, jax.Array]:
     """Emits, for every running row, the accepted drafts and the target's next draw: at least one token.
 
-    Returns the state, what was emitted, and how many tokens that are, int32 [batch] (`commit`). The text is the one
-    that `plan.kind` `autoregressive` gives: draws depend on the position and on the row's own path alone.
+    Returns the state, the emitted tokens and their number, int32 [batch] (`commit`). The text is the one that
+    `plan.kind` `autoregressive` gives, because a draw depends only on the position and the tree row's own path.
     """
     noise = None
     if plan.features >= SamplingFeatures.SAMPLED:
@@ -62,6 +62,6 @@ def iterate(
 
 
 def _root_walk(draws: jax.Array) -> Acceptance:
-    """The walk of a tree that is its root."""
+    """The walk of a tree that contains only its root."""
     zeros = jnp.zeros_like(draws)
     return Acceptance(path=zeros, accepted=zeros[:, 0], emitted=draws)

@@ -1,4 +1,4 @@
-"""Compiled programs: a chunk of iterations, a chunk of prefill, and taking up drafting after plain decoding."""
+"""Compiled programs: a chunk of iterations, a chunk of prefill, and the catch-up before drafting resumes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from tokenswift_jax.token_log import RECORD
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Chunk:
-    """What one chunk emitted.
+    """The results of one chunk.
 
     Attributes:
-      emitted: of `capacity` tokens a row.
-      counts: int32 [batch], emitted tokens that count.
+      emitted: the emitted tokens, `capacity` entries per row.
+      counts: int32 [batch], number of emitted tokens that count.
       finish: int32 [batch], `DecodeState.finish` after the chunk.
       length: int32 [batch], committed positions after the chunk.
-      iterations: int32 [], iterations run.
+      iterations: int32 [], number of iterations run.
     """
 
     emitted: Emitted
@@ -47,7 +47,10 @@ class Chunk:
 
 @contextmanager
 def exact_products(dtype: jnp.dtype) -> Iterator[None]:
-    """Full-precision matrix products for float32 models: TF32 or bfloat16 passes would break token equality."""
+    """Makes XLA compute matrix products of float32 and wider models in full precision.
+
+    Without it, XLA computes them in TF32 or bfloat16 passes, which breaks token equality.
+    """
     if jnp.dtype(dtype).itemsize >= 4:
         with jax.default_matmul_precision("highest"):
             yield
@@ -58,8 +61,8 @@ def exact_products(dtype: jnp.dtype) -> Iterator[None]:
 def run_chunk(
     graph: nnx.GraphDef, plan: Plan, capacity: int, inputs: StepInputs, state: DecodeState, iterations: jax.Array
 ) -> tuple[DecodeState, Chunk]:
-    """Iterates until a row has no room for another iteration in its `capacity` records, all have finished, or
-    `iterations` (int32 []) have run; no synchronisation with the host in between."""
+    """Iterates until a row has no room for another iteration in its `capacity` records, all rows have finished, or
+    `iterations` (int32 []) have run, without synchronisation with the host in between."""
     model = nnx.merge(graph, inputs.params)
     batch, step = state.length.shape[0], plan.depth + 1
 
@@ -81,7 +84,7 @@ def run_chunk(
 
 
 def _nothing(plan: Plan, batch: int, capacity: int) -> Emitted:
-    """Room for what a chunk emits."""
+    """Empty arrays for the tokens that a chunk emits."""
     records, logprobs = jnp.zeros((batch, capacity, len(RECORD)), jnp.int32), None
     if plan.logprobs is not None:
         top = jnp.zeros((batch, capacity, plan.logprobs.top), jnp.int32)
@@ -92,8 +95,8 @@ def _nothing(plan: Plan, batch: int, capacity: int) -> Emitted:
 def causal_chunk(
     graph: nnx.GraphDef, params: Any, tokens: jax.Array, start: jax.Array, cache: FullCache
 ) -> tuple[jax.Array, FullCache]:
-    """Tokens int32 [batch, rows] at positions start (int32 []) ..: the last layer's output [batch, rows, hidden_size]
-    before the final norm, and the cache with their K/V in its slots."""
+    """The last layer's output [batch, rows, hidden_size], before the final norm, of tokens int32 [batch, rows] at
+    positions start (int32 []) .., and the cache with their K/V in its slots."""
     model = nnx.merge(graph, params)
     rows = next_rows(tokens, jnp.broadcast_to(start, tokens.shape[:1]))
     with exact_products(cache.dtype):
@@ -102,13 +105,13 @@ def causal_chunk(
 
 
 def prefill_chunk(graph: nnx.GraphDef, params: Any, tokens: jax.Array, start: jax.Array, cache: FullCache) -> FullCache:
-    """`causal_chunk` for the cache alone: what the last layer computes after its K/V is not even compiled."""
+    """`causal_chunk` for the cache alone: XLA drops the last layer's unused attention and MLP."""
     return causal_chunk(graph, params, tokens, start, cache)[1]
 
 
 def catch_up(plan: Plan, inputs: StepInputs, state: DecodeState) -> DecodeState:
-    """The state with its n-gram table and draft cache brought up to the committed length: after prefill, and before
-    drafting resumes after decoding that did not keep them."""
+    """Brings the state's n-gram table and draft cache up to the committed length: after prefill, and before drafting
+    resumes after decoding that did not update them."""
     if plan.tree is not None and plan.tree.ngram_k:
         assert state.ngrams is not None
         table = ngram_fill.fill(state.ngrams, state.tokens, state.length - inputs.sequence.ngram_lag)
@@ -122,7 +125,7 @@ def catch_up(plan: Plan, inputs: StepInputs, state: DecodeState) -> DecodeState:
 
 @functools.cache
 def compiled(kind: str, graph: nnx.GraphDef, *static: Any) -> Callable:
-    """The jitted program of a kind (`chunk`, `prefill`, `causal`, `catch_up`), its state or cache donated."""
+    """The jitted program of a kind (`chunk`, `prefill`, `causal`, `catch_up`); its state or cache is donated."""
     if kind == "chunk":
         return jax.jit(functools.partial(run_chunk, graph, *static), donate_argnums=1)
     if kind in ("prefill", "causal"):

@@ -22,20 +22,20 @@ from tokenswift_jax.speculate.tree_spec import TreeSpec
 
 @pytree
 class DecodeState:
-    """Where a batch of texts stands between two iterations.
+    """The state of a batch of texts between two iterations.
 
     Attributes:
-      tokens: int32 [batch, text_capacity], the text by position: prompt, then emitted tokens; what lies past the root
-        means nothing.
+      tokens: int32 [batch, text_capacity], the text by position: prompt, then emitted tokens; entries past the root are
+        meaningless.
       length: int32 [batch], committed positions n; tokens[n] is the root.
       finish: int32 [batch], `Finish`.
-      cache: the full KV cache of positions 0 .. n-1.
+      cache: the full cache, K/V of positions 0 .. n-1.
       hidden: [batch, hidden_size], the last layer's output (before the final norm) whose logits drew the root.
       query: [layers, batch, query_heads, head_dim], the root's rotated queries in the latest pass.
       last_positions: int32 [batch, vocab], newest position of each token in the text (`penalty.last_positions`).
-      ngrams: the table of 4-grams; None in modes without it.
-      ngram_trust: float32 [batch, 2], how the n-grams' claims have fared (`trust.factor`); None where no plan is
-        `TreeSpec.calibrated`.
+      ngrams: the n-gram table, of 4-grams; None in modes without it.
+      ngram_trust: float32 [batch, 2], the record of how often n-grams were right (`ngram_calibration.factor`); None
+        where no plan is `TreeSpec.calibrated`.
       draft: the draft cache; None in modes without it.
     """
 
@@ -54,11 +54,11 @@ class DecodeState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepInputs:
-    """What a step reads and never changes.
+    """The inputs that a step reads and never changes.
 
     Attributes:
       params: the decoder's parameters (`nnx.split`).
-      draft_params: those of `Plan.drafter`; None where no plan has one.
+      draft_params: the parameters of `Plan.drafter`; None where no plan has one.
       sequence: the settings of every row: how tokens are drawn, where texts end.
     """
 
@@ -69,17 +69,17 @@ class StepInputs:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one compiled step does; static, so each plan is its own executable.
+    """The plan of one compiled step; static, so each plan has its own executable.
 
     Attributes:
       config: the decoder's configuration.
-      features: what sampling a step contains.
+      features: the sampling features of a step.
       kind: `autoregressive`, `partial`, `fused` (medusa too), `ngram` or `selfspec`.
       tree: the tree's shape; None for autoregressive.
       draft: kind and sizes of the draft cache; None for kinds that do not draft over it.
-      shared_noise: whether candidates are ranked with the noise of the draw they guess.
-      logprobs: which log-probabilities of emitted tokens it gives; None: none.
-      drafter: structure of the decoder that drafts, quantised (`StepInputs.draft_params`); None: the target itself.
+      shared_noise: whether candidates are ranked with the noise of the draw that they guess.
+      logprobs: the log-probabilities of emitted tokens that a step returns; None: none.
+      drafter: structure of the quantised decoder that drafts (`StepInputs.draft_params`); None: the target itself.
     """
 
     config: ModelConfig
@@ -93,10 +93,10 @@ class Plan:
 
     @property
     def depth(self) -> int:
-        """Drafted tokens that one iteration can accept."""
+        """The most drafted tokens that one iteration can accept."""
         return 0 if self.tree is None else self.tree.depth
 
     @property
     def rows(self) -> int:
-        """Rows of the verify forward."""
+        """Tree rows of the verify forward."""
         return 1 if self.tree is None else self.tree.rows

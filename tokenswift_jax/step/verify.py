@@ -1,4 +1,4 @@
-"""Verification: one target forward over the tree's rows, one draw a row, one walk."""
+"""Verification: one target forward over the tree rows, and one draw per tree row."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
 
 @dataclass(frozen=True)
 class Verified:
-    """What the target says of a tree.
+    """The target's verification of a tree.
 
     Attributes:
-      draws: int32 [batch, rows], the target's token after every row.
-      broken: bool [batch, rows], whether the row's logits hold a NaN.
-      computed: what the forward computed.
-      rows, texts: what the draws were made from.
+      draws: int32 [batch, rows], the target's token after every tree row.
+      broken: bool [batch, rows], whether the tree row's logits contain a NaN.
+      computed: the results of the forward.
+      rows, texts: the inputs of the draws.
     """
 
     draws: jax.Array
@@ -36,9 +36,9 @@ class Verified:
 def verify(
     model: Decoder, state: DecodeState, inputs: StepInputs, plan: Plan, tree: Tree, noise: jax.Array | None
 ) -> tuple[Verified, DecodeState]:
-    """The target's draw after every row, and the state with the rows' K/V in the cache's scratch slots.
+    """The target's draw after every tree row, and the state with the rows' K/V in the cache's scratch slots.
 
-    noise is float32 [batch, depth + 1, vocab] of positions n+1 .., None when greedy: rows of one depth share theirs.
+    noise is float32 [batch, depth + 1, vocab] of positions n+1 .., None when greedy; tree rows of one depth share it.
     """
     positions = state.length[:, None] + tree.depths
     batch = RowBatch(tree.tokens, positions, state.length, TreeMask(tree.mask))
@@ -50,14 +50,14 @@ def verify(
 
 
 def path_tokens(tree: Tree, depth: int) -> jax.Array:
-    """int32 [batch, rows, depth]: entry j is the token at depth j + 1 on the row's path, its own last."""
+    """The tokens on each tree row's path, int32 [batch, rows, depth]: entry j is at depth j + 1, its own is last."""
     level = jnp.arange(1, depth + 1, dtype=jnp.int32)[None, None, :, None]
     there = tree.mask[:, :, None, :] & (tree.depths[:, None, None, :] == level) & tree.valid[:, None, None, :]
     return jnp.sum(jnp.where(there, tree.tokens[:, None, None, :], 0), axis=-1, dtype=jnp.int32)
 
 
 def root_only(state: DecodeState) -> Tree:
-    """The tree of plain decoding: the root alone."""
+    """The tree of plain decoding, which is the root alone."""
     root = jnp.take_along_axis(state.tokens, state.length[:, None], axis=1)
     zeros = jnp.zeros_like(root)
     yes = jnp.ones_like(root, dtype=bool)
