@@ -121,7 +121,7 @@ class BlockTableShape:
         return when(due.any(), lambda d: self.select(d, full, after, due, query, config), draft)
 
     def refresh_due(self, selected: jax.Array, committed: jax.Array) -> jax.Array:
-        """bool [batch]: whether the text and a drafted chain no longer fit, or the refresh interval is over."""
+        """bool [batch]: whether the text and a drafted chain no longer fit, or the interval is over."""
         newest = self._newest(committed)
         most = self.entries - self._fixed - 1
         used_up = newest - (selected - 1) // self.block > most

@@ -70,8 +70,10 @@ class DraftKind(Protocol):
         depth: jax.Array,
         config: ModelConfig,
     ) -> tuple[RowBatch, FullCache]:
-        """The next drafted row, `token` int32 [batch] at position n + depth (depth is int32 [batch]), and the cache that
-        it extends; `depth` drafted rows precede it."""
+        """The next drafted row and the cache that it extends.
+
+        The row is `token` int32 [batch] at position n + depth (int32 [batch]); `depth` drafted rows precede it.
+        """
         ...
 
     def written(

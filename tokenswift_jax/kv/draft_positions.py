@@ -141,7 +141,7 @@ class DraftCacheShape:
         return when(due.any(), lambda d: self.select(d, full, after, due, query, config), kept)
 
     def refresh_due(self, selected: jax.Array, committed: jax.Array) -> jax.Array:
-        """bool [batch]: whether `committed` tokens no longer fit with the selection, or the refresh interval is over."""
+        """bool [batch]: whether `committed` tokens no longer fit beside the selection, or the interval is over."""
         most = self.size - self.sinks
         if self.refresh_interval is not None:
             most = min(most, self.refresh_interval - 1)
