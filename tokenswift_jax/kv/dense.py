@@ -90,8 +90,8 @@ class FullCache:
     ) -> jax.Array:
         """Attention of rotated queries [batch, rows, query_heads, head_dim] over the slots in use and each other.
 
-        Rows see each other's K/V rounded to 8 bits, as later rows will. If a row saw its ancestors unrounded, plain
-        decoding would give different tokens.
+        In an 8-bit cache, rows see each other's K/V after rounding, as later rows will. If a row saw its ancestors
+        before rounding, plain decoding would give different tokens.
         """
         own_keys, own_values = (x[0].swapaxes(1, 2) for x in own.read(self.dtype))
         given: dict[str, Any] = {
@@ -207,7 +207,7 @@ def cache_bytes(
 def empty_cache(
     config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, cache_dtype: str | None = None
 ) -> FullCache:
-    """A cache of zeros with `capacity` slots a row.
+    """A cache of zeros with `capacity` slots per row.
 
     Args:
       config: the decoder's configuration.

@@ -74,7 +74,7 @@ class BlockTableShape:
     def blocks(self, draft: BlockTable, committed: jax.Array) -> jax.Array:
         """int32 [layers, batch, kv_heads, table]: the blocks that drafting sees at `committed` tokens; -1 for none."""
         entry = jnp.arange(self.entries, dtype=jnp.int32)
-        # The last entry takes the first block after the selection's newest, the one before it the second.
+        # The last entry takes the first block after the selection's newest block, the entry before it takes the second.
         newer = ((draft.selected - 1) // self.block + 1)[:, None] + entry[None, ::-1]
         arrived = newer <= self._newest(committed)[:, None]
         selected = jnp.where(arrived[None, :, None], newer[None, :, None], draft.chosen)

@@ -40,7 +40,7 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """How a layer attends; static.
+    """Attention settings of a layer; static.
 
     Attributes:
       scale: factor of the products of queries and keys.

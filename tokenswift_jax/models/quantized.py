@@ -12,7 +12,7 @@ from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.layers import Linear
 
 KINDS = ("int8", "int4")
-# Inputs that share a scale. In 8 bits, a whole column of the kernel can share one (None); in 4 bits, it cannot.
+# Inputs that share a scale. 8 bits suffice for one scale per column of the kernel (None); 4 bits do not.
 _GROUPS = {"int8": None, "int4": 128}
 _HIGHEST = {"int8": 127, "int4": 7}
 

@@ -96,7 +96,10 @@ def head_levels(
 def _sequential(
     model: Decoder, shape: TreeSpec, hidden: jax.Array, root: jax.Array, ranking: DraftSampler, backbone: bool
 ) -> list[TreeDepth]:
-    """Expands nodes one by one: each has its own hidden state and path; a head reads both and guesses below the node."""
+    """The nodes of sequential heads, one level per depth.
+
+    Each expanded node has its own hidden state and path; a head reads both and guesses below that node.
+    """
     assert model.draft_heads is not None
     levels: list[TreeDepth] = []
     parents = jnp.zeros((root.shape[0], 1), jnp.int32)

@@ -59,8 +59,7 @@ def _queue(tokens: jax.Array, start: jax.Array, stop: jax.Array, width: int, set
 
     Returns:
         int32 `[batch, width, 3]`: rank, the number of earlier 4-grams of the same set; position of the last token at
-        the newest occurrence; and number of consecutive occurrences. Ranks ascend; 4-grams of one rank have different
-        sets.
+        the newest occurrence; and number of joined occurrences. Ranks ascend; 4-grams of one rank have different sets.
         int32 `[batch]`: the number of 4-grams.
     """
     place = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (start.shape[0], width))

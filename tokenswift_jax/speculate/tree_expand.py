@@ -122,8 +122,8 @@ def next_level(
 def to_expand(shape: TreeSpec, levels: Sequence[TreeDepth]) -> jax.Array:
     """The nodes of the last level to expand, int32 `[batch, expanded]`, ascending: the best, ties to the lower slot.
 
-    They include every node that could have a child within the node budget. Nodes with a child in the node set come
-    before nodes without one.
+    They include every node that could have a child within the node budget. The choice prefers nodes with a child in
+    the node set.
     """
     level, count = levels[-1], shape.expanded(len(levels) + 1)
     batch, nodes = level.score.shape
