@@ -1,5 +1,4 @@
-"""The n-gram table: 4-grams on the device, bounded by the text; it maps a first token to continuations of three tokens
-(paper section 3.3).
+"""The n-gram table: 4-grams on the device, bounded by the text: first token -> three more (paper section 3.3).
 
 The entries of one first token form its table row. A table row has at most `slots` entries; an entry counts how often a
 continuation occurred and records where it ended last.
@@ -12,8 +11,8 @@ in position order. Two rules evict continuations. They depend on the text and th
   gets none.
 
 The second rule rarely applies. A table has 2.5 entries for every position of the text, and the frequent tokens, which
-need most of the entries, have low ids in most vocabularies and so a set each. It never applies if the
-vocabulary has no more ids than the table has sets.
+need most of the entries, have low ids in most vocabularies and so a set each. It never applies if the vocabulary has no
+more ids than the table has sets.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class NgramTable:
     Attributes:
         entries: int32 `[batch, sets, 6 * 2 * slots]`. A set (`ngram_sets`) is one slice, so that a lookup reads one and
             an insertion writes one; with 32 slots it has 384 words, a multiple of the 128 that TPUs store together.
-        inserted: int32 `[batch]`. `insert` has processed every 4-gram that ends at a position < `inserted`.
+        inserted: int32 `[batch]`. The table has processed every 4-gram that ends at a position < `inserted`.
     """
 
     entries: jax.Array = axes("batch", "sets", "words")

@@ -41,7 +41,7 @@ def shared_levels(shape: TreeSpec, candidates: Sequence[tuple[jax.Array, jax.Arr
     Args:
         shape: the static shape, not `per_parent`.
         candidates: per depth int32 tokens `[batch, width]`, distinct within a depth, and float log-probabilities
-            `[batch, width]` (`draw.top_candidates`), -inf where a filter removed the token.
+            `[batch, width]` (`sample.draw.top_candidates`), -inf where a filter removed the token.
 
     Raises:
         ValueError: the candidates do not fit the shape.
