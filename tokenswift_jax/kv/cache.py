@@ -1,4 +1,4 @@
-"""What every KV cache does: the only way in which a forward, a commit or a draft cache touches one."""
+"""The interface of every KV cache. A forward, a commit and a draft cache reach a KV cache through it alone."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tokenswift_jax.models.rope import Rotation
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StoredKV:
-    """Keys and values of some rows in the form in which a cache stores them.
+    """K/V of some rows in the form in which a cache stores them.
 
     Attributes:
       keys: [layers, batch, kv_heads, rows, head_dim], rotated.
-      values: likewise.
-      key_scales, value_scales: float32 [layers, batch, kv_heads, rows], by which 8-bit numbers are multiplied; None
-        where keys and values are in the model's dtype.
+      values: as `keys`, not rotated.
+      key_scales, value_scales: float32 [layers, batch, kv_heads, rows], the factors of 8-bit numbers; None if K/V are
+        in the model's dtype.
     """
 
     keys: jax.Array
@@ -32,13 +32,13 @@ class StoredKV:
     value_scales: jax.Array | None = None
 
     def read(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-        """Keys and values [layers, batch, kv_heads, rows, head_dim] in `dtype`, as attention reads them."""
+        """Returns keys and values [layers, batch, kv_heads, rows, head_dim] in `dtype`, as attention reads them."""
         if self.key_scales is None or self.value_scales is None:
             return self.keys, self.values
         return dequantized(self.keys, self.key_scales, dtype), dequantized(self.values, self.value_scales, dtype)
 
     def along(self, path: jax.Array) -> StoredKV:
-        """The rows of a path int32 [batch, depth]."""
+        """Returns the rows along a path, int32 [batch, depth]."""
         at = path[None, :, None, :]
         return jax.tree.map(
             lambda rows: jnp.take_along_axis(rows, at if rows.ndim == 4 else at[..., None], axis=3), self
@@ -46,35 +46,35 @@ class StoredKV:
 
 
 class KVCache(Protocol):
-    """Keys and values of a batch of texts, by layer: a pytree.
+    """K/V of a batch of texts, by layer: a pytree.
 
-    Its methods are pure; the arrays of a donated cache change in place. `layer` is an int or a traced int32 []. `at`
-    are int32 [batch], the slots that the first row of each text takes.
+    Its methods are pure; XLA updates the arrays of a donated cache in place. `layer` is an int or a traced int32 [].
+    `at` is int32 [batch], the slot of each text's first new row.
     """
 
     @property
     def capacity(self) -> int:
-        """Slots a text."""
+        """Slots per text."""
         ...
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The model's dtype, in which rows come and attention's result goes."""
+        """The model's dtype: the dtype of incoming rows and of attention's result."""
         ...
 
     def stored(self, keys: jax.Array, values: jax.Array) -> StoredKV:
-        """Keys and values [..., head_dim] in the cache's form."""
+        """Converts keys and values [..., head_dim] to the cache's form."""
         ...
 
     def append(self, layer: int | jax.Array, new: StoredKV, at: jax.Array) -> Self:
-        """The cache with rows of the layers `layer` .. in the slots from `at` on."""
+        """Returns the cache with rows of layers `layer`, `layer` + 1, ... in the slots from `at` on."""
         ...
 
     def attend(
         self, layer: int | jax.Array, queries: jax.Array, own: StoredKV, rows: RowBatch, spec: AttentionSpec
     ) -> jax.Array:
         """Attention [batch, rows, query_heads, head_dim] of rotated queries over the slots in use and over the rows
-        themselves, whose keys and values are `own` and, for `Causal` rows, in the cache too."""
+        themselves. `own` contains the rows' K/V; for `Causal` rows the cache contains them too."""
         ...
 
     def extend(
@@ -87,32 +87,32 @@ class KVCache(Protocol):
         rows: RowBatch,
         spec: AttentionSpec,
     ) -> tuple[jax.Array, StoredKV, jax.Array, Self]:
-        """`append` and then `attend` for a layer's projections [batch, rows, heads, head_dim], not yet rotated.
+        """Calls `append` and then `attend` for a layer's projections [batch, rows, heads, head_dim], not yet rotated.
 
-        The cache decides what it rotates. Returns the mixed values, what was stored (one layer), row 0's query as
-        `top_positions` takes it [1, batch, query_heads, head_dim], and the cache.
+        The cache decides which projections it rotates. Returns the mixed values, the stored K/V (one layer), row 0's
+        query [1, batch, query_heads, head_dim] in the form that `top_positions` takes, and the cache.
         """
         ...
 
     def keep(self, new: StoredKV, path: jax.Array, at: jax.Array) -> Self:
-        """The cache after a commit: of all layers' rows those along a path int32 [batch, depth], from `at` on."""
+        """Commits: stores, in every layer, the rows along a path int32 [batch, depth] in the slots from `at` on."""
         ...
 
     def top_positions(
         self, layer: int | jax.Array, query: jax.Array, begins: jax.Array, ends: jax.Array, count: int
     ) -> jax.Array:
         """Positions int32 [batch, kv_heads, count] of the best-scoring keys under a query [batch, query_heads,
-        head_dim] among begins .. ends-1 (int32 [batch] each), best first; -1 where there are too few."""
+        head_dim] among begins .. ends-1 (int32 [batch] each), best first; -1 fills the rest if there are too few."""
         ...
 
     def top_blocks(
         self, layer: int | jax.Array, query: jax.Array, begins: jax.Array, ends: jax.Array, count: int, block_size: int
     ) -> jax.Array:
-        """The same for blocks of slots, each of which scores as its best key does."""
+        """Does the same for blocks of slots; a block's score is that of its best key."""
         ...
 
     def gather(self, layer: int | jax.Array, positions: jax.Array) -> StoredKV:
-        """What a layer holds at positions int32 [batch, kv_heads, count]."""
+        """A layer's K/V at positions int32 [batch, kv_heads, count]."""
         ...
 
     def first(self, slots: int) -> Self:

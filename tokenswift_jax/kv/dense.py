@@ -1,4 +1,4 @@
-"""The full KV cache: every committed position of the text, plus scratch rows past it."""
+"""The full KV cache: K/V of every committed position of the text, and scratch slots past the committed length."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from tokenswift_jax.models.config import AttentionSpec, ModelConfig
 from tokenswift_jax.models.rope import Rotation
 from tokenswift_jax.parallel.heads import over_heads
 
-BLOCK = 256  # capacities are multiples of it, so that block-wise readers never meet a ragged end
+BLOCK = 256  # slots; capacities are multiples of it, so that block-wise readers never see a partial block
 
 
 @pytree
 class FullCache:
-    """Keys and values by layer; a `kv.cache.KVCache`.
+    """K/V by layer; implements `kv.cache.KVCache`.
 
     Attributes:
-      keys: rotated keys [layers, batch, kv_heads, capacity, head_dim] in the model's dtype or in 8 bits; slot i holds
-        position i. Slots at or past a row's committed length are scratch: their content means nothing.
-      values: likewise.
-      key_scales, value_scales: float32 [layers, batch, kv_heads, capacity] where keys and values are in 8 bits
+      keys: rotated keys [layers, batch, kv_heads, capacity, head_dim] in the model's dtype or in 8 bits; slot i
+        stores position i. Slots at or past a row's committed length are scratch: their content means nothing.
+      values: as `keys`, not rotated.
+      key_scales, value_scales: float32 [layers, batch, kv_heads, capacity] if K/V are in 8 bits
         (`quantize.quantized`); else None.
-      model_dtype: static, the model's dtype where keys and values are in 8 bits; None: theirs.
+      model_dtype: static, the model's dtype if K/V are in 8 bits; None: K/V are in the model's dtype.
     """
 
     keys: jax.Array = axes("layers", "batch", "kv_heads", "slots", "head_dim")
@@ -46,15 +46,15 @@ class FullCache:
 
     @property
     def stacks(self) -> StoredKV:
-        """Every array: keys, values, and their scales where there are some."""
+        """Every array: keys, values, and their scales if there are any."""
         return StoredKV(self.keys, self.values, self.key_scales, self.value_scales)
 
     def with_stacks(self, stacks: StoredKV) -> FullCache:
-        """The same cache with other arrays."""
+        """Returns the same cache with other arrays."""
         return FullCache(stacks.keys, stacks.values, stacks.key_scales, stacks.value_scales, self.model_dtype)
 
     def first(self, slots: int) -> FullCache:
-        """The first `slots` slots of every row, a copy."""
+        """Copies the first `slots` slots of every row."""
         return self.with_stacks(jax.tree.map(lambda stack: stack[:, :, :, :slots], self.stacks))
 
     @property
@@ -63,27 +63,27 @@ class FullCache:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The model's dtype, in which rows come and attention's result goes."""
+        """The model's dtype: the dtype of incoming rows and of attention's result."""
         return self.keys.dtype if self.model_dtype is None else self.model_dtype
 
     @property
     def cache_dtype(self) -> str | None:
-        """The name of the 8-bit numbers that it holds; None where they are the model's own."""
+        """The name of the cache's 8-bit number format; None if the cache stores numbers of the model's dtype."""
         return next((name for name, dtype in CACHE_DTYPES.items() if self.keys.dtype == dtype), None)
 
     def stored(self, keys: jax.Array, values: jax.Array) -> StoredKV:
-        """Keys and values [..., head_dim] in the cache's form."""
+        """Converts keys and values [..., head_dim] to the cache's form."""
         if self.key_scales is None:
             return StoredKV(keys, values)
         (keys, key_scales), (values, value_scales) = (quantized(rows, self.keys.dtype) for rows in (keys, values))
         return StoredKV(keys, values, key_scales, value_scales)
 
     def converted(self, rows: StoredKV) -> StoredKV:
-        """Rows of another cache in this one's form: as they are where the forms are one."""
+        """Converts rows of another cache to this cache's form; returns them unchanged if the forms agree."""
         return rows if rows.keys.dtype == self.keys.dtype else self.stored(*rows.read(self.dtype))
 
     def append(self, layer: int | jax.Array, new: StoredKV, at: jax.Array) -> FullCache:
-        """The cache with rows of the layers `layer` .. in the slots from `at` (int32 [batch]) on."""
+        """Returns the cache with rows of layers `layer`, `layer` + 1, ... in the slots from `at` (int32 [batch]) on."""
         return self.with_stacks(write_rows(self.stacks, new, layer, at))
 
     def attend(
@@ -91,8 +91,8 @@ class FullCache:
     ) -> jax.Array:
         """Attention of rotated queries [batch, rows, query_heads, head_dim] over the slots in use and each other.
 
-        Of 8-bit numbers the rows see each other's as later rows will: had a row seen its ancestors before rounding,
-        plain decoding would give other tokens.
+        In an 8-bit cache, rows see each other's K/V after rounding, as later rows will. If a row saw its ancestors
+        before rounding, plain decoding would give different tokens.
         """
         own_keys, own_values = (x[0].swapaxes(1, 2) for x in own.read(self.dtype))
         given: dict[str, Any] = {
@@ -130,34 +130,37 @@ class FullCache:
         rows: RowBatch,
         spec: AttentionSpec,
     ) -> tuple[jax.Array, StoredKV, jax.Array, FullCache]:
-        """`append`, then `attend`: written first, a donated cache changes in place on every backend, also inside a
-        while loop. Read first, XLA would keep the old cache and copy it."""
+        """Calls `append`, then `attend`.
+
+        XLA updates a donated cache in place on every backend, also inside a while loop, because the write comes before
+        the read. With the read first, XLA would keep the old cache and copy it.
+        """
         queries, keys = rotation.apply(queries), rotation.apply(keys)
         new = self.stored(keys.transpose(0, 2, 1, 3)[None], values.transpose(0, 2, 1, 3)[None])
         cache = self.append(layer, new, rows.lengths)
         return cache.attend(layer, queries, new, rows, spec), new, queries[None, :, 0], cache
 
     def keep(self, new: StoredKV, path: jax.Array, at: jax.Array) -> FullCache:
-        """The cache after a commit: of all layers' rows those along a path int32 [batch, depth], from `at` on."""
+        """Commits: stores, in every layer, the rows along a path int32 [batch, depth] in the slots from `at` on."""
         return self.append(0, new.along(path), at)
 
     def top_positions(
         self, layer: int | jax.Array, query: jax.Array, begins: jax.Array, ends: jax.Array, count: int
     ) -> jax.Array:
-        """`pallas_kernels.cache_scores.top_positions` of a layer."""
+        """Calls `pallas_kernels.cache_scores.top_positions` for a layer."""
         scored = {"query": query, "keys": self.keys, "key_scales": self.key_scales, "layer": layer}
         return over_heads(top_positions, result=1, **scored, begins=begins, ends=ends, count=count)
 
     def top_blocks(
         self, layer: int | jax.Array, query: jax.Array, begins: jax.Array, ends: jax.Array, count: int, block_size: int
     ) -> jax.Array:
-        """`pallas_kernels.cache_scores.top_blocks` of a layer."""
+        """Calls `pallas_kernels.cache_scores.top_blocks` for a layer."""
         scored = {"query": query, "keys": self.keys, "key_scales": self.key_scales, "layer": layer}
         sizes = {"count": count, "block_size": block_size}
         return over_heads(top_blocks, result=1, **scored, begins=begins, ends=ends, **sizes)
 
     def gather(self, layer: int | jax.Array, positions: jax.Array) -> StoredKV:
-        """What a layer holds at positions int32 [batch, kv_heads, count]."""
+        """A layer's K/V at positions int32 [batch, kv_heads, count]."""
         batch, kv_heads, _ = positions.shape
         row = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
         head = jnp.arange(kv_heads, dtype=jnp.int32)[None, :, None]
@@ -180,7 +183,7 @@ def round_up(size: int, block: int = BLOCK) -> int:
 def cache_bytes(
     config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, cache_dtype: str | None = None
 ) -> int:
-    """Bytes of the keys and values of `capacity` slots for every layer and row of a batch, scales included."""
+    """Bytes of the K/V of `capacity` slots for every layer and row of a batch, scales included."""
     heads = 2 * config.num_layers * batch * config.num_kv_heads * capacity
     if cache_dtype is None:
         return heads * config.head_dim * jnp.dtype(dtype).itemsize
@@ -190,12 +193,12 @@ def cache_bytes(
 def empty_cache(
     config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, cache_dtype: str | None = None
 ) -> FullCache:
-    """A cache of zeros with `capacity` slots a row.
+    """A cache of zeros with `capacity` slots per row.
 
     Args:
-      config: the decoder's.
-      batch, capacity: rows and slots.
-      dtype: the model's.
+      config: the decoder's configuration.
+      batch, capacity: rows, and slots per row.
+      dtype: the model's dtype.
       cache_dtype: "int8" or "float8_e4m3", 8-bit numbers with scales; None: numbers of the model's dtype.
     """
     shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
@@ -209,10 +212,10 @@ def empty_cache(
 
 def write_rows(stacks: Any, rows: Any, layer: int | jax.Array, starts: jax.Array) -> Any:
     """Writes rows [layers', batch, kv_heads, rows, ...] into stacks [layers, batch, kv_heads, slots, ...] of the same
-    structure: at slots starts[b].. of layers layer.. .
+    structure: batch row b goes to the slots from starts[b] on, and layers' to the layers from `layer` on.
 
-    A loop makes one update for each row of the batch: a vmapped update would copy the cache, and updates one after
-    another would make the program grow with the batch. The caller keeps starts + rows within capacity.
+    A loop makes one update for each batch row. With a vmapped update, XLA would copy the cache; with unrolled updates,
+    the program would grow with the batch. The caller keeps starts + rows within capacity.
     """
     first, zero = jnp.asarray(layer, jnp.int32), jnp.zeros((), jnp.int32)
     batch = starts.shape[0]

@@ -1,4 +1,4 @@
-"""The draft cache as a table of blocks of the full cache: nothing is copied, drafting reads the blocks in place."""
+"""The draft cache as a table of blocks of the full cache: drafting reads the blocks in place, without a copy."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tokenswift_jax.models.config import ModelConfig
 
 @pytree
 class BlockTable:
-    """Blocks chosen per layer and KV head; block i is the full cache's slots i * block .. (i + 1) * block - 1.
+    """Blocks chosen per layer and KV head; block i covers slots i * block .. (i + 1) * block - 1 of the full cache.
 
     Attributes:
-      chosen: int32 [layers, batch, kv_heads, table], as of the latest selection: the sinks' blocks, the newest block,
-        the best-scoring others in descending score; -1 where there were too few. Means nothing before the first.
+      chosen: int32 [layers, batch, kv_heads, table], the latest selection: the sinks' blocks, the newest block, then
+        the best-scoring others in descending score; -1 fills the rest. Means nothing before the first selection.
       selected: int32 [batch], committed length at the latest selection, 0 before the first.
     """
 
@@ -31,18 +31,18 @@ class BlockTable:
 
 @dataclass(frozen=True)
 class BlockTableShape:
-    """A draft cache that names blocks; a `drafting.DraftKind`. Static sizes.
+    """Static sizes of a draft cache that names blocks; implements `draft_cache.DraftKind`.
 
-    The drafted rows' own keys and values go into the full cache past the committed length, where verification
-    overwrites them. While a text and its drafts fit, the table holds all their blocks. Afterwards blocks that came
-    after the selection replace the lowest-scored ones, from the end, so that the newest tokens are always seen.
+    Drafting writes the K/V of drafted rows to the full cache past the committed length, where verification overwrites
+    them. While a text and its drafts fit, the table names all their blocks. Later, blocks newer than the selection
+    replace the lowest-scored ones, from the end, so that drafting always sees the newest tokens.
 
     Attributes:
-      size: slots that a row reads at most; a multiple of `block`.
-      sinks: the blocks of positions 0 .. sinks-1 are always seen.
+      size: the most slots that a row reads; a multiple of `block`.
+      sinks: drafting always sees the blocks of positions 0 .. sinks-1.
       scratch: rows of a drafted chain, the root included.
-      refresh_interval: select again after so many committed tokens; None: when no replaceable entry is left.
-      block: slots a block.
+      refresh_interval: select again after this many committed tokens; None: when no replaceable entry is left.
+      block: slots per block.
     """
 
     size: int
@@ -53,7 +53,7 @@ class BlockTableShape:
 
     @property
     def copied_slots(self) -> int:
-        """Always 0: blocks are read in place."""
+        """Always 0: drafting reads blocks in place."""
         return 0
 
     @property
@@ -72,9 +72,9 @@ class BlockTableShape:
         return BlockTable(jnp.full(dims, -1, jnp.int32), jnp.zeros((batch,), jnp.int32))
 
     def blocks(self, draft: BlockTable, committed: jax.Array) -> jax.Array:
-        """int32 [layers, batch, kv_heads, table]: the blocks seen when `committed` tokens are; -1 for none."""
+        """int32 [layers, batch, kv_heads, table]: the blocks that drafting sees at `committed` tokens; -1 for none."""
         entry = jnp.arange(self.entries, dtype=jnp.int32)
-        # The last entry takes the first block after the selection's newest, the one before it the second.
+        # The last entry takes the first block after the selection's newest block, the entry before it takes the second.
         newer = ((draft.selected - 1) // self.block + 1)[:, None] + entry[None, ::-1]
         arrived = newer <= self._newest(committed)[:, None]
         selected = jnp.where(arrived[None, :, None], newer[None, :, None], draft.chosen)
@@ -89,7 +89,7 @@ class BlockTableShape:
         depth: jax.Array,
         config: ModelConfig,
     ) -> tuple[RowBatch, FullCache]:
-        """The row that follows `depth` drafted ones, and the full cache."""
+        """The row that follows `depth` drafted rows, and the full cache."""
         at, itself = committed + depth, jnp.ones((token.shape[0], 1, 1), bool)
         seen = TreeMaskOverBlocks(itself, self.blocks(draft, committed), self.block)
         return RowBatch(token[:, None], at[:, None], at, seen), full
@@ -103,7 +103,7 @@ class BlockTableShape:
         depth: jax.Array,
         config: ModelConfig,
     ) -> tuple[BlockTable, FullCache]:
-        """The view's cache is the full cache."""
+        """Returns the view's cache as the full cache; the table does not change."""
         return draft, cache
 
     def advance(
@@ -116,12 +116,12 @@ class BlockTableShape:
         query: jax.Array,
         config: ModelConfig,
     ) -> BlockTable:
-        """Selects anew where that falls due; new positions need nothing else."""
+        """Selects again if that is due; new positions need no other work."""
         due = self.refresh_due(draft.selected, after) & (after > before)
         return when(due.any(), lambda d: self.select(d, full, after, due, query, config), draft)
 
     def refresh_due(self, selected: jax.Array, committed: jax.Array) -> jax.Array:
-        """bool [batch]: whether the text and a chain of drafts no longer fit, or the interval is over."""
+        """bool [batch]: whether the text and a drafted chain no longer fit, or the interval is over."""
         newest = self._newest(committed)
         most = self.entries - self._fixed - 1
         used_up = newest - (selected - 1) // self.block > most
@@ -132,7 +132,7 @@ class BlockTableShape:
     def rebuild(
         self, draft: BlockTable, full: FullCache, committed: jax.Array, query: jax.Array, config: ModelConfig
     ) -> BlockTable:
-        """The table of a text of any length at once."""
+        """Builds the table of a text of any length."""
         fresh = BlockTable(draft.chosen, jnp.zeros_like(draft.selected))
         due = self.refresh_due(fresh.selected, committed)
         return when(due.any(), lambda d: self.select(d, full, committed, due, query, config), fresh)
@@ -146,8 +146,8 @@ class BlockTableShape:
         query: jax.Array,
         config: ModelConfig,
     ) -> BlockTable:
-        """Chooses blocks for the rows bool [batch]. A block scores as its best key does; a layer with a sliding window
-        offers only blocks that reach into it."""
+        """Chooses blocks for the rows bool [batch]. A block's score is that of its best key; a layer with a sliding
+        window considers only blocks that overlap the window."""
         fixed, newest = self._fixed, (committed - 1) // self.block
         _, batch, kv_heads, entries = draft.chosen.shape
         sinks = jnp.broadcast_to(jnp.arange(fixed, dtype=jnp.int32), (batch, kv_heads, fixed))
@@ -165,5 +165,5 @@ class BlockTableShape:
         return BlockTable(chosen, jnp.where(rows, committed, draft.selected))
 
     def _newest(self, committed: jax.Array) -> jax.Array:
-        """int32 [batch]: the block of the newest slot that a row of a drafted chain reads."""
+        """int32 [batch]: the block of the newest slot that a drafted row reads."""
         return (committed + self.scratch - 2) // self.block

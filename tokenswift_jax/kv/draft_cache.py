@@ -1,4 +1,4 @@
-"""What every kind of draft cache does: the interface between decoding and `draft_positions`, `draft_blocks`."""
+"""The interface of every kind of draft cache, between decoding and `draft_positions`, `draft_blocks`."""
 
 from __future__ import annotations
 
@@ -17,31 +17,32 @@ _Tree = TypeVar("_Tree")
 
 
 def when(condition: jax.Array, function: Callable[[_Tree], _Tree], value: _Tree) -> _Tree:
-    """function(value) if the condition, bool [], holds, else value; in place.
+    """Returns function(value) if the condition, bool [], is true, else value; updates in place.
 
-    A loop of at most one turn: what goes through a conditional is copied on every path, the idle one too.
+    The implementation is a loop of at most one turn. With `lax.cond`, XLA would copy the value on every path, also on
+    the one that changes nothing.
     """
     return jax.lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros_like(c[0]), function(c[1])), (condition, value))[1]
 
 
 class DraftKind(Protocol):
-    """Static kind and sizes of a draft cache; hashable. What it keeps is a pytree of its own, `draft` below.
+    """Static kind and sizes of a draft cache; hashable. Its arrays are a separate pytree, `draft` below.
 
-    `committed` are int32 [batch], committed lengths n of the text; `query` is [layers, batch, query_heads, head_dim],
-    the root's in the pass that committed up to there.
+    `committed` is int32 [batch], the committed length n of each text; `query` is [layers, batch, query_heads,
+    head_dim], the root's query in the pass that committed those n tokens.
     """
 
     @property
     def copied_slots(self) -> int:
-        """Slots whose keys and values are copied, a row of the batch."""
+        """Slots per batch row that contain copied K/V."""
         ...
 
     def empty(self, config: ModelConfig, batch: int, dtype: jnp.dtype, cache_dtype: str | None = None) -> Any:
-        """A draft cache that holds nothing, of a model of `dtype` whose full cache has numbers of `cache_dtype`."""
+        """An empty draft cache for a model of `dtype`; `cache_dtype` is the number format of its full cache."""
         ...
 
     def rebuild(self, draft: Any, full: FullCache, committed: jax.Array, query: jax.Array, config: ModelConfig) -> Any:
-        """The draft cache of a text of any length at once: after prefill, or after decoding that did not keep it."""
+        """Builds the draft cache of a text of any length: after prefill, or after a plan that did not update it."""
         ...
 
     def advance(
@@ -54,8 +55,10 @@ class DraftKind(Protocol):
         query: jax.Array,
         config: ModelConfig,
     ) -> Any:
-        """Takes in newly committed positions before .. after-1 (int32 [batch] each), whose keys and values are in `new`
-        (as many rows as can be committed) and in the full cache; selects again where that falls due."""
+        """Adds the newly committed positions before .. after-1 (int32 [batch] each), and selects again if that is due.
+
+        `new` contains their K/V, in as many rows as a step can commit; the full cache contains them too.
+        """
         ...
 
     def view(
@@ -67,8 +70,10 @@ class DraftKind(Protocol):
         depth: jax.Array,
         config: ModelConfig,
     ) -> tuple[RowBatch, FullCache]:
-        """The row of `token` int32 [batch] at position n + depth (int32 [batch]), after `depth` rows written before it,
-        and the cache that it extends."""
+        """The next drafted row and the cache that it extends.
+
+        The row is `token` int32 [batch] at position n + depth (int32 [batch]); `depth` drafted rows precede it.
+        """
         ...
 
     def written(
@@ -80,5 +85,5 @@ class DraftKind(Protocol):
         depth: jax.Array,
         config: ModelConfig,
     ) -> tuple[Any, FullCache]:
-        """The draft cache and the full cache once `cache`, the view's, holds the row at `depth`."""
+        """Returns the draft cache and the full cache once `cache`, the view's cache, contains the row at `depth`."""
         ...

@@ -1,4 +1,4 @@
-"""The draft cache: a small KV cache of sinks, the best-scoring positions and the newest ones (paper section 3.1)."""
+"""The draft cache as copied positions: sinks, the best-scoring positions and the newest ones (paper section 3.1)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from tokenswift_jax.kv.draft_cache import when
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.models.config import ModelConfig
 
-FAR_AWAY = -(2**30)  # position of an empty slot: outside every sliding window
+FAR_AWAY = -(2**30)  # the position of an empty slot: outside every sliding window
 
 
 @pytree
 class DraftCache:
-    """Keys and values chosen per layer and KV head.
+    """K/V chosen per layer and KV head.
 
     Attributes:
-      cache: [layers, batch, kv_heads, size + scratch (rounded up), head_dim]; while a text fits, slot i holds
-        position i; afterwards sinks, then selected positions in descending score, whose tail newer positions replace.
-      positions: int32 [layers, batch, kv_heads, slots], the position each slot holds.
+      cache: [layers, batch, kv_heads, size + scratch (rounded up), head_dim]. While a text fits, slot i stores position
+        i. Later the slots store the sinks, then the selected positions in descending score; newer positions replace
+        the selected ones from the end.
+      positions: int32 [layers, batch, kv_heads, slots], the position that each slot stores.
       selected: int32 [batch], committed length at the latest selection, 0 before the first.
     """
 
@@ -37,14 +38,14 @@ class DraftCache:
 
 @dataclass(frozen=True)
 class DraftCacheShape:
-    """A draft cache that copies single positions; a `drafting.DraftKind`. Static sizes, in slots.
+    """Static sizes, in slots, of a draft cache that copies single positions; implements `draft_cache.DraftKind`.
 
     Attributes:
-      size: slots that hold positions of the text.
-      sinks: leading slots that hold positions 0 .. sinks-1 for ever.
+      size: slots that store positions of the text.
+      sinks: leading slots that always store positions 0 .. sinks-1.
       scratch: slots past `size` for the root and a drafted chain.
-      refresh_interval: select again after so many committed tokens; None: when no replaceable slot is left.
-      narrow: keys and values are kept in int8; else as the full cache has them.
+      refresh_interval: select again after this many committed tokens; None: when no replaceable slot is left.
+      narrow: whether K/V are in int8; else they are in the full cache's form.
     """
 
     size: int
@@ -55,18 +56,18 @@ class DraftCacheShape:
 
     @property
     def copied_slots(self) -> int:
-        """Slots whose keys and values are copied, a row of the batch."""
+        """Slots per batch row that contain copied K/V."""
         return self.size + self.scratch
 
     def empty(self, config: ModelConfig, batch: int, dtype: jnp.dtype, cache_dtype: str | None = None) -> DraftCache:
-        """A draft cache that holds nothing, of a model of `dtype` whose full cache has numbers of `cache_dtype`."""
+        """An empty draft cache for a model of `dtype`; `cache_dtype` is the number format of its full cache."""
         slots = round_up(self.size + self.scratch)
         cache = empty_cache(config, batch, slots, dtype, "int8" if self.narrow else cache_dtype)
         positions = jnp.full((config.num_layers, batch, config.num_kv_heads, slots), FAR_AWAY, jnp.int32)
         return DraftCache(cache, positions, jnp.zeros((batch,), jnp.int32))
 
     def slots_in_use(self, committed: jax.Array) -> jax.Array:
-        """int32 [batch]: how many leading slots hold positions when `committed` tokens are committed."""
+        """int32 [batch]: how many leading slots store positions at `committed` tokens."""
         return jnp.minimum(committed, self.size)
 
     def view(
@@ -78,7 +79,7 @@ class DraftCacheShape:
         depth: jax.Array,
         config: ModelConfig,
     ) -> tuple[RowBatch, FullCache]:
-        """The row that follows `depth` drafted ones, and the draft cache."""
+        """The row that follows `depth` drafted rows, and the draft cache."""
         itself = TreeMask(jnp.ones((token.shape[0], 1, 1), bool))
         in_use, held = self.slots_in_use(committed) + depth, draft.positions if _windowed(config) else None
         return RowBatch(token[:, None], (committed + depth)[:, None], in_use, itself, held), draft.cache
@@ -92,10 +93,10 @@ class DraftCacheShape:
         depth: jax.Array,
         config: ModelConfig,
     ) -> tuple[DraftCache, FullCache]:
-        """Takes back the view's cache, into which the row at `depth` has been written."""
+        """Puts the view's cache, which contains the row at `depth`, back into the draft cache."""
         positions = draft.positions
         if _windowed(config):
-            # Later rows of a drafted chain must know where this one stands.
+            # A sliding window compares positions: later rows of the drafted chain need this row's to see it.
             slots = jnp.arange(positions.shape[3], dtype=jnp.int32)
             here = slots[None, :] == (self.slots_in_use(committed) + depth)[:, None]
             positions = jnp.where(here[None, :, None, :], (committed + depth)[None, :, None, None], positions)
@@ -111,14 +112,14 @@ class DraftCacheShape:
         query: jax.Array,
         config: ModelConfig,
     ) -> DraftCache:
-        """Takes in newly committed positions before .. after-1, selecting anew where that falls due.
+        """Adds the newly committed positions before .. after-1, and selects again if that is due.
 
         Args:
           draft: the draft cache at `before` committed tokens.
-          full: the full cache, with the new positions in place.
-          new: keys and values of positions before .., at least after - before rows.
+          full: the full cache, which contains the new positions.
+          new: K/V of the positions from `before` on, at least after - before rows.
           before, after: int32 [batch], committed lengths.
-          query: [layers, batch, query_heads, head_dim], the root's in the pass that committed them.
+          query: [layers, batch, query_heads, head_dim], the root's query in the pass that committed them.
           config: static.
         """
         most = new.keys.shape[3]
@@ -140,7 +141,7 @@ class DraftCacheShape:
         return when(due.any(), lambda d: self.select(d, full, after, due, query, config), kept)
 
     def refresh_due(self, selected: jax.Array, committed: jax.Array) -> jax.Array:
-        """bool [batch]: whether `committed` tokens no longer fit beside what was selected, or the interval is over."""
+        """bool [batch]: whether `committed` tokens no longer fit beside the selection, or the interval is over."""
         most = self.size - self.sinks
         if self.refresh_interval is not None:
             most = min(most, self.refresh_interval - 1)
@@ -155,7 +156,7 @@ class DraftCacheShape:
         query: jax.Array,
         config: ModelConfig,
     ) -> DraftCache:
-        """The draft cache of a text of any length at once: after prefill, or after decoding that did not keep it."""
+        """Builds the draft cache of a text of any length: after prefill, or after a plan that did not update it."""
         copied = self._copy_prefix(draft, full, committed)
         due = committed > self.size
         return when(due.any(), lambda d: self.select(d, full, committed, due, query, config), copied)
@@ -171,7 +172,7 @@ class DraftCacheShape:
     ) -> DraftCache:
         """Fills the rows bool [batch] with the sinks and the best-scoring positions in descending score.
 
-        A layer with a sliding window offers only positions inside it.
+        A layer with a sliding window considers only positions inside the window.
         """
         count = self.size - self.sinks
         stacks, positions = draft.cache.stacks, draft.positions
@@ -184,7 +185,7 @@ class DraftCacheShape:
             if window is not None:
                 begins = jnp.maximum(begins, committed - window + 1)
             best = full.top_positions(layer, query[layer], begins, committed, count)
-            # Without this, XLA gathers every layer's rows first and needs memory for a second draft cache.
+            # Without this barrier, XLA gathers every layer's rows first and needs memory for a second draft cache.
             best, stacks = lax.optimization_barrier((best, stacks))
             chosen = jnp.concatenate([sinks, best], axis=-1)
             taken = draft.cache.converted(full.gather(layer, jnp.maximum(chosen, 0)))
@@ -213,11 +214,11 @@ class DraftCacheShape:
 
 
 def _written(stacks: Any, rows: Any, slot: jax.Array) -> Any:
-    """Stacks [layers, batch, kv_heads, slots, ...] with rows [layers, batch, kv_heads, most, ...] in the slots int32
-    [batch, most]: neighbours in any order, one past the last slot for a row that is dropped.
+    """Writes rows [layers, batch, kv_heads, most, ...] into stacks [layers, batch, kv_heads, slots, ...].
 
-    The slots around are rewritten as they are: with a scatter, XLA for TPU would change the layout of the whole stack.
-    With a loop, the program does not grow with the batch.
+    `slot` is int32 [batch, most]: adjacent slots in any order, and the number of slots for a row to drop. The update
+    covers the slots around them too, with their old content: with a scatter, XLA for TPU would change the layout of
+    the whole stack. The loop over the batch keeps the program's size independent of the batch.
     """
     batch, most, zero = slot.shape[0], slot.shape[1], jnp.int32(0)
     slots = jax.tree.leaves(stacks)[0].shape[3]

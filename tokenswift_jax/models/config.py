@@ -1,4 +1,4 @@
-"""Static description of a decoder: everything its mathematics needs, nothing defaulted."""
+"""Static description of a decoder: everything that its computation needs, without defaults."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class RopeConfig:
     """Rotary position embedding; fields that a type does not use are None.
 
     Attributes:
-      type: which formula gives the inverse frequencies.
+      type: selects the formula of the inverse frequencies.
       theta: base of the geometric progression of frequencies.
-      factor: how many times the trained length is stretched (linear, llama3, yarn).
+      factor: ratio of the stretched length to the trained length (linear, llama3, yarn).
       original_max_position: trained length in positions before stretching (llama3, yarn).
       low_freq_factor, high_freq_factor: band limits in rotations over the trained length (llama3).
       beta_fast, beta_slow: band limits in rotations over the trained length (yarn).
@@ -40,11 +40,11 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """How a layer attends; static.
+    """Attention settings of a layer; static.
 
     Attributes:
       scale: factor of the products of queries and keys.
-      window: how many newest positions a row sees, its own included; None: all.
+      window: number of newest positions that a row sees, its own included; None: all.
     """
 
     scale: float
@@ -57,14 +57,14 @@ class ModelConfig:
 
     Attributes:
       model_type: the family's name in config.json (llama, mistral, qwen2, qwen3).
-      sliding_windows: one entry a layer: how many newest positions (its own included) a row may
-        see, or None for all of them.
-      qkv_bias, output_bias, mlp_bias: whether those projections carry a bias.
-      qk_norm: whether queries and keys pass an RMSNorm per head (Qwen3).
-      num_draft_heads: heads that guess tokens t+2, t+3, ... from one hidden state.
-      draft_head_type: `chained` heads see that state alone, `sequential` ones also the token above their guess;
-        `medusa` heads see that state after the final norm, and do not build on each other.
-      node_sets: the nodes of the heads' tree that pay best, as the heads' training found them.
+      sliding_windows: one entry per layer, the number of newest positions (its own included) that a row
+        sees, or None for all of them.
+      qkv_bias, output_bias, mlp_bias: whether those projections have a bias.
+      qk_norm: whether an RMSNorm per head normalises queries and keys (Qwen3).
+      num_draft_heads: draft heads, which guess tokens t+2, t+3, ... from one hidden state.
+      draft_head_type: `chained` heads read that state alone, `sequential` heads also the token above their guess;
+        `medusa` heads read that state after the final norm, and do not build on each other.
+      node_sets: the most profitable nodes of the draft heads' tree, found when the heads were trained.
     """
 
     model_type: str
@@ -89,7 +89,7 @@ class ModelConfig:
     node_sets: NodeSets = NO_NODE_SETS
 
     def attention(self, layer: int) -> AttentionSpec:
-        """How a layer attends."""
+        """Returns the attention settings of a layer."""
         return AttentionSpec(self.head_dim**-0.5, self.sliding_windows[layer])
 
     @property

@@ -1,7 +1,7 @@
 """The decoder: one config-driven Flax NNX module for Llama, Mistral, Qwen2 and Qwen3.
 
-The module declares parameters and mathematics; how keys and values are kept is the caller's `attention`
-(`tokenswift_jax.step.forward` for the caches, `causal_attention` below without one). Programs split a
+The module declares parameters and computation. The caller's `attention` decides how keys and values are
+stored (`tokenswift_jax.step.forward` with a cache, `causal_attention` below without one). Programs split a
 decoder once (`nnx.split`) and run pure jitted functions of (parameters, state, inputs).
 """
 
@@ -22,7 +22,7 @@ from tokenswift_jax.parallel.residual import whole
 
 
 class Attention(Protocol):
-    """Attention as a caller of the decoder wants it: over a cache, over packed documents, over a whole sequence."""
+    """Attention as the caller of the decoder supplies it: over a cache, packed documents or a whole sequence."""
 
     def __call__(
         self,
@@ -35,16 +35,16 @@ class Attention(Protocol):
         carry: Any,
         /,
     ) -> tuple[jax.Array, Any, Any]:
-        """The mixed values [batch, rows, query_heads, head_dim], what the layer leaves to the caller, and the carry.
+        """Mixed values [batch, rows, query_heads, head_dim], the layer's output to the caller, and the carry.
 
-        layer is an int or, where layers are scanned, int32 []; queries are [batch, rows, query_heads, head_dim], keys
-        and values [batch, rows, kv_heads, head_dim], all before their rotation.
+        layer is an int, or int32 [] if the caller scans layers; queries are [batch, rows, query_heads, head_dim], keys
+        and values [batch, rows, kv_heads, head_dim], all before rotation.
         """
         ...
 
 
 class SelfAttention(nnx.Module):
-    """Projections and optional per-head norms around the caller's attention, which rotates."""
+    """Projections and optional per-head norms around the caller's attention, which rotates queries and keys."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         size, dim = config.hidden_size, config.head_dim
@@ -68,7 +68,8 @@ class SelfAttention(nnx.Module):
         carry: Any,
     ) -> tuple[jax.Array, Any, Any]:
         batch, rows, _ = x.shape
-        # Or XLA for TPU makes the split into heads part of the products, for which it lays out the weights anew.
+        # Without this barrier, XLA for TPU makes the split into heads part of the matmuls, and changes the weights'
+        # layout for it.
         projected = jax.lax.optimization_barrier((self.q_proj(x), self.k_proj(x), self.v_proj(x)))
         queries, keys, values = (heads.reshape(batch, rows, -1, self.head_dim) for heads in projected)
         if self.q_norm is not None and self.k_norm is not None:
@@ -108,17 +109,17 @@ class DecoderLayer(nnx.Module):
         attention: Attention,
         carry: Any,
     ) -> tuple[jax.Array, Any, Any]:
-        """The residual stream after the layer, what its attention leaves to the caller, and the carry."""
+        """Returns the residual stream after the layer, its attention's output to the caller, and the carry."""
         mixed, left, carry = self.self_attn(self.input_layernorm(x), rotation, layer, spec, attention, carry)
         x = whole(x + mixed)
         return whole(x + self.mlp(self.post_attention_layernorm(x))), left, carry
 
 
 class Decoder(nnx.Module):
-    """Token ids to hidden states to logits, with draft heads when the configuration names some.
+    """Maps token ids to hidden states to logits; has draft heads if the configuration names some.
 
     Parameters are `embed_tokens` [V, d], `layers`, `norm`, `lm_head` (None when tied) and
-    `draft_heads` (None without any); their paths are HF's names with `kernel`/`scale` for `weight`.
+    `draft_heads` (None without draft heads); their paths are HF's names with `kernel`/`scale` for `weight`.
     """
 
     def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -140,8 +141,8 @@ class Decoder(nnx.Module):
     def hidden(
         self, tokens: jax.Array, positions: jax.Array, attention: Attention, carry: Any
     ) -> tuple[jax.Array, list[Any], Any]:
-        """The last layer's output [batch, rows, hidden_size], before the final norm, what each layer's attention leaves
-        to the caller, and the carry.
+        """Returns the last layer's output [batch, rows, hidden_size], before the final norm, each layer's attention
+        output to the caller, and the carry.
 
         tokens and positions are int32 [batch, rows]; a position is the index in the text, never a row's index.
         """
@@ -159,14 +160,14 @@ class Decoder(nnx.Module):
         return self.project(self.norm(hidden))
 
     def heads_input(self, hidden: jax.Array) -> jax.Array:
-        """What draft heads read, from the last layer's output: itself, or for Medusa heads itself normed."""
+        """The draft heads' input, from the last layer's output: that output, normalised for Medusa heads."""
         return self.norm(hidden) if self.config.draft_head_type == "medusa" else hidden
 
     def draft_outputs(self, hidden: jax.Array, following: jax.Array | None = None) -> jax.Array:
         """LM-head inputs [..., heads, hidden_size] of all draft heads from the last layer's output [..., hidden_size].
 
         following is int32 [..., heads], the tokens after the row's own: head i guesses the one after following[..., i]
-        and, being sequential, sees that one. Other heads see none of them and need no following.
+        and, if sequential, reads following[..., i]. Other heads read none of them and need no following.
 
         Raises:
           ValueError: sequential heads without following, or following for another number of heads.
@@ -181,13 +182,14 @@ class Decoder(nnx.Module):
         return self.draft_heads(hidden, embedded=self.embed(following))
 
     def draft_logits(self, hidden: jax.Array, following: jax.Array | None = None) -> jax.Array:
-        """Logits [..., heads, vocab] of `draft_outputs`, one matrix product; raises what it raises."""
+        """Logits [..., heads, vocab] of `draft_outputs`, from one matmul; raises ValueError as `draft_outputs` does."""
         return self.project(self.draft_outputs(hidden, following))
 
     def project(self, normed: jax.Array) -> jax.Array:
-        """The LM head's product [..., vocab] in float32 (or wider)."""
+        """Applies the LM head: logits [..., vocab] in float32 (or wider)."""
         wide = wide_dtype(normed.dtype)
-        # What draft heads give is split; left so, the product is made in steps that wait for the devices' neighbours.
+        # The draft heads' output is sharded. Without `whole`, XLA computes this matmul in steps, each of which waits
+        # for a neighbouring device.
         normed = whole(normed)
         if self.lm_head is None:
             return jnp.einsum("...d,vd->...v", normed, self.embed_tokens[...], preferred_element_type=wide)
@@ -197,7 +199,7 @@ class Decoder(nnx.Module):
 def causal_attention(config: ModelConfig) -> Attention:
     """Attention over whole sequences without a cache (training, teacher forcing): quadratic, differentiable.
 
-    Each layer leaves its rotated queries and keys, and its values.
+    Each layer's output to the caller is its rotated queries, its rotated keys and its values.
     """
 
     def attend(
@@ -213,7 +215,7 @@ def causal_attention(config: ModelConfig) -> Attention:
         batch, rows, heads, dim = queries.shape
         wide = wide_dtype(queries.dtype)
         grouped = queries.reshape(batch, rows, config.num_kv_heads, config.group_size, dim)
-        # jax.nn.dot_product_attention would take its softmax in float32 even for float64 models
+        # jax.nn.dot_product_attention would compute its softmax in float32 even for float64 models
         scores = jnp.einsum("brkgd,bskd->bkgrs", grouped, keys, preferred_element_type=wide)
         seen = jnp.tril(jnp.ones((rows, rows), bool))
         if spec.window is not None:

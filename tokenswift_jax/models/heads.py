@@ -11,7 +11,7 @@ from tokenswift_jax.models.layers import Linear, RMSNorm
 
 
 class ChainedHead(nnx.Module):
-    """h_i = h_{i-1} + W_i RMSNorm(h_{i-1}); what the LM head reads is RMSNorm'(h_i) (paper, Eq. 1)."""
+    """h_i = h_{i-1} + W_i RMSNorm(h_{i-1}); the LM head reads RMSNorm'(h_i) (paper, Eq. 1)."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         size, eps = config.hidden_size, config.rms_norm_eps
@@ -51,9 +51,9 @@ class SequentialHead(nnx.Module):
 
 
 class MedusaHead(nnx.Module):
-    """The LM head reads x + silu(W x + b), x the backbone's state after the final norm; no head sees another.
+    """The LM head reads x + silu(W x + b); x is the backbone's state after the final norm, and heads are independent.
 
-    (Cai et al. 2024, "Medusa", its heads sharing the backbone's LM head.)
+    Source: Cai et al. 2024, "Medusa"; here the heads share the backbone's LM head.
     """
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -69,7 +69,7 @@ _HEADS = {"chained": ChainedHead, "sequential": SequentialHead, "medusa": Medusa
 
 
 class DraftHeads(nnx.Module):
-    """The heads over one hidden state, all of the configuration's type."""
+    """The draft heads over one hidden state, all of the configuration's type."""
 
     def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
         head = _HEADS[config.draft_head_type]
@@ -78,14 +78,14 @@ class DraftHeads(nnx.Module):
     def step(self, index: int, hidden: jax.Array, embedded: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Head `index`'s hidden state h_i and LM-head input, both [..., hidden_size].
 
-        hidden is h_{i-1} (`Decoder.heads_input` for head 0, and for every Medusa head), embedded the embedding
-        [..., hidden_size] of the token above the guess: for sequential heads only, None for others.
+        hidden is h_{i-1} (`Decoder.heads_input` for head 0, and for every Medusa head). embedded is the embedding
+        [..., hidden_size] of the token above the guess for sequential heads, None for others.
         """
         return self.heads[index](hidden, embedded)
 
     def __call__(self, hidden: jax.Array, count: int | None = None, embedded: jax.Array | None = None) -> jax.Array:
-        """LM-head inputs [..., count, hidden_size] of the first `count` heads (None: all), from
-        `Decoder.heads_input`; embedded [..., count, hidden_size] for sequential heads, None for others."""
+        """LM-head inputs [..., count, hidden_size] of the first `count` heads (None: all), from `Decoder.heads_input`;
+        embedded is [..., count, hidden_size] for sequential heads, None for others."""
         outputs = [jnp.zeros((*hidden.shape[:-1], 0, hidden.shape[-1]), hidden.dtype)]
         for index in range(len(self.heads) if count is None else count):
             hidden, output = self.step(index, hidden, None if embedded is None else embedded[..., index, :])

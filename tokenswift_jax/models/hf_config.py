@@ -1,4 +1,4 @@
-"""HF's config.json, in transformers 4's and 5's spelling, to this package's `ModelConfig`."""
+"""Converts HF's config.json, in the spelling of transformers 4 or 5, to this package's `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from tokenswift_jax.models.config import DraftHeadType, ModelConfig
 from tokenswift_jax.models.hf_rope import rope_config, rope_parameters
 from tokenswift_jax.models.node_sets import NodeSets, parse_node_sets
 
-# What a field means when config.json leaves it out: the defaults of the family's config class in transformers.
-# A null head_dim is hidden_size / num_attention_heads, null num_key_value_heads num_attention_heads, and a null
-# sliding_window none. Sizes of the network (_SIZES) have no default here.
+# Values of fields that config.json omits: the defaults of the family's config class in transformers. A null head_dim
+# means hidden_size / num_attention_heads, a null num_key_value_heads means num_attention_heads, and a null
+# sliding_window means no window. Sizes of the network (_SIZES) have no default here.
 _COMMON: dict[str, Any] = {
     "hidden_act": "silu",
     "head_dim": None,
@@ -43,8 +43,8 @@ _HEAD_TYPES = get_args(DraftHeadType)
 def model_config(config: Mapping[str, Any]) -> ModelConfig:
     """The decoder that a config.json (parsed) describes.
 
-    Families: llama (2, 3.x, Yarn), mistral, qwen2 (2.5, QwQ, the R1 distillations), qwen3. Draft heads are counted
-    by `tokenswift.num_heads`, or by the reference program's `medusa_heads`.
+    Families: llama (2, 3.x, Yarn), mistral, qwen2 (2.5, QwQ, the R1 distillations), qwen3. The number of draft heads is
+    `tokenswift.num_heads`, or the reference program's `medusa_heads`.
 
     Raises:
       UserError: unknown family, RoPE type, activation or head type; a bad node set; a missing or impossible field.
@@ -104,14 +104,14 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
 
 
 def rope_override(config: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json whose RoPE parameters are replaced, and whose `max_position_embeddings` grows with them.
+    """Returns a config.json with other RoPE parameters and a `max_position_embeddings` that grows with them.
 
     With a `rope_type` the override replaces the whole scaling (theta stays unless given, and
-    `original_max_position_embeddings` defaults to the length the model was trained on); without one it changes single
-    fields. The longest position becomes factor times the original length, or `max_position_embeddings` if given.
+    `original_max_position_embeddings` defaults to the model's training length); without one it changes single fields.
+    The longest position becomes factor times the original length, or `max_position_embeddings` if given.
 
     Raises:
-      UserError: the override is empty or not an object, or makes impossible parameters.
+      UserError: the override is empty or not an object, or gives impossible parameters.
     """
     if not isinstance(override, Mapping) or not override:
         raise UserError(

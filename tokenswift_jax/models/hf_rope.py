@@ -1,4 +1,4 @@
-"""RoPE parameters of HF's config.json, in both spellings, resolved to a `RopeConfig`."""
+"""Resolves the RoPE parameters of HF's config.json, in either spelling, to a `RopeConfig`."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _NUMBERS = (
 _KNOWN_FIELDS = {*_NUMBERS, "rope_type", "type", "truncate", "partial_rotary_factor", "finetuned"}
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _THETA_WHEN_ABSENT = 10_000.0  # transformers' default_theta, the same for every family here
-_YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # what absent fields mean: the YaRN paper's beta and alpha
+_YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # defaults of absent fields: the YaRN paper's beta and alpha
 _UNUSED = {field.name: None for field in dataclasses.fields(RopeConfig) if field.name not in ("type", "theta")}
 
 
 def rope_parameters(config: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
-    """The RoPE fields of a config.json as one flat dict in transformers 5's spelling, nulls left out.
+    """The RoPE fields of a config.json as one flat dict in transformers 5's spelling, without nulls.
 
-    `rope_scaling` (transformers 4) wins over `rope_parameters` as it does in transformers; `rope_theta` may stand
-    inside or beside it; parameters nested by layer type are taken when all types agree.
+    `rope_scaling` (transformers 4) overrides `rope_parameters`, as in transformers; `rope_theta` may be inside or
+    beside it. The function accepts parameters nested by layer type if all types agree.
 
     Raises:
-      UserError: not an object, an unknown field, or layer types that disagree.
+      UserError: the parameters are not an object, have an unknown field, or differ by layer type.
     """
     raw = config.get("rope_scaling") or config.get("rope_parameters") or {}
     if isinstance(raw, Mapping) and raw and set(raw) <= _LAYER_TYPES:
@@ -70,7 +70,7 @@ def rope_config(config: Mapping[str, Any], max_positions: int) -> RopeConfig:
       max_positions: its `max_position_embeddings`, the fallback of `original_max_position_embeddings`.
 
     Raises:
-      UserError: `dynamic` or an unknown type, a missing or impossible field.
+      UserError: the type is `dynamic` or unknown, or a field is missing or impossible.
     """
     fields = rope_parameters(config, max_positions)
     kind = fields["rope_type"]

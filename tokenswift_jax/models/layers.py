@@ -29,7 +29,7 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * scale over the last axis; the mean in float32 or wider, as transformers does it."""
+    """x / rms(x) * scale over the last axis; computes the mean in float32 or wider, as transformers does."""
 
     def __init__(self, size: int, *, eps: float, dtype: jnp.dtype):
         self.scale = nnx.Param(jnp.ones((size,), dtype))

@@ -1,4 +1,4 @@
-"""Which nodes of the heads' tree are worth a row: the node sets that a checkpoint may carry."""
+"""Node sets, which a checkpoint may contain: the nodes of the draft heads' tree that are worth a tree row."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from tokenswift_jax.errors import UserError
 
-# Paths from depth 1 down, each entry the rank of the candidate at its depth; every path's prefixes stand before it.
+# Paths from depth 1 down. An entry is the rank of the candidate at its depth; every path follows its prefixes.
 NodeSet = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class NodeSets:
-    """A checkpoint's node sets, best path first; None where it has none for the schedule.
+    """A checkpoint's node sets, best path first; None if it has none for a schedule.
 
     Attributes:
-      partial: depth 1 is the backbone's guess, deeper ones the heads'.
-      fused: depth 1 is the first head's guess.
+      partial: node set of the schedule in which the backbone guesses depth 1 and the heads guess deeper.
+      fused: node set of the schedule in which the first head guesses depth 1.
     """
 
     partial: NodeSet | None = None
@@ -35,10 +35,11 @@ def widths(nodes: NodeSet) -> tuple[int, ...]:
 
 
 def parse_node_sets(value: Any, num_heads: int) -> NodeSets:
-    """`tokenswift.node_set` of a config.json: null, or {"partial": [[0], [0, 0], [1], ...], "fused": [...]}.
+    """Parses `tokenswift.node_set` of a config.json: null, or {"partial": [[0], [0, 0], [1], ...], "fused": [...]}.
 
     Raises:
-      UserError: not of that form; a path that is empty, repeated, deeper than the heads guess or not after its prefix.
+      UserError: the value does not have that form; a path is empty, repeated, deeper than the heads guess, or not after
+        its prefix.
     """
     if value is None:
         return NO_NODE_SETS

@@ -1,4 +1,4 @@
-"""Weights in 8 or 4 bits for drafting: what drafts are made of changes how many are right, never the text."""
+"""Weights in 8 or 4 bits for drafting: the drafter's precision changes the acceptance, never the text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.layers import Linear
 
 KINDS = ("int8", "int4")
-# Inputs that share a scale: 8 bits bear a whole column of the kernel, 4 bits do not.
+# Inputs that share a scale. 8 bits suffice for one scale per column of the kernel (None); 4 bits do not.
 _GROUPS = {"int8": None, "int4": 128}
 _HIGHEST = {"int8": 127, "int4": 7}
 
@@ -20,8 +20,8 @@ _HIGHEST = {"int8": 127, "int4": 7}
 class QuantizedLinear(nnx.Module):
     """y = x W + b, W = kernel * scale: kernel int8 or int4 [groups, in / groups, out], scale float32 [groups, out].
 
-    Symmetric, rounded to nearest, scales from the largest weight of each group; int8 has one group, int4 one of 128
-    inputs each (one in all where 128 does not divide them).
+    Quantisation is symmetric, rounds to nearest, and takes each scale from the largest weight of its group. int8 has
+    one group; int4 has groups of 128 inputs (one group if 128 does not divide the inputs).
     """
 
     def __init__(self, linear: Linear, kind: str):
@@ -39,7 +39,7 @@ class QuantizedLinear(nnx.Module):
         return y if self.bias is None else y + jnp.expand_dims(self.bias[...], range(y.ndim - 1))
 
     def product(self, x: jax.Array, wide: jnp.dtype) -> jax.Array:
-        """x W [..., out] in `wide`; each group's sum is scaled, so that no weight is ever unpacked to memory."""
+        """x W [..., out] in `wide`; scales each group's sum, so that XLA never writes unpacked weights to memory."""
         kernel, scale = self.kernel[...], self.scale[...]
         grouped = x.reshape(*x.shape[:-1], kernel.shape[0], kernel.shape[1])
         sums = jnp.einsum("...gi,gio->...go", grouped, kernel.astype(x.dtype), preferred_element_type=wide)
@@ -47,14 +47,15 @@ class QuantizedLinear(nnx.Module):
 
 
 def quantized(decoder: Decoder, kind: str, *, backbone: bool) -> Decoder:
-    """The decoder with its linear maps in `kind` (of KINDS); changes the module it is given.
+    """Quantises the decoder's linear maps to `kind` (of KINDS); modifies the given module and returns it.
 
-    Embeddings, norms and biases stay as they are.
+    Embeddings, norms and biases do not change.
 
     Args:
-      decoder: whose arrays are shared where they are not quantised.
+      decoder: the module; the result shares its arrays that are not quantised.
       kind: "int8" or "int4".
-      backbone: also the layers; else only the LM head and the draft heads, for drafts that read a verified state.
+      backbone: quantise the layers too; else only the LM head and the draft heads, for drafts that read a verified
+        state.
     """
     parts: list[Any] = [decoder.draft_heads, *(decoder.layers if backbone else [])]
     for part in parts:

@@ -1,4 +1,4 @@
-"""Rotary position embedding: inverse frequencies by type, angles straight from positions."""
+"""Rotary position embedding: inverse frequencies by type, angles computed directly from positions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tokenswift_jax.models.config import RopeConfig
 def inverse_frequencies(rope: RopeConfig, head_dim: int, dtype: np.dtype) -> tuple[np.ndarray, float]:
     """Inverse frequencies [head_dim / 2] (`dtype`, radians a position) and the factor of cos and sin.
 
-    In float32 the operations and their order are transformers', so that the frequencies agree to the last bit: at
-    position 100,000 one unit in the last place already turns a vector by 0.01 radians.
+    In float32, the function uses transformers' operations in transformers' order, so that the frequencies agree to the
+    last bit: at position 100,000 one unit in the last place already turns a vector by 0.01 radians.
 
     Sources: RoFormer (default), position interpolation (linear), Llama 3.1 (llama3), YaRN
     arXiv 2309.00071 equations 16 to 22 (yarn).
@@ -73,7 +73,7 @@ def _yarn(rope: RopeConfig, periods: np.ndarray, head_dim: int) -> np.ndarray:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Rotation:
-    """The angles by which the rows of a forward are rotated.
+    """Cosines and sines of the angles that rotate the rows of a forward.
 
     Attributes:
       cos, sin: [batch, rows, 1, head_dim / 2], float32 or wider.
@@ -83,7 +83,7 @@ class Rotation:
     sin: jax.Array
 
     def apply(self, x: jax.Array) -> jax.Array:
-        """Queries or keys [batch, rows, heads, head_dim], rotated."""
+        """Rotates queries or keys [batch, rows, heads, head_dim]."""
         return rotate(x, self.cos, self.sin)
 
 

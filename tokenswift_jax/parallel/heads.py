@@ -1,4 +1,4 @@
-"""Kernels on a mesh: every device attends with its own heads, and none speaks to another."""
+"""Kernels on a mesh: each device computes attention for its own heads, without communication."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from tokenswift_jax.parallel.rules import TENSOR, split_over
 
 _SECOND, _THIRD = P(None, TENSOR), P(None, None, TENSOR)
-# Which dimension of each argument and result is heads; what is not named has none.
+# The heads dimension of each argument; arguments not named here have none.
 _ARGUMENTS = {
     "queries": _THIRD,
     "keys": _THIRD,
@@ -27,14 +27,14 @@ _ARGUMENTS = {
 
 
 def over_heads(kernel: Callable[..., jax.Array], result: int, **arguments: Any) -> jax.Array:
-    """A kernel's result, computed by each device for its own heads where a mesh with an axis for them is in use.
+    """Calls a kernel; each device computes its own heads if a mesh with an axis for heads is in use.
 
-    XLA cannot split a Pallas call by itself, so under `jax.set_mesh` it is told how.
+    XLA cannot split a Pallas call by itself, so under `jax.set_mesh` this function splits it with `shard_map`.
 
     Args:
-      kernel: takes keyword arguments alone; static ones (int, None) are passed as they are.
-      result: the dimension of its result that is heads.
-      arguments: the kernel's, by the names it gives them.
+      kernel: takes keyword arguments only; static ones (int, None) pass through unchanged.
+      result: the heads dimension of the kernel's result.
+      arguments: the kernel's arguments, by the kernel's parameter names.
     """
     if not split_over(TENSOR):
         return kernel(**arguments)

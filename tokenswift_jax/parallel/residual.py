@@ -1,4 +1,4 @@
-"""The residual stream on a mesh: whole on every device."""
+"""The residual stream on a mesh: replicated on every device."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from jax.sharding import PartitionSpec as P
 
 
 def whole(x: jax.Array) -> jax.Array:
-    """x, kept whole on every device of the mesh in use, if one is.
+    """Replicates x on every device of the mesh in use, if there is one.
 
-    Left alone, XLA may split the stream and then copies slices of the weights at every step.
+    Without this constraint, XLA may split the stream and then copies slices of the weights at every step.
     """
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, P())

@@ -1,4 +1,4 @@
-"""Where every array lives on a mesh: the one place that says which dimension is split over which axis."""
+"""The sharding of every array on a mesh: this module alone maps array dimensions to mesh axes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tokenswift_jax.models.config import ModelConfig
 
 TENSOR = "tensor"  # heads, the MLP's inner size and the vocabulary
 
-# By the last two names of a parameter's path; what is not named is whole on every device. Projections that read the
+# Specs by the last two names of a parameter's path; other parameters are replicated. Projections that read the
 # residual stream are split by column, those that write it by row, so a layer needs two sums across devices.
 _PARAMETERS = {
     ("q_proj", "kernel"): P(None, TENSOR),
@@ -35,26 +35,26 @@ _PARAMETERS = {
     ("linear", "bias"): P(TENSOR),
 }
 _EMBEDDINGS = P(TENSOR, None)
-# By the axes that fields name (`arrays.axes`): caches, their positions and queries are split by head.
+# Mesh axes by the axes that fields name (`arrays.axes`): caches, their positions and queries are split by head.
 _AXES = {"kv_heads": TENSOR, "heads": TENSOR}
 
 
 def check_mesh(config: ModelConfig, devices: int) -> None:
-    """UserError where a model cannot be split over so many devices."""
+    """Raises UserError if a model cannot be split over this many devices."""
     for name in ("num_kv_heads", "num_heads", "intermediate_size", "vocab_size"):
         if getattr(config, name) % devices:
             raise UserError(f"{name} {getattr(config, name)} cannot be split over {devices} devices; use a divisor")
 
 
 def split_over(axis: str) -> bool:
-    """Whether the mesh in use, if one is, has several devices along the axis."""
+    """Whether a mesh is in use and has several devices along the axis."""
     mesh = jax.sharding.get_abstract_mesh()
     return not mesh.empty and axis in mesh.axis_names and mesh.shape[axis] > 1
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
-    """The sharding of every leaf: by the axes that a dataclass's fields name, of parameters by the names on their path;
-    None stays None."""
+    """The sharding of every leaf: for a dataclass by the axes that its fields name, for parameters by the names on
+    their path; None stays None."""
     if isinstance(tree, tuple):
         return tuple(shardings(mesh, part) for part in tree)
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):

@@ -1,4 +1,4 @@
-"""What draft heads propose: hidden states to the levels of a tree, ranked with the noise the target will use."""
+"""Draft heads' proposals: hidden states to the levels of a tree, ranked with the noise that the target will use."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tokenswift_jax.speculate.tree_spec import TreeSpec
 
 @dataclass(frozen=True)
 class DraftSampler:
-    """What ranks the candidates of a batch of roots.
+    """Ranks the draft candidates of a batch of roots.
 
     Attributes:
       length: int32 [batch], tokens of the text up to the root, n + 1: the position that depth 1 guesses.
       last_positions: int32 [batch, vocab], `penalty.last_positions` of that text.
       noise: float32 [batch, depth or more, vocab] of positions n+1 .., None when greedy.
       settings: the settings of the batch (`keys` is not read).
-      features: what the step contains, static.
+      features: the sampling features that the step contains, static.
     """
 
     length: jax.Array
@@ -41,9 +41,9 @@ class DraftSampler:
     ) -> tuple[jax.Array, jax.Array]:
         """The `count` best candidates of each row of logits: tokens int32 and log shares float32 [batch, rows, count].
 
-        logits [batch, rows, vocab]; row i guesses the token `depths[i]` (int32 [1 or rows]) places below the depth-1
-        guess. Penalised are the window's tokens of the root and of `above`, int32 [batch, rows] each: the drafted path
-        down to the guess, or nothing where the path is not known.
+        logits is [batch, rows, vocab]; row i guesses the token `depths[i]` (int32 [1 or rows]) places below the depth-1
+        guess. The penalty applies to those tokens of the text up to the root and of `above` that are in the penalty
+        window. `above`, int32 [batch, rows] each, is the drafted path down to the guess; empty if the path is unknown.
         """
         rows = logits.shape[1] if above else 1
         path = [jnp.zeros((*self.length.shape, rows, 0), jnp.int32), *(token[..., None] for token in above)]
@@ -68,19 +68,19 @@ class DraftSampler:
 def head_levels(
     model: Decoder, shape: TreeSpec, hidden: jax.Array, root: jax.Array, ranking: DraftSampler, *, backbone: bool
 ) -> list[TreeDepth]:
-    """The heads' nodes below a batch of roots, one level a depth of `shape.widths`.
+    """The draft heads' nodes below a batch of roots, one level for each depth of `shape.widths`.
 
-    Candidates of a depth are the best of the processed logits plus the noise at the position they guess: the target's
-    draw adds the same noise, so that sampled drafts meet sampled draws (Daliri, Musco, Suresh 2024).
+    The candidates of a depth have the highest processed logits plus noise at the position that they guess. The target's
+    draw adds the same noise, so that sampled drafts agree with sampled draws (Daliri, Musco, Suresh 2024).
 
     Args:
       model: a decoder with draft heads; sequential ones iff `shape.per_parent`.
-      shape: the tree's static shape; its n-gram chains are not made here.
-      hidden: [batch, hidden_size], the last layer's output before the final norm: the row that drew the root
-        (`fused`), or the root's own row (`partial`).
+      shape: the tree's static shape; this function does not make its n-gram chains.
+      hidden: [batch, hidden_size], the last layer's output before the final norm, of the row that drew the root
+        (`fused`) or of the root's own row (`partial`).
       root: int32 [batch].
-      ranking: what ranks candidates.
-      backbone: static; depth 1 is guessed by the backbone's own logits of `hidden` (`partial`), else by head 0.
+      ranking: ranks the candidates.
+      backbone: static; whether the backbone's own logits of `hidden` guess depth 1 (`partial`); else head 0 does.
     """
     if shape.per_parent:
         return _sequential(model, shape, hidden, root, ranking, backbone)
@@ -96,7 +96,10 @@ def head_levels(
 def _sequential(
     model: Decoder, shape: TreeSpec, hidden: jax.Array, root: jax.Array, ranking: DraftSampler, backbone: bool
 ) -> list[TreeDepth]:
-    """Each expanded node carries its own hidden state and path; a head reads both and guesses below that node."""
+    """The nodes of sequential heads, one level per depth.
+
+    Each expanded node has its own hidden state and path; a head reads both and guesses below that node.
+    """
     assert model.draft_heads is not None
     levels: list[TreeDepth] = []
     parents = jnp.zeros((root.shape[0], 1), jnp.int32)
@@ -107,7 +110,7 @@ def _sequential(
             previous = shape.widths[depth - 1]
             parents = to_expand(shape, levels)
             token = jnp.take_along_axis(levels[-1].tokens, parents, axis=1, mode="clip")
-            # A node's slot, divided by the width, is the row that proposed it.
+            # A node's index in its level, divided by the width, is the index of the row that proposed it.
             proposer = parents // previous
             states = jnp.take_along_axis(states, proposer[..., None], axis=1, mode="clip")
             above = [jnp.take_along_axis(tokens, proposer, axis=1, mode="clip") for tokens in above] + [token]

@@ -1,4 +1,4 @@
-"""Drafting: the tree of an iteration, from the heads or from the backbone over the draft cache."""
+"""Drafting: builds the tree of an iteration from draft heads, n-grams or the backbone over the draft cache."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
 def draft_tree(
     model: Decoder, state: DecodeState, inputs: StepInputs, plan: Plan, noise: jax.Array | None
 ) -> tuple[Tree, DecodeState]:
-    """The tree that this iteration verifies, and the state (scratch slots are overwritten).
+    """Returns the tree that this iteration verifies, and the state; drafting overwrites scratch slots.
 
     noise is float32 [batch, depth + 1, vocab] of positions n+1 .., None when greedy; a plan without `shared_noise`
-    drafts as if it were None.
+    drafts as if noise were None.
     """
     assert plan.tree is not None
     root = _root(state)
@@ -59,7 +59,7 @@ def _root(state: DecodeState) -> jax.Array:
 def _draft_forward(
     model: Decoder, state: DecodeState, plan: Plan, token: jax.Array, depth: jax.Array
 ) -> tuple[Rows, DecodeState]:
-    """One row over the draft cache: `token` int32 [batch] at position n + depth, after `depth` drafted ones."""
+    """Runs one row over the draft cache: `token` int32 [batch] at position n + depth, after `depth` drafted rows."""
     assert state.draft is not None
     assert plan.draft is not None
     row, cache = plan.draft.view(state.draft, state.cache, token, state.length, depth, plan.config)
@@ -71,7 +71,7 @@ def _draft_forward(
 def _drafted_chain(
     model: Decoder, state: DecodeState, plan: Plan, root: jax.Array, ranking: DraftSampler
 ) -> tuple[list[TreeDepth], DecodeState]:
-    """The backbone writes a chain over the draft cache, one forward a token (TriForce's and MagicDec's idea)."""
+    """Drafts a chain with the backbone over the draft cache, one forward per token (as TriForce and MagicDec do)."""
     assert plan.tree is not None
     token, above = root, []
     candidates: list[tuple[jax.Array, jax.Array]] = []

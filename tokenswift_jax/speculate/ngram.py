@@ -1,18 +1,18 @@
-"""A table of 4-grams on the device, bounded by the text: first token -> continuations of three (paper section 3.3).
+"""The n-gram table: 4-grams on the device, bounded by the text: first token -> three more (paper section 3.3).
 
-The continuations of a first token are its row. A row has at most `slots` entries; an entry says how often a
-continuation was seen and where it ended last.
+The entries of one first token form its table row. A table row has at most `slots` entries; an entry counts how often a
+continuation occurred and records where it ended last.
 
-First tokens that are equal modulo the number of sets share a set of `2 * slots` entries, which go to new continuations
-in position order. Two rules say what is forgotten. They read the text and the table's sizes, nothing else:
+First tokens that are equal modulo the number of sets share a set of `2 * slots` entries, which new continuations take
+in position order. Two rules evict continuations. They depend on the text and the table's sizes alone:
 
-* A full row gives up its lowest count, the oldest last position first, for a new continuation.
-* Once a set has no empty entry, its rows grow no more: each counts as full, and a first token without an entry gets
-  none.
+* A full table row gives up the entry with the lowest count (of these, the oldest last position) for a new continuation.
+* Once a set has no empty entry, its table rows stop growing: each counts as full, and a first token without an entry
+  gets none.
 
-The second rule is rare. A table has 2.5 entries for every position of the text, and frequent tokens, which need most of
-them, have low ids in most vocabularies and so sets of their own. It never acts where the vocabulary has no more ids
-than the table has sets.
+The second rule rarely applies. A table has 2.5 entries for every position of the text, and the frequent tokens, which
+need most of the entries, have low ids in most vocabularies and so a set each. It never applies if the vocabulary has no
+more ids than the table has sets.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from tokenswift_jax.speculate.ngram_sets import (
 
 @pytree
 class NgramTable:
-    """Continuations of first tokens, with how often and how lately each was seen.
+    """Continuations of first tokens, with the count and the latest position of each.
 
     Attributes:
         entries: int32 `[batch, sets, 6 * 2 * slots]`. A set (`ngram_sets`) is one slice, so that a lookup reads one and
-            an insertion writes one; with 32 slots it is 384 words, and TPUs place whole 128 words together.
-        inserted: int32 `[batch]`. Every 4-gram that ends at a position < `inserted` was inserted.
+            an insertion writes one; with 32 slots it has 384 words, a multiple of the 128 that TPUs store together.
+        inserted: int32 `[batch]`. The table has processed every 4-gram that ends at a position < `inserted`.
     """
 
     entries: jax.Array = axes("batch", "sets", "words")
@@ -52,38 +52,39 @@ class NgramTable:
 
     @property
     def slots(self) -> int:
-        """Continuations kept per first token."""
+        """The most continuations per first token."""
         return self.entries.shape[-1] // (FIELDS * ROWS)
 
 
 def sets_for(capacity: int, slots: int) -> int:
-    """Sets of a table for texts of up to `capacity` positions, with 2.5 entries for each."""
+    """Number of sets of a table for texts of up to `capacity` positions, with 2.5 entries per position."""
     return -(-5 * capacity // (2 * ROWS * slots))
 
 
 def empty(batch: int, capacity: int, slots: int) -> NgramTable:
-    """A table without 4-grams, for texts of up to `capacity` positions."""
+    """An empty table for texts of up to `capacity` positions."""
     shape = (batch, sets_for(capacity, slots), FIELDS * ROWS * slots)
     return NgramTable(jnp.zeros(shape, jnp.int32), jnp.zeros((batch,), jnp.int32))
 
 
 def table_bytes(batch: int, capacity: int, slots: int) -> int:
-    """Bytes of a table: 60 for each position, rounded up to whole sets."""
+    """Bytes of a table: 60 per position, rounded up to whole sets."""
     return 4 * batch * sets_for(capacity, slots) * FIELDS * ROWS * slots
 
 
 def insert(table: NgramTable, tokens: jax.Array, eligible: jax.Array, most: int) -> NgramTable:
     """Inserts, in position order, the 4-grams that end at a position in [inserted, eligible).
 
-    A known continuation gains a count; a new one takes an empty entry, else the one that its row gives up. The result
-    depends on the text alone, never on how it was cut into calls. Each row of a batch advances by itself.
+    A known continuation adds 1 to its count; a new one takes an empty entry, else the entry that its table row gives
+    up. The result depends on the text alone, never on how the caller splits it into calls. Each batch row advances
+    independently.
 
     Args:
         table: the table so far; inside a jitted loop (or donated) XLA updates it in place.
         tokens: int32 `[batch, capacity]`, the text by position.
-        eligible: int32 `[batch]`, positions from which 4-grams may be taken: `n - window`, may be negative.
-        most: static bound on the insertions of this call, a few (`ngram_fill.fill` takes any number); the rest follow
-            in later calls.
+        eligible: int32 `[batch]`, number of positions that 4-grams may come from: `n - window`, may be negative.
+        most: static bound on the insertions of this call, a few (`ngram_fill.fill` takes any number); later calls
+            insert the rest.
     """
     start = jnp.maximum(table.inserted, LENGTH - 1)
     stop = jnp.minimum(eligible, start + most)
@@ -93,7 +94,8 @@ def insert(table: NgramTable, tokens: jax.Array, eligible: jax.Array, most: int)
     home = first % table.entries.shape[1]
     sets = read(table.entries, first)
     places = []
-    # The table is read once and written once: a step also changes the copies of its set that the others have.
+    # This code reads and writes the table once, so each step also updates the copies of its set that the other
+    # insertions read.
     for step in range(most):
         fields, place = choose(sets[:, step], grams[:, step], ends[:, step], 1)
         place = jnp.where(ends[:, step] < stop, place, -1)
@@ -105,25 +107,25 @@ def insert(table: NgramTable, tokens: jax.Array, eligible: jax.Array, most: int)
 
 
 def lookup(table: NgramTable, first: jax.Array, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The k most frequent continuations of each first token, ties to the one seen last.
+    """The k most frequent continuations of each first token, ties to the most recent one.
 
     Args:
         table: the table.
         first: int32 `[batch, keys]`, first tokens.
-        k: how many; those beyond a row's entries are empty.
+        k: number of continuations; those beyond a table row's entries are empty.
 
     Returns:
         continuations int32 `[batch, keys, k, 3]`, counts int32 `[batch, keys, k]` in descending order (0: none), and
-        totals int32 `[batch, keys]`, the sum of all the counts kept for that first token.
+        totals int32 `[batch, keys]`, the sum of all counts in the table row of that first token.
     """
-    # Without the axis for a set's rows, XLA on a CPU splits a sum over more than 32 entries into two loops (31 us a
-    # lookup instead of 2).
+    # Without an axis for the table rows of a set, XLA on a CPU splits a sum over more than 32 entries into two loops
+    # (31 us per lookup instead of 2).
     sets = read(table.entries, first).reshape(*first.shape, FIELDS, ROWS, table.slots)
     own = sets[..., FIRST, :, :] == first[..., None, None]
     sets = jnp.where(own[..., None, :, :], sets, 0)
     count, last = sets[..., COUNT, :, :], sets[..., LAST, :, :]
-    # Ranks by pairwise comparison: XLA makes one small loop of it, and many of a sort. No two entries of a row end at
-    # one position; those of other rows are zeros by now and share the rank behind.
+    # Pairwise comparison gives the ranks: XLA compiles it to one small loop, and a sort to many. No two entries of a
+    # table row end at the same position; the entries of other table rows are zeros here and share the last rank.
     other_count, other_last = count[..., None, None, :, :], last[..., None, None, :, :]
     count_, last_ = count[..., None, None], last[..., None, None]
     ahead = (other_count > count_) | ((other_count == count_) & (other_last > last_))

@@ -1,8 +1,8 @@
-"""Trust in the n-grams: their probabilities are scaled by how often they have lately been right where no head was.
+"""Calibration of the n-grams: scales their probabilities by their recent hit rate on tokens that no head drafted.
 
-An n-gram's share of its key's row is no forecast: a text that is drawn or penalised repeats itself far less than the
-shares say, and nodes that score too high drive better ones of the heads out of a node budget. Where a head drafts the
-same token the n-gram adds nothing, so that only what it drafts alone says what its nodes are worth.
+An n-gram's share of its first token's counts is a poor forecast: a sampled or penalised text repeats itself far less
+than the shares predict, and n-gram nodes with too high a score push better head nodes out of a node budget. If a head
+drafts the same token, the n-gram adds nothing, so only the tokens that it alone drafts measure the value of its nodes.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from tokenswift_jax.speculate.tree import Tree
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 from tokenswift_jax.step.accept import Acceptance
 
-# Observations' worth of belief in the table as it stands. With 1.0, decayed failures never cost as much trust as they
-# should: penalised text, whose n-grams fail, takes more passes, and text that repeats itself hardly fewer.
+# Weight of the prior (a factor of 1), in observations. With 1.0, decayed failures never lower the factor enough:
+# penalised text, whose n-grams fail, takes more passes, and text that repeats itself hardly fewer.
 PRIOR = 0.1
-DECAY = 0.98  # an observation's weight at the next one: some fifty count
+DECAY = 0.98  # an observation's weight at the next one: about fifty observations count
 
 
 def unobserved(batch: int) -> jax.Array:
-    """A record, float32 `[batch, 2]`, of no observations: trust 1."""
+    """A record, float32 `[batch, 2]`, of no observations: its factor is 1."""
     return jnp.zeros((batch, 2), jnp.float32)
 
 
 def factor(record: jax.Array) -> jax.Array:
-    """What n-gram probabilities are multiplied by, float32 `[batch]` in (0, 1].
+    """The factor of n-gram probabilities, float32 `[batch]` in (0, 1].
 
     Args:
-        record: float32 `[batch, 2]`, decayed sums of hits and of the probabilities claimed.
+        record: float32 `[batch, 2]`, decayed sums of hits and of the n-grams' predicted probabilities.
     """
     hits, claims = record[:, 0], record[:, 1]
     return jnp.minimum((hits + PRIOR) / (claims + PRIOR), 1)
@@ -40,19 +40,19 @@ def factor(record: jax.Array) -> jax.Array:
 def observe(
     record: jax.Array, shape: TreeSpec, table: NgramTable, tree: Tree, walk: Acceptance, running: jax.Array
 ) -> jax.Array:
-    """The record after an iteration.
+    """Updates the record after an iteration.
 
-    Observed is the first token of the most frequent continuation of the key that the walk went through, whether or not
-    a node budget kept it (else lost trust could not come back), against the token that followed the key. A row stays
-    as it is where it is not running, the walk went through no key, the key has no continuation, or a head drafted the
-    same token below it.
+    The observation compares the first token of the most frequent continuation of the accepted key with the token that
+    followed the key, whether or not a node budget kept its node (else a low factor could not recover). A row's record
+    does not change if the row is not running, the accepted path contains no key, the key has no continuation, or a
+    head drafted the same token below the key.
 
     Args:
         record: float32 `[batch, 2]`, as `factor` takes it.
         shape: the tree's shape, with chains.
-        table: the table that the tree was built from.
-        tree: that was verified.
-        walk: what the iteration accepted.
+        table: the n-gram table from which the tree was built.
+        tree: the verified tree.
+        walk: the iteration's acceptance.
         running: bool `[batch]`.
     """
     if shape.keyed_by_root:

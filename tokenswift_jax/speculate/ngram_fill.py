@@ -1,8 +1,8 @@
-"""Filling the n-gram table from a long text: what inserting position by position gives, in far fewer steps.
+"""Fills the n-gram table from a long text: equal to insertion position by position, in far fewer steps.
 
-An insertion reads and writes one set, so 4-grams of different sets can be inserted together. `fill` takes the text in
-blocks. It sorts a block's 4-grams by set, joins equal neighbours, and inserts the first of every set together, then the
-second of every set, and so on. A block takes about as many steps as its most frequent first token has occurrences.
+An insertion reads and writes one set, so one step can insert 4-grams of different sets. `fill` processes the text in
+blocks. It sorts a block's 4-grams by set, joins equal neighbours, and inserts the first of every set in one step, then
+the second of every set, and so on. A block takes about as many steps as its most frequent first token has occurrences.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ def fill(
     tile: int | None = None,
     steps: int | None = None,
 ) -> NgramTable:
-    """Inserts, in position order, the 4-grams that end at a position in [inserted, eligible), however many.
+    """Inserts, in position order, any number of 4-grams: those that end at a position in [inserted, eligible).
 
-    The table afterwards is, bit for bit, that of `ngram.insert`, whatever the sizes below.
+    The result is, bit for bit, the table of `ngram.insert`, for all values of the sizes below.
 
     Args:
-        table: the table so far; donated, XLA updates it in place.
+        table: the table so far; XLA updates it in place if it is donated.
         tokens: int32 `[batch, capacity]`, the text by position.
-        eligible: int32 `[batch]`, positions from which 4-grams may be taken, may be negative.
-        block: positions of a block.
-        tile: 4-grams inserted in a step at most; None: few on a CPU, which pays for each, and many on accelerators,
-            which pay for the step.
-        steps: steps of a turn; None: 1 on a CPU, 32 on accelerators. GPUs wait for the host at every turn of a loop of
-            unknown length, and at none of one whose length is known.
+        eligible: int32 `[batch]`, number of positions that 4-grams may come from, may be negative.
+        block: positions per block.
+        tile: the most 4-grams that one step inserts; None: few on a CPU, where each 4-gram costs time, and many on
+            accelerators, where each step does.
+        steps: steps per turn; None: 1 on a CPU, 32 on accelerators. A GPU waits for the host at every turn of a loop
+            of unknown length, and never in a loop of known length.
     """
     on_cpu = jax.default_backend() == "cpu"
     tile, steps = tile or (8 if on_cpu else 256), steps or (1 if on_cpu else 32)
@@ -58,9 +58,9 @@ def _queue(tokens: jax.Array, start: jax.Array, stop: jax.Array, width: int, set
     """The 4-grams that end at positions start .. min(start + width, stop) - 1, in the order of their insertion.
 
     Returns:
-        int32 `[batch, width, 3]`: rank, how many 4-grams of the same set come before; position of the last token at the
-        newest occurrence; and how many occurrences in a row. Ranks ascend; within one, sets differ.
-        int32 `[batch]`: how many there are.
+        int32 `[batch, width, 3]`: rank, the number of earlier 4-grams of the same set; position of the last token at
+        the newest occurrence; and number of joined occurrences. Ranks ascend; 4-grams of one rank have different sets.
+        int32 `[batch]`: the number of 4-grams.
     """
     place = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (start.shape[0], width))
     ends = start[:, None] + place
@@ -86,7 +86,7 @@ def _queue(tokens: jax.Array, start: jax.Array, stop: jax.Array, width: int, set
 def _insert_queue(
     entries: jax.Array, tokens: jax.Array, queue: jax.Array, number: jax.Array, tile: int, steps: int
 ) -> jax.Array:
-    """Inserts a queue of `_queue`: in each step the next ones of one rank."""
+    """Inserts a queue of `_queue`; each step inserts the next 4-grams of one rank."""
     batch = jnp.arange(queue.shape[0], dtype=jnp.int32)[:, None]
     ahead = jnp.arange(min(tile, queue.shape[1]), dtype=jnp.int32)
 

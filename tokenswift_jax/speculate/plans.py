@@ -1,4 +1,4 @@
-"""From what a caller asked for to the plans that may run."""
+"""Turns the caller's speculation settings into the plans that may run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from tokenswift_jax.step.state import Plan
 
 _WIDTH = 3  # candidates of a head without a node set (the paper's tree: 1,3,3,3)
 _CHAIN = 4  # tokens that `selfspec` drafts (TriForce's and MagicDec's gamma)
-# Node budgets that `auto` tries when none is given: a CPU pays for every row, an accelerator for the bytes alone.
+# Node budgets that `auto` tries if the caller gives none. A CPU's time grows with every tree row; an accelerator's
+# depends on the bytes alone.
 _AUTO_BUDGETS = {"cpu": (1, 3, 7)}
 _AUTO_BUDGETS_ELSEWHERE = (15, 63)
 
 
 @dataclass(frozen=True)
 class NamedPlan:
-    """A plan with the names it has in `schedule_trace`."""
+    """A plan with its names in `schedule_trace`."""
 
     mode: str
     schedule: str | None
@@ -34,7 +35,7 @@ class NamedPlan:
 
     @property
     def label(self) -> str:
-        """Words for a person, such as "fused, 7 nodes"."""
+        """A label for people, such as "fused, 7 nodes"."""
         if self.plan.tree is None:
             return "plain decoding"
         nodes = self.plan.rows - 1
@@ -42,12 +43,12 @@ class NamedPlan:
 
 
 def autoregressive_plan(config: ModelConfig, features: SamplingFeatures) -> NamedPlan:
-    """Plain decoding: one row, one token."""
+    """The plan of plain decoding: one row and one token per step."""
     return NamedPlan("autoregressive", None, None, Plan(config, features, "autoregressive", None, None))
 
 
 def with_logprobs(named: NamedPlan, logprobs: LogprobSpec | None) -> NamedPlan:
-    """The same plan, which also gives log-probabilities."""
+    """Returns the same plan with log-probabilities."""
     return replace(named, plan=replace(named.plan, logprobs=logprobs))
 
 
@@ -55,7 +56,7 @@ def speculative_plans(
     config: ModelConfig, speculation: SpeculationConfig, features: SamplingFeatures, platform: str
 ) -> list[NamedPlan]:
     """The speculative plans that the configuration allows: one for a fixed mode, several for `auto`, none for
-    `autoregressive`; UserError where the checkpoint lacks the heads they need."""
+    `autoregressive`. Raises UserError if the checkpoint lacks the draft heads that they need."""
     mode, schedule, heads = speculation.mode, speculation.schedule, config.num_draft_heads
     if mode in ("tokenswift", "medusa"):
         if not heads:
@@ -110,7 +111,7 @@ def _named(
     key_depth = 1 if kind == "partial" else 0
     chain = 3 if budget is None else min(3, budget - key_depth)
     if budget is not None:
-        # Parents rank before their children, so nodes deeper than the budget are never taken: they are not drafted.
+        # Parents rank before their children, so a tree never keeps nodes deeper than the budget: do not draft them.
         if node_set is not None:
             node_set = tuple(path for path in node_set if len(path) <= budget)
         widths = widths[:budget] if node_set is None else widths_of(node_set)
@@ -136,7 +137,7 @@ def _named(
 def _heads_nodes(
     config: ModelConfig, tree: tuple[int, ...] | None, kind: str
 ) -> tuple[tuple[int, ...], NodeSet | None]:
-    """Candidates a depth, and the checkpoint's node set where the caller asked for no tree of their own."""
+    """Candidates per depth, and the checkpoint's node set if the caller gave no tree."""
     if kind in ("selfspec", "ngram"):
         return (1,) * _CHAIN if kind == "selfspec" else (), None
     if tree is None:

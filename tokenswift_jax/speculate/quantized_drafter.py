@@ -1,4 +1,4 @@
-"""The decoder that drafts where it is not the target itself: the same weights in fewer bits."""
+"""The quantised drafter: a decoder with the target's weights in fewer bits, which drafts in the target's place."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def with_drafter(model: Model, named: list[NamedPlan], kind: str) -> tuple[list[NamedPlan], Any]:
-    """The plans with a drafter whose weights are in `kind` (of `quantized.KINDS`), and its parameters.
+    """Returns the plans with a drafter whose weights are in `kind` (of `quantized.KINDS`), and its parameters.
 
-    What is not quantised is shared with the target. The backbone's layers are quantised where a plan drafts with them,
-    which takes memory of its own; plans that draft by n-grams alone stay as they are.
+    The drafter shares all arrays that are not quantised with the target. If a plan drafts with the backbone, the
+    drafter's layers are quantised too, which costs additional memory. Plans that draft by n-grams alone do not change.
     """
     decoder = nnx.merge(model.graphdef, model.params)
     backbone = any(entry.plan.draft is not None for entry in named)
@@ -35,6 +35,9 @@ def with_drafter(model: Model, named: list[NamedPlan], kind: str) -> tuple[list[
 
 
 def _callable(leaf: jax.Array) -> jax.Array:
-    """The array as executables take it: jax refuses them int4 arrays that are bound to a device, whose layouts it
-    states with the elements' bits in the one place and without in the other."""
+    """Copies int4 arrays through the host, so that executables accept them.
+
+    JAX rejects an int4 array that is bound to a device as an executable's argument: it compares two descriptions of the
+    array's layout, and only one of them contains the size of the elements in bits.
+    """
     return jnp.asarray(np.asarray(leaf)) if leaf.dtype == jnp.int4 else leaf

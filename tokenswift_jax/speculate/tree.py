@@ -1,9 +1,9 @@
-"""The tree of drafts: heads' nodes and n-gram chains, merged by (parent, token) (paper sections 3.2, 3.3).
+"""The tree of drafts: head nodes and n-gram chains, merged by (parent, token) (paper sections 3.2, 3.3).
 
-Every place a draft may take is a *slot*, their number known statically: slot 0 is the root, then depth by depth the
-heads' nodes and the chain tokens of that depth. Building merges slots (a chain token that repeats another node gives
-its slot up) and, under a budget, keeps the best. Slots are few (about 100): pairwise comparisons and one top_k do
-everything.
+A *slot* of the tree is a place for one node; the number of slots is static. Slot 0 is the root; then follow, depth by
+depth, the head nodes and the chain tokens of that depth. `build` merges slots (a chain token that repeats another node
+gives up its slot) and, under a budget, keeps the best nodes. Slots are few (about 100), so pairwise comparisons and one
+top_k suffice.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from tokenswift_jax.speculate.tree_spec import TreeSpec
 )
 @dataclass(frozen=True)
 class Tree:
-    """The rows of one verify forward. Parents precede children; row 0 is the root. Nodes are unique by (parent, token).
+    """The tree rows of one verify forward. Parents precede children; row 0 is the root; (parent, token) is unique.
 
     Attributes:
         tokens: int32 `[batch, rows]`; 0 where invalid.
-        parents: int32 `[batch, rows]`, row of the parent; 0 for the root itself and where invalid.
-        depths: int32 `[batch, rows]`, position minus the root's; 0 where invalid.
-        valid: bool `[batch, rows]`; the root always is.
+        parents: int32 `[batch, rows]`, the parent's tree row; 0 for the root itself and where invalid.
+        depths: int32 `[batch, rows]`, position minus the root's position; 0 where invalid.
+        valid: bool `[batch, rows]`; the root is always valid.
         drafted_by_ngram_only: bool `[batch, rows]`; a chain drafted the node and no head did.
-        mask: bool `[batch, rows, rows]`; a row sees its ancestors and itself, an invalid row only itself.
-        deepest: int32 `[batch]`, the greatest depth of a valid row: the depth offered.
+        mask: bool `[batch, rows, rows]`; a tree row sees its ancestors and itself, an invalid one only itself.
+        deepest: int32 `[batch]`, the greatest depth of a valid tree row: the depth offered.
     """
 
     tokens: jax.Array
@@ -56,23 +56,23 @@ def build(
     ngrams: tuple[jax.Array, jax.Array, jax.Array] | None = None,
     trust: jax.Array | None = None,
 ) -> Tree:
-    """Merges the heads' nodes with the n-gram chains and keeps the best `node_budget` nodes.
+    """Merges the head nodes with the n-gram chains and keeps the best `node_budget` nodes.
 
-    Nodes rank by draft probability: for heads the product along the path, for chains the key's probability (the root's
-    is 1) times trust times (counts of the chains through the node) / (row total + 1), for both the larger; then
-    shallower first; then in slot order (within a depth heads' nodes first, then chains, as given). No child outranks
-    its parent.
+    Nodes rank by draft probability, then shallower first, then in slot order (within a depth head nodes first, then
+    chains, as given). A head node's probability is the product along its path. A chain node's is the key's probability
+    (1 for the root) times trust times (counts of the chains through the node) / (total of the key's counts + 1). A node
+    of both has the larger. No child outranks its parent.
 
     Args:
         shape: the static shape; `rows` below is `shape.rows`.
         root: int32 `[batch]`, the newest emitted token.
-        levels: the heads' nodes, depth by depth (`levels.shared_levels`, `levels.next_level`).
-        ngrams: what `ngram.lookup` returns for the keys: continuations `[batch, keys, k, 3]`, counts
+        levels: the head nodes, depth by depth (`tree_expand.shared_levels`, `tree_expand.next_level`).
+        ngrams: the result of `ngram.lookup` for the keys: continuations `[batch, keys, k, 3]`, counts
             `[batch, keys, k]`, totals `[batch, keys]`; None iff `shape.ngram_k` is 0.
-        trust: float32 `[batch]` in (0, 1], what the n-grams are worth (`trust.factor`); None is 1.
+        trust: float32 `[batch]` in (0, 1], the factor of n-gram probabilities (`ngram_calibration.factor`); None is 1.
 
     Raises:
-        ValueError: the inputs are not those of the shape.
+        ValueError: the inputs do not fit the shape.
     """
     if tuple(level.tokens.shape[1] for level in levels) != shape.level_nodes or (ngrams is None) != (
         shape.ngram_k == 0
@@ -90,7 +90,7 @@ def build(
         fields = fields.at[jnp.arange(root.shape[0], dtype=jnp.int32)[:, None], chosen].get(mode="clip")
     valid = score >= 0
     tokens, depths, by_chain, path = jnp.split(jnp.where(valid[..., None], fields, 0), (1, 2, 3), axis=-1)
-    # path[r, t] is the slot of r's ancestor at depth t, so comparing slots finds ancestors without a walk.
+    # path[r, t] is the slot of r's ancestor at depth t, so a comparison of slots finds ancestors without a loop.
     level = jnp.arange(shape.depth + 1, dtype=jnp.int32)[None, None]
     both = valid[:, :, None] & valid[:, None, :]
     is_slot = (path[:, :, None, :] == chosen[:, None, :, None]) & both[..., None]
@@ -114,9 +114,9 @@ def _chains(
     ngrams: tuple[jax.Array, jax.Array, jax.Array],
     trust: jax.Array | None,
 ) -> tuple[list[TreeDepth], list[TreeDepth]]:
-    """The heads' levels with the scores of the nodes that chains run through raised, and the chains' levels.
+    """Returns the head levels, with raised scores of the nodes that chains share, and the levels of the chains.
 
-    A chain token gives its slot up to the heads' node of the same path, else to the first chain of that path.
+    A chain token gives up its slot to the head node of the same path, else to the first chain of that path.
     """
     continuations, counts, totals = ngrams
     batch, keys, k = counts.shape

@@ -1,4 +1,4 @@
-"""Levels of the heads' tree, made one by one: candidates of a depth below the nodes of the depth above."""
+"""Expansion of the draft heads' tree, level by level: candidates of a depth below the nodes of the depth above."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tokenswift_jax.speculate.tree_spec import TreeSpec
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TreeDepth:
-    """The slots of one depth, heads' nodes or n-gram chains'.
+    """The slots of one depth, for head nodes or for n-gram chains.
 
     Attributes:
         tokens: int32 `[batch, nodes]`.
-        score: float32 `[batch, nodes]`, the product of the draft probabilities along the path; negative where the
-            slot holds no node.
-        parents: int32 `[batch, nodes]`, each node's parent among the nodes of the level above.
-        places: int32 `[batch, nodes]`, places in a node set (`TreeSpec.children`) where candidates differ from parent
-            to parent; else None.
-        path: int32 `[batch, nodes, depth + 1]`, entry t the slot of the ancestor at depth t, of the tree's depth.
+        score: float32 `[batch, nodes]`, the product of the draft probabilities along the path; negative if the slot
+            contains no node.
+        parents: int32 `[batch, nodes]`, index of each node's parent among the nodes of the level above.
+        places: int32 `[batch, nodes]`, places in a node set (`TreeSpec.children`) if candidates differ from parent to
+            parent; else None.
+        path: int32 `[batch, nodes, depth + 1]`, depth being the tree's; entry t is the slot of the ancestor at depth t.
     """
 
     tokens: jax.Array
@@ -36,15 +36,15 @@ class TreeDepth:
 
 
 def shared_levels(shape: TreeSpec, candidates: Sequence[tuple[jax.Array, jax.Array]]) -> list[TreeDepth]:
-    """The levels of a tree whose nodes of a depth all have the same candidates (chained heads).
+    """The levels of a tree in which all nodes of a depth have the same candidates (chained heads).
 
     Args:
         shape: the static shape, not `per_parent`.
         candidates: per depth int32 tokens `[batch, width]`, distinct within a depth, and float log-probabilities
-            `[batch, width]` (`processors.top_candidates`), -inf where a filter removed the token.
+            `[batch, width]` (`sample.draw.top_candidates`), -inf where a filter removed the token.
 
     Raises:
-        ValueError: the candidates are not those of the shape.
+        ValueError: the candidates do not fit the shape.
     """
     if shape.per_parent or tuple(tokens.shape[1] for tokens, _ in candidates) != shape.widths:
         raise ValueError("candidates do not fit the tree's shape")
@@ -77,11 +77,11 @@ def shared_levels(shape: TreeSpec, candidates: Sequence[tuple[jax.Array, jax.Arr
 def next_level(
     shape: TreeSpec, levels: Sequence[TreeDepth], parents: jax.Array, tokens: jax.Array, log_probs: jax.Array
 ) -> TreeDepth:
-    """The level below `levels`, whose expanded parents each have candidates of their own (sequential heads).
+    """The level below `levels` if each expanded parent has its own candidates (sequential heads).
 
     Args:
         shape: the static shape, `per_parent`.
-        levels: those above, from depth 1; empty below the root.
+        levels: the levels above, from depth 1; empty below the root.
         parents: int32 `[batch, expanded]`, ascending: the expanded nodes of the level above (`to_expand`); 0, the
             root, for depth 1.
         tokens: int32 `[batch, expanded, width]`, distinct below each parent.
@@ -122,8 +122,8 @@ def next_level(
 def to_expand(shape: TreeSpec, levels: Sequence[TreeDepth]) -> jax.Array:
     """The nodes of the last level to expand, int32 `[batch, expanded]`, ascending: the best, ties to the lower slot.
 
-    None that could have a child within the node budget is left out, none without a child in the node set is taken
-    before one that has some.
+    They include every node that could have a child within the node budget. The choice prefers nodes with a child in
+    the node set.
     """
     level, count = levels[-1], shape.expanded(len(levels) + 1)
     batch, nodes = level.score.shape
@@ -138,10 +138,10 @@ def to_expand(shape: TreeSpec, levels: Sequence[TreeDepth]) -> jax.Array:
 
 
 def _probability(log_probs: jax.Array) -> jax.Array:
-    """exp in float32, at most 1; -1 for -inf and NaN.
+    """Computes exp in float32, at most 1; -1 for -inf and NaN.
 
-    Scores are products of these by factors <= 1, so rounding cannot lift a child above its parent, unless a fusion
-    recomputes exp with another last bit: hence the barrier.
+    Scores are products of these probabilities, all factors <= 1, so rounding cannot lift a child above its parent.
+    Without the barrier, XLA may recompute exp in a fusion with a different last bit.
     """
     probability = jnp.where(log_probs > -jnp.inf, jnp.minimum(jnp.exp(log_probs), 1), -1)
     return lax.optimization_barrier(probability.astype(jnp.float32))

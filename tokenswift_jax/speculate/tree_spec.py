@@ -1,4 +1,4 @@
-"""The static shape of a tree of drafts: how many slots it has at each depth, and how many rows are verified."""
+"""The static shape of a tree of drafts: its number of slots at each depth and its number of tree rows."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tokenswift_jax.models.node_sets import widths as widths_of
 
 @dataclass(frozen=True)
 class TreeSpec:
-    """What a tree may hold; static, so a new shape is a new compilation.
+    """The static sizes of a tree; each new shape costs a compilation.
 
     Attributes:
-        widths: candidates per depth of the heads' product, e.g. (1, 3, 3, 3); () without heads.
+        widths: candidates of the draft heads at each depth, e.g. (1, 3, 3, 3); () without heads.
         ngram_k: n-gram chains per key, 0 for none.
-        ngram_depth: tokens taken of each chain, 1 to 3.
+        ngram_depth: number of tokens used of each chain, 1 to 3.
         node_budget: nodes kept, best first; None keeps them all.
         keyed_by_root: chains continue the root (depths 1..); else each candidate of depth 1 (depths 2..).
-        node_set: the heads' nodes as paths of ranks, of just these widths; None is the whole product of widths.
-        per_parent: candidates differ from parent to parent, so parents are expanded one by one, under a budget only
+        node_set: the head nodes as paths of ranks, of exactly these widths; None is the whole product of widths.
+        per_parent: candidates differ from parent to parent, so drafting expands parents one by one, under a budget only
             those that could have a child within it; else all nodes of a depth share their candidates.
     """
 
@@ -50,32 +50,32 @@ class TreeSpec:
 
     @property
     def keys(self) -> int:
-        """First tokens whose n-grams are looked up: the root, or the nodes of depth 1."""
+        """Number of first tokens to look up in the n-gram table: the root alone, or the nodes of depth 1."""
         return 0 if not self.ngram_k else 1 if self.keyed_by_root else self.level_nodes[0]
 
     @property
     def key_depth(self) -> int:
-        """Depth of the tokens that chains continue."""
+        """Depth of the first tokens, which chains continue."""
         return 0 if self.keyed_by_root else 1
 
     @property
     def calibrated(self) -> bool:
-        """Whether chains compete with heads' nodes: then `ngram_calibration` scales their claims."""
+        """Whether chains compete with head nodes: if so, `ngram_calibration` scales the chains' probabilities."""
         return self.ngram_k > 0 and bool(self.widths)
 
     @property
     def depth(self) -> int:
-        """The deepest level a node can have; the root's is 0."""
+        """The greatest depth of a node; the root's depth is 0."""
         return max(len(self.widths), self.key_depth + self.ngram_depth if self.ngram_k else 0)
 
     @property
     def slots(self) -> int:
-        """Nodes before merging, root excluded."""
+        """Slots for nodes before merging, without the root."""
         return sum(self.level_nodes) + self._chain_slots
 
     @property
     def rows(self) -> int:
-        """Rows of a verify forward: the root and the nodes kept."""
+        """Tree rows of a verify forward: the root and the kept nodes."""
         nodes = self.slots
         if self.node_set is not None:
             nodes = min(nodes, len(self.node_set) + self._chain_slots)
@@ -83,7 +83,7 @@ class TreeSpec:
 
     @cached_property
     def level_nodes(self) -> tuple[int, ...]:
-        """Slots of heads' nodes at depth 1, 2, ..."""
+        """Slots of head nodes at depth 1, 2, ..."""
         counts: list[int] = []
         for depth, width in enumerate(self.widths, 1):
             if self.node_set is not None and not self.per_parent:
@@ -93,7 +93,7 @@ class TreeSpec:
         return tuple(counts)
 
     def expanded(self, depth: int) -> int:
-        """Nodes of depth - 1 that get candidates of this depth."""
+        """Number of nodes at depth - 1 that get candidates of this depth."""
         return self._expanded(depth, self.level_nodes[depth - 2] if depth > 1 else 1)
 
     def _expanded(self, depth: int, above: int) -> int:
@@ -101,8 +101,8 @@ class TreeSpec:
             return above
         if self.node_set is not None:
             above = min(above, int(self.has_children[depth - 1].sum()))
-        # A node outside the best budget - (depth - 1) of its level has no child within the budget: those nodes, its
-        # depth - 2 ancestors and itself all rank before the child.
+        # A node that is not among the best budget - (depth - 1) of its level has no child within the budget: those best
+        # nodes, its depth - 2 ancestors and the node itself all rank before the child.
         return above if self.node_budget is None else max(1, min(above, self.node_budget - (depth - 1)))
 
     @property
@@ -110,14 +110,14 @@ class TreeSpec:
         return self.keys * self.ngram_k * self.ngram_depth
 
     def first_slot(self, depth: int, chain: bool = False) -> int:
-        """The slot of the first heads' (or chain) node of a depth; slot 0 is the root."""
+        """The slot of the first head (or chain) node of a depth; slot 0 is the root."""
         drafted = sum(self.level_nodes[: depth - (not chain)])
         return 1 + drafted + self.keys * self.ngram_k * min(max(depth - 1 - self.key_depth, 0), self.ngram_depth)
 
     @cached_property
     def children(self) -> tuple[np.ndarray, ...]:
-        """For depth 1, 2, ...: int32 `[places above, width]`, the place of each child in the node set's paths of that
-        depth, sorted; -1 where the set has none. Place 0 of depth 0 is the root."""
+        """For depth 1, 2, ...: int32 `[places above, width]`, the place of each child in the node set's sorted paths of
+        that depth; -1 if the set has no such child. Place 0 of depth 0 is the root."""
         assert self.node_set is not None
         tables = []
         above: dict[tuple[int, ...], int] = {(): 0}
@@ -132,11 +132,11 @@ class TreeSpec:
 
     @cached_property
     def has_children(self) -> tuple[np.ndarray, ...]:
-        """For depth 0, 1, ...: bool `[places]`, whether the node set goes on below a place."""
+        """For depth 0, 1, ...: bool `[places]`, whether the node set contains a child of a place."""
         return tuple(np.any(table >= 0, axis=1) for table in self.children)
 
     def shared_places(self, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        """(parents, ranks), int32 `[nodes]` each, of the nodes of a depth when all parents share their candidates."""
+        """Parents and ranks, int32 `[nodes]` each, of the nodes of a depth if all parents share their candidates."""
         if self.node_set is not None:
             parents, ranks = np.argwhere(self.children[depth - 1] >= 0).T
         else:
