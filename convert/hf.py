@@ -1,4 +1,4 @@
-"""`python -m convert.hf SRC DST`: an HF or published TokenSwift checkpoint to this project's layout."""
+"""`python -m convert.hf SRC DST` converts an HF or published TokenSwift checkpoint to this project's layout."""
 
 from __future__ import annotations
 
