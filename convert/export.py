@@ -18,7 +18,7 @@ PROGRAM = "python -m convert.export"
 
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
-    """Runs the command; returns its exit status (0, 1 the system's, 2 bad input, 130 interrupted, 141 no reader)."""
+    """Runs the command; returns its exit status (0, 1 a system error, 2 bad input, 130 interrupted, 141 no reader)."""
     parser = _parser(program)
     return run(lambda words: export(words, parser), argv, parser)
 

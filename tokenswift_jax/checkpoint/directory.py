@@ -24,7 +24,7 @@ _SAMPLES, _SAMPLE_BYTES = 2048, 32768
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
-    """A checkpoint's directory on this machine; downloads the files that this package reads for a hub id (owner/name).
+    """A checkpoint's directory on this machine; for a hub id (owner/name), downloads the files that are read.
 
     Raises:
       UserError: no such directory, no config.json in it, or the download failed (offline, unknown, gated).

@@ -34,7 +34,7 @@ class Checkpoint:
 
     Attributes:
       directory: the directory asked for.
-      hf_config: its config.json (with the fields of `read_config` from its base).
+      hf_config: its config.json (with its base's fields where it has none of its own).
       config: the configuration of the decoder that it describes.
       tensors: exactly the decoder's tensors, by parameter path; their shapes are those that HF stores.
     """

@@ -138,7 +138,7 @@ class Engine:
     ) -> Prefill:
         """Begins a prefill of prompts and the tokens already emitted after them; `Prefill.advance` sends one chunk.
 
-        If the engine is empty and there is one request for each slot, `insert` takes over the cache without a copy.
+        If the engine is empty and there is one request per slot, `insert` in order takes over the cache without a copy.
         """
         emitted = [()] * len(requests) if emitted is None else emitted
         whole = self._state is None and len(requests) == self.slots

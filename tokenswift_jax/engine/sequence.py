@@ -31,7 +31,9 @@ class Row:
         self._count = 0
 
     def take(self, records: TokenLog) -> tuple[TokenLog, list[Segment]]:
-        """Adds a chunk up to the token that ends the row: a stop string's last token, an EOS or the last token allowed.
+        """Adds a chunk up to the token that ends the row.
+
+        That is the end of a stop string, an EOS or the last of `max_new_tokens`, whichever comes first.
 
         Returns the kept records and the released text.
         """

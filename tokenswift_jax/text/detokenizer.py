@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Sequence
 from typing import Protocol
 
-_CONTEXT_TOKENS = 8  # that a cut window keeps; an unfinished character began at most 3 tokens ago
+_CONTEXT_TOKENS = 8  # tokens that a cut window keeps; an unfinished character began at most 3 tokens ago
 _WINDOW_TOKENS = 2 * _CONTEXT_TOKENS
 _BROKEN = "�"  # decoders return it for bytes that are not (yet) a character
 
@@ -93,7 +93,8 @@ def _byte_tokens(tokenizer: Decodes) -> dict[int, int]:
     names = [f"<0x{byte:02X}>" for byte in range(256)]
     ids = tokenizer.convert_tokens_to_ids(names)
     letter = ord("A")
-    # A tokenizer without byte tokens returns None or its unknown token; one with the names as text decodes to them.
+    # A tokenizer without byte tokens returns None or its unknown token; a tokenizer that has these names as text
+    # decodes the ids to the names.
     if not isinstance(ids, list) or ids[letter] is None or _decode(tokenizer, [ids[letter]]) != chr(letter):
         return {}
     return {token: byte for byte, token in enumerate(ids)}

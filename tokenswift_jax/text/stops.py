@@ -9,7 +9,8 @@ class StopScanner:
     """Passes text on until a stop string is complete.
 
     The scanner holds back text that could still become a stop string. The stop string that is complete first wins; if
-    several are, the one that begins first wins. The outcome therefore does not depend on how the text was cut.
+    several are complete at once, the one that begins first wins. The outcome therefore does not depend on how the text
+    was cut.
 
     Attributes:
       stopped: whether the scanner has found a stop string; it releases nothing after that.
