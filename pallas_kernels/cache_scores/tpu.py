@@ -96,7 +96,7 @@ def cache_scores(
 
 
 def _score_block(kv_heads: int, slots_minor: bool, *refs: Any) -> None:
-    """Scores [kv_heads, columns] of one block of slots."""
+    """Program (sequence, step): writes the scores [kv_heads, columns] of one block of slots."""
     parts_ref, keys_ref = refs[3:5]
     scales_ref, out_ref = refs[5] if len(refs) == 7 else None, refs[-1]
     exact = parts_ref.dtype == jnp.float32

@@ -11,7 +11,7 @@ from pallas_kernels.tree_attention import tree_attention
 
 
 def causal_mask(batch: int, rows: int) -> jax.Array:
-    """bool [batch, rows, rows]: every row sees itself and the rows before it."""
+    """The mask under which every row sees itself and the rows before it, bool [batch, rows, rows]."""
     return jnp.broadcast_to(jnp.tril(jnp.ones((rows, rows), bool)), (batch, rows, rows))
 
 

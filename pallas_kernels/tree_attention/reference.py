@@ -210,7 +210,7 @@ def _one_sequence(
     )
     large = LARGE_BLOCK if group * rows <= MANY_ROWS else LARGE_BLOCK // 2
     small = min(SMALL_BLOCK, capacity)
-    begin = zero  # in large blocks
+    begin = zero  # counted in large blocks
     if window is not None and key_positions is None:
         begin = jnp.maximum(positions.min() - window + 1, 0) // large
     # Without this condition, XLA hoists the read of a block as large as the cache out of the loop, and the program

@@ -76,7 +76,7 @@ def measure_accuracy(model: Model, windows: np.ndarray) -> Accuracy:
     for first in range(0, len(windows), _WINDOWS):
         group = windows[first : first + _WINDOWS]
         missing = min(_WINDOWS, len(windows)) - len(group)
-        texts = [window.tolist() for window in [*group, *[group[0]] * missing]]  # one shape for all groups
+        texts = [window.tolist() for window in [*group, *[group[0]] * missing]]  # padded to one shape, compiled once
         hidden = jnp.concatenate([part for _, part in teacher_forced(model, texts)], axis=1)
         hidden = jnp.pad(hidden, ((0, 0), (0, max(rows + heads - hidden.shape[1], 0)), (0, 0)))
         for row, window in enumerate(group):

@@ -153,7 +153,7 @@ def evaluate(
       continuations: those of an earlier evaluation of the same target and windows; None writes them.
 
     Raises:
-      UserError: no heads, too little text, or a text that the draft cache cannot hold.
+      UserError: no heads, too little text, or a text longer than the draft cache.
     """
     if not len(windows) or windows.shape[1] < prompt_tokens:
         longest = windows.shape[1] if len(windows) else 0

@@ -55,8 +55,8 @@ def held_out(
 
 
 def windows(held: HeldOut, length: int, count: int) -> np.ndarray:
-    """Windows spread evenly over the held-out documents, int32 [windows, length]; shorter than asked for if no document
-    is as long."""
+    """Windows spread evenly over the held-out documents, int32 [windows, length]; if no document has `length` tokens,
+    the windows have the length of the longest."""
     sizes = [len(held.corpus.document(index)) for index in held.documents]
     length = min(length, max(sizes))
     places = [

@@ -23,7 +23,7 @@ import numpy as np
 Path = tuple[int, ...]
 
 MOST_NODES = 64
-_PRIOR = 16.0  # roots
+_PRIOR = 16.0  # weight of a prior, in roots
 
 
 def best_nodes(ranks: np.ndarray, width: int, most: int = MOST_NODES) -> list[tuple[Path, float]]:

@@ -13,7 +13,7 @@ import numpy as np
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.training.shards import Corpus
 
-_READ_AHEAD = 4  # batches
+_READ_AHEAD = 4  # batches that grain prepares ahead
 
 
 class Batch(NamedTuple):
