@@ -23,16 +23,16 @@ from tokenswift_jax.step.state import DecodeState, Plan
 class Layout:
     """The static sizes and parts of a `DecodeState`.
 
-        Attributes:
-              config: the decoder's configuration.
-          dtype: the model's dtype.
-          capacity: slots per row of the cache, and positions per row of the token ids.
-          features: the sampling features that the steps contain.
-          logprobs: the log-probabilities of emitted tokens that the steps give; None: none.
-          ngram_slots: continuations that the n-gram table keeps per first token; None: no table.
-          calibrate: whether the state keeps the n-gram calibration record (`ngram_calibration`).
-              draft: kind and sizes of the draft cache; None: no draft cache.
-          cache_dtype: dtype of the full cache's K/V, as for `kv.dense.empty_cache`; None: the model's.
+    Attributes:
+          config: the decoder's configuration.
+      dtype: the model's dtype.
+      capacity: slots per row of the cache, and positions per row of the token ids.
+      features: the sampling features that the steps contain.
+      logprobs: the log-probabilities of emitted tokens that the steps give; None: none.
+      ngram_slots: continuations that the n-gram table keeps per first token; None: no table.
+      calibrate: whether the state keeps the n-gram calibration record (`ngram_calibration`).
+          draft: kind and sizes of the draft cache; None: no draft cache.
+      cache_dtype: dtype of the full cache's K/V, as for `kv.dense.empty_cache`; None: the model's.
     """
 
     config: ModelConfig

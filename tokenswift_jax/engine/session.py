@@ -90,18 +90,18 @@ class Session:
     ) -> None:
         """Checks that the session fits, and allocates no state yet.
 
-                Args:
-                  model: the target.
-                  requests: one per row.
-                  speculation: settings of the drafts.
-                  emitted: tokens that each row already has after its prompt; None: none.
-                          capacity: slots per row of the cache; None: as many as needed.
-                  cache_dtype: "int8" or "float8_e4m3" for a target with an 8-bit full cache; None: the model's dtype.
-                  logprobs: the log-probabilities of emitted tokens to give; None: none.
-                  report: receives reports of compilation, prefill and the preparation of drafts.
-        
-                Raises:
-                  UserError: the requests exceed positions, capacity or memory, or ask for heads the checkpoint lacks.
+        Args:
+          model: the target.
+          requests: one per row.
+          speculation: settings of the drafts.
+          emitted: tokens that each row already has after its prompt; None: none.
+                  capacity: slots per row of the cache; None: as many as needed.
+          cache_dtype: "int8" or "float8_e4m3" for a target with an 8-bit full cache; None: the model's dtype.
+          logprobs: the log-probabilities of emitted tokens to give; None: none.
+          report: receives reports of compilation, prefill and the preparation of drafts.
+
+        Raises:
+          UserError: the requests exceed positions, capacity or memory, or ask for heads the checkpoint lacks.
         """
         config = model.config
         features = features_for(request.sampling for request in requests)
