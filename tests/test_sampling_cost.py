@@ -14,7 +14,7 @@ def test_passes_and_shares():
     def counted(few_decide):
         return [sampling_cost.passes(config, few_decide) for config in sampling_cost.CASES.values()]
 
-    # Every sampled step finds the highest score, which min-p's threshold follows: settings are arrays, and min-p off is 0.
+    # Every sampled step finds the highest score, which min-p's threshold follows: min-p that is off is 0.
     # top-k: scores written, read for the peaks, the few picked, the draw; top-p: the weights too.
     assert counted(True) == [1, 2, 2, 4, 5, 4]
     # And every row taken out, read and written, to be searched where the cache holds it.
