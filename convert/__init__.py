@@ -1,1 +1,1 @@
-"""Conversion between HF checkpoints, the reference program's and this project's."""
+"""Conversion between HF's checkpoints, the reference program's and this project's."""

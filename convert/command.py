@@ -1,4 +1,4 @@
-"""What the converters share as commands."""
+"""The code that the converters' commands share."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers
 
 
 def run(convert: Callable[[list[str]], str], argv: Sequence[str] | None, parser: Parser) -> int:
-    """Runs a converter on a command's words, its summary on stdout; returns the exit status."""
+    """Runs a converter on a command's words and prints its summary on stdout; returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
 
     def converted() -> int:
         quiet_transformers()
-        os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: only shapes are computed, no accelerator is taken
+        os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: it computes shapes only and takes no accelerator
         print(convert(list(words)))
         return 0
 

@@ -1,8 +1,8 @@
-"""`python -m convert.export DIR OUT`: a checkpoint of this project to a directory that transformers loads.
+"""`python -m convert.export DIR OUT` converts a checkpoint of this project to a directory that transformers loads.
 
-A "base" is folded in. Draft heads stay in their own file and in the "tokenswift" block of config.json, both of which
-transformers passes over; `--heads tokenswift` puts them among the model's tensors, where the reference program looks
-for them, and `--heads medusa` writes a directory of heads alone in Medusa's layout.
+The export includes the tensors of a "base". Draft heads stay in their own file and in the "tokenswift" block of
+config.json; transformers ignores both. `--heads tokenswift` stores them among the model's tensors, where the reference
+program looks for them, and `--heads medusa` writes a directory of heads alone in Medusa's layout.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PROGRAM = "python -m convert.export"
 
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
-    """Runs the command; returns its exit status (0, 1 the system's, 2 bad input, 130 interrupted, 141 no reader)."""
+    """Runs the command; returns its exit status (0, 1 a system error, 2 bad input, 130 interrupted, 141 no reader)."""
     parser = _parser(program)
     return run(lambda words: export(words, parser), argv, parser)
 
@@ -69,10 +69,10 @@ def _check_readable(folder: Path) -> None:
 
     from tokenswift_jax.checkpoint import load_tokenizer
 
-    logging.set_verbosity_error()  # its remarks on foreign fields of config.json are no concern of the export
+    logging.set_verbosity_error()  # its remarks on foreign fields of config.json do not concern the export
     try:
         AutoConfig.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # transformers raises anything on a configuration it dislikes
+    except Exception as error:  # transformers may raise any exception for a bad configuration
         raise UserError(f"transformers cannot read this config.json: {' '.join(str(error).split())[:300]}") from None
     load_tokenizer(folder)
 

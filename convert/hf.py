@@ -1,4 +1,4 @@
-"""`python -m convert.hf SRC DST`: an HF or published TokenSwift checkpoint to this project's layout."""
+"""`python -m convert.hf SRC DST` converts an HF or published TokenSwift checkpoint to this project's layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROGRAM = "python -m convert.hf"
 
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
-    """Runs the command; returns its exit status (0, 1 the system's, 2 bad input, 130 interrupted, 141 no reader)."""
+    """Runs the command; returns its exit status (0, 1 a system error, 2 bad input, 130 interrupted, 141 no reader)."""
     parser = _parser(program)
     return run(lambda words: convert(words, parser), argv, parser)
 

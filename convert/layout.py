@@ -1,4 +1,4 @@
-"""This project's checkpoint layout, written whole or not at all."""
+"""The writer of this project's checkpoint layout: it writes a directory completely or not at all."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _ARCHITECTURES = {
 
 @contextmanager
 def new_directory(destination: Path) -> Iterator[Path]:
-    """A folder that becomes `destination` when the block ends well, and vanishes otherwise.
+    """A folder that becomes `destination` if the block succeeds and is deleted otherwise.
 
     Raises:
-      UserError: the destination is there and not empty, or cannot be written.
+      UserError: the destination exists and is not an empty directory, or it cannot be written.
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} exists already; name a directory that is new or empty")
@@ -57,20 +57,20 @@ def new_directory(destination: Path) -> Iterator[Path]:
 
 
 def write_layout(checkpoint: Checkpoint, folder: Path, dtype: np.dtype | None, *, reference_heads: bool = False) -> str:
-    """Writes a checkpoint whole (a base folded in) in this project's layout, cast if a dtype is given.
+    """Writes a complete checkpoint (including a base) in this project's layout, cast if a dtype is given.
 
     Args:
-      checkpoint: what to write.
-      folder: where to, an existing directory.
-      dtype: to cast to, None for none.
-      reference_heads: draft heads go among the model's tensors, under the reference program's names; what only this
-        project knows of them (the node set) is left out.
+      checkpoint: the checkpoint to write.
+      folder: the destination, an existing directory.
+      dtype: the dtype of the written tensors; None: no cast.
+      reference_heads: whether to store draft heads among the model's tensors, under the reference program's names, and
+        to omit the fields of draft heads that only this project has (the node set).
 
     Returns:
-      What was written, for a person.
+      A summary for a person.
 
     Raises:
-      UserError: the reference program has no such heads.
+      UserError: the checkpoint has no draft heads, or none that the reference program supports.
     """
     tensors, config = list(checkpoint.tensors.values()), _hf_config(checkpoint, dtype)
     if dtype is not None:

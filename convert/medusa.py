@@ -1,10 +1,11 @@
 """Draft heads in the layout of Medusa (Cai et al. 2024): a directory of heads alone, beside the model they belong to.
 
-Its heads are independent of each other: head i's logits are L_i (x + SiLU(W_i x + b_i)), x the last layer's output
-after the final norm, L_i an LM head of its own. Two files hold the same heads, for two families of loaders:
+Medusa's heads are independent of each other. Head i's logits are L_i (x + SiLU(W_i x + b_i)); x is the last layer's
+output after the final norm, and L_i is an LM head of its own. Two files contain the same heads, for two families of
+loaders:
 
-* `medusa_lm_head.safetensors`, as Medusa's own program names them: `{i}.0.linear.weight|bias`, `{i}.1.weight`;
-* `model.safetensors`, as vLLM does: `blocks.{i}.layers.0.weight|bias`, and one `lm_head.weight` for all of them.
+* `medusa_lm_head.safetensors`, with the names of Medusa's own program: `{i}.0.linear.weight|bias`, `{i}.1.weight`;
+* `model.safetensors`, with vLLM's names: `blocks.{i}.layers.0.weight|bias`, and one `lm_head.weight` for all heads.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def write_medusa(checkpoint: Checkpoint, folder: Path) -> str:
     """Writes the heads of a checkpoint, bit for bit, with the LM head they share; returns a summary for a person.
 
     Raises:
-      UserError: there are no draft heads, or heads that this layout cannot express.
+      UserError: the checkpoint has no draft heads, or heads that this layout cannot express.
     """
     config = checkpoint.config
     heads, kind = config.num_draft_heads, str(config.draft_head_type)
@@ -62,7 +63,7 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
         "base_model_name_or_path": block.get("base") or str(checkpoint.directory.resolve()),
         "medusa_num_heads": config.num_draft_heads,
         "medusa_num_layers": 1,
-        # From here on what vLLM reads.
+        # vLLM reads the fields below.
         "num_heads": config.num_draft_heads,
         "num_hidden_layers": 1,
         "hidden_size": config.hidden_size,

@@ -1,1 +1,1 @@
-"""Kernels, one folder each: `reference.py` defines the operation, the folder's `__init__` picks what runs."""
+"""Kernels, one folder each: `reference.py` defines the operation, the folder's `__init__` picks the implementation."""

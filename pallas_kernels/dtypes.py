@@ -1,4 +1,4 @@
-"""The dtype in which narrow numbers are accumulated."""
+"""The dtype in which the model accumulates narrow numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What GPU kernels size their programs by."""
+"""The properties of a GPU by which kernels size their programs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Gpu:
 
     Attributes:
       compute_capability: (major, minor).
-      multiprocessors: how many there are.
+      multiprocessors: number of streaming multiprocessors.
     """
 
     compute_capability: tuple[int, int]
@@ -25,7 +25,7 @@ H200 = Gpu((9, 0), 132)
 
 
 def attached() -> Gpu:
-    """The first attached GPU; an H200 where none is."""
+    """The first attached GPU; an H200 where none is attached."""
     if jax.default_backend() != "gpu":
         return H200
     device = jax.devices()[0]

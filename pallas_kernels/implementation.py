@@ -1,4 +1,4 @@
-"""Which implementation a kernel call is traced with: the jnp reference, Mosaic on TPU, or Triton on GPU."""
+"""The implementation with which JAX traces a kernel call: the jnp reference, Mosaic on TPU, or Triton on GPU."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 _log = logging.getLogger("pallas_kernels")
 _logged: set[str] = set()
-# jit keys its caches by this context, so that nothing traced for one implementation is run for another.
+# jit keys its caches by this context. Without it, jit would run a program traced for one implementation under another.
 _override = jax.make_user_context(None)
 
 
 def implementation() -> Implementation:
-    """What kernels are traced with here: what `compiling_for` says, else what fits `jax.default_backend()`."""
+    """The implementation here: that of the enclosing `compiling_for`, else the one for `jax.default_backend()`."""
     if _override.value is not None:
         return _override.value[0]
     backend = jax.default_backend()
@@ -29,32 +29,32 @@ def implementation() -> Implementation:
 
 
 def interpret() -> Any:
-    """The `interpret` argument of the pallas_calls traced here: False, unless `compiling_for` says otherwise."""
+    """The `interpret` argument of the pallas_calls traced here: that of the enclosing `compiling_for`, else False."""
     return False if _override.value is None else _override.value[1]
 
 
 def gpu() -> Gpu:
-    """The GPU that kernels traced here size their programs by: what `compiling_for` says, else the attached one."""
+    """The GPU by which kernels here size their programs: that of the enclosing `compiling_for`, else the attached."""
     target = None if _override.value is None else _override.value[2]
     return target or attached()
 
 
 @contextmanager
 def compiling_for(name: Implementation, *, interpret: Any = False, gpu: Gpu | None = None) -> Iterator[None]:
-    """Kernels traced inside use the implementation `name`, whatever this process runs on.
+    """Kernels traced inside use the implementation `name`, independent of the device of this process.
 
-    For compilation ahead of time and for tests. A jitted function called or lowered inside is traced anew for the
-    context, and what was traced for another stays valid for that one; a function that keeps executables itself
-    must not outlive the context. Holds for the present thread.
+    Compilation ahead of time and tests use it. JAX traces a jitted function that is called or lowered inside again for
+    the context, and a trace for another context stays valid there; a function that stores executables itself must not
+    outlive the context. The context applies to the current thread.
 
     Args:
       name: "reference", "tpu" or "gpu".
-      interpret: what `pl.pallas_call` takes: False compiles, True interprets, and the TPU kernels also take
+      interpret: the argument of `pl.pallas_call`: False compiles, True interprets, and the TPU kernels also take
         `pltpu.InterpretParams(...)`.
-      gpu: what GPU kernels size their programs by (`gpus.A100`, `gpus.H200`); None for the attached one.
+      gpu: the GPU by which kernels size their programs (`gpus.A100`, `gpus.H200`); None for the attached one.
 
     Raises:
-      ValueError: no such implementation, or the reference is to be interpreted.
+      ValueError: no such implementation, or `interpret` is set for the reference.
     """
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"no implementation {name!r}; there are {', '.join(IMPLEMENTATIONS)}")
@@ -65,11 +65,11 @@ def compiling_for(name: Implementation, *, interpret: Any = False, gpu: Gpu | No
 
 
 def choose(kernel: str, available: tuple[Implementation, ...] = IMPLEMENTATIONS) -> Implementation:
-    """The implementation of one kernel here, said once a kernel and choice in the log "pallas_kernels".
+    """The implementation of one kernel here; the log "pallas_kernels" names it once for each kernel and choice.
 
     Args:
       kernel: the name of its folder.
-      available: what the folder holds; "reference" is always among it and serves where the wanted one is not.
+      available: the implementations in the folder; "reference" is always one, and replaces a wanted one that is not.
     """
     wanted = implementation()
     chosen: Implementation = wanted if wanted in available else "reference"
@@ -78,7 +78,7 @@ def choose(kernel: str, available: tuple[Implementation, ...] = IMPLEMENTATIONS)
 
 
 def say_once(message: str) -> None:
-    """Logs a message as "pallas_kernels" if this process has not yet."""
+    """Logs a message as "pallas_kernels" unless this process has logged it before."""
     if message not in _logged:
         _logged.add(message)
         _log.info(message)

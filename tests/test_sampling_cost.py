@@ -14,15 +14,16 @@ def test_passes_and_shares():
     def counted(few_decide):
         return [sampling_cost.passes(config, few_decide) for config in sampling_cost.CASES.values()]
 
+    # Every sampled step finds the highest score, which min-p's threshold follows: min-p that is off is 0.
     # top-k: scores written, read for the peaks, the few picked, the draw; top-p: the weights too.
-    assert counted(True) == [1, 1, 2, 4, 5, 4]
+    assert counted(True) == [1, 2, 2, 4, 5, 4]
     # And every row taken out, read and written, to be searched where the cache holds it.
-    assert counted(False) == [1, 1, 2, 4 + 2, 5 + 2, 4 + 2]
+    assert counted(False) == [1, 2, 2, 4 + 2, 5 + 2, 4 + 2]
     costliest = sampling_cost.CASES["top-p"]
     assert sampling_cost.share_of_step("Qwen2.5-1.5B", 4096, costliest, few_decide=False) < 0.1
     one, two = (
         sampling_cost.share_of_step("Qwen2.5-7B", 4096, sampling_cost.CASES[name], few_decide=True)
-        for name in ("temperature 1", "min-p, penalty")
+        for name in ("temperature 0", "min-p, penalty")
     )
     # 39 MB of logits over 15.2 GB of weights, 7.6 billion parameters of 2 bytes less the embeddings that no row reads;
     # the cache and the heads add to the step.

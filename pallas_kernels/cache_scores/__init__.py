@@ -1,4 +1,4 @@
-"""The selection pass: which cached keys, or blocks of them, score best under one query."""
+"""The selection pass: it finds the cached keys, or blocks of keys, that score best under one query."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pallas_kernels.implementation import choose
 
 __all__ = ["top_blocks", "top_positions"]
 
-# Scores that an accelerator ranks at a time, beside the best so far.
+# Scores that an accelerator ranks at a time, together with the best so far.
 CHUNK = 8192
 
 
@@ -33,11 +33,11 @@ def top_positions(
 
     Args:
       query: [batch, query_heads, head_dim], rotated.
-      keys: the stacked cache [layers, batch, kv_heads, capacity, head_dim]; slot i holds position i.
-      layer: which layer to read.
-      begins, ends: int32 [batch]; positions begins .. ends-1 are eligible. Others may hold anything, NaN included.
-      count: how many to return.
-      key_scales: [layers, batch, kv_heads, capacity], what each key is to be multiplied by; None for 1.
+      keys: the stacked cache [layers, batch, kv_heads, capacity, head_dim]; slot i contains position i.
+      layer: the layer to read.
+      begins, ends: int32 [batch]; positions begins .. ends-1 are eligible. Others may contain anything, NaN included.
+      count: how many positions to return.
+      key_scales: [layers, batch, kv_heads, capacity], the factor of each key; None for 1.
     """
     return top_blocks(
         query, keys, layer=layer, begins=begins, ends=ends, count=count, block_size=1, key_scales=key_scales
@@ -57,19 +57,19 @@ def top_blocks(
 ) -> jax.Array:
     """Numbers int32 [batch, kv_heads, count] of the best-scoring blocks, best first; -1 where too few are eligible.
 
-    Block i holds the slots i * block_size .. (i + 1) * block_size - 1. Its score is that of its best eligible key, and
-    it is eligible if any of its keys is. The rest as for `top_positions`.
+    Block i contains the slots i * block_size .. (i + 1) * block_size - 1. Its score is that of its best eligible key,
+    and it is eligible if any of its keys is. The other arguments are those of `top_positions`.
 
     Args:
-      block_size: slots a block; the capacity is a multiple of it.
+      block_size: slots a block; the capacity must be a multiple of it.
 
     Raises:
-      ValueError: it is not.
+      ValueError: the capacity is no multiple of `block_size`.
     """
     if keys.shape[3] % block_size:
         raise ValueError(f"a capacity of {keys.shape[3]} slots is no multiple of blocks of {block_size}")
     options: dict[str, Any] = {"layer": layer, "begins": begins, "ends": ends, "key_scales": key_scales}
-    # Imported where they are wanted: on CPU nobody should wait for Pallas.
+    # Without these late imports, a process on CPU waits for the import of Pallas, which it never uses.
     match choose("cache_scores"):
         case "tpu":
             from pallas_kernels.cache_scores.tpu import cache_scores

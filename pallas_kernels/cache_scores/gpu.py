@@ -1,7 +1,8 @@
 """The selection pass for NVIDIA GPUs (compute capability 8.0 and above), by Pallas' Triton backend.
 
-One program a (block of slots, sequence and KV head); those without an eligible slot end at once. One query is no work
-for tensor cores: products are made and added in float32, which the reading of the keys hides.
+The grid has one program for each (block of slots, sequence and KV head); a program without an eligible slot ends at
+once. One query is too little work for tensor cores, so the kernel multiplies and adds in float32; the loads of the
+keys take longer and hide this arithmetic.
 
 Limits, each a ValueError: head_dim up to 256; a cache with one byte a number below 2 GiB or above 4.
 """
@@ -33,15 +34,15 @@ def cache_scores(
     ends: jax.Array,
     key_scales: jax.Array | None,
 ) -> jax.Array:
-    """Scores float32 [batch, kv_heads, capacity] of the slots begins .. ends-1; others may be anything.
+    """Scores float32 [batch, kv_heads, capacity] of the slots begins .. ends-1; the other scores may be anything.
 
-    The arguments are those of `pallas_kernels.cache_scores.top_positions`; raises ValueError beyond the limits above.
+    The arguments are those of `pallas_kernels.cache_scores.top_positions`. Raises ValueError beyond the limits above.
     """
     batch, _, head_dim = query.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
     if head_dim > 256:
         raise ValueError(f"head_dim is {head_dim}; the GPU kernel takes up to 256")
-    # Pallas computes offsets in 32 signed bits up to 4 GiB, which wraps for one-byte numbers above 2 GiB.
+    # Pallas computes offsets into arrays of up to 4 GiB in 32 signed bits, which wrap for one-byte numbers above 2 GiB.
     if keys.dtype.itemsize == 1 and 2**31 < keys.size <= 2**32:
         raise ValueError(f"the cache has {keys.size} one-byte numbers; the GPU kernel takes up to 2^31 or above 2^32")
     float8_bits = keys.dtype == jnp.float8_e4m3fn and gpu().compute_capability < (8, 9)
@@ -64,7 +65,7 @@ def cache_scores(
 
 
 def _score_block(kv_heads: int, capacity: int, head_dim: int, float8_bits: bool, *refs: Any) -> None:
-    """Program (block of slots, batch * kv_heads): the block's scores, if one of its slots is eligible."""
+    """Program (block of slots, batch * kv_heads): writes the block's scores if one of its slots is eligible."""
     layer_ref, begins_ref, ends_ref, summed_ref, keys_ref = refs[:5]
     scales_ref, out_ref = refs[5] if len(refs) == 7 else None, refs[-1]
     batch, head = pl.program_id(1) // kv_heads, pl.program_id(1) % kv_heads
@@ -73,11 +74,12 @@ def _score_block(kv_heads: int, capacity: int, head_dim: int, float8_bits: bool,
     @pl.when((start < ends_ref[batch]) & (start + COLUMNS > begins_ref[batch]))
     def _():
         layer = layer_ref[0]
-        # Triton's arrays have powers of two for sizes; what a head has not is neither read nor counted.
+        # Array sizes in Triton are powers of two. The kernel neither reads nor counts the numbers past head_dim.
         numbers = jnp.arange(pl.next_power_of_2(head_dim), dtype=jnp.int32)
         slots = start + jnp.arange(COLUMNS, dtype=jnp.int32)
-        # What would lie outside is read from the last place, and weighs nothing or is written over with the same. Where
-        # all numbers lie inside there is no minimum: it would hide from Triton that they are neighbours.
+        # The kernel reads an index past the end from the last place instead; a number read so counts as zero, and a
+        # slot read so has the score of the last slot written again. Where head_dim is a power of two there is no
+        # minimum: with it, Triton would not see that the numbers are contiguous.
         padded = numbers.size > head_dim
         there = numbers < head_dim
         numbers = jnp.minimum(numbers, head_dim - 1) if padded else numbers

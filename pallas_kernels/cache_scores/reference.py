@@ -1,4 +1,4 @@
-"""The selection pass in plain jnp: group-summed q.k over the live length with a running top-k."""
+"""The selection pass in plain jnp: q.k summed over the query group, over the live length, with a running top-k."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def top_blocks(
     block_size: int,
     key_scales: jax.Array | None,
 ) -> jax.Array:
-    """`pallas_kernels.cache_scores.top_blocks`, keys scored chunk by chunk."""
+    """`pallas_kernels.cache_scores.top_blocks`; it scores the keys chunk by chunk."""
     batch, _, head_dim = query.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
     summed = summed_group(query, kv_heads)
     chunk = min(CHUNK, capacity)
-    at_layer, zero = jnp.asarray(layer, jnp.int32), jnp.int32(0)  # the start's own type, also under jax_enable_x64
+    at_layer, zero = jnp.asarray(layer, jnp.int32), jnp.int32(0)  # the dtype of `start`, also under jax_enable_x64
 
     def chunk_scores(start: jax.Array) -> jax.Array:
         at = (at_layer, zero, zero, start, zero)
@@ -53,8 +53,8 @@ def top_blocks(
 
 
 def summed_group(query: jax.Array, kv_heads: int) -> jax.Array:
-    """[batch, kv_heads, head_dim] in float32 or wider: summing a group's queries [batch, query_heads, head_dim] first
-    gives the same sum of products with one product a key."""
+    """The sum of each query group, [batch, kv_heads, head_dim] in float32 or wider, of queries
+    [batch, query_heads, head_dim]. One product of a key with it is the sum of the products with the group's queries."""
     batch, query_heads, head_dim = query.shape
     grouped = query.reshape(batch, kv_heads, query_heads // kv_heads, head_dim)
     return grouped.astype(wide_dtype(query.dtype)).sum(axis=2)

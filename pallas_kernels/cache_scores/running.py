@@ -1,4 +1,4 @@
-"""The running top-k of the selection pass: the best so far, folded with one chunk of scores after another."""
+"""The running top-k of the selection pass: it folds one chunk of scores after another into the best so far."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ def running_top(
     """Numbers int32 [batch, kv_heads, count] of the best-scoring blocks of slots, best first; -1 where too few are
     eligible. With blocks of one slot they are positions.
 
-    A block scores as its best eligible slot does. Only chunks that hold an eligible slot are asked for.
+    A block has the score of its best eligible slot. The loop calls `chunk_scores` only for chunks between the first
+    and the last eligible slot of the batch.
 
     Args:
-      chunk_scores: start int32 [] -> scores [batch, kv_heads, chunk] of the slots start ..; those of slots that are
-        not eligible may be anything, NaN included.
+      chunk_scores: start int32 [] -> scores [batch, kv_heads, chunk] of the slots start ..; the scores of slots that
+        are not eligible may be anything, NaN included.
       begins, ends: int32 [batch]; slots begins .. ends-1 are eligible.
-      count: how many to return.
-      kv_heads, capacity: of the cache.
+      count: how many blocks to return.
+      kv_heads, capacity: sizes of the cache.
       chunk: slots scored at a time; at most the capacity and, like it, a multiple of block_size.
       block_size: slots a block.
-      dtype: of the scores.
+      dtype: dtype of the scores.
     """
     batch, blocks = begins.shape[0], chunk // block_size
 
     def fold(index: jax.Array, best: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        # The last chunk may start early to stay inside the cache; slots it repeats are masked.
+        # The last chunk may start early to stay inside the cache; the mask excludes the slots that it repeats.
         start = jnp.minimum(index * chunk, capacity - chunk)
         slots = start + jnp.arange(chunk, dtype=jnp.int32)
         fresh = (slots >= index * chunk)[None, :]

@@ -1,8 +1,8 @@
-"""The selection pass for TPUs, by Pallas' Mosaic backend: keys are read once, scores are written per slot.
+"""The selection pass for TPUs, by Pallas' Mosaic backend: the kernel reads keys once and writes one score a slot.
 
-One program a (sequence, step) scores a block of slots of every KV head. The walk's length is an argument, so slots that
-are not eligible cost neither bytes nor steps but for the ends of blocks. A head_dim that does not fill the 128 lanes is
-read through the transposed view [head_dim, slots], which is how XLA lays such a cache out.
+The program of a (sequence, step) scores a block of slots of every KV head. The number of steps is an argument, so slots
+that are not eligible cost neither bytes nor steps, except at the ends of blocks. Where head_dim does not fill the 128
+lanes, XLA stores the cache with the slots along the lanes, and the kernel reads the transposed view [head_dim, slots].
 
 Limits, each a ValueError: queries of bfloat16 or float32; head_dim a multiple of 8.
 """
@@ -22,8 +22,8 @@ from pallas_kernels.cache_scores.reference import summed_group
 from pallas_kernels.implementation import interpret
 
 LANES = 128
-# Bytes of keys a step fetches, double-buffered: a step's fixed cost is a third of a microsecond, in which a v5p moves
-# one megabyte.
+# Bytes of keys that a step fetches, double-buffered. The fixed cost of a step is a third of a microsecond, in which a
+# v5p moves one megabyte.
 STEP_BYTES = 2**20
 SUBLANES = 16  # rows of one register of bfloat16
 
@@ -37,9 +37,9 @@ def cache_scores(
     ends: jax.Array,
     key_scales: jax.Array | None,
 ) -> jax.Array:
-    """Scores float32 [batch, kv_heads, capacity] of the slots begins .. ends-1; others may be anything.
+    """Scores float32 [batch, kv_heads, capacity] of the slots begins .. ends-1; the other scores may be anything.
 
-    The arguments are those of `pallas_kernels.cache_scores.top_positions`; raises ValueError beyond the limits above.
+    The arguments are those of `pallas_kernels.cache_scores.top_positions`. Raises ValueError beyond the limits above.
     """
     batch, _, head_dim = query.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
@@ -54,7 +54,7 @@ def cache_scores(
     steps = (last - first).max() + 1
 
     def at_step(b, step, first_ref, last_ref):
-        # Past a sequence's own blocks the index stays, so nothing is fetched and the same scores are written again.
+        # Past a sequence's last block the index stays, so the kernel fetches nothing and writes the same scores again.
         return jnp.minimum(first_ref[b] + step, last_ref[b])
 
     def cached(b, j, layer_ref, first_ref, last_ref):
@@ -96,7 +96,7 @@ def cache_scores(
 
 
 def _score_block(kv_heads: int, slots_minor: bool, *refs: Any) -> None:
-    """Scores [kv_heads, columns] of one block of slots."""
+    """Program (sequence, step): writes the scores [kv_heads, columns] of one block of slots."""
     parts_ref, keys_ref = refs[3:5]
     scales_ref, out_ref = refs[5] if len(refs) == 7 else None, refs[-1]
     exact = parts_ref.dtype == jnp.float32
@@ -117,15 +117,15 @@ def _score_block(kv_heads: int, slots_minor: bool, *refs: Any) -> None:
 def _parts(summed: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Rows [batch, kv_heads, rows, head_dim] that add up to the summed query float32 [batch, kv_heads, head_dim].
 
-    Three bfloat16 numbers hold a float32 one, so that keys of at most 8 significant bits are multiplied exactly in one
-    pass of the matrix unit instead of six.
+    Three bfloat16 numbers represent one float32 number, so that the matrix unit multiplies keys of at most 8
+    significant bits exactly in one pass instead of six.
     """
     if dtype == jnp.float32:
         rows, wanted = [summed], jnp.float32
     else:
         rows, wanted = [], jnp.bfloat16
         for _ in range(3):
-            # reduce_precision stays where a conversion there and back would be taken for nothing.
+            # Without reduce_precision, XLA removes the rounding: it takes a conversion there and back for a no-op.
             rows.append(lax.reduce_precision(summed, 8, 7))
             summed = summed - rows[-1]
     stacked = jnp.stack(rows, axis=2).astype(wanted)
@@ -133,7 +133,7 @@ def _parts(summed: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def _columns(capacity: int, slot_bytes: int) -> int:
-    """Slots of a step: STEP_BYTES of keys, a power of two of at least the 128 lanes."""
+    """Slots of a step: STEP_BYTES of keys, a power of two and at least the 128 lanes."""
     fitting = 1 << max(STEP_BYTES // slot_bytes, LANES).bit_length() - 1
     columns = min(fitting, 4096)
     return capacity if capacity <= columns else columns

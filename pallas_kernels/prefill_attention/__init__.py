@@ -1,4 +1,4 @@
-"""Attention of a prompt's next chunk over a cache that already holds it: a library's kernels on accelerators."""
+"""Attention of a prompt's next chunk over a cache that already contains it, by a library's kernels on accelerators."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pallas_kernels.prefill_attention.one_sequence import numbered
 
 __all__ = ["prefill_attention", "served_by"]
 
-LANES = 128  # tiles of rows, and of what a TPU holds side by side
+LANES = 128  # rows of a tile, and the lanes of a TPU register
 
 
 def prefill_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, **options: Any) -> jax.Array:
-    """`reference.prefill_attention`, by tokamax' kernels where it is installed and they take such a call.
+    """`reference.prefill_attention`, by tokamax' kernels where tokamax is installed and its kernels take such a call.
 
-    Elsewhere by `tree_attention` under a causal mask; the log "pallas_kernels" says which, and why.
+    Elsewhere `tree_attention` computes it under a causal mask. The log "pallas_kernels" says which one runs, and why.
     """
     by, library = served_by(queries, keys, options.get("key_scales"))
     say_once(f"prefill_attention: {by}")
@@ -37,7 +37,7 @@ def prefill_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, **
 def served_by(
     queries: jax.Array, keys: jax.Array, key_scales: jax.Array | None = None
 ) -> tuple[str, ModuleType | None]:
-    """What serves a call, in words, and the module with the library's kernel if that does."""
+    """The implementation of a call, in words, and the module with the library's kernel if that kernel runs it."""
     target = implementation()
     library = _library(target, queries, keys, key_scales)
     if isinstance(library, ModuleType):
@@ -46,7 +46,7 @@ def served_by(
 
 
 def _library(target: str, queries: jax.Array, keys: jax.Array, key_scales: jax.Array | None) -> ModuleType | str:
-    """The module with the kernel for a call, or why there is none."""
+    """The module with the kernel for a call, or the reason why there is none."""
     if target == "reference":
         return "no accelerator"
     rows, head_dim, capacity = queries.shape[1], queries.shape[3], keys.shape[3]
@@ -80,10 +80,10 @@ def _library(target: str, queries: jax.Array, keys: jax.Array, key_scales: jax.A
 
 
 def _of_gpu(gpu: Gpu) -> tuple[tuple[Any, ...], Sequence[int]]:
-    """Dtypes and head sizes that the library's kernel for a GPU takes; none where it was not compiled for one.
+    """Dtypes and head sizes that the library's kernel takes; both empty for a GPU for which it is not compiled.
 
-    Mosaic GPU's would pad other head sizes, and the cache with them; Triton's reads past them, and above 128 needs more
-    shared memory than all GPUs of compute capability 8 but the A100 have.
+    The Mosaic GPU kernel would pad other head sizes, and the cache with them. The Triton kernel reads past the end of
+    other head sizes; above 128 it needs more shared memory than any GPU of compute capability 8 but the A100 has.
     """
     narrow = (jnp.bfloat16, jnp.float16)
     match gpu.compute_capability[0]:

@@ -1,10 +1,11 @@
-"""Prefill attention on NVIDIA GPUs by tokamax: its Mosaic-GPU kernel for compute capability 9, Triton's for 8.
+"""Prefill attention on NVIDIA GPUs by tokamax: its Mosaic GPU kernel for compute capability 9, its Triton kernel for 8.
 
-Both walk the blocks between the least begin and the greatest end of a tile of rows, whatever the capacity. Slots past
-the rows' own must be finite: they are multiplied by zero. Triton's scales the queries before, which rounds them once.
+Both kernels walk the blocks between the least begin and the greatest end of a tile of rows, independent of the
+capacity. Slots past the rows' own must be finite, because the kernels multiply them by zero. The Triton kernel scales
+the queries first, which rounds them once.
 
-`served_by` decides which kernel is compiled; the attached device does not. tokamax' operation for Mosaic GPU would ask
-that device, so its kernel is called directly, which asks nothing.
+`served_by` decides which kernel is compiled, and the attached device has no influence. tokamax' operation for Mosaic
+GPU would query that device, so this file calls its kernel directly, which does not.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ def prefill_attention(
     window: int | None,
     scale: float,
 ) -> jax.Array:
-    """`reference.prefill_attention` of what `prefill_attention.served_by` lets through."""
+    """`reference.prefill_attention` for the calls that `prefill_attention.served_by` accepts."""
     batch, rows, query_heads, head_dim = queries.shape
     group = query_heads // keys.shape[2]
-    # As heads of one sequence: [rows, batch * query_heads, head_dim].
+    # tokamax sees the heads of all sequences as heads of one sequence: [rows, batch * query_heads, head_dim].
     heads = queries.swapaxes(0, 1).reshape(rows, batch * query_heads, head_dim)
     begins, ends = (
         layer_begins(keys, layer) + span.repeat(group, axis=1).reshape(batch * query_heads, rows)
@@ -54,7 +55,7 @@ def _mosaic(
     """Attention of rows [rows, heads, head_dim] over slots begins .. ends-1, int32 [heads, rows], of keys and values
     [slots, 1, head_dim]."""
     head_dim = heads.shape[2]
-    # Blocks of larger heads halve, so that two stages of keys and values fit Hopper's shared memory.
+    # Larger heads get blocks of half the size, so that two stages of K/V fit the shared memory of Hopper.
     tile = ConfigSM90(block_q=64, block_kv=128 if head_dim <= 128 else 64, num_stages=2)
     return flash_attention_kernel(
         heads,
@@ -79,14 +80,14 @@ def _mosaic(
 def _triton(
     heads: jax.Array, keys: jax.Array, values: jax.Array, begins: jax.Array, ends: jax.Array, scale: float
 ) -> jax.Array:
-    """`_mosaic` by Triton's kernel."""
+    """`_mosaic` by the Triton kernel."""
     if not flags.FLAGS.is_parsed():
-        # Otherwise tokamax, to read its own settings, parses sys.argv and ends the process at flags that it lacks.
+        # Without this mark, tokamax parses sys.argv to read its own settings and ends the process at an unknown flag.
         flags.FLAGS.mark_as_parsed()
-    # Named, or tokamax looks for tuned sizes and warns of every shape that has none.
+    # Without given sizes, tokamax looks for tuned ones and logs a warning for every shape that has none.
     tile = ConfigTriton(block_q=128, block_k=64, num_warps=8, num_stages=2)
     attend = PallasTritonFlashAttention(config=tile)
     mask = Mask(k_start=begins, k_end=ends)
-    # tokamax need not find an attached device that it supports: `served_by` has chosen the kernel.
+    # `served_by` has chosen the kernel, so tokamax need not find an attached device that it supports.
     with tokamax.config.cross_compile(True):
         return attend(heads, keys, values, logits_scale=scale, mask=mask)

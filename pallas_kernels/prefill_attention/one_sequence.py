@@ -1,7 +1,7 @@
 """The stacked cache as one long sequence of slots, in which every row of every head sees one span.
 
-So a library's kernel reads any layer of it in place: what it takes for one KV head is all of them, and what it takes
-for a mask says where a layer and a head lie.
+This view lets a library's kernel read any layer of the cache in place: the kernel sees all KV heads as one, and the
+mask that it is given selects the slots of a layer and a head.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def one_sequence(stack: jax.Array) -> jax.Array:
 
 
 def numbered(stack: jax.Array) -> bool:
-    """Whether int32 can number the slots of all layers. 80 layers of 8 heads and 4 x 1,048,576 positions have more."""
+    """Whether int32 can number the slots of all layers; not for 80 layers of 8 heads and 4 x 1,048,576 positions."""
     return math.prod(stack.shape[:4]) < 2**31
 
 
@@ -28,10 +28,10 @@ def layer_begins(stack: jax.Array, layer: int | jax.Array) -> int | jax.Array:
 
 
 def spans(stack: jax.Array, lengths: jax.Array, rows: int, window: int | None) -> tuple[jax.Array, jax.Array]:
-    """First slot and the one past the last, int32 [batch, kv_heads, rows] each, that rows see of a layer, counted from
-    `layer_begins`: what is computed of them is the same for every layer, and compiled once.
+    """First slot that each row sees of a layer, and the one past the last, int32 [batch, kv_heads, rows] each.
 
-    Row i of a sequence stands in slot lengths + i of its own, and sees what lies up to there, or the `window` newest.
+    They count from `layer_begins`, so XLA compiles the arithmetic on them once for all layers. Row i of a sequence is
+    in slot lengths + i of that sequence, and sees the slots up to its own, or the `window` newest of them.
     """
     _, batch, kv_heads, capacity, _ = stack.shape
     before = jnp.arange(batch * kv_heads, dtype=jnp.int32).reshape(batch, kv_heads, 1) * capacity

@@ -1,10 +1,11 @@
-"""Prefill attention on TPUs by splash attention, as tokamax keeps it.
+"""Prefill attention on TPUs by tokamax' splash attention.
 
-Its grid walks a list of blocks that is made as the program runs, so it costs what is live, whatever the capacity. The
-rows of all KV heads are one sequence of rows, the cache one of slots (`one_sequence`), and the query group is the
-heads. Slots past the rows' own must be finite: they are multiplied by zero.
+Its grid walks a list of blocks that the program builds as it runs, so its cost follows the live slots and not the
+capacity. The kernel sees the rows of all KV heads as one sequence of rows, the cache as one sequence of slots
+(`one_sequence`), and the query group as its heads. Slots past the rows' own must be finite, because the kernel
+multiplies them by zero.
 
-Queries are scaled before, in their own dtype, which rounds them once.
+The caller of the kernel scales the queries first, in their own dtype, which rounds them once.
 """
 
 from __future__ import annotations
@@ -26,20 +27,20 @@ from tokamax._src.ops.experimental.tpu.splash_attention.splash_attention_mask_in
 from pallas_kernels.implementation import interpret
 from pallas_kernels.prefill_attention.one_sequence import layer_begins, one_sequence, spans
 
-BLOCK, COMPUTED = 1024, 512  # slots that a step fetches, and that it multiplies at a time
-# Five int32 arrays of the list lie in the scalar memory, of which there is a megabyte.
+BLOCK, COMPUTED = 1024, 512  # slots that a step fetches, and slots that it multiplies at a time
+# The scalar memory, one megabyte, contains five int32 arrays of this length.
 MOST_BLOCKS = 2**15
 _PARTIAL, _FULL = 1, 2
 
 
 def most_blocks(keys: jax.Array) -> int:
-    """Entries of the list of blocks for a stacked cache: those of a layer."""
+    """Most entries that the list of blocks can have for a stacked cache: all blocks of one layer."""
     _, batch, kv_heads, capacity, _ = keys.shape
     return batch * kv_heads * (capacity // gcd(capacity, BLOCK))
 
 
 def several_cores() -> bool:
-    """Whether an attached TPU's chip has more than one core, among which the grid splits the query group alone."""
+    """Whether the chip of an attached TPU has more than one core; the grid splits only the query group among cores."""
     return jax.default_backend() == "tpu" and pltpu.get_tpu_info().num_cores > 1
 
 
@@ -53,7 +54,7 @@ def prefill_attention(
     window: int | None,
     scale: float,
 ) -> jax.Array:
-    """`reference.prefill_attention` of what `prefill_attention.served_by` lets through."""
+    """`reference.prefill_attention` for the calls that `prefill_attention.served_by` accepts."""
     batch, rows, query_heads, head_dim = queries.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
     group, block = query_heads // kv_heads, gcd(capacity, BLOCK)
@@ -92,23 +93,23 @@ def prefill_attention(
 
 
 def _cost(queries: jax.Array, keys: jax.Array) -> pl.CostEstimate:
-    """Of a full cache's layer, as `tree_attention` gives it; tokamax would name the whole stack."""
+    """The cost over one layer of a full cache, as `tree_attention` states it; tokamax would count the whole stack."""
     scored = queries.shape[0] * queries.shape[1] * queries.shape[2] * keys.shape[3]
     read = 2 * keys.nbytes // keys.shape[0] + 2 * queries.nbytes
     return pl.CostEstimate(flops=4 * scored * queries.shape[3], transcendentals=scored, bytes_accessed=read)
 
 
 def listed(begins: jax.Array, ends: jax.Array, block: int, most: int, offset: int | jax.Array) -> MaskInfo:
-    """The blocks of `block` slots to walk: for the rows of each sequence and KV head those that any of them sees.
+    """The list of blocks to walk: for each sequence and KV head, the blocks that any of its rows sees.
 
     Args:
       begins, ends: `one_sequence.spans`.
-      block: slots of one.
-      most: blocks that a head's slots have.
-      offset: slots before the layer's; whole blocks.
+      block: slots of a block.
+      most: blocks in the slots of one head.
+      offset: slots before those of the layer, a multiple of `block`.
     """
     first, last = begins.min(axis=2).ravel() // block, (ends.max(axis=2).ravel() - 1) // block
-    # A block needs no mask that lies past every row's begin and before every row's end.
+    # A block needs no mask if every row begins at or before it and ends at or after its end.
     full_from = -(begins.max(axis=2).ravel() // -block)
     full_to = ends.min(axis=2).ravel() // block
     counts = last - first + 1
@@ -118,9 +119,9 @@ def listed(begins: jax.Array, ends: jax.Array, block: int, most: int, offset: in
     row = jnp.repeat(jnp.arange(counts.shape[0], dtype=jnp.int32), counts, total_repeat_length=size)
     column = first[row] + place - (jnp.cumsum(counts) - counts)[row]
     full = (column >= full_from[row]) & (column < full_to[row])
-    # Past the list rows differ from its last, which is how the kernel knows that it is the last.
+    # Entries past the list have another row than its last entry; the kernel recognises the last entry by that change.
     live = place < total
-    last_seen: Any = offset + ends.ravel() - 1  # tokamax' annotation says NumPy; it takes both
+    last_seen: Any = offset + ends.ravel() - 1  # tokamax annotates a NumPy array, but takes a JAX array too
     return MaskInfo(
         mask_next=None,
         active_rows=jnp.where(live, row, jnp.int32(counts.shape[0])),

@@ -1,4 +1,4 @@
-"""Attention of rows over blocks of the cache that a table names, read in place, and over their own ancestors."""
+"""Attention of tree rows over the cache blocks that a table names, read in place, and over their own ancestors."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def sparse_attention(
     key_scales: jax.Array | None = None,
     value_scales: jax.Array | None = None,
 ) -> jax.Array:
-    """Softmax attention of rows over named blocks of the cache and over each other, as
+    """Softmax attention of tree rows over named blocks of the cache and over each other, as
     [batch, rows, query_heads, head_dim].
 
     Args:
       queries: [batch, rows, query_heads, head_dim], rotated.
-      keys, values: the stacked cache [layers, batch, kv_heads, capacity, head_dim]; slot i holds position i. Slots
-        at or past a row's length, and in blocks that are not named, may hold anything, NaN included.
-      own_keys, own_values: [batch, rows, kv_heads, head_dim] of the rows themselves.
-      layer: which layer of the cache to read.
-      blocks: int32 [batch, kv_heads, table], which blocks each KV head's rows see; -1 for none. No block twice.
-      block_size: slots a block; block i holds the slots i * block_size .. (i + 1) * block_size - 1.
+      keys, values: the stacked cache [layers, batch, kv_heads, capacity, head_dim]; slot i contains position i. Slots
+        at or past a sequence's length, and in blocks that are not named, may contain anything, NaN included.
+      own_keys, own_values: [batch, rows, kv_heads, head_dim] of the tree rows themselves.
+      layer: the layer of the cache to read.
+      blocks: int32 [batch, kv_heads, table], the blocks that the rows of each KV head see; -1 for none. No block
+        appears twice.
+      block_size: slots a block; block i contains the slots i * block_size .. (i + 1) * block_size - 1.
       lengths: int32 [batch], slots of the cache in use.
       tree_mask: bool [batch, rows, rows]; row i sees row j. Every row sees at least itself.
-      positions: int32 [batch, rows], index in the text; read only under a window.
-      window: how many newest positions a row may see, its own included; None for all.
-      scale: factor of the products of queries and keys; None for that of the head's size.
-      key_scales, value_scales: [layers, batch, kv_heads, capacity], what each key (value) is to be multiplied by;
-        None for 1.
+      positions: int32 [batch, rows], index in the text; read only under a sliding window.
+      window: size of the sliding window: how many newest positions a row may see, its own included; None for all.
+      scale: factor of the products of queries and keys; None for head_dim ** -0.5.
+      key_scales, value_scales: [layers, batch, kv_heads, capacity], the factor of each key (value); None for 1.
 
     Raises:
       ValueError: the capacity is no multiple of block_size.
@@ -67,7 +67,7 @@ def sparse_attention(
         "key_scales": key_scales,
         "value_scales": value_scales,
     }
-    # Imported where they are wanted: on CPU nobody should wait for Pallas.
+    # Without these late imports, a process on CPU waits for the import of Pallas, which it never uses.
     match choose("sparse_attention"):
         case "tpu":
             from pallas_kernels.sparse_attention import tpu

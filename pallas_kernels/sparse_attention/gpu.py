@@ -1,4 +1,4 @@
-"""Sparse attention for NVIDIA GPUs: tree attention's kernel, whose walk follows the table instead of the prefix."""
+"""Sparse attention for NVIDIA GPUs: the kernel of tree attention, which walks the table instead of the prefix."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ from pallas_kernels.tree_attention import gpu
 
 
 def sparse_attention(*arrays: jax.Array, blocks: jax.Array, block_size: int, **options: Any) -> jax.Array:
-    """`reference.sparse_attention`; raises ValueError beyond the limits of `tree_attention.gpu`."""
+    """`reference.sparse_attention` by the GPU kernel; raises ValueError beyond the limits of `tree_attention.gpu`."""
     return gpu.tree_attention(*arrays, **options, key_positions=None, blocks=blocks, block_size=block_size)

@@ -1,4 +1,4 @@
-"""Sparse attention in plain jnp: the definition, and what runs on CPU."""
+"""Sparse attention in plain jnp: the definition, and the implementation on CPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sparse_attention(
     key_scales: jax.Array | None,
     value_scales: jax.Array | None,
 ) -> jax.Array:
-    """`pallas_kernels.sparse_attention.sparse_attention`: the named blocks gathered, then one softmax over all."""
+    """`pallas_kernels.sparse_attention.sparse_attention`: it gathers the named blocks, then takes one softmax."""
     batch, rows, query_heads, head_dim = queries.shape
     kv_heads = keys.shape[2]
     group = query_heads // kv_heads
@@ -42,7 +42,7 @@ def sparse_attention(
         taken = stack[at]
         if scales is not None:
             taken = taken.astype(wide) * scales[at].astype(wide)[..., None]
-        # 0 * NaN is NaN: what is not there must be zero before it is weighted.
+        # Without this mask, a NaN in a slot that is not live reaches every output, since 0 * NaN is NaN.
         return jnp.where(there[..., None], taken, jnp.zeros((), taken.dtype)).astype(queries.dtype)
 
     near = jnp.broadcast_to(there[:, :, None, :], (batch, kv_heads, rows, slots.shape[-1]))
@@ -59,7 +59,8 @@ def sparse_attention(
     scores = jnp.einsum("bhgrd,bhcd->bhgrc", grouped, all_keys, preferred_element_type=wide)
     scores = jnp.where(visible, scores * jnp.asarray(scale, wide), -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1)
-    # A row that overflowed spoils the rows that see it and no other: 0 * NaN is NaN.
+    # A row that overflowed must spoil the rows that see it and no other. Without these masks it spoils every row, since
+    # 0 * NaN is NaN.
     finite = jnp.isfinite(all_values).all(axis=-1)
     spoiled = (visible & ~finite[:, :, None, None, :]).any(axis=-1, keepdims=True)
     all_values = jnp.where(finite[..., None], all_values, jnp.zeros((), all_values.dtype))
@@ -69,8 +70,8 @@ def sparse_attention(
 
 
 def named_slots(blocks: jax.Array, block_size: int, lengths: jax.Array) -> jax.Array:
-    """int32 [batch, kv_heads, table * block_size]: the slots of each named block in turn, -1 where an entry names none
-    or a slot is not below the row's length."""
+    """The slots of each named block in turn, int32 [batch, kv_heads, table * block_size]; -1 where an entry names no
+    block or a slot is not below the sequence's length."""
     within = jnp.arange(block_size, dtype=jnp.int32)
     slots = blocks[..., None] * block_size + within[None, None, None]
     there = (blocks[..., None] >= 0) & (slots < lengths[:, None, None, None])

@@ -1,12 +1,12 @@
 """Sparse attention for TPUs, by Pallas' Mosaic backend.
 
-One program a sequence walks the named blocks of all its KV heads in turn, several blocks a step, and fetches the next
-step's blocks from where they lie in the cache while it works on this one's. Entries that name nothing live are not
-fetched, and steps of only such entries at a table's end are not taken.
+Each sequence has one program. It walks the named blocks of all KV heads in turn, several blocks a step, and fetches the
+blocks of the next step in place from the cache while it computes this step. The program does not fetch entries that
+name no live slot, and it skips the steps at a table's end that have only such entries.
 
-The smallest piece of a cache that can be fetched is a tile: 8, 16 or 32 slots, or 128 where head_dim does not fill the
-128 lanes (XLA then lays the slots along the lanes, and the kernel reads the transposed view [head_dim, slots]). Of a
-tile larger than a block the rest is fetched and masked.
+The smallest piece of a cache that the kernel can fetch is a tile: 8, 16 or 32 slots, or 128 where head_dim does not
+fill the 128 lanes (XLA then stores the slots along the lanes, and the kernel reads the transposed view [head_dim,
+slots]). Where a tile is larger than a block, the kernel fetches the rest of the tile too and masks it.
 
 Limits, each a ValueError: bfloat16 or float32 queries (Mosaic multiplies no float16); head_dim a multiple of 8; a
 capacity that is a multiple of the tile.
@@ -28,7 +28,7 @@ from pallas_kernels.sparse_attention.reference import named_slots
 from pallas_kernels.sparse_attention.tpu_kernel import Problem, attend
 
 LANES = 128
-# Slots of a step: enough bytes to hide a step's fixed cost, few enough for scores of many rows.
+# Slots of a step: enough bytes to hide the fixed cost of a step, few enough for the scores of many rows.
 COLUMNS = 512
 
 
@@ -50,7 +50,7 @@ def sparse_attention(
     key_scales: jax.Array | None,
     value_scales: jax.Array | None,
 ) -> jax.Array:
-    """`reference.sparse_attention`; raises ValueError beyond the limits above."""
+    """`reference.sparse_attention` by the TPU kernel; raises ValueError beyond the limits above."""
     batch, rows, query_heads, head_dim = queries.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
     group = query_heads // kv_heads
@@ -58,7 +58,7 @@ def sparse_attention(
     tile = max(block_size, LANES if slots_minor else 32 // keys.dtype.itemsize)
     _check(queries, capacity, tile)
 
-    # Whole steps, so that a step's tiles need no bound of their own.
+    # The table is padded to whole steps. Without the padding, the kernel needs a bound for the tiles of each step.
     tiles = max(COLUMNS // tile, 1)
     columns = tiles * tile
     blocks = _padded(blocks, 2, -blocks.shape[2] % tiles, -1)
@@ -68,7 +68,7 @@ def sparse_attention(
     slots = _tile_slots(blocks, block_size, tile, lengths)
     whole = (slots >= 0).reshape(batch, kv_heads, steps, columns).all(axis=-1)
     taken = jnp.where(live, jnp.arange(1, live.shape[2] + 1, dtype=jnp.int32)[None, None, :], 0).max(axis=2)
-    taken = jnp.maximum(pl.cdiv(taken, tiles), 1)  # every head has a step in which its own rows are folded in
+    taken = jnp.maximum(pl.cdiv(taken, tiles), 1)  # the kernel folds in the rows' own block in a head's last step
     scalars = (
         jnp.asarray(layer, jnp.int32).reshape(1),
         lengths,
@@ -79,7 +79,7 @@ def sparse_attention(
         blocks.reshape(-1),
     )
 
-    more, more_own = -(group * rows) % 16, -rows % 16  # whole registers
+    more, more_own = -(group * rows) % 16, -rows % 16  # padding to whole registers
     grouped = queries.reshape(batch, rows, kv_heads, group, head_dim).transpose(0, 2, 3, 1, 4)
     grouped = _padded(grouped.reshape(batch, kv_heads, group * rows, head_dim), 2, more)
     mask = _padded(jnp.tile(tree_mask, (1, group, 1)), 1, more)
@@ -154,8 +154,8 @@ def _check(queries: jax.Array, capacity: int, tile: int) -> None:
 
 
 def _tile_slots(blocks: jax.Array, block_size: int, tile: int, lengths: jax.Array) -> jax.Array:
-    """int32 [batch, kv_heads, table * tile]: the slots of each entry's tile, -1 for those outside its block, not live
-    or of an entry that names none."""
+    """The slots of each entry's tile, int32 [batch, kv_heads, table * tile]; -1 for slots outside the entry's block,
+    slots that are not live, and entries that name no block."""
     if tile == block_size:
         return named_slots(blocks, block_size, lengths)
     of_tile = named_slots(blocks * block_size // tile, tile, lengths).reshape(*blocks.shape, tile)
@@ -164,7 +164,7 @@ def _tile_slots(blocks: jax.Array, block_size: int, tile: int, lengths: jax.Arra
 
 
 def _gathered(scales: jax.Array, layer: int | jax.Array, slots: jax.Array) -> jax.Array:
-    """float32 like `slots`: the scales of the slots, 0 for -1."""
+    """The scales of the slots, float32 in the shape of `slots`; 0 for -1."""
     batch, kv_heads, _ = slots.shape
     row = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
     head = jnp.arange(kv_heads, dtype=jnp.int32)[None, :, None]
@@ -173,7 +173,7 @@ def _gathered(scales: jax.Array, layer: int | jax.Array, slots: jax.Array) -> ja
 
 
 def _whole_rows(batch: int, array: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
-    """An array [batch, ...] and the spec that hands each program its sequence's part."""
+    """An array [batch, ...] and the spec that gives each program the part of its sequence."""
     assert array.shape[0] == batch
     rest = array.shape[1:]
     return array, pl.BlockSpec((None, *rest), lambda b, *_: (b, *[0] * len(rest)))

@@ -1,6 +1,6 @@
-"""The Mosaic kernel of sparse attention: one sequence's walk over the blocks that each KV head's table names.
+"""The Mosaic kernel of sparse attention: it walks, for one sequence, the blocks that the table of each KV head names.
 
-Scores are kept in powers of two (scaled by log2 e), since that is what the hardware's exponential takes.
+The kernel keeps scores as exponents of two (scaled by log2 e), because the hardware computes powers of two.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ LOWEST = float(jnp.finfo(jnp.float32).min)
 
 @dataclass(frozen=True)
 class Problem:
-    """What the kernel is specialised for.
+    """The static sizes and options of a kernel.
 
     Attributes:
       heads: KV heads.
-      tiles, tile: tiles of a step and slots of a tile, the least that is fetched.
+      tiles, tile: tiles of a step, and slots of a tile, the least that the kernel fetches.
       block: slots of a block, at most a tile.
       steps: steps of a whole table.
-      scale: of the scores, log2(e) included.
+      scale: factor of the scores, log2(e) included.
       window: whether rows see only slots from `oldest` on.
       slots_minor: the cache is [.., head_dim, slots] instead of [.., slots, head_dim].
     """
@@ -42,11 +42,12 @@ class Problem:
 
 
 def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
-    """Program (sequence): every KV head's named blocks, a step of tiles at a time, then the rows' own.
+    """Program (sequence): attends over the named blocks of every KV head, one step of tiles at a time, then over the
+    rows' own block.
 
-    `refs` are the scalars layer, lengths, tile starts (-1: fetch nothing), whether a step is whole, steps taken of a
-    head and of a sequence, blocks; the inputs that `names` names; the output [heads, rows, head_dim]; two buffers each
-    of keys and of values, their semaphores, and the running peak, normaliser and mix.
+    `refs` are the scalars layer, lengths, tile starts (-1: fetch nothing), whether a step is whole, steps of a head and
+    of a sequence, blocks; the inputs that `names` names; the output [heads, rows, head_dim]; two buffers each for keys
+    and values, their semaphores, and the running peak, normaliser and mix.
     """
     layer_ref, lengths_ref, starts_ref, whole_ref, taken_ref, total_ref, blocks_ref = refs[:7]
     inputs = dict(zip(names, refs[7:], strict=False))
@@ -59,7 +60,7 @@ def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
         return ((sequence * p.heads + head) * p.steps + step) * p.tiles + index
 
     def each_copy(head, step, side, do):
-        """Does something to the copy of every tile of a step that is fetched into side 0 or 1 of the buffers."""
+        """Calls `do` with the copy of each live tile of a step into side 0 or 1 of the buffers."""
 
         def of_tile(index, carry):
             start = starts_ref[entry(head, step, index)]
@@ -79,7 +80,7 @@ def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
         lax.fori_loop(0, p.tiles, of_tile, 0)
 
     def fold(head, keys, values, visible, key_scale, value_scale, slots_minor):
-        """Folds one block of columns into the running numbers; visible None: all."""
+        """Folds one block of columns into the running numbers; visible None: every row sees every column."""
         queries = inputs["queries"][head]
         scores = _dot(queries, keys.astype(queries.dtype), 0 if slots_minor else 1) * p.scale
         if key_scale is not None:
@@ -101,13 +102,14 @@ def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
         norm_ref[...] = jnp.broadcast_to(norm, norm_ref.shape)
 
     def line(name, head, step):
-        """[1, columns] of what is known per slot of a step, or None."""
+        """The input with one number a slot, [1, columns] for the slots of a step; None without that input."""
         if name not in inputs:
             return None
         return inputs[name][pl.ds(head, 1), pl.ds(pl.multiple_of(step * columns, columns), columns)]
 
     def live_values(values, slots, head, step):
-        """The values with zeros for what is not there: 0 * NaN is NaN."""
+        """The values with zeros for slots that are not live. Without the zeros, a NaN there reaches every output, since
+        0 * NaN is NaN."""
         wide = values.astype(jnp.float32)
         if p.slots_minor:
             return jnp.where(slots >= 0, wide, 0.0)
@@ -138,7 +140,8 @@ def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
         if p.window:
             visible = visible & (inputs["own_positions"][...] >= inputs["oldest"][...])
         values = inputs["own_values"][head].astype(jnp.float32)
-        # A drafted row that overflowed spoils the rows that see it and no other: 0 * NaN is NaN.
+        # A tree row that overflowed must spoil the rows that see it and no other. Without these masks it spoils every
+        # row, since 0 * NaN is NaN.
         finite = jnp.abs(values) < jnp.inf
         broken = jnp.where(finite, 0.0, 1.0)
         spoiled = _dot(jnp.where(visible, 1.0, 0.0), broken, 0).max(axis=1, keepdims=True) > 0
@@ -184,7 +187,7 @@ def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
 
 
 def _dot(left: jax.Array, right: jax.Array, axis: int) -> jax.Array:
-    """Sums over axis 1 of `left` and `axis` of `right`, in float32; float32 operands are not rounded first."""
+    """The product summed over axis 1 of `left` and `axis` of `right`, in float32, without rounding float32 operands."""
     return lax.dot_general(
         left,
         right,

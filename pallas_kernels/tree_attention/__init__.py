@@ -14,9 +14,9 @@ __all__ = ["tree_attention"]
 
 def tree_attention(queries: jax.Array, *arrays: jax.Array, **options: Any) -> Any:
     """`reference.tree_attention` (one array, or two with `return_lse`) by the implementation that
-    `pallas_kernels.implementation` chooses; without a scale, that of the head's size."""
+    `pallas_kernels.implementation` chooses; the default scale is head_dim ** -0.5."""
     options.setdefault("scale", queries.shape[-1] ** -0.5)
-    # Imported where they are wanted: on CPU nobody should wait for Pallas.
+    # Without these late imports, a process on CPU waits for the import of Pallas, which it never uses.
     match choose("tree_attention"):
         case "tpu":
             from pallas_kernels.tree_attention import tpu

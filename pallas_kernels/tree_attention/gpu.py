@@ -1,9 +1,9 @@
 """Tree attention for NVIDIA GPUs (compute capability 8.0 and above), by Pallas' Triton backend.
 
-The rows of a KV head's query group are tiled; each tile's walk over the live prefix is split over the length, so that
-even one row of one sequence occupies every multiprocessor. The last split also folds in the rows' own block, and a
-second kernel merges the splits by their log-sum-exp. Rows are read from, and results written to, the callers' layouts:
-nothing is transposed or copied around the two launches.
+The kernel tiles the rows of a KV head's query group and splits the walk of each tile over the live prefix by length, so
+that even one row of one sequence occupies every multiprocessor. The last split also folds in the rows' own block, and a
+second kernel merges the splits by their log-sum-exp. Both kernels read and write the caller's layouts, so XLA
+transposes and copies nothing around the two launches.
 
 Limits, each a ValueError: bfloat16, float16 or float32 queries; head_dim a multiple of 16 up to 256; a cache with one
 byte a number below 2 GiB or above 4 GiB.
@@ -32,7 +32,7 @@ MOST_SPLITS = 128
 
 @dataclass(frozen=True)
 class Tile:
-    """Sizes of one program: rows, columns of the cache a step, warps, stages of the load pipeline."""
+    """The sizes of one program: rows, columns of the cache a step, warps, and stages of the load pipeline."""
 
     rows: int
     columns: int
@@ -43,20 +43,20 @@ class Tile:
 def tile_for(rows: int, pieces: int, *, wide: bool, hopper: bool) -> Tile:
     """The tile for `rows` rows a KV head, query group included.
 
-    The largest that ptxas keeps free of spills for sm_80 and sm_90a, at a head_dim up to 128 and any dtype (but 60
-    bytes for a window over one-byte numbers on sm_80). Of larger ones, 128 rows spill 800 bytes on sm_80, 256
-    rows 400 on sm_90a, 32 columns of float32 240 on either.
+    It is the largest tile that ptxas compiles without spills for sm_80 and sm_90a, at a head_dim up to 128 and any
+    dtype (except 60 bytes for a sliding window over one-byte numbers on sm_80). Larger tiles spill: 128 rows 800 bytes
+    on sm_80, 256 rows 400 bytes on sm_90a, and 32 columns of float32 240 bytes on both.
 
     Args:
-      rows: how many there are to tile.
-      pieces: of the head's numbers; each has its own operands in registers.
-      wide: queries are float32, which multiply without tensor cores.
-      hopper: compute capability 9 and above, whose tensor cores read their operands from shared memory.
+      rows: number of rows to tile.
+      pieces: pieces of the head's numbers (`head_pieces`); each has its own operands in registers.
+      wide: queries are float32, which the GPU multiplies without tensor cores.
+      hopper: compute capability 9 and above, where tensor cores read their operands from shared memory.
     """
     if wide:
         return Tile(16, 16, 8, 2)
     if rows <= 32:
-        # Two of these share a multiprocessor, with three stages only where shared memory is 228 KB.
+        # Two of these programs share a multiprocessor; with three stages they fit only a shared memory of 228 KB.
         return Tile(16 if rows <= 16 else 32, 64, 4, 3 if hopper else 2)
     if hopper:
         return Tile(64, 64, 4, 2) if rows <= 64 else Tile(128, 64, 8, 2)
@@ -64,9 +64,11 @@ def tile_for(rows: int, pieces: int, *, wide: bool, hopper: bool) -> Tile:
 
 
 def splits_for(programs: int, wanted: int, blocks: int) -> int:
-    """Into how many parts the length is split, so that `programs` tiles become about `wanted` programs.
+    """The number of parts into which the kernel splits the length, so that `programs` tiles become about `wanted`
+    programs.
 
-    Static, hence by the capacity's blocks: a length in use that has fewer leaves splits without work.
+    It is static, hence it counts the blocks of the capacity; where the length in use has fewer blocks, some splits have
+    no work.
     """
     return max(1, min(wanted // programs, blocks, MOST_SPLITS))
 
@@ -91,7 +93,7 @@ def tree_attention(
     blocks: jax.Array | None = None,
     block_size: int | None = None,
 ) -> Any:
-    """`reference.tree_attention`, or with `blocks` of `block_size` slots that of `sparse_attention`.
+    """`reference.tree_attention`; with `blocks` of `block_size` slots, `sparse_attention.reference.sparse_attention`.
 
     Raises:
       ValueError: beyond the limits above.
@@ -109,7 +111,8 @@ def tree_attention(
         hopper=target.compute_capability >= (9, 0),
     )
     tiles = pl.cdiv(group * rows, tile.rows)
-    # Two programs of four warps fit a multiprocessor's registers, and one's loads overlap the other's products.
+    # Two programs of four warps fit the registers of a multiprocessor; the loads of one overlap the products of the
+    # other.
     wanted = target.multiprocessors * (8 // tile.warps)
     table = 0 if blocks is None else blocks.shape[2]
     walked = capacity if block_size is None else table * block_size
@@ -117,7 +120,7 @@ def tree_attention(
     float8_bits = keys.dtype == jnp.float8_e4m3fn and target.compute_capability < (8, 9)
     if float8_bits:
         keys, values = (lax.bitcast_convert_type(x, jnp.uint8) for x in (keys, values))
-    # Half the prefix's: the masks of own rows take more registers.
+    # Half the columns of a prefix step, because the masks of own rows take more registers.
     own_columns = min(max(tile.columns // 2, 16), max(16, pl.next_power_of_2(rows)))
     problem = Problem(
         rows=rows,
@@ -201,6 +204,6 @@ def tree_attention(
 def _check(queries: jax.Array, keys: jax.Array) -> None:
     if queries.dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
         raise ValueError(f"queries are {queries.dtype}; the GPU kernel takes bfloat16, float16 and float32")
-    # Pallas computes offsets in 32 signed bits up to 4 GiB, which wraps for one-byte numbers above 2 GiB.
+    # Pallas computes offsets into arrays of up to 4 GiB in 32 signed bits, which wrap for one-byte numbers above 2 GiB.
     if keys.dtype.itemsize == 1 and 2**31 < keys.size <= 2**32:
         raise ValueError(f"the cache has {keys.size} one-byte numbers; the GPU kernel takes up to 2^31 or above 2^32")

@@ -1,6 +1,6 @@
-"""The two Triton kernels of tree attention: one split of the length, and the merge of splits.
+"""The two Triton kernels of tree attention: one computes a split of the length, the other merges the splits.
 
-Scores are kept in powers of two (scaled by log2 e), since that is what the hardware's exponential takes.
+The kernels keep scores as exponents of two (scaled by log2 e), because the hardware computes powers of two.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ LN_2 = math.log(2)
 
 @dataclass(frozen=True)
 class Problem:
-    """What a kernel is specialised for.
+    """The static sizes and options of a kernel.
 
     Attributes:
       rows, group, kv_heads, capacity: sizes of the call.
-      pieces: (start, size) of the head's numbers.
-      scale: of the scores, log2(e) included.
+      pieces: (start, size) of each piece of the head's numbers.
+      scale: factor of the scores, log2(e) included.
       splits: parts of the length.
-      tile_rows, columns, own_columns: rows of a program, slots of the cache and own rows of a step.
-      window: how many newest positions a row sees, or None.
-      block_size, table: slots a block and entries of the table of blocks that rows see; None and 0: they see all slots.
-      return_lse: whether the logarithm of each softmax's denominator is an output too.
-      float8_bits: the cache's uint8 are the bits of float8_e4m3fn, for GPUs that cannot convert those.
+      tile_rows, columns, own_columns: rows of a program, slots of the cache a step, and own rows a step.
+      window: size of the sliding window: how many newest positions a row sees; None for all.
+      block_size, table: slots a block, and entries of the table of blocks that rows see; None and 0: all slots.
+      return_lse: whether the kernel also returns the logarithm of each softmax's denominator.
+      float8_bits: whether the cache's uint8 are the bits of float8_e4m3fn, for GPUs that cannot convert float8.
     """
 
     rows: int
@@ -52,18 +52,19 @@ class Problem:
 
 
 def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
-    """Program (row tile, split, batch * kv_heads): rows over one split of the live prefix.
+    """Program (row tile, split, batch * kv_heads): attends with a tile of rows over one split of the live prefix.
 
-    `refs` are the inputs that `names` names, then the outputs. With one split: the result [batch, rows, query_heads,
-    head_dim] and, if asked for, the log-sum-exp [batch, rows, query_heads]. With several: mix [batch, kv_heads,
-    rows * group, splits, head_dim], peak and total [batch, kv_heads, rows * group, splits].
+    `refs` are the inputs that `names` names, then the outputs. With one split the outputs are the result [batch, rows,
+    query_heads, head_dim] and, under `return_lse`, the log-sum-exp [batch, rows, query_heads]. With several splits they
+    are mix [batch, kv_heads, rows * group, splits, head_dim], and peak and total [batch, kv_heads, rows * group,
+    splits].
     """
     inputs = dict(zip(names, refs, strict=False))
     outputs = refs[len(names) :]
     split = pl.program_id(1)
     batch, head = pl.program_id(2) // p.kv_heads, pl.program_id(2) % p.kv_heads
     member = pl.program_id(0) * p.tile_rows + jnp.arange(p.tile_rows, dtype=jnp.int32)
-    # Past the last row a tile computes and writes it again.
+    # Past the last row, a tile computes and writes the last row again.
     member = jnp.minimum(member, p.rows * p.group - 1)
     row = member // p.group
     query_head = head * p.group + member % p.group
@@ -72,7 +73,8 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
     reach = None if p.window is None else inputs["positions"][batch, row] - p.window
 
     def fold(state, keys, values, visible, key_scale=None, value_scale=None):
-        """Folds one block of columns into the running peak, normaliser and mix; visible None: all."""
+        """Folds one block of columns into the running peak, normaliser and mix; visible None: every row sees every
+        column."""
         peak, total, mix = state
         scores = jnp.zeros((), jnp.float32)
         for q, k in zip(queries, keys, strict=True):
@@ -98,7 +100,7 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
         return new_peak, total, mix
 
     def slots_of(name, slots, live):
-        """Numbers of the slots, pieces of [columns, size]; live None: all are, else what is not reads as zero."""
+        """Numbers of the slots, in pieces of [columns, size]; zero where a slot is not live. live None: all are."""
         if live is None:
             return [inputs[name][layer, batch, head, slots, pl.ds(*piece)] for piece in p.pieces]
         there = inputs[name]
@@ -117,7 +119,7 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
     def prefix_block(index, state, whole):
         order = index * p.columns + jnp.arange(p.columns, dtype=jnp.int32)
         if p.block_size is not None:
-            # A table entry's slots stand where it says; what it does not name is read from slot 0 and is not live.
+            # A table entry names the block of its slots; an entry that names none reads slot 0 and is not live.
             entry = order // p.block_size
             block = inputs["blocks"][batch, head, jnp.minimum(entry, p.table - 1)]
             order = block * p.block_size + order % p.block_size
@@ -126,7 +128,7 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
         elif whole:
             live, slots, visible = None, pl.ds(index * p.columns, p.columns), None
         else:
-            # A block may reach past the cache: what it must not read, it reads from the last slot.
+            # A block may reach past the cache. Without the minimum, the program reads out of bounds.
             live, slots = order < length, jnp.minimum(order, p.capacity - 1)
             visible = jnp.broadcast_to(live[None, :], (p.tile_rows, p.columns))
         keys, values = slots_of("keys", slots, live), slots_of("values", slots, live)
@@ -146,7 +148,8 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
             visible = visible & (inputs["positions"][batch, other][None, :] > reach[:, None])
         keys = [inputs["own_keys"][batch, other[:, None], head, _span(piece)] for piece in p.pieces]
         values = [inputs["own_values"][batch, other[:, None], head, _span(piece)] for piece in p.pieces]
-        # A drafted row that overflowed spoils the rows that see it and no other: 0 * NaN is NaN.
+        # A tree row that overflowed must spoil the rows that see it and no other. Without these masks it spoils every
+        # row, since 0 * NaN is NaN.
         finite = [jnp.abs(value.astype(jnp.float32)) < jnp.inf for value in values]
         broken = jnp.zeros((p.own_columns,), jnp.int32)
         for good in finite:
@@ -168,7 +171,7 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
     ragged = begin if p.block_size is not None else jnp.maximum(jnp.minimum(end, length // p.columns), begin)
     state = lax.fori_loop(begin, ragged, lambda index, s: prefix_block(index, s, True), state)
     state = lax.fori_loop(ragged, end, lambda index, s: prefix_block(index, s, False), state)
-    # The last split has the fewest blocks.
+    # The last split has the fewest blocks, so it also folds in the rows' own block.
     own = jnp.where(split == p.splits - 1, inputs["own_blocks"][batch, pl.program_id(0)], jnp.int32(0))
     spoiled = jnp.zeros((p.tile_rows,), jnp.int32)
     (peak, total, mix), spoiled = lax.fori_loop(jnp.int32(0), own, own_block, (state, spoiled))
@@ -187,7 +190,7 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
 
 
 def merge_splits(p: Problem, mix_ref: Any, peak_ref: Any, total_ref: Any, out_ref: Any, lse_ref: Any = None) -> None:
-    """Program (row of the group, batch * kv_heads): one row's splits, weighed by their log-sum-exp."""
+    """Program (row of the group, batch * kv_heads): merges the splits of one row, weighted by their log-sum-exp."""
     member = pl.program_id(0)
     batch, head = pl.program_id(1) // p.kv_heads, pl.program_id(1) % p.kv_heads
     order = jnp.arange(pl.next_power_of_2(p.splits), dtype=jnp.int32)
@@ -209,10 +212,11 @@ def _span(piece: tuple[int, int]) -> jax.Array:
 
 
 def stored_numbers(block: jax.Array, float8_bits: bool, dtype: jnp.dtype) -> jax.Array:
-    """A block of the cache, or of own rows, in the dtype it is multiplied in."""
+    """A block of the cache, or of own rows, in the dtype of the multiplication."""
     if not float8_bits or block.dtype != jnp.uint8:
         return block.astype(dtype)
-    # The bits of a float8_e4m3fn, moved to where float16 has them, are the number over 2^8: 7 against 15 is the bias.
+    # The bits of a float8_e4m3fn, shifted to their places in float16, are the number divided by 2^8, because the
+    # exponent biases are 7 and 15.
     bits = block.astype(jnp.int32)
     half = lax.bitcast_convert_type((((bits & 0x80) << 8) | ((bits & 0x7F) << 7)).astype(jnp.int16), jnp.float16)
     number = half.astype(jnp.float32) * 256.0
@@ -220,7 +224,8 @@ def stored_numbers(block: jax.Array, float8_bits: bool, dtype: jnp.dtype) -> jax
 
 
 def _dot(left: jax.Array, right: jax.Array, axis: int) -> jax.Array:
-    """Sums over axis 1 of `left` and `axis` of `right`, at float32 throughout: no TF32 for float32 models."""
+    """The product summed over axis 1 of `left` and `axis` of `right`, in float32 throughout: no TF32 for float32
+    models."""
     return lax.dot_general(
         left,
         right,

@@ -1,4 +1,4 @@
-"""How far a tile of rows sees into the rows' own block."""
+"""The number of blocks of own rows that a tile of rows sees."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from jax.experimental import pallas as pl
 
 
 def own_blocks(tree_mask: jax.Array, group: int, tile: int, columns: int) -> jax.Array:
-    """int32 [batch, tiles]: blocks of `columns` own rows up to the last that a row of the tile sees.
+    """The number of blocks of `columns` own rows, up to the last that a row of the tile sees: int32 [batch, tiles].
 
-    Of a causal chunk a tile needs no block past its own rows, which spares nearly half of them.
+    In a causal chunk a tile needs no block past its own rows, so the kernel skips almost half of the blocks.
 
     Args:
       tree_mask: bool [batch, rows, rows]; row i sees row j.
-      group: query heads of a KV head; a tile's rows are rows * group in that order.
+      group: query heads of a KV head; the rows of a tile are rows * group in that order.
       tile, columns: rows of a tile, group included, and own rows of a block.
     """
     batch, rows, _ = tree_mask.shape

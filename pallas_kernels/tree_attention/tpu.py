@@ -1,11 +1,12 @@
 """Tree attention for TPUs, by Pallas' Mosaic backend.
 
-One program a (sequence, block of KV heads, row tile) walks the live blocks of the prefix, fetched ahead of the
-arithmetic by the grid's own pipeline, and then the rows' own block. The walk's length is an argument, so slots that
+The program of a (sequence, block of KV heads, row tile) walks the live blocks of the prefix, which the pipeline of the
+grid fetches ahead of the arithmetic, and then the rows' own block. The number of steps is an argument, so slots that
 are not in use cost neither bytes nor steps.
 
-A head_dim that fills the 128 lanes is read as [slots, head_dim]. XLA lays any other one out with the slots along the
-lanes; the kernel then takes the transposed view [head_dim, slots], which is what the memory holds, so no copy is made.
+The kernel reads the cache as [slots, head_dim] where head_dim fills the 128 lanes. For any other head_dim XLA stores
+the slots along the lanes; the kernel then takes the transposed view [head_dim, slots], which matches the order in
+memory, so XLA makes no copy.
 
 Limits, each a ValueError: bfloat16 or float32 queries (Mosaic multiplies no float16); head_dim a multiple of 8.
 """
@@ -25,10 +26,10 @@ from pallas_kernels.implementation import interpret
 from pallas_kernels.tree_attention.own_blocks import own_blocks
 from pallas_kernels.tree_attention.tpu_kernel import LANES, Problem, attend
 
-# Bytes of keys a step fetches (values are as many, and both are double-buffered): a step's fixed cost is a third of a
-# microsecond, in which a v5p moves one megabyte.
+# Bytes of keys that a step fetches (it fetches as many of values, and both are double-buffered). The fixed cost of a
+# step is a third of a microsecond, in which a v5p moves one megabyte.
 STEP_BYTES = 2**20
-# Rows times KV heads that one program keeps in fast memory, about 2.5 KB each.
+# Rows times KV heads that one program keeps in VMEM, about 2.5 KB each.
 MOST_ROWS = 2048
 OWN_COLUMNS = 256
 
@@ -51,7 +52,7 @@ def tree_attention(
     value_scales: jax.Array | None = None,
     return_lse: bool = False,
 ) -> Any:
-    """`reference.tree_attention`; raises ValueError beyond the limits above."""
+    """`reference.tree_attention` by the TPU kernel; raises ValueError beyond the limits above."""
     batch, rows, query_heads, head_dim = queries.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
     if queries.dtype not in (jnp.bfloat16, jnp.float32):
@@ -60,9 +61,10 @@ def tree_attention(
         raise ValueError(f"head_dim is {head_dim}; the TPU kernel takes multiples of 8")
     group = query_heads // kv_heads
     slots_minor = head_dim % LANES != 0
-    # What has no head_dim has the KV heads along the sublanes, of which a block takes all or a multiple of eight.
+    # Arrays without a head_dim have the KV heads along the sublanes, and a block takes all sublanes or a multiple of
+    # eight.
     per_slot = key_scales is not None or value_scales is not None or (window is not None and key_positions is not None)
-    # Two blocks of heads give each core of a chip with two its half.
+    # On a chip with two cores, two blocks of heads give each core one half.
     heads = kv_heads if per_slot or kv_heads % 2 else kv_heads // 2
     tile = _tile_rows(group * rows, heads)
     tiles = pl.cdiv(group * rows, tile)
@@ -86,7 +88,7 @@ def tree_attention(
     scalars = (jnp.asarray(layer, jnp.int32).reshape(1), lengths, begins, blocks, steps.reshape(1), own_seen)
 
     def at_step(b, step, begins_ref, blocks_ref):
-        # Past a sequence's own blocks the index stays, so nothing is fetched.
+        # Past a sequence's last block the index stays, so the pipeline fetches nothing.
         return jnp.maximum(jnp.minimum(begins_ref[b] + step, blocks_ref[b] - 1), 0)
 
     def cached(b, h, i, j, layer_ref, lengths_ref, begins_ref, blocks_ref, *_):
@@ -136,7 +138,7 @@ def tree_attention(
     results = [jax.ShapeDtypeStruct((batch, kv_heads, tiles * tile, head_dim), queries.dtype)]
     result_specs = [row_spec]
     if return_lse:
-        # Along the lanes, since a block's last dimension fills them anyway.
+        # The log-sum-exp is repeated along the lanes, because the last dimension of a block fills them anyway.
         results.append(jax.ShapeDtypeStruct((batch, kv_heads, tiles * tile, LANES), jnp.float32))
         result_specs.append(pl.BlockSpec((None, heads, tile, LANES), lambda b, h, i, j, *_: (b, h, i, 0)))
     mixed, *lse = pl.pallas_call(
@@ -171,7 +173,7 @@ def tree_attention(
 
 
 def _by_head(queries: jax.Array, kv_heads: int) -> jax.Array:
-    """[batch, kv_heads, rows * group, head_dim], a row's query group together."""
+    """The queries as [batch, kv_heads, rows * group, head_dim], the query group of a row together."""
     batch, rows, query_heads, head_dim = queries.shape
     queries = queries.reshape(batch, rows, kv_heads, query_heads // kv_heads, head_dim).transpose(0, 2, 1, 3, 4)
     return queries.reshape(batch, kv_heads, -1, head_dim)
@@ -182,14 +184,14 @@ def _padded(x: jax.Array, axis: int, more: int) -> jax.Array:
 
 
 def _tile_rows(rows: int, heads: int) -> int:
-    """Rows of a program: all that there are, in whole registers, up to what fast memory takes."""
+    """Rows of a program: all rows, padded to whole registers, up to the limit of VMEM."""
     unit = 16 if rows <= 16 else 32
     most = max(MOST_ROWS // heads // 32 * 32, 32)
     return min(pl.cdiv(rows, unit) * unit, most, 256)
 
 
 def _columns(capacity: int, slot_bytes: int, tile: int) -> int:
-    """Slots of a step: STEP_BYTES of keys, a power of two of at least the 128 lanes, fewer where rows are many."""
+    """Slots of a step: STEP_BYTES of keys, a power of two and at least the 128 lanes, fewer with many rows."""
     fitting = 1 << max(STEP_BYTES // slot_bytes, LANES).bit_length() - 1
     columns = min(fitting, 2048, max(2**18 // tile, LANES))
     return capacity if capacity <= columns else columns

@@ -1,6 +1,6 @@
 """The Mosaic kernel of tree attention: one step of a program's walk over the prefix and the rows' own block.
 
-Scores are kept in powers of two (scaled by log2 e), since that is what the hardware's exponential takes.
+The kernel keeps scores as exponents of two (scaled by log2 e), because the hardware computes powers of two.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from jax.experimental import pallas as pl
 LANES = 128
 LOWEST = float(jnp.finfo(jnp.float32).min)
 LN_2 = math.log(2)
-# Rows, of as many heads as make them up, whose arithmetic stands in one basic block for the scheduler to interleave.
+# The kernel unrolls heads until their rows add up to this many, so that the scheduler can interleave the arithmetic of
+# one basic block.
 UNROLLED = 64
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What the kernel is specialised for.
+    """The static sizes and options of a kernel.
 
     Attributes:
       heads: KV heads of a program.
       columns: slots of the cache a step.
-      scale: of the scores, log2(e) included.
-      window: how many newest positions a row sees, or None.
+      scale: factor of the scores, log2(e) included.
+      window: size of the sliding window: how many newest positions a row sees; None for all.
       slots_minor: blocks of the cache are [head_dim, slots] instead of [slots, head_dim].
     """
 
@@ -44,9 +45,9 @@ class Problem:
 def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
     """Step j of program (sequence, block of heads, row tile): prefix blocks first, then blocks of own rows.
 
-    `refs` are the scalars layer, lengths, first block, end of the blocks, prefix steps and own blocks a tile sees, the
-    inputs that `names` names, the output [heads, rows, head_dim], the log-sum-exp [heads, rows, lanes] if it is asked
-    for, and the running peak, normaliser and mix.
+    `refs` are the scalars layer, lengths, first block, end of the blocks, prefix steps, and own blocks that a tile
+    sees; the inputs that `names` names; the output [heads, rows, head_dim]; the log-sum-exp [heads, rows, lanes] if the
+    caller wants it; and the running peak, normaliser and mix.
     """
     _, lengths_ref, begins_ref, blocks_ref, steps_ref, own_ref = refs[:6]
     inputs = dict(zip(names, refs[6:], strict=False))
@@ -58,9 +59,9 @@ def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
     whole = (block + 1) * p.columns <= length
 
     def fold(head, keys, values, visible, key_scale=None, value_scale=None, slots_minor=False):
-        """Folds one block of columns into a head's running numbers; visible None: all."""
+        """Folds one block of columns into a head's running numbers; visible None: every row sees every column."""
         queries = inputs["queries"][head]
-        # Of a product with a single column Mosaic makes a broadcast, which takes no bfloat16 into float32.
+        # Mosaic rewrites a product with a single column as a broadcast, which cannot turn bfloat16 into float32.
         narrow = jnp.dtype(jnp.float32) if keys.shape[0] == 1 else queries.dtype
         scores = _dot(queries.astype(narrow), keys.astype(narrow), 0 if slots_minor else 1) * p.scale
         if key_scale is not None:
@@ -92,7 +93,7 @@ def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
                 live = slots < length
             if not whole:
                 visible = jnp.broadcast_to(live, (tile, p.columns))
-                # 0 * NaN is NaN: what is not live must be zero before it is weighted.
+                # Without this mask, a NaN in a slot that is not live reaches every output, since 0 * NaN is NaN.
                 axis = 1 if p.slots_minor else 0
                 order = block * p.columns + lax.broadcasted_iota(jnp.int32, values.shape, axis)
                 values = jnp.where(order < length, values.astype(jnp.float32), 0.0).astype(values.dtype)
@@ -129,7 +130,8 @@ def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
 
         def of_head(head):
             values = inputs["own_values"][head].astype(jnp.float32)
-            # A drafted row that overflowed spoils the rows that see it and no other: 0 * NaN is NaN.
+            # A tree row that overflowed must spoil the rows that see it and no other. Without these masks it spoils
+            # every row, since 0 * NaN is NaN.
             finite = jnp.abs(values) < jnp.inf
             broken = jnp.where(finite, 0.0, 1.0)
             spoiled = _dot(jnp.where(visible, 1.0, 0.0), broken, 0).max(axis=1, keepdims=True) > 0
@@ -163,12 +165,12 @@ def _each_head(heads: int, rows: int, of_head: Callable[[Any], None]) -> None:
 
 
 def _line(inputs: dict[str, Any], name: str, head: Any) -> jax.Array | None:
-    """[1, columns] of what the cache holds per slot, or None."""
+    """The input with one number a slot, [1, columns]; None without that input."""
     return inputs[name][pl.ds(head, 1), :] if name in inputs else None
 
 
 def _dot(left: jax.Array, right: jax.Array, axis: int) -> jax.Array:
-    """Sums over axis 1 of `left` and `axis` of `right`, in float32; float32 operands are not rounded first."""
+    """The product summed over axis 1 of `left` and `axis` of `right`, in float32, without rounding float32 operands."""
     return lax.dot_general(
         left,
         right,

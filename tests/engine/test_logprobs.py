@@ -1,5 +1,6 @@
 """Log-probabilities that come with the tokens are those of teacher-forced scoring, in every mode."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from speculations import SPECULATIONS
 
 import tokenswift_jax as ts
 from tokenswift_jax.audit.logprobs import replayed_logprobs
+from tokenswift_jax.cli.generate import main
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample.logprobs import LogprobSpec
 
@@ -103,6 +105,16 @@ def test_a_stream_carries_them_with_its_tokens(model):
 def test_wrong_values(model, asked, said):
     with pytest.raises(ts.UserError, match=said):
         ts.generate(model, PROMPT, SAMPLING, max_new_tokens=3, **asked)
+
+
+def test_the_command_writes_them_into_the_statistics(tmp_path, capsys):
+    stats = tmp_path / "stats.json"
+    words = "--max-new-tokens 4 --mode autoregressive --temperature 1 --top-k 3 --logprobs 5 --logprobs-mode processed"
+    assert main([*words.split(), "--quiet", "--stats", str(stats)]) == 0
+    written = json.loads(stats.read_text())
+    assert [entry["token_id"] for entry in written["logprobs"]] == written["token_ids"]
+    assert [len(entry["top"]) for entry in written["logprobs"]] == [3] * 4, "the others were filtered out"
+    capsys.readouterr()
 
 
 def test_scored_tokens(model):

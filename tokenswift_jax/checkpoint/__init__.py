@@ -1,4 +1,4 @@
-"""Checkpoint directories in HF's layout: found, checked, loaded tensor by tensor, saved."""
+"""Checkpoint directories in HF's layout: this package finds, checks, loads (tensor by tensor) and saves them."""
 
 from tokenswift_jax.checkpoint.directory import (
     fingerprint,

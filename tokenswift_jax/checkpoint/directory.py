@@ -1,4 +1,4 @@
-"""Checkpoint directories: where they are, what their JSON files say, which model they build on."""
+"""Checkpoint directories: their location, their JSON files, and the model that they build on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SAMPLES, _SAMPLE_BYTES = 2048, 32768
 
 
 def resolve(path_or_hub_id: str | Path) -> Path:
-    """A checkpoint's directory on this machine; a hub id (owner/name) is downloaded, only the files that are read.
+    """A checkpoint's directory on this machine; for a hub id (owner/name), downloads the files that are read.
 
     Raises:
       UserError: no such directory, no config.json in it, or the download failed (offline, unknown, gated).
@@ -42,7 +42,7 @@ def resolve(path_or_hub_id: str | Path) -> Path:
 
 
 def named_on_hub(path_or_hub_id: str | Path) -> str | None:
-    """The hub id, unless it names a directory here."""
+    """The hub id; None if the argument names a directory on this machine."""
     return None if Path(path_or_hub_id).expanduser().is_dir() else str(path_or_hub_id)
 
 
@@ -69,7 +69,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-      UserError: unreadable, not JSON, or not an object.
+      UserError: the file is unreadable, not JSON, or not an object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -83,12 +83,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def base_directory(directory: Path) -> Path:
-    """Where the model's weights are: `tokenswift.base` of config.json, or the directory itself.
+    """The directory of the model's weights: `tokenswift.base` of config.json, or the directory itself.
 
-    `base` is a path relative to the checkpoint, an absolute one, or a hub id.
+    `base` is a path relative to the checkpoint, an absolute path, or a hub id.
 
     Raises:
-      UserError: the base is not there, or names a base itself.
+      UserError: the base does not exist, or has a base itself.
     """
     base = _base(read_json(directory / "config.json"))
     if base is None:
@@ -101,11 +101,11 @@ def base_directory(directory: Path) -> Path:
 
 
 def lasting_base(directory: Path, hub_id: str | None) -> str:
-    """What another checkpoint's `base` says to mean the weights of this one.
+    """The value of `base` with which another checkpoint refers to the weights of this one.
 
     Args:
       directory: the checkpoint.
-      hub_id: where it was downloaded from, so that the name holds on other machines too; None for nowhere.
+      hub_id: the id from which it was downloaded, so that the name works on other machines too; None if it was not.
 
     Returns:
       A hub id, or an absolute path.
@@ -121,10 +121,10 @@ def lasting_base(directory: Path, hub_id: str | None) -> str:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The checkpoint's config.json; one that names no architecture itself takes its base's.
+    """The checkpoint's config.json; a file without an architecture takes the missing fields from its base.
 
     Raises:
-      UserError: not a JSON object, or the base is not there.
+      UserError: the file is not a JSON object, or the base does not exist.
     """
     config = read_json(directory / "config.json")
     if "model_type" in config or _base(config) is None:
@@ -149,20 +149,20 @@ def _companion_directory(directory: Path, names: tuple[str, ...]) -> Path | None
 
 
 def load_tokenizer(directory: Path) -> Any | None:
-    """The checkpoint's (or its base's) transformers tokenizer, None when it has none.
+    """The transformers tokenizer of the checkpoint or its base; None if there is none.
 
     Raises:
-      UserError: it cannot be loaded, or has more entries than the model's vocabulary.
+      UserError: the tokenizer cannot be loaded, or has more entries than the model's vocabulary.
     """
     place = _companion_directory(directory, _VOCABULARIES)
     if place is None:
         return None
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it advises to install torch
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # transformers advises installing torch
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(place), local_files_only=True)
-    except Exception as error:  # transformers and tokenizers raise anything, bare Exception included
+    except Exception as error:  # transformers and tokenizers may raise any exception, even bare Exception
         raise UserError(f"the tokenizer in {place} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
     entries, vocabulary = len(tokenizer), read_config(directory).get("vocab_size")
     if isinstance(vocabulary, int) and entries > vocabulary:
@@ -171,17 +171,17 @@ def load_tokenizer(directory: Path) -> Any | None:
 
 
 def load_generation_config(directory: Path) -> dict[str, Any]:
-    """The checkpoint's (or its base's) generation_config.json, {} when it has none.
+    """The generation_config.json of the checkpoint or its base; {} if there is none.
 
     Raises:
-      UserError: not a JSON object.
+      UserError: the file is not a JSON object.
     """
     place = _companion_directory(directory, (GENERATION_FILE,))
     return {} if place is None else read_json(place / GENERATION_FILE)
 
 
 def companion_files(directory: Path) -> list[Path]:
-    """Tokenizer and generation files that belong to a checkpoint, its own before its base's."""
+    """The tokenizer and generation files of a checkpoint; its own files take precedence over its base's."""
     places = [_companion_directory(directory, _VOCABULARIES), _companion_directory(directory, (GENERATION_FILE,))]
     tokenizer, generation = places
     files = [] if tokenizer is None else [tokenizer / name for name in TOKENIZER_FILES]
@@ -190,10 +190,10 @@ def companion_files(directory: Path) -> list[Path]:
 
 
 def fingerprint(directory: Path) -> str:
-    """A hash (64 hex digits) that identifies a checkpoint: configuration and weights, its base's included.
+    """A hash (64 hex digits) that identifies a checkpoint: its configuration and weights, including its base's.
 
-    config.json is hashed whole; of each safetensors file the size, the header and 2,048 evenly spaced pieces of
-    32 KiB, so files up to 64 MiB whole.
+    The hash covers all of config.json. It covers the size and the header of each safetensors file and 2,048 evenly
+    spaced pieces of 32 KiB, which is all of a file up to 64 MiB.
     """
     digest = hashlib.sha256()
     for place in dict.fromkeys((directory, base_directory(directory))):

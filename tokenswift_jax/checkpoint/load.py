@@ -1,4 +1,4 @@
-"""From a checkpoint directory to a decoder's parameters, one tensor at a time."""
+"""The loader of a decoder's parameters: it reads a checkpoint directory one tensor at a time."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _LISTED = 8  # tensors named in one message
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checked checkpoint, nothing read but headers.
+    """A checked checkpoint; only its headers have been read.
 
     Attributes:
       directory: the directory asked for.
       hf_config: its config.json (with its base's fields where it has none of its own).
-      config: the decoder it describes.
-      tensors: by parameter path, exactly the decoder's, shapes as HF stores them.
+      config: the configuration of the decoder that it describes.
+      tensors: exactly the decoder's tensors, by parameter path; their shapes are those that HF stores.
     """
 
     directory: Path
@@ -46,7 +46,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of the embedding, which stands for the model's."""
+        """The model's dtype, taken from the embedding."""
         return self.tensors[("embed_tokens",)].dtype
 
 
@@ -71,7 +71,7 @@ def open_checkpoint(path_or_hub_id: str | Path, rope_override: Mapping[str, Any]
 
 
 def abstract_decoder(config: ModelConfig, dtype: Any) -> Decoder:
-    """A decoder whose parameters are shapes only."""
+    """A decoder with shapes in place of parameters."""
     return nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
 
 
@@ -125,17 +125,17 @@ def load_decoder(
     untie: bool = True,
     report: Report = silent,
 ) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
-    """Loads a decoder split into (configuration, graph, parameters), each tensor straight to its shards.
+    """Loads a decoder split into (configuration, graph, parameters); each tensor goes directly to its shards.
 
     Peak host memory beyond the parameters themselves stays near one tensor.
 
     Args:
       path_or_hub_id: a checkpoint directory, or an id on the hub.
-      dtype: bfloat16, float16, float32 or float64; None is the checkpoint's own, at least float32 on CPU.
+      dtype: bfloat16, float16, float32 or float64; None: the checkpoint's own, at least float32 on CPU.
       rope_override: RoPE parameters to use instead of config.json's.
-      sharding: the sharding of a parameter by its path; None puts everything on the default device.
-      untie: whether tied embeddings may be stored twice where that decodes faster (on CPU); training must not.
-      report: told how many bytes of the parameters are loaded.
+      sharding: returns the sharding of a parameter for its path; None: all parameters go to the default device.
+      untie: whether tied embeddings may be stored twice where that decodes faster (on CPU); False for training.
+      report: receives the number of parameter bytes loaded so far.
 
     Raises:
       UserError: as `open_checkpoint`; an unknown dtype, or float64 without jax_enable_x64.
@@ -148,7 +148,7 @@ def load_decoder(
         raise UserError("dtype float64 needs JAX_ENABLE_X64=1")
     stored = checkpoint.config
     if untie and stored.tie_word_embeddings and jax.default_backend() == "cpu":
-        # A tied head is a product with the transposed table, which a CPU does at half the speed for several rows.
+        # A tied head multiplies by the transposed table, which a CPU does at half the speed for several rows.
         stored = replace(stored, tie_word_embeddings=False)
         checkpoint.tensors[("lm_head", "kernel")] = checkpoint.tensors[("embed_tokens",)]
     graph, state = nnx.split(abstract_decoder(stored, chosen))
@@ -179,10 +179,10 @@ def _shard_reader(tensor: Tensor, path: names.ParameterPath, dtype: np.dtype) ->
 
 
 def parse_dtype(name: str | Any) -> np.dtype:
-    """A dtype by its name in config.json, or given as NumPy's or JAX's own object.
+    """The dtype of a name in config.json, or of a dtype object of NumPy or JAX.
 
     Raises:
-      UserError: not a dtype that weights are stored in.
+      UserError: checkpoints do not store weights in this dtype.
     """
     if not isinstance(name, str):
         name = jnp.dtype(name).name

@@ -1,4 +1,4 @@
-"""The one table between HF's tensor names and this package's parameter paths."""
+"""The only table between HF's tensor names and this package's parameter paths."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 # A parameter's place in `nnx.to_flat_state`: strings and integers, ("layers", 0, "mlp", "up_proj", "kernel").
 ParameterPath = tuple[Any, ...]
 
-# HF name -> parameter path; {} is a layer's or a head's index. A `kernel` is stored transposed ([in, out] here,
-# [out, in] there), everything else as it is.
+# HF name -> parameter path; {} is the index of a layer or a draft head. HF stores a `kernel` transposed ([out, in]
+# there, [in, out] here) and everything else in the same order.
 _TABLE = {
     "model.embed_tokens.weight": "embed_tokens",
     "model.layers.{}.input_layernorm.weight": "layers.{}.input_layernorm.scale",
@@ -49,13 +49,13 @@ HEAD_PREFIX = "medusa_layers."
 
 
 def hf_name(path: ParameterPath) -> str:
-    """The tensor's name in a safetensors file, for a parameter's path."""
+    """The tensor name in a safetensors file for a parameter path."""
     template = _BACK[".".join("{}" if isinstance(part, int) else part for part in path)]
     return template.format(*(part for part in path if isinstance(part, int)))
 
 
 def parameter_path(name: str) -> ParameterPath | None:
-    """The parameter's path for a tensor's (canonical) name, None for a name that no decoder has."""
+    """The parameter path for a (canonical) tensor name; None for a name that no decoder has."""
     template = _TABLE.get(_INDEX.sub("{}", name))
     if template is None:
         return None
@@ -64,15 +64,15 @@ def parameter_path(name: str) -> ParameterPath | None:
 
 
 def canonical(name: str) -> str:
-    """A stored name in this table's spelling: the reference program puts draft heads under `model.`."""
+    """A stored name in this table's spelling, without the `model.` of the reference program's draft heads."""
     return name.removeprefix("model.") if name.startswith("model." + HEAD_PREFIX) else name
 
 
 def is_transposed(path: ParameterPath) -> bool:
-    """Whether the file holds this parameter as [out, in] while the module holds [in, out]."""
+    """Whether the file stores this parameter as [out, in] while the module stores [in, out]."""
     return path[-1] == "kernel"
 
 
 def is_harmless(name: str) -> bool:
-    """Whether a tensor is a buffer that old checkpoints carry and that positions alone determine."""
+    """Whether a tensor is a buffer that old checkpoints contain and that positions alone determine."""
     return _HARMLESS.search(name) is not None

@@ -1,4 +1,4 @@
-"""From parameters (or another checkpoint's tensors) to a checkpoint directory."""
+"""The writer of a checkpoint directory, from parameters or from another checkpoint's tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHARD_BYTES = 5_000_000_000
 
 
 def state_tensors(state: nnx.State) -> list[Tensor]:
-    """A decoder's parameters under HF's names and in HF's layout, fetched from the device one by one when written."""
+    """A decoder's parameters with HF's names and layout; the writer fetches them from the device one by one."""
     return [_parameter_tensor(path, param) for path, param in nnx.to_flat_state(state)]
 
 
@@ -39,10 +39,10 @@ def save(
 
     Args:
       directory: an existing directory.
-      hf_config: config.json as it shall be, its "tokenswift" block included.
-      tensors: under HF's names; those of draft heads go to their own file, and a list of nothing else writes no
-        model file (then `tokenswift.base` names the model).
-      shard_bytes: a model beyond it is split into shards with an index.
+      hf_config: the contents of config.json, including its "tokenswift" block.
+      tensors: tensors with HF's names. Those of draft heads go to their own file; if there are no others, `save` writes
+        no model file (then `tokenswift.base` names the model).
+      shard_bytes: the size in bytes above which a model is split into shards with an index.
     """
     ordered = sorted(tensors, key=lambda tensor: tensor.name)
     heads = [tensor for tensor in ordered if tensor.name.startswith(names.HEAD_PREFIX)]

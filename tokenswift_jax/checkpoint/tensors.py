@@ -1,4 +1,4 @@
-"""Tensors as they lie in safetensors files: found by header, read one slice at a time, written one at a time."""
+"""Tensors in safetensors files: found by header, read one slice at a time, written one tensor at a time."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ Index = tuple[slice, ...]
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor that is read when it is needed.
+    """A tensor that is read on demand.
 
     Attributes:
       name: in HF's spelling.
       shape: as stored.
       dtype: as stored.
-      read: gives the values, or the part of them that an index of slices names.
-      origin: the file it lies in, for messages.
+      read: returns the part of the values that an index of slices selects.
+      origin: the file that contains it, for messages.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Tensor:
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
     def values(self) -> np.ndarray:
-        """Every value."""
+        """All values."""
         return self.read(tuple(slice(None) for _ in self.shape))
 
     def astype(self, dtype: np.dtype) -> Tensor:
@@ -76,10 +76,10 @@ def from_array(name: str, array: np.ndarray) -> Tensor:
 
 
 def read_file(path: Path) -> list[Tensor]:
-    """The tensors of one safetensors file, headers only.
+    """The tensors of one safetensors file; reads only the header.
 
     Raises:
-      UserError: the file is missing, truncated or not safetensors, or holds another dtype than a decoder's.
+      UserError: the file is missing, truncated or not safetensors, or contains a dtype that no decoder has.
     """
     try:
         handle = safe_open(path, framework="numpy")  # checks that the data is as long as the header says
@@ -99,7 +99,7 @@ def read_file(path: Path) -> list[Tensor]:
 def _reader(handle: safe_open, name: str) -> Callable[[Index], np.ndarray]:
     def read(index: Index) -> np.ndarray:
         part = handle.get_slice(name)
-        # a whole dimension must be spelled out: `:` alone is not understood in every position
+        # safetensors rejects a bare `:` in some positions, so a whole dimension needs explicit bounds
         bounds = tuple(slice(*cut.indices(size)[:2]) for cut, size in zip(index, part.get_shape(), strict=True))
         return np.asarray(part[bounds])
 
@@ -110,7 +110,7 @@ def read_model_files(directory: Path) -> list[Tensor]:
     """The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
 
     Raises:
-      UserError: neither is there, the index does not fit the shards, or a file is unreadable.
+      UserError: neither exists, the index does not fit the shards, or a file is unreadable.
     """
     if (directory / WHOLE_FILE).is_file():
         return read_file(directory / WHOLE_FILE)
@@ -136,9 +136,9 @@ def read_model_files(directory: Path) -> list[Tensor]:
 
 
 def write_file(path: Path, tensors: Sequence[Tensor]) -> None:
-    """Writes one safetensors file, holding one tensor in memory at a time.
+    """Writes one safetensors file with one tensor in memory at a time.
 
-    The header says `format: pt`, which transformers asks for.
+    The header contains `format: pt`, which transformers requires.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -1,4 +1,4 @@
-"""What the package's commands share: flags that answer in one line, exit statuses, a quiet tokenizer library."""
+"""Shared code of the commands: one-line errors for wrong flags, exit statuses, a quiet tokenizer library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_FLAGS: Mapping[str, str] = MappingProxyType({})
 
 
 class Parser(argparse.ArgumentParser):
-    """Wrong flags are UserErrors that name the way to the right ones; `prog` is what a person types."""
+    """Raises UserError for wrong flags and names the way to the right ones; `prog` is the command as typed."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists the flags")
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def with_dashes(argv: Sequence[str]) -> list[str]:
-    """The words with HF's own spelling of flags, --max_new_tokens, made ours."""
+    """The words with dashes in flags that use HF's spelling, such as --max_new_tokens."""
     return [re.sub(r"^--[a-z_-]+", lambda flag: flag[0].replace("_", "-"), word) for word in argv]
 
 
@@ -58,14 +58,15 @@ def in_flags(error: UserError, flags: Mapping[str, str]) -> str:
 def exit_status(
     run: Callable[[], int], *, flags: Mapping[str, str] = _NO_FLAGS, interrupted: str = "interrupted"
 ) -> int:
-    """The status that `run` returns; an error is one line on stderr: 2 for bad input, 130 interrupted, 1 the system's.
+    """Runs a command and returns its exit status: that of `run`, or 2 for bad input, 130 interrupted, 1 a system error.
 
-    A reader of stdout or stderr that has left ends the command quietly with the status that SIGPIPE would give.
+    An error prints one line on stderr. If the reader of stdout or stderr has left, the command ends quietly with the
+    status that SIGPIPE would give.
 
     Args:
       run: the command.
-      flags: its flags by the names of the Python arguments that errors use.
-      interrupted: the line after Ctrl-C.
+      flags: the command's flags, by the names of the Python arguments in errors.
+      interrupted: the line that Ctrl-C prints.
     """
     streams.replace_closed()
     try:
@@ -77,7 +78,7 @@ def exit_status(
         if streams.silence_left():
             return streams.READER_LEFT
         return _system_error(error)
-    except OSError as error:  # a disk that is full, a file that has gone
+    except OSError as error:  # such as a full disk or a file that has gone
         return _system_error(error)
 
 
@@ -93,7 +94,7 @@ def _status(run: Callable[[], int], flags: Mapping[str, str], interrupted: str) 
 
 
 def _system_error(error: OSError) -> int:
-    with contextlib.suppress(OSError):  # stderr may be what cannot be written
+    with contextlib.suppress(OSError):  # the error may be that stderr cannot be written
         print(f"error: {error}", file=sys.stderr)
     return 1
 
@@ -101,8 +102,8 @@ def _system_error(error: OSError) -> int:
 def leave(status: int) -> NoReturn:
     """Ends the process with a status of `exit_status`.
 
-    Without `_exit`, threads of a checkpoint writer that failed print their own complaints below the command's last line
-    when the interpreter ends. Nothing is lost: commands close their files, whatever stopped them.
+    Without `_exit`, the threads of a failed checkpoint writer print their own complaints below the command's last line
+    when the interpreter ends. `_exit` loses nothing: commands close their files, however they end.
     """
     if status:
         os._exit(status)
@@ -110,6 +111,6 @@ def leave(status: int) -> NoReturn:
 
 
 def quiet_transformers() -> None:
-    """No advice about frameworks that are not needed here; before transformers is imported."""
+    """Silences advice about frameworks that this package does not need; call it before importing transformers."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

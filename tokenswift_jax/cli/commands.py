@@ -18,7 +18,7 @@ class Command:
     """A subcommand.
 
     Attributes:
-      module: has `main(argv, program)`, which returns the exit status; imported when the command is called.
+      module: the module with `main(argv, program)`, which returns the exit status; imported when the command runs.
       summary: one line for a person.
     """
 
@@ -35,7 +35,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
-    """Runs the subcommand that comes first in `argv`; returns its exit status, 2 for one that does not exist."""
+    """Runs the subcommand that `argv` names first; returns its exit status, 2 if there is no such subcommand."""
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["--version"]:
         return exit_status(lambda: _version())
@@ -54,11 +54,11 @@ def dispatch(
     """Runs one of `commands`, named by the first word, on the words after it.
 
     Args:
-      commands: by name.
-      words: of the command line, after `program`.
-      program: what a person types before them.
+      commands: the commands by name.
+      words: the words of the command line after `program`.
+      program: the words that a person types before them.
       about: a sentence for `--help`.
-      options: of the program itself, with their help.
+      options: the options of the program itself, with their help.
     """
     known = ", ".join(commands)
 
@@ -94,5 +94,5 @@ def _version() -> int:
 
 
 def console() -> None:
-    """The installed program `tokenswift`."""
+    """Runs the installed program `tokenswift`."""
     leave(main())

@@ -13,5 +13,5 @@ CONVERTERS = {
 
 
 def main(argv: Sequence[str], program: str) -> int:
-    """Runs the converter that comes first in `argv`; returns its exit status."""
+    """Runs the converter that `argv` names first; returns its exit status."""
     return dispatch(CONVERTERS, argv, program, "Checkpoints from and to other layouts.")

@@ -1,4 +1,4 @@
-"""Converters for `argparse`: from a flag's text to its value, or one line that says what the text should have been."""
+"""Converters for `argparse`: each returns the value of a flag's text, or raises one line that names the right form."""
 
 from __future__ import annotations
 

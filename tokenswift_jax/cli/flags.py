@@ -1,4 +1,4 @@
-"""The flags of `generate`, parsed and checked before anything heavy is imported."""
+"""The flags of `generate`, parsed and checked before the heavy imports."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SPECULATION = (
 )
 _TREE, _NGRAM = {"tree", "node_budget"}, {"ngram_k", "ngram_slots"}
 _DRAFT_CACHE = {"draft_cache", "draft_sinks", "draft_block", "refresh_interval", "draft_cache_dtype"}
-_MODEL = {"shared_noise", "draft_weights"}  # of drafts that the model makes
-_USED = {  # by mode; a flag that would change nothing is an error
+_MODEL = {"shared_noise", "draft_weights"}  # flags of the drafts that the model computes
+_USED = {  # flags by the mode that uses them; a flag without effect is an error
     "autoregressive": set(),
     "tokenswift": _TREE | _NGRAM | _DRAFT_CACHE | _MODEL | {"schedule"},
     "medusa": _TREE | _MODEL,
@@ -36,7 +36,7 @@ _USED = {  # by mode; a flag that would change nothing is an error
 
 
 def parse(argv: Sequence[str], parser: Parser | None = None) -> argparse.Namespace:
-    """The checked flags; `sampling` and `speculation` hold the fields that were given.
+    """The checked flags; `sampling` and `speculation` contain the fields that were given.
 
     Raises:
       UserError: an unknown, malformed, contradictory or ineffective flag, or a file that cannot be written.
@@ -86,7 +86,7 @@ def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
 
 
 def flag_parser(program: str = PROGRAM) -> Parser:
-    """The parser of all flags; `program` is what a person types before them."""
+    """The parser of all flags; `program` is the command that a person types before them."""
     parser = Parser(
         prog=program,
         allow_abbrev=False,

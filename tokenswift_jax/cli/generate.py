@@ -1,4 +1,4 @@
-"""The command: flags in, text on stdout, progress and a closing report on stderr."""
+"""The command `generate`: it writes text to stdout, and progress and a closing report to stderr."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from tokenswift_jax.stats import GenerationResult
 
 DEMO_PROMPT = "It was late in the autumn, and the road that led down to the village"
-_COLOURS = {0: "", 1: "\x1b[32m", 2: "\x1b[36m"}  # by source: the target's own, heads, n-grams
+_COLOURS = {0: "", 1: "\x1b[32m", 2: "\x1b[36m"}  # by source: the target, draft heads, n-grams
 _PLAIN = "\x1b[0m"
 
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Runs the command; returns its exit status (0, 1 failed audit, 2 bad input, 130 interrupted, 141 no reader)."""
     parser = flag_parser(program)
-    # A person gives the messages of a chat as a prompt and a flag.
+    # The command takes the messages of a chat as a prompt and this flag.
     flags = parser.flags | {"messages": "--chat"}
     return exit_status(lambda: _run(parse(sys.argv[1:] if argv is None else argv, parser)), flags=flags)
 
@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> int:
     from tokenswift_jax.sampling import resolve_sampling
     from tokenswift_jax.speculation import SpeculationConfig
 
-    resolve_sampling(options.sampling, None)  # wrong values are found before the model is loaded
+    resolve_sampling(options.sampling, None)  # rejects wrong values before the model is loaded
     speculation = SpeculationConfig(**options.speculation)
     progress = ProgressLine(sys.stderr, options.max_new_tokens, enabled=not options.quiet)
     with contextlib.ExitStack() as stack:
@@ -91,18 +91,18 @@ def _run(options: argparse.Namespace) -> int:
 
 
 class _Writer:
-    """Puts text on stdout and into --output as it comes; token ids where there is no tokenizer."""
+    """Writes text to stdout and --output as it arrives, or token ids if there is no tokenizer."""
 
     def __init__(self, file: TextIO | None, colours: bool, ids_only: bool, progress: ProgressLine, phases: Phases):
         self._file, self._colours, self._ids_only, self._progress = file, colours, ids_only, progress
         self._phases, phases.begin_line = phases, self._before_message
         self._written, self._last = 0, "\n"
-        self.reader_left = False  # of stdout or stderr
+        self.reader_left = False  # whether a reader of stdout or stderr has left
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
+            sys.stdout.reconfigure(errors="replace")  # else a character that the terminal lacks stops the command
 
     def show(self, event: StreamEvent) -> None:
-        """One event's text; its result's, where an interrupt lost some."""
+        """Writes one event's text, and from its result any text that an interrupt lost."""
         pieces = event.segments
         if self._ids_only:
             pieces = tuple(zip((f"{token} " for token in event.token_ids), event.records.sources.tolist(), strict=True))
@@ -115,13 +115,13 @@ class _Writer:
             self._phases.said()
 
     def drop_left(self) -> bool:
-        """Whether a reader of stdout or stderr has gone; what was for it goes nowhere from now on."""
+        """Whether a reader of stdout or stderr has left; from now on its stream writes to the null device."""
         self.reader_left = streams.silence_left()
         return self.reader_left
 
     def end(self, *, stderr_follows: bool) -> None:
-        """Leaves a terminal on a fresh line. A file or a pipe gets the text and nothing else: where it is also what
-        stderr goes to, the line ends with what follows there."""
+        """Leaves a terminal on a fresh line. A file or a pipe gets the text and nothing else; if stderr goes there too
+        and a message follows, stderr ends the text's line first."""
         self._progress.clear()
         if self._last != "\n" and sys.stdout.isatty():
             print(flush=True)
@@ -129,7 +129,7 @@ class _Writer:
             self._before_message()
 
     def _before_message(self) -> None:
-        """Ends the text's line for a message on stderr, where both go to one place."""
+        """Ends the text's line before a message on stderr, if both streams go to one place."""
         if self._last != "\n" and not sys.stdout.isatty() and _may_meet(sys.stdout, sys.stderr):
             print(file=sys.stderr, flush=True)
             self._last = "\n"
@@ -148,10 +148,10 @@ class _Writer:
 
 
 def _may_meet(text: TextIO, messages: TextIO) -> bool:
-    """Whether what is written to both comes together: one file or pipe, or a pipe beside a terminal (`... | tee`)."""
+    """Whether both streams may reach one place: one file or pipe, or a pipe beside a terminal (`... | tee`)."""
     try:
         here, there = os.fstat(text.fileno()), os.fstat(messages.fileno())
-    except (OSError, ValueError):  # not of the operating system
+    except (OSError, ValueError):  # not a stream of the operating system
         return False
     same = (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
     return same or (stat.S_ISFIFO(here.st_mode) and messages.isatty())
@@ -163,7 +163,7 @@ def _coloured(piece: tuple[str, int]) -> str:
 
 
 def _consume(events: Generator[StreamEvent, None, None], writer: _Writer) -> GenerationResult:
-    """Shows every event; an interrupt, or a reader of stdout that has gone, ends the text but keeps the result."""
+    """Shows every event; an interrupt, or a reader that has left, ends the text but keeps the result."""
     result = None
     try:
         for event in events:

@@ -1,4 +1,4 @@
-"""Phases without text, such as loading: a terminal shows each as it goes, a log gets a line now and then."""
+"""Phases without text, such as loading: a terminal shows each one as it runs, a log gets a line now and then."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import TextIO
 
 from tokenswift_jax.cli.progress import ProgressLine
 
-_SECONDS_BETWEEN_LINES = 10.0  # where nobody can rewrite a line: rare enough for a log
-_SECONDS_BETWEEN_TICKS = 1.0  # the seconds that a terminal shows
+_SECONDS_BETWEEN_LINES = 10.0  # for streams that cannot rewrite a line: rare enough for a log
+_SECONDS_BETWEEN_TICKS = 1.0  # a terminal shows whole seconds
 
 
 @dataclass
 class _Phase:
-    """One phase that goes on.
+    """One phase in progress.
 
     Attributes:
       name: words for a person.
-      begun: when, by the clock.
-      done, total: in `unit`.
-      unit: of both, "" where nothing is counted.
+      begun: the time at which it began, by the clock, in seconds.
+      done, total: the finished part and the whole, in `unit`.
+      unit: the unit of both, "" where nothing is counted.
     """
 
     name: str
@@ -34,14 +34,14 @@ class _Phase:
     unit: str
 
     def line(self, now: float) -> str:
-        """Its name, how much is done, and the seconds since it began."""
+        """The phase's name, its finished part, and the seconds since it began."""
         counted = f": {_amounts(self.done, self.total, self.unit)}," if self.unit else " ..."
         return f"{self.name}{counted} {now - self.begun:.0f} s"
 
 
 class Phases:
-    """A `Report` for a command: rewrites the progress line of a terminal; elsewhere prints a line whenever nothing was
-    said for ten seconds. A thread of its own tells of phases that report nothing while they go on, as compiling."""
+    """A `Report` for a command: on a terminal it rewrites the progress line; elsewhere it prints a line after every ten
+    seconds without output. A separate thread shows phases that report nothing while they run, such as compilation."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Phases:
         clock: Callable[[], float] = time.monotonic,
         begin_line: Callable[[], None] = lambda: None,
     ) -> None:
-        """Shows phases if `enabled`; `begin_line` is called before a line is printed to `stream`."""
+        """Shows phases if `enabled`; calls `begin_line` before it prints a line to `stream`."""
         self._line, self._stream, self._enabled, self._clock = line, stream, enabled, clock
         self.begin_line = begin_line
         self._phases: list[_Phase] = []  # the innermost is the last
@@ -88,11 +88,11 @@ class Phases:
                 self._draw()
 
     def said(self) -> None:
-        """Text was shown: a person knows that the run goes on."""
+        """Records that text was shown, which tells a person that the run continues."""
         self._said_at = self._clock()
 
     def tick(self) -> None:
-        """Shows the innermost phase again, with its seconds."""
+        """Shows the innermost phase again with its elapsed seconds, if a line is due."""
         with self._lock:
             if self._line.active:
                 self._draw()
@@ -106,7 +106,7 @@ class Phases:
             self._line.draw(self._phases[-1].line(self._clock()))
 
     def _tick_until_closed(self) -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads any more: the command finds out by itself
+        with contextlib.suppress(OSError, ValueError):  # the reader has left: the command itself notices
             while not self._closed.wait(_SECONDS_BETWEEN_TICKS):
                 self.tick()
 

@@ -1,4 +1,4 @@
-"""The progress line: one line of a terminal's stderr, below the text that streams to stdout."""
+"""The progress line: one line on a terminal's stderr, below the text that streams to stdout."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from tokenswift_jax.stats import acceptance
 from tokenswift_jax.token_log import TokenLog
 
 _REDRAW_SECONDS = 0.2
-_RATE_SECONDS = 10.0  # the rate is that of the newest so many seconds
+_RATE_SECONDS = 10.0  # the newest seconds that determine the rate
 _BAR_COLUMNS = 20
-# Down one line (the terminal scrolls if need be) and up again: the line below exists, the column is kept.
+# Moves down one line (the terminal scrolls if necessary) and up again: the line below exists, the column is kept.
 _MAKE_ROOM = "\x1bD\x1b[A"
 _SAVE, _RESTORE, _LINE_BELOW, _ERASE = "\x1b7", "\x1b8", "\x1b[B\r", "\x1b[2K"
 
 
 class ProgressLine:
-    """Tokens/s, acceptance and time left; silent unless the stream is a terminal.
+    """Shows tokens/s, acceptance and time left; silent unless the stream is a terminal.
 
-    The line stands below the cursor and leaves it where it is, so that text can go on being written to the same
-    terminal: `clear` before each piece of it, `draw` after.
+    The line appears below the cursor and does not move the cursor, so that the caller can keep writing text to the same
+    terminal: it calls `clear` before each piece of text and `draw` after it.
     """
 
     def __init__(self, stream: TextIO, total: int, enabled: bool = True, clock: Callable[[], float] = time.monotonic):
@@ -41,11 +41,11 @@ class ProgressLine:
 
     @property
     def active(self) -> bool:
-        """Whether anything is ever drawn."""
+        """Whether the line is ever drawn."""
         return self._console is not None
 
     def add(self, records: TokenLog) -> None:
-        """Counts a chunk."""
+        """Adds a chunk to the counts."""
         counts = acceptance(records)
         self._done += len(records)
         self._accepted += counts["accepted_tokens"]
@@ -56,14 +56,14 @@ class ProgressLine:
             self._marks.popleft()
 
     def clear(self) -> None:
-        """Takes the line away."""
+        """Erases the line."""
         if self._visible:
             self._stream.write(_SAVE + _LINE_BELOW + _ERASE + _RESTORE)
             self._stream.flush()
-            self._visible = False  # only now: an interrupt may come before, and erasing twice is harmless
+            self._visible = False  # only now: an interrupt may come earlier, and erasing twice is harmless
 
     def draw(self, note: str = "") -> None:
-        """Shows the line, or `note` in its place; counts are redrawn a few times a second only."""
+        """Shows the line, or `note` in its place; redraws counts only a few times a second."""
         now = self._clock()
         if self._console is None or (not note and now - self._drawn_at < _REDRAW_SECONDS):
             return

@@ -1,4 +1,4 @@
-"""Standard streams whose other end is closed: quiet, and never another file in their place."""
+"""Handling of closed standard streams: their output goes to the null device, never into another file."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import select
 import sys
 from typing import Any
 
-# What a shell shows for a program that SIGPIPE (13) ended, as `cat` in `cat FILE | head`.
+# The status that a shell shows for a program that SIGPIPE (13) ended, such as `cat` in `cat FILE | head`.
 READER_LEFT = 128 + 13
 
 
 def replace_closed() -> None:
     """Puts the null device in place of standard streams that were closed before the process began (`>&-`).
 
-    Without it, the next file that the process opens gets the number of stdout or stderr, and the text that a library
-    prints there lands in that file.
+    Without the null device, the next file that the process opens gets the number of stdout or stderr, and libraries
+    print their text into that file.
     """
     for number in range(3):
         try:
@@ -28,11 +28,11 @@ def replace_closed() -> None:
 
 
 def flush() -> None:
-    """Writes what stdout and stderr still hold.
+    """Writes the buffered output of stdout and stderr.
 
     Raises:
-      BrokenPipeError: a reader has left; `silence_left` comes next.
-      OSError: one of them cannot be written; what it held is dropped, so that the interpreter does not try again.
+      BrokenPipeError: a reader has left; call `silence_left` next.
+      OSError: one of them cannot be written; its buffer is dropped, so that the interpreter does not try again.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -45,7 +45,7 @@ def flush() -> None:
 
 
 def silence_left() -> bool:
-    """Whether the readers of stdout or stderr have gone; such streams write to the null device from now on."""
+    """Whether a reader of stdout or stderr has left; its stream writes to the null device from now on."""
     left = [stream for stream in (sys.stdout, sys.stderr) if _reader_left(stream)]
     for stream in left:
         _silence(stream)
@@ -55,10 +55,10 @@ def silence_left() -> bool:
 def _reader_left(stream: Any) -> bool:
     try:
         number = stream.fileno()
-    except (OSError, ValueError):  # not of the operating system
+    except (OSError, ValueError):  # not a stream of the operating system
         return False
     if not hasattr(select, "poll"):
-        return True  # nobody can tell, and a broken pipe is mostly ours
+        return True  # this system cannot tell, and a broken pipe is mostly one of ours
     poll = select.poll()
     poll.register(number, 0)
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

@@ -1,4 +1,4 @@
-"""The closing report of a run: what a person reads on stderr when the text is done."""
+"""The closing report of a run, which a person reads on stderr when the text is complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tokenswift_jax.stats import GenerationResult
 
 
 def closing_report(result: GenerationResult, config: ModelConfig, bytes_per_value: int) -> str:
-    """Rate, acceptance, memory traffic, compilation and prefill, and the audit if there was one; one line each."""
+    """Lines on rate, acceptance, memory traffic, compilation and prefill, and on the audit if there was one."""
     depth = f"{result.accepted_tokens:,} of {result.draft_depth:,} drafted tokens accepted"
     lines = [
         f"{result.generated_tokens:,} tokens in {result.decode_seconds:.2f} s, "
@@ -36,7 +36,7 @@ _ENDS = {"length": "the length asked for", "eos": "an EOS", "stop": "a stop stri
 
 
 def _target_bytes(result: GenerationResult, config: ModelConfig, bytes_per_value: int) -> float:
-    """GB/s: every iteration reads each matrix of the decoder once and the keys and values its layers can see."""
+    """Estimated GB/s: every iteration reads each matrix of the decoder once and the K/V that its layers can see."""
     if not result.decode_seconds:
         return 0.0
     attention = 2 * config.hidden_size * config.head_dim * (config.num_heads + config.num_kv_heads)

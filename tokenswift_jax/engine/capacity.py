@@ -1,4 +1,4 @@
-"""Whether a request fits: positions, capacity, memory; said before anything is allocated."""
+"""Checks that requests fit the positions, the capacity and the memory, before the engine allocates its state."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tokenswift_jax.speculate import ngram
 def capacity_for(
     config: ModelConfig, requests: Sequence[Request], scratch: int, prefill_rows: int, asked: int | None
 ) -> int:
-    """Slots a row of the cache: room for the longest text, an iteration's scratch rows and prefill's last chunk.
+    """Slots per row of the cache: enough for the longest row, an iteration's scratch slots and prefill's last chunk.
 
-    Rounded up coarsely (by at most an eighth), so that texts of similar lengths share executables.
+    Rounded up coarsely (by at most an eighth), so that requests of similar lengths share executables.
 
     Args:
-      config: the decoder's, for its positions.
-      requests: one a row.
-      scratch: rows that an iteration writes at the text's end, whether or not they are committed.
-      prefill_rows: rows of one prefill forward.
-      asked: slots the caller wants, at least as many as needed; None: as many as needed.
+      config: the decoder's configuration, which gives its positions.
+      requests: one per row.
+      scratch: slots that an iteration writes after a row's committed tokens, whether or not it commits them.
+      prefill_rows: positions per row of one prefill forward.
+      asked: slots that the caller wants, at least as many as needed; None: as many as needed.
 
     Raises:
       UserError: prompt + max_new_tokens exceeds the model's positions or the capacity asked for.
@@ -65,12 +65,12 @@ def check_memory(
     arguments: Sequence[str] = (),
     cache_dtype: str | None = None,
 ) -> None:
-    """Whether the caches (capacity + draft_slots positions a row) and the n-gram table fit the first device.
+    """Checks that the caches (capacity + draft_slots positions per row) and the n-gram table fit the first device.
 
-    dtype is the model's, cache_dtype that of the caches' numbers (`kv.dense.empty_cache`).
+    `dtype` is the model's dtype, `cache_dtype` that of the caches' numbers (`kv.dense.empty_cache`).
 
     Raises:
-      UserError: they exceed its free memory; the message ends with the advice, which names these arguments.
+      UserError: they exceed its free memory; the message ends with `advice`, which names these `arguments`.
     """
     needed = cache_bytes(config, batch, capacity + draft_slots, dtype, cache_dtype)
     if ngram_slots:
@@ -85,7 +85,7 @@ def check_memory(
 
 
 def _free_bytes() -> int | None:
-    """Free memory of the first device; None where it cannot be known."""
+    """Free memory of the first device, in bytes; None where the platform does not report it."""
     device = jax.local_devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:

@@ -1,4 +1,4 @@
-"""Executables: compiled ahead, so that compilation is timed apart from decoding, and kept for later calls."""
+"""The cache of executables: it compiles them before they run, to time compilation separately, and keeps them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import jax
 
 from tokenswift_jax.progress_report import Report, phase, silent
 
-# More than one long run ever needs; each holds host memory only.
+# More than one long run ever needs; an executable costs host memory only.
 _KEPT = 64
-# XLA may join matrix products of one input by laying their weights side by side, a copy of them at every step. And one
-# row's product with a small matrix it makes an element-wise one and a sum, for two matrices of one input in one loop:
-# what they sum, as large as the weights and rounded to bfloat16, is written and read again.
+# Without the first option, XLA may merge matmuls that share an input by concatenating their weights (cost: a copy of
+# these weights at every step). Without the second, XLA rewrites a one-row matmul with a small matrix as
+# multiply-and-reduce. When two of them with the same input share a loop, XLA writes a bfloat16 intermediate as large as
+# the weights to memory and reads it back.
 COMPILER_OPTIONS: dict[str, dict[str, Any]] = {
     "gpu": {"xla_gpu_dot_merger_threshold_mb": 0, "xla_disable_hlo_passes": "dot-strength-reduction"}
 }
@@ -23,28 +24,28 @@ _executables: OrderedDict[Any, jax.stages.Compiled] = OrderedDict()
 
 
 def kept() -> list[jax.stages.Compiled]:
-    """The executables kept at present, the latest used last."""
+    """The executables in the cache, the most recently used last."""
     return list(_executables.values())
 
 
 class CompileCache:
-    """Compiled programs of one run.
+    """The compiled programs of one run.
 
     Attributes:
-      compile_seconds: spent compiling so far, the persistent cache's look-ups included.
+      compile_seconds: seconds spent compiling so far, including look-ups in the persistent cache.
     """
 
     def __init__(self, report: Report = silent) -> None:
-        """Compilations are told to `report`."""
+        """Reports compilations to `report`."""
         self.compile_seconds = 0.0
         self._report = report
 
     def run(self, function: Callable, *arguments: Any, name: str = "a program") -> Any:
-        """Calls `function`, from `jax.jit`, compiling it first where no earlier call of it had such arguments."""
+        """Calls `function`, from `jax.jit`, and compiles it first unless an earlier call had such arguments."""
         return self.compile(function, *arguments, name=name)(*arguments)
 
     def compile(self, function: Callable, *arguments: Any, name: str = "a program") -> jax.stages.Compiled:
-        """The executable of `function`, from `jax.jit`, for such arguments; reports call it by its `name`."""
+        """Returns the executable of `function`, from `jax.jit`, for such arguments; reports call it `name`."""
         leaves, structure = jax.tree.flatten(arguments)
         key = (function, structure, tuple(map(_kind, leaves)), jax.sharding.get_abstract_mesh())
         executable = _executables.get(key)
@@ -62,7 +63,7 @@ class CompileCache:
 
 
 def _kind(leaf: Any) -> tuple:
-    """What an executable is made for, of one argument. Arrays on one device differ by nothing else."""
+    """The part of an executable's key that one argument gives. Arrays on one device differ in nothing else."""
     placed = getattr(leaf, "sharding", None)
     several = placed if placed is not None and len(placed.device_set) > 1 else None
     return leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False), several

@@ -1,4 +1,4 @@
-"""How often the host waits for the device, where progress is reported."""
+"""The pace at which the host waits for the device while it reports progress."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import jax
 
 from tokenswift_jax.progress_report import Report, silent
 
-# A wait costs a dispatch's latency; a person reads no more than a few reports a second.
+# Each wait costs the latency of one dispatch, and a person reads only a few reports a second.
 _SECONDS_BETWEEN_WAITS = 0.25
 _MOST_CHUNKS_BETWEEN_WAITS = 64
 
 
 class DevicePace:
-    """Waits for the device now and then, so that reports of dispatched work tell of finished work.
+    """Waits for the device now and then, so that progress reports describe finished work.
 
-    Without waits, the host reports chunks that the device has yet to begin (dispatch returns at once). Waits come about
-    every quarter of a second: after one chunk of a large model, after many of a small one.
+    Without waits, the host reports chunks that the device has yet to begin (dispatch returns at once). The host waits
+    about every quarter of a second: after one chunk of a large model, after many chunks of a small one.
     """
 
     def __init__(self, report: Report) -> None:
@@ -27,7 +27,7 @@ class DevicePace:
         self._waited_at = time.perf_counter()
 
     def wait(self, result: Any) -> bool:
-        """Whether `result`, the newest chunk's, was waited for; never where nobody hears of it."""
+        """Waits for `result`, the newest chunk's, if a wait is due and progress is reported; returns whether it did."""
         self._since_wait += 1
         if not self._enabled or self._since_wait < self._chunks:
             return False

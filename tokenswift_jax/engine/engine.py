@@ -1,4 +1,4 @@
-"""The engine: slots on the device in which texts come and go. Five verbs: prefill, insert, step, evict, prefix."""
+"""The engine: slots on the device that rows enter and leave. Its five verbs: prefill, insert, step, evict, prefix."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from tokenswift_jax.token_log import LogprobLog, TokenLog, from_records
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
-CHUNK_TOKENS = 32  # a row's records a chunk: often enough for a reader, rare enough for the host
-_DRAFTING = ("ngrams", "ngram_trust", "draft")  # parts of the state that a plan without such drafts leaves as they are
+CHUNK_TOKENS = 32  # records per row in one chunk: frequent enough for a reader, rare enough for the host
+_DRAFTING = ("ngrams", "ngram_trust", "draft")  # fields of the state that a plan without such drafts ignores
 _VACANT = Request((0,), SamplingConfig(temperature=0.0), 0)
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one chunk of iterations gave, on the host.
+    """The output of one chunk of iterations, on the host.
 
     Attributes:
       records: int32 [slots, most, 4], columns `token_log.RECORD`.
-      logprobs: of the same tokens [slots, most]; None where the plan gives none.
-      counts: int32 [slots], records that count.
+      logprobs: log-probabilities of the same tokens, [slots, most]; None if the plan gives none.
+      counts: int32 [slots], number of valid records.
       finish: int32 [slots], `Finish` after the chunk.
       length: int32 [slots], committed positions after the chunk.
     """
@@ -57,7 +57,7 @@ class StepResult:
     length: np.ndarray
 
     def log(self, row: int, seconds: float, *, prefilled: bool = False) -> TokenLog:
-        """The tokens of one row."""
+        """The token log of one row; the chunk took `seconds`."""
         count, own = int(self.counts[row]), None
         if self.logprobs is not None:
             values = self.logprobs
@@ -66,13 +66,13 @@ class StepResult:
 
 
 class Pending:
-    """A chunk under way."""
+    """A chunk in flight."""
 
     def __init__(self, future: Future[Chunk]) -> None:
         self._future = future
 
     def result(self) -> StepResult:
-        """Waits for the device."""
+        """Waits for the device and returns the output of the chunk."""
         chunk = self._future.result()
         counts, logprobs = np.asarray(chunk.counts), chunk.emitted.logprobs
         if logprobs is not None:
@@ -82,16 +82,17 @@ class Pending:
 
 
 class Engine:
-    """Slots of one model.
+    """The slots of one model.
 
-    Calls return at once, and a thread of the engine sends their work to the device in the order of the calls: on GPUs
-    the host evaluates a loop's condition, so that sending a chunk blocks until the chunk has almost finished. Between
-    two chunks the caller may insert texts, evict them and change the plan; no row's tokens depend on any of it.
+    `insert`, `step` and `evict` return without waiting for the device: a thread of the engine sends their work to the
+    device in the order of the calls. On GPUs the host evaluates the `while_loop` condition, so dispatch blocks until
+    the chunk has almost finished. Between two chunks the caller may insert rows, evict rows and change the plan; no
+    row's tokens depend on these calls.
 
     Attributes:
       layout: sizes and parts of the state.
-      slots: rows of the batch.
-      programs: compiled programs, and the seconds they took.
+      slots: number of rows in the batch.
+      programs: the compiled programs and their compile time in seconds.
     """
 
     def __init__(
@@ -104,15 +105,15 @@ class Engine:
         programs: CompileCache | None = None,
         report: Report = silent,
     ) -> None:
-        """Allocates nothing before the first text comes.
+        """Allocates no state before the first row enters.
 
         Args:
           model: the target.
           layout: sizes and parts of the state.
-          slots: rows of the batch.
-          draft_params: parameters of the plans' quantised drafter; None where no plan has one.
-          programs: where executables are compiled and kept; None: its own.
-          report: told of compilation, prefill and the preparation of drafts.
+          slots: number of rows in the batch.
+          draft_params: parameters of the plans' quantised drafter; None if no plan has one.
+          programs: the cache that compiles and keeps executables; None: a new one.
+          report: receives reports of compilation and of the preparation of drafts.
         """
         self.layout, self.slots = layout, slots
         self.programs = CompileCache(report) if programs is None else programs
@@ -121,7 +122,7 @@ class Engine:
         vacant = sequence_params([_VACANT] * slots, layout.config.vocab_size)
         self._inputs = StepInputs(params=model.params, sequence=vacant, draft_params=draft_params)
         self._state: DecodeState | None = None
-        self._ready: NamedPlan | None = None  # the plan whose drafts the state is prepared for
+        self._ready: NamedPlan | None = None  # the plan for which the state's drafts are prepared
         self._functions: dict[Plan, Callable] = {}
         x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
         self._sender = ThreadPoolExecutor(1, "tokenswift-engine", initializer=_enter_x64, initargs=(x64,))
@@ -136,16 +137,20 @@ class Engine:
         *,
         prefix: Prefix | None = None,
     ) -> Prefill:
-        """Prompts (and the tokens already emitted after them) on their way into a cache; `Prefill.advance` sends one
-        chunk. As many requests as the engine has slots, while it is empty, become its state without a copy."""
+        """Begins a prefill of prompts and the tokens already emitted after them; `Prefill.advance` sends one chunk.
+
+        If the engine is empty and there is one request per slot, `insert` in order takes over the cache without a copy.
+        """
         emitted = [()] * len(requests) if emitted is None else emitted
         whole = self._state is None and len(requests) == self.slots
         capacity = self.layout.capacity if whole else None
         return Prefill(self._model, self.programs, self.layout, requests, emitted, capacity, prefix)
 
     def insert(self, prefill: Prefill, slots: Sequence[int] | None = None) -> Pending:
-        """Puts the prefilled rows into slots, in order; None: the first ones. Pending are the tokens that prefill gave,
-        one a row that had none; rows are those of the prefill."""
+        """Puts the prefilled rows into `slots`, in order; None: the first ones.
+
+        The result has the rows of the prefill, and one token for each row that had no emitted tokens.
+        """
         while not prefill.finished:
             prefill.advance()
         slots = list(range(len(prefill.requests)) if slots is None else slots)
@@ -153,18 +158,18 @@ class Engine:
         return Pending(self._sender.submit(self._insert, prefill, slots, settings))
 
     def step(self, named: NamedPlan, iterations: int | None = None) -> Pending:
-        """Sends a chunk of iterations (None: until a row has CHUNK_TOKENS records); `prepare` comes before."""
+        """Sends a chunk of iterations (None: until a row has CHUNK_TOKENS records); call `prepare` first."""
         assert self._ready is named, "the plan is not prepared"
         return Pending(self._sender.submit(self._step, named, iterations))
 
     def evict(self, slots: Sequence[int]) -> None:
-        """Ends the texts of some slots: from the next chunk on they are vacant."""
+        """Ends the rows in some slots; these slots are vacant from the next chunk on."""
         gone = np.zeros(self.slots, bool)
         gone[list(slots)] = True
         self._sender.submit(self._replace, lambda state: _evict(state, jnp.asarray(gone)))
 
     def prefix(self, slot: int, token_ids: Sequence[int]) -> Prefix:
-        """Keys and values of the beginning `token_ids` of a slot's text, which must be committed there."""
+        """The K/V of `token_ids`, which must be the first tokens that the slot has committed."""
         size = min(round_up(max(len(token_ids), 1)), self.layout.capacity)
 
         def read() -> Prefix:
@@ -174,11 +179,14 @@ class Engine:
 
         return self._sender.submit(read).result()
 
-    # What a caller needs around them
+    # Support for the verbs
 
     def prepare(self, named: NamedPlan) -> float:
-        """Compiles a plan and brings the drafts' tables and caches up to the texts, where that is still to do; returns,
-        when it is done, the seconds that the latter took."""
+        """Compiles a plan and brings the tables and caches of its drafts up to date with the rows, where necessary.
+
+        Returns:
+          Seconds that the tables and caches took; this call waits for them.
+        """
         if named is self._ready:
             return 0.0
         seconds, before = 0.0, self.programs.compile_seconds
@@ -193,25 +201,25 @@ class Engine:
         return seconds
 
     def is_ready(self, named: NamedPlan) -> bool:
-        """Whether `step` may run this plan at once."""
+        """Whether `step` may run this plan without `prepare`."""
         return named is self._ready
 
     @property
     def state(self) -> DecodeState | None:
-        """The state after everything that was sent; the next chunk takes its buffers."""
+        """The state after all the work sent so far; the next chunk takes over its buffers."""
         return self._state if self._stopped else self._sender.submit(lambda: self._state).result()
 
     def stop(self) -> None:
-        """Waits for what was sent; nothing can be sent any more, and the state stays."""
+        """Waits for the work sent so far and refuses new work; the state remains."""
         self._sender.shutdown(wait=True)
         self._stopped = True
 
     def close(self) -> None:
-        """Waits for what was sent and frees the device's state."""
+        """Waits for the work sent so far and frees the device's state."""
         self.stop()
         self._state = None
 
-    # In the sender's thread, one after another
+    # The sender's thread runs these, one at a time
 
     def _step(self, named: NamedPlan, iterations: int | None) -> Chunk:
         assert self._state is not None
@@ -263,22 +271,22 @@ class Engine:
     def _call(
         self, plan: Plan, state: DecodeState | None, iterations: int | None, inputs: StepInputs | None = None
     ) -> tuple:
-        """What `CompileCache` takes to run a chunk of at most `iterations`."""
+        """The arguments with which `CompileCache` runs a chunk of at most `iterations`."""
         assert state is not None
         function = self._functions.get(plan)
-        if function is None:  # hashing the model's graph to find it again takes a fraction of a millisecond
+        if function is None:  # the look-up hashes the model's graph: a fraction of a millisecond
             function = compiled("chunk", self._model.graphdef, plan, CHUNK_TOKENS + plan.depth)
             self._functions[plan] = function
         most = jnp.asarray(CHUNK_TOKENS + plan.depth if iterations is None else iterations, jnp.int32)
         inputs = self._inputs if inputs is None else inputs
-        # A plan is one executable, whatever the mode: it is not handed what only other plans need.
+        # Drop the parameters that only other plans need, so that a plan has the same executable in every mode.
         inputs = inputs if plan.drafter is not None else replace(inputs, draft_params=None)
         read = (plan.tree and plan.tree.ngram_k, plan.tree and plan.tree.calibrated, plan.draft)
         state = replace(state, **{name: None for name, part in zip(_DRAFTING, read, strict=True) if not part})
         return function, inputs, state, most
 
     def _resumed(self, prefill: Prefill, state: DecodeState) -> DecodeState:
-        """The state whose roots are the newest emitted tokens, whatever the step before them drew here."""
+        """The state whose roots are the newest emitted tokens; it discards the draws of the step before them."""
         texts, drawn = prefill.texts, np.asarray(state.tokens)
         tokens = padded(texts, prefill.capacity)
         lengths = np.asarray([len(text) for text in texts], np.int32)

@@ -1,7 +1,7 @@
-"""The journal: every emitted token of one row on disk, so that a killed run continues to the same text.
+"""The journal: a file of every emitted token of one row, from which a killed run continues to the same token ids.
 
-One JSON object a line: a header that holds whatever the text depends on, then one record a chunk. A line counts
-once its newline is on disk, so a kill costs at most the chunk in flight.
+The file contains one JSON object per line: a header with everything that determines the token ids, then one record per
+chunk. A line counts once its newline is on disk, so a kill costs at most the chunk in flight.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class Journal:
     """An append-only file of one run; `begin` is the first call that writes.
 
     Attributes:
-      parts: records of the chunks that an earlier run left.
-      schedule_trace: its trace.
+      parts: records of an earlier run's chunks.
+      schedule_trace: the schedule trace of that run.
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any], resume: bool):
-        """Opens the journal of an earlier run for `resume`; a new one waits for `begin`.
+        """Opens the journal of an earlier run if `resume` is true; `begin` creates a new file.
 
         Raises:
-          UserError: the file exists and `resume` is false, or it does not and cannot be made; it is in use, is no
-            journal, is damaged before its last record, or has another header (the message names the fields).
+          UserError: the file exists and `resume` is false, or it does not exist and cannot be created; it is in use, is
+            not a journal, is damaged before its last record, or has another header (the message names the fields).
         """
         self._path = Path(path)
         self._header = _line({**FORMAT, **header})
@@ -70,7 +70,7 @@ class Journal:
             _sync_folder(self._path.parent)
 
     def append(self, records: TokenLog, schedule_trace: list[dict[str, Any]]) -> None:
-        """One finished chunk and the trace entries that came with it; on disk when this returns."""
+        """Writes one finished chunk and its trace entries; they are on disk when this returns."""
         record: dict[str, Any] = {"at": self._count}
         record |= {name: getattr(records, name).tolist() for name in RECORD}
         record["seconds"] = float(records.seconds.sum())
@@ -95,7 +95,7 @@ class Journal:
         assert self._file is not None
         try:
             import fcntl
-        except ImportError:  # not on this system: two runs at once stay the caller's affair
+        except ImportError:  # not on this system: the caller must avoid two runs at once
             return
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,14 +107,14 @@ class Journal:
     def _load(self, data: bytes, header: Mapping[str, Any]) -> None:
         lines = data.split(b"\n")[:-1]
         if not lines:
-            known = _line(FORMAT)[:-2]  # how every header begins
+            known = _line(FORMAT)[:-2]  # the beginning of every header
             if data[: len(known)] != known[: len(data)]:
                 raise self._not_a_journal()
             return
         first = _parse(lines[0])
         if first is None or any(first.get(name) != value for name, value in FORMAT.items()):
             raise self._not_a_journal()
-        # Through JSON and back, so that a tuple equals the list that was written.
+        # Without the round trip through JSON, a tuple differs from the list in the file.
         if differing := _differing(first, json.loads(self._header)):
             raise UserError(
                 f"journal {self._path} is of another run: it differs in {', '.join(differing)}; "
@@ -151,7 +151,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _records(record: Mapping[str, Any], count: int) -> TokenLog | None:
-    """The record's chunk, or None if it is not the one that follows `count` tokens."""
+    """The chunk of a record; None if the record is malformed or does not follow the first `count` tokens."""
     columns = [_integers(record.get(name)) for name in RECORD]
     lengths = {len(column) for column in columns}
     seconds = record.get("seconds")
@@ -166,7 +166,7 @@ def _integers(value: Any) -> list[int]:
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Names of the fields that differ, dotted where nested."""
+    """Names of the fields that differ, with dots in the names of nested fields."""
     names = []
     for name in sorted({*old, *new}):
         before, now = old.get(name), new.get(name)
@@ -178,7 +178,7 @@ def _differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a new file's name durable where folders can be synced."""
+    """Makes a new file's name durable where the system can sync folders."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

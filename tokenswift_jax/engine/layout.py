@@ -1,4 +1,4 @@
-"""Which arrays an engine keeps: everything about a decode's state that is fixed before the first text comes."""
+"""The arrays that an engine keeps: everything about the decode state that is fixed before the first row enters."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tokenswift_jax.step.state import DecodeState, Plan
 
 @dataclass(frozen=True)
 class Layout:
-    """Static sizes and parts of a `DecodeState`.
+    """The static sizes and parts of a `DecodeState`.
 
     Attributes:
-      config: the decoder's.
-      dtype: the model's.
-      capacity: slots a row of the cache, and positions a row of the text.
-      features: what sampling the steps contain.
-      logprobs: which log-probabilities of emitted tokens the steps give; None: none.
-      ngram_slots: continuations the n-gram table keeps of a first token; None: no table.
-      calibrate: whether the state keeps how the n-grams fare.
-      draft: kind and sizes of the draft cache; None: no draft cache.
-      cache_dtype: of the full cache's numbers, as `kv.dense.empty_cache` takes it; None: the model's.
+          config: the decoder's configuration.
+      dtype: the model's dtype.
+      capacity: slots per row of the cache, and positions per row of the token ids.
+      features: the sampling features that the steps contain.
+      logprobs: the log-probabilities of emitted tokens that the steps give; None: none.
+      ngram_slots: continuations that the n-gram table keeps per first token; None: no table.
+      calibrate: whether the state keeps the n-gram calibration record (`ngram_calibration`).
+          draft: kind and sizes of the draft cache; None: no draft cache.
+      cache_dtype: dtype of the full cache's K/V, as for `kv.dense.empty_cache`; None: the model's.
     """
 
     config: ModelConfig
@@ -78,8 +78,11 @@ class Layout:
         )
 
     def state(self, tokens: jax.Array, lengths: jax.Array, cache: FullCache) -> DecodeState:
-        """The state of texts int32 [batch, capacity or fewer] of `lengths` int32 [batch] tokens, whose last ones are
-        roots and whose cache is filled up to them; tables and draft cache are empty (`loop.catch_up` fills them)."""
+        """The state of token ids int32 [batch, capacity or fewer] with `lengths` int32 [batch] tokens per row.
+
+        The last token of each row is its root, and the cache contains the positions before it. The n-gram table and the
+        draft cache are empty (`loop.catch_up` fills them).
+        """
         batch, config = lengths.shape[0], self.config
         return DecodeState(
             tokens=tokens,
@@ -95,11 +98,11 @@ class Layout:
         )
 
     def vacant(self, slots: int) -> DecodeState:
-        """The state of so many slots without a text."""
+        """The state of so many vacant slots."""
         tokens = jnp.zeros((slots, self.capacity), jnp.int32)
         state = self.state(tokens, jnp.ones((slots,), jnp.int32), self.cache(slots, self.capacity))
         return replace(state, finish=jnp.full((slots,), Finish.VACANT, jnp.int32))
 
     def cache(self, batch: int, capacity: int) -> FullCache:
-        """A cache of zeros."""
+        """A full cache of zeros."""
         return empty_cache(self.config, batch, capacity, self.dtype, self.cache_dtype)

@@ -1,4 +1,4 @@
-"""Which plan the next chunk runs: the only place that decides by what was measured."""
+"""Policies that name the plan of the next chunk; nothing else in the engine decides by measurement."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from tokenswift_jax.speculate.plans import NamedPlan
 
 
 class PlanPolicy(Protocol):
-    """Names the plan of every chunk; whatever it names, the text is the same."""
+    """Names the plan of every chunk; the emitted token ids do not depend on its choice."""
 
     @property
     def trying(self) -> bool:
-        """Whether chunks are timed one by one, so that none may be sent before the one ahead has been read."""
+        """Whether the session must time chunks one by one, and so read each chunk before it sends the next."""
         ...
 
     def next_plan(self) -> tuple[NamedPlan, int | None]:
-        """The plan of the next chunk, and how many iterations it may run at most (None: a whole chunk)."""
+        """The plan of the next chunk and the most iterations it may run (None: a whole chunk)."""
         ...
 
     def observe(self, named: NamedPlan, tokens: int, seconds: float, catch_up: float = 0.0) -> None:
-        """Takes in a finished chunk.
+        """Records a finished chunk.
 
         Args:
-          named: its plan.
-          tokens: of a row, the fewest of the running ones.
+          named: the chunk's plan.
+          tokens: emitted tokens per row, the minimum over the running rows.
           seconds: wall time of the chunk, compilation excluded.
-          catch_up: seconds that preparing the plan's drafts took before it, compilation excluded.
+          catch_up: seconds spent before the chunk to prepare the plan's drafts, compilation excluded.
         """
         ...
 
 
 class FixedPlan:
-    """The same plan for every chunk."""
+    """Names the same plan for every chunk."""
 
     trying = False
 
@@ -40,8 +40,8 @@ class FixedPlan:
         self._named = named
 
     def next_plan(self) -> tuple[NamedPlan, int | None]:
-        """That plan, for whole chunks."""
+        """The fixed plan, for whole chunks."""
         return self._named, None
 
     def observe(self, named: NamedPlan, tokens: int, seconds: float, catch_up: float = 0.0) -> None:
-        """Nothing depends on measurements."""
+        """Ignores the measurements."""

@@ -1,4 +1,4 @@
-"""Prefill: prompts enter a cache chunk by chunk, so that another text can decode between two chunks."""
+"""Prefill: prompts enter a cache chunk by chunk, so that other rows can decode between two chunks."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tokenswift_jax.step.state import DecodeState
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
-# Below 150 (A100) to 560 (v6e) rows, prefill is bound by the weights' bandwidth.
+# Below 150 (A100) to 560 (v6e) rows per matmul, weight bandwidth limits prefill.
 ACCELERATOR_ROWS, _CPU_ROWS, _SHORT = 512, 256, 32
 
 
 def chunk_rows(longest: int) -> int:
-    """Rows of one prefill forward for prompts of up to `longest` tokens."""
+    """Positions per row of one prefill forward, for prompts of up to `longest` tokens."""
     long = _CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
     return long if longest > _SHORT else _SHORT
 
 
 def padded(texts: Sequence[Sequence[int]], width: int) -> np.ndarray:
-    """The texts as int32 [batch, width], 0 past their ends."""
+    """The token ids of all rows as int32 [batch, width], 0 past the end of each row."""
     tokens = np.zeros((len(texts), width), np.int32)
     for row, text in enumerate(texts):
         tokens[row, : len(text)] = text
@@ -41,11 +41,11 @@ def padded(texts: Sequence[Sequence[int]], width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Prefix:
-    """The beginning of a text whose keys and values are known: a later prompt that begins alike need not compute them.
+    """The first tokens of a row with their K/V: a later prompt with the same first tokens need not compute the K/V.
 
     Attributes:
-      token_ids: the beginning.
-      cache: their keys and values, batch 1; slots past the beginning mean nothing.
+      token_ids: the first tokens.
+      cache: their K/V, batch 1; slots past the first tokens have no meaning.
     """
 
     token_ids: list[int]
@@ -53,11 +53,11 @@ class Prefix:
 
 
 class Prefill:
-    """Prompts on their way into a cache of their own.
+    """A prefill in progress: it writes the prompts into a cache of its own.
 
     Attributes:
-      requests: one a row.
-      done, total: positions of the longest text that are in the cache, and that have to be.
+      requests: one per row.
+      done, total: positions of the longest row that are in the cache, and that must be there at the end.
     """
 
     def __init__(
@@ -70,14 +70,14 @@ class Prefill:
         capacity: int | None,
         prefix: Prefix | None,
     ) -> None:
-        """Begins; `Engine.prefill` is the way to call it.
+        """Allocates the cache; callers use `Engine.prefill`.
 
-        capacity: slots of its cache; None: as many as the texts need. A prefix goes with one request.
+        capacity: slots per row of the cache; None: as many as the rows need. A prefix requires a single request.
         """
         self.requests, self.emitted = list(requests), [list(done) for done in emitted]
         self._model, self._programs, self._layout = model, programs, layout
         self._texts = [[*request.prompt_ids, *done] for request, done in zip(requests, emitted, strict=True)]
-        # The step that gave the newest token of a resumed text runs again: its root is the token before.
+        # A resumed row repeats the step that gave its newest token: its root is the token before that.
         self._rooted = [text[:-1] if done else text for text, done in zip(self._texts, self.emitted, strict=True)]
         longest = max(map(len, self._rooted))
         self._rows = chunk_rows(longest)
@@ -97,14 +97,14 @@ class Prefill:
 
     @property
     def finished(self) -> bool:
-        """Whether every text is in the cache, its root excepted."""
+        """Whether every row is in the cache, except for its root."""
         return self.done >= self.total
 
     def advance(self) -> None:
         """Sends the next chunk to the device and returns without waiting for it."""
         if self.finished:
             return
-        # A last chunk that would pass the capacity begins earlier: it computes some positions again.
+        # Begin a last chunk early enough to end within the capacity: it computes some positions again.
         start = min(self.done, self.capacity - self._rows)
         piece = jnp.asarray(self._ids[:, start : start + self._rows])
         function = compiled("prefill", self._model.graphdef)
@@ -114,11 +114,11 @@ class Prefill:
 
     @property
     def newest(self) -> FullCache:
-        """What the newest chunk gives: who waits for it waits for all chunks so far."""
+        """The cache after the newest chunk; a caller that waits for it waits for all chunks so far."""
         return self._cache
 
     def state(self) -> DecodeState:
-        """The state of the rows, whose next step draws each one's first token; the cache is handed over."""
+        """The state of the rows, which takes over the cache; its next step draws the first token of each row."""
         lengths = jnp.asarray([len(text) for text in self._rooted], jnp.int32)
         state = self._layout.state(jnp.asarray(self._ids), lengths, self._cache)
         del self._cache
@@ -126,12 +126,12 @@ class Prefill:
 
     @property
     def texts(self) -> list[list[int]]:
-        """Token ids of every row, the emitted ones included."""
+        """Token ids of every row, including the emitted tokens."""
         return self._texts
 
 
 def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """Leading tokens that two texts share."""
+    """Number of leading tokens that two rows share."""
     same = (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return next(same, min(len(first), len(second)))
 

@@ -1,4 +1,4 @@
-"""One row of the batch on the host: its tokens, its text, and where it ends."""
+"""One row of the batch on the host: its tokens, its text and its end."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tokenswift_jax.token_log import SAMPLED, TokenLog
 
 @dataclass
 class Row:
-    """Tokens and text as chunks arrive.
+    """The tokens and the text of one row, extended as chunks arrive.
 
     Attributes:
       parts: the kept records of each chunk.
-      text: released so far.
-      finish: "stop", "eos" or "length" once the row has ended, "interrupted" or "error" where that ended it.
+      text: the text released so far.
+      finish: "stop", "eos" or "length" once the row has ended; "interrupted" or "error" if one of these ended it.
     """
 
     tokenizer: Decodes | None
@@ -31,9 +31,11 @@ class Row:
         self._count = 0
 
     def take(self, records: TokenLog) -> tuple[TokenLog, list[Segment]]:
-        """Adds a chunk up to the token that ends the row: a stop string's, an EOS or the cap, whichever comes first.
+        """Adds a chunk up to the token that ends the row.
 
-        Returns the records that were kept and the text that was released.
+        That is the end of a stop string, an EOS or the last of `max_new_tokens`, whichever comes first.
+
+        Returns the kept records and the released text.
         """
         segments: list[Segment] = []
         taken = 0
@@ -58,14 +60,14 @@ class Row:
         return kept, segments
 
     def failed(self) -> list[Segment]:
-        """Ends the row where its last token is; returns the text that was held back."""
+        """Ends the row with an error after its last token; returns the text held back until now."""
         self.finish = "error"
         segments = self._transcript.finish(SAMPLED)
         self.text += "".join(text for text, _ in segments)
         return segments
 
     def interrupted(self) -> Row:
-        """The row rebuilt from its whole chunks, whatever an interrupt left half done, and ended there."""
+        """The row rebuilt from its complete chunks and ended there; an interrupt may have left this one incomplete."""
         row = Row(self.tokenizer, self.request)
         for part in self.parts:
             row.take(part)

@@ -1,4 +1,4 @@
-"""A session: the texts of one call from their prompts to their ends, through an engine of as many slots."""
+"""A session: it runs the rows of one call from their prompts to their ends, in an engine with as many slots."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from tokenswift_jax.token_log import TokenLog
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
-_MEMORY_ARGUMENTS = ("max_new_tokens", "capacity", "draft_cache", "ngram_slots")  # what lowers a session's memory
+_MEMORY_ARGUMENTS = ("max_new_tokens", "capacity", "draft_cache", "ngram_slots")  # they lower a session's memory
 
 
 @dataclass(frozen=True)
 class RowStep:
-    """What one finished chunk added to one row.
+    """The result of one finished chunk for one row.
 
     Attributes:
-      log: its new tokens.
+      log: the row's new tokens.
       finish: "length" or "eos" once the row has ended, else None.
-      error: why the row cannot go on; it has ended, its neighbours have not.
+      error: the reason that the row cannot continue; it ends this row but not its neighbours.
     """
 
     log: TokenLog
@@ -53,14 +53,14 @@ class RowStep:
 
 @dataclass(frozen=True)
 class Step:
-    """One finished chunk: one entry a row of the batch."""
+    """One finished chunk: one entry per row of the batch."""
 
     rows: tuple[RowStep, ...]
 
 
 @dataclass(frozen=True)
 class _Sent:
-    """A chunk under way, and the seconds that preparing its plan took before it."""
+    """A chunk in flight, and the seconds spent before it to prepare its plan."""
 
     named: NamedPlan
     pending: Pending
@@ -71,9 +71,9 @@ class Session:
     """An iterable of steps that ends when every row has ended.
 
     Attributes:
-      engine: whose slots the rows occupy, row i in slot i.
-      prefill_seconds: from the first dispatch to the first token, compilation excluded.
-      schedule_trace: which plan ran from which generated token on.
+      engine: the engine; row i occupies slot i.
+      prefill_seconds: seconds from the first dispatch to the first token, compilation excluded.
+      schedule_trace: the plans that ran, each with the generated token from which on it ran.
     """
 
     def __init__(
@@ -88,17 +88,17 @@ class Session:
         cache_dtype: str | None = None,
         report: Report = silent,
     ) -> None:
-        """Checks that the session fits, and allocates nothing yet.
+        """Checks that the session fits, and allocates no state yet.
 
         Args:
           model: the target.
-          requests: one a row.
-          speculation: how drafts are made.
+          requests: one per row.
+          speculation: settings of the drafts.
           emitted: tokens that each row already has after its prompt; None: none.
-          capacity: slots a row of the cache; None: as many as needed.
-          logprobs: which log-probabilities of emitted tokens to give; None: none.
-          cache_dtype: "int8" or "float8_e4m3" for a target whose full cache is in 8 bits; None: in the model's dtype.
-          report: told of compilation, prefill and the preparation of drafts.
+                  capacity: slots per row of the cache; None: as many as needed.
+          cache_dtype: "int8" or "float8_e4m3" for a target with an 8-bit full cache; None: the model's dtype.
+          logprobs: the log-probabilities of emitted tokens to give; None: none.
+          report: receives reports of compilation, prefill and the preparation of drafts.
 
         Raises:
           UserError: the requests exceed positions, capacity or memory, or ask for heads the checkpoint lacks.
@@ -145,7 +145,7 @@ class Session:
 
     @property
     def state(self) -> DecodeState | None:
-        """The state after the newest chunk that was sent, finished or not; it belongs to the chunk after that."""
+        """The state after the newest chunk sent, finished or not; the next chunk takes over its buffers."""
         return self.engine.state
 
     def close(self) -> None:
@@ -209,8 +209,7 @@ class Session:
         return not self._policy.trying and self.engine.is_ready(self._policy.next_plan()[0])
 
     def _prepare(self, generated: int) -> float:
-        """Compiles the next plan and prepares its drafts, where that is still to do; returns the seconds of the
-        latter."""
+        """Compiles the next plan and prepares its drafts, where necessary; returns the seconds that the drafts took."""
         named, _ = self._policy.next_plan()
         if not self.engine.is_ready(named):
             self._trace(named, generated)
@@ -247,7 +246,7 @@ class Session:
 def _policy(
     speculation: SpeculationConfig, plain: NamedPlan, speculative: list[NamedPlan], max_new_tokens: int
 ) -> PlanPolicy:
-    """Measures and picks under `auto` and schedule `auto`; else the one plan that was asked for."""
+    """The tuner under mode `auto`, or mode `tokenswift` with schedule `auto`; else the one plan that was asked for."""
     if speculation.mode == "auto" or (speculation.mode == "tokenswift" and speculation.schedule == "auto"):
         return Tuner(plain, speculative, max_new_tokens)
     return FixedPlan(speculative[0] if speculative else plain)

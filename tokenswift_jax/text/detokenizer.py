@@ -1,4 +1,4 @@
-"""Text of a growing token sequence, one token at a time."""
+"""An incremental detokenizer: it turns token ids into text, one token at a time."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ import codecs
 from collections.abc import Sequence
 from typing import Protocol
 
-_CONTEXT_TOKENS = 8  # kept when the window is cut; an unfinished character has begun at most 3 tokens ago
+_CONTEXT_TOKENS = 8  # tokens that a cut window keeps; an unfinished character began at most 3 tokens ago
 _WINDOW_TOKENS = 2 * _CONTEXT_TOKENS
-_BROKEN = "�"  # what decoders put where bytes are no character (yet)
+_BROKEN = "�"  # decoders return it for bytes that are not (yet) a character
 
 
 class Decodes(Protocol):
-    """The part of a transformers tokenizer that is needed here."""
+    """The methods of a transformers tokenizer that this package calls."""
 
     def decode(self, token_ids: list[int], /, **options: bool) -> str | list[str]: ...
     def convert_tokens_to_ids(self, tokens: list[str], /) -> int | list[int]: ...
 
 
 class Detokenizer:
-    """Incremental decoding in the context of the prompt's last tokens.
+    """Decodes tokens one at a time, in the context of the prompt's last tokens.
 
-    Each token costs at most two decodes of a bounded window, whatever came before. Text is given out once its last
-    character is whole; bytes that can no longer become a character are given out as U+FFFD. What comes out depends
-    on the tokens alone, never on how they were grouped. Special tokens give no text.
+    Each token costs at most two decodes of a bounded window, however many tokens came before. The detokenizer releases
+    text once its last character is complete; it releases bytes that can no longer become a character as U+FFFD. The
+    output depends on the tokens alone, never on how they were grouped. Special tokens give no text.
 
-    Two kinds of tokenizer have tokens that are no whole characters. Byte-level ones decode every prefix alike, but
-    for a last unfinished character. SentencePiece-like ones with byte fallback spoil a whole run of byte tokens for
-    one that is missing, so those bytes are put together here.
+    Two kinds of tokenizer have tokens that are not whole characters. Byte-level tokenizers decode every prefix alike,
+    except for an unfinished last character. SentencePiece-like tokenizers with byte fallback spoil a whole run of byte
+    tokens if one is missing, so the detokenizer joins those bytes itself.
     """
 
     def __init__(self, tokenizer: Decodes, prompt_ids: Sequence[int] = ()):
         self._tokenizer = tokenizer
         self._byte_of = _byte_tokens(tokenizer)
         self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._bytes_are_new = False  # whether an unfinished character of byte tokens began after the prompt
+        self._bytes_are_new = False  # whether an unfinished character in byte tokens began after the prompt
         self._window = [int(token) for token in prompt_ids[-_CONTEXT_TOKENS:]]
         text = _decode(tokenizer, self._window)
-        self._given = len(text) if self._byte_of else _whole(text)  # characters of the window that are given out
+        self._given = len(text) if self._byte_of else _whole(text)  # released characters of the window
         for token in self._window:
             if token in self._byte_of:
                 self._bytes.decode(bytes([self._byte_of[token]]))
@@ -45,10 +45,10 @@ class Detokenizer:
                 self._bytes.reset()
 
     def push(self, token_id: int) -> str:
-        """The text that `token_id` completes, perhaps none."""
+        """The text that `token_id` completes; it may be empty."""
         token = int(token_id)
         if token in self._byte_of:
-            # Alone in the window it is all the context that a following word needs.
+            # This token alone gives a following word all the context that it needs.
             self._window, self._bytes_are_new = [token], True
             self._given = len(_decode(self._tokenizer, self._window))
             return self._bytes.decode(bytes([self._byte_of[token]]))
@@ -64,14 +64,14 @@ class Detokenizer:
         return broken + added
 
     def flush(self) -> str:
-        """The text of what `push` still holds back; call once, at the end."""
+        """The text that `push` still holds back; call this once, at the end."""
         broken = self._end_bytes()
         text = _decode(self._tokenizer, self._window)
         added, self._given = text[self._given :], len(text)
         return broken + added
 
     def _end_bytes(self) -> str:
-        """What is left of byte tokens that no further one will complete."""
+        """The text of an unfinished run of byte tokens, which no further token will complete."""
         broken = self._bytes.decode(b"", final=True)
         new, self._bytes_are_new = self._bytes_are_new, False
         return broken if new else ""
@@ -84,16 +84,17 @@ def _decode(tokenizer: Decodes, token_ids: list[int]) -> str:
 
 
 def _whole(text: str) -> int:
-    """Characters that no further token can change: all but a last one that may lack bytes."""
+    """Number of characters that no further token can change: all except a last one that may lack bytes."""
     return len(text) - text.endswith(_BROKEN)
 
 
 def _byte_tokens(tokenizer: Decodes) -> dict[int, int]:
-    """Byte of each byte-fallback token, by id; empty for a tokenizer without them."""
+    """The byte of each byte-fallback token, by token id; empty for a tokenizer without such tokens."""
     names = [f"<0x{byte:02X}>" for byte in range(256)]
     ids = tokenizer.convert_tokens_to_ids(names)
     letter = ord("A")
-    # A tokenizer without byte tokens answers None or its unknown token; one that has the names as text decodes to them.
+    # A tokenizer without byte tokens returns None or its unknown token; a tokenizer that has these names as text
+    # decodes the ids to the names.
     if not isinstance(ids, list) or ids[letter] is None or _decode(tokenizer, [ids[letter]]) != chr(letter):
         return {}
     return {token: byte for byte, token in enumerate(ids)}

@@ -1,4 +1,4 @@
-"""Stop strings in a text that arrives in pieces."""
+"""A scanner for stop strings in text that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from collections.abc import Sequence
 class StopScanner:
     """Passes text on until a stop string is complete.
 
-    Text that could still become a stop string is held back. The stop string that is complete first wins, of those
-    the one that begins first; so the outcome does not depend on how the text was cut into pieces.
+    The scanner holds back text that could still become a stop string. The stop string that is complete first wins; if
+    several are complete at once, the one that begins first wins. The outcome therefore does not depend on how the text
+    was cut.
 
     Attributes:
-      stopped: whether a stop string has been found; nothing comes out after it.
+      stopped: whether the scanner has found a stop string; it releases nothing after that.
     """
 
     def __init__(self, stops: Sequence[str] = ()):
@@ -21,7 +22,7 @@ class StopScanner:
         self.stopped = False
 
     def push(self, piece: str) -> str:
-        """The text that is safe to give out after `piece`; it ends before the stop string."""
+        """The text that is safe to release after `piece`; it ends before the stop string."""
         if self.stopped or not self._stops:
             return "" if self.stopped else piece
         text = self._held + piece
@@ -34,13 +35,13 @@ class StopScanner:
         return text[:border]
 
     def flush(self) -> str:
-        """The text held back, once no more follows."""
+        """The text held back; call this when no more text follows."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` begin `stop`."""
+    """Number of characters at the end of `text` that are the beginning of `stop`."""
     for start in range(max(0, len(text) - len(stop) + 1), len(text)):
         if stop.startswith(text[start:]):
             return len(text) - start

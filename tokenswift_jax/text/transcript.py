@@ -1,4 +1,4 @@
-"""The text of one row of the batch, with where each part of it came from."""
+"""The text of one row of the batch, with the source of each part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Segment = tuple[str, int]  # a piece of text and the source of the token that co
 
 
 class Transcript:
-    """Detokenizer and stop scanner in one; without a tokenizer it stays empty."""
+    """A detokenizer and a stop scanner in one; without a tokenizer it stays empty."""
 
     def __init__(self, tokenizer: Decodes | None, prompt_ids: Sequence[int], stops: Sequence[str] = ()):
         self._detokenizer = Detokenizer(tokenizer, prompt_ids) if tokenizer is not None else None
@@ -20,11 +20,11 @@ class Transcript:
         self._waiting: deque[Segment] = deque()
 
     def push(self, token_id: int, source: int) -> list[Segment]:
-        """Text released by one token."""
+        """The text that one token releases."""
         return self._take(self._detokenizer.push(token_id), source) if self._detokenizer else []
 
     def finish(self, source: int) -> list[Segment]:
-        """Text that was held back; the end, unless a stop string turns up in it."""
+        """The text held back until the end; it ends before a stop string, if it contains one."""
         released = self._take(self._detokenizer.flush(), source) if self._detokenizer else []
         return released + self._release(len(self._scanner.flush()))
 

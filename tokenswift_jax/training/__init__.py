@@ -1,1 +1,1 @@
-"""Training of draft heads, and of the demo's backbone: documents, token shards, windows."""
+"""Training of draft heads, and of the demo's backbone: documents, token shards, packed rows."""

@@ -1,4 +1,4 @@
-"""How good draft heads are on held-out text: losses and how often their best guesses are right."""
+"""The accuracy of draft heads on held-out text: their losses, and how often their best guesses are right."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.step.loop import exact_products
 
 RANKS = 3  # best guesses counted
-_POSITIONS = 128  # whose logits exist at one time, of the target and of one head
-_WINDOWS = 4  # that go through the target together
+_POSITIONS = 128  # positions with logits in memory at one time, of the target and of one head
+_WINDOWS = 4  # windows that go through the target together
 
 
 @dataclass(frozen=True)
 class HeadAccuracy:
-    """One head over held-out text, which it reads as it stands (a sequential head sees the text's own tokens).
+    """The accuracy of one draft head over held-out text (a sequential head sees the text's own tokens).
 
     Attributes:
       text_loss: cross entropy with the text's token, in nats.
       model_loss: cross entropy with the target's own distribution (no temperature, no filter), in nats.
-      text_top: share of positions whose token of the text is among the head's 1, 2, 3 best guesses.
-      model_top: the same for the target's likeliest token, what greedy decoding accepts.
+      text_top: share of positions where the text's token is among the head's 1, 2, 3 best guesses.
+      model_top: the same share for the target's likeliest token, which greedy decoding accepts.
     """
 
     text_loss: float
@@ -42,12 +42,12 @@ class HeadAccuracy:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """All heads over the same positions.
+    """The accuracy of all draft heads over the same positions.
 
     Attributes:
-      positions: how many were counted.
+      positions: number of positions counted.
       base_loss: the target's cross entropy with the text's next token, in nats.
-      heads: one entry a head, the one that guesses nearest first.
+      heads: one entry a head; the head that guesses the nearest token is first.
     """
 
     positions: int
@@ -56,10 +56,10 @@ class Accuracy:
 
 
 def measure_accuracy(model: Model, windows: np.ndarray) -> Accuracy:
-    """The heads' accuracy over windows int32 [windows, length] of held-out text, each read from its first token.
+    """The accuracy of the heads over windows int32 [windows, length] of held-out text, each read from its first token.
 
-    Positions of which some head's guess would lie past the window are left out. Logits of a few hundred positions
-    exist at a time.
+    It leaves out positions where some head would guess past the window. At any time, memory contains the logits of a
+    few hundred positions.
 
     Raises:
       UserError: no heads, no windows, or windows too short for the heads.
@@ -69,14 +69,14 @@ def measure_accuracy(model: Model, windows: np.ndarray) -> Accuracy:
         raise UserError(f"{model.path} has no draft heads; train some")
     if windows.ndim != 2 or not len(windows) or windows.shape[1] < heads + 2:
         raise UserError(f"held-out text: windows of at least {heads + 2} tokens are needed, not {windows.shape}")
-    count = windows.shape[1] - 1 - heads  # rows whose last head guesses the window's last token
+    count = windows.shape[1] - 1 - heads  # positions up to the one where the last head guesses the window's last token
     rows = -(-count // _POSITIONS) * _POSITIONS
     function = _program(model.graphdef)
     sums: Any = None
     for first in range(0, len(windows), _WINDOWS):
         group = windows[first : first + _WINDOWS]
         missing = min(_WINDOWS, len(windows)) - len(group)
-        texts = [window.tolist() for window in [*group, *[group[0]] * missing]]  # one shape for all groups
+        texts = [window.tolist() for window in [*group, *[group[0]] * missing]]  # padded to one shape, compiled once
         hidden = jnp.concatenate([part for _, part in teacher_forced(model, texts)], axis=1)
         hidden = jnp.pad(hidden, ((0, 0), (0, max(rows + heads - hidden.shape[1], 0)), (0, 0)))
         for row, window in enumerate(group):
@@ -99,8 +99,9 @@ def measure_accuracy(model: Model, windows: np.ndarray) -> Accuracy:
 
 @functools.cache
 def _program(graph: nnx.GraphDef) -> Callable:
-    """(params, hidden [rows, size], tokens int32 [rows + 1], start, count) -> sums over rows start.. below `count`:
-    the target's loss [], the heads' losses [heads, 2] and hits int32 [heads, 2, RANKS], text before model."""
+    """The jitted function (params, hidden [positions, size], tokens int32 [positions + 1], start, count) -> sums over
+    the positions start.. below `count`: the target's loss [], the heads' losses [heads, 2] and hits int32
+    [heads, 2, RANKS], text before model."""
 
     def run(params: Any, hidden: jax.Array, tokens: jax.Array, start: jax.Array, count: jax.Array):
         model: Decoder = nnx.merge(graph, params)
@@ -122,7 +123,7 @@ def _program(graph: nnx.GraphDef) -> Callable:
             for i in range(heads):
                 scores = jax.nn.log_softmax(model.project(outputs[:, i]), axis=-1)
                 wanted = target[1 + i : 1 + i + _POSITIONS]
-                # 0 * -inf: a token the target rules out costs nothing
+                # Without this mask, a token that the target rules out makes the loss NaN, since 0 * -inf is NaN.
                 against_model = -jnp.sum(jnp.where(wanted > -jnp.inf, jnp.exp(wanted) * scores, 0), axis=-1)
                 text = tokens[2 + i : 2 + i + _POSITIONS]
                 losses.append(total(jnp.stack([_loss_of(scores, text), against_model], axis=-1)))

@@ -1,4 +1,4 @@
-"""Causal attention of packed rows, in blocks of queries: one block's scores in memory at a time."""
+"""Causal attention of packed rows, in blocks of queries: memory contains the scores of one block at a time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tokenswift_jax.models.rope import Rotation
 
 
 def packed_attention(positions: jax.Array, segments: jax.Array, block: int) -> Attention:
-    """Attention within each packed document; a block's scores are computed again in the backward pass.
+    """Attention within each packed document; the backward pass computes the scores of each block again.
 
-    Each layer leaves its rotated queries and keys, and its values.
+    Each layer returns its rotated queries and keys, and its values.
 
     Args:
-      positions, segments: int32 [batch, length]; a row sees the rows before it of its own segment and itself.
-      block: queries at a time; keys after a block's last query are not touched.
+      positions, segments: int32 [batch, length]; a token sees itself and the tokens before it in its own segment.
+      block: queries at a time; a block does not read keys after its last query.
     """
 
     def attend(

@@ -1,4 +1,4 @@
-"""Training checkpoints: parameters, optimizer, place in the data and settings, written while training goes on."""
+"""Training checkpoints: parameters, optimizer, position in the data and settings, written while training continues."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tokenswift_jax.training.step import TrainState
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run stands beside its parameters.
+    """The state of a run apart from its parameters.
 
     Attributes:
       data: state of the data iterator.
-      facts: what must not change when a run is resumed: settings, data, model (JSON).
+      facts: settings, data and model of the run, which must not change when it is resumed (JSON).
     """
 
     data: dict[str, Any]
@@ -35,18 +35,19 @@ class Place:
 class Checkpoints:
     """The last checkpoint of a run and its best one by the held-out loss, in one folder.
 
-    Saving is asynchronous: the arrays are copied before `save` returns, the files written while training goes on. A
-    kill at any moment leaves whole checkpoints only.
+    Saving is asynchronous: `save` copies the arrays before it returns, and orbax writes the files while training
+    continues. A kill at any moment leaves only whole checkpoints.
     """
 
     def __init__(self, folder: Path) -> None:
-        # orbax tells every file it writes, and a failed one with its traceback; the error itself comes with `finish`.
+        # Without these levels, orbax logs every file that it writes, and a traceback for one that fails; `finish`
+        # raises that error anyway.
         for name in ("absl", "concurrent.futures"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = folder.resolve()
         keep = policies.AnyPreservationPolicy(
             [
-                policies.LatestN(2),  # while the newest is being written the one before it must stand
+                policies.LatestN(2),  # orbax must not delete the previous one while it writes the newest
                 policies.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
@@ -90,7 +91,7 @@ class Checkpoints:
         return state, Place(restored["place"]["data"], restored["place"]["facts"])
 
     def facts(self) -> dict[str, Any]:
-        """The facts of the newest checkpoint, without its arrays."""
+        """The facts of the newest checkpoint, read without its arrays."""
         args = ocp.args.Composite(place=ocp.args.JsonRestore())
         return self._manager.restore(self.latest(), args=args)["place"]["facts"]
 
@@ -124,7 +125,7 @@ def _full(folder: Path, error: Exception) -> UserError:
     _silence_threads()
     reason = " ".join(str(error).split())[-200:]
     code = re.search(r"os_error_code='(\d+)'", reason)
-    if code:  # tensorstore's way to say what the system said
+    if code:  # tensorstore reports the error code of the system in this form
         reason = os.strerror(int(code[1]))
     return UserError(
         f"cannot write a checkpoint ({reason}); make room and continue with resume=True, from those in {folder}",
@@ -133,6 +134,7 @@ def _full(folder: Path, error: Exception) -> UserError:
 
 
 def _silence_threads() -> None:
-    """The writer's threads would print tracebacks of the same failure around the one line that a person gets."""
+    """Silences the writer's threads. Without it, they print tracebacks of the same failure around the one line of the
+    `UserError`."""
     threading.excepthook = lambda *_: None
     sys.unraisablehook = lambda *_: None

@@ -1,4 +1,4 @@
-"""The training command: flags to settings, one line for whatever is wrong."""
+"""The training command: it turns flags into settings, and an error into one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenswift_jax.training.extra import check_installed
 from tokenswift_jax.training.settings import HEAD_TYPES, REMAT, SCHEDULES, WHAT, read_settings
 
 PROGRAM = "python -m tokenswift_jax.train"
-# Flag, type, choices, metavar and help of each setting that has a flag of its own.
+# Type, choices, metavar and help of each setting that has its own flag, by the name of the setting.
 _WHOLE, _NUMBER, _TEXT = int, float, str
 _FLAGS: dict[str, tuple[Any, Any, str | None, str]] = {
     "what": (_TEXT, WHAT, None, "draft heads alone, or the backbone too (default: heads)"),
@@ -53,8 +53,8 @@ _FLAGS: dict[str, tuple[Any, Any, str | None, str]] = {
 
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
-    """Runs the command; returns its exit status (0, 1 a loss that is not a number, 2 bad input, 130 interrupted, 141 no
-    reader)."""
+    """Runs the command and returns its exit status: 0, 1 a loss that is not a number, 2 bad input, 130 interrupted,
+    141 the reader of a pipe has left."""
     parser, words = _parser(program), with_dashes(sys.argv[1:] if argv is None else argv)
     return exit_status(
         lambda: _run(parser.parse_args(words)),
@@ -67,7 +67,7 @@ def _run(options: argparse.Namespace) -> int:
     given = {name: value for name in _FLAGS if (value := getattr(options, name)) is not None}
     settings = read_settings(options.config, given)
     check_installed()
-    # A run must be repeatable bit for bit; XLA reads its flags when it starts.
+    # Without this flag, XLA for GPU may use operations that do not repeat bit for bit. XLA reads it when it starts.
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_gpu_deterministic_ops" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()

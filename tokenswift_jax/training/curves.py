@@ -1,4 +1,4 @@
-"""A picture of a run: losses, learning rate, accuracies and expected tokens over steps, from the metrics file."""
+"""Curves of a run: losses, learning rate, accuracies and expected tokens over steps, drawn from the metrics file."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ import numpy as np
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.training.metrics import read_metrics
 
-# Colour-blind safe (Okabe and Ito 2008); a head has its own in every panel.
+# Colour-blind safe colours (Okabe and Ito 2008); a head has the same colour in every panel.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_SMOOTHED = 200  # points that a training curve is averaged down to
+_SMOOTHED = 200  # most points of a training curve after averaging
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """One diagram: the metrics it shows.
+    """One diagram and the metrics that it shows.
 
     Attributes:
-      series: (pattern of names whose first group, if any, makes the label; label; line style). The first pattern that
-        matches a name takes it.
+      title: the title of the diagram.
+      axis: the label of the vertical axis.
+      series: entries (pattern of metric names, label, line style); the pattern's first group, if it has one, fills the
+        label.
     """
 
     title: str
@@ -61,10 +63,11 @@ _PANELS = (
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
-    """Writes a PNG of the curves in a metrics file (`metrics.MetricsWriter`); diagrams without data are left out.
+    """Writes a PNG of the curves in a metrics file (`metrics.MetricsWriter`), without the diagrams that have no data.
 
     Raises:
-      UserError: matplotlib is missing, the file cannot be read or has nothing to draw, or the picture not written.
+      UserError: matplotlib is missing, the file cannot be read or has nothing to draw, or the picture cannot be
+        written.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -89,7 +92,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
 
 
 def series(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Per metric its steps and values, both [points]; null (not a number in the run) is NaN."""
+    """Steps and values of each metric, both [points]; NaN for null, which stands for a number that is not finite."""
     points: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         for name, value in row.items():
@@ -102,7 +105,7 @@ def series(rows: list[dict[str, Any]]) -> dict[str, tuple[np.ndarray, np.ndarray
 
 
 def thinned(steps: np.ndarray, values: np.ndarray, most: int = _SMOOTHED) -> tuple[np.ndarray, np.ndarray]:
-    """Means over runs of neighbouring points, so that at most `most` are left."""
+    """The curve with at most `most` points, each the mean of neighbouring points."""
     if len(steps) <= most:
         return steps, values
     parts = np.array_split(np.arange(len(steps)), most)
@@ -112,7 +115,7 @@ def thinned(steps: np.ndarray, values: np.ndarray, most: int = _SMOOTHED) -> tup
 def _lines(
     panel: _Panel, curves: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> list[tuple[str, str, str, tuple[np.ndarray, np.ndarray]]]:
-    """(label, key that decides the colour, style, points), in the order of the panel's patterns."""
+    """Lines (label, key that decides the colour, style, points), in the order of the panel's patterns."""
     lines = []
     for pattern, label, style in panel.series:
         for name in sorted(curves):

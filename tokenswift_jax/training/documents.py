@@ -1,4 +1,4 @@
-"""Training documents: what the files that a person names hold, one text after the other."""
+"""Training documents: the texts in the files that a person names, one after the other."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Document(NamedTuple):
     """One text to learn from.
 
     Args:
-      text: not empty.
-      place: the file, or file:line, it came from.
-      rendered: a chat template wrote it, special tokens included.
+      text: the text, not empty.
+      place: the file, or file:line, of the text.
+      rendered: whether a chat template wrote it, special tokens included.
     """
 
     text: str
@@ -32,10 +32,12 @@ class Document(NamedTuple):
 
 @dataclasses.dataclass
 class Broken:
-    """What could not be read: counted, the first few kept with the reason.
+    """The count of broken lines and files, and the first few of them with the reason.
 
     Args:
-      strict: the first one raises UserError instead.
+      strict: the first broken line or file raises UserError.
+      count: how many are broken.
+      examples: the first five, as "place: reason".
     """
 
     strict: bool = False
@@ -51,19 +53,20 @@ class Broken:
 
 
 def strict_error(example: str) -> UserError:
-    """The error about the first broken line or file where `strict` was asked for."""
+    """The error about the first broken line or file under `strict`."""
     return UserError(
         f"strict accepts no broken data: {example}; mend it, or run without that to skip it", arguments=("strict",)
     )
 
 
 def find_files(paths: Sequence[str | Path]) -> list[Path]:
-    """The .txt and .jsonl files of files, folders (all below, sorted) and glob patterns, each once, in the order named.
+    """The .txt and .jsonl files that files, folders (all below, sorted) and glob patterns name, each once, in order.
 
-    In folders and patterns files of other kinds are passed over.
+    It skips files of other kinds in folders and patterns.
 
     Raises:
-      UserError: nothing is there, nothing in a folder or pattern can be read, a file named is of another kind.
+      UserError: a path or pattern matches nothing, a folder or pattern has no .txt or .jsonl file, or a named file is
+        of another kind.
     """
     files: dict[Path, None] = {}
     for path in paths:
@@ -96,11 +99,11 @@ def _readable(path: Path) -> bool:
 def read_documents(files: Sequence[Path], tokenizer: Any, broken: Broken) -> Iterator[Document]:
     """The documents of .txt files (one a file) and .jsonl files (one a line: `text`, or chat `messages`), in order.
 
-    One file or line is in memory at a time. Blank lines are nothing; what cannot be read goes to `broken`: not UTF-8,
-    not JSON, neither field, wrong types, empty, refused by the tokenizer's chat template.
+    Memory contains one file or line at a time. The reader skips blank lines and adds broken lines and files to
+    `broken`: not UTF-8, not JSON, neither field, wrong types, empty, refused by the tokenizer's chat template.
 
     Raises:
-      UserError: a file cannot be opened; `broken` is strict and something is broken.
+      UserError: a file cannot be opened, or `broken` is strict and a line or file is broken.
     """
     for file in files:
         try:
@@ -142,7 +145,7 @@ def _document(data: bytes, place: str, tokenizer: Any, record: bool) -> Document
         raise _BrokenError("not text: it has a zero byte", None if record else text[: text.index("\0")].count("\n") + 1)
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError:  # "\ud800" is JSON but no character
+    except UnicodeEncodeError:  # "\ud800" is valid JSON but not a character
         raise _BrokenError("half of a surrogate pair in the text") from None
     return Document(text, place, rendered)
 

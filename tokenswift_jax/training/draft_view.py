@@ -1,8 +1,8 @@
-"""Hidden states as drafting will see them: each row over the draft cache it would find, keys from the full pass.
+"""Hidden states as drafting will see them: each token reads the draft cache of its step, with K/V of the full pass.
 
-While decoding in the `partial` schedule only the root's own forward looks through the draft cache; the keys and values
-it finds there were computed with the whole text in view. Two streams go through the layers side by side: the full one
-gives keys and values, the draft one reads them through the draft cache's choice (`tokenswift_jax.kv.draft_positions`).
+In the `partial` schedule, decoding runs only the root's own forward over the draft cache, and computed the K/V there
+with the whole text in view. So two streams go through the layers side by side: the full stream computes K/V, and the
+draft stream reads those at the positions that the draft cache selects (`tokenswift_jax.kv.draft_positions`).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tokenswift_jax.training.attention import packed_attention
 from tokenswift_jax.training.forward import ATTENTION_BLOCK
 from tokenswift_jax.training.windows import Batch
 
-_PROMPT_STREAM = 0x6472  # apart from every other use of the seed
+_PROMPT_STREAM = 0x6472  # keeps these draws independent of every other use of the seed
 
 
 def prompt_rows(seed: int, step: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-    """What a step draws: a uniform float32 [] (whether it looks through the draft cache) and a prompt length int32 []
-    in [1, length)."""
+    """The draws of a step: a uniform float32 [], which decides whether the step reads the draft cache, and a prompt
+    length int32 [] in [1, length)."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _PROMPT_STREAM), step)
     which, where = jax.random.split(key)
     return jax.random.uniform(which), jax.random.randint(where, (), 1, length, jnp.int32)
@@ -37,16 +37,16 @@ def draft_view_states(
 ) -> tuple[jax.Array, jax.Array]:
     """Hidden states [batch, length, hidden_size] over the full cache and over the draft cache.
 
-    Rows of a document that begins its row look through a draft cache of `size` slots that was selected when `prompt`
-    tokens were read (or at the first row that no longer fits) and again whenever it was used up; its newest positions
-    replaced the lowest-scored ones between. Packed documents further on see their whole text, which is exact as long
-    as they fit.
+    Tokens of the first document of a row read a draft cache of `size` slots. The first selection takes place after
+    `prompt` tokens (or at the first token that no longer fits), and another whenever the cache is used up; in between,
+    the newest positions replace those of the lowest scores. Tokens of later documents of the row see their whole
+    document, which is exact as long as it fits the draft cache.
 
     Args:
       model: the decoder, merged.
       batch: packed rows.
       prompt: int32 [], tokens of the text at the first selection.
-      size, sinks: slots of the draft cache, and how many of them hold the first positions.
+      size, sinks: slots of the draft cache, and how many of them contain the first positions.
     """
     config = model.config
     attention = packed_attention(batch.positions, batch.segments, ATTENTION_BLOCK)
@@ -71,8 +71,8 @@ def _selections(
     size: int,
     sinks: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Each selection's rank of every row's key, int32 [selections, batch, kv_heads, length], and the row it is made
-    at, int32 [selections]: everything before it can be chosen."""
+    """The rank of every key in each selection, int32 [selections, batch, kv_heads, length], and the position of each
+    selection, int32 [selections], which chooses among all keys before that position."""
     length, kept = keys.shape[1], size - sinks + 1
     count = max(1, -(-(length - size - 1) // kept))
     begins = jnp.maximum(prompt, size + 1) + kept * jnp.arange(count, dtype=jnp.int32)
@@ -111,7 +111,7 @@ def _attend_draft(
     spec: AttentionSpec,
     carry: Any,
 ) -> tuple[jax.Array, None, Any]:
-    """Attention over the draft cache's positions, keys from the full pass, and each row's own key."""
+    """Attention over the draft cache's positions, with K/V of the full pass, and over each token's own K/V."""
     queries, own_keys = rotation.apply(queries), rotation.apply(own_keys)
     length, window = keys.shape[1], spec.window
     columns = jnp.arange(length, dtype=jnp.int32)
@@ -125,7 +125,9 @@ def _attend_draft(
         seen = (columns[None, :] < rows[:, None])[None] & (segments[:, :, None] == batch.segments[:, None, :])
         if window is not None:
             seen &= positions[:, :, None] - batch.positions[:, None, :] < window
-        latest = jnp.sum(rows[:, None] >= begins[None, :], axis=1, dtype=jnp.int32) - 1  # -1: not selected yet
+        latest = (
+            jnp.sum(rows[:, None] >= begins[None, :], axis=1, dtype=jnp.int32) - 1
+        )  # -1: before the first selection
         begin = begins[jnp.maximum(latest, 0)]
         rank = ranks[jnp.maximum(latest, 0)].transpose(1, 2, 0, 3)  # [batch, kv_heads, rows, length]
         left = size - sinks - (rows - begin)

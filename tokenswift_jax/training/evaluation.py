@@ -1,4 +1,4 @@
-"""Everything that is known of draft heads before they are used: accuracy, expected tokens, the nodes worth a row."""
+"""The evaluation of draft heads before use: their accuracy, the expected tokens, and the nodes worth a tree row."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ BUDGETS = (1, 3, 7, 15, 31, 63)
 
 @dataclass(frozen=True)
 class ScheduleOutlook:
-    """What one schedule promises.
+    """The predictions for one schedule.
 
     Attributes:
       schedule: `partial` or `fused`.
-      predictions: of the tree in use (n-grams included), one a temperature.
-      node_set: the heads' nodes in the order in which a growing budget takes them, from all temperatures together.
-      by_budget: (nodes, tokens per iteration at each temperature) of the best sets, n-grams aside; measured on the
-        continuations that the set was found from, so a little too good.
+      predictions: predictions for the tree in use (n-grams included), one a temperature.
+      node_set: the nodes of the draft heads in the order in which a growing budget takes them, found from all
+        temperatures together.
+      by_budget: (nodes, tokens per iteration at each temperature) of the best sets, without n-grams; measured on the
+        same continuations from which the search found the set, so slightly too high.
     """
 
     schedule: str
@@ -48,13 +49,14 @@ class ScheduleOutlook:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Draft heads on held-out text.
+    """The evaluation of draft heads on held-out text.
 
     Attributes:
       accuracy: losses and hits of each head.
-      temperatures: of the predictions.
+      temperatures: temperatures of the predictions.
       schedules: `partial` and `fused`.
-      continuations: what the target wrote, one entry a temperature; valid for as long as the target stays as it is.
+      continuations: the target's own continuations, one entry a temperature; valid as long as the target's weights do
+        not change.
     """
 
     accuracy: Accuracy
@@ -64,11 +66,12 @@ class Evaluation:
 
     @property
     def node_sets(self) -> dict[str, list[list[int]]]:
-        """As config.json's "tokenswift" block has them; a schedule for which no node has a chance is left out."""
+        """The node sets in the form of config.json's "tokenswift" block, without schedules where no node has a chance
+        of acceptance."""
         return {one.schedule: [list(path) for path in one.node_set] for one in self.schedules if one.node_set}
 
     def metrics(self) -> dict[str, float]:
-        """Flat names for `MetricsWriter` and `curves`: eval/head_1/loss, .., eval/expected/fused_t1."""
+        """Numbers under flat names for `MetricsWriter` and `curves`: eval/head_1/loss, .., eval/expected/fused_t1."""
         values = {"eval/base_loss": self.accuracy.base_loss}
         for number, head in enumerate(self.accuracy.heads, 1):
             values |= {f"eval/head_{number}/loss": head.model_loss, f"eval/head_{number}/text_loss": head.text_loss}
@@ -80,7 +83,7 @@ class Evaluation:
         return values
 
     def to_json(self) -> dict[str, Any]:
-        """All but the continuations, as JSON stores it; null for what has no value."""
+        """The evaluation without the continuations, as JSON stores it; null for a number that is not finite."""
         schedules = [
             {
                 "schedule": one.schedule,
@@ -93,7 +96,7 @@ class Evaluation:
         return _without_nan(report | {"node_set": self.node_sets})
 
     def table(self) -> str:
-        """For a person: a line a head, a line a schedule and temperature."""
+        """The table for a person: one line a head, then one line for each schedule and temperature."""
         accuracy = self.accuracy
         lines = [
             f"held out, {accuracy.positions:,} positions; the model's own loss {accuracy.base_loss:.3f} nats a token",
@@ -131,23 +134,26 @@ def evaluate(
     budgets: Sequence[int] = BUDGETS,
     continuations: Sequence[Continuations] | None = None,
 ) -> Evaluation:
-    """Examines draft heads on held-out text, at temperatures 0 and 1.
+    """Evaluates draft heads on held-out text, at temperatures 0 and 1.
 
-    Programs are compiled once for parameters of the same shapes: pass models that differ by `dataclasses.replace`.
+    JAX compiles each program once for parameters of the same shapes, if the caller passes models that differ by
+    `dataclasses.replace`.
 
     Args:
-      model: with draft heads.
-      windows: int32 [windows, length] of held-out text; accuracies are over all of them, the target continues the first
-        `prompt_tokens` tokens of `prompts` of them, evenly chosen.
-      speculation: tree, node budget and n-grams in use; its mode and schedule are set here. None: the defaults.
-      sampling: all but the temperature; None: the checkpoint's generation_config with `seed`.
-      seed: see `sampling`; ignored when that is given.
+      model: a model with draft heads.
+      windows: int32 [windows, length] of held-out text. The accuracies are over all windows; the target continues
+        `prompts` of them, evenly chosen.
+      speculation: tree, node budget and n-grams in use; this function sets mode and schedule. None: the defaults.
+      sampling: sampling settings except the temperature; None: the checkpoint's generation_config with `seed`.
+      seed: seed where `sampling` is None; ignored otherwise.
+      prompts: how many windows the target continues, at most all of them.
+      prompt_tokens: tokens at the start of a window that are its prompt.
       continuation: tokens that the target writes after each prompt, unless it ends the text before.
-      budgets: sizes of node sets to look at.
-      continuations: of an earlier evaluation of the same target and windows, instead of writing them again.
+      budgets: sizes of node sets to predict.
+      continuations: those of an earlier evaluation of the same target and windows; None writes them.
 
     Raises:
-      UserError: no heads, too little text, or a text that the draft cache cannot hold.
+      UserError: no heads, too little text, or a text longer than the draft cache.
     """
     if not len(windows) or windows.shape[1] < prompt_tokens:
         longest = windows.shape[1] if len(windows) else 0
@@ -184,7 +190,8 @@ def _outlook(
 ) -> ScheduleOutlook:
     texts = [text for replayed in ranks for text in replayed]
     depth = texts[0].shape[1]
-    # Roots so near the end that nothing is known of their deepest draft would count it as wrong.
+    # Without this cut, roots near the end of a text, where the token of the deepest draft is unknown, count that draft
+    # as wrong.
     roots = np.concatenate([text[: max(len(text) - depth + 1, 0)] for text in texts])
     nodes = tuple(path for path, _ in best_nodes(roots, width)) if len(roots) else ()
     by_budget = tuple(
@@ -194,10 +201,10 @@ def _outlook(
 
 
 def store_node_sets(directory: Path, node_sets: dict[str, list[list[int]]]) -> None:
-    """Writes node sets into a checkpoint's config.json, replacing those it has; all else stays.
+    """Writes node sets into a checkpoint's config.json in place of those that it has, and changes nothing else there.
 
     Raises:
-      UserError: config.json is not there, has no "tokenswift" block, or cannot be written.
+      UserError: config.json is missing, has no "tokenswift" block, or cannot be written.
     """
     place = directory / "config.json"
     config = read_json(place)

@@ -1,4 +1,4 @@
-"""From trained parameters to the checkpoint directory that `generate` loads."""
+"""The export of trained parameters to the checkpoint directory that `generate` loads."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def write_checkpoint(
     node_set: dict[str, Any] | None,
     facts: dict[str, Any],
 ) -> None:
-    """Writes heads (and backbone, where it was trained) in the target's dtype, configuration and tokenizer.
+    """Writes the heads (and the backbone, if trained) in the target's dtype, with its configuration and tokenizer.
 
-    With a frozen backbone "base" names the target, by its hub id if it has one, and no weights are copied.
+    With a frozen backbone, "base" names the target, by its hub id if it has one, and the directory contains no weights
+    of the target.
     """
     dtype = open_checkpoint(paths.model).dtype
     tensors = state_tensors(params["heads"])

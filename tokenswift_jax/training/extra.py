@@ -11,10 +11,10 @@ PACKAGES = ("grain", "matplotlib", "tensorboardX")
 
 
 def check_installed(purpose: str = "training", packages: Sequence[str] = PACKAGES) -> None:
-    """Says which packages are missing for a purpose, all at once and before anything heavy begins.
+    """Checks that the packages for a purpose are installed, before anything heavy begins.
 
     Raises:
-      UserError: one of them is not installed.
+      UserError: a package is missing; the error names all missing packages at once.
     """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:

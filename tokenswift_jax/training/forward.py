@@ -1,4 +1,4 @@
-"""The backbone over packed rows, with a choice of what its layers keep for the backward pass."""
+"""The backbone over packed rows, with a choice of the activations that its layers keep for the backward pass."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from tokenswift_jax.training.attention import packed_attention
 from tokenswift_jax.training.windows import Batch
 
 _RESIDUAL = "residual"
-ATTENTION_BLOCK = 512  # queries: scores of one block are [heads, 512, length]
+ATTENTION_BLOCK = 512  # queries of a block; its scores are [heads, 512, length]
 
 
 def hidden_states(model: Decoder, batch: Batch, remat: str) -> jax.Array:
     """The last layer's output [batch, length, hidden_size] before the final norm.
 
-    remat: `none` keeps every activation, `layers` a layer's input, `offload` that input in the host's memory.
+    remat: `none` keeps every activation, `layers` keeps only each layer's input, `offload` keeps that input in host
+    memory.
     """
     config = model.config
     attention = packed_attention(batch.positions, batch.segments, ATTENTION_BLOCK)

@@ -1,4 +1,4 @@
-"""Held-out text: what is kept from training, and how a run is examined on it."""
+"""Held-out text: the documents that training does not see, and the evaluation of a run on them."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tokenswift_jax.training.prediction import Continuations
 from tokenswift_jax.training.settings import TrainingSettings
 from tokenswift_jax.training.shards import Corpus, tokenise
 
-_ENOUGH = 20  # documents of which some can be held out
-_SHARE = 100  # of so many documents one is held out
-_WINDOWS, _WINDOW_TOKENS = 16, 512  # of the accuracies
-_PROMPT_TOKENS = 256  # that the target goes on from
+_ENOUGH = 20  # fewest documents from which some are held out
+_SHARE = 100  # one document in this many is held out
+_WINDOWS, _WINDOW_TOKENS = 16, 512  # windows for the accuracies, and tokens of each
+_PROMPT_TOKENS = 256  # tokens of a prompt that the target continues
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class HeldOut:
     """Documents that training does not see.
 
     Attributes:
-      corpus: where they are.
-      documents: which of its documents.
+      corpus: the corpus that contains them.
+      documents: their numbers in the corpus.
     """
 
     corpus: Corpus
@@ -41,9 +41,9 @@ class HeldOut:
 def held_out(
     corpus: Corpus, paths: Sequence[str], tokenizer: Any, cache: Path, strict: bool, vocab_size: int
 ) -> tuple[range, HeldOut | None]:
-    """The documents to train on and the held-out ones: those of `paths`, else the last hundredth of the data.
+    """The documents to train on, and the held-out ones: those of `paths`, else the last hundredth of the data.
 
-    With neither (fewer than 20 documents) nothing is held out, and nothing can be examined.
+    Without `paths` and with fewer than 20 documents, no document is held out, and no evaluation is possible.
     """
     if paths:
         other = tokenise(paths, tokenizer, cache, strict=strict, vocab_size=vocab_size)
@@ -55,7 +55,8 @@ def held_out(
 
 
 def windows(held: HeldOut, length: int, count: int) -> np.ndarray:
-    """int32 [windows, length]: stretches spread evenly over the held-out documents; shorter ones if none is as long."""
+    """Windows spread evenly over the held-out documents, int32 [windows, length]; if no document has `length` tokens,
+    the windows have the length of the longest."""
     sizes = [len(held.corpus.document(index)) for index in held.documents]
     length = min(length, max(sizes))
     places = [
@@ -68,10 +69,10 @@ def windows(held: HeldOut, length: int, count: int) -> np.ndarray:
 
 
 class Examiner:
-    """Examines parameters in training on held-out text.
+    """The evaluation of parameters on held-out text during training.
 
     Attributes:
-      node_set: the best node sets found last, as config.json has them; None before.
+      node_set: the best node sets of the last evaluation, in the form of config.json; None before the first.
     """
 
     def __init__(self, path: Path, learner: Learner, held: HeldOut, settings: TrainingSettings, say: TextIO) -> None:
@@ -83,19 +84,20 @@ class Examiner:
         self.node_set: dict[str, Any] | None = None
 
     def model(self, params: dict[str, Any]) -> Model:
-        """The target with the heads (and backbone) that are being trained."""
+        """The target with the heads (and the backbone) in training."""
         learner = self._learner
         cast = jax.tree.map(lambda leaf: leaf.astype(learner.dtype), params)
         whole = nnx.merge(learner.graph, cast["heads"], cast.get("backbone", learner.backbone))
         graph, state = nnx.split(whole)
-        self._graph = self._graph or graph  # one object, so that programs are compiled once
+        self._graph = self._graph or graph  # without one shared object, JAX compiles every program again
         name = str(np.dtype(learner.dtype))
         return replace(self._loaded, config=learner.config, graphdef=self._graph, params=state, dtype=name)
 
     def examine(self, params: dict[str, Any], step: int, metrics: MetricsWriter) -> float:
-        """Measures, writes the metrics, tells a person; returns the held-out loss that the best checkpoint has least.
+        """Evaluates the parameters, writes the metrics, prints the table, and returns the held-out loss.
 
-        Under `all` that is the backbone's, else the mean of the heads'.
+        The best checkpoint is the one with the least such loss. Under `all` it is the loss of the backbone, else the
+        mean loss of the heads.
         """
         settings, length = self._settings, self._windows.shape[1]
         room = self._learner.config.max_position_embeddings
@@ -110,7 +112,7 @@ class Examiner:
             continuations=self._continuations,
         )
         if settings.what == "heads":
-            self._continuations = result.continuations  # the target stands still
+            self._continuations = result.continuations  # a frozen target would write the same texts again
         self.node_set = result.node_sets or None
         metrics.write(step, result.metrics())
         print(f"step {step}, {result.table()}", file=self._say)

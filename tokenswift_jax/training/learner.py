@@ -1,4 +1,4 @@
-"""What is trained: a checkpoint's backbone and its draft heads, apart."""
+"""The parameters of training: a checkpoint's backbone and its draft heads, separated."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Learner:
     """A decoder split for training.
 
     Attributes:
-      config: the decoder's, with the heads that are trained.
-      graph: its structure; merged with (heads, backbone).
+      config: the decoder's configuration, with the heads in training.
+      graph: the decoder's structure, to merge with (heads, backbone).
       heads: float32 parameters of the draft heads.
-      backbone: everything else: float32 when it trains, else in the dtype of computation.
-      dtype: of the forward and backward passes.
+      backbone: all other parameters, in float32 when they train, else in the dtype of computation.
+      dtype: dtype of the forward and backward passes.
     """
 
     config: ModelConfig
@@ -40,10 +40,10 @@ class Learner:
 
 
 def load_learner(folder: Path, settings: TrainingSettings) -> Learner:
-    """Reads the checkpoint; heads of the asked type and number are continued, others begin anew.
+    """Reads the checkpoint. It keeps heads of the wanted type and number, and replaces other heads by fresh ones.
 
     Raises:
-      UserError: whatever is wrong with the checkpoint, or a text longer than its positions.
+      UserError: the checkpoint is invalid, or `max_length` exceeds its positions.
     """
     dtype = compute_dtype(settings)
     stored = np.dtype(np.float32) if settings.what == "all" else dtype
@@ -65,19 +65,19 @@ def load_learner(folder: Path, settings: TrainingSettings) -> Learner:
 
 
 def compute_dtype(settings: TrainingSettings) -> Any:
-    """The dtype of the passes: as asked, else bfloat16 on accelerators and float32 on CPU."""
+    """The dtype of the passes: that of the settings, else bfloat16 on accelerators and float32 on CPU."""
     if settings.dtype is not None:
         return parse_dtype(settings.dtype)
     return np.dtype(np.float32) if jax.default_backend() == "cpu" else np.dtype(jnp.bfloat16)
 
 
 def fresh_heads(config: ModelConfig, final_norm: jax.Array, seed: int) -> nnx.State:
-    """Heads that have learnt nothing: each repeats what it reads, under the backbone's own final norm."""
+    """Untrained heads: each returns the hidden state that it reads, under the backbone's own final norm."""
     tiny = replace(config, num_layers=0, sliding_windows=(), vocab_size=1, intermediate_size=1)
     model = Decoder(tiny, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(seed))
     assert model.draft_heads is not None
     for head in model.draft_heads.heads:
         if config.draft_head_type == "medusa":
-            continue  # reads what the final norm gave already
-        head.post_layernorm.scale[...] = jnp.array(final_norm, jnp.float32)  # its own copy: states are donated
+            continue  # it reads the output of the final norm already
+        head.post_layernorm.scale[...] = jnp.array(final_norm, jnp.float32)  # a copy, because steps donate their state
     return nnx.split(model, nnx.PathContains("draft_heads"), ...)[1]

@@ -1,7 +1,7 @@
 """Losses of backbone and draft heads over packed rows, a chunk of positions at a time.
 
-Logits of all positions and heads would be the largest array of the step ([tokens, heads + 1, vocab]); here those of
-one chunk exist at a time and are computed again in the backward pass.
+Without chunks, the logits of all positions and heads would be the largest array of the step ([tokens, heads + 1,
+vocab]). With them, memory contains the logits of one chunk at a time, and the backward pass computes them again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Sums:
     """Losses summed over positions.
 
     Attributes:
-      base: float32 [], nats of the next tokens under the backbone.
+      base: float32 [], the backbone's loss on the next tokens in nats.
       heads: float32 [heads], the heads' losses in nats.
     """
 
@@ -34,22 +34,22 @@ class Sums:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Counts:
-    """Positions behind `Sums`: int32 [] and [heads]."""
+    """The number of positions in each of the `Sums`: int32 [] and [heads]."""
 
     base: jax.Array
     heads: jax.Array
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Nats [...] of int32 targets [...] under float32 logits [..., vocab]."""
-    # A masked sum, not a gather: its gradient is elementwise, where a gather's is a scatter.
+    """Cross entropy [...], in nats, of int32 targets [...] under float32 logits [..., vocab]."""
+    # Without this masked sum, the gradient is the scatter of a gather; the gradient of the sum is elementwise.
     chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
     return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
 
 
 def distillation(logits: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
     """Cross entropy [...] of logits against the teacher's distribution, both [..., vocab] float32 and divided by the
-    temperature, times its square (Hinton, Vinyals, Dean 2015)."""
+    temperature; the result is multiplied by the temperature's square (Hinton, Vinyals, Dean 2015)."""
     heat = jnp.float32(temperature)
     aims = jax.nn.softmax(teacher / heat, axis=-1)
     scaled = logits / heat
@@ -58,7 +58,7 @@ def distillation(logits: jax.Array, teacher: jax.Array, temperature: float) -> j
 
 
 def continues(batch: Batch, ahead: int) -> jax.Array:
-    """bool [batch, length]: whether the token `ahead` rows later follows in the same document, without a jump."""
+    """Whether the token `ahead` positions later belongs to the same document, without a jump: bool [batch, length]."""
     segments, positions = (jnp.pad(x, ((0, 0), (0, ahead))) for x in (batch.segments, batch.positions))
     length = batch.tokens.shape[1]
     same = segments[:, ahead : ahead + length] == batch.segments
@@ -67,7 +67,8 @@ def continues(batch: Batch, ahead: int) -> jax.Array:
 
 
 def learns_here(batch: Batch, heads: int, offset: jax.Array, stride: int) -> tuple[jax.Array, jax.Array]:
-    """Rows that teach: bool [batch, length] for the backbone, [heads, batch, length] for each head."""
+    """The positions that count in the losses: bool [batch, length] for the backbone, [heads, batch, length] for the
+    heads."""
     base = continues(batch, 1)
     turn = (jnp.arange(batch.tokens.shape[1], dtype=jnp.int32) % stride == offset)[None, None, :]
     guesses = jnp.stack([continues(batch, head + 2) for head in range(heads)])
@@ -75,7 +76,7 @@ def learns_here(batch: Batch, heads: int, offset: jax.Array, stride: int) -> tup
 
 
 def count(batch: Batch, heads: int, offset: jax.Array, stride: int) -> Counts:
-    """How many positions each loss is a mean over."""
+    """The number of positions in the mean of each loss."""
     base, guesses = learns_here(batch, heads, offset, stride)
     return Counts(jnp.sum(base, dtype=jnp.int32), jnp.sum(guesses, axis=(1, 2), dtype=jnp.int32))
 
@@ -90,15 +91,15 @@ def loss_sums(
 ) -> Sums:
     """The losses of a batch, summed.
 
-    Head i (from 0) at row t guesses token t + 2 + i; its teacher is the backbone's distribution at row t + 1 + i, its
-    label the text. The teacher does not move towards its pupils.
+    Head i (from 0) at position t guesses token t + 2 + i. Its teacher is the backbone's distribution at position
+    t + 1 + i, and its label is the text. No gradient flows into the teacher.
 
     Args:
       model: the decoder, merged from parameters in the dtype of computation.
-      hidden: [batch, length, hidden_size], the backbone's.
-      head_hidden: the same shape: what the heads read (`hidden`, or computed over the draft cache).
+      hidden: [batch, length, hidden_size], the backbone's hidden states.
+      head_hidden: the same shape, the hidden states that the heads read (`hidden`, or those over the draft cache).
       batch: packed rows.
-      offset: int32 [], below `settings.head_stride`: which rows the heads learn from.
+      offset: int32 [], below `settings.head_stride`; the heads learn from positions offset, offset + stride, ...
       settings: loss options.
     """
     heads, stride = settings.heads, settings.head_stride
@@ -106,7 +107,7 @@ def loss_sums(
     chunk = -(-min(settings.loss_chunk, length) // stride) * stride
     chunks = -(-length // chunk)
     base_rows, head_rows = learns_here(batch, heads, offset, stride)
-    behind = chunks * chunk + heads + 1 - length  # so that a chunk can look `heads` rows past its end
+    behind = chunks * chunk + heads + 1 - length  # so that a chunk can read heads + 1 tokens past its end
 
     def padded(x: jax.Array, axis: int) -> jax.Array:
         widths = [(0, 0)] * x.ndim
@@ -155,7 +156,7 @@ def _chunk(
             nats = cross_entropy(logits[:, :chunk], text[:, 1 : chunk + 1])
             base = jnp.sum(jnp.where(part(base_rows, chunk, 1), nats, 0.0))
 
-    # The rows of this chunk whose turn it is: chunk is a multiple of the stride.
+    # The positions of this chunk from which the heads learn; the chunk is a multiple of the stride.
     turns = offset + stride * jnp.arange(chunk // stride, dtype=jnp.int32)
     ahead = turns[:, None] + jnp.arange(1, heads + 1, dtype=jnp.int32)[None, :]
     following = text[:, ahead] if model.config.draft_head_type == "sequential" else None

@@ -1,4 +1,4 @@
-"""Metrics of a run: one object a line in a JSONL file, and the same numbers for TensorBoard."""
+"""The metrics of a run: a JSONL file with one object a line, and the same numbers for TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from tokenswift_jax.errors import UserError
 
 
 class MetricsWriter:
-    """Appends rows to a JSONL file, flushed row by row, and to TensorBoard event files beside it where asked.
+    """Appends lines to a JSONL file and flushes each one; it also writes TensorBoard event files if the caller names a
+    folder for them.
 
-    A row is `{"step": 7, "train/loss": 4.2, ..}`: names with slashes, as TensorBoard groups them; a number that is not
-    finite is null in the file. A run that resumes at step s first drops the rows of steps >= s (and a last line that a
-    kill tore), so that its file ends up equal, byte for byte, to that of a run nobody interrupted.
+    A line is `{"step": 7, "train/loss": 4.2, ..}`, with slashes in the names, by which TensorBoard groups them. The
+    file contains null for a number that is not finite. A run that resumes at step s first drops the lines of steps >= s
+    (and a last line that a kill tore), so that its file becomes equal, byte for byte, to that of an uninterrupted run.
 
     Args:
-      path: the JSONL file; made if it is not there.
+      path: the JSONL file; the writer creates it if it is missing.
       tensorboard: folder of the event files; None for none.
       resume_at: first step that this run will write again; None begins a new file.
 
@@ -39,7 +40,7 @@ class MetricsWriter:
             raise UserError(f"metrics file {path}: {error.strerror}; name a place that can be written") from error
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
-        """One row; arrays of one element count as numbers."""
+        """Appends the line of one step; arrays of one element count as numbers."""
         numbers = {name: value if type(value) is int else float(value) for name, value in values.items()}
         row = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self._file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
@@ -50,7 +51,7 @@ class MetricsWriter:
             self._events.flush()
 
     def close(self) -> None:
-        """Closes the files, the JSONL one on disk."""
+        """Closes the files, and first forces the JSONL file to disk."""
         if not self._file.closed:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -66,10 +67,10 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The file's rows; a last line that was torn is left out.
+    """The lines of the file as objects, without a last line that a kill tore.
 
     Raises:
-      UserError: the file is missing or holds anything else.
+      UserError: the file is missing or contains anything else.
     """
     try:
         data = path.read_bytes()
@@ -79,7 +80,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _rows(data: bytes, path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """(offset past the row, row) of every whole line."""
+    """Every whole line, as (offset past the line, object)."""
     rows: list[tuple[int, dict[str, Any]]] = []
     end = 0
     for line in data.splitlines(keepends=True):
@@ -99,7 +100,7 @@ def _rows(data: bytes, path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 def _cut(path: Path, step: int) -> None:
-    """Drops the rows of steps >= `step`; what stands before the first of them stays as it is, byte for byte."""
+    """Drops the lines from the first of a step >= `step` on, and keeps those before it byte for byte."""
     end = 0
     for after, row in _rows(path.read_bytes(), path):
         if row["step"] >= step:

@@ -1,14 +1,16 @@
-"""Which nodes a tree of a given size should hold, from how often candidates of each rank turned out right.
+"""The search for the best nodes of a tree of a given size, from how often candidates of each rank were right.
 
-A node is named by its path of ranks below the root: [0, 2] is the third best candidate of depth 2 under the best of
-depth 1. How much a set of nodes accepts is the sum, over its nodes, of the chance that the node lies on the drawn path.
-A child's chance is at most its parent's, so taking the likeliest node again and again gives, for every budget at once,
-a set that no other set of that size beats, closed under parents, each the beginning of the next.
+A path of ranks below the root names a node: [0, 2] is the third best candidate of depth 2 under the best of depth 1.
+The expected acceptance of a set of nodes is the sum, over its nodes, of the chance that the node is on the drawn path.
+A child's chance is at most its parent's. So a search that takes the likeliest node again and again finds, for every
+budget at once, a set that no other set of that size beats. Each set is closed under parents and is the beginning of the
+next larger set.
 
-What is assumed: the chance of a rank is conditional on the ranks above it where enough roots took that path. Where few
-did, it is drawn towards the chance of that rank after *any* accepted parent of that depth, and that one towards its
-chance wherever the parents stand (ranks of different depths independent), each as `_PRIOR` more roots would do. Roots
-count alike wherever they stand in the text; in decoding they follow each other at the distance that was accepted.
+Assumptions: the chance of a rank is conditional on the ranks above it where enough roots took that path. Where few
+roots did, a prior pulls it towards the chance of that rank after *any* accepted parent of that depth, and another prior
+pulls that chance towards the one for all parents (ranks of different depths independent); each prior has the weight of
+`_PRIOR` more roots. All roots count equally, independent of their place in the text; in decoding, the distance from one
+root to the next is the accepted length.
 """
 
 from __future__ import annotations
@@ -21,18 +23,19 @@ import numpy as np
 Path = tuple[int, ...]
 
 MOST_NODES = 64
-_PRIOR = 16.0  # roots
+_PRIOR = 16.0  # weight of a prior, in roots
 
 
 def best_nodes(ranks: np.ndarray, width: int, most: int = MOST_NODES) -> list[tuple[Path, float]]:
     """The nodes in the order in which a growing budget takes them, with their estimated chances; at most `most`.
 
     Args:
-      ranks: int `[roots, depth]`, the rank that the token drawn 1, 2, .. after the root has among the candidates of
-        its depth given the drawn tokens above it; `width` or more where it is not among them.
-      width: candidates a depth that were looked at.
+      ranks: int `[roots, depth]`, the rank of the token drawn 1, 2, .. after the root among the candidates of its
+        depth, given the drawn tokens above it; `width` or more where it is not among them.
+      width: candidates a depth that were ranked.
+      most: most nodes to return.
 
-    Nodes of no chance at all are left out, so there may be fewer.
+    The result leaves out nodes with no chance, so there may be fewer.
     """
     if ranks.ndim != 2 or not len(ranks):
         raise ValueError(f"ranks of shape {ranks.shape} name no roots")
@@ -47,7 +50,7 @@ def best_nodes(ranks: np.ndarray, width: int, most: int = MOST_NODES) -> list[tu
         count = reached.sum()
         for rank in range(width):
             here = reached & (ranks[:, depth] == rank)
-            # At depth 1 every root is a parent, so the prior is the frequency itself and changes nothing.
+            # At depth 1 every root is a parent, so the prior equals the frequency and changes nothing.
             share = (here.sum() + _PRIOR * after_any[depth][rank]) / (count + _PRIOR)
             if share > 0:
                 heapq.heappush(heap, (-chance * share, depth + 1, (*path, rank), here))
@@ -61,7 +64,7 @@ def best_nodes(ranks: np.ndarray, width: int, most: int = MOST_NODES) -> list[tu
 
 
 def _marginals(ranks: np.ndarray, width: int) -> list[np.ndarray]:
-    """Per depth the chance `[width]` of each rank after an accepted parent, whichever it was."""
+    """The chance `[width]` of each rank after any accepted parent, one array a depth."""
     chances = []
     reached = np.ones(len(ranks), bool)
     for column in ranks.T:
@@ -73,7 +76,7 @@ def _marginals(ranks: np.ndarray, width: int) -> list[np.ndarray]:
 
 
 def accepted_by(ranks: np.ndarray, nodes: Sequence[Path]) -> np.ndarray:
-    """int `[roots]`: drafts that each root's iteration accepts when the tree holds `nodes` (closed under parents)."""
+    """The drafts that each root's iteration accepts with a tree of `nodes` (closed under parents), int `[roots]`."""
     held = {tuple(node) for node in nodes}
     accepted = np.zeros(len(ranks), np.int64)
     for root, row in enumerate(ranks.tolist()):
@@ -83,14 +86,12 @@ def accepted_by(ranks: np.ndarray, nodes: Sequence[Path]) -> np.ndarray:
 
 
 def expected_tokens(texts: Sequence[np.ndarray], nodes: Sequence[Path]) -> float:
-    """Tokens per iteration along texts when every tree holds `nodes`, n-grams aside.
+    """Tokens per iteration along texts when every tree contains `nodes`, without n-grams; NaN without iterations.
 
     Args:
-      texts: per text the ranks int `[roots, depth]` of `best_nodes`, one row for every token but the last, in order.
-        The first root is the first generated token; an iteration that accepted m drafts is followed by that of the
-        root m + 1 further on, as in decoding.
-
-    NaN without any iteration.
+      texts: for each text, the ranks int `[roots, depth]` of `best_nodes`, one root for every token except the last,
+        in order. The first root is the first generated token. After an iteration that accepts m drafts, the next root
+        is m + 1 tokens further, as in decoding.
     """
     tokens = iterations = 0
     for ranks in texts:
@@ -98,5 +99,5 @@ def expected_tokens(texts: Sequence[np.ndarray], nodes: Sequence[Path]) -> float
         while root < len(ranks):
             root += int(accepted[root]) + 1
             iterations += 1
-        tokens += len(ranks)  # the last iteration's run is cut at the end of the text
+        tokens += len(ranks)  # the end of the text cuts the last iteration
     return tokens / iterations if iterations else float("nan")

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and cosine, heads and backbone each with their own rate, decay and clipping."""
+"""AdamW with warm-up and a rate schedule; heads and backbone have their own rate, decay and clipping."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenswift_jax.training.settings import TrainingSettings
 
 
 def learning_rate(settings: TrainingSettings, steps: int, *, heads: bool) -> optax.Schedule:
-    """Rate by step: linear from 0 over `warmup_steps`, then `lr_schedule`, which ends at `steps`."""
+    """The learning rate by step: linear from 0 over `warmup_steps`, then `lr_schedule`, which ends at `steps`."""
     peak = settings.learning_rate
     if heads and settings.what == "all" and settings.head_learning_rate is not None:
         peak = settings.head_learning_rate
@@ -26,7 +26,7 @@ def learning_rate(settings: TrainingSettings, steps: int, *, heads: bool) -> opt
 
 
 def make_optimizer(settings: TrainingSettings, steps: int) -> optax.GradientTransformation:
-    """The rule for {"heads": ..., "backbone": ...} (no backbone when it is frozen); norms' scales do not decay."""
+    """The optimizer for {"heads": ..., "backbone": ...} (no backbone if it is frozen); norm scales do not decay."""
     parts: dict[Hashable, optax.GradientTransformation] = {"heads": _adamw(settings, steps, heads=True)}
     if settings.what == "all":
         parts["backbone"] = _adamw(settings, steps, heads=False)

@@ -1,13 +1,14 @@
-"""Expected tokens per iteration, before anything is generated with the drafts.
+"""Expected tokens per iteration, predicted without generating anything with the drafts.
 
-Drafting changes no draw: the text that plain decoding writes is the text that every tree, schedule and mode writes
-with the same seed. So the target writes once, and every iteration is then replayed along that text: the tree is built
-as decoding builds it (the same heads' levels, shared noise, penalty, n-gram table and node budget), and instead of a
-verify forward the text itself says which path is drawn. Hidden states come from one teacher-forced pass.
+Drafting changes no draw: with the same seed, every tree, schedule and mode writes the text that plain decoding writes.
+So the target writes once, and a replay runs every iteration along that text. The replay builds the tree as decoding
+does (the same levels of the draft heads, shared noise, penalty, n-gram table and node budget); instead of a verify
+forward, the text itself decides the drawn path. The hidden states come from one teacher-forced pass.
 
-What this leaves out: the draft cache. The replay holds while everything committed fits it (`Replay.predict` refuses a
-longer text under `partial`); beyond, drafts see less than the full cache and fewer of them are accepted. In narrow
-types a hidden state computed 256 rows at a time differs in its last bits, so a candidate may differ now and then.
+The replay leaves out the draft cache. It is valid while the draft cache can contain everything committed
+(`Replay.predict` refuses a longer text under `partial`). Beyond that, drafts see less than the full cache, and decoding
+accepts fewer of them. In narrow dtypes a hidden state computed 256 rows at a time differs in its last bits, so a
+candidate may differ now and then.
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ from tokenswift_jax.step.state import Plan, StepInputs
 
 @dataclass(frozen=True)
 class Continuations:
-    """What the target itself writes after held-out prompts.
+    """The target's own continuations of held-out prompts.
 
     Attributes:
-      sampling: how it was drawn; text i is number `sampling.sequence` + i of its seed.
-      prompts: token ids, at least one each.
-      tokens: the token ids written after each, an EOS included.
+      sampling: the settings of the draws; text i is number `sampling.sequence` + i of the seed.
+      prompts: the token ids of the prompts, at least one each.
+      tokens: the token ids written after each prompt, including an EOS.
     """
 
     sampling: SamplingConfig
@@ -59,14 +60,14 @@ class Continuations:
 
     @property
     def texts(self) -> list[list[int]]:
-        """Prompts and continuations together."""
+        """The token ids of each prompt and its continuation together."""
         return [[*prompt, *written] for prompt, written in zip(self.prompts, self.tokens, strict=True)]
 
 
 def write_continuations(
     model: Model, prompts: list[list[int]], sampling: SamplingConfig, max_new_tokens: int
 ) -> Continuations:
-    """The target's own continuations, by plain decoding; an EOS ends one early."""
+    """Writes the target's own continuations by plain decoding; an EOS ends one early."""
     plain = SpeculationConfig(mode="autoregressive")
     results = generate(model, prompts, sampling, plain, max_new_tokens=max_new_tokens)
     return Continuations(
@@ -76,12 +77,13 @@ def write_continuations(
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a plan's iterations accept along the continuations.
+    """The acceptance of a plan's iterations along the continuations.
 
     Attributes:
-      expected_tokens: tokens per iteration over all texts (`mean_accepted_length` of the same generation, where the
-        last iteration of a text is cut at its end too); NaN without iterations.
-      iterations, tokens: how many, the first token of each text, which prefill gives, left out.
+      expected_tokens: tokens per iteration over all texts, NaN without iterations. It equals `mean_accepted_length` of
+        the same generation, where the end of a text also cuts its last iteration.
+      iterations, tokens: number of iterations and of tokens, without the first token of each text, which prefill
+        draws.
       accepted_per_position: entry d counts the iterations that accept a draft at depth d + 1.
     """
 
@@ -92,15 +94,15 @@ class Prediction:
 
 
 class Replay:
-    """Continuations with the target's hidden states, along which iterations are replayed.
+    """Continuations and the target's hidden states, along which it replays iterations.
 
     Attributes:
       continuations: the texts.
       tokens: int32 [texts, capacity], 0 past a text's end.
       hidden: [texts, capacity, hidden_size], the last layer's output before the final norm.
       starts, ends: int32 [texts], lengths of the prompts and of the texts.
-      features: what the sampling asks for.
-      inputs: what decoding of the texts as one batch reads.
+      features: the sampling features that the settings need.
+      inputs: the inputs of a step that decodes the texts as one batch.
     """
 
     def __init__(self, model: Model, continuations: Continuations) -> None:
@@ -120,10 +122,10 @@ class Replay:
         self._model = model
 
     def predict(self, speculation: SpeculationConfig) -> Prediction:
-        """What `generate` with this speculation would accept on the texts.
+        """Predicts the acceptance of `generate` with this speculation on the texts.
 
         Raises:
-          UserError: a mode that is not predicted (`auto`, `selfspec`, `autoregressive`) or schedule `auto`; missing
+          UserError: a mode without prediction (`auto`, `selfspec`, `autoregressive`) or schedule `auto`; missing
             heads; under `partial` a text longer than the draft cache.
         """
         named = self._plan(speculation)
@@ -131,7 +133,7 @@ class Replay:
         histogram = np.asarray(program(self.inputs, self.tokens, self.hidden))
         iterations = int(histogram.sum())
         accepted = int(histogram @ np.arange(len(histogram)))
-        # Of the tokens that a text's last iteration emits, the last one counts as drawn, as in `stats.acceptance`.
+        # The last token of a text's last iteration counts as drawn, not as accepted, as in `stats.acceptance`.
         tokens = accepted + iterations
         expected = tokens / iterations if iterations else float("nan")
         at_least = np.cumsum(histogram[::-1])[::-1][1:]
@@ -156,7 +158,7 @@ class Replay:
 
 @functools.cache
 def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
-    """(inputs, tokens, hidden) -> int32 [depth + 1], how many iterations accepted 0, 1, .. drafts."""
+    """The jitted function (inputs, tokens, hidden) -> int32 [depth + 1], the iterations that accept 0, 1, .. drafts."""
 
     def run(inputs: StepInputs, tokens: jax.Array, hidden: jax.Array) -> jax.Array:
         model, shape = nnx.merge(graph, inputs.params), plan.tree
@@ -185,7 +187,7 @@ def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
             if shape.calibrated:
                 factor = ngram_calibration.factor(ngram_trust)
             tree = build(shape, root, levels, chains, factor)
-            # On the true path a row's draw is the text's next token; off it, draws decide nothing.
+            # On the true path the draw of a tree row is the text's next token; off that path, draws decide nothing.
             place = length[:, None] + tree.depths + 1
             draws = jnp.where(place < ends[:, None], take(tokens, place), jnp.int32(-1))
             won = walk(tree, draws, plan.depth)
@@ -214,6 +216,6 @@ def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
 
 
 def take(values: jax.Array, places: jax.Array) -> jax.Array:
-    """Entries [batch, count, ..] of values [batch, capacity, ..] at places [batch, count], clipped to what there is."""
+    """Entries [batch, count, ..] of values [batch, capacity, ..] at places [batch, count], clipped to the capacity."""
     index: Any = places.reshape(*places.shape, *(1,) * (values.ndim - 2))
     return jnp.take_along_axis(values, index, axis=1, mode="clip")

@@ -1,4 +1,4 @@
-"""Where the target's draws rank among the drafts' candidates: what the search for node sets counts."""
+"""The ranks of the target's draws among the candidates of the drafts, which the search for node sets counts."""
 
 from __future__ import annotations
 
@@ -22,16 +22,18 @@ from tokenswift_jax.step.state import StepInputs
 from tokenswift_jax.training.prediction import Replay, take
 
 WIDTH = 8  # candidates a depth that a node set may use
-_ROOTS = 32  # whose logits exist at one time
+_ROOTS = 32  # roots with logits in memory at one time
 
 
 def measure_ranks(model: Model, replay: Replay, schedule: str, width: int = WIDTH) -> list[np.ndarray]:
-    """Per text int32 `[roots, depth]`: the rank of the token 1, 2, .. after each root among its depth's candidates.
+    """The rank of the token 1, 2, .. after each root among the candidates of its depth: for each text int32
+    `[roots, depth]`.
 
-    Candidates are ranked as decoding ranks them (processors, window of the root, shared noise). Below depth 1 they are
-    those under the drawn tokens, which sequential heads see. The roots are the continuation's tokens but the last;
-    `width` stands for a token that is not among the candidates, or past the text's end. Under `partial` depth 1 is the
-    backbone's own guess, as with a draft cache that holds everything: it is always right.
+    The program ranks candidates as decoding does (processors, penalty window of the root, shared noise). Below depth 1
+    the candidates are those under the drawn tokens, which sequential heads see. The roots are the tokens of the
+    continuation except the last. The rank is `width` for a token that is not among the candidates or past the text's
+    end. Under `partial`, depth 1 is the backbone's own guess, as with a draft cache that contains everything, and it is
+    always right.
 
     Raises:
       UserError: no heads.
@@ -55,7 +57,7 @@ def measure_ranks(model: Model, replay: Replay, schedule: str, width: int = WIDT
 
 @functools.cache
 def _program(graph: nnx.GraphDef, features: SamplingFeatures, partial: bool, width: int) -> Callable:
-    """(inputs, tokens, hidden, row, first root) -> int32 [_ROOTS, depth]."""
+    """The jitted function (inputs, tokens, hidden, row, first root) -> ranks int32 [_ROOTS, depth]."""
 
     def run(inputs: StepInputs, tokens: jax.Array, hidden: jax.Array, row: jax.Array, first: jax.Array) -> jax.Array:
         model: Decoder = nnx.merge(graph, inputs.params)
@@ -72,7 +74,8 @@ def _program(graph: nnx.GraphDef, features: SamplingFeatures, partial: bool, wid
         last_positions = penalty.last_positions(everywhere, length + 1, vocab)
         ranking = DraftSampler(length + 1, last_positions, noise, settings, features)
         with exact_products(hidden.dtype):
-            # Head i reads the token just above its guess: the root first under `fused`, the depth-1 token otherwise.
+            # Head i reads the token just above its guess: head 0 reads the root under `fused`, the depth-1 token
+            # otherwise.
             above = jnp.concatenate([root[:, None], drawn], axis=1)[:, partial:depth]
             logits = model.draft_logits(read, above)
             if partial:
@@ -86,7 +89,7 @@ def _program(graph: nnx.GraphDef, features: SamplingFeatures, partial: bool, wid
 
 
 def _candidates(model: Decoder, ranking: DraftSampler, logits: jax.Array, drawn: jax.Array, width: int) -> jax.Array:
-    """int32 [roots, depth, width], with the windows and noise that `candidates.head_levels` gives each depth."""
+    """Candidates int32 [roots, depth, width], with the penalty windows and noise of `candidates.head_levels`."""
     depths = jnp.arange(logits.shape[1], dtype=jnp.int32)
     if model.config.draft_head_type != "sequential":
         return ranking.best(logits, (), depths, width)[0]

@@ -1,4 +1,4 @@
-"""Texts that the target itself writes, to learn from instead of the data's own."""
+"""Self-distillation: the target itself writes the texts of the training, in place of the data's own."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ from tokenswift_jax.training.learner import compute_dtype
 from tokenswift_jax.training.settings import TrainingSettings
 from tokenswift_jax.training.shards import Corpus, corpus_of_ids
 
-_FORMAT = 1  # raised whenever the same settings would give other texts
-PROMPT_SHARE = 8  # of so many tokens of a text one is the prompt's
-_TOKENS_AT_ONCE, _MOST_ROWS = 1 << 16, 32  # of a batch: its cache has to fit beside the parameters
+_FORMAT = 1  # a change that gives other texts for the same settings raises it
+PROMPT_SHARE = 8  # one token in this many is the prompt's
+_TOKENS_AT_ONCE, _MOST_ROWS = 1 << 16, 32  # limits of a batch, so that its cache fits beside the parameters
 
 
 def written_by_target(
     model_dir: Path, corpus: Corpus, documents: range, settings: TrainingSettings, cache: Path, say: TextIO
 ) -> Corpus:
-    """`settings.self_distill` texts, each a prompt out of the data and what the target writes after it.
+    """A corpus of `settings.self_distill` texts, each a prompt from the data and the target's own continuation.
 
-    Prompts are the first tokens, an eighth of `max_length`, of pieces spread evenly over the data; where there are
-    fewer pieces than texts some serve several times, with other draws. The continuation is drawn from the target's own
-    distribution (temperature 1, no filter), up to `max_length` or an EOS, text i being number i of the seed. The
-    corpus is kept in `cache` by all that decides it. A run that is killed goes on after its last whole batch.
+    Prompts are the first tokens, an eighth of `max_length`, of pieces spread evenly over the data. With fewer pieces
+    than texts, some pieces serve several times, with other draws. The target draws each continuation from its own
+    distribution (temperature 1, no filter), up to `max_length` or an EOS; text i is number i of the seed. The folder in
+    `cache` has as its name a hash of everything that decides the corpus. A killed run continues after its last whole
+    batch.
 
     Args:
       model_dir: checkpoint directory of the target.
-      corpus, documents: the data, and which of its documents prompts may come from.
-      settings: `self_distill`, `max_length`, `seed` and the dtype count; drafts do not change the texts.
+      corpus, documents: the data, and the numbers of the documents from which prompts may come.
+      settings: `self_distill`, `max_length`, `seed` and the dtype decide the texts; drafts do not change them.
       cache: folder of tokenised data.
-      say: gets a line a batch.
+      say: the stream for one line of progress a batch.
 
     Raises:
       UserError: no document has two tokens, the cache cannot be written, or a batch does not fit in memory.
-      KeyboardInterrupt: also when it arrives while the target writes.
+      KeyboardInterrupt: an interrupt, also one that arrives while the target writes.
     """
     dtype = compute_dtype(settings)
     span = [documents.start, documents.stop]
@@ -90,7 +91,7 @@ def written_by_target(
 
 
 def prompt_tokens(settings: TrainingSettings) -> int:
-    """Tokens of a prompt, where its piece has as many."""
+    """The number of tokens of a prompt, if its piece has as many."""
     return max(1, settings.max_length // PROMPT_SHARE)
 
 
@@ -116,7 +117,7 @@ def choose_prompts(corpus: Corpus, documents: range, settings: TrainingSettings)
 
 
 def _read_journal(path: Path) -> list[list[int]]:
-    """The texts of a run that was killed; a last line that the kill tore is cut off."""
+    """The texts of a killed run; it removes a last line that the kill tore from the file."""
     if not path.exists():
         return []
     whole = path.read_bytes()

@@ -1,4 +1,4 @@
-"""What one training run is: every choice that decides its result, as a frozen dataclass."""
+"""The settings of a training run: every choice that decides its result, as a frozen dataclass."""
 
 from __future__ import annotations
 
@@ -14,47 +14,51 @@ WHAT = ("heads", "all")
 HEAD_TYPES = ("sequential", "chained", "medusa")
 REMAT = ("none", "layers", "offload")
 SCHEDULES = ("cosine", "linear", "constant")
-# Fields that may differ when a run is resumed: they decide when something is kept or shown, not what is learnt.
+# Fields that may differ when a run is resumed: they decide when the run saves or evaluates, not what it learns.
 FREE = ("save_steps", "evaluate_steps", "evaluate_prompts", "evaluate_tokens")
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The choices of a run; the defaults are the paper's recipe (Table 9) but for batch and stopping.
+    """The choices of a run; the defaults are the paper's recipe (Table 9), except batch size and stopping.
 
     Attributes:
       what: `heads` freezes the backbone; `all` trains it too, on the next token.
-      heads: draft heads; head i (from 1) guesses the token i + 1 after the one whose hidden state it reads.
-      head_type: `sequential` heads see the token just above their guess, `chained` (the paper's) do not; `medusa` heads
-        are those that `convert.export --heads medusa` can write for other programs.
+      heads: number of draft heads; a head reads the hidden state of a token, and head i (from 1) guesses the token
+        i + 1 after it.
+      head_type: `sequential` heads see the token just above their guess, `chained` heads (the paper's) do not; `medusa`
+        heads are those that `convert.export --heads medusa` can write for other programs.
       max_length: tokens a row.
       batch_size: rows a micro-batch.
       gradient_accumulation_steps: micro-batches a step.
-      max_steps, epochs: where the run ends; one of them is None.
-      learning_rate: peak, of what trains; `head_learning_rate` is the heads' own under `all`, None for the same.
-      warmup_steps: of a linear warm-up.
-      lr_schedule: from there to zero at the last step as a `cosine` or on a `linear` slope, or `constant` (for a run
-        that another one goes on from).
-      weight_decay: decoupled, of matrices alone; `head_weight_decay` is the heads', None for the same.
-      betas, clip_norm: Adam's, and the global norm that gradients are clipped to, heads and backbone apart.
-      distill_weight: share of the heads' loss taken against the target's own distribution; the rest is cross entropy
-        against the text (the paper: 0).
-      distill_temperature: divides the logits of both in that share; the loss is scaled by its square.
-      head_loss_weight: what the heads' losses count beside the next-token loss under `all`; 0 keeps them out of the
-        backbone.
-      head_stride: heads learn from every so many-th position, another each step.
-      draft_cache_prob: share of steps whose heads read hidden states computed over the draft cache (`draft_cache`
-        slots, `draft_sinks` of them fixed) instead of the full one.
-      skip_share: share of the rows whose positions jump once, so that far positions are met (positional skip-wise
-        training; Zhu et al. 2023).
-      self_distill: texts that the target itself writes to learn from, instead of the data's own.
-      loss_chunk: positions whose logits exist at one time, a row.
+      max_steps, epochs: the end of the run, in steps or in passes over the data; one of them is None.
+      learning_rate, head_learning_rate: peak rate, and the heads' own peak rate under `all`; None for the same.
+      warmup_steps: steps of the linear warm-up.
+      lr_schedule: the rate after the warm-up: `cosine` or `linear` to zero at the last step, or `constant` (for a run
+        that another run continues).
+      weight_decay, head_weight_decay: decoupled decay of matrices only, and that of the heads; None for the same.
+      betas, clip_norm: Adam's betas, and the global norm to which the optimizer clips gradients, separately for heads
+        and backbone.
+      distill_weight: share of the heads' loss against the target's own distribution; the rest is cross entropy against
+        the text (the paper: 0).
+      distill_temperature: divides the logits of both in that share; its square multiplies the loss.
+      head_loss_weight: weight of the heads' losses beside the next-token loss under `all`; with 0 the backbone gets no
+        gradient from them.
+      head_stride: heads learn from one position in this many, at another offset each step.
+      draft_cache_prob: share of steps where the heads read hidden states computed over the draft cache (`draft_cache`
+        slots, `draft_sinks` of them fixed) instead of the full cache.
+      draft_cache, draft_sinks: slots of the draft cache, and how many of them contain the first positions.
+      skip_share: share of the rows that get one jump in their positions, so that far positions occur (positional
+        skip-wise training; Zhu et al. 2023).
+      self_distill: number of texts that the target itself writes for training; 0 trains on the data's own texts.
+      loss_chunk: positions of a row with logits in memory at one time.
       remat: what a layer keeps for the backward pass: everything, its input, or its input in host memory.
-      dtype: of the forward and backward passes; None is bfloat16 on accelerators, float32 on CPU. Masters are float32.
-      seed: of heads' first values and the order of the data.
+      dtype: dtype of the forward and backward passes; None is bfloat16 on accelerators, float32 on CPU. Masters are
+        float32.
+      seed: seed of the heads' first values, of the order of the data and of all draws.
       save_steps: steps between checkpoints.
-      evaluate_steps: steps between evaluations; None evaluates at the end alone.
-      evaluate_prompts, evaluate_tokens: held-out prompts of an evaluation, and how many tokens the target writes after
+      evaluate_steps: steps between evaluations; None evaluates only at the end.
+      evaluate_prompts, evaluate_tokens: held-out prompts of an evaluation, and tokens that the target writes after
         each.
     """
 
@@ -147,7 +151,7 @@ class TrainingSettings:
 
 
 def read_settings(config: Path | None, given: Mapping[str, Any]) -> TrainingSettings:
-    """The settings of a configuration file (a JSON object of `TrainingSettings` fields) under the fields `given`.
+    """The settings of a configuration file (a JSON object of `TrainingSettings` fields); `given` fields override it.
 
     Raises:
       UserError: not a JSON object, an unknown field, or a value out of range.
@@ -180,7 +184,7 @@ def read_settings(config: Path | None, given: Mapping[str, Any]) -> TrainingSett
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names of the settings (as JSON) that differ and decide what is learnt, with both values."""
+    """Names of the settings (as JSON) that differ and decide the result of the run, with both values."""
     names = [name for name in {**before, **now} if name not in FREE and before.get(name) != now.get(name)]
     return [f"{name} ({before.get(name)!r} then, {now.get(name)!r} now)" for name in sorted(names)]
 

@@ -1,4 +1,4 @@
-"""A corpus as token ids on disk: tokenised once, memory-mapped ever after."""
+"""A corpus as token ids on disk: the first run tokenises it, and later runs map it into memory."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tokenswift_jax.errors import UserError
 from tokenswift_jax.training.documents import Broken, Document, find_files, read_documents, strict_error
 
 SHARD_TOKENS = 1 << 26
-_FORMAT = 1  # raised whenever the same files would give other tokens or another layout
+_FORMAT = 1  # a change that gives other tokens or another layout for the same files raises it
 _REPORT, _OFFSETS = "report.json", "offsets.npy"
-_PART_CHARACTERS = 1 << 20  # what the tokenizer holds at once; it needs some hundred bytes a token
+_PART_CHARACTERS = 1 << 20  # characters that the tokenizer gets at once; it needs some hundred bytes a token
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -32,12 +32,12 @@ class Corpus:
     """Token ids of all documents, memory-mapped.
 
     Args:
-      digest: sha256 of the token ids and of where documents begin: equal iff the data are.
-      offsets: int64 [documents + 1], where each document begins in the row of all tokens.
-      shards: uint16 or uint32 [tokens of the shard]; no document lies in two.
-      shard_starts: int64 [shards], the first token of each shard in the row of all tokens.
-      highest: the highest id among them.
-      broken: lines and files that could not be read.
+      digest: sha256 of the token ids and of the documents' offsets; equal if and only if the data are equal.
+      offsets: int64 [documents + 1], the start of each document in the sequence of all tokens.
+      shards: uint16 or uint32 [tokens of the shard]; each document is in one shard.
+      shard_starts: int64 [shards], the first token of each shard in the sequence of all tokens.
+      highest: the highest token id in the corpus.
+      broken: number of broken lines and files.
       examples: the first few of them, each with place and reason.
     """
 
@@ -58,19 +58,19 @@ class Corpus:
         return int(self.offsets[-1])
 
     def document(self, index: int) -> np.ndarray:
-        """The ids of one document, memory-mapped."""
+        """The token ids of one document, memory-mapped."""
         if not 0 <= index < self.documents:
             raise IndexError(f"document {index} of {self.documents}")
         return self.read(int(self.offsets[index]), int(self.offsets[index + 1]))
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The ids start..stop-1 of the row of all tokens, which have to lie in one document."""
+        """The token ids start..stop-1 of the sequence of all tokens; they must be in one document."""
         shard = int(np.searchsorted(self.shard_starts, start, side="right")) - 1
         first = int(self.shard_starts[shard])
         return self.shards[shard][start - first : stop - first]
 
     def report(self) -> str:
-        """What was read, for a person: one line, and one for each broken line kept."""
+        """A summary of the corpus for a person: one line, and one more for each example of a broken line."""
         summary = f"{self.documents:,} documents, {self.tokens:,} tokens"
         if not self.broken:
             return summary
@@ -81,18 +81,22 @@ class Corpus:
 def tokenise(
     paths: Sequence[str | Path], tokenizer: Any, cache_dir: str | Path, *, strict: bool, vocab_size: int
 ) -> Corpus:
-    """The corpus of files, folders and patterns, tokenised into a folder of `cache_dir`, or found there.
+    """The corpus of files, folders and patterns, tokenised into a folder of `cache_dir` or found there.
 
-    The folder's name is a hash of the tokenizer and of the files' names, sizes and times; it appears whole or not at
-    all. Text gets the special tokens that the tokenizer adds by itself, as a prompt does, and EOS at its end; what a
-    chat template wrote stays as it is. Texts beyond a million characters are encoded in parts, cut at line ends, where
-    a tokenizer that marks the start of every text (Llama 2's kind) leaves one mark more.
+    The folder's name is a hash of the tokenizer and of the files' names, sizes and times; the folder appears whole or
+    not at all. A text gets the special tokens that the tokenizer adds by itself, as a prompt does, and an EOS at its
+    end; the text of a chat template gets none. Texts beyond a million characters are encoded in parts, cut at line
+    ends; there, a tokenizer that marks the start of every text (such as Llama 2's) adds one more mark.
 
     Args:
-      vocab_size: of the model, beyond which no id may be.
+      paths: files, folders and patterns.
+      tokenizer: the tokenizer of the model.
+      cache_dir: folder for the tokenised data.
+      strict: a broken line or file is an error.
+      vocab_size: the model's; every token id must be below it.
 
     Raises:
-      UserError: no tokenizer, no document, a broken one with `strict`, ids outside the vocabulary, a folder that
+      UserError: no tokenizer, no document, a broken one with `strict`, ids outside the vocabulary, or a folder that
         cannot be written.
     """
     if tokenizer is None:
@@ -124,7 +128,7 @@ def _key(files: Sequence[Path], tokenizer: Any) -> str:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     with folder.with_suffix(".lock").open("w") as file:
-        with contextlib.suppress(ImportError):  # not on this system: two runs at once both tokenise
+        with contextlib.suppress(ImportError):  # without fcntl on this system, two runs at once both tokenise
             import fcntl
 
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -132,7 +136,7 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _load(folder: Path) -> Corpus | None:
-    """The corpus of a folder, None where it is not there or files of it are missing or cut."""
+    """The corpus of a folder, or None if the folder or files of it are missing or cut."""
     try:
         report = json.loads((folder / _REPORT).read_bytes())
         offsets = np.load(folder / _OFFSETS)
@@ -157,9 +161,10 @@ def _load(folder: Path) -> Corpus | None:
 
 
 def corpus_of_ids(folder: Path, texts: Callable[[], Iterable[Sequence[int]]], highest_id: int) -> Corpus:
-    """The corpus of a folder, or where it is not there yet, of texts(): token ids up to `highest_id`, no text empty.
+    """The corpus of a folder; if it is missing, this call writes it from texts(): token ids up to `highest_id`, no text
+    empty.
 
-    The folder appears whole or not at all; another process that wants it waits for the one that writes.
+    The folder appears whole or not at all; another process that wants it waits for the one that writes it.
 
     Raises:
       UserError: the folder cannot be written.
@@ -202,9 +207,10 @@ def _tokenised(folder: Path, files: Sequence[Path], tokenizer: Any, broken: Brok
 
 
 def _write(folder: Path, highest_id: int, fill: Callable[[_ShardWriter], dict[str, Any]]) -> Corpus:
-    """Writes what `fill` adds, with what it reports, and reads it back; the caller holds the folder's lock."""
+    """Writes the documents that `fill` adds and the report that it returns, and reads them back. The caller must have
+    the folder's lock."""
     prefix = f".{folder.name}-"
-    for leftover in folder.parent.glob(f"{prefix}*"):  # of a run that was killed: the lock is ours
+    for leftover in folder.parent.glob(f"{prefix}*"):  # from a killed run, since this process has the lock
         shutil.rmtree(leftover, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
@@ -262,14 +268,14 @@ def _encode_batch(
     for document, pieces in zip(batch, parts, strict=True):
         ids = [token for _ in pieces for token in next(encoded)]
         if ids and not document.rendered:
-            # Text that holds its BOS or EOS already gets no second one.
+            # A text that already contains its BOS or EOS gets no second one.
             ids = (before if ids[: len(before)] != before else []) + ids
             ids = ids + (after if ids[-len(after) :] != after else []) if after else ids
         yield document, ids
 
 
 def _own_specials(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What the tokenizer puts before and after a text by itself, and EOS after it in any case, if it has one."""
+    """The special tokens that the tokenizer adds before and after a text by itself; after it always EOS, if any."""
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer("a")["input_ids"]
     start = next(index for index in range(len(whole)) if whole[index : index + len(plain)] == plain)
@@ -283,7 +289,7 @@ def _parts(text: str) -> list[str]:
     while len(text) - start > _PART_CHARACTERS:
         end = start + _PART_CHARACTERS
         middle = (start + end) // 2
-        # After a line, else before a word: where tokenizers begin a new token anyway.
+        # Cut after a line, else before a word, because tokenizers begin a new token there anyway.
         line, word = text.rfind("\n", middle, end), text.rfind(" ", middle, end)
         stop = line + 1 if line >= 0 else word if word >= 0 else end
         parts.append(text[start:stop])
@@ -292,7 +298,7 @@ def _parts(text: str) -> list[str]:
 
 
 class _ShardWriter:
-    """Appends documents to shards of at most SHARD_TOKENS, or of one longer document."""
+    """Appends documents to shards of at most SHARD_TOKENS tokens, or of one longer document."""
 
     def __init__(self, folder: Path, highest_id: int):
         self.shards: list[int] = []
@@ -327,9 +333,9 @@ class _ShardWriter:
         return {"dtype": self._dtype.name, "shards": self.shards, "highest": self._highest, "digest": digest}
 
     def abandon(self) -> None:
-        """Lets go of the file of a run that failed; nothing after close."""
+        """Closes the file of a run that failed; does nothing after `close`."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # the disk is full: what waits in the buffer is lost anyway
+            with contextlib.suppress(OSError):  # the disk is full, so the buffered data are lost anyway
                 self._file.close()
 
     def _finish(self) -> None:
@@ -340,7 +346,7 @@ class _ShardWriter:
 
 
 def _sync(file: Any) -> None:
-    # Or a power cut could leave a folder that looks whole.
+    # Without fsync, a power cut can leave a folder that looks whole but is not.
     file.flush()
     os.fsync(file.fileno())
 

@@ -1,4 +1,4 @@
-"""One optimizer step: gradients of all micro-batches, then one update."""
+"""One optimizer step: the gradients of all micro-batches, then one update."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tokenswift_jax.training.windows import Batch
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Everything that a step changes.
+    """The state that a step changes.
 
     Attributes:
       step: int32 [], optimizer steps taken.
       params: float32 masters, {"heads": ..., "backbone": ...}; no backbone when it is frozen.
-      optimizer: optax's state.
+      optimizer: the state of optax.
     """
 
     step: jax.Array
@@ -40,12 +40,12 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepReport:
-    """What one step measured.
+    """The measurements of one step.
 
     Attributes:
-      base: float32 [], mean nats of the next token; 0 where the backbone is frozen.
+      base: float32 [], mean loss of the next token in nats; 0 where the backbone is frozen.
       heads: float32 [heads], mean loss of each head in nats.
-      gradient_norm: float32 [], of everything that trains, before clipping.
+      gradient_norm: float32 [], norm of the gradient of all trained parameters, before clipping.
     """
 
     base: jax.Array
@@ -61,7 +61,7 @@ def make_step(
 ) -> TrainStep:
     """The jitted step (state, frozen backbone or None, batch [accumulation, batch, length]) -> (state, report).
 
-    The state is donated. dtype is that of forward and backward; gradients are summed in float32.
+    The step donates the state. The forward and backward passes run in `dtype`; the step sums gradients in float32.
     """
 
     def sums(params: dict[str, Any], frozen: Any, batch: Batch, step: jax.Array, counts: Counts) -> tuple[Any, Sums]:
@@ -78,7 +78,7 @@ def make_step(
             losses = loss_sums(model, hidden, read, batch, offset, settings)
         base = losses.base / jnp.maximum(counts.base, 1).astype(jnp.float32)
         guesses = losses.heads / jnp.maximum(counts.heads, 1).astype(jnp.float32)
-        # Adam does not see the scale of the heads' own gradients, so one weight serves heads and backbone.
+        # Adam is independent of the scale of the gradients of the heads, so one weight serves heads and backbone.
         return base + jnp.float32(settings.head_loss_weight or 1.0) * jnp.sum(guesses), Sums(base, guesses)
 
     @partial(jax.jit, donate_argnums=0)
@@ -108,7 +108,7 @@ def make_step(
 
 
 def _hidden(model: Decoder, batch: Batch, step: jax.Array, settings: TrainingSettings) -> tuple[jax.Array, jax.Array]:
-    """What the backbone's loss and what the heads read, [batch, length, hidden_size] each."""
+    """The hidden states for the backbone's loss and those that the heads read, [batch, length, hidden_size] each."""
 
     def whole() -> tuple[jax.Array, jax.Array]:
         hidden = hidden_states(model, batch, settings.remat)

@@ -40,20 +40,20 @@ class SwiftTrainer:
         progress: TextIO | None = None,
         **settings: Any,
     ) -> Path:
-        """Trains and returns the checkpoint directory, which `tokenswift_jax.load` and the commands read.
+        """Trains, and returns the checkpoint directory, which `tokenswift_jax.load` and the commands read.
 
         Args:
           train_data: .txt or .jsonl files, folders or patterns.
-          output: the directory to write; by default the model's name with `-heads` in the working directory.
+          output: the directory to write; by default the model's name with `-heads`, in the working directory.
           eval_data: held-out text; without any, a hundredth of the documents is held out.
           resume: continue the run in `output`, or begin it.
           strict: a broken line of the data is an error.
-          data_cache: where tokenised data are kept.
-          progress: where progress is told; standard error by default.
+          data_cache: folder for tokenised data.
+          progress: stream for progress; standard error by default.
           settings: fields of `TrainingSettings`, such as `batch_size=8, epochs=3`.
 
         Raises:
-          UserError: whatever is wrong with model, data, settings or the place to write.
+          UserError: an error in model, data or settings, or a place that cannot be written.
         """
         from tokenswift_jax import checkpoint
         from tokenswift_jax.model import DEMO_MODEL

@@ -1,4 +1,4 @@
-"""A training run from a checkpoint and some text to a checkpoint with draft heads."""
+"""A training run, from a checkpoint and some text to a checkpoint with draft heads."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _SAY_SECONDS = 10.0
 
 
 class TrainingStoppedError(ArithmeticError):
-    """The loss or its gradient is not a number; earlier checkpoints stand."""
+    """The loss or its gradient is not a number; earlier checkpoints remain valid."""
 
 
 @dataclass(frozen=True)
 class Paths:
-    """Where a run reads and writes.
+    """The places where a run reads and writes.
 
     Attributes:
       model: checkpoint directory of the target.
-      data, held_out: files, folders or patterns of text; without held-out ones some documents of the data serve.
+      data, held_out: files, folders or patterns of text; if `held_out` is empty, the run holds out documents of `data`.
       output: the checkpoint directory to write.
-      cache: where tokenised data are kept.
-      hub_id: of the target, where it comes from the hub.
+      cache: folder for tokenised data.
+      hub_id: hub id of the target, if it comes from the hub.
     """
 
     model: Path
@@ -57,18 +57,18 @@ class Paths:
 
 
 def default_cache() -> Path:
-    """Where tokenised data are kept unless told otherwise."""
+    """The default folder for tokenised data."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokenswift_jax" / "data"
 
 
 def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: bool, say: TextIO) -> Path:
-    """Trains and writes the checkpoint directory `paths.output`; returns it.
+    """Trains, writes the checkpoint directory `paths.output`, and returns it.
 
-    A run that was killed goes on with `resume` from its newest checkpoint, with the very steps that it would have
-    taken: losses and final weights are those of a run nobody interrupted (same kind of device, mesh and versions).
+    With `resume`, a killed run continues from its newest checkpoint with the same steps that it would have taken: its
+    losses and final weights equal those of an uninterrupted run (same kind of device, mesh and versions).
 
     Raises:
-      UserError: whatever is wrong with model, data, settings or the place to write; resuming with other settings.
+      UserError: an error in model, data or settings, a place that cannot be written, or a resume with other settings.
       TrainingStoppedError: the loss is not a number.
     """
     folder = paths.output / STATE_FOLDER
@@ -119,7 +119,7 @@ def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: boo
 
 
 class _Run:
-    """Parameters, data and their order: what a step needs."""
+    """The parameters of a run, its data and their order."""
 
     def __init__(self, learner: Learner, settings: TrainingSettings, packing: Packing, facts: dict[str, Any]) -> None:
         self.learner, self.settings, self.packing, self.facts = learner, settings, packing, facts
@@ -142,39 +142,40 @@ class _Run:
         self.frozen: Any = learner.backbone
         if settings.what == "all":
             params["backbone"], self.frozen = learner.backbone, None
-        # Committed, as what a step returns is: otherwise the second step compiles anew.
+        # Without device_put, the first state is uncommitted but a step returns a committed one, so JAX compiles the
+        # second step again.
         begin = TrainState(jnp.int32(0), params, optimizer.init(params))
         self.state = jax.device_put(begin, jax.local_devices()[0])
         self.step = make_step(learner.graph, settings, optimizer, learner.dtype)
         self.rates = {"learning_rate": learning_rate(settings, max(steps, 1), heads=settings.what == "heads")}
         if settings.what == "all" and settings.head_learning_rate is not None:
             self.rates["head_learning_rate"] = learning_rate(settings, max(steps, 1), heads=True)
-        self.tokens, self.seconds = 0, 0.0  # of this session, the first step (compilation) left out
+        self.tokens, self.seconds = 0, 0.0  # of this process, without the first step (compilation)
 
     def restore(self, saved: Checkpoints) -> None:
-        """Takes up the newest checkpoint."""
+        """Restores the parameters and the data iterator from the newest checkpoint."""
         self.state, place = saved.restore(self.state)
         self.data.set_state(place.data)
 
     def next_batch(self) -> Batch:
-        """int32 [accumulation, batch, length] each."""
+        """The next batch, each array int32 [accumulation, batch, length]."""
         settings = self.settings
         shape = (settings.gradient_accumulation_steps, settings.batch_size, settings.max_length)
         return Batch(*(np.ascontiguousarray(x).reshape(shape) for x in next(self.data)))
 
     def place(self) -> Place:
-        """Where the run stands, for a checkpoint."""
+        """The run's `Place` for a checkpoint."""
         return Place(dict(self.data.get_state()), self.facts)
 
     def facts_told(self) -> dict[str, Any]:
-        """What the checkpoint says of its training."""
+        """The description of the training that the checkpoint directory contains."""
         speed = round(self.tokens / self.seconds) if self.seconds else None
         device = jax.devices()[0].device_kind
         return {"steps": self.steps, "settings": self.settings.to_json(), "tokens_per_second": speed, "device": device}
 
 
 def _steps(run: _Run, saved: Checkpoints, metrics: MetricsWriter, examiner: Examiner | None, say: TextIO) -> None:
-    """All steps still to do; each is read while the next one runs."""
+    """Runs all remaining steps; the host reads the report of each step while the next one runs."""
     settings, begun = run.settings, int(run.state.step)
     clock = told = time.perf_counter()
     pending: tuple[int, StepReport, Batch] | None = None
@@ -192,7 +193,7 @@ def _steps(run: _Run, saved: Checkpoints, metrics: MetricsWriter, examiner: Exam
         last = number == run.steps
         due = settings.evaluate_steps is not None and number % settings.evaluate_steps == 0
         if number % settings.save_steps == 0 or last or due:
-            _read(run, metrics, *pending)  # nothing is saved before its loss is known to be a number
+            _read(run, metrics, *pending)  # save no state before its loss is known to be a number
             pending = None
             run.seconds += time.perf_counter() - clock
             loss = None

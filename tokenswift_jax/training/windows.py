@@ -1,4 +1,4 @@
-"""From documents to batches of one training length, shuffled by grain, resumable at any batch."""
+"""Batches of one training length from documents, shuffled by grain and resumable at any batch."""
 
 from __future__ import annotations
 
@@ -13,34 +13,36 @@ import numpy as np
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.training.shards import Corpus
 
-_READ_AHEAD = 4  # batches
+_READ_AHEAD = 4  # batches that grain prepares ahead
 
 
 class Batch(NamedTuple):
-    """Rows of packed pieces; padding, at a row's end, is 0 in all three.
+    """Rows of packed pieces; the padding at a row's end is 0 in all three arrays.
 
     Args:
       tokens: int32 [batch, length] (one row: [length]).
-      positions: like `tokens`, the index within the piece, plus the row's jump where it has one.
-      segments: like `tokens`, 1, 2, ... over the pieces of a row.
+      positions: shaped like `tokens`, the index within the piece, plus the row's jump after it if it has one.
+      segments: shaped like `tokens`, 1, 2, ... over the pieces of a row.
     """
 
-    tokens: Any  # numpy's from here, jax's within a step
+    tokens: Any  # a NumPy array here, a JAX array within a step
     positions: Any
     segments: Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Packing:
-    """Which pieces of which documents make up each row; the same in every epoch.
+    """The pieces of documents that make up each row; they are the same in every epoch.
 
     Args:
+      corpus: the documents.
       length: tokens of a row.
-      piece_starts: int64 [pieces], in the row of all the corpus's tokens, by row and then by document.
+      piece_starts: int64 [pieces], the start of each piece in the sequence of all the corpus's tokens; ordered by row,
+        then by document.
       piece_lengths: int64 [pieces], at most `length`.
       row_pieces: int64 [rows + 1], the first piece of each row.
       spanning: rows 0..spanning-1 are one piece of `length` tokens each.
-      dropped_tokens: of the documents' ends shorter than the least length.
+      dropped_tokens: tokens of the documents' ends shorter than the least length.
     """
 
     corpus: Corpus
@@ -57,15 +59,15 @@ class Packing:
 
     @property
     def tokens(self) -> int:
-        """Tokens an epoch reads, padding not counted."""
+        """Tokens that an epoch reads, without padding."""
         return int(self.piece_lengths.sum())
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        """Batches of an epoch; the rows left over, others each time, wait for the next one."""
+        """Batches of an epoch; each epoch leaves out the last rows of its order, which differ from epoch to epoch."""
         return self.rows // batch_size
 
     def row(self, index: int) -> Batch:
-        """One row, each array int32 [length]."""
+        """The row `index`, each array int32 [length]."""
         tokens, positions, segments = (np.zeros(self.length, np.int32) for _ in range(3))
         filled = 0
         for number, piece in enumerate(range(self.row_pieces[index], self.row_pieces[index + 1]), 1):
@@ -79,17 +81,19 @@ class Packing:
 
 
 def pack(corpus: Corpus, *, length: int, min_tokens: int, documents: range | None = None) -> Packing:
-    """Cuts documents into pieces of at most `length` tokens and packs the pieces into rows, none across documents.
+    """Cuts documents into pieces of at most `length` tokens and packs the pieces into rows; no piece crosses documents.
 
-    Pieces of `length` fill a row each; the documents' ends go, longest first, to the row with the least room that
-    still suffices (best-fit decreasing).
+    A piece of `length` tokens fills a row. The ends of documents go, longest first, to the row with the least remaining
+    space that suffices (best-fit decreasing).
 
     Args:
-      min_tokens: shorter pieces are left out; heads + 2, the first that teaches every head something.
-      documents: which to take, all unless given.
+      corpus: the documents.
+      length: tokens of a row.
+      min_tokens: least tokens of a piece; heads + 2 is the least from which every head learns something.
+      documents: numbers of the documents to pack; None for all.
 
     Raises:
-      UserError: `length` is below `min_tokens`, or every document is.
+      UserError: `length` is below `min_tokens`, or every document is shorter than `min_tokens`.
     """
     if length < min_tokens:
         raise UserError(
@@ -125,9 +129,9 @@ def pack(corpus: Corpus, *, length: int, min_tokens: int, documents: range | Non
 
 
 def _best_fit(sizes: np.ndarray, length: int, min_tokens: int) -> np.ndarray:
-    """The row, from 0, of each piece: int64 [pieces]."""
+    """The row of each piece, counted from 0: int64 [pieces]."""
     rows = np.zeros(len(sizes), np.int64)
-    open_rows: dict[int, list[int]] = {}  # by the room left in them
+    open_rows: dict[int, list[int]] = {}  # rows by their remaining space
     rooms: list[int] = []  # the keys of open_rows, ascending
     opened = 0
     for piece in np.argsort(-sizes, kind="stable").tolist():
@@ -163,21 +167,24 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator[Batch]:
-    """Batches of `batch_size / process_count` rows, in an order that depends on seed and epoch alone.
+    """Batches of `batch_size / process_count` rows, in an order that depends only on seed and epoch.
 
-    The iterator's `get_state()` is a small dictionary; `set_state` of it, in any process, continues with the very
-    batches that would have come. Together the processes' batches number k are the batch number k of one process.
+    The iterator's `get_state()` is a small dictionary; `set_state` with it, in any process, continues with the same
+    batches that would have followed. The batches number k of all processes together are batch number k of one process.
 
     Args:
+      packing: the rows.
       batch_size: rows over all processes.
-      epochs: None goes on for ever.
-      skip_share: the share of all rows whose positions jump once, at a random index, by a log-uniform number of
-        positions (positional skip-wise training, Zhu et al. 2023), so that far positions occur; the text stays
-        contiguous. Only rows of one piece that spans them are taken, all of them where that is too few.
-      max_positions: of the model; positions stay below it.
+      seed: seed of the order and of the jumps.
+      epochs: number of epochs; None never ends.
+      skip_share: the share of all rows with one jump in their positions, at a random index, by a log-uniform number of
+        positions (positional skip-wise training, Zhu et al. 2023), so that far positions occur; the text remains
+        contiguous. Only rows of one spanning piece jump; if they are fewer than the share, all of them do.
+      max_positions: positions of the model; all positions of a row are below it.
+      process_index, process_count: the number of this process, and how many processes share each batch.
 
     Raises:
-      UserError: fewer rows than a batch, a batch that the processes cannot share equally, a skip that no row or no
+      UserError: fewer rows than a batch, a batch that the processes cannot share equally, or a skip that no row or no
         position allows.
     """
     if batch_size % process_count:
@@ -194,7 +201,7 @@ def batches(
     rows = grain.MapDataset.source(_Rows(packing))
     if skip_share:
         rows = rows.map_with_index(_Skip(packing, seed, skip_share, max_positions))
-    # grain shuffles epoch e with seed + e: neighbouring seeds must not share their epochs.
+    # Without this hash of the seed, neighbouring seeds share epochs, because grain shuffles epoch e with seed + e.
     shuffled = rows.shuffle(seed=int(np.random.SeedSequence([seed, 0]).generate_state(1)[0]))
     mine = shuffled[: steps * batch_size][process_index::process_count]
     batched = mine.batch(batch_size // process_count, drop_remainder=True, batch_fn=_stack).repeat(epochs)
@@ -214,7 +221,7 @@ class _Rows:
 
 
 class _Skip(grain.transforms.MapWithIndex):
-    """Lets the positions of some spanning rows jump; drawn from (seed, epoch, row)."""
+    """Adds a jump to the positions of some spanning rows; the draws depend on (seed, epoch, row)."""
 
     def __init__(self, packing: Packing, seed: int, share: float, max_positions: int | None):
         if not 0 <= share <= 1:
@@ -234,7 +241,7 @@ class _Skip(grain.transforms.MapWithIndex):
         epoch, row = divmod(index, self._packing.rows)
         if row >= self._packing.spanning:
             return element
-        # SeedSequence rather than a Generator: numpy promises its bits for all versions.
+        # A Generator may draw other numbers in another NumPy version; NumPy guarantees the bits of SeedSequence.
         draws = np.random.SeedSequence([self._seed, 1, epoch, row]).generate_state(3) / 2.0**32
         if draws[0] >= self._probability:
             return element
