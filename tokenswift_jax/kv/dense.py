@@ -224,7 +224,9 @@ def write_rows(stacks: Any, rows: Any, layer: int | jax.Array, starts: jax.Array
         start = lax.dynamic_index_in_dim(starts, index, keepdims=False)
 
         def write(stack: jax.Array, rows: jax.Array) -> jax.Array:
-            row = rows if batch == 1 else lax.dynamic_slice_in_dim(rows, index, 1, axis=1)
+            # Without the barrier, XLA for TPU confuses the rows with the stack when there are several rows a text, and
+            # fails to compile (libtpu 0.0.42.1, batch 8, 16 rows).
+            row = rows if batch == 1 else lax.optimization_barrier(lax.dynamic_slice_in_dim(rows, index, 1, axis=1))
             return lax.dynamic_update_slice(stack, row, (first, index, zero, start, *[zero] * (stack.ndim - 4)))
 
         return jax.tree.map(write, stacks, rows)
