@@ -124,7 +124,8 @@ class Engine:
         self._state: DecodeState | None = None
         self._ready: NamedPlan | None = None  # the plan for which the state's drafts are prepared
         self._functions: dict[Plan, Callable] = {}
-        self._sender = ThreadPoolExecutor(1, "tokenswift-engine")
+        x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        self._sender = ThreadPoolExecutor(1, "tokenswift-engine", initializer=_enter_x64, initargs=(x64,))
         self._stopped = False
 
     # The five verbs
@@ -311,6 +312,11 @@ class Engine:
             finish=jnp.asarray(finish),
             last_positions=penalty.last_positions(jnp.asarray(tokens), jnp.asarray(lengths), vocab),
         )
+
+
+def _enter_x64(enabled: bool) -> None:
+    """Gives a new thread its maker's setting: `jax.enable_x64(...)` holds for the thread that enters it alone."""
+    jax.enable_x64(enabled).__enter__()
 
 
 @partial(jax.jit, donate_argnums=0)
