@@ -14,6 +14,7 @@ from speculations import SPECULATIONS
 
 from tokenswift_jax.engine.engine import Engine
 from tokenswift_jax.engine.layout import Layout
+from tokenswift_jax.errors import UserError
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample.features import SamplingFeatures
@@ -224,3 +225,26 @@ def test_a_row_with_nan_ends_alone():
     assert (result.counts[0], result.finish[0]) == (0, Finish.NOT_A_NUMBER)
     house.finish()
     assert_same(house.ended[0], alone(0).tokens)
+
+
+def test_a_request_that_does_not_fit_is_refused_before_anything_is_computed():
+    """At the last slot that fits, a row decodes to its end; one more token is an error, not overwritten K/V."""
+    engine = new_engine()
+    room = CAPACITY - engine.layout.scratch - 1
+    prompt = request(1).prompt_ids
+    fits = Request(prompt, SETTINGS[0], room - len(prompt))
+    with pytest.raises(UserError, match=f"needs {CAPACITY + 1} slots, and a row of the cache has {CAPACITY}"):
+        engine.prefill([replace(fits, max_new_tokens=fits.max_new_tokens + 1)])
+    house = House(engine=engine, plan="fused")
+    result = engine.insert(engine.prefill([fits]), [1]).result()
+    house.tenants[1] = ("full", result.records[0, : result.counts[0], 0].tolist())
+    house.finish()
+    (expected,) = decode_requests(model(), [fits], SPECULATIONS["plain"])
+    assert_same(house.ended["full"], expected.tokens)
+
+
+def test_sampling_that_the_steps_do_not_contain_is_refused():
+    layout = replace(new_engine().layout, features=SamplingFeatures.SAMPLED)
+    Engine(model(), layout, 1).prefill([request(2)])
+    with pytest.raises(ValueError, match="needs FILTERED sampling and the engine's steps contain SAMPLED"):
+        Engine(model(), layout, 1).prefill([request(1)])

@@ -140,7 +140,12 @@ class Engine:
         """Begins a prefill of prompts and the tokens already emitted after them; `Prefill.advance` sends one chunk.
 
         If the engine is empty and there is one request per slot, `insert` in order takes over the cache without a copy.
+
+        Raises:
+          UserError, ValueError: a request does not fit the layout (`Layout.check`).
         """
+        for request in requests:
+            self.layout.check(request)
         emitted = [()] * len(requests) if emitted is None else emitted
         whole = self._state is None and len(requests) == self.slots
         capacity = self.layout.capacity if whole else None

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax.errors import UserError
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.dense import FullCache, empty_cache
 from tokenswift_jax.kv.draft_cache import DraftKind
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.request import Request
 from tokenswift_jax.sample import penalty
-from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.logprobs import LogprobSpec
 from tokenswift_jax.speculate import ngram, ngram_calibration
 from tokenswift_jax.step.state import DecodeState, Plan
@@ -24,20 +26,22 @@ class Layout:
     """The static sizes and parts of a `DecodeState`.
 
     Attributes:
-          config: the decoder's configuration.
+      config: the decoder's configuration.
       dtype: the model's dtype.
       capacity: slots per row of the cache, and positions per row of the token ids.
+      scratch: slots that a step may write after a row's committed tokens, whether or not it commits them.
       features: the sampling features that the steps contain.
       logprobs: the log-probabilities of emitted tokens that the steps give; None: none.
       ngram_slots: continuations that the n-gram table keeps per first token; None: no table.
       calibrate: whether the state keeps the n-gram calibration record (`ngram_calibration`).
-          draft: kind and sizes of the draft cache; None: no draft cache.
+      draft: kind and sizes of the draft cache; None: no draft cache.
       cache_dtype: dtype of the full cache's K/V, as for `kv.dense.empty_cache`; None: the model's.
     """
 
     config: ModelConfig
     dtype: jnp.dtype
     capacity: int
+    scratch: int
     features: SamplingFeatures
     logprobs: LogprobSpec | None
     ngram_slots: int | None
@@ -69,6 +73,7 @@ class Layout:
             config=config,
             dtype=dtype,
             capacity=capacity,
+            scratch=scratch_of(plans),
             features=features,
             logprobs=logprobs,
             ngram_slots=ngram_slots if any(tree.ngram_k for tree in trees) else None,
@@ -76,6 +81,27 @@ class Layout:
             draft=next(iter(kinds), None),
             cache_dtype=cache_dtype,
         )
+
+    def check(self, request: Request) -> None:
+        """Checks that a row has room for a request and that the steps can draw as it asks.
+
+        Without the first, a step near the end of the row would overwrite committed K/V: XLA clamps its updates.
+
+        Raises:
+          UserError: the request needs more slots than a row has.
+          ValueError: the request needs sampling features that the steps do not contain.
+        """
+        prompt, new = len(request.prompt_ids), request.max_new_tokens
+        needed = prompt + new + self.scratch + 1
+        if needed > self.capacity:
+            raise UserError(
+                f"prompt ({prompt} tokens) + max_new_tokens ({new}) needs {needed} slots, and a row of the cache has "
+                f"{self.capacity}; ask for less",
+                arguments=("max_new_tokens",),
+            )
+        if features_of(request.sampling) > self.features:
+            asked, present = features_of(request.sampling).name, self.features.name
+            raise ValueError(f"the request needs {asked} sampling and the engine's steps contain {present}")
 
     def state(self, tokens: jax.Array, lengths: jax.Array, cache: FullCache) -> DecodeState:
         """The state of token ids int32 [batch, capacity or fewer] with `lengths` int32 [batch] tokens per row.
@@ -106,3 +132,8 @@ class Layout:
     def cache(self, batch: int, capacity: int) -> FullCache:
         """A full cache of zeros."""
         return empty_cache(self.config, batch, capacity, self.dtype, self.cache_dtype)
+
+
+def scratch_of(plans: Sequence[Plan]) -> int:
+    """Slots after a row's committed tokens that a step of any of `plans`, or of plain decoding, may write."""
+    return max([max(plan.rows, plan.depth + 1) for plan in plans], default=1)

@@ -14,7 +14,7 @@ from tokenswift_jax.engine import capacity as memory
 from tokenswift_jax.engine.adaptive import Tuner
 from tokenswift_jax.engine.device_pace import DevicePace
 from tokenswift_jax.engine.engine import Engine, Pending, StepResult
-from tokenswift_jax.engine.layout import Layout
+from tokenswift_jax.engine.layout import Layout, scratch_of
 from tokenswift_jax.engine.policy import FixedPlan, PlanPolicy
 from tokenswift_jax.engine.prefill import chunk_rows
 from tokenswift_jax.errors import NumericsError
@@ -115,10 +115,9 @@ class Session:
             speculative, draft_params = with_drafter(model, speculative, speculation.draft_weights)
         self._emitted = [list(done) for done in emitted] if emitted is not None else [[] for _ in requests]
         texts = [len(r.prompt_ids) + len(done) for r, done in zip(requests, self._emitted, strict=True)]
-        scratch = max([max(named.plan.rows, named.plan.depth + 1) for named in speculative], default=1)
-        capacity = memory.capacity_for(config, requests, scratch, chunk_rows(max(texts)), capacity)
-        dtype = jax.tree.leaves(model.params)[0].dtype
         drafting = [named.plan for named in speculative]
+        capacity = memory.capacity_for(config, requests, scratch_of(drafting), chunk_rows(max(texts)), capacity)
+        dtype = jax.tree.leaves(model.params)[0].dtype
         layout = Layout.of(config, dtype, capacity, features, drafting, speculation.ngram_slots, logprobs, cache_dtype)
         memory.check_memory(
             config,
