@@ -50,9 +50,13 @@ class LogprobLog:
         pairs = [[p for p in zip(ids, values, strict=True) if p[1] > -math.inf] for ids, values in tops]
         return [TokenLogprob(*entry) for entry in zip(token_ids, self.values.tolist(), pairs, strict=True)]
 
+    def at(self, where: int | slice) -> LogprobLog:
+        """The entries at an index of the first dimension."""
+        return LogprobLog(self.values[where], self.top_ids[where], self.top_values[where])
+
     def cut(self, count: int) -> LogprobLog:
-        """The log-probabilities of the first `count` tokens."""
-        return LogprobLog(self.values[:count], self.top_ids[:count], self.top_values[:count])
+        """The entries of the first `count` tokens."""
+        return self.at(slice(count))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from tokenswift_jax.sample.logprobs import Logprobs, LogprobSpec, logprobs_of
 from tokenswift_jax.sample.params import SequenceParams, sequence_params
 from tokenswift_jax.sample.processors import process
 from tokenswift_jax.step.loop import exact_products
-from tokenswift_jax.token_log import LogprobLog
+from tokenswift_jax.token_log import LogprobLog, concatenate_logprobs
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
@@ -40,8 +40,10 @@ def replayed_logprobs(model: Model, request: Request, token_ids: list[int], spec
             continue
         found = program(model.params, hidden, tokens, jnp.int32(start), jnp.int32(first), settings)
         rows = slice(begin - start - 1, end - start - 1)
-        parts.append(LogprobLog(*[np.asarray(x)[0, rows] for x in (found.values, found.top_ids, found.top_values)]))
-    return LogprobLog(*[np.concatenate([getattr(p, n) for p in parts]) for n in ("values", "top_ids", "top_values")])
+        parts.append(LogprobLog(*map(np.asarray, jax.tree.leaves(found))).at(0).at(rows))
+    replayed = concatenate_logprobs(parts)
+    assert replayed is not None, "a text of at least one token has log-probabilities"
+    return replayed
 
 
 @functools.cache

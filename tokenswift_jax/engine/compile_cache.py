@@ -65,5 +65,5 @@ class CompileCache:
 def _kind(leaf: Any) -> tuple:
     """The part of an executable's key that one argument gives. Arrays on one device differ in nothing else."""
     placed = getattr(leaf, "sharding", None)
-    several = placed if placed is not None and len(placed.device_set) > 1 else None
+    several = None if isinstance(placed, jax.sharding.SingleDeviceSharding) else placed
     return leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False), several

@@ -18,7 +18,7 @@ from tokenswift_jax.engine.compile_cache import CompileCache
 from tokenswift_jax.engine.layout import Layout
 from tokenswift_jax.engine.prefill import Prefill, Prefix, padded
 from tokenswift_jax.finish import Finish
-from tokenswift_jax.kv.dense import round_up
+from tokenswift_jax.kv.dense import FullCache, round_up
 from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample import penalty
@@ -60,8 +60,7 @@ class StepResult:
         """The token log of one row; the chunk took `seconds`."""
         count, own = int(self.counts[row]), None
         if self.logprobs is not None:
-            values = self.logprobs
-            own = LogprobLog(values.values[row], values.top_ids[row], values.top_values[row]).cut(count)
+            own = self.logprobs.at(row).cut(count)
         return from_records(self.records[row, :count], seconds, prefilled=prefilled, logprobs=own)
 
 
@@ -76,7 +75,7 @@ class Pending:
         chunk = self._future.result()
         counts, logprobs = np.asarray(chunk.counts), chunk.emitted.logprobs
         if logprobs is not None:
-            logprobs = LogprobLog(*map(np.asarray, (logprobs.values, logprobs.top_ids, logprobs.top_values)))
+            logprobs = LogprobLog(*map(np.asarray, jax.tree.leaves(logprobs)))
         records, finish = np.asarray(chunk.emitted.records), np.asarray(chunk.finish)
         return StepResult(records, logprobs, counts, finish, np.asarray(chunk.length))
 
@@ -124,7 +123,7 @@ class Engine:
         self._state: DecodeState | None = None
         self._ready: NamedPlan | None = None  # the plan for which the state's drafts are prepared
         self._functions: dict[Plan, Callable] = {}
-        x64 = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
         self._sender = ThreadPoolExecutor(1, "tokenswift-engine", initializer=_enter_x64, initargs=(x64,))
         self._stopped = False
 
@@ -179,8 +178,7 @@ class Engine:
 
         def read() -> Prefix:
             assert self._state is not None
-            row = self.programs.run(_take_row, self._state.cache, jnp.asarray(slot, jnp.int32), name="a prefix")
-            return Prefix(list(token_ids), row.first(size))
+            return Prefix(list(token_ids), _prefix(self._state.cache, jnp.asarray(slot, jnp.int32), size))
 
         return self._sender.submit(read).result()
 
@@ -326,9 +324,9 @@ def _move_row(whole: Any, rows: Any, row: jax.Array, slot: jax.Array) -> Any:
     )
 
 
-@jax.jit
-def _take_row(tree: Any, slot: jax.Array) -> Any:
-    return arrays.take_row(tree, slot)
+@partial(jax.jit, static_argnums=2)
+def _prefix(cache: FullCache, slot: jax.Array, length: int) -> FullCache:
+    return cache.prefix(slot, length)
 
 
 @partial(jax.jit, donate_argnums=0)

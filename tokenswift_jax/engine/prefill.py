@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tokenswift_jax import arrays
 from tokenswift_jax.engine.compile_cache import CompileCache
 from tokenswift_jax.engine.layout import Layout
 from tokenswift_jax.kv.dense import FullCache, round_up
@@ -92,8 +92,7 @@ class Prefill:
         if prefix is not None:
             self.done = _shared(prefix.token_ids, self._rooted[0][:-1])
             slots = min(self.capacity, prefix.cache.capacity)
-            kept = prefix.cache.first(slots)
-            self._cache = programs.run(_put_row, self._cache, kept, jnp.zeros((), jnp.int32), name="reuse of a prefix")
+            self._cache = programs.run(_insert, self._cache, prefix.cache.first(slots), name="reuse of a prefix")
 
     @property
     def finished(self) -> bool:
@@ -136,4 +135,6 @@ def _shared(first: Sequence[int], second: Sequence[int]) -> int:
     return next(same, min(len(first), len(second)))
 
 
-_put_row = jax.jit(arrays.put_row, donate_argnums=0)
+@partial(jax.jit, donate_argnums=0)
+def _insert(cache: FullCache, prefix: FullCache) -> FullCache:
+    return cache.insert(jnp.zeros((), jnp.int32), prefix)
