@@ -1,4 +1,4 @@
-"""The engine's promise: whatever comes and goes beside it, a row's tokens are those of its request alone."""
+"""A row's tokens are those of its request alone, even if other rows enter and leave beside it."""
 
 import functools
 from dataclasses import dataclass, field, replace

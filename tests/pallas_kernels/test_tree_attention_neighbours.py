@@ -1,4 +1,4 @@
-"""Attention on CPU sums a sequence in the same order whatever the batch holds beside it: bit for bit."""
+"""Attention on CPU sums a sequence in the same order in every batch: its results are equal bit for bit."""
 
 from functools import partial
 

@@ -7,9 +7,9 @@ import pytest
 
 from tests.engine_fixture import settings_of
 from tokenswift_jax.sample import filters as filters_module
-from tokenswift_jax.sample.block_topk import BLOCKS, WIDTH, kth_of, nucleus_of, search_whole, shortlist, worthwhile
+from tokenswift_jax.sample.block_topk import BLOCKS, WIDTH, nucleus_of, search_whole, shortlist, worthwhile
 from tokenswift_jax.sample.features import features_of
-from tokenswift_jax.sample.order_statistics import ONE_BIT
+from tokenswift_jax.sample.order_statistics import ONE_BIT, kth_largest
 from tokenswift_jax.sample.processors import process
 from tokenswift_jax.sampling import SamplingConfig
 
@@ -72,7 +72,7 @@ def test_which_answers_are_exact():
     assert (held[:2] >= BLOCKS - 1).all()
     assert (held[:2] < 2 * BLOCKS).all()
     for k in (1, BLOCKS, BLOCKS + 60, 3000):
-        found = np.asarray(kth_of(few, jnp.int32(k), ONE_BIT))[:, 0]
+        found = np.asarray(kth_largest(few.scores, jnp.int32(k), ONE_BIT))[:, 0]
         exact = found >= np.asarray(few.sure)[:, 0]
         assert exact.all() if k <= BLOCKS else not exact[1]
         np.testing.assert_array_equal(found[exact], ordered[exact, k - 1])

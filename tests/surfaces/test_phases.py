@@ -114,7 +114,10 @@ def told_to(stream, clock, enabled=True, **options):
 def test_a_terminal_shows_the_innermost_phase_and_its_seconds():
     screen, clock = Screen(4), Clock()
     phases = told_to(screen, clock)
-    shown = lambda: screen.lines()[1]  # noqa: E731
+
+    def shown():
+        return screen.lines()[1]
+
     phases("prefill", 0, 131072, "positions")
     assert shown() == "prefill: 0 of 131,072 positions, 0 s"
     clock.now += 1

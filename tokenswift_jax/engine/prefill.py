@@ -80,7 +80,8 @@ class Prefill:
         # A resumed row repeats the step that gave its newest token: its root is the token before that.
         self._rooted = [text[:-1] if done else text for text, done in zip(self._texts, self.emitted, strict=True)]
         longest = max(map(len, self._rooted))
-        self._rows = chunk_rows(longest)
+        # Without the bound, the last chunk of a small cache would begin before slot 0 (accelerators: 512 rows a chunk).
+        self._rows = min(chunk_rows(longest), layout.capacity)
         needed = round_up(max(map(len, self._texts)) + 1)
         needed = max(needed, round_up(longest, self._rows))
         self.capacity = min(round_up(needed, max(256, 2 ** (needed.bit_length() - 3))), layout.capacity)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from tokenswift_jax.parallel.residual import whole
-from tokenswift_jax.sample.order_statistics import Search, kth_largest, nucleus_edge
+from tokenswift_jax.sample.order_statistics import Search, nucleus_edge
 
 _Found = TypeVar("_Found")
 _Params = TypeVar("_Params")
@@ -59,14 +59,6 @@ def shortlist(scores: jax.Array) -> Shortlist:
     peaks, chosen = jax.lax.top_k(whole(jnp.max(blocks, axis=-2)), BLOCKS)
     few = jnp.take_along_axis(blocks, chosen[..., None, :], axis=-1).reshape(*rows, BLOCKS * WIDTH)
     return Shortlist(whole(few), peaks[..., -1:], peaks[..., :1])
-
-
-def kth_of(few: Shortlist, k: jax.Array, search: Search) -> jax.Array:
-    """The k-th largest score of every row, [..., 1]: exact where it is at or above `sure`, so always for k <= BLOCKS.
-
-    The shortlist contains all scores above `sure`, and at least BLOCKS scores of the row are no lower than `sure`.
-    """
-    return kth_largest(few.scores, k, search)
 
 
 def nucleus_of(few: Shortlist, lowest: jax.Array, total: jax.Array, top_p: jax.Array, search: Search) -> jax.Array:

@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from tokenswift_jax.sample.block_topk import kth_of, nucleus_of, search_whole, shortlist, worthwhile
+from tokenswift_jax.sample.block_topk import nucleus_of, search_whole, shortlist, worthwhile
 from tokenswift_jax.sample.order_statistics import Search, kth_largest, nucleus_edge
 from tokenswift_jax.sample.params import SequenceParams
 
@@ -63,8 +63,8 @@ def threshold(scores: jax.Array, filters: FilterParams, *, search: Search, liste
       search: how to search, static.
       listed: static; whether to gather the highest scores in a shortlist first, where that pays.
     """
-    orders = _orders if listed and worthwhile(scores.shape[-1]) else partial(_orders_of_all, search=search)
-    highest, floor, lowest = orders(scores, filters, search=search)
+    orders = _orders if listed and worthwhile(scores.shape[-1]) else _orders_of_all
+    highest, floor, lowest = orders(scores, filters, search)
     edge = highest + jnp.log(filters.min_p)
     lowest = jnp.maximum(lowest, jnp.minimum(edge, floor))
 
@@ -94,16 +94,24 @@ def _orders(scores: jax.Array, filters: FilterParams, search: Search) -> _Orders
     return search_whole(whole, scores, filters, found, exact, search.together)
 
 
+def _counted(
+    scores: jax.Array, highest: jax.Array, filters: FilterParams, search: Search
+) -> tuple[jax.Array, jax.Array]:
+    """Searches scores [..., count] for the two lowest that a number of tokens decides, [..., 1] each: the one that
+    `min_tokens_to_keep` protects and the one that top-k keeps."""
+    nothing = jnp.full_like(highest, -jnp.inf)
+    several, by_k = filters.keep > 1, filters.top_k > 0
+    floor = _if_any(several, lambda: kth_largest(scores, filters.keep, search), highest)
+    lowest = _if_any(by_k, lambda: kth_largest(scores, filters.kept_by_top_k, search), nothing)
+    return jnp.where(several, floor, highest), jnp.where(by_k, lowest, nothing)
+
+
 def _orders_of_all(scores: jax.Array, filters: FilterParams, search: Search) -> _Orders:
     """Searches all scores of every row, [..., vocab]."""
     highest = jnp.max(scores, axis=-1, keepdims=True)
-    nothing = jnp.full_like(highest, -jnp.inf)
-    several, by_k, by_p = filters.keep > 1, filters.top_k > 0, filters.top_p < 1
-    floor = _if_any(several, lambda: kth_largest(scores, filters.keep, search), highest)
-    floor = jnp.where(several, floor, highest)
-    lowest = _if_any(by_k, lambda: kth_largest(scores, filters.kept_by_top_k, search), nothing)
-    lowest = jnp.where(by_k, lowest, nothing)
-    nucleus = _if_any(by_p, lambda: nucleus_edge(scores, highest, lowest, filters.top_p, search), nothing)
+    floor, lowest = _counted(scores, highest, filters, search)
+    by_p = filters.top_p < 1
+    nucleus = _if_any(by_p, lambda: nucleus_edge(scores, highest, lowest, filters.top_p, search), lowest)
     return highest, floor, jnp.where(by_p, jnp.maximum(lowest, jnp.minimum(nucleus, floor)), lowest)
 
 
@@ -111,12 +119,8 @@ def _orders_of_few(scores: jax.Array, filters: FilterParams, search: Search) -> 
     """Searches the shortlist of every row; also returns for which rows the result is exact, bool [batch, rows, 1]."""
     few = shortlist(scores)
     highest = few.highest
-    nothing = jnp.full_like(highest, -jnp.inf)
-    several, by_k, by_p = filters.keep > 1, filters.top_k > 0, filters.top_p < 1
-    floor = _if_any(several, lambda: kth_of(few, filters.keep, search), highest)
-    floor = jnp.where(several, floor, highest)
-    lowest = _if_any(by_k, lambda: kth_of(few, filters.kept_by_top_k, search), nothing)
-    lowest = jnp.where(by_k, lowest, nothing)
+    floor, lowest = _counted(few.scores, highest, filters, search)
+    by_k, by_p = filters.top_k > 0, filters.top_p < 1
 
     def nucleus_edge() -> jax.Array:
         # The shortlist contains all tokens that top-k keeps, unless they reach its end. Without top-k, the weight of
@@ -125,7 +129,8 @@ def _orders_of_few(scores: jax.Array, filters: FilterParams, search: Search) -> 
         every = _if_any(~by_k, lambda: jnp.sum(jnp.exp(scores - highest), axis=-1, keepdims=True), listed)
         return nucleus_of(few, lowest, jnp.where(by_k, listed, every), filters.top_p, search)
 
-    nucleus = _if_any(by_p, nucleus_edge, nothing)
+    nucleus = _if_any(by_p, nucleus_edge, lowest)
+    # The shortlist contains every score above `sure`, and at least BLOCKS scores of the row are no lower.
     exact = floor >= few.sure
     exact &= ~by_k | (lowest >= few.sure)
     exact &= ~by_p | ((nucleus > few.sure) & (~by_k | (lowest > few.sure)))
