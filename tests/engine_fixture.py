@@ -1,4 +1,4 @@
-"""What tests of single steps start from, made as the engine makes it: settings, layouts, states."""
+"""Settings, layouts and states for tests of single steps, made as the engine makes them."""
 
 import jax
 import jax.numpy as jnp

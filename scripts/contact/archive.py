@@ -1,4 +1,4 @@
-"""What a plan leaves behind beside its figures, as one file of bounded size: logs, XLA's dumps, what it compiled."""
+"""One file of bounded size with a plan's logs, XLA's dumps and compiled programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stage says on the terminal: few lines, with the figures that decide."""
+"""The lines that a stage prints on the terminal: few, with the figures that decide."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def line_of(section: str, row: Row) -> str | None:
 
 
 def lines_of_section(section: str, rows: Sequence[Row]) -> list[str]:
-    """What is said of a section's rows together."""
+    """The lines about all rows of a section."""
     if section == "kernels":
         checked = [row for row in rows if "relative_error" in row]
         if checked:

@@ -1,4 +1,4 @@
-"""What a stage's arrays take of a device, and which devices hold them."""
+"""The memory that a stage's arrays need, and the devices that have it."""
 
 from __future__ import annotations
 

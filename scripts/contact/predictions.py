@@ -1,4 +1,4 @@
-"""What was predicted before any run, to be held against the first measurements.
+"""Predictions from before any run, to compare with the first measurements.
 
 A step's bytes over 0.92 of the copy bandwidth (H100 3.0 TB/s, H200 4.3 TB/s), 1.0 us a kernel of matrix products,
 2.2 us any other, 9 us the attention of a layer; kernels as XLA's thunks listed them, compiled ahead of time for an H200

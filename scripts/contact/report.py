@@ -1,4 +1,4 @@
-"""What the plans' figures say: beside the predictions, against the goals, and what to do next. Needs no accelerator."""
+"""A report of the plans' figures: predictions beside measurements, goals, the next step. It needs no accelerator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan's stages as processes: begun in order, ended at their limits, each one's rows kept whatever becomes of it."""
+"""Runs a plan's stages as processes: in order, each until its time limit; keeps a stage's rows even if it dies."""
 
 from __future__ import annotations
 

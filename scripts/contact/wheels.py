@@ -43,7 +43,7 @@ def download(folder: Path) -> int:
 
 
 def missing(folder: Path) -> list[str]:
-    """The packages of which a folder has no wheel of the version wanted."""
+    """The packages whose wheel, in the version wanted, is missing from a folder."""
     return [
         f"{name} {version}"
         for name, version in WHEELS.items()

@@ -63,7 +63,7 @@ class FilledStep:
     call: Callable[[], tuple[int, int]]
 
     def milliseconds(self) -> float:
-        """Of a pass, over one call."""
+        """Milliseconds of one pass, the mean over a call."""
         begun = time.perf_counter()
         done, _ = self.call()
         return 1e3 * (time.perf_counter() - begun) / done

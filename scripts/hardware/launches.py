@@ -1,4 +1,4 @@
-"""What a GPU program launches in one iteration, counted from XLA's list of its thunks."""
+"""The launches of a GPU program in one iteration, counted from XLA's list of its thunks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PART = re.compile(r"(condition|body|\w*branch\w*):$")
 
 @dataclass(frozen=True)
 class Launches:
-    """Of one iteration of the outermost loop; of a program without loops, of all of it.
+    """Counts for one iteration of the outermost loop, or for the whole program if it has no loop.
 
     Attributes:
       nodes: kernels and copies.
@@ -87,7 +87,7 @@ def count(thunks: str, program: str) -> Launches:
 
 
 def _of(thunk: _Thunk, captured: bool) -> Launches:
-    """Of a thunk within an iteration; `captured` within a graph, where the host launches and waits for nothing."""
+    """Counts a thunk within an iteration. Within a graph (`captured`) the host neither launches nor waits."""
     if not thunk.parts and thunk.kind != "kCommandBuffer":
         return Launches(nodes=1)
     inside = captured or thunk.kind == "kCommandBuffer"

@@ -20,7 +20,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # Kernels are not launched before the one ahead of them has ended (programmatic dependent launch).
     "no-pdl": {"xla_gpu_enable_pdl": False, "xla_gpu_enable_pdl_launch": False},
 }
-ROUNDS, CALLS = 3, 4  # calls a round, of which the shortest counts; one before the first round is not timed
+ROUNDS, CALLS = 3, 4  # the shortest call of a round counts; one call before the first round is not timed
 
 
 def trial(model: RandomModel, name: str, length: int, capacity: int, option: str) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a step must move and compute, counted from shapes, and the time a device's data sheet allows it."""
+"""The bytes and operations that a step needs, counted from shapes, and the time that a data sheet allows for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tokenswift_jax.models.config import ModelConfig
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step over all devices.
+    """The bytes and operations of one step, over all devices.
 
     Attributes:
       parts: one after the other, each needing the one before it: bytes of memory traffic, floating-point operations.

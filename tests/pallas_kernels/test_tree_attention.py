@@ -107,7 +107,7 @@ def test_scores_of_any_size_do_not_overflow():
 
 @pytest.mark.parametrize("window", [None, 700])
 def test_log_sum_exp(window):
-    """Of the scores that a row sees; a second output, beside the same first one."""
+    """The log-sum-exp is that of the scores a row sees, and the first output stays the same."""
     arguments = make(np.random.default_rng(8), Shape(group=3, rows=4, capacity=2304), [1500, 0, 300])
     mixed, lse = tree_attention(**arguments, layer=LAYER, window=window, return_lse=True)
     np.testing.assert_array_equal(mixed, tree_attention(**arguments, layer=LAYER, window=window))

@@ -82,7 +82,7 @@ def assert_same_table(one, other):
 
 @st.composite
 def texts(draw):
-    """A text and its alphabet of KEYS ids, of which the text uses a few: neighbours, any, or all of one set."""
+    """A text and its alphabet of KEYS ids; the text uses a few of them: neighbours, any, or all of one set."""
     used = draw(st.integers(2, KEYS))
     kind = draw(st.sampled_from(["neighbours", "any", "one set"]))
     if kind == "any":

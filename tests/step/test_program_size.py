@@ -40,7 +40,7 @@ def prefilled(params, tokens, path, lengths, full, draft):
 
 @cache
 def instructions(function, batch, cache_dtype):
-    """Of a compiled program. LLVM's optimisation is off: it comes after them."""
+    """Counts a compiled program's instructions. LLVM's optimisation, which comes after them, is off."""
     dtype = jnp.dtype(jnp.float32)
     full = jax.eval_shape(lambda: empty_cache(CONFIG, batch, CAPACITY, dtype, cache_dtype))
     draft = jax.eval_shape(lambda: DRAFT.empty(CONFIG, batch, dtype, cache_dtype))
