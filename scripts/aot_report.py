@@ -4,7 +4,7 @@
     python scripts/aot_report.py --target v5e h200 --model Llama-3.1-8B --step plain verify-16
 
 For each target, model and step: bytes of arguments and of temporary memory on one device, arrays as large as a layer's
-cache that the program makes again (there should be none), registers and spills of GPU kernels and what the host launches
+cache that the program copies (there should be none), registers and spills of GPU kernels and what the host launches
 in an iteration, and the roofline: bytes, operations, and the time that the target's data sheet allows. Nothing here was
 run or measured on an accelerator.
 """

@@ -87,7 +87,7 @@ def count(thunks: str, program: str) -> Launches:
 
 
 def _of(thunk: _Thunk, captured: bool) -> Launches:
-    """Counts a thunk within an iteration. Within a graph (`captured`) the host neither launches nor waits."""
+    """Counts a thunk of an iteration. Within a graph (`captured`) the host neither launches nor waits."""
     if not thunk.parts and thunk.kind != "kCommandBuffer":
         return Launches(nodes=1)
     inside = captured or thunk.kind == "kCommandBuffer"
