@@ -33,9 +33,10 @@ def export(arguments: list[str], parser: Parser | None = None) -> str:
     options = (parser or _parser(PROGRAM)).parse_args(arguments)
     if not options.directory.is_dir():
         raise UserError(f"no such directory: {options.directory}")
-    from convert.layout import new_directory, write_layout
+    from convert.layout import write_layout
     from convert.medusa import write_medusa
     from tokenswift_jax.checkpoint import open_checkpoint
+    from tokenswift_jax.checkpoint.new_directory import new_directory
 
     with new_directory(options.output) as folder:
         checkpoint = open_checkpoint(options.directory)

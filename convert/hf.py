@@ -1,4 +1,4 @@
-"""`python -m convert.hf SRC DST` converts an HF or published TokenSwift checkpoint to this project's layout."""
+"""`python -m convert.hf SRC DST` converts an HF, GGUF or published TokenSwift checkpoint to this project's layout."""
 
 from __future__ import annotations
 
@@ -24,22 +24,31 @@ def convert(arguments: list[str], parser: Parser | None = None) -> str:
       UserError: a bad argument, source or destination; nothing is written then.
     """
     options = (parser or _parser(PROGRAM)).parse_args(arguments)
-    from convert.layout import new_directory, write_layout
+    from convert.layout import summary_of, write_layout
     from tokenswift_jax.checkpoint import open_checkpoint
+    from tokenswift_jax.checkpoint.directory import gguf_file
+    from tokenswift_jax.checkpoint.gguf.conversion import convert_gguf
     from tokenswift_jax.checkpoint.load import parse_dtype
+    from tokenswift_jax.checkpoint.new_directory import new_directory
 
     with new_directory(options.destination) as folder:
         dtype = None if options.dtype is None else parse_dtype(options.dtype)
-        summary = write_layout(open_checkpoint(options.source), folder, dtype)
+        file = gguf_file(options.source)
+        if file is None:
+            summary = write_layout(open_checkpoint(options.source), folder, dtype)
+        else:
+            summary = summary_of(convert_gguf(file, folder, dtype), heads=0)
     return f"wrote {options.destination}: {summary}"
 
 
 def _parser(program: str) -> Parser:
     parser = Parser(
         prog=program,
-        description="A checkpoint of transformers, or a published TokenSwift one, to this project's layout.",
+        description="A checkpoint of transformers, a published TokenSwift one, or GGUF, to this project's layout.",
     )
-    parser.add_argument("source", metavar="SRC", help="checkpoint directory or hub id (owner/name)")
+    parser.add_argument(
+        "source", metavar="SRC", help="checkpoint directory, GGUF file, smollm2, or hub id (owner/name)"
+    )
     parser.add_argument("destination", metavar="DST", type=Path, help="new or empty directory")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="cast the weights")
     return parser

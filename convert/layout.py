@@ -1,12 +1,9 @@
-"""The writer of this project's checkpoint layout: it writes a directory completely or not at all."""
+"""The writer of this project's checkpoint layout."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,43 +14,9 @@ from tokenswift_jax.checkpoint import save
 from tokenswift_jax.checkpoint.directory import companion_files
 from tokenswift_jax.checkpoint.load import Checkpoint
 from tokenswift_jax.checkpoint.names import HEAD_PREFIX
+from tokenswift_jax.checkpoint.save import ARCHITECTURES
 from tokenswift_jax.checkpoint.tensors import Tensor
 from tokenswift_jax.errors import UserError
-
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-}
-
-
-@contextmanager
-def new_directory(destination: Path) -> Iterator[Path]:
-    """A folder that becomes `destination` if the block succeeds and is deleted otherwise.
-
-    Raises:
-      UserError: the destination exists and is not an empty directory, or it cannot be written.
-    """
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise UserError(f"{destination} exists already; name a directory that is new or empty")
-    parent = destination.absolute().parent
-    if not parent.is_dir():
-        raise UserError(f"cannot write {destination}: there is no directory {parent}")
-    try:
-        draft = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=parent))
-    except OSError as error:
-        raise UserError(f"cannot write {destination}: {error.strerror}") from None
-    try:
-        yield draft
-        umask = os.umask(0)
-        os.umask(umask)
-        draft.chmod(0o777 & ~umask)
-        draft.replace(destination)
-    except OSError as error:
-        raise UserError(f"cannot write {destination}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def write_layout(checkpoint: Checkpoint, folder: Path, dtype: np.dtype | None, *, reference_heads: bool = False) -> str:
@@ -80,14 +43,18 @@ def write_layout(checkpoint: Checkpoint, folder: Path, dtype: np.dtype | None, *
     save(folder, config, tensors)
     for file in companion_files(checkpoint.directory):
         shutil.copyfile(file, folder / file.name)
+    return summary_of(tensors, checkpoint.config.num_draft_heads)
+
+
+def summary_of(tensors: Sequence[Tensor], heads: int) -> str:
+    """What was written, for a person."""
     total = sum(tensor.nbytes for tensor in tensors)
-    heads = checkpoint.config.num_draft_heads
     return f"{len(tensors)} tensors, {total / 1e9:.3g} GB, {heads or 'no'} draft heads"
 
 
 def _hf_config(checkpoint: Checkpoint, dtype: np.dtype | None) -> dict[str, Any]:
     config = dict(checkpoint.hf_config)
-    config.setdefault("architectures", [_ARCHITECTURES[checkpoint.config.model_type]])
+    config.setdefault("architectures", [ARCHITECTURES[checkpoint.config.model_type]])
     if dtype is not None:
         names = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
         config |= dict.fromkeys(names, str(dtype))

@@ -54,10 +54,10 @@ def load(
     rope_override: dict[str, Any] | None = None,
     report: Report = silent,
 ) -> Model:
-    """Loads a checkpoint directory or hub id, the bundled demo by default.
+    """Loads a checkpoint, the bundled demo by default.
 
     Args:
-      path: directory, or hub id of a model.
+      path: directory, GGUF file, hub id, or "smollm2" (SmolLM2-135M-Instruct from its Python package).
       dtype: type of weights and activations; None: the checkpoint's own, float32 on CPU.
       rope_override: fields that replace those of the configuration's RoPE, such as
         {"rope_type": "yarn", "factor": 4.0}.
@@ -67,7 +67,7 @@ def load(
       UserError: the checkpoint cannot be used; the message says why.
     """
     use_compilation_cache()
-    folder = checkpoint.resolve(DEMO_MODEL if path is None else path)
+    folder = checkpoint.resolve(DEMO_MODEL if path is None else path, report)
     config, graphdef, params = checkpoint.load_decoder(folder, dtype, rope_override, report=report)
     tokenizer = checkpoint.load_tokenizer(folder)
     generation_config = checkpoint.load_generation_config(folder)

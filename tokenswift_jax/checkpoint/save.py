@@ -14,6 +14,13 @@ from tokenswift_jax.checkpoint import names
 from tokenswift_jax.checkpoint.tensors import HEADS_FILE, Index, Tensor, write_file, write_model_files
 
 SHARD_BYTES = 5_000_000_000
+# The class in transformers that runs a model_type.
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 
 
 def state_tensors(state: nnx.State) -> list[Tensor]:

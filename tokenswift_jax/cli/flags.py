@@ -97,7 +97,7 @@ def flag_parser(program: str = PROGRAM) -> Parser:
         "are kept).",
     )
     add = parser.add_argument_group("model and prompt").add_argument
-    add("--model", metavar="DIR|HUB_ID", help="checkpoint (default: the bundled demo)")
+    add("--model", metavar="DIR|FILE.gguf|HUB_ID", help="checkpoint, or smollm2 (default: the bundled demo)")
     add("--prompt", metavar="TEXT", help="default, with the bundled demo: a built-in opening")
     add("--prompt-file", metavar="FILE|-", help="UTF-8 text; - reads standard input")
     add("--prompt-ids", metavar="FILE.json", help="one list of token ids; for checkpoints without a tokenizer too")
