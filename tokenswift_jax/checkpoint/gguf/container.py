@@ -70,7 +70,7 @@ class _Reader:
     """A position in the bytes of a file."""
 
     def __init__(self, path: Path, data: np.ndarray) -> None:
-        self.path, self.data, self.position = path, memoryview(data), 0
+        self.path, self.data, self.position = path, data.data, 0
 
     def damaged(self, fault: str) -> UserError:
         return UserError(f"{self.path} is damaged: {fault}")

@@ -10,7 +10,8 @@ import numpy as np
 from tokenswift_jax.checkpoint.gguf.fields import Fields
 
 # Llama 3.1, 3.2 and 3.3; their conversion to GGUF keeps the divisors of the frequencies only.
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_LENGTH = "original_max_position_embeddings"
+_LLAMA3: dict[str, Any] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, _LENGTH: 8192}
 _EQUAL = 1e-5  # relative; the divisors are stored in float32
 
 
@@ -47,37 +48,39 @@ def rope_scaling(fields: Fields, theta: float, positions: int, divisors: np.ndar
     if kind != "yarn":
         return {"rope_type": "linear", "factor": factor}
     given = {name: value for name, value in betas.items() if value is not None}
-    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original or positions} | given
+    return {"rope_type": "yarn", "factor": factor, _LENGTH: original or positions} | given
 
 
 def _llama3(fields: Fields, theta: float, divisors: np.ndarray) -> dict[str, Any]:
     """The `llama3` parameters that give these divisors.
 
-    Between the two cut-offs, 1/divisor is linear in the number of turns a position makes, so a straight line through
-    the divisors there gives the parameters where they are not Meta's own.
+    Between the two cut-offs, 1/divisor is linear in the number of turns that a position makes, so the divisors there
+    give the parameters where they are not Meta's own: one gives the length, two also give the ratio of the cut-offs.
     """
     turns = theta ** (-np.arange(len(divisors)) / len(divisors)) / (2 * math.pi)  # per position
     factor = float(divisors.max())
-    tried: list[dict[str, Any]] = [{"factor": factor} | _LLAMA3]
     between = (divisors > 1) & (divisors < factor)
-    if between.sum() >= 2:
-        share = (1 / divisors[between] - 1 / factor) / (1 - 1 / factor)
+    share = (1 / divisors[between] - 1 / factor) / (1 - 1 / factor)
+    tried = [_LLAMA3]
+    if not between.any():
+        whole = turns[divisors == 1]
+        tried.append(_LLAMA3 | _length(math.ceil(4 / whole.min()) if whole.size else math.floor(1 / turns.max())))
+    else:
+        tried.append(_LLAMA3 | _length(float(np.mean((3 * share + 1) / turns[between]))))
+    if between.sum() > 1:
         slope, offset = np.polyfit(turns[between], share, 1)
         if slope > 0 > offset:
-            original = max(1, round(-slope / offset))  # that of a low_freq_factor of 1
-            low, high = (float(f"{original * (cut - offset) / slope:.6g}") for cut in (0, 1))
-            tried.append(
-                {
-                    "factor": factor,
-                    "low_freq_factor": low,
-                    "high_freq_factor": high,
-                    "original_max_position_embeddings": original,
-                }
-            )
+            length = _length(-slope / offset)  # that of a low_freq_factor of 1
+            low, high = (float(length[_LENGTH] * (cut - offset) / slope) for cut in (0, 1))
+            tried.append({"low_freq_factor": low, "high_freq_factor": high} | length)
     for parameters in tried:
-        if np.allclose(_divisors(turns, **parameters), divisors, rtol=_EQUAL, atol=0):
-            return {"rope_type": "llama3"} | parameters
+        if np.allclose(_divisors(turns, factor, **parameters), divisors, rtol=_EQUAL, atol=0):
+            return {"rope_type": "llama3", "factor": factor} | parameters
     raise fields.error("has a rope_freqs.weight that no RoPE of type llama3 gives; other frequencies are not supported")
+
+
+def _length(positions: float) -> dict[str, Any]:
+    return {_LENGTH: max(1, round(positions))}
 
 
 def _divisors(
