@@ -66,7 +66,8 @@ def read_tensor(container: Container, name: str) -> Tensor:
         part = np.ascontiguousarray(part)
         if plain is not None:
             return part.view(plain)
-        return np.asarray(dequantize(part, kind), np.float32)
+        with np.errstate(all="ignore"):  # damaged scales; `_finite` reports them
+            return np.asarray(dequantize(part, kind), np.float32)
 
     return Tensor(name, entry.shape, np.dtype(np.float32) if plain is None else plain, read, str(path))
 
