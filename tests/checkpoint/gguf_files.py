@@ -14,14 +14,14 @@ from safetensors.numpy import load_file
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 K_QUANTS = {
-    # bytes of a block, and the float16 scales in it
-    "Q2_K": (84, (80, 82)),
-    "Q3_K": (110, (108,)),
-    "Q4_K": (144, (0, 2)),
-    "Q5_K": (176, (0, 2)),
-    "Q6_K": (210, (208,)),
-    "IQ4_NL": (18, (0,)),
-    "IQ4_XS": (136, (0,)),
+    # bytes of a block, the places of the float16 scales in it, and scales that make weights of about 0.05
+    "Q2_K": (84, (80, 82), 4e-3),
+    "Q3_K": (110, (108,), 1.5e-3),
+    "Q4_K": (144, (0, 2), 2e-4),
+    "Q5_K": (176, (0, 2), 1e-4),
+    "Q6_K": (210, (208,), 4e-5),
+    "IQ4_NL": (18, (0,), 7e-4),
+    "IQ4_XS": (136, (0,), 4.5e-5),
 }
 
 
@@ -50,13 +50,13 @@ def divisors(head_dim, theta, scaling):
 
 def random_blocks(kind, shape, seed):
     """Blocks that no person quantised: random bits with small scales, one row of the file a row."""
-    size, scales = K_QUANTS[kind]
+    size, places, scale = K_QUANTS[kind]
     width = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (shape[0], shape[1] // width, size), dtype=np.uint8)
-    for place in scales:
-        scale = rng.uniform(2e-4, 6e-4, blocks.shape[:2]).astype(np.float16)
-        blocks[..., place : place + 2] = scale[..., None].view(np.uint8)
+    for place in places:
+        drawn = rng.uniform(0.5 * scale, 1.5 * scale, blocks.shape[:2]).astype(np.float16)
+        blocks[..., place : place + 2] = drawn[..., None].view(np.uint8)
     return blocks.reshape(shape[0], -1)
 
 
