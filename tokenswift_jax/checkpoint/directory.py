@@ -162,7 +162,7 @@ def lasting_base(directory: Path, hub_id: str | None) -> str:
     base = _base(read_json(directory / "config.json"))
     found = base_directory(directory)
     if base is not None:
-        hub_id = None if found == directory / base else named_on_hub(base)
+        hub_id = None if (directory / base).exists() else named_on_hub(base)
     return hub_id or source_name(found) or str(found.resolve())
 
 
