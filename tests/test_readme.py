@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import json
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -139,7 +140,7 @@ def test_every_flag_of_the_readme_is_known(capsys):
     commands = re.findall(r"^python -m tokenswift_jax.generate (.+)$", README, re.MULTILINE)
     assert commands
     for command in commands:
-        options = parse(command.split())
+        options = parse(shlex.split(command))
         assert ("--max-new-tokens" not in command) or options.max_new_tokens == 4096
 
 
