@@ -30,10 +30,10 @@ def converted(file: Path, name: str | None = None, report: Report = silent) -> P
     Raises:
       UserError: the file cannot be converted, or the cache folder cannot be written.
     """
-    from tokenswift_jax.checkpoint.gguf.container import read_container
+    from tokenswift_jax.checkpoint.gguf.container import map_file
     from tokenswift_jax.checkpoint.gguf.conversion import convert_gguf
 
-    read_container(file)  # a file that is not GGUF gets its own message before all of it is read
+    map_file(file)  # a file that is not GGUF gets its own message before all of it is read
     file = file.resolve()
     place = _cache_folder() / f"{file.stem}-{_hash(file)[:24]}-{_FORMAT}"
     if not (place / "config.json").is_file():

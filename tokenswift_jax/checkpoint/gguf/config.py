@@ -85,14 +85,15 @@ def hf_config(container: Container) -> dict[str, Any]:
         "rope_scaling": rope_scaling(fields, theta, positions, divisors),
         "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
     }
     window = fields.whole("attention.sliding_window")
     if name == "llama" and window is not None:
         config |= {"model_type": "mistral", "sliding_window": window}
     elif window is not None and window < positions:
         raise fields.error(f"states {name}.attention.sliding_window {window}; only llama files may have one")
-    if name == "llama":
+    if config["model_type"] in ("llama", "qwen3"):
+        config["attention_bias"] = "blk.0.attn_q.bias" in tensors
+    if config["model_type"] == "llama":
         config["mlp_bias"] = "blk.0.ffn_up.bias" in tensors
     fields.ignore("vocab_size", "tensor_data_layout")
     fields.neutral("expert_count", 0)

@@ -137,7 +137,7 @@ def read_container(path: Path) -> Container:
     Raises:
       UserError: the file is unreadable, not GGUF, of an unknown version, truncated or damaged.
     """
-    data = _mapped(path)
+    data = map_file(path)
     reader = _Reader(path, data)
     reader.take(len(MAGIC))
     version = reader.number("<I")
@@ -166,7 +166,12 @@ def read_container(path: Path) -> Container:
     return Container(path, metadata, placed, data)
 
 
-def _mapped(path: Path) -> np.ndarray:
+def map_file(path: Path) -> np.ndarray:
+    """All bytes of a GGUF file, which the operating system reads when they are used.
+
+    Raises:
+      UserError: the file is unreadable or does not begin as GGUF files do.
+    """
     try:
         with path.open("rb") as file:
             begin = file.read(len(MAGIC))
