@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, RepetitionPenaltyLogitsProcessor
 
 TOKENS = 512
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+# Prompt and repetition penalty. Without a penalty the text repeats itself, with one it goes on.
 PROMPTS = {
-    "chat": SYSTEM + CHAT.format("Tell me about the sea, and then list the oceans."),
-    "book": "It was late in the autumn, and the road that led down to the village",
+    "chat": (SYSTEM + CHAT.format("Tell me about the sea, and then list the oceans."), 1.0),
+    "book": ("It was late in the autumn, and the road that led down to the village", 1.2),
 }
 
 
@@ -34,17 +35,18 @@ def package_file() -> Path:
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
-def continuation(model: Any, ids: list[int]) -> dict[str, Any]:
-    """Greedy ids, EOS ignored, and for each of them the lead of its logit over the second best."""
+def continuation(model: Any, ids: list[int], penalty: float) -> dict[str, Any]:
+    """Greedy ids, EOS ignored, and the smallest lead of a chosen score over the second best."""
     found, leads, cache, inputs = [], [], None, torch.asarray([ids])
+    penalise = RepetitionPenaltyLogitsProcessor(penalty)
     with torch.no_grad():
         for _ in range(TOKENS):
             out = model(inputs, past_key_values=cache, use_cache=True)
-            best = out.logits[0, -1].topk(2)
+            best = penalise(torch.asarray([ids + found]), out.logits[:, -1])[0].topk(2)
             cache, inputs = out.past_key_values, best.indices[:1][None]
             found.append(int(best.indices[0]))
             leads.append(round(float(best.values[0] - best.values[1]), 5))
-    return {"prompt_ids": ids, "token_ids": found, "smallest_lead": min(leads)}
+    return {"repetition_penalty": penalty, "prompt_ids": ids, "token_ids": found, "smallest_lead": min(leads)}
 
 
 def continuations() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -54,8 +56,8 @@ def continuations() -> Iterator[tuple[str, dict[str, Any]]]:
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32, attn_implementation="eager"
     )
-    for name, prompt in PROMPTS.items():
-        yield name, {"prompt": prompt} | continuation(model, tokenizer(prompt)["input_ids"])
+    for name, (prompt, penalty) in PROMPTS.items():
+        yield name, {"prompt": prompt} | continuation(model, tokenizer(prompt)["input_ids"], penalty)
 
 
 def main() -> None:

@@ -70,8 +70,8 @@ def with_heads(model, tmp_path_factory):
 
 
 def greedy(model, speculation, count, name="book", **more):
-    """The greedy continuation of a stored prompt, EOS ignored."""
-    sampling = ts.SamplingConfig(temperature=0.0)
+    """The greedy continuation of a stored prompt with its repetition penalty, EOS ignored."""
+    sampling = ts.SamplingConfig(temperature=0.0, repetition_penalty=GREEDY[name]["repetition_penalty"])
     limits = {"max_new_tokens": count, "ignore_eos": True, "capacity": CAPACITY}
     return ts.generate(model, GREEDY[name]["prompt_ids"], sampling, speculation, **limits, **more)
 
@@ -115,9 +115,9 @@ def test_plain_decoding_begins_as_transformers(model, name):
 
 
 def test_drafting_begins_as_transformers_and_is_audited(model):
-    out = greedy(model, MODES["ngram"], 64, "book", audit=True)
-    assert out.token_ids == GREEDY["book"]["token_ids"][:64]
-    assert (out.audit.positions, out.audit.mismatches) == (64, 0)
+    out = greedy(model, MODES["ngram"], 64, "chat", audit=True)
+    assert out.token_ids == GREEDY["chat"]["token_ids"][:64]
+    assert (out.audit["positions"], out.audit["mismatches"]) == (64, 0)
     assert out.mean_accepted_length > 1
 
 
@@ -156,7 +156,7 @@ def test_8000_positions(model):
     drafted = ts.generate(model, ids, sampling, MODES["ngram"], **limits, audit=True)
     assert len(plain.token_ids) == 192
     assert drafted.token_ids == plain.token_ids
-    assert (drafted.audit.positions, drafted.audit.mismatches) == (192, 0)
+    assert (drafted.audit["positions"], drafted.audit["mismatches"]) == (192, 0)
     assert drafted.mean_accepted_length > 1
     with pytest.raises(ts.UserError, match="8192"):
         ts.generate(model, ids, sampling, PLAIN, max_new_tokens=193)
