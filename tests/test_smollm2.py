@@ -103,6 +103,7 @@ def test_chat_template(model):
 def test_an_answer(tmp_path, capsys):
     words = ["--model", "smollm2", "--dtype", "float32", "--chat", "--prompt", "What is the capital of France?"]
     words += ["--temperature", "0", "--mode", "autoregressive", "--max-new-tokens", "30", "--quiet"]
+    words += ["--capacity", str(CAPACITY)]  # the programs of the tests below
     assert main([*words, "--stats", str(tmp_path / "stats.json")]) == 0
     assert "The capital of France is Paris." in capsys.readouterr().out
     assert json.loads((tmp_path / "stats.json").read_text())["finish_reason"] == "eos"
@@ -122,12 +123,14 @@ def test_drafting_begins_as_transformers_and_is_audited(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["autoregressive", *MODES])
-def test_512_tokens_of_every_mode_are_transformers(model, with_heads, mode):
+@pytest.mark.parametrize(
+    ("mode", "name"), [(mode, "chat") for mode in ("autoregressive", *MODES)] + [("fused", "book")]
+)
+def test_512_tokens_of_every_mode_are_transformers(model, with_heads, mode, name):
     speculation = PLAIN if mode == "autoregressive" else MODES[mode]
     target = with_heads if mode in ("partial", "fused", "medusa") else model
-    out = greedy(target, speculation, 512, "chat")
-    assert out.token_ids == GREEDY["chat"]["token_ids"]
+    out = greedy(target, speculation, 512, name)
+    assert out.token_ids == GREEDY[name]["token_ids"]
     assert mode in ("autoregressive", "auto") or out.mean_accepted_length > 1
 
 
