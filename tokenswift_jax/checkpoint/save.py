@@ -17,8 +17,12 @@ SHARD_BYTES = 5_000_000_000
 
 
 def state_tensors(state: nnx.State) -> list[Tensor]:
-    """A decoder's parameters with HF's names and layout; the writer fetches them from the device one by one."""
-    return [_parameter_tensor(path, param) for path, param in nnx.to_flat_state(state)]
+    """A decoder's parameters with HF's names and layout; the writer fetches them from the device one by one.
+
+    Copies of others (`names.COPIES`) are left out.
+    """
+    flat = nnx.to_flat_state(state)
+    return [_parameter_tensor(path, param) for path, param in flat if path[0] not in names.COPIES]
 
 
 def _parameter_tensor(path: names.ParameterPath, param: nnx.Variable) -> Tensor:

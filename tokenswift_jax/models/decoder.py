@@ -118,8 +118,9 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """Maps token ids to hidden states to logits; has draft heads if the configuration names some.
 
-    Parameters are `embed_tokens` [V, d], `layers`, `norm`, `lm_head` (None when tied) and
-    `draft_heads` (None without draft heads); their paths are HF's names with `kernel`/`scale` for `weight`.
+    Parameters are `embed_tokens` [V, d], `layers`, `norm`, `lm_head` (None when tied), `draft_heads` (None without
+    draft heads) and `draft_lm_head` (None without a draft vocabulary), a copy of the LM head's columns for the draft
+    vocabulary that checkpoints do not contain; their paths are HF's names with `kernel`/`scale` for `weight`.
     """
 
     def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -133,6 +134,8 @@ class Decoder(nnx.Module):
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Linear(size, config.vocab_size, bias=False, dtype=dtype, rngs=rngs)
         self.draft_heads = DraftHeads(config, dtype, rngs) if config.num_draft_heads else None
+        drafted = config.draft_vocab
+        self.draft_lm_head = Linear(size, len(drafted), bias=False, dtype=dtype, rngs=rngs) if drafted else None
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [..., hidden_size] of token ids."""
@@ -182,8 +185,33 @@ class Decoder(nnx.Module):
         return self.draft_heads(hidden, embedded=self.embed(following))
 
     def draft_logits(self, hidden: jax.Array, following: jax.Array | None = None) -> jax.Array:
-        """Logits [..., heads, vocab] of `draft_outputs`, from one matmul; raises ValueError as `draft_outputs` does."""
-        return self.project(self.draft_outputs(hidden, following))
+        """Logits [..., heads, vocab] of `draft_outputs`, from one matmul; -inf outside the draft vocabulary.
+
+        Raises ValueError as `draft_outputs` does.
+        """
+        return self.project_drafts(self.draft_outputs(hidden, following))
+
+    def project_drafts(self, outputs: jax.Array) -> jax.Array:
+        """`score_drafts` [..., vocab] with -inf for the tokens outside the draft vocabulary."""
+        scores, drafted = self.score_drafts(outputs), self.config.draft_vocab
+        if drafted is None:
+            return scores
+        missing = jnp.full((*scores.shape[:-1], 1), -jnp.inf, scores.dtype)
+        places = jnp.asarray(drafted.places(self.config.vocab_size))
+        return jnp.concatenate([scores, missing], axis=-1)[..., places]
+
+    def score_drafts(self, outputs: jax.Array) -> jax.Array:
+        """Logits [..., draft_vocab] of the draft heads' outputs in float32 (or wider), over the draft vocabulary."""
+        drafted = self.config.draft_vocab
+        if drafted is None:
+            return self.project(outputs)
+        outputs, wide = whole(outputs), wide_dtype(outputs.dtype)
+        if self.draft_lm_head is not None:
+            return self.draft_lm_head.product(outputs, wide)
+        ids = jnp.asarray(drafted.ids)  # training: the copy would not follow the LM head
+        if self.lm_head is None:
+            return jnp.einsum("...d,vd->...v", outputs, self.embed_tokens[...][ids], preferred_element_type=wide)
+        return jnp.einsum("...d,dv->...v", outputs, self.lm_head.kernel[...][:, ids], preferred_element_type=wide)
 
     def project(self, normed: jax.Array) -> jax.Array:
         """Applies the LM head: logits [..., vocab] in float32 (or wider)."""

@@ -65,8 +65,10 @@ def quantized(decoder: Decoder, kind: str, *, backbone: bool) -> Decoder:
             for name, value in list(vars(module).items()):
                 if isinstance(value, Linear):
                     setattr(module, name, QuantizedLinear(value, kind))
-    if decoder.lm_head is not None:
-        decoder.lm_head = QuantizedLinear(decoder.lm_head, kind)  # pyright: ignore[reportAttributeAccessIssue]
+    for name in ("lm_head", "draft_lm_head"):
+        linear = getattr(decoder, name)
+        if linear is not None:
+            setattr(decoder, name, QuantizedLinear(linear, kind))
     return decoder
 
 

@@ -31,6 +31,7 @@ _PARAMETERS = {
     ("up_proj", "bias"): P(TENSOR),
     ("down_proj", "kernel"): P(TENSOR, None),
     ("lm_head", "kernel"): P(None, TENSOR),
+    ("draft_lm_head", "kernel"): P(None, TENSOR),
     ("linear", "kernel"): P(None, TENSOR),  # draft heads
     ("linear", "bias"): P(TENSOR),
 }
