@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tokenswift_jax.checkpoint import names
 from tokenswift_jax.checkpoint.tensors import HEADS_FILE, Index, Tensor, write_file, write_model_files
 
 SHARD_BYTES = 5_000_000_000
+_NUMBERS = re.compile(r"\[\n[-\d,\s]+\]")  # a list of whole numbers, one a line; no string contains a line end
 
 
 def state_tensors(state: nnx.State) -> list[Tensor]:
@@ -55,4 +57,7 @@ def save(
         write_model_files(directory, model, shard_bytes)
     if heads:
         write_file(directory / HEADS_FILE, heads)
-    (directory / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(hf_config, indent=2)
+    # Without this, a draft vocabulary takes a line for each of its tokens.
+    text = _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
+    (directory / "config.json").write_text(text + "\n", encoding="utf-8")
