@@ -36,7 +36,7 @@ TEMPORARY_SHARE = 0.05  # of the cache, at most
 MOVED = 1.05
 ROOM = 0.92  # of a device's memory, that weights and cache may take
 DTYPE = jnp.dtype(jnp.bfloat16)
-KERNELS = ("tree_attention", "sparse_attention", "cache_scores", "flash_attention", "mosaic_gpu")
+KERNELS = ("tree_attention", "sparse_attention", "cache_scores", "shortlist_edges", "flash_attention", "mosaic_gpu")
 _ARCHITECTURES = {"a100": "sm_80", "h200": "sm_90a"}
 _GPUS = {TARGETS["a100"]: A100, TARGETS["h200"]: H200}
 
