@@ -112,6 +112,18 @@ def _decoding(model: RandomModel, step: steps.Step, plan: Plan, length: int, cap
     return FilledStep(function, functools.partial(started.run, function))
 
 
+def shaped_step(model: RandomModel, name: str, capacity: int) -> steps.Step:
+    """A step for the model's shapes; its arguments are shapes."""
+    return _step(name, model.config, capacity, model.dtype, model.join)
+
+
+def continued(model: RandomModel, name: str, length: int, capacity: int, executable: Any) -> FilledStep:
+    """A step of decoding (`shaped_step`), compiled, after `length` tokens."""
+    plan = shaped_step(model, name, capacity).plan
+    assert plan is not None, f"{name} is no step of decoding"
+    return FilledStep(executable, functools.partial(_Started(model, plan, length, capacity).run, executable))
+
+
 def filled_variants(
     model: RandomModel, name: str, length: int, capacity: int, variants: dict[str, dict[str, Any]]
 ) -> Iterator[tuple[str, FilledStep]]:

@@ -15,7 +15,8 @@ from tokenswift_jax.progress_report import Report, phase, silent
 # More than one long run ever needs; an executable costs host memory only.
 _KEPT = 64
 # XLA makes the kernels of an iteration a graph and, with WHILE in the first option, also the loop around them. Without
-# it, the host waits after every iteration to read whether another follows (cost on an H200: 33 to 47 us). Without the second, XLA may merge matmuls that share an input by concatenating their weights (cost: a copy of
+# it, the host waits after every iteration to read whether another follows (cost on an H200: 33 to 47 us).
+# Without the second option, XLA may merge matmuls that share an input by concatenating their weights (cost: a copy of
 # these weights at every step). Without the third, XLA rewrites a one-row matmul with a small matrix as
 # multiply-and-reduce. When two of them with the same input share a loop, XLA writes a bfloat16 intermediate as large as
 # the weights to memory and reads it back.

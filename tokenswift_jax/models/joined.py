@@ -19,9 +19,9 @@ from tokenswift_jax.models.layers import Linear
 def joined(decoder: Decoder) -> Decoder:
     """Joins q|k|v and gate|up of every layer; modifies the given module and returns it.
 
-    The joined kernels are [hidden, kv_heads, group + 2, head_dim] (a KV head's queries, its key, its value) and [hidden,
-    2, inner], so that a mesh splits them by KV head and by inner column as it does the parts. Outputs are the same
-    sums over the same inputs. A layer's parts are freed once the next layer is joined, unless the caller keeps them.
+    The joined kernels are [hidden, kv_heads, group + 2, head_dim] (a KV head's queries, its key, its value) and
+    [hidden, 2, inner], so that a mesh splits them by KV head and by inner column as it does the parts. Outputs are the
+    same sums over the same inputs. Unless the caller keeps them, parts are freed layer by layer.
     """
     for layer in decoder.layers:
         _join_attention(layer.self_attn)
