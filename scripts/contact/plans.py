@@ -73,11 +73,11 @@ THIRD = (
     Stage(
         "1.5B",
         ("joined",),
-        50,
+        60,
         {
             "model": SMALL,
             "steps": ("plain", "verify-16"),
-            "maps": ("joined", "apart"),
+            "maps": ("joined", "apart", "triton", "padded", "untuned"),
             "lengths": (LENGTH, 126976),
         },
     ),

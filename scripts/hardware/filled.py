@@ -112,14 +112,9 @@ def _decoding(model: RandomModel, step: steps.Step, plan: Plan, length: int, cap
     return FilledStep(function, functools.partial(started.run, function))
 
 
-def shaped_step(model: RandomModel, name: str, capacity: int) -> steps.Step:
-    """A step for the model's shapes; its arguments are shapes."""
-    return _step(name, model.config, capacity, model.dtype, model.join)
-
-
 def continued(model: RandomModel, name: str, length: int, capacity: int, executable: Any) -> FilledStep:
-    """A step of decoding (`shaped_step`), compiled, after `length` tokens."""
-    plan = shaped_step(model, name, capacity).plan
+    """A compiled step of decoding after `length` tokens."""
+    plan = _step(name, model.config, capacity, model.dtype, model.join).plan
     assert plan is not None, f"{name} is no step of decoding"
     return FilledStep(executable, functools.partial(_Started(model, plan, length, capacity).run, executable))
 

@@ -47,7 +47,7 @@ class Check:
       replayed_tokens: of the text whose time is computed from the steps'.
       acceptances: shares of drafted tokens accepted, for that.
       options: of XLA that are tried out on the first of the steps (of `option_trial.OPTIONS`).
-      maps: linear maps that the `variants` of steps have (`variants.JOINED`, `variants.APART`).
+      maps: ways in which steps are compiled (of `variants.VARIANTS`).
       earlier: rows of sections done before, this process's or another's.
       report: says what is being done.
     """
@@ -170,7 +170,7 @@ def joined(check: Check) -> Rows:
         check.capacity,
         check.dtype,
         check.ceilings(),
-        profiled=len(check.maps) > 1,
+        profiled=check.maps[:2] if len(check.maps) > 1 else (),
     )
 
 
