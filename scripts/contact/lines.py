@@ -24,7 +24,7 @@ def line_of(section: str, row: Row) -> str | None:
 
 def lines_of_section(section: str, rows: Sequence[Row]) -> list[str]:
     """The lines about all rows of a section."""
-    if section == "kernels":
+    if section in ("kernels", "attention"):
         checked = [row for row in rows if "relative_error" in row]
         if checked:
             right = sum(row["good"] for row in checked)
@@ -98,10 +98,10 @@ def _joined(row: Row) -> str | None:
     return f"{row['step']}, {row['variant']}, after {row['length']:,}: {row['milliseconds']:.3f} ms, {share}"
 
 
-def _attention(row: Row) -> str:
+def _attention(row: Row) -> str | None:
     what = f"{_rows(row['rows'])}, {row['variant']}, after {row['length']:,}"
     if "relative_error" in row:
-        return f"{what}: off by {row['relative_error']:.1e}{'' if row['good'] else ' WRONG'}"
+        return None if row["good"] else f"WRONG: {what} is off by {row['relative_error']:.1e}"
     share, rate = row["of_copy_bandwidth"], row["operations_a_second"] / 1e12
     return f"{what}: {row['microseconds']:.1f} us, {share:.0%} of the copy bandwidth, {rate:.0f} TFLOP/s"
 

@@ -68,7 +68,7 @@ THIRD = (
         "8B",
         ("joined",),
         60,
-        {"steps": ("plain", "verify-64", "verify-16", "verify-16-topkp"), "lengths": (LENGTH, 126976)},
+        {"steps": ("plain", "verify-16", "verify-16-topkp", "verify-64"), "lengths": (LENGTH, 126976)},
     ),
     Stage(
         "1.5B",

@@ -52,7 +52,6 @@ class Variant:
 
 
 VARIANTS = (
-    Variant(64, tall=True),
     Variant(64),
     Variant(16),
     Variant(1),
@@ -65,6 +64,7 @@ VARIANTS = (
     Variant(16, (64, 64, 8, 3)),
     Variant(1, (16, 128, 4, 2)),
     Variant(1, (16, 64, 4, 2), 49),
+    Variant(64, tall=True),
 )
 
 

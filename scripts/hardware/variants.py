@@ -83,8 +83,8 @@ def timed(
     models = {kind: by_join[VARIANTS[kind].join] for kind in kinds}
     cases = [(name, kind) for name in names for kind in kinds if name == names[0] or kind in (JOINED, APART)]
     made = _compiled(models, cases, capacity)
-    for length in lengths:
-        for name, kind in cases:
+    for name, kind in cases:
+        for length in lengths:
             if (name.endswith("-topkp") or kind not in (JOINED, APART)) and length != lengths[0]:
                 continue
             about = {"step": name, "variant": kind, "length": length}

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attention_cases import LAYER, Shape, make
+from lowering import lowered
 
 from pallas_kernels.gpus import A100, H200, Gpu
 from pallas_kernels.implementation import compiling_for
-from pallas_kernels.tree_attention import gpu, tall
+from pallas_kernels.tree_attention import gpu, tall, tree_attention
 
 CAPACITY = 640
 
@@ -62,8 +63,18 @@ def test_a_row_that_overflowed_spoils_those_that_see_it():
     shape = Shape(group=4, rows=32, head_dim=16, capacity=CAPACITY)
     arguments = make(np.random.default_rng(0), shape, [300])
     arguments["own_values"] = arguments["own_values"].at[0, 5].set(jnp.inf)
-    spoiled = np.isnan(np.asarray(attended(arguments))).any(axis=(2, 3))[0]
+    spoiled = np.any(np.isnan(attended(arguments)), axis=(2, 3))[0]
     np.testing.assert_array_equal(spoiled, np.asarray(arguments["tree_mask"])[0, :, 5])
+
+
+def test_on_hopper_a_library_walks_and_our_kernel_does_the_rest():
+    pytest.importorskip("tokamax")
+    shape = Shape(group=4, rows=32, head_dim=128, capacity=CAPACITY, dtype="bfloat16")
+    arguments = make(np.random.default_rng(0), shape, [300])
+    attend = partial(tree_attention, layer=LAYER, window=None)
+    called = {target: lowered("gpu", lambda a: attend(**a), arguments, gpu=target) for target in (H200, A100)}
+    assert ["mosaic_gpu" in text for text in called.values()] == [True, False]
+    assert all("__gpu$xla.gpu.triton" in text for text in called.values())
 
 
 def test_who_is_served():
