@@ -1,8 +1,9 @@
-"""The first minutes on a machine with a GPU: two plans of at most six minutes, stages in order of worth.
+"""The first minutes on a machine with a GPU: plans of at most six minutes, stages in order of worth.
 
     python scripts/first_contact.py --plan wheels      # with a network: collects what the machine lacks into wheels/
     python scripts/first_contact.py --plan first       # there: kernels, bandwidth, plain and 16-row steps, a profile
     python scripts/first_contact.py --plan second      # there: forced texts, 64 rows, options of XLA, a 1.5B, partial
+    python scripts/first_contact.py --plan third       # there: joined maps, the 1.5B, tiles of attention
     python scripts/first_contact.py --plan report      # anywhere: predictions, goals, and what follows
 
 The machine needs jax with its GPU, numpy, transformers and what else this project imports; no network, and this project
@@ -45,7 +46,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if (arguments.plan is None) == (arguments.stage is None):
-        parser.error("--plan is needed: first, second, report or wheels")
+        parser.error("--plan is needed: first, second, third, report or wheels")
     names = {stage.name for stage in PLANS.get(arguments.plan, ())}
     for limit in arguments.limit:
         name, _, seconds = limit.partition("=")

@@ -61,7 +61,7 @@ def report(
     target, whole = TARGETS[name], shapes.config_of(model)
     count = devices_needed(target, whole, capacity)
     config = shapes.config_of(model, layers)
-    wanted = steps.step_named(step, config, capacity, DTYPE)
+    wanted = steps.step_named(step, config, capacity, DTYPE, join=target.kind == "gpu")
     for old in (path for path in dumped.iterdir() if path.is_file()):
         old.unlink()
     begun = time.perf_counter()
@@ -70,7 +70,8 @@ def report(
     memory = compiled.memory_analysis()
     cache = cache_bytes(config, 1, capacity, DTYPE) // count
     whole_cache = cache_bytes(whole, 1, capacity, DTYPE) // count
-    arguments = argument_bytes(target, steps.step_named(step, whole, capacity, DTYPE), count)
+    full = steps.step_named(step, whole, capacity, DTYPE, join=target.kind == "gpu")
+    arguments = argument_bytes(target, full, count)
     text = compiled.as_text()
     made = large_arrays(text, cache // (2 * config.num_layers))
     # Copies also of weights, tables and draft caches, which are smaller than a layer's cache.

@@ -21,6 +21,7 @@ from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.models.hf_config import rope_override as override_rope
+from tokenswift_jax.models.joined import joined
 from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.progress_report import Report, phase, silent
 
@@ -123,6 +124,7 @@ def load_decoder(
     sharding: Callable[[names.ParameterPath], jax.sharding.Sharding] | None = None,
     *,
     copies: bool = True,
+    join: bool | None = None,
     report: Report = silent,
 ) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     """Loads a decoder split into (configuration, graph, parameters); each tensor goes directly to its shards.
@@ -136,6 +138,8 @@ def load_decoder(
       sharding: returns the sharding of a parameter for its path; None: all parameters go to the default device.
       copies: whether parameters may be stored twice where that decodes faster: tied embeddings on CPU, and the LM
         head's columns for the draft vocabulary. False for training, which would change one of the two.
+      join: whether linear maps of the same rows become one (`models.joined`); None: where that decodes faster (on one
+        GPU). False for training.
       report: receives the number of parameter bytes loaded so far.
 
     Raises:
@@ -171,7 +175,12 @@ def load_decoder(
             loaded.append((path, param.replace(values)))
             done += values.nbytes
             so_far(done)
-    return checkpoint.config, graph, nnx.from_flat_state(loaded)
+    params = nnx.from_flat_state(loaded)
+    if join or (join is None and sharding is None and jax.default_backend() == "gpu"):
+        decoder = nnx.merge(graph, params)
+        del loaded, params, values  # or all parts stay in memory beside what is joined
+        graph, params = nnx.split(joined(decoder))
+    return checkpoint.config, graph, params
 
 
 def _shard_reader(tensor: Tensor, path: names.ParameterPath, dtype: np.dtype) -> Callable[[Index | None], np.ndarray]:

@@ -52,6 +52,7 @@ class SelfAttention(nnx.Module):
         self.q_proj = Linear(size, queries, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.k_proj = Linear(size, keys, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.v_proj = Linear(size, keys, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.qkv_proj = nnx.data(None)  # `models.joined` puts one map in the place of the three
         self.o_proj = Linear(queries, size, bias=config.output_bias, dtype=dtype, rngs=rngs)
         norm = config.qk_norm
         self.q_norm = RMSNorm(dim, eps=config.rms_norm_eps, dtype=dtype) if norm else None
@@ -68,14 +69,22 @@ class SelfAttention(nnx.Module):
         carry: Any,
     ) -> tuple[jax.Array, Any, Any]:
         batch, rows, _ = x.shape
-        # Without this barrier, XLA for TPU makes the split into heads part of the matmuls, and changes the weights'
-        # layout for it.
-        projected = jax.lax.optimization_barrier((self.q_proj(x), self.k_proj(x), self.v_proj(x)))
-        queries, keys, values = (heads.reshape(batch, rows, -1, self.head_dim) for heads in projected)
+        queries, keys, values = (heads.reshape(batch, rows, -1, self.head_dim) for heads in self.projected(x))
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         mixed, left, carry = attention(layer, queries, keys, values, rotation, spec, carry)
         return self.o_proj(mixed.reshape(batch, rows, -1)), left, carry
+
+    def projected(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Queries, keys and values [batch, rows, ...] of the rows, heads first among what follows."""
+        if self.qkv_proj is None:
+            # Without this barrier, XLA for TPU makes the split into heads part of the matmuls, and changes the weights'
+            # layout for it.
+            return jax.lax.optimization_barrier((self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+        # Without this barrier, XLA for GPU makes the bias part of the matmul, which it then cannot split over the
+        # inputs: few columns leave most multiprocessors idle.
+        sums = self.qkv_proj.biased(jax.lax.optimization_barrier(self.qkv_proj.sums(x)))
+        return sums[..., :-2, :], sums[..., -2, :], sums[..., -1, :]
 
 
 class MLP(nnx.Module):
@@ -86,9 +95,13 @@ class MLP(nnx.Module):
         self.gate_proj = Linear(size, inner, bias=bias, dtype=dtype, rngs=rngs)
         self.up_proj = Linear(size, inner, bias=bias, dtype=dtype, rngs=rngs)
         self.down_proj = Linear(inner, size, bias=bias, dtype=dtype, rngs=rngs)
+        self.gate_up_proj = nnx.data(None)  # `models.joined` puts one map in the place of the two
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        if self.gate_up_proj is None:
+            return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        both = self.gate_up_proj(x)
+        return self.down_proj(jax.nn.silu(both[..., 0, :]) * both[..., 1, :])
 
 
 class DecoderLayer(nnx.Module):
