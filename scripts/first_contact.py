@@ -16,6 +16,7 @@ Without an accelerator the same stages run on tiny shapes, which says nothing of
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -42,6 +43,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="also the stages that were done before")
     parser.add_argument("--unpack", type=Path, metavar="ARCHIVE", help="go on from an earlier plan's archive")
     parser.add_argument("--results", type=Path, nargs="+", help="of --plan report: JSON of plans (default: --output's)")
+    parser.add_argument("--table", type=Path, metavar="PAGE", help="of --plan report: also write the steps into a page")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -99,6 +101,10 @@ def _report(arguments: argparse.Namespace) -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     print("\n".join(write_report(files, arguments.output / "report.json")))
     print(f"{arguments.output / 'report.json'}: all rows")
+    if arguments.table is not None:
+        from contact.table import write_table
+
+        write_table(json.loads((arguments.output / "report.json").read_text(encoding="utf-8")), arguments.table)
     return 0
 
 

@@ -275,6 +275,23 @@ def test_a_loop_within_a_graph_is_no_launch_of_the_host():
     assert launches.count(inside, PROGRAM) == launches.Launches(nodes=24, graphs=0, waits=0)
 
 
+@pytest.mark.parametrize(
+    ("step", "layers", "found", "good"),
+    [
+        ("plain", 2, {"nodes": 66, "graphs": 0, "waits": 0}, True),
+        ("plain", 2, {"nodes": 67, "graphs": 0, "waits": 0}, False),
+        ("plain", 2, {"nodes": 60, "graphs": 1, "waits": 1}, False),
+        ("plain", 32, {"nodes": 700, "graphs": 1, "waits": 1}, True),
+        ("prefill", 2, {"nodes": 700, "graphs": 1, "waits": 1}, True),
+        ("plain", 2, None, True),
+    ],
+)
+def test_launches_are_held_to_what_was_counted(step, layers, found, good):
+    from hardware.aot import few_launches
+
+    assert few_launches(step, layers, found) == good
+
+
 def test_launches_are_read_from_what_xla_dumps(tmp_path):
     assert launches.dumped_launches(tmp_path) is None
     (tmp_path / "module_0001.jit_f.thunk_sequence_after_thunk_passes.txt").write_text(THUNKS)

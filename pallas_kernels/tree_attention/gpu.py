@@ -29,7 +29,7 @@ from pallas_kernels.tree_attention.pieces import head_pieces
 from pallas_kernels.tree_attention.tall import serves, tall_attention
 
 MOST_SPLITS = 128
-TALL = True  # whether `tall` serves the calls that it can
+TALL = False  # whether `tall` serves the calls that it can: no GPU has timed it yet (`first_contact.py --plan third`)
 
 
 @dataclass(frozen=True)

@@ -117,17 +117,20 @@ def _compiled(models: dict[str, RandomModel], cases: Sequence[Case], capacity: i
             first.exception()
         return program.compile(options[kind])
 
-    with ThreadPoolExecutor(WORKERS) as workers:
-        for name, kind in cases:
-            key = name, VARIANTS[kind].join, VARIANTS[kind].padded
-            if key not in lowered:
-                model = models[kind]
-                # A function of its own each time, or JAX would take the trace of another variant.
-                step = steps.step_named(name, model.config, capacity, model.dtype, join=model.join)
-                with _padding() if VARIANTS[kind].padded else nullcontext():
-                    lowered[key] = step.function.lower(*step.arguments)
-            first = made.get(cases[0])
-            made[name, kind] = workers.submit(compile_after, first, lowered[key], kind)
+    workers = ThreadPoolExecutor(WORKERS)
+    for name, kind in cases:
+        key = name, VARIANTS[kind].join, VARIANTS[kind].padded
+        if key not in lowered:
+            model = models[kind]
+            # A function of its own each time, or JAX would take the trace of another variant.
+            step = steps.step_named(name, model.config, capacity, model.dtype, join=model.join)
+            with _padding() if VARIANTS[kind].padded else nullcontext():
+                lowered[key] = step.function.lower(*step.arguments)
+        first = made.get(cases[0])
+        made[name, kind] = workers.submit(compile_after, first, lowered[key], kind)
+    # The caller measures each program when it is there. On an H200 all of them took longer to compile than the stage
+    # had (46 s), and nothing was measured.
+    workers.shutdown(wait=False)
     return made
 
 
