@@ -17,6 +17,7 @@ from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
 from tokenswift_jax.kv.dense import FullCache, empty_cache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.joined import joined
 from tokenswift_jax.request import batch_of
 from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise
@@ -56,14 +57,26 @@ class Step:
     plan: Plan | None
 
 
-def step_named(name: str, config: ModelConfig, capacity: int, dtype: Any, batch: int = 1) -> Step:
-    """A step of a model with a cache of `capacity` slots.
+def decoder_shapes(config: ModelConfig, dtype: Any, join: bool) -> tuple[Any, Any]:
+    """Graph and shapes of the parameters; `join` as decoding on a GPU has them."""
+
+    def make() -> Decoder:
+        decoder = Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+        return joined(decoder) if join else decoder
+
+    return nnx.split(nnx.eval_shape(make))
+
+
+def step_named(
+    name: str, config: ModelConfig, capacity: int, dtype: Any, batch: int = 1, *, join: bool = False
+) -> Step:
+    """A step of a model with a cache of `capacity` slots; `join` as in `decoder_shapes`.
 
     `plain` is a token of `autoregressive`; `verify-N` an iteration of `fused` with N rows, drafting by heads and commit
     included, `verify-N-topkp` one whose draws have top-k and top-p; `partial-16` an iteration of `partial`; `draft` its
     drafting alone; `prefill` a chunk of a prompt.
     """
-    graph, params = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))))
+    graph, params = decoder_shapes(config, dtype, join)
     if name == "prefill":
         shape = jax.ShapeDtypeStruct
         cache = jax.eval_shape(lambda: empty_cache(config, batch, capacity, jnp.dtype(dtype)))

@@ -37,7 +37,7 @@ def match_tensors(
     Raises:
       UserError: tensors are missing, extra or mis-shaped (listed).
     """
-    state = nnx.split(abstract_decoder(config, jnp.float32))[1]
+    state = nnx.split(abstract_decoder(replace(config, draft_vocab=None), jnp.float32))[1]
     expected = {names.hf_name(path): (path, param) for path, param in nnx.to_flat_state(state)}
     stored = {name: tensor for name, tensor in stored.items() if not names.is_harmless(name)}
     head, table = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
