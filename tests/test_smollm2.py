@@ -151,7 +151,7 @@ def test_8000_positions(model):
     """A long prompt, then sampled text up to the last position that the model has."""
     pages = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
     books = " ".join(page.read_text(encoding="utf-8") for page in pages)
-    ids = model.tokenizer(books).input_ids[:8000]
+    ids = model.tokenizer(2 * books).input_ids[:8000]
     assert len(ids) == 8000
     sampling = ts.SamplingConfig(temperature=1.0, min_p=0.1, seed=3)
     limits = {"max_new_tokens": 192, "ignore_eos": True}
