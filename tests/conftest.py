@@ -22,6 +22,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # else compares with NumPy, a file, a message or the run's own bookkeeping, and most of its time would be compilation.
 _COMPILED_AS_FOR_A_PERSON = {
     "test_end_to_end.py",
+    "test_smollm2_long.py",
     "audit/test_replay.py",
     "engine/test_batch.py",
     "pallas_kernels/test_tree_attention_neighbours.py",

@@ -144,22 +144,3 @@ def test_the_stored_continuations_are_transformers():
     assert list(PROMPTS) == list(GREEDY)
     for name, found in islice(continuations(), 1):
         assert found["token_ids"] == GREEDY[name]["token_ids"]
-
-
-@pytest.mark.slow
-def test_8000_positions(model):
-    """A long prompt, then sampled text up to the last position that the model has."""
-    pages = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
-    books = " ".join(page.read_text(encoding="utf-8") for page in pages)
-    ids = model.tokenizer(2 * books).input_ids[:8000]
-    assert len(ids) == 8000
-    sampling = ts.SamplingConfig(temperature=1.0, min_p=0.1, seed=3)
-    limits = {"max_new_tokens": 192, "ignore_eos": True}
-    plain = ts.generate(model, ids, sampling, PLAIN, **limits)
-    drafted = ts.generate(model, ids, sampling, MODES["ngram"], **limits, audit=True)
-    assert len(plain.token_ids) == 192
-    assert drafted.token_ids == plain.token_ids
-    assert (drafted.audit["positions"], drafted.audit["mismatches"]) == (192, 0)
-    assert drafted.mean_accepted_length > 1
-    with pytest.raises(ts.UserError, match="8192"):
-        ts.generate(model, ids, sampling, PLAIN, max_new_tokens=193)
