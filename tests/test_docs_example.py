@@ -13,6 +13,7 @@ from tests.engine_fixture import settings_of
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
+from tokenswift_jax.kv.forward import Rows
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise, row_keys
@@ -25,7 +26,6 @@ from tokenswift_jax.speculate.tree_spec import TreeSpec
 from tokenswift_jax.step import verify as verification
 from tokenswift_jax.step.accept import walk
 from tokenswift_jax.step.commit import commit
-from tokenswift_jax.step.forward import Rows
 from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
 
 PAGE = (Path(__file__).parents[1] / "docs" / "how-it-works.md").read_text(encoding="utf-8")

@@ -26,13 +26,13 @@ from tokenswift_jax import SamplingConfig, SpeculationConfig
 from tokenswift_jax.checkpoint import load_decoder
 from tokenswift_jax.kv.dense import FullCache, empty_cache
 from tokenswift_jax.kv.draft_positions import DraftCache, DraftCacheShape
+from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.model import Model
 from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.speculate.draft import draft_tree
 from tokenswift_jax.speculate.plans import autoregressive_plan
 from tokenswift_jax.speculate.tree_spec import TreeSpec
-from tokenswift_jax.step.forward import forward_rows
 from tokenswift_jax.step.state import Plan
 
 PROMPT, CAPACITY, SINKS = 96, 256, 16

@@ -7,12 +7,12 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax.kv.forward import Rows, forward_rows
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.speculate import ngram, ngram_calibration
 from tokenswift_jax.speculate.candidates import DraftSampler, head_levels
 from tokenswift_jax.speculate.tree import Tree, build
 from tokenswift_jax.speculate.tree_expand import TreeDepth, shared_levels
-from tokenswift_jax.step.forward import Rows, forward_rows
 from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
 
 

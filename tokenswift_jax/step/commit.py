@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from tokenswift_jax.arrays import write_at
 from tokenswift_jax.finish import Finish
+from tokenswift_jax.kv.forward import Rows
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.params import contains
 from tokenswift_jax.speculate import ngram, ngram_calibration
 from tokenswift_jax.speculate.tree import Tree
 from tokenswift_jax.step.accept import Acceptance
-from tokenswift_jax.step.forward import Rows
 from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
 from tokenswift_jax.token_log import DRAFTED, NGRAM, SAMPLED
 

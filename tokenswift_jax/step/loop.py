@@ -16,10 +16,10 @@ from flax import nnx
 from tokenswift_jax.arrays import write_at
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.dense import FullCache
+from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import next_rows
 from tokenswift_jax.sample.logprobs import Logprobs
 from tokenswift_jax.speculate import ngram_fill
-from tokenswift_jax.step.forward import forward_rows
 from tokenswift_jax.step.iteration import Emitted, iterate
 from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
 from tokenswift_jax.token_log import RECORD

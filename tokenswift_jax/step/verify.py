@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax.kv.forward import Rows, forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sample.sampler import RowInputs, TextInputs, draw_rows
 from tokenswift_jax.speculate.tree import Tree
-from tokenswift_jax.step.forward import Rows, forward_rows
 from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
 
 
