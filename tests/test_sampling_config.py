@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.sampling import SamplingConfig, check_vocabulary, from_generation_config, resolve_sampling
+from tokenswift_jax.generation_config import from_generation_config
+from tokenswift_jax.sampling import SamplingConfig, check_vocabulary, resolve_sampling
 
 
 def test_defaults_are_neutral():

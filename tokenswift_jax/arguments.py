@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.request import Request
-from tokenswift_jax.sampling import SamplingConfig, check_vocabulary, resolve_sampling
+from tokenswift_jax.generation_config import FILE
+from tokenswift_jax.generation_config import ends as checkpoint_ends
+from tokenswift_jax.request import Request, check_drawable
+from tokenswift_jax.sampling import SamplingConfig, resolve_sampling
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
@@ -21,35 +23,43 @@ def requests_for(
     *,
     sampling: SamplingConfig | Sequence[SamplingConfig] | None,
     max_new_tokens: int | Sequence[int],
-    min_new_tokens: int | Sequence[int],
+    min_new_tokens: int | Sequence[int] | None,
     ignore_eos: bool | Sequence[bool],
-    stop: str | Sequence[str] | Sequence[Sequence[str]],
+    stop: str | Sequence[str] | Sequence[Sequence[str]] | None,
 ) -> list[Request]:
-    """The requests of a batch.
+    """The requests of a batch; the checkpoint's generation_config.json gives what is None.
 
     One `SamplingConfig` serves all rows, and row i draws with its `sequence` + i; the entries of a list are used as
     given.
 
     Raises:
-      UserError: a value is out of range, a list does not have one entry per prompt, or `suppress_tokens` and the
-        vocabulary leave nothing to draw.
+      UserError: a value is out of range, a list does not have one entry per prompt, or the settings leave nothing to
+        draw.
     """
     count = len(prompts)
     configs = _configs(model, sampling, count)
     longest = _one_each("max_new_tokens", max_new_tokens, count)
-    shortest = _one_each("min_new_tokens", min_new_tokens, count)
+    ends = checkpoint_ends(model.generation_config)
+    if min_new_tokens is None:
+        # A text that `max_new_tokens` ends sooner has no use for the rest.
+        shortest = [min(ends.min_new_tokens, most) if type(most) is int and most > 0 else 0 for most in longest]
+    else:
+        shortest = _one_each("min_new_tokens", min_new_tokens, count)
     ignored = _one_each("ignore_eos", ignore_eos, count)
-    stops = _stops(stop, count)
+    stops = [ends.stops] * count if stop is None else _stops(stop, count)
     requests = []
     for row, prompt in enumerate(prompts):
         _check_lengths(longest[row], shortest[row])
         if not isinstance(ignored[row], bool):
             raise UserError(f"ignore_eos is {ignored[row]!r}; it must be True or False", arguments=("ignore_eos",))
         if stops[row] and model.tokenizer is None:
+            if stop is None:
+                raise UserError(f"{FILE} has stop_strings, which need a tokenizer, and this checkpoint has none")
             raise UserError("stop needs text, and this checkpoint has no tokenizer; leave it out", arguments=("stop",))
-        check_vocabulary(configs[row], model.config.vocab_size)
         eos = () if ignored[row] else tuple(model.eos_token_ids)
-        requests.append(Request(prompt, configs[row], longest[row], shortest[row], eos, stops[row]))
+        request = Request(prompt, configs[row], longest[row], shortest[row], eos, stops[row])
+        check_drawable(request, model.config.vocab_size)
+        requests.append(request)
     return requests
 
 

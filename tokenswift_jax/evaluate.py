@@ -15,7 +15,7 @@ from pathlib import Path
 from tokenswift_jax.cli.command import Parser, exit_status, leave, quiet_transformers, with_dashes
 from tokenswift_jax.cli.converters import whole, whole_list
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.paths import check_writable
+from tokenswift_jax.paths import check_writable, write_text
 from tokenswift_jax.training.extra import check_installed
 
 PROGRAM = "python -m tokenswift_jax.evaluate"
@@ -70,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
             )
     print(result.table())
     if options.json is not None:
-        options.json.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+        write_text(options.json, json.dumps(result.to_json(), allow_nan=False) + "\n")
     if options.store:
         store_node_sets(model.path, result.node_sets)
         print(f"node sets stored in {model.path / 'config.json'}", file=sys.stderr)

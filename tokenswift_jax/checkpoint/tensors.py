@@ -120,7 +120,7 @@ def read_model_files(directory: Path) -> list[Tensor]:
             raise UserError(f"{directory} has PyTorch weights only; save them as safetensors (model.safetensors) first")
         raise UserError(f"no weights in {directory}: neither {WHOLE_FILE} nor {INDEX_FILE}")
     try:
-        places = json.loads(index.read_text())["weight_map"]
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(places.values()))
         missing = [shard for shard in shards if not (directory / shard).is_file()]
     except (ValueError, KeyError, AttributeError, TypeError):

@@ -13,6 +13,7 @@ from tokenswift_jax.paths import check_writable
 from tokenswift_jax.speculation import DRAFT_WEIGHTS
 
 PROGRAM = "python -m tokenswift_jax.generate"
+MAX_NEW_TOKENS = 256  # where neither a flag nor the checkpoint says
 SAMPLING = (
     *("temperature", "top_k", "top_p", "min_p", "eta_cutoff", "repetition_penalty", "penalty_window"),
     *("min_tokens_to_keep", "suppress_tokens", "seed"),
@@ -56,16 +57,16 @@ def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
     prompts = [name for name in ("prompt", "prompt_file", "prompt_ids") if getattr(options, name) is not None]
     if len(prompts) > 1:
         raise UserError(f"{named(prompts)} contradict each other; give one of them")
-    if not prompts and options.model is not None:
+    continues = options.resume and options.journal is not None and options.journal.exists()  # it has the prompt
+    if not prompts and options.model is not None and not continues:
         raise UserError("a prompt is missing; give --prompt, --prompt-file or --prompt-ids")
-    if options.chat and prompts != ["prompt"] and prompts != ["prompt_file"]:
+    if options.chat and prompts not in (["prompt"], ["prompt_file"], *([[]] if continues else [])):
         raise UserError("--chat needs a prompt of text; give --prompt or --prompt-file")
     if options.resume and options.journal is None:
         raise UserError("--resume continues a journal; name it with --journal")
-    if options.min_new_tokens > options.max_new_tokens:
-        raise UserError(
-            f"--min-new-tokens {options.min_new_tokens} is above --max-new-tokens {options.max_new_tokens}; lower one"
-        )
+    least, most = options.min_new_tokens, options.max_new_tokens
+    if least is not None and most is not None and least > most:
+        raise UserError(f"--min-new-tokens {least} is above --max-new-tokens {most}; lower one")
     mode = options.mode or "auto"
     unused = [name for name in options.speculation if name != "mode" and name not in _USED[mode]]
     if options.schedule == "fused":
@@ -108,10 +109,18 @@ def flag_parser(program: str = PROGRAM) -> Parser:
     add("--mesh", type=one_device, metavar="1", help="devices; one so far")
 
     add = parser.add_argument_group("length and end").add_argument
-    add("--max-new-tokens", type=whole(1), default=256, metavar="N", help="default: %(default)s")
-    add("--min-new-tokens", type=whole(0), default=0, metavar="N", help="no EOS before so many")
+    add("--max-new-tokens", type=whole(1), metavar="N", help=f"default: the checkpoint's, else {MAX_NEW_TOKENS}")
+    add(
+        "--min-new-tokens", type=whole(0), metavar="N", help="no EOS before so many (default: the checkpoint's, else 0)"
+    )
     add("--ignore-eos", action="store_true", help="go on after an EOS")
-    add("--stop", type=stop_text, action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    add(
+        "--stop",
+        type=stop_text,
+        action="append",
+        metavar="TEXT",
+        help="end before this text; repeatable (default: the checkpoint's)",
+    )
 
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=number, metavar="T", help="0 is greedy")

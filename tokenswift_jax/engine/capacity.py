@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax.engine.host_memory import available_bytes
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
 from tokenswift_jax.models.config import ModelConfig
@@ -16,7 +19,12 @@ from tokenswift_jax.speculate import ngram
 
 
 def capacity_for(
-    config: ModelConfig, requests: Sequence[Request], scratch: int, prefill_rows: int, asked: int | None
+    config: ModelConfig,
+    requests: Sequence[Request],
+    scratch: int,
+    prefill_rows: int,
+    asked: int | None,
+    rope_override: Mapping[str, Any] | None = None,
 ) -> int:
     """Slots per row of the cache: enough for the longest row, an iteration's scratch slots and prefill's last chunk.
 
@@ -28,6 +36,7 @@ def capacity_for(
       scratch: slots that an iteration writes after a row's committed tokens, whether or not it commits them.
       prefill_rows: positions per row of one prefill forward.
       asked: slots that the caller wants, at least as many as needed; None: as many as needed.
+      rope_override: the one with which the model was loaded, for the message.
 
     Raises:
       UserError: prompt + max_new_tokens exceeds the model's positions or the capacity asked for.
@@ -37,10 +46,9 @@ def capacity_for(
     longest = prompt + new
     limit = config.max_position_embeddings
     if longest > limit:
-        stretched = f'{{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": {limit}}}'
         raise UserError(
-            f"prompt ({prompt} tokens) + max_new_tokens ({new}) exceeds the model's {limit} "
-            f"positions; ask for less, or stretch them, for example with rope_override={stretched}",
+            f"prompt ({prompt} tokens) + max_new_tokens ({new}) exceeds the model's {limit} positions; ask for less, "
+            + _remedy(config, longest, rope_override),
             arguments=("max_new_tokens", "rope_override"),
         )
     needed = round_up(max(longest + scratch + 1, round_up(longest, prefill_rows)))
@@ -51,6 +59,24 @@ def capacity_for(
             )
         return round_up(asked)
     return round_up(needed, max(BLOCK, 2 ** (needed.bit_length() - 4)))
+
+
+def _remedy(config: ModelConfig, longest: int, rope_override: Mapping[str, Any] | None) -> str:
+    """Advice that makes room for `longest` positions and keeps the checkpoint's own type of RoPE."""
+    if config.limited_by is not None:
+        return f"since longer texts need {config.limited_by}, which is not supported"
+    rope, limit = config.rope, config.max_position_embeddings
+    trained = limit if rope.factor is None else rope.original_max_position or int(limit / rope.factor)
+    changed: dict[str, Any] = {"rope_type": "yarn"} if rope.type == "default" else {}
+    changed |= {name: value for name, value in (rope_override or {}).items() if name not in ("type", "rope_type")}
+    if rope.type != "default" and rope_override is not None and {"type", "rope_type"} & set(rope_override):
+        changed["rope_type"] = rope.type
+    changed.pop("max_position_embeddings", None)
+    changed["factor"] = float(math.ceil(longest / trained))
+    if rope.type in ("default", "linear"):
+        changed["original_max_position_embeddings"] = trained
+    how = "stretch them" if rope.type == "default" else f"stretch its RoPE, of type {rope.type}, further"
+    return f"or {how}, which changes the model, with rope_override={json.dumps(changed)}"
 
 
 def check_memory(
@@ -90,6 +116,4 @@ def _free_bytes() -> int | None:
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    if device.platform == "cpu" and hasattr(os, "sysconf"):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+    return available_bytes() if device.platform == "cpu" else None

@@ -62,6 +62,20 @@ def rope_parameters(config: Mapping[str, Any], max_positions: int) -> dict[str, 
     return fields
 
 
+def longest_text(config: Mapping[str, Any], max_positions: int) -> int:
+    """The longest text in positions: `max_position_embeddings`, or factor times the trained length if that is more.
+
+    The trained length is `original_max_position_embeddings`, beside or inside the RoPE parameters, else
+    `max_position_embeddings`. The parameters are those that `rope_config` accepts.
+    """
+    fields = rope_parameters(config, max_positions)
+    if fields["rope_type"] == "default":
+        return max_positions
+    beside = config.get("original_max_position_embeddings")
+    trained = beside or fields.get("original_max_position_embeddings", max_positions)
+    return max(max_positions, int(fields["factor"] * trained))
+
+
 def rope_config(config: Mapping[str, Any], max_positions: int) -> RopeConfig:
     """Resolves a config.json's RoPE as transformers computes it (`modeling_rope_utils`).
 
@@ -87,6 +101,8 @@ def rope_config(config: Mapping[str, Any], max_positions: int) -> RopeConfig:
         raise UserError(f"RoPE type {kind!r} needs {', '.join(missing)}")
     if fields.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError("partial_rotary_factor is not 1; only rotation of whole heads is known")
+    if not isinstance(fields.get("truncate", True), bool):
+        raise UserError(f"RoPE field truncate is {fields['truncate']!r}; it must be true or false")
     for name in _NUMBERS:
         value = fields.get(name, 1.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:

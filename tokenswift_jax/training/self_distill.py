@@ -22,7 +22,7 @@ from tokenswift_jax.training.learner import compute_dtype
 from tokenswift_jax.training.settings import TrainingSettings
 from tokenswift_jax.training.shards import Corpus, corpus_of_ids
 
-_FORMAT = 1  # a change that gives other texts for the same settings raises it
+_FORMAT = 2  # a change that gives other texts for the same settings raises it
 PROMPT_SHARE = 8  # one token in this many is the prompt's
 _TOKENS_AT_ONCE, _MOST_ROWS = 1 << 16, 32  # limits of a batch, so that its cache fits beside the parameters
 
@@ -72,6 +72,8 @@ def written_by_target(
                     SamplingConfig(seed=settings.seed, sequence=first),
                     speculation,
                     max_new_tokens=settings.max_length - prompt_tokens(settings),
+                    min_new_tokens=0,
+                    stop=(),
                 )
                 if any(result.finish_reason == "interrupted" for result in results):
                     raise KeyboardInterrupt
