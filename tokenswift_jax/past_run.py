@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenswift_jax.engine.journal import recorded_header
+from tokenswift_jax.errors import UserError
 from tokenswift_jax.prompt import encode
 
 
@@ -48,10 +49,13 @@ def recorded(path: str | Path, prompt: Any, messages: Any, vocab: int) -> PastRu
     The journal's ids serve a call without a prompt, and one with the same text or conversation as the first.
 
     Raises:
-      UserError: the journal's prompt is no list of token ids of the vocabulary.
+      UserError: the journal's prompt is no list of token ids of the vocabulary, or the call has no prompt and the file
+        no header to take one from.
     """
     header = recorded_header(path)
     if header is None:
+        if prompt is None and messages is None and Path(path).exists():
+            raise UserError(f"{path} is not a journal with a prompt; name another file, or give the prompt too")
         return None
     asked, ids = asked_for(prompt, messages), None
     if (prompt is None and messages is None) or (asked is not None and header.get("asked") == asked):

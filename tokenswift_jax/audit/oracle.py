@@ -91,7 +91,9 @@ def _is_kept(token: int, row: _Row, *, lenient: bool) -> bool:
     """Whether all filters keep a token; rounding decides for it if `lenient`, else against it."""
     sampling, scores, sign = row.request.sampling, row.scores, 1 if lenient else -1
     own, slack, mass = scores[token], sign * row.slack, sign * _MASS
-    above = int(np.sum(scores > own + slack))
+    higher = scores > own + slack
+    higher[token] = False
+    above = int(higher.sum())
     if above < sampling.min_tokens_to_keep:
         return True
     kept = scores > -np.inf
@@ -104,7 +106,7 @@ def _is_kept(token: int, row: _Row, *, lenient: bool) -> bool:
     highest = scores.max()
     weights = np.where(kept, np.exp(scores - highest), 0.0)
     if sampling.top_p is not None and sampling.top_p < 1:
-        if weights[scores > own + slack].sum() / weights.sum() >= sampling.top_p + mass:
+        if weights[higher].sum() / weights.sum() >= sampling.top_p + mass:
             return False
         if sampling.eta_cutoff is not None:
             order = np.argsort(-scores, kind="stable")

@@ -45,10 +45,18 @@ def capacity_for(
     prompt, new = len(largest.prompt_ids), largest.max_new_tokens
     longest = prompt + new
     limit = config.max_position_embeddings
+    if longest > limit and config.limited_by is not None:
+        raise UserError(
+            f"prompt ({prompt} tokens) + max_new_tokens ({new}) exceeds {limit} positions; longer texts need "
+            f"{config.limited_by} of config.json, which is not supported; ask for less",
+            arguments=("max_new_tokens",),
+        )
     if longest > limit:
+        stretched = json.dumps(_stretched(config, longest, rope_override))
+        how = "stretch them" if config.rope.type == "default" else f"stretch its RoPE (type {config.rope.type}) further"
         raise UserError(
             f"prompt ({prompt} tokens) + max_new_tokens ({new}) exceeds the model's {limit} positions; ask for less, "
-            + _remedy(config, longest, rope_override),
+            f"or {how}, which changes the model: rope_override={stretched}",
             arguments=("max_new_tokens", "rope_override"),
         )
     needed = round_up(max(longest + scratch + 1, round_up(longest, prefill_rows)))
@@ -61,22 +69,19 @@ def capacity_for(
     return round_up(needed, max(BLOCK, 2 ** (needed.bit_length() - 4)))
 
 
-def _remedy(config: ModelConfig, longest: int, rope_override: Mapping[str, Any] | None) -> str:
-    """Advice that makes room for `longest` positions and keeps the checkpoint's own type of RoPE."""
-    if config.limited_by is not None:
-        return f"since longer texts need {config.limited_by}, which is not supported"
+def _stretched(config: ModelConfig, longest: int, rope_override: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The `rope_override` that makes room for `longest` positions and keeps the checkpoint's own type of RoPE."""
     rope, limit = config.rope, config.max_position_embeddings
     trained = limit if rope.factor is None else rope.original_max_position or int(limit / rope.factor)
+    before = {name: value for name, value in (rope_override or {}).items() if name != "max_position_embeddings"}
     changed: dict[str, Any] = {"rope_type": "yarn"} if rope.type == "default" else {}
-    changed |= {name: value for name, value in (rope_override or {}).items() if name not in ("type", "rope_type")}
-    if rope.type != "default" and rope_override is not None and {"type", "rope_type"} & set(rope_override):
+    if rope.type != "default" and {"type", "rope_type"} & set(before):
         changed["rope_type"] = rope.type
-    changed.pop("max_position_embeddings", None)
+    changed |= {name: value for name, value in before.items() if name not in ("type", "rope_type")}
     changed["factor"] = float(math.ceil(longest / trained))
     if rope.type in ("default", "linear"):
         changed["original_max_position_embeddings"] = trained
-    how = "stretch them" if rope.type == "default" else f"stretch its RoPE, of type {rope.type}, further"
-    return f"or {how}, which changes the model, with rope_override={json.dumps(changed)}"
+    return changed
 
 
 def check_memory(
