@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 import jax
 
 from tokenswift_jax import __version__, checkpoint, stats
-from tokenswift_jax.arguments import logprob_spec, requests_for
+from tokenswift_jax.arguments import check_call, logprob_spec, requests_for
 from tokenswift_jax.engine.journal import Journal
 from tokenswift_jax.engine.sequence import Row
 from tokenswift_jax.errors import UserError, WriteError
@@ -122,6 +122,8 @@ def stream(
     from tokenswift_jax.engine import session
     from tokenswift_jax.speculation import SpeculationConfig
 
+    speculation = SpeculationConfig() if speculation is None else speculation
+    check_call(model, speculation, capacity=capacity, audit=audit, resume=resume, journal=journal)
     size = model.config.vocab_size
     past_run = recorded(journal, prompt, messages, size) if resume and journal is not None else None
     prompts = None
@@ -141,7 +143,6 @@ def stream(
         ignore_eos=ignore_eos,
         stop=stop,
     )
-    speculation = SpeculationConfig() if speculation is None else speculation
     spec = logprob_spec(logprobs, logprobs_mode, size)
     call = _Call(model, requests, is_batch(prompt, messages), spec, speculation, ignore_eos, audit, report)
     saved = _open_journal(call, journal, resume, asked_for(prompt, messages))
@@ -180,8 +181,8 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
       max_new_tokens: the most tokens to generate, EOS included.
       min_new_tokens: no EOS is drawn before this many tokens; None: the checkpoint's generation_config, else 0.
       ignore_eos: EOS tokens do not end the text.
-      stop: strings that end the text; it ends before them. A list of lists has one entry per prompt. None: the
-        `stop_strings` of the checkpoint's generation_config, if any.
+      stop: strings that end the text; it ends before them. A special token by its name ends it too. A list of lists
+        has one entry per prompt. None: the `stop_strings` of the checkpoint's generation_config, if any.
       journal: file for every emitted token (one prompt only).
       resume: continue the journal's run, or begin it where there is no file yet. The run goes on with the token ids of
         its prompt and the EOS ids that the journal has: a template or tokenizer that has changed since then does not
@@ -357,7 +358,7 @@ def _open_journal(call: _Call, path: str | Path | None, resume: bool, asked: str
         "prompt_ids": list(request.prompt_ids),
         "sampling": asdict(request.sampling),
         "min_new_tokens": request.min_new_tokens,
-        "ignore_eos": call.ignore_eos if isinstance(call.ignore_eos, bool) else call.ignore_eos[0],
+        "ignore_eos": bool(call.ignore_eos[0] if isinstance(call.ignore_eos, list | tuple) else call.ignore_eos),
         "stop": request.stops,
     }
     if asked is not None:

@@ -142,30 +142,36 @@ def read_text(path: str) -> str:
     Raises:
       UserError: the file is unreadable, or not UTF-8 text.
     """
-    name = "standard input" if path == "-" else path
+    name, data = _read(path)
     try:
-        return decode(sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"prompt file {name}: {error.strerror}") from error
+        return decode(data)
     except NotTextError as error:
         raise UserError(f"prompt file {name} is {error}; save it as UTF-8 text") from error
 
 
 def read_ids(path: str) -> list[int]:
-    """The token ids of a JSON file that contains one list of them.
+    """The token ids of a JSON file, or of standard input for "-", that contains one list of them.
 
     Raises:
       UserError: the file is unreadable, or contains anything else.
     """
+    name, data = _read(path)
     try:
-        ids = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"prompt file {path}: {error.strerror}") from error
+        ids = json.loads(decode(data))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"prompt file {path} is not JSON; give one list of token ids such as [1, 2, 3]") from error
+        raise UserError(f"prompt file {name} is not JSON; give one list of token ids such as [1, 2, 3]") from error
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-        raise UserError(f"prompt file {path} has to hold one list of token ids such as [1, 2, 3]")
+        raise UserError(f"prompt file {name} has to hold one list of token ids such as [1, 2, 3]")
     return ids
+
+
+def _read(path: str) -> tuple[str, bytes]:
+    """The name of a prompt file for messages, and its bytes."""
+    name = "standard input" if path == "-" else path
+    try:
+        return name, sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"prompt file {name}: {error.strerror}") from error
 
 
 def _ids(prompt: Any, name: str) -> Sequence[int]:

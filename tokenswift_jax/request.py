@@ -20,6 +20,7 @@ class Request:
       min_new_tokens: no EOS is drawn before this many tokens.
       eos_token_ids: tokens that end the text; empty where EOS is ignored, and then `min_new_tokens` has no effect.
       stops: strings that end the text.
+      stop_token_ids: special tokens among `stops`, which give no text: each ends the text as a stop string does.
     """
 
     prompt_ids: Sequence[int]
@@ -28,6 +29,7 @@ class Request:
     min_new_tokens: int = 0
     eos_token_ids: tuple[int, ...] = ()
     stops: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
 
 
 def check_drawable(request: Request, vocab: int) -> None:

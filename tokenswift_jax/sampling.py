@@ -61,7 +61,11 @@ class SamplingConfig:
         self._integer("min_tokens_to_keep", 1, 2**31 - 1, "a whole number, 1 or above")
         self._integer("seed", 0, 2**32 - 1, "a whole number from 0 to 4294967295")
         self._integer("sequence", 0, 2**31 - 1, "a whole number from 0 to 2147483647")
-        listed = isinstance(self.suppress_tokens, Iterable) and not isinstance(self.suppress_tokens, str)
+        listed = isinstance(self.suppress_tokens, Iterable) and not isinstance(
+            self.suppress_tokens, str | bytes | Mapping
+        )
+        # A generator gives its ids once.
+        object.__setattr__(self, "suppress_tokens", tuple(given) if listed else given)
         if not listed or any(not _is_integer(token) or token < 0 for token in self.suppress_tokens):
             raise UserError(
                 f"suppress_tokens is {self.suppress_tokens!r}; it must be a list of token ids, 0 or above",

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tokenswift_jax.arguments import is_whole
 from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.prompt import Prompt, encode, is_batch
@@ -56,10 +57,10 @@ def score_tokens(model: Model, texts: Sequence[Prompt], top: int = 0) -> list[Sc
     Raises UserError as `score`, and for a `top` that is not a whole number from 0 to the vocabulary's size.
     """
     vocab = model.config.vocab_size
-    if type(top) is not int or not 0 <= top <= vocab:
+    if not is_whole(top, 0) or top > vocab:
         raise UserError(f"top is {top!r}; it must be a whole number from 0 to {vocab}", arguments=("top",))
     rows = _encoded(model, texts)
-    reduce = _reduction(model.graphdef, top)
+    reduce = _reduction(model.graphdef, int(top))
     parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in rows]
     for start, hidden in teacher_forced(model, rows):
         following = _following(rows, start, hidden.shape[1], 1)[..., 0]

@@ -32,6 +32,8 @@ def resolve(path_or_hub_id: str | Path) -> Path:
     Raises:
       UserError: no such directory, no config.json in it, or the download failed (offline, unknown, gated).
     """
+    if not str(path_or_hub_id):
+        raise UserError("the name of the checkpoint is empty; give a directory or a hub id")
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

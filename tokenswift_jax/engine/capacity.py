@@ -17,6 +17,9 @@ from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.request import Request
 from tokenswift_jax.speculate import ngram
 
+# The largest factor of published models (Yarn-Llama-2 128K, Llama 3.2); no advice goes beyond it.
+_FURTHEST = 32
+
 
 def capacity_for(
     config: ModelConfig,
@@ -51,6 +54,11 @@ def capacity_for(
             f"{config.limited_by} of config.json, which is not supported; ask for less",
             arguments=("max_new_tokens",),
         )
+    if longest > limit and longest > _FURTHEST * _trained(config):
+        raise UserError(
+            f"prompt ({prompt} tokens) + max_new_tokens ({new}) exceeds the model's {limit} positions; ask for less",
+            arguments=("max_new_tokens",),
+        )
     if longest > limit:
         stretched = json.dumps(_stretched(config, longest, rope_override))
         how = "stretch them" if config.rope.type == "default" else f"stretch its RoPE (type {config.rope.type}) further"
@@ -69,10 +77,15 @@ def capacity_for(
     return round_up(needed, max(BLOCK, 2 ** (needed.bit_length() - 4)))
 
 
+def _trained(config: ModelConfig) -> int:
+    """The length in positions that the RoPE's factor stretches."""
+    rope, limit = config.rope, config.max_position_embeddings
+    return limit if rope.factor is None else rope.original_max_position or int(limit / rope.factor)
+
+
 def _stretched(config: ModelConfig, longest: int, rope_override: Mapping[str, Any] | None) -> dict[str, Any]:
     """The `rope_override` that makes room for `longest` positions and keeps the checkpoint's own type of RoPE."""
-    rope, limit = config.rope, config.max_position_embeddings
-    trained = limit if rope.factor is None else rope.original_max_position or int(limit / rope.factor)
+    rope, trained = config.rope, _trained(config)
     before = {name: value for name, value in (rope_override or {}).items() if name != "max_position_embeddings"}
     changed: dict[str, Any] = {"rope_type": "yarn"} if rope.type == "default" else {}
     if rope.type != "default" and {"type", "rope_type"} & set(before):

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import DraftHeadType, ModelConfig
 from tokenswift_jax.models.hf_fields import check_known, plain_positions
-from tokenswift_jax.models.hf_rope import longest_text, rope_config, rope_parameters
+from tokenswift_jax.models.hf_rope import longest_text, rope_config, rope_parameters, unused_fields
 from tokenswift_jax.models.node_sets import NodeSets, parse_node_sets
 
 # Values of fields that config.json omits: the defaults of the family's config class in transformers. A null head_dim
@@ -139,6 +139,12 @@ def rope_override(config: Mapping[str, Any], override: Mapping[str, Any]) -> dic
     }
     changed["rope_parameters"] = rope
     after = model_config(changed).rope
+    if unused := sorted(unused_fields(after.type) & set(override)):
+        raise UserError(
+            f"rope_override has {', '.join(unused)}, for which RoPE type {after.type!r} has no use; leave it out, or "
+            "name a rope_type that uses it",
+            arguments=("rope_override",),
+        )
     if stretched is None:
         original = rope["original_max_position_embeddings"]
         stretched = positions if after.factor is None else max(positions, int(after.factor * original))

@@ -22,6 +22,16 @@ _NUMBERS = (
     *("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
 )
 _KNOWN_FIELDS = {*_NUMBERS, "rope_type", "type", "truncate", "partial_rotary_factor", "finetuned"}
+# Fields of one type that have no effect in another.
+_OF_TYPE = {
+    "default": (),
+    "linear": ("factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    "yarn": (
+        *("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "mscale"),
+        *("mscale_all_dim", "truncate"),
+    ),
+}
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _THETA_WHEN_ABSENT = 10_000.0  # transformers' default_theta, the same for every family here
 _YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # defaults of absent fields: the YaRN paper's beta and alpha
@@ -60,6 +70,11 @@ def rope_parameters(config: Mapping[str, Any], max_positions: int) -> dict[str, 
     if fields["rope_type"] == "yarn" and raw.get("factor", 1.0) is None:
         fields["factor"] = max_positions / fields["original_max_position_embeddings"]
     return fields
+
+
+def unused_fields(kind: str) -> set[str]:
+    """The RoPE fields without effect on a known type."""
+    return {name for names in _OF_TYPE.values() for name in names} - {*_OF_TYPE[kind]}
 
 
 def longest_text(config: Mapping[str, Any], max_positions: int) -> int:
