@@ -91,11 +91,9 @@ def check_call(model: Any, speculation: Any, *, capacity: Any, audit: Any, resum
     Raises:
       UserError: one of them has another type.
     """
-    from tokenswift_jax.model import Model
     from tokenswift_jax.speculation import SpeculationConfig
 
-    if not isinstance(model, Model):
-        raise UserError(f"model is {model!r:.80}; it must be a loaded checkpoint, such as load({model!r:.80})")
+    check_model(model)
     if not isinstance(speculation, SpeculationConfig):
         raise UserError(f"speculation is {speculation!r:.80}; it must be a SpeculationConfig or None")
     if capacity is not None and not is_whole(capacity, 1):
@@ -104,6 +102,15 @@ def check_call(model: Any, speculation: Any, *, capacity: Any, audit: Any, resum
     check_flag("resume", resume)
     if journal is not None and (not isinstance(journal, str | os.PathLike) or not os.fspath(journal)):
         raise UserError(f"journal is {journal!r}; it must be the name of a file", arguments=("journal",))
+
+
+def check_model(model: Any) -> None:
+    """Raises UserError unless `model` is a loaded checkpoint."""
+    from tokenswift_jax.model import Model
+
+    if not isinstance(model, Model):
+        name = repr(str(model)) if isinstance(model, str | os.PathLike) else "..."
+        raise UserError(f"model is {model!r:.80}; it must be a loaded checkpoint, such as load({name})")
 
 
 def check_flag(name: str, value: Any) -> None:

@@ -15,6 +15,7 @@ from tokenswift_jax.checkpoint.directory import read_config
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.generation_config import warn_of_unknown
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.paths import expanded
 from tokenswift_jax.progress_report import Report, silent
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
@@ -94,7 +95,7 @@ def use_compilation_cache() -> None:
         return
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home
-        folder = Path(home).expanduser() / "tokenswift_jax" / "xla"
+        folder = expanded(home) / "tokenswift_jax" / "xla"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -8,6 +8,14 @@ from pathlib import Path
 from tokenswift_jax.errors import UserError, writing
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder in place of a leading ~; a ~ without such a folder stays."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def check_writable(path: Path, argument: str) -> None:
     """Raises UserError, about the argument of that name, unless `path` can be written; it writes nothing."""
     problem = _problem(path)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
 from tokenswift_jax.errors import UserError, warn
+from tokenswift_jax.paths import expanded
 from tokenswift_jax.text.reading import NotTextError, decode
 
 Prompt = str | Sequence[int] | np.ndarray
@@ -169,7 +169,7 @@ def _read(path: str) -> tuple[str, bytes]:
     """The name of a prompt file for messages, and its bytes."""
     name = "standard input" if path == "-" else path
     try:
-        return name, sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return name, sys.stdin.buffer.read() if path == "-" else expanded(path).read_bytes()
     except OSError as error:
         raise UserError(f"prompt file {name}: {error.strerror}") from error
 

@@ -61,9 +61,8 @@ class SamplingConfig:
         self._integer("min_tokens_to_keep", 1, 2**31 - 1, "a whole number, 1 or above")
         self._integer("seed", 0, 2**32 - 1, "a whole number from 0 to 4294967295")
         self._integer("sequence", 0, 2**31 - 1, "a whole number from 0 to 2147483647")
-        listed = isinstance(self.suppress_tokens, Iterable) and not isinstance(
-            self.suppress_tokens, str | bytes | Mapping
-        )
+        given = self.suppress_tokens
+        listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
         # A generator gives its ids once.
         object.__setattr__(self, "suppress_tokens", tuple(given) if listed else given)
         if not listed or any(not _is_integer(token) or token < 0 for token in self.suppress_tokens):

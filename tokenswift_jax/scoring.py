@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tokenswift_jax.arguments import is_whole
+from tokenswift_jax.arguments import check_model, is_whole
 from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.prompt import Prompt, encode, is_batch
@@ -30,6 +30,7 @@ def score(model: Model, texts: Sequence[Prompt]) -> np.ndarray:
     A text is a string or token ids. Entries past a text's end are NaN. Raises UserError for no, empty or too long texts
     and for ids outside the vocabulary.
     """
+    check_model(model)
     return _logits(model, texts, heads=False)[:, :, 0]
 
 
@@ -56,6 +57,7 @@ def score_tokens(model: Model, texts: Sequence[Prompt], top: int = 0) -> list[Sc
 
     Raises UserError as `score`, and for a `top` that is not a whole number from 0 to the vocabulary's size.
     """
+    check_model(model)
     vocab = model.config.vocab_size
     if not is_whole(top, 0) or top > vocab:
         raise UserError(f"top is {top!r}; it must be a whole number from 0 to {vocab}", arguments=("top",))
@@ -81,6 +83,7 @@ def draft_logits(model: Model, texts: Sequence[Prompt]) -> np.ndarray:
     [:, i, j] has seen those up to position i + j, and is NaN where the text ends before that. Entries past a text's end
     are NaN. Raises UserError for a checkpoint without heads, and as `score`.
     """
+    check_model(model)
     if not model.config.num_draft_heads:
         raise UserError(f"{model.path} has no draft heads; train some, or use score")
     return _logits(model, texts, heads=True)

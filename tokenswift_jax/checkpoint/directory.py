@@ -14,6 +14,7 @@ from tokenswift_jax.checkpoint.tensors import HEADS_FILE, INDEX_FILE
 from tokenswift_jax.checkpoint.tokenizer_check import faithful
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.hf_fields import OF_GENERATION
+from tokenswift_jax.paths import expanded
 from tokenswift_jax.text.reading import decode
 
 TOKENIZER_FILES = (
@@ -34,7 +35,7 @@ def resolve(path_or_hub_id: str | Path) -> Path:
     """
     if not str(path_or_hub_id):
         raise UserError("the name of the checkpoint is empty; give a directory or a hub id")
-    path = Path(path_or_hub_id).expanduser()
+    path = expanded(path_or_hub_id)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"{path} is not a checkpoint: it has no config.json")
@@ -48,7 +49,7 @@ def resolve(path_or_hub_id: str | Path) -> Path:
 
 def named_on_hub(path_or_hub_id: str | Path) -> str | None:
     """The hub id; None if the argument names a directory on this machine."""
-    return None if Path(path_or_hub_id).expanduser().is_dir() else str(path_or_hub_id)
+    return None if expanded(path_or_hub_id).is_dir() else str(path_or_hub_id)
 
 
 def _download(hub_id: str) -> Path:

@@ -93,6 +93,12 @@ def _status(run: Callable[[], int], flags: Mapping[str, str], interrupted: str) 
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as error:
+        # XLA's own line about an allocation names nothing that a person gave.
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print("error: memory ran out on the way; ask for fewer or shorter texts, or for less at once", file=sys.stderr)
+        return 1
 
 
 def _system_error(error: OSError) -> int:

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tokenswift_jax.paths import expanded
+
 
 def whole(low: int) -> Any:
     """A converter to whole numbers of at least `low`."""
@@ -55,7 +57,7 @@ def name(text: str) -> str:
 
 def path(text: str) -> Path:
     """The path of a file or a folder."""
-    return Path(name(text))
+    return expanded(name(text))
 
 
 def json_object(text: str) -> dict[str, Any]:

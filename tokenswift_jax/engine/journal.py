@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tokenswift_jax.errors import UserError, writing
-from tokenswift_jax.paths import check_writable
+from tokenswift_jax.paths import check_writable, expanded
 from tokenswift_jax.token_log import DRAFTED, NGRAM, PREFILL_OFFSET, RECORD, SAMPLED, TokenLog, from_columns
 
 FORMAT = {"format": "tokenswift_jax journal", "version": 1}
@@ -29,7 +29,7 @@ _CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"}$')
 def recorded_header(path: str | Path) -> dict[str, Any] | None:
     """The header of a journal, without its checksum; None if there is no file, or no whole and intact header in it."""
     try:
-        with Path(path).open("rb") as file:
+        with expanded(path).open("rb") as file:
             line = file.readline()
     except OSError:
         return None
@@ -54,7 +54,7 @@ class Journal:
           UserError: the file exists and `resume` is false, or it does not exist and cannot be created; it is in use, is
             not a journal, is damaged before its last record, or has another header (the message names the fields).
         """
-        self._path, self._vocab = Path(path), vocab
+        self._path, self._vocab = expanded(path), vocab
         self._header = _line({**FORMAT, **header})
         self._file: BinaryIO | None = None
         self._end = 0

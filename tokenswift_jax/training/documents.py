@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.paths import expanded
 from tokenswift_jax.prompt import render_chat
 from tokenswift_jax.text.reading import NotTextError, decode
 
@@ -78,7 +79,7 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def _expand(path: str | Path) -> list[Path]:
-    place = Path(path).expanduser()
+    place = expanded(path)
     if place.is_file():
         if not _readable(place):
             raise UserError(f"{path} is neither .txt (one document a file) nor .jsonl (one a line)")
