@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
+_PACKAGES = ("tokenswift_jax", "convert")
+
 
 class UserError(ValueError):
     """One line that names the fault and the remedy; commands print it and exit with status 2.
@@ -47,7 +49,7 @@ class WriteError(OSError):
 
     def __init__(self, path: object, reason: OSError) -> None:
         super().__init__(f"cannot write {path}: {reason.strerror or reason}")
-        self.path = path
+        self.path, self.strerror = path, reason.strerror
 
 
 @contextmanager
@@ -66,9 +68,9 @@ class TextWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """Warns at the place outside this package from which the call came."""
+    """Warns at the place outside this project's packages from which the call came."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "tokenswift_jax":
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PACKAGES:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, TextWarning, stacklevel=level - 1)
 

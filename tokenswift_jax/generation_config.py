@@ -125,7 +125,7 @@ def sampling_defaults(generation_config: Mapping[str, Any], *, asked: bool) -> d
 
     Args:
       generation_config: the parsed file.
-      asked: whether the caller asks for sampling, whatever `do_sample` says.
+      asked: whether the caller asks for sampling, which counts more than `do_sample`.
 
     Raises:
       UserError: as `is_sampled` and `from_generation_config`.

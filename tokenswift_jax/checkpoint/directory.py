@@ -169,11 +169,10 @@ def load_tokenizer(directory: Path) -> Any | None:
     from transformers import AutoTokenizer
 
     try:
-        return faithful(AutoTokenizer.from_pretrained(str(place), local_files_only=True), place)
-    except UserError:
-        raise
+        tokenizer = AutoTokenizer.from_pretrained(str(place), local_files_only=True)
     except Exception as error:  # transformers and tokenizers may raise any exception, even bare Exception
         raise UserError(f"the tokenizer in {place} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    return faithful(tokenizer, place)
 
 
 def load_generation_config(directory: Path) -> dict[str, Any]:

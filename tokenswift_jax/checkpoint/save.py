@@ -12,6 +12,7 @@ from flax import nnx
 
 from tokenswift_jax.checkpoint import names
 from tokenswift_jax.checkpoint.tensors import HEADS_FILE, Index, Tensor, write_file, write_model_files
+from tokenswift_jax.paths import write_text
 
 SHARD_BYTES = 5_000_000_000
 
@@ -51,4 +52,4 @@ def save(
         write_model_files(directory, model, shard_bytes)
     if heads:
         write_file(directory / HEADS_FILE, heads)
-    (directory / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
+    write_text(directory / "config.json", json.dumps(hf_config, indent=2) + "\n")

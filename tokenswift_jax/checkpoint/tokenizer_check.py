@@ -32,16 +32,21 @@ def faithful(tokenizer: Any, place: Path) -> Any:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast, __version__
 
-    raw = Tokenizer.from_file(str(file))
-    raw.no_truncation()
-    raw.no_padding()
-    if _agree(tokenizer, raw):
-        return tokenizer
-    plain = PreTrainedTokenizerFast.from_pretrained(str(place), local_files_only=True)
-    kind, told = type(tokenizer).__name__, f"transformers {__version__} splits text by other rules than {file}"
-    if not _agree(plain, raw):
-        raise UserError(f"{told} ({kind}), and no class of it follows that file; install another version")
-    warn(f"{told} ({kind}); this program follows the file")
+    try:
+        raw = Tokenizer.from_file(str(file))
+        raw.no_truncation()
+        raw.no_padding()
+        if _agree(tokenizer, raw):
+            return tokenizer
+        plain = PreTrainedTokenizerFast.from_pretrained(str(place), local_files_only=True)
+        followed = _agree(plain, raw)
+    except Exception as error:  # as for the first loading: any exception
+        raise UserError(f"the tokenizer in {place} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+    kind = type(tokenizer).__name__
+    told = f"transformers {__version__} ({kind}) splits text by other rules than the checkpoint's tokenizer.json"
+    if not followed:
+        raise UserError(f"{told}, and no class of it follows that file; install another version of transformers")
+    warn(f"{told}; this program follows the file")
     return plain
 
 

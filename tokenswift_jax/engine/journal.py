@@ -33,7 +33,7 @@ def recorded_header(path: str | Path) -> dict[str, Any] | None:
             line = file.readline()
     except OSError:
         return None
-    found = _parse(line[:-1]) if line.endswith(b"\n") else None
+    found = checked_record(line[:-1]) if line.endswith(b"\n") else None
     return found if found is not None and all(found.get(name) == value for name, value in FORMAT.items()) else None
 
 
@@ -55,7 +55,7 @@ class Journal:
             not a journal, is damaged before its last record, or has another header (the message names the fields).
         """
         self._path, self._vocab = expanded(path), vocab
-        self._header = _line({**FORMAT, **header})
+        self._header = checked_line({**FORMAT, **header})
         self._file: BinaryIO | None = None
         self._end = 0
         self._count = 0
@@ -124,7 +124,7 @@ class Journal:
         record["seconds"] = float(records.seconds.sum())
         if schedule_trace:
             record["schedule_trace"] = schedule_trace
-        self._write(_line(record))
+        self._write(checked_line(record))
         self._count += len(records)
 
     def close(self) -> None:
@@ -161,7 +161,7 @@ class Journal:
             if data[: len(known)] != known[: len(data)]:
                 raise self._not_a_journal()
             return
-        first, checked = _parse(lines[0]), _CHECKSUM.search(lines[0]) is not None
+        first, checked = checked_record(lines[0]), _CHECKSUM.search(lines[0]) is not None
         if first is None and checked:
             raise UserError(
                 f"journal {self._path} is damaged in line 1 of {len(lines)}: its checksum differs; start a new one"
@@ -169,7 +169,7 @@ class Journal:
         if first is None or any(first.get(name) != value for name, value in FORMAT.items()):
             raise self._not_a_journal()
         # Without the round trip through JSON, a tuple differs from the list in the file.
-        if differing := _differing(first, _parse(self._header[:-1]) or {}):
+        if differing := _differing(first, checked_record(self._header[:-1]) or {}):
             raise UserError(
                 f"journal {self._path} is of another run: it differs in {', '.join(differing)}; "
                 "give what that run had or name another file"
@@ -177,8 +177,7 @@ class Journal:
         self._end = len(lines[0]) + 1
         for number, line in enumerate(lines[1:], start=2):
             # A journal whose header has a checksum has one in every line.
-            whole = not checked or _CHECKSUM.search(line) is not None
-            record = _parse(line) if whole else None
+            record = checked_record(line, required=checked)
             records = _records(record, self._count, self._vocab) if record is not None else None
             if record is None or records is None:
                 if number < len(lines):
@@ -196,14 +195,20 @@ class Journal:
         return UserError(f"{self._path} is not a journal of this version of tokenswift_jax; name another file")
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
+def checked_line(record: Mapping[str, Any]) -> bytes:
+    """The line of a record, with its checksum."""
     text = json.dumps(record).encode()
     return b'%s, "crc32": "%08x"}\n' % (text[:-1], zlib.crc32(text))
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    """The object of a line without its checksum; None if it is none, or if the checksum differs."""
+def checked_record(line: bytes, *, required: bool = False) -> dict[str, Any] | None:
+    """The object of a line without its checksum; None if it is none, or if the checksum differs.
+
+    A line without a checksum counts unless one is `required`.
+    """
     checksum = _CHECKSUM.search(line)
+    if checksum is None and required:
+        return None
     if checksum is not None:
         line = line[: checksum.start()] + b"}"
         if zlib.crc32(line) != int(checksum[1], 16):
