@@ -114,6 +114,6 @@ def _eos_token_ids(
         found = read_config(folder).get("eos_token_id")
     ids = found if isinstance(found, list) else [] if found is None else [found]
     if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
-        raise UserError(f"{folder}: eos_token_id {found} is not a token id below {vocab_size}")
+        raise UserError(f"{folder}: eos_token_id {found!r} is not a token id below {vocab_size}")
     own = getattr(tokenizer, "eos_token_id", None)
     return tuple(dict.fromkeys([*ids, *([own] if type(own) is int and 0 <= own < vocab_size else [])]))

@@ -99,6 +99,8 @@ def render_chat(messages: Any, tokenizer: Any, *, next_turn: bool) -> str:
             "this checkpoint's tokenizer has no chat template; give text without messages", arguments=("messages",)
         )
     named = tokenizer.chat_template
+    if not isinstance(named, str | Mapping):
+        raise UserError(f"this checkpoint's chat template is {named!r:.80}, which is not text; correct its files")
     if isinstance(named, Mapping) and "default" not in named:
         raise UserError(f"this checkpoint's chat templates are named {', '.join(named)}; name one of them default")
     from jinja2.exceptions import TemplateError

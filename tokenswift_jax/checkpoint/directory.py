@@ -171,8 +171,19 @@ def load_tokenizer(directory: Path) -> Any | None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(place), local_files_only=True)
     except Exception as error:  # transformers and tokenizers may raise any exception, even bare Exception
-        raise UserError(f"the tokenizer in {place} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        raise UserError(f"the tokenizer in {place} cannot be loaded: {_tokenizer_fault(place, error)}") from None
     return faithful(tokenizer, place)
+
+
+def _tokenizer_fault(place: Path, error: Exception) -> str:
+    """The file that is at fault, else the words of the library."""
+    try:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if (place / name).is_file():
+                read_json(place / name)
+    except UserError as fault:
+        return str(fault)
+    return f"transformers says {' '.join(str(error).split())[:300]!r}; fetch the tokenizer's files again"
 
 
 def load_generation_config(directory: Path) -> dict[str, Any]:

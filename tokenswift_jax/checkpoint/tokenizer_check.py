@@ -41,7 +41,10 @@ def faithful(tokenizer: Any, place: Path) -> Any:
         plain = PreTrainedTokenizerFast.from_pretrained(str(place), local_files_only=True)
         followed = _agree(plain, raw)
     except Exception as error:  # as for the first loading: any exception
-        raise UserError(f"the tokenizer in {place} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        said = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"the tokenizer in {place} cannot be loaded: transformers says {said!r}; fetch the tokenizer's files again"
+        ) from None
     kind = type(tokenizer).__name__
     told = f"transformers {__version__} ({kind}) splits text by other rules than the checkpoint's tokenizer.json"
     if not followed:

@@ -53,7 +53,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         field that is not known and may change the text.
     """
     family = config.get("model_type")
-    if family not in _WHEN_ABSENT:
+    if not isinstance(family, str) or family not in _WHEN_ABSENT:
         raise UserError(f"unknown architecture: model_type {family!r} in config.json; known: {', '.join(_WHEN_ABSENT)}")
     if config.get("quantization_config"):
         raise UserError("config.json has a quantization_config; only unquantised weights can be loaded")

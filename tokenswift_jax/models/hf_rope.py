@@ -33,6 +33,7 @@ _OF_TYPE = {
     ),
 }
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
+_LAST_POSITION = 2**31 - 1  # positions are int32
 _THETA_WHEN_ABSENT = 10_000.0  # transformers' default_theta, the same for every family here
 _YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # defaults of absent fields: the YaRN paper's beta and alpha
 _UNUSED = {field.name: None for field in dataclasses.fields(RopeConfig) if field.name not in ("type", "theta")}
@@ -61,12 +62,12 @@ def rope_parameters(config: Mapping[str, Any], max_positions: int) -> dict[str, 
         raise UserError(f"unknown RoPE field {', '.join(unknown)}; known: {', '.join(sorted(_KNOWN_FIELDS))}")
     kind = fields.pop("type", "default")
     fields["rope_type"] = fields.get("rope_type", kind)
-    fields.setdefault("rope_theta", config.get("rope_theta") or _THETA_WHEN_ABSENT)
+    theta, beside = config.get("rope_theta"), config.get("original_max_position_embeddings")
+    fields.setdefault("rope_theta", _THETA_WHEN_ABSENT if theta is None else theta)
+    if beside is not None and fields["rope_type"] in ("linear", "llama3", "yarn"):
+        fields["original_max_position_embeddings"] = beside
     if fields["rope_type"] in ("llama3", "yarn"):
-        beside = config.get("original_max_position_embeddings")
-        fields["original_max_position_embeddings"] = beside or fields.get(
-            "original_max_position_embeddings", max_positions
-        )
+        fields.setdefault("original_max_position_embeddings", max_positions)
     if fields["rope_type"] == "yarn" and raw.get("factor", 1.0) is None:
         fields["factor"] = max_positions / fields["original_max_position_embeddings"]
     return fields
@@ -86,9 +87,8 @@ def longest_text(config: Mapping[str, Any], max_positions: int) -> int:
     fields = rope_parameters(config, max_positions)
     if fields["rope_type"] == "default":
         return max_positions
-    beside = config.get("original_max_position_embeddings")
-    trained = beside or fields.get("original_max_position_embeddings", max_positions)
-    return max(max_positions, int(fields["factor"] * trained))
+    trained = fields.get("original_max_position_embeddings", max_positions)
+    return max(max_positions, int(min(fields["factor"] * trained, _LAST_POSITION)))
 
 
 def rope_config(config: Mapping[str, Any], max_positions: int) -> RopeConfig:
@@ -123,6 +123,9 @@ def rope_config(config: Mapping[str, Any], max_positions: int) -> RopeConfig:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise UserError(f"RoPE field {name} is {value!r}; it must be a positive number")
 
+    original = fields.get("original_max_position_embeddings", max_positions)
+    if original != int(original):
+        raise UserError(f"RoPE field original_max_position_embeddings is {original!r}; it must be a whole number")
     settings: dict[str, Any] = {}
     if kind != "default":
         settings["factor"] = float(fields["factor"])
