@@ -13,7 +13,7 @@ from small_models import successor_model, with_eos
 import tokenswift_jax as ts
 from tokenswift_jax.audit import margin as margin_module
 from tokenswift_jax.audit import replay as replay_module
-from tokenswift_jax.audit.oracle import may_be_drawn, noise_of
+from tokenswift_jax.audit.oracle import may_be_drawn, noise_of, penalty_windows
 from tokenswift_jax.audit.replay import audit
 from tokenswift_jax.cli.generate import main
 from tokenswift_jax.model import DEMO_MODEL
@@ -203,8 +203,17 @@ def test_the_definition_allows_the_draw_and_nothing_else(seed):
     logits = rng.normal(0, 2, 12).astype(np.float32)
     noise = noise_of(request, [1], 12)
     assert noise is not None
-    allowed = [may_be_drawn(token, logits, noise[0], [1], request) for token in range(12)]
+    allowed = [may_be_drawn(token, logits, noise[0], 0, np.zeros(0, np.int64), request) for token in range(12)]
     assert np.flatnonzero(allowed).tolist() == [by_hand(logits, noise[0], sampling)]
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 99])
+def test_the_window_before_a_position(window):
+    text = np.random.default_rng(0).integers(0, 6, 30).tolist()
+    request = Request([1], ts.SamplingConfig(penalty_window=window), 9)
+    positions = [4, 5, 6, 20, 29]
+    for position, found in zip(positions, penalty_windows(text, positions, request), strict=True):
+        assert set(found.tolist()) == set(text[:position][-(window or position) :])
 
 
 def test_the_noise_is_the_one_of_the_draws(small):

@@ -6,7 +6,7 @@ no only where it is one by more than the rounding of float32 explains.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -48,21 +48,33 @@ def noise_of(request: Request, positions: Sequence[int], vocab: int) -> np.ndarr
     return np.asarray(jax.jit(jax.vmap(one))(jnp.asarray(positions, jnp.int32)))
 
 
+def penalty_windows(text: Sequence[int], positions: Sequence[int], request: Request) -> Iterator[np.ndarray]:
+    """The distinct tokens in the penalty window before each of the ascending `positions` of a text."""
+    newest: dict[int, int] = {}
+    window, known = request.sampling.penalty_window, 0
+    for position in positions:
+        newest.update((token, at) for at, token in enumerate(text[known:position], known))
+        known = position
+        first = 0 if window is None else position - window
+        yield np.asarray([token for token, at in newest.items() if at >= first], np.int64)
+
+
 def may_be_drawn(
-    token: int, logits: np.ndarray, noise: np.ndarray | None, text: Sequence[int], request: Request
+    token: int, logits: np.ndarray, noise: np.ndarray | None, generated: int, recent: np.ndarray, request: Request
 ) -> bool:
-    """Whether `token` is the draw after `text`, the prompt included, from logits [vocab].
+    """Whether `token` is the draw from logits [vocab].
 
     Args:
       token: the token in question.
       logits: the target's logits after the text.
       noise: [vocab], `noise_of` the position; None when greedy.
-      text: token ids before the draw.
+      generated: number of new tokens before the draw.
+      recent: the distinct tokens in its penalty window, `penalty_windows`.
       request: the settings.
     """
     sampling, logits = request.sampling, logits.astype(np.float64)
     forbidden = set(sampling.suppress_tokens)
-    if len(text) - len(request.prompt_ids) < request.min_new_tokens:
+    if generated < request.min_new_tokens:
         forbidden |= set(request.eos_token_ids)
     allowed = np.ones(len(logits), bool)
     allowed[[one for one in forbidden if one < len(logits)]] = False
@@ -70,8 +82,6 @@ def may_be_drawn(
         return False
     scores = np.where(allowed, logits, -np.inf)
     if sampling.repetition_penalty != 1:
-        window = len(text) if sampling.penalty_window is None else sampling.penalty_window
-        recent = np.asarray(sorted(set(text[max(len(text) - window, 0) :])), np.int64)
         old, theta = scores[recent], sampling.repetition_penalty
         scores[recent] = np.where(old < 0, old * theta, old / theta)
     if sampling.temperature:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from tokenswift_jax.audit.margin import MARGIN_LIMIT, margin
-from tokenswift_jax.audit.oracle import may_be_drawn, noise_of
+from tokenswift_jax.audit.oracle import may_be_drawn, noise_of, penalty_windows
 from tokenswift_jax.audit.teacher import ROWS, teacher_forced
 from tokenswift_jax.engine.prefill import padded
 from tokenswift_jax.kv.dense import round_up
@@ -105,13 +105,14 @@ def _undefined(
     """The number of `rows` of a chunk whose draws, repeated by the rule, are not those of the definition."""
     if not len(rows):
         return 0
-    noise = noise_of(request, drawn[rows].tolist(), logits.shape[1])
-    return sum(
-        not may_be_drawn(
-            int(draws[row]), logits[row], None if noise is None else noise[at], text[: drawn[row]], request
-        )
-        for at, row in enumerate(rows.tolist())
-    )
+    positions = drawn[rows].tolist()
+    noise = noise_of(request, positions, logits.shape[1])
+    windows = penalty_windows(text, positions, request)
+    wrong = 0
+    for at, (row, position, recent) in enumerate(zip(rows.tolist(), positions, windows, strict=True)):
+        generated, its_noise = position - len(request.prompt_ids), None if noise is None else noise[at]
+        wrong += not may_be_drawn(int(draws[row]), logits[row], its_noise, generated, recent, request)
+    return wrong
 
 
 def text_windows(
