@@ -29,6 +29,7 @@ from hardware.option_trial import OPTIONS
 from hardware.sections import SECTIONS, Check
 from hardware.shapes import NAMES
 from hardware.texts import FORCED, KINDS
+from hardware.variants import JOINED
 
 from tokenswift_jax.model import use_compilation_cache
 
@@ -85,6 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             replayed_tokens=arguments.replayed_tokens,
             acceptances=tuple(arguments.acceptances),
             options=tuple(arguments.options),
+            maps=(JOINED,),
             earlier=list(rows),
             report=lambda line: print(line, file=sys.stderr, flush=True),
         )

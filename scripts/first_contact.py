@@ -1,8 +1,9 @@
-"""The first minutes on a machine with a GPU: two plans of at most six minutes, stages in order of worth.
+"""The first minutes on a machine with a GPU: plans of at most six minutes, stages in order of worth.
 
     python scripts/first_contact.py --plan wheels      # with a network: collects what the machine lacks into wheels/
     python scripts/first_contact.py --plan first       # there: kernels, bandwidth, plain and 16-row steps, a profile
     python scripts/first_contact.py --plan second      # there: forced texts, 64 rows, options of XLA, a 1.5B, partial
+    python scripts/first_contact.py --plan third       # there: joined maps, the 1.5B, tiles of attention
     python scripts/first_contact.py --plan report      # anywhere: predictions, goals, and what follows
 
 The machine needs jax with its GPU, numpy, transformers and what else this project imports; no network, and this project
@@ -15,6 +16,7 @@ Without an accelerator the same stages run on tiny shapes, which says nothing of
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -41,11 +43,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="also the stages that were done before")
     parser.add_argument("--unpack", type=Path, metavar="ARCHIVE", help="go on from an earlier plan's archive")
     parser.add_argument("--results", type=Path, nargs="+", help="of --plan report: JSON of plans (default: --output's)")
+    parser.add_argument("--table", type=Path, metavar="PAGE", help="of --plan report: also write the steps into a page")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if (arguments.plan is None) == (arguments.stage is None):
-        parser.error("--plan is needed: first, second, report or wheels")
+        parser.error("--plan is needed: first, second, third, report or wheels")
     names = {stage.name for stage in PLANS.get(arguments.plan, ())}
     for limit in arguments.limit:
         name, _, seconds = limit.partition("=")
@@ -98,6 +101,10 @@ def _report(arguments: argparse.Namespace) -> int:
     arguments.output.mkdir(parents=True, exist_ok=True)
     print("\n".join(write_report(files, arguments.output / "report.json")))
     print(f"{arguments.output / 'report.json'}: all rows")
+    if arguments.table is not None:
+        from contact.table import write_table
+
+        write_table(json.loads((arguments.output / "report.json").read_text(encoding="utf-8")), arguments.table)
     return 0
 
 

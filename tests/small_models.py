@@ -19,6 +19,7 @@ from tokenswift_jax.checkpoint import state_tensors
 from tokenswift_jax.checkpoint.load import abstract_decoder
 from tokenswift_jax.model import Model
 from tokenswift_jax.models.config import DraftHeadType, ModelConfig, RopeConfig
+from tokenswift_jax.models.draft_vocab import DraftVocab
 from tokenswift_jax.models.node_sets import NO_NODE_SETS, NodeSets
 
 VOCAB, HEADS = 48, 3
@@ -142,6 +143,19 @@ def random_model(
         return rng.normal(0, 1.0 if path == ("embed_tokens",) else dims[0] ** -0.5, dims)
 
     return model_of(shape, value, dtype)
+
+
+def with_draft_vocab(model: Model, ids) -> Model:
+    """The same model, whose heads score these tokens alone."""
+    shape = replace(model.config, draft_vocab=DraftVocab.of(ids))
+    known = dict(nnx.to_flat_state(model.params))
+
+    def value(path: tuple, dims: tuple[int, ...]) -> np.ndarray:
+        if path == ("draft_lm_head", "kernel"):
+            return np.asarray(known[("lm_head", "kernel")][...])[:, shape.draft_vocab.ids]
+        return np.asarray(known[path][...])
+
+    return model_of(shape, value, np.dtype(model.dtype).type, model.eos_token_ids)
 
 
 def model_of(shape: ModelConfig, value, dtype: type = np.float32, eos_token_ids: tuple[int, ...] = ()) -> Model:

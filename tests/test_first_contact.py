@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as p
 
 import first_contact
 from contact import archive, memory, plans, predictions, report, rows, runner, stage, wheels
+from contact.table import write_table
 from hardware.option_trial import OPTIONS
 from hardware.sections import SECTIONS, Check
 from hardware.steps import STEPS
@@ -402,6 +403,21 @@ def test_a_command_line_that_cannot_be_meant_is_refused(flags, capsys):
     assert refused.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "--plan is needed" in said or "it is STAGE=SECONDS, a stage one of kernels, profile, steps, topkp" in said
+
+
+def test_the_steps_become_a_table(tmp_path):
+    """The fastest of several measurements of a step, beside what was predicted."""
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- contact:begin -->\nold\n<!-- contact:end -->\nafter\n")
+    row = {"section": "steps", "device": "NVIDIA H200", "model": "Llama-3.1-8B", "step": "plain", "length": 16384}
+    row |= {"floor_milliseconds": 4.2, "of_copy_bandwidth": 0.8}
+    write_table([row | {"milliseconds": 5.5}, row | {"milliseconds": 5.25}, {"section": "copy"}], page)
+    before, _, _, _, line, _, after = page.read_text().splitlines()
+    assert (before, after) == ("before", "after")
+    assert line == "| NVIDIA H200 | Llama-3.1-8B | plain | 16,384 | 5.25 | 80% | 4.20 | 5.88 |"
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="has no <!-- contact:begin -->"):
+        write_table([row | {"milliseconds": 5.5}], page)
 
 
 def test_a_report_without_figures_says_so(tmp_path, capsys):

@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as p
 
 import device_check
 from hardware import (
+    attention_sweep,
     filled,
     kernel_checks,
     kernel_speed,
@@ -27,6 +28,7 @@ from hardware import (
     sampling,
     shapes,
     steps,
+    variants,
 )
 from hardware.copies import large_arrays
 from hardware.goals import held_against
@@ -273,6 +275,23 @@ def test_a_loop_within_a_graph_is_no_launch_of_the_host():
     assert launches.count(inside, PROGRAM) == launches.Launches(nodes=24, graphs=0, waits=0)
 
 
+@pytest.mark.parametrize(
+    ("step", "layers", "found", "good"),
+    [
+        ("plain", 2, {"nodes": 66, "graphs": 0, "waits": 0}, True),
+        ("plain", 2, {"nodes": 67, "graphs": 0, "waits": 0}, False),
+        ("plain", 2, {"nodes": 60, "graphs": 1, "waits": 1}, False),
+        ("plain", 32, {"nodes": 700, "graphs": 1, "waits": 1}, True),
+        ("prefill", 2, {"nodes": 700, "graphs": 1, "waits": 1}, True),
+        ("plain", 2, None, True),
+    ],
+)
+def test_launches_are_held_to_what_was_counted(step, layers, found, good):
+    from hardware.aot import few_launches
+
+    assert few_launches(step, layers, found) == good
+
+
 def test_launches_are_read_from_what_xla_dumps(tmp_path):
     assert launches.dumped_launches(tmp_path) is None
     (tmp_path / "module_0001.jit_f.thunk_sequence_after_thunk_passes.txt").write_text(THUNKS)
@@ -445,6 +464,38 @@ def test_variants_of_a_step_take_turns_at_one_text():
     assert [step.call() for step in variants.values()] == [(filled.ITERATIONS, filled.ITERATIONS)] * 2
     (started,) = {step.call.args and step.call.func.__self__ for step in variants.values()}
     assert int(started.state.length[0]) == 100 + 2 * filled.ITERATIONS
+
+
+def test_steps_are_compiled_in_several_ways(monkeypatch):
+    config, dtype = shapes.config_of("tiny"), jnp.dtype(jnp.float32)
+    programs = {}
+    monkeypatch.setattr(variants.jax.stages.Lowered, "compile", _noted(programs, variants.jax.stages.Lowered.compile))
+    kinds = ("joined", "apart", "padded")
+    rows = list(variants.timed(config, ("plain",), kinds, (20, 30), 512, dtype, (1e9, 1e9), ("apart",)))
+    timed = [(row["variant"], row["length"]) for row in rows if "bytes" in row]
+    assert timed == [("joined", 20), ("joined", 30), ("apart", 20), ("apart", 30), ("padded", 20)]
+    assert len(set(programs.values())) == 3
+    assert {row["variant"] for row in rows if "bytes" not in row} == {"apart"}
+
+
+def _noted(programs, compile_it):
+    def noted(lowered, *arguments, **options):
+        programs[len(programs)] = lowered.as_text()
+        return compile_it(lowered, *arguments, **options)
+
+    return noted
+
+
+def test_attention_is_swept(monkeypatch):
+    asked = (attention_sweep.Variant(4), attention_sweep.Variant(1, (16, 64, 4, 2), 3))
+    monkeypatch.setattr(attention_sweep, "VARIANTS", asked)
+    rows = list(attention_sweep.swept(shapes.config_of("tiny"), (40,), jnp.dtype(jnp.float32), 1e9))
+    assert [(row["variant"], row["length"], row.get("good")) for row in rows] == [
+        ("present", 40 + attention_sweep.RAGGED, True),
+        ("present", 40, None),
+        ("16x64x4x2, 3 splits", 40 + attention_sweep.RAGGED, True),
+        ("16x64x4x2, 3 splits", 40, None),
+    ]
 
 
 def test_a_section_that_fails_costs_no_other(tmp_path, monkeypatch):

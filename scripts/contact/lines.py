@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ def line_of(section: str, row: Row) -> str | None:
     """One row as a line; None where its section says it in another way or not at all."""
     if "error" in row:
         return f"{section}: ERROR {row['error'].splitlines()[0][:300]}"
+    if "refused" in row:
+        what = row.get("step") or f"{row['kernel']} of {_rows(row['rows'])}"
+        return f"{what}, {row['variant']}: REFUSED {row['refused'].splitlines()[0][:200]}"
     if "missing" in row:
         return f"{section}: {row['missing']}"
     say = _LINES.get(section)
@@ -20,7 +24,7 @@ def line_of(section: str, row: Row) -> str | None:
 
 def lines_of_section(section: str, rows: Sequence[Row]) -> list[str]:
     """The lines about all rows of a section."""
-    if section == "kernels":
+    if section in ("kernels", "attention"):
         checked = [row for row in rows if "relative_error" in row]
         if checked:
             right = sum(row["good"] for row in checked)
@@ -32,6 +36,14 @@ def lines_of_section(section: str, rows: Sequence[Row]) -> list[str]:
         absent = [row for row in shapes if row.get("fits_here") is False]
         lines = [f"memory for 127,000 tokens in bfloat16: {sizes}"] if shapes else []
         return lines + [f"{row['shapes']} does not fit here; it fits {row['fits']}" for row in absent]
+    if section == "joined":
+        operations = [row for row in rows if "operation" in row]
+        slowest = [[row for row in operations if row["variant"] == kind][:9] for kind in ("joined", "apart")]
+        return [
+            f"{row['variant']}: {row['microseconds_a_pass']:7.1f} us in {row['calls_a_pass']:.0f} calls of "
+            f"{row['operation'][:50]}"
+            for row in itertools.chain(*slowest)
+        ]
     if section in ("profile", "profile_graphs"):
         slowest = [row for row in rows if "operation" in row][:4]
         return [f"{row['microseconds_a_pass']:8.1f} us {row['operation'][:60]}" for row in slowest]
@@ -77,6 +89,23 @@ def _steps(row: Row) -> str:
     )
 
 
+def _joined(row: Row) -> str | None:
+    if "operation" in row:
+        return None
+    if "busy_milliseconds" in row:
+        return f"{row['variant']}, {_profile(row)}"
+    share = f"{row['of_copy_bandwidth']:.0%} of the copy bandwidth"
+    return f"{row['step']}, {row['variant']}, after {row['length']:,}: {row['milliseconds']:.3f} ms, {share}"
+
+
+def _attention(row: Row) -> str | None:
+    what = f"{_rows(row['rows'])}, {row['variant']}, after {row['length']:,}"
+    if "relative_error" in row:
+        return None if row["good"] else f"WRONG: {what} is off by {row['relative_error']:.1e}"
+    share, rate = row["of_copy_bandwidth"], row["operations_a_second"] / 1e12
+    return f"{what}: {row['microseconds']:.1f} us, {share:.0%} of the copy bandwidth, {rate:.0f} TFLOP/s"
+
+
 def _profile(row: Row) -> str | None:
     if "operation" in row:
         return None
@@ -108,4 +137,6 @@ _LINES: dict[str, Callable[[Row], str | None]] = {
     "profile_graphs": _profile,
     "options": _options,
     "demo": _demo,
+    "joined": _joined,
+    "attention": _attention,
 }

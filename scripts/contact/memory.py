@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hardware import roofline, shapes
+from hardware import attention_sweep, roofline, shapes
 from hardware.kernel_speed import LAYERS
 
 from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
@@ -19,10 +19,12 @@ LONGEST = 126976 + 2048
 def needed_bytes(section: str, model: str, capacity: int, dtype: Any) -> int:
     """Bytes that a section holds at once for a model's shapes and a cache of so many slots."""
     config = shapes.config_of(model)
+    size = config.num_kv_heads * config.head_dim * dtype.itemsize
+    if section == "attention":  # beside the cache, one layer of it and the scores of 64 rows in float64
+        return 2 * attention_sweep.LAYERS * size * capacity + 8 * 64 * config.num_heads * capacity * 6 + ROOM
     if section == "kernels":
-        size = config.num_kv_heads * config.head_dim * dtype.itemsize
         return 2 * LAYERS * size * (capacity + ACCELERATOR_ROWS) + ROOM
-    if section in ("steps", "profile", "profile_graphs", "options"):
+    if section in ("steps", "profile", "profile_graphs", "options", "joined"):
         return roofline.parameter_bytes(config, dtype.itemsize) + cache_bytes(config, 1, capacity, dtype) + ROOM
     return ROOM
 

@@ -1,4 +1,4 @@
-"""The two plans: stages in order of worth, each with the sections that it runs and the seconds that it may take."""
+"""The plans: stages in order of worth, each with the sections that it runs and the seconds that it may take."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "replayed_tokens": 100_000,
     "acceptances": (0.4, 0.6, 0.8),
     "options": (),
+    "maps": ("joined",),
 }
 _LENGTHS = (LENGTH, 65536, 4096, 126976)
 
@@ -61,7 +62,28 @@ SECOND = (
     Stage("partial-16", ("steps",), 75, {"steps": ("partial-16",)}),
     Stage("prefill", ("steps",), 60, {"steps": ("prefill",)}),
 )
-PLANS = {"first": FIRST, "second": SECOND}
+# About 100 seconds: what the first two plans asked for next.
+THIRD = (
+    Stage(
+        "8B",
+        ("joined",),
+        60,
+        {"steps": ("plain", "verify-16", "verify-16-topkp", "verify-64"), "lengths": (LENGTH, 126976)},
+    ),
+    Stage(
+        "1.5B",
+        ("joined",),
+        60,
+        {
+            "model": SMALL,
+            "steps": ("plain", "verify-16"),
+            "maps": ("joined", "apart", "triton", "padded", "untuned"),
+            "lengths": (LENGTH, 126976),
+        },
+    ),
+    Stage("attention", ("attention",), 45, {"lengths": (LENGTH, 126976)}),
+)
+PLANS = {"first": FIRST, "second": SECOND, "third": THIRD}
 
 
 def stage_named(plan: str, name: str) -> Stage:

@@ -20,7 +20,7 @@ GOOD_SHARE, POOR_SHARE = 0.80, 0.55
 WORTH_MICROSECONDS = 5.0  # an iteration, that an option of XLA must save
 # What tells rows about different things apart.
 _KEYS = ("stage", "section", "model", "kernel", "by", "rows", "group", "head_dim", "step", "length", "operation")
-_KEYS += ("option", "round", "text_dtype", "mode", "shapes", "library", "product_size")
+_KEYS += ("option", "round", "text_dtype", "mode", "shapes", "library", "product_size", "variant")
 
 
 def write_report(files: Sequence[Path], output: Path) -> list[str]:

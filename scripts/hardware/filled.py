@@ -12,15 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from hardware import steps
 from tokenswift_jax.engine.compile_cache import COMPILER_OPTIONS, CompileCache
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.step.loop import compiled
-from tokenswift_jax.step.state import Plan, StepInputs
 
 CALLS = 6  # timed calls of a step, the first of which is left out
 ITERATIONS = 31  # of a call, as many as decoding asks for at a time
@@ -35,19 +33,24 @@ class RandomModel:
       config: the decoder's.
       params: its parameters on the device.
       dtype: of weights and activations.
+      join: whether linear maps of the same rows are one (`models.joined`).
     """
 
     config: ModelConfig
     params: Any
     dtype: Any
+    join: bool = False
 
 
-def random_model(config: ModelConfig, dtype: Any) -> RandomModel:
-    """Parameters drawn on the device, one shape at a time, so that nothing but them takes memory."""
-    shapes = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))))[1]
-    leaves, structure = jax.tree.flatten(shapes)
-    filled = [_random(leaf, index) for index, leaf in enumerate(leaves)]
-    return RandomModel(config, jax.tree.unflatten(structure, filled), dtype)
+def random_model(config: ModelConfig, dtype: Any, join: bool | None = None) -> RandomModel:
+    """Parameters drawn on the device, one shape at a time, so that nothing but them takes memory.
+
+    join None: as decoding has them on this machine.
+    """
+    join = jax.default_backend() == "gpu" if join is None else join
+    leaves, structure = jax.tree.flatten(steps.decoder_shapes(config, dtype, join)[1])
+    filled = [_weights(leaf.shape, jnp.dtype(leaf.dtype), jnp.uint32(index)) for index, leaf in enumerate(leaves)]
+    return RandomModel(config, jax.tree.unflatten(structure, filled), dtype, join)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def milliseconds_a_pass(step: FilledStep) -> dict[str, float]:
 
 def filled_step(model: RandomModel, name: str, length: int, capacity: int) -> FilledStep:
     """A step (of `steps.STEPS`, drafting alone excepted) after `length` tokens."""
-    step = _step(name, model.config, capacity, model.dtype)
+    step = _step(name, model.config, capacity, model.dtype, model.join)
     return _prefill(model, step, length) if step.plan is None else _decoding(model, step, step.plan, length, capacity)
 
 
@@ -109,12 +112,19 @@ def _decoding(model: RandomModel, step: steps.Step, plan: Plan, length: int, cap
     return FilledStep(function, functools.partial(started.run, function))
 
 
+def continued(model: RandomModel, name: str, length: int, capacity: int, executable: Any) -> FilledStep:
+    """A compiled step of decoding after `length` tokens."""
+    plan = _step(name, model.config, capacity, model.dtype, model.join).plan
+    assert plan is not None, f"{name} is no step of decoding"
+    return FilledStep(executable, functools.partial(_Started(model, plan, length, capacity).run, executable))
+
+
 def filled_variants(
     model: RandomModel, name: str, length: int, capacity: int, variants: dict[str, dict[str, Any]]
 ) -> Iterator[tuple[str, FilledStep]]:
     """A decoding step compiled once a variant, with decoding's own options for XLA and the variant's; each as it is
     compiled. They take turns at one state, so that no more than one cache is held."""
-    step = _step(name, model.config, capacity, model.dtype)
+    step = _step(name, model.config, capacity, model.dtype, model.join)
     assert step.plan is not None, f"{name} is no step of decoding"
     started = _Started(model, step.plan, length, capacity)
     lowered = step.function.lower(started.inputs, started.state, jnp.int32(ITERATIONS))
@@ -143,8 +153,8 @@ class _Started:
             array.delete()
             filled.append(_random(shape, seed))
         self.state = replace(state, cache=FullCache(*filled), length=jnp.full_like(state.length, length))
-        if plan.draft is not None or (plan.tree is not None and plan.tree.ngram_k):
-            self.state = compiled("catch_up", None, plan)(_light(self.inputs), self.state)
+        if plan.drafter.parts:
+            self.state = compiled("catch_up", None, plan.config, plan.drafter)(self.inputs.sequence, self.state)
 
     def run(self, function: Any) -> tuple[int, int]:
         """Iterations of one call, and the tokens they were worth."""
@@ -153,14 +163,9 @@ class _Started:
 
 
 @functools.cache
-def _step(name: str, config: ModelConfig, capacity: int, dtype: Any) -> steps.Step:
+def _step(name: str, config: ModelConfig, capacity: int, dtype: Any, join: bool) -> steps.Step:
     """Kept, so that one executable serves all lengths."""
-    return steps.step_named(name, config, capacity, dtype)
-
-
-def _light(inputs: StepInputs) -> StepInputs:
-    """Catching up reads no parameters."""
-    return replace(inputs, params=None)
+    return steps.step_named(name, config, capacity, dtype, join=join)
 
 
 def _random(leaf: Any, seed: int) -> jax.Array:
@@ -169,9 +174,13 @@ def _random(leaf: Any, seed: int) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _drawn(shape: tuple[int, ...], dtype: Any, seed: jax.Array) -> jax.Array:
-    """Normal numbers of the size that trained weights have, by a layer of the stack at a time: no wide copy of all."""
-    scale = jnp.asarray(0.02 if len(shape) == 2 else 1.0, dtype)
-    key = jax.random.key(seed)
-    if len(shape) < 3:
-        return jax.random.normal(key, shape, dtype) * scale
-    return jax.lax.map(lambda key: jax.random.normal(key, shape[1:], dtype) * scale, jax.random.split(key, shape[0]))
+    """Normal numbers, by a layer of the stack at a time: no wide copy of all."""
+    keys = jax.random.split(jax.random.key(seed), shape[0])
+    return jax.lax.map(lambda key: jax.random.normal(key, shape[1:], dtype), keys)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _weights(shape: tuple[int, ...], dtype: Any, seed: jax.Array) -> jax.Array:
+    """Normal numbers of the size that trained weights have."""
+    scale = jnp.asarray(1.0 if len(shape) == 1 else 0.02, dtype)
+    return jax.random.normal(jax.random.key(seed), shape, dtype) * scale

@@ -47,7 +47,7 @@ def by_length(config: ModelConfig, lengths: tuple[int, ...], dtype: Any, bandwid
         }
 
     for rows, length in itertools.product((1, 16, 64), lengths):
-        yield row("tree_attention", rows, length, 2 * size * length, _tree(heads))
+        yield row("tree_attention", rows, length, 2 * size * length, tree_call(heads))
     for rows, length in itertools.product((1, 16), lengths):
         table = min(TABLE, length // BLOCK)
         yield row("sparse_attention", rows, length, 2 * size * table * BLOCK, _sparse(heads, table))
@@ -108,9 +108,14 @@ def _chain(queries: jax.Array, heads: int, layer: int, length: jax.Array) -> dic
 
 
 @functools.cache
-def _tree(heads: int) -> Callable[..., jax.Array]:
+def tree_call(heads: int, attend: Callable[..., jax.Array] | None = None) -> Callable[..., jax.Array]:
+    """`attend`, None for `tree_attention`, as a function of queries, keys, values, layer and length: for rows that
+    follow each other."""
+
     def call(queries: jax.Array, keys: jax.Array, values: jax.Array, layer: int, length: jax.Array) -> jax.Array:
-        return tree_attention(queries, keys, values, **_chain(queries, heads, layer, length), key_positions=None)
+        scale = queries.shape[-1] ** -0.5
+        chain = _chain(queries, heads, layer, length)
+        return (attend or tree_attention)(queries, keys, values, **chain, scale=scale, key_positions=None)
 
     return call
 

@@ -10,7 +10,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hardware import kernel_checks, kernel_speed, peer, profiles, roofline, sampling, shapes, texts
+from hardware import (
+    attention_sweep,
+    kernel_checks,
+    kernel_speed,
+    peer,
+    profiles,
+    roofline,
+    sampling,
+    shapes,
+    texts,
+    variants,
+)
 from hardware.clock import copy_bandwidth, product_rate
 from hardware.filled import filled_step, milliseconds_a_pass, random_model
 from hardware.goals import held_against
@@ -36,6 +47,7 @@ class Check:
       replayed_tokens: of the text whose time is computed from the steps'.
       acceptances: shares of drafted tokens accepted, for that.
       options: of XLA that are tried out on the first of the steps (of `option_trial.OPTIONS`).
+      maps: ways in which steps are compiled (of `variants.VARIANTS`).
       earlier: rows of sections done before, this process's or another's.
       report: says what is being done.
     """
@@ -51,6 +63,7 @@ class Check:
     replayed_tokens: int
     acceptances: tuple[float, ...]
     options: tuple[str, ...]
+    maps: tuple[str, ...]
     earlier: list[dict[str, Any]]
     report: Callable[[str], None]
 
@@ -141,6 +154,26 @@ def options(check: Check) -> Rows:
         yield from trial(model, check.steps[0], check.lengths[0], check.capacity, option)
 
 
+def attention(check: Check) -> Rows:
+    """Tree attention with other tiles than decoding's."""
+    config = shapes.config_of(check.model)
+    yield from attention_sweep.swept(config, check.lengths, check.dtype, check.ceilings()[0])
+
+
+def joined(check: Check) -> Rows:
+    """Steps with joined linear maps, or apart, or both; their profiles too where both are asked for."""
+    yield from variants.timed(
+        shapes.config_of(check.model),
+        check.steps,
+        check.maps,
+        check.lengths,
+        check.capacity,
+        check.dtype,
+        check.ceilings(),
+        profiled=check.maps[:2] if len(check.maps) > 1 else (),
+    )
+
+
 def goals(check: Check) -> Rows:
     """What the project set itself for one GPU, held against the rows of steps and replay."""
     yield from held_against(check.earlier)
@@ -163,6 +196,8 @@ SECTIONS: dict[str, Callable[[Check], Rows]] = {
     "profile": profile,
     "draws": draws,
     "options": options,
+    "attention": attention,
+    "joined": joined,
     "replay": replay,
     "goals": goals,
     "demo": demo,

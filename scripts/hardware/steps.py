@@ -17,17 +17,19 @@ from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
 from tokenswift_jax.kv.dense import FullCache, empty_cache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.joined import joined
 from tokenswift_jax.request import batch_of
 from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise
 from tokenswift_jax.sample.params import sequence_params
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import plans
-from tokenswift_jax.speculate.draft import draft_tree
+from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step import loop
+from tokenswift_jax.step.draft import draft_tree
 from tokenswift_jax.step.loop import exact_products
-from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
+from tokenswift_jax.step.state import DecodeState, StepInputs
 
 STEPS = ("plain", "verify-16", "verify-16-topkp", "verify-64", "draft", "partial-16", "prefill")
 # The paper's taste, so that every part of sampling is in the steps.
@@ -56,14 +58,26 @@ class Step:
     plan: Plan | None
 
 
-def step_named(name: str, config: ModelConfig, capacity: int, dtype: Any, batch: int = 1) -> Step:
-    """A step of a model with a cache of `capacity` slots.
+def decoder_shapes(config: ModelConfig, dtype: Any, join: bool) -> tuple[Any, Any]:
+    """Graph and shapes of the parameters; `join` as decoding on a GPU has them."""
+
+    def make() -> Decoder:
+        decoder = Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
+        return joined(decoder) if join else decoder
+
+    return nnx.split(nnx.eval_shape(make))
+
+
+def step_named(
+    name: str, config: ModelConfig, capacity: int, dtype: Any, batch: int = 1, *, join: bool = False
+) -> Step:
+    """A step of a model with a cache of `capacity` slots; `join` as in `decoder_shapes`.
 
     `plain` is a token of `autoregressive`; `verify-N` an iteration of `fused` with N rows, drafting by heads and commit
     included, `verify-N-topkp` one whose draws have top-k and top-p; `partial-16` an iteration of `partial`; `draft` its
     drafting alone; `prefill` a chunk of a prompt.
     """
-    graph, params = nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))))
+    graph, params = decoder_shapes(config, dtype, join)
     if name == "prefill":
         shape = jax.ShapeDtypeStruct
         cache = jax.eval_shape(lambda: empty_cache(config, batch, capacity, jnp.dtype(dtype)))
@@ -108,7 +122,7 @@ def _sampling(name: str) -> SamplingConfig:
 
 def first_call(plan: Plan, params: Any, dtype: Any, batch: int, capacity: int) -> tuple[StepInputs, DecodeState]:
     """What the first iteration after an empty prompt takes."""
-    config, layout = plan.config, Layout.of(plan.config, dtype, capacity, plan.features, [plan], 32)
+    config, layout = plan.config, Layout.of(plan.config, dtype, capacity, plan.features, [plan])
     tokens = jnp.zeros((batch, capacity), jnp.int32)
     state = layout.state(tokens, jnp.ones((batch,), jnp.int32), layout.cache(batch, capacity))
     chosen = TOP_SAMPLING if plan.features == SamplingFeatures.FILTERED else SAMPLING

@@ -10,6 +10,7 @@ from tests.engine_fixture import blank_state, layout_of, settings_of
 from tokenswift_jax import SamplingConfig, SpeculationConfig
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.hf_config import model_config
+from tokenswift_jax.models.joined import joined
 from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.speculate import plans
 from tokenswift_jax.step.state import StepInputs
@@ -19,8 +20,8 @@ SAMPLING = SamplingConfig(temperature=1.0, min_p=0.05, repetition_penalty=1.1, s
 CAPACITY = 256
 
 
-def model_of(kv_heads=8):
-    """(configuration, graph, parameters)."""
+def model_of(kv_heads=8, join=False):
+    """(configuration, graph, parameters); `join` as decoding on a GPU has them."""
     config = model_config(
         {
             "model_type": "qwen2",  # its projections have biases
@@ -38,12 +39,13 @@ def model_of(kv_heads=8):
         }
     )
     config = dataclasses.replace(config, num_draft_heads=3, draft_head_type="chained")
-    return config, *nnx.split(Decoder(config, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(0)))
+    decoder = Decoder(config, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(0))
+    return config, *nnx.split(joined(decoder) if join else decoder)
 
 
-def first_call(schedule):
+def first_call(schedule, join=False):
     """(graph, plan, inputs, state) of a text of one token; schedule `autoregressive` or one of tokenswift's."""
-    config, graph, params = model_of()
+    config, graph, params = model_of(join=join)
     features = features_of(SAMPLING)
     plan = plans.autoregressive_plan(config, features).plan
     if schedule != "autoregressive":
@@ -51,6 +53,6 @@ def first_call(schedule):
             mode="tokenswift", schedule=schedule, node_budget=4, draft_cache=24, draft_sinks=4, ngram_k=4, ngram_slots=4
         )
         plan = plans.speculative_plans(config, speculation, features, "cpu")[0].plan
-    state = blank_state(layout_of(plan, jnp.float32, CAPACITY, 4), 1)
+    state = blank_state(layout_of(plan, jnp.float32, CAPACITY), 1)
     settings = settings_of(SAMPLING, vocab=config.vocab_size, max_new_tokens=CAPACITY - 1)
     return graph, plan, StepInputs(params, settings), jax.block_until_ready(state)

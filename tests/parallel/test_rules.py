@@ -8,7 +8,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from parallel_models import FEW, first_call, model_of
 
+from tests.engine_fixture import part_of
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.kv.draft_positions import DraftCache
 from tokenswift_jax.parallel.embedding import looked_up
 from tokenswift_jax.parallel.rules import TENSOR, check_mesh, shardings
 from tokenswift_jax.step.loop import run_chunk
@@ -21,9 +23,9 @@ def mesh():
     return Mesh(np.array(jax.devices()[:DEVICES]), (TENSOR,), axis_types=(AxisType.Auto,))
 
 
-@pytest.mark.parametrize("schedule", ["autoregressive", "partial"])
-def test_eight_devices_write_the_text_of_one(mesh, schedule):
-    graph, plan, inputs, state = first_call(schedule)
+@pytest.mark.parametrize(("schedule", "join"), [("autoregressive", False), ("partial", False), ("partial", True)])
+def test_eight_devices_write_the_text_of_one(mesh, schedule, join):
+    graph, plan, inputs, state = first_call(schedule, join)
     run = jax.jit(lambda i, s: run_chunk(graph, plan, FEW, i, s, jnp.int32(FEW)))
     alone, chunk = run(inputs, state)
     with jax.set_mesh(mesh):
@@ -36,8 +38,9 @@ def test_eight_devices_write_the_text_of_one(mesh, schedule):
         np.asarray(split_state.cache.keys)[:, :, :, :length], alone.cache.keys[:, :, :, :length], atol=1e-4
     )
     assert split_state.cache.keys.sharding.spec == P(None, None, TENSOR), "every device keeps its own heads"
-    if state.draft is not None:
-        assert split_state.draft.cache.keys.sharding.spec == P(None, None, TENSOR)
+    if state.drafter:
+        draft = part_of(split_state, DraftCache)
+        assert draft.cache.keys.sharding.spec == P(None, None, TENSOR)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 5)])
@@ -76,12 +79,24 @@ def test_weights_and_caches_are_split_and_the_rest_is_whole(mesh):
         "cache.keys": P(None, None, TENSOR),
         "cache.values": P(None, None, TENSOR),
         "query": P(None, None, TENSOR),
-        "draft.positions": P(None, None, TENSOR),
+        "].positions": P(None, None, TENSOR),
     }
     for name, spec in found.items():
         assert [wanted for part, wanted in expected.items() if part in name] == [spec], name
     for part in expected:
         assert any(part in name for name in found), part
+
+
+def test_joined_weights_are_split_as_their_parts_are(mesh):
+    _, _, params = model_of(join=True)
+    found = {
+        ".".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path[-3:-1]): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shardings(mesh, params))
+    }
+    specs = {name: sharding.spec for name, sharding in found.items()}
+    assert specs["qkv_proj.kernel"] == P(None, TENSOR, None, None), "by KV head"
+    assert specs["qkv_proj.bias"] == P(TENSOR, None, None)
+    assert specs["gate_up_proj.kernel"] == P(None, None, TENSOR), "by inner column"
 
 
 def test_a_model_that_cannot_be_split():

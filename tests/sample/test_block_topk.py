@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.order_statistics import ONE_BIT, kth_largest, nucleus_edge
 from tests.engine_fixture import settings_of
 from tokenswift_jax.sample import filters as filters_module
-from tokenswift_jax.sample.block_topk import BLOCKS, WIDTH, nucleus_of, search_whole, shortlist, worthwhile
+from tokenswift_jax.sample.block_topk import BLOCKS, WIDTH, search_whole, shortlist, worthwhile
 from tokenswift_jax.sample.features import features_of
-from tokenswift_jax.sample.order_statistics import ONE_BIT, kth_largest
 from tokenswift_jax.sample.processors import process
 from tokenswift_jax.sampling import SamplingConfig
 
@@ -79,7 +79,7 @@ def test_which_answers_are_exact():
     weights = np.exp(rows - ordered[:, :1])
     total = jnp.asarray(weights.sum(axis=-1, keepdims=True))
     everything = jnp.full((6, 1), -jnp.inf)
-    edge = np.asarray(nucleus_of(few, everything, total, jnp.float32(0.8), ONE_BIT))[:, 0]
+    edge = np.asarray(nucleus_edge(few.scores, few.highest, everything, jnp.float32(0.8), ONE_BIT, total))[:, 0]
     exact = edge > np.asarray(few.sure)[:, 0]
     np.testing.assert_array_equal(exact, [True, False, False, True, True, True])
     mass = np.where(rows >= edge[:, None], weights, 0).sum(axis=-1) / weights.sum(axis=-1)

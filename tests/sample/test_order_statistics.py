@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tokenswift_jax.sample.order_statistics import FEW_PASSES, ONE_BIT, kth_largest, nucleus_edge
+from pallas_kernels.order_statistics import FEW_PASSES, ONE_BIT, kth_largest, nucleus_edge
 
 SEARCHES = (ONE_BIT, FEW_PASSES)
 VOCAB = 83

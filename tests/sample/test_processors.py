@@ -8,6 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from pallas_kernels.order_statistics import kth_largest
 from tests.engine_fixture import settings_of
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.request import Request
@@ -15,7 +16,6 @@ from tokenswift_jax.sample import draw as draw_module
 from tokenswift_jax.sample.draw import draw, top_candidates
 from tokenswift_jax.sample.features import SamplingFeatures, features_for, features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise
-from tokenswift_jax.sample.order_statistics import kth_largest
 from tokenswift_jax.sample.params import sequence_params
 from tokenswift_jax.sample.processors import process
 from tokenswift_jax.sampling import SamplingConfig

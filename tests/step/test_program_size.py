@@ -11,8 +11,8 @@ from flax import nnx
 
 from tokenswift_jax.kv.dense import empty_cache
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
+from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask, next_rows
-from tokenswift_jax.step.forward import forward_rows
 
 CONFIG = tiny.tiny_config()
 GRAPH, PARAMS = tiny.abstract_model(CONFIG)

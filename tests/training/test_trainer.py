@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +66,35 @@ def test_losses_fall_and_the_checkpoint_generates(place):
         max_new_tokens=12,
     )
     assert drafted.token_ids == plain.token_ids
+
+
+@pytest.mark.parametrize("head_type", ["sequential", "chained", "medusa"])
+def test_a_draft_vocabulary_is_the_datas_most_frequent_tokens(tmp_path, head_type):
+    paths = paths_in(tmp_path)
+    said = run(paths, draft_vocab=20, head_type=head_type, evaluate_steps=None)
+    assert "draft vocabulary: 20 of" in said
+    model = ts.load(paths.output)
+    words = Counter(word for file in (tmp_path / "data").iterdir() for word in file.read_text().split())
+    frequent = {model.tokenizer.convert_tokens_to_ids(word) for word, _ in words.most_common(15)}
+    ids = model.config.draft_vocab.ids.tolist()
+    assert len(ids) == 20
+    assert frequent < set(ids)
+    logits = ts.draft_logits(model, [[5, 6, 7, 8, 9]])[0]
+    assert np.isfinite(logits[:2, 1:, ids]).all()
+    assert (np.delete(logits[:2, 1:], ids, axis=-1) == -np.inf).all()
+    chosen = ts.SpeculationConfig(mode="tokenswift", schedule="fused", tree=(1, 2, 2))
+    if head_type == "medusa":
+        chosen = ts.SpeculationConfig(mode="medusa", tree=(1, 2, 2))
+    greedy = ts.SamplingConfig(temperature=0.0)
+    plain = ts.generate(model, [5, 6, 7], greedy, ts.SpeculationConfig(mode="autoregressive"), max_new_tokens=12)
+    assert ts.generate(model, [5, 6, 7], greedy, chosen, max_new_tokens=12).token_ids == plain.token_ids
+    # Training that continues keeps the vocabulary; another size chooses again; 0 is all.
+    again = replace(paths, model=paths.output, output=tmp_path / "again")
+    assert "draft vocabulary" not in run(again, head_type=head_type, evaluate_steps=0)
+    assert ts.load(again.output).config.draft_vocab == model.config.draft_vocab
+    whole = replace(paths, model=paths.output, output=tmp_path / "whole")
+    run(whole, head_type=head_type, draft_vocab=0, evaluate_steps=0)
+    assert ts.load(whole.output).config.draft_vocab is None
 
 
 def test_a_killed_run_ends_up_as_one_that_was_not(place):

@@ -15,12 +15,13 @@ from flax import nnx
 
 from tokenswift_jax.checkpoint import names
 from tokenswift_jax.checkpoint.directory import base_directory, read_config, resolve
-from tokenswift_jax.checkpoint.tensors import DTYPES, HEADS_FILE, Index, Tensor, read_file, read_model_files
+from tokenswift_jax.checkpoint.tensors import DTYPES, HEADS_FILE, Index, Tensor, read_file, read_model_files, rows_of
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.models.hf_config import rope_override as override_rope
+from tokenswift_jax.models.joined import joined
 from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.progress_report import Report, phase, silent
 
@@ -76,7 +77,7 @@ def abstract_decoder(config: ModelConfig, dtype: Any) -> Decoder:
 
 
 def _match(config: ModelConfig, stored: dict[str, Tensor], directory: Path) -> dict[names.ParameterPath, Tensor]:
-    state = nnx.split(abstract_decoder(config, jnp.float32))[1]
+    state = nnx.split(abstract_decoder(replace(config, draft_vocab=None), jnp.float32))[1]
     expected = {names.hf_name(path): (path, param) for path, param in nnx.to_flat_state(state)}
     stored = {name: tensor for name, tensor in stored.items() if not names.is_harmless(name)}
     head, table = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
@@ -122,7 +123,8 @@ def load_decoder(
     rope_override: Mapping[str, Any] | None = None,
     sharding: Callable[[names.ParameterPath], jax.sharding.Sharding] | None = None,
     *,
-    untie: bool = True,
+    copies: bool = True,
+    join: bool | None = None,
     report: Report = silent,
 ) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     """Loads a decoder split into (configuration, graph, parameters); each tensor goes directly to its shards.
@@ -134,7 +136,10 @@ def load_decoder(
       dtype: bfloat16, float16, float32 or float64; None: the checkpoint's own, at least float32 on CPU.
       rope_override: RoPE parameters to use instead of config.json's.
       sharding: returns the sharding of a parameter for its path; None: all parameters go to the default device.
-      untie: whether tied embeddings may be stored twice where that decodes faster (on CPU); False for training.
+      copies: whether parameters may be stored twice where that decodes faster: tied embeddings on CPU, and the LM
+        head's columns for the draft vocabulary. False for training, which would change one of the two.
+      join: whether linear maps of the same rows become one (`models.joined`); None: where that decodes faster (on one
+        GPU). False for training.
       report: receives the number of parameter bytes loaded so far.
 
     Raises:
@@ -147,11 +152,18 @@ def load_decoder(
     if chosen == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise UserError("dtype float64 needs JAX_ENABLE_X64=1")
     stored = checkpoint.config
-    if untie and stored.tie_word_embeddings and jax.default_backend() == "cpu":
+    head = checkpoint.tensors[("embed_tokens",) if stored.tie_word_embeddings else ("lm_head", "kernel")]
+    if copies and stored.tie_word_embeddings and jax.default_backend() == "cpu":
         # A tied head multiplies by the transposed table, which a CPU does at half the speed for several rows.
         stored = replace(stored, tie_word_embeddings=False)
-        checkpoint.tensors[("lm_head", "kernel")] = checkpoint.tensors[("embed_tokens",)]
-    graph, state = nnx.split(abstract_decoder(stored, chosen))
+        checkpoint.tensors[("lm_head", "kernel")] = head
+    shell = abstract_decoder(stored, chosen)
+    if stored.draft_vocab is not None:
+        if copies:
+            checkpoint.tensors[("draft_lm_head", "kernel")] = rows_of(head, stored.draft_vocab.ids)
+        else:
+            shell.draft_lm_head = None
+    graph, state = nnx.split(shell)
     local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = nnx.to_flat_state(state)
     loaded, done, total = [], 0, sum(math.prod(param.shape) for _, param in wanted) * chosen.itemsize
@@ -163,7 +175,12 @@ def load_decoder(
             loaded.append((path, param.replace(values)))
             done += values.nbytes
             so_far(done)
-    return checkpoint.config, graph, nnx.from_flat_state(loaded)
+    params = nnx.from_flat_state(loaded)
+    if join or (join is None and sharding is None and jax.default_backend() == "gpu"):
+        decoder = nnx.merge(graph, params)
+        del loaded, params, values  # or all parts stay in memory beside what is joined
+        graph, params = nnx.split(joined(decoder))
+    return checkpoint.config, graph, params
 
 
 def _shard_reader(tensor: Tensor, path: names.ParameterPath, dtype: np.dtype) -> Callable[[Index | None], np.ndarray]:

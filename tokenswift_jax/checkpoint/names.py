@@ -46,6 +46,7 @@ _INDEX = re.compile(r"(?<=\.)\d+(?=\.)")
 _HARMLESS = re.compile(r"\.rotary_emb\.(inv_freq|cos_cached|sin_cached)$|\.attn\.(masked_)?bias$")
 
 HEAD_PREFIX = "medusa_layers."
+COPIES = ("draft_lm_head",)  # parameters that repeat others, which no checkpoint contains
 
 
 def hf_name(path: ParameterPath) -> str:

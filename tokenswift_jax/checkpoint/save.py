@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,16 @@ from tokenswift_jax.checkpoint.tensors import HEADS_FILE, Index, Tensor, write_f
 from tokenswift_jax.paths import write_text
 
 SHARD_BYTES = 5_000_000_000
+_NUMBERS = re.compile(r"\[\n[-\d,\s]+\]")  # a list of whole numbers, one a line; no string contains a line end
 
 
 def state_tensors(state: nnx.State) -> list[Tensor]:
-    """A decoder's parameters with HF's names and layout; the writer fetches them from the device one by one."""
-    return [_parameter_tensor(path, param) for path, param in nnx.to_flat_state(state)]
+    """A decoder's parameters with HF's names and layout; the writer fetches them from the device one by one.
+
+    Copies of others (`names.COPIES`) are left out.
+    """
+    flat = nnx.to_flat_state(state)
+    return [_parameter_tensor(path, param) for path, param in flat if path[0] not in names.COPIES]
 
 
 def _parameter_tensor(path: names.ParameterPath, param: nnx.Variable) -> Tensor:
@@ -52,4 +58,7 @@ def save(
         write_model_files(directory, model, shard_bytes)
     if heads:
         write_file(directory / HEADS_FILE, heads)
-    write_text(directory / "config.json", json.dumps(hf_config, indent=2) + "\n")
+    text = json.dumps(hf_config, indent=2)
+    # Without this, a draft vocabulary takes a line for each of its tokens.
+    text = _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
+    write_text(directory / "config.json", text + "\n")

@@ -71,6 +71,16 @@ class Tensor:
         return Tensor(self.name, self.shape, dtype, cast, self.origin)
 
 
+def rows_of(tensor: Tensor, rows: np.ndarray) -> Tensor:
+    """The tensor that contains some rows of a matrix, int [count]."""
+
+    def read(index: Index) -> np.ndarray:
+        chosen, columns = index
+        return tensor.read((slice(None), columns))[rows[chosen]]
+
+    return Tensor(tensor.name, (len(rows), *tensor.shape[1:]), tensor.dtype, read, tensor.origin)
+
+
 def from_array(name: str, array: np.ndarray) -> Tensor:
     """A tensor already in memory."""
     return Tensor(name, array.shape, array.dtype, lambda index: array[index], "memory")

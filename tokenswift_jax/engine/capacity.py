@@ -15,7 +15,6 @@ from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.request import Request
-from tokenswift_jax.speculate import ngram
 
 # The largest factor of published models (Yarn-Llama-2 128K, Llama 3.2); no advice goes beyond it.
 _FURTHEST = 32
@@ -104,21 +103,18 @@ def check_memory(
     dtype: jnp.dtype,
     *,
     advice: str,
-    draft_slots: int = 0,
-    ngram_slots: int = 0,
+    drafter_bytes: int = 0,
     arguments: Sequence[str] = (),
     cache_dtype: str | None = None,
 ) -> None:
-    """Checks that the caches (capacity + draft_slots positions per row) and the n-gram table fit the first device.
+    """Checks that the full cache and `drafter_bytes` of drafters' state fit the first device.
 
-    `dtype` is the model's dtype, `cache_dtype` that of the caches' numbers (`kv.dense.empty_cache`).
+    `dtype` is the model's dtype, `cache_dtype` that of the cache's numbers (`kv.dense.empty_cache`).
 
     Raises:
       UserError: they exceed its free memory; the message ends with `advice`, which names these `arguments`.
     """
-    needed = cache_bytes(config, batch, capacity + draft_slots, dtype, cache_dtype)
-    if ngram_slots:
-        needed += ngram.table_bytes(batch, capacity, ngram_slots)
+    needed = cache_bytes(config, batch, capacity, dtype, cache_dtype) + drafter_bytes
     free = _free_bytes()
     if free is not None and needed > free:
         raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tokenswift_jax.models.draft_vocab import DraftVocab
 from tokenswift_jax.models.node_sets import NO_NODE_SETS, NodeSets
 
 RopeType = Literal["default", "linear", "llama3", "yarn"]
@@ -67,6 +68,7 @@ class ModelConfig:
       draft_head_type: `chained` heads read that state alone, `sequential` heads also the token above their guess;
         `medusa` heads read that state after the final norm, and do not build on each other.
       node_sets: the most profitable nodes of the draft heads' tree, found when the heads were trained.
+      draft_vocab: the tokens that draft heads score; None for all.
       limited_by: the field of config.json that this package does not support and that would change longer texts than
         `max_position_embeddings` allows; None: no such field.
     """
@@ -91,6 +93,7 @@ class ModelConfig:
     num_draft_heads: int
     draft_head_type: DraftHeadType
     node_sets: NodeSets = NO_NODE_SETS
+    draft_vocab: DraftVocab | None = None
     limited_by: str | None = None
 
     def attention(self, layer: int) -> AttentionSpec:

@@ -1,7 +1,7 @@
 """The decoder: one config-driven Flax NNX module for Llama, Mistral, Qwen2 and Qwen3.
 
 The module declares parameters and computation. The caller's `attention` decides how keys and values are
-stored (`tokenswift_jax.step.forward` with a cache, `causal_attention` below without one). Programs split a
+stored (`tokenswift_jax.kv.forward` with a cache, `causal_attention` below without one). Programs split a
 decoder once (`nnx.split`) and run pure jitted functions of (parameters, state, inputs).
 """
 
@@ -52,6 +52,7 @@ class SelfAttention(nnx.Module):
         self.q_proj = Linear(size, queries, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.k_proj = Linear(size, keys, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.v_proj = Linear(size, keys, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.qkv_proj = nnx.data(None)  # `models.joined` puts one map in the place of the three
         self.o_proj = Linear(queries, size, bias=config.output_bias, dtype=dtype, rngs=rngs)
         norm = config.qk_norm
         self.q_norm = RMSNorm(dim, eps=config.rms_norm_eps, dtype=dtype) if norm else None
@@ -68,14 +69,22 @@ class SelfAttention(nnx.Module):
         carry: Any,
     ) -> tuple[jax.Array, Any, Any]:
         batch, rows, _ = x.shape
-        # Without this barrier, XLA for TPU makes the split into heads part of the matmuls, and changes the weights'
-        # layout for it.
-        projected = jax.lax.optimization_barrier((self.q_proj(x), self.k_proj(x), self.v_proj(x)))
-        queries, keys, values = (heads.reshape(batch, rows, -1, self.head_dim) for heads in projected)
+        queries, keys, values = (heads.reshape(batch, rows, -1, self.head_dim) for heads in self.projected(x))
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         mixed, left, carry = attention(layer, queries, keys, values, rotation, spec, carry)
         return self.o_proj(mixed.reshape(batch, rows, -1)), left, carry
+
+    def projected(self, x: jax.Array) -> tuple[jax.Array, ...]:
+        """Queries, keys and values [batch, rows, ...] of the rows, heads first among what follows."""
+        if self.qkv_proj is None:
+            # Without this barrier, XLA for TPU makes the split into heads part of the matmuls, and changes the weights'
+            # layout for it.
+            return jax.lax.optimization_barrier((self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+        # Without this barrier, XLA for GPU makes the bias part of the matmul, which it then cannot split over the
+        # inputs: few columns leave most multiprocessors idle.
+        sums = self.qkv_proj.biased(jax.lax.optimization_barrier(self.qkv_proj.sums(x)))
+        return sums[..., :-2, :], sums[..., -2, :], sums[..., -1, :]
 
 
 class MLP(nnx.Module):
@@ -86,9 +95,13 @@ class MLP(nnx.Module):
         self.gate_proj = Linear(size, inner, bias=bias, dtype=dtype, rngs=rngs)
         self.up_proj = Linear(size, inner, bias=bias, dtype=dtype, rngs=rngs)
         self.down_proj = Linear(inner, size, bias=bias, dtype=dtype, rngs=rngs)
+        self.gate_up_proj = nnx.data(None)  # `models.joined` puts one map in the place of the two
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        if self.gate_up_proj is None:
+            return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        both = self.gate_up_proj(x)
+        return self.down_proj(jax.nn.silu(both[..., 0, :]) * both[..., 1, :])
 
 
 class DecoderLayer(nnx.Module):
@@ -118,8 +131,9 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """Maps token ids to hidden states to logits; has draft heads if the configuration names some.
 
-    Parameters are `embed_tokens` [V, d], `layers`, `norm`, `lm_head` (None when tied) and
-    `draft_heads` (None without draft heads); their paths are HF's names with `kernel`/`scale` for `weight`.
+    Parameters are `embed_tokens` [V, d], `layers`, `norm`, `lm_head` (None when tied), `draft_heads` (None without
+    draft heads) and `draft_lm_head` (None without a draft vocabulary), a copy of the LM head's columns for the draft
+    vocabulary that checkpoints do not contain; their paths are HF's names with `kernel`/`scale` for `weight`.
     """
 
     def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -133,6 +147,8 @@ class Decoder(nnx.Module):
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Linear(size, config.vocab_size, bias=False, dtype=dtype, rngs=rngs)
         self.draft_heads = DraftHeads(config, dtype, rngs) if config.num_draft_heads else None
+        drafted = config.draft_vocab
+        self.draft_lm_head = Linear(size, len(drafted), bias=False, dtype=dtype, rngs=rngs) if drafted else None
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [..., hidden_size] of token ids."""
@@ -182,8 +198,33 @@ class Decoder(nnx.Module):
         return self.draft_heads(hidden, embedded=self.embed(following))
 
     def draft_logits(self, hidden: jax.Array, following: jax.Array | None = None) -> jax.Array:
-        """Logits [..., heads, vocab] of `draft_outputs`, from one matmul; raises ValueError as `draft_outputs` does."""
-        return self.project(self.draft_outputs(hidden, following))
+        """Logits [..., heads, vocab] of `draft_outputs`, from one matmul; -inf outside the draft vocabulary.
+
+        Raises ValueError as `draft_outputs` does.
+        """
+        return self.project_drafts(self.draft_outputs(hidden, following))
+
+    def project_drafts(self, outputs: jax.Array) -> jax.Array:
+        """`score_drafts` [..., vocab] with -inf for the tokens outside the draft vocabulary."""
+        scores, drafted = self.score_drafts(outputs), self.config.draft_vocab
+        if drafted is None:
+            return scores
+        missing = jnp.full((*scores.shape[:-1], 1), -jnp.inf, scores.dtype)
+        places = jnp.asarray(drafted.places(self.config.vocab_size))
+        return jnp.concatenate([scores, missing], axis=-1)[..., places]
+
+    def score_drafts(self, outputs: jax.Array) -> jax.Array:
+        """Logits [..., draft_vocab] of the draft heads' outputs in float32 (or wider), over the draft vocabulary."""
+        drafted = self.config.draft_vocab
+        if drafted is None:
+            return self.project(outputs)
+        outputs, wide = whole(outputs), wide_dtype(outputs.dtype)
+        if self.draft_lm_head is not None:
+            return self.draft_lm_head.product(outputs, wide)
+        ids = jnp.asarray(drafted.ids)  # training: the copy would not follow the LM head
+        if self.lm_head is None:
+            return jnp.einsum("...d,vd->...v", outputs, self.embed_tokens[...][ids], preferred_element_type=wide)
+        return jnp.einsum("...d,dv->...v", outputs, self.lm_head.kernel[...][:, ids], preferred_element_type=wide)
 
     def project(self, normed: jax.Array) -> jax.Array:
         """Applies the LM head: logits [..., vocab] in float32 (or wider)."""

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import DraftHeadType, ModelConfig
+from tokenswift_jax.models.draft_vocab import DraftVocab, parse_draft_vocab
 from tokenswift_jax.models.hf_fields import check_known, plain_positions
 from tokenswift_jax.models.hf_rope import longest_text, rope_config, rope_parameters, unused_fields
 from tokenswift_jax.models.node_sets import NodeSets, parse_node_sets
@@ -84,7 +85,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     rope = rope_config(config, max_positions)
     longest, plain = longest_text(config, max_positions), plain_positions(config)
     attention_bias = _flag(fields, "attention_bias")
-    num_draft_heads, draft_head_type, node_sets = _draft_heads(config)
+    num_draft_heads, draft_head_type, node_sets, draft_vocab = _draft_heads(config, _positive(fields, "vocab_size"))
     return ModelConfig(
         model_type=family,
         vocab_size=_positive(fields, "vocab_size"),
@@ -106,6 +107,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         num_draft_heads=num_draft_heads,
         draft_head_type=draft_head_type,
         node_sets=node_sets,
+        draft_vocab=draft_vocab,
         limited_by="dual_chunk_attention_config" if plain is not None and plain < longest else None,
     )
 
@@ -216,7 +218,7 @@ def _window(fields: Mapping[str, Any]) -> int | None:
     return None if fields["sliding_window"] is None else _positive(fields, "sliding_window")
 
 
-def _draft_heads(config: Mapping[str, Any]) -> tuple[int, Any, NodeSets]:
+def _draft_heads(config: Mapping[str, Any], vocab: int) -> tuple[int, Any, NodeSets, DraftVocab | None]:
     block = config.get("tokenswift")
     if block is None:
         block = {"num_heads": config.get("medusa_heads") or 0}
@@ -228,4 +230,5 @@ def _draft_heads(config: Mapping[str, Any]) -> tuple[int, Any, NodeSets]:
     kind = block.get("head_type", "chained")
     if kind not in _HEAD_TYPES:
         raise UserError(f"unknown draft head type {kind!r} in config.json; known: {', '.join(_HEAD_TYPES)}")
-    return count, kind, parse_node_sets(block.get("node_set"), count)
+    known = parse_draft_vocab(block.get("draft_vocab"), vocab)
+    return count, kind, parse_node_sets(block.get("node_set"), count), known if count else None

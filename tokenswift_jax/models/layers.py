@@ -12,7 +12,10 @@ __all__ = ["Linear", "RMSNorm", "wide_dtype"]
 
 
 class Linear(nnx.Module):
-    """y = x W + b with W stored [in, out], the transpose of HF's layout."""
+    """y = x W + b with W stored [in, out], the transpose of HF's layout.
+
+    `out` is one axis, or several where `models.joined` has made one map of several.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
         scale = jnp.asarray(inputs**-0.5, dtype)
@@ -21,11 +24,20 @@ class Linear(nnx.Module):
 
     def product(self, x: jax.Array, wide: jnp.dtype) -> jax.Array:
         """x W [..., out], accumulated and returned in `wide`."""
-        return jnp.matmul(x, self.kernel[...], preferred_element_type=wide)
+        return jnp.tensordot(x, self.kernel[...], axes=1, preferred_element_type=wide)
+
+    def sums(self, x: jax.Array) -> jax.Array:
+        """x W [..., out], without the bias."""
+        return jnp.tensordot(x, self.kernel[...], axes=1)
+
+    def biased(self, y: jax.Array) -> jax.Array:
+        """`sums` with the bias added."""
+        if self.bias is None:
+            return y
+        return y + jnp.expand_dims(self.bias[...], range(y.ndim - self.bias.ndim))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x @ self.kernel[...]
-        return y if self.bias is None else y + jnp.expand_dims(self.bias[...], range(y.ndim - 1))
+        return self.biased(self.sums(x))
 
 
 class RMSNorm(nnx.Module):

@@ -20,30 +20,43 @@ _HIGHEST = {"int8": 127, "int4": 7}
 class QuantizedLinear(nnx.Module):
     """y = x W + b, W = kernel * scale: kernel int8 or int4 [groups, in / groups, out], scale float32 [groups, out].
 
+    `out` may be several axes, as in `Linear`.
+
     Quantisation is symmetric, rounds to nearest, and takes each scale from the largest weight of its group. int8 has
     one group; int4 has groups of 128 inputs (one group if 128 does not divide the inputs).
     """
 
     def __init__(self, linear: Linear, kind: str):
         kernel = linear.kernel[...]
-        inputs, outputs = kernel.shape
+        inputs, *outputs = kernel.shape
         size = _GROUPS[kind]
         groups = inputs // size if size is not None and inputs % size == 0 else 1
-        values, scale = _quantize(kernel.reshape(groups, inputs // groups, outputs), kind)
+        values, scale = _quantize(kernel.reshape(groups, inputs // groups, *outputs), kind)
         self.kernel = nnx.Param(values)
         self.scale = nnx.Param(scale)
         self.bias = linear.bias
 
+    def sums(self, x: jax.Array) -> jax.Array:
+        """x W [..., out], without the bias."""
+        return self.product(x, jnp.dtype(jnp.float32)).astype(x.dtype)
+
+    def biased(self, y: jax.Array) -> jax.Array:
+        """`sums` with the bias added."""
+        if self.bias is None:
+            return y
+        return y + jnp.expand_dims(self.bias[...], range(y.ndim - self.bias.ndim))
+
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = self.product(x, jnp.dtype(jnp.float32)).astype(x.dtype)
-        return y if self.bias is None else y + jnp.expand_dims(self.bias[...], range(y.ndim - 1))
+        return self.biased(self.sums(x))
 
     def product(self, x: jax.Array, wide: jnp.dtype) -> jax.Array:
         """x W [..., out] in `wide`; scales each group's sum, so that XLA never writes unpacked weights to memory."""
         kernel, scale = self.kernel[...], self.scale[...]
         grouped = x.reshape(*x.shape[:-1], kernel.shape[0], kernel.shape[1])
-        sums = jnp.einsum("...gi,gio->...go", grouped, kernel.astype(x.dtype), preferred_element_type=wide)
-        return jnp.sum(sums * jnp.expand_dims(scale.astype(wide), range(x.ndim - 1)), axis=-2)
+        out = "opq"[: kernel.ndim - 2]
+        of = f"...gi,gi{out}->...g{out}"
+        sums = jnp.einsum(of, grouped, kernel.astype(x.dtype), preferred_element_type=wide)
+        return jnp.sum(sums * jnp.expand_dims(scale.astype(wide), range(x.ndim - 1)), axis=-scale.ndim)
 
 
 def quantized(decoder: Decoder, kind: str, *, backbone: bool) -> Decoder:
@@ -65,8 +78,10 @@ def quantized(decoder: Decoder, kind: str, *, backbone: bool) -> Decoder:
             for name, value in list(vars(module).items()):
                 if isinstance(value, Linear):
                     setattr(module, name, QuantizedLinear(value, kind))
-    if decoder.lm_head is not None:
-        decoder.lm_head = QuantizedLinear(decoder.lm_head, kind)  # pyright: ignore[reportAttributeAccessIssue]
+    for name in ("lm_head", "draft_lm_head"):
+        linear = getattr(decoder, name)
+        if linear is not None:
+            setattr(decoder, name, QuantizedLinear(linear, kind))
     return decoder
 
 

@@ -18,6 +18,10 @@ TENSOR = "tensor"  # heads, the MLP's inner size and the vocabulary
 # Specs by the last two names of a parameter's path; other parameters are replicated. Projections that read the
 # residual stream are split by column, those that write it by row, so a layer needs two sums across devices.
 _PARAMETERS = {
+    ("qkv_proj", "kernel"): P(None, TENSOR, None, None),  # `models.joined`: by KV head
+    ("qkv_proj", "bias"): P(TENSOR, None, None),
+    ("gate_up_proj", "kernel"): P(None, None, TENSOR),
+    ("gate_up_proj", "bias"): P(None, TENSOR),
     ("q_proj", "kernel"): P(None, TENSOR),
     ("k_proj", "kernel"): P(None, TENSOR),
     ("v_proj", "kernel"): P(None, TENSOR),
@@ -31,6 +35,7 @@ _PARAMETERS = {
     ("up_proj", "bias"): P(TENSOR),
     ("down_proj", "kernel"): P(TENSOR, None),
     ("lm_head", "kernel"): P(None, TENSOR),
+    ("draft_lm_head", "kernel"): P(None, TENSOR),
     ("linear", "kernel"): P(None, TENSOR),  # draft heads
     ("linear", "bias"): P(TENSOR),
 }

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from tokenswift_jax.parallel.residual import whole
-from tokenswift_jax.sample.order_statistics import Search, nucleus_edge
 
 _Found = TypeVar("_Found")
 _Params = TypeVar("_Params")
@@ -59,19 +58,6 @@ def shortlist(scores: jax.Array) -> Shortlist:
     peaks, chosen = jax.lax.top_k(whole(jnp.max(blocks, axis=-2)), BLOCKS)
     few = jnp.take_along_axis(blocks, chosen[..., None, :], axis=-1).reshape(*rows, BLOCKS * WIDTH)
     return Shortlist(whole(few), peaks[..., -1:], peaks[..., :1])
-
-
-def nucleus_of(few: Shortlist, lowest: jax.Array, total: jax.Array, top_p: jax.Array, search: Search) -> jax.Array:
-    """`order_statistics.nucleus_edge` of every row, [..., 1]: exact where it is above `sure`.
-
-    Args:
-      few: the shortlist.
-      lowest: [..., 1]; scores below it have weight 0.
-      total: [..., 1], the weight of the whole row.
-      top_p: [..., 1], a probability.
-      search: how to search, static.
-    """
-    return nucleus_edge(few.scores, few.highest, lowest, top_p, search, total)
 
 
 def search_whole(

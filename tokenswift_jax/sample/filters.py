@@ -9,8 +9,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from tokenswift_jax.sample.block_topk import nucleus_of, search_whole, shortlist, worthwhile
-from tokenswift_jax.sample.order_statistics import Search, kth_largest, nucleus_edge
+from pallas_kernels.order_statistics import Search, kth_largest, nucleus_edge
+from pallas_kernels.shortlist_edges import shortlist_edges
+from tokenswift_jax.sample.block_topk import search_whole, shortlist, worthwhile
 from tokenswift_jax.sample.params import SequenceParams
 
 
@@ -119,17 +120,25 @@ def _orders_of_few(scores: jax.Array, filters: FilterParams, search: Search) -> 
     """Searches the shortlist of every row; also returns for which rows the result is exact, bool [batch, rows, 1]."""
     few = shortlist(scores)
     highest = few.highest
-    floor, lowest = _counted(few.scores, highest, filters, search)
     by_k, by_p = filters.top_k > 0, filters.top_p < 1
+    # Without top-k, the weight of every score counts. A row's sum does not depend on the filters of its neighbours.
+    total = _if_any(
+        by_p & ~by_k, lambda: jnp.sum(jnp.exp(scores - highest), axis=-1, keepdims=True), jnp.ones_like(highest)
+    )
 
-    def nucleus_edge() -> jax.Array:
-        # The shortlist contains all tokens that top-k keeps, unless they reach its end. Without top-k, the weight of
-        # every score counts. A row's sum does not depend on the filters of its neighbours.
-        listed = jnp.sum(jnp.where(few.scores < lowest, 0, jnp.exp(few.scores - highest)), axis=-1, keepdims=True)
-        every = _if_any(~by_k, lambda: jnp.sum(jnp.exp(scores - highest), axis=-1, keepdims=True), listed)
-        return nucleus_of(few, lowest, jnp.where(by_k, listed, every), filters.top_p, search)
+    def per_row(values: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(values, highest.shape).reshape(-1, 1)
 
-    nucleus = _if_any(by_p, nucleus_edge, lowest)
+    edges = shortlist_edges(
+        few.scores.reshape(-1, few.scores.shape[-1]),
+        per_row(highest),
+        per_row(filters.keep),
+        per_row(filters.top_k),
+        per_row(filters.top_p),
+        per_row(total),
+        search,
+    )
+    floor, lowest, nucleus = (edge.reshape(highest.shape) for edge in edges)
     # The shortlist contains every score above `sure`, and at least BLOCKS scores of the row are no lower.
     exact = floor >= few.sure
     exact &= ~by_k | (lowest >= few.sure)

@@ -130,6 +130,16 @@ def members(sets: jax.Array, vocab: int) -> jax.Array:
     return spread.reshape(*sets.shape[:-1], -1)[..., :vocab] != 0
 
 
+def subset(sets: jax.Array, ids: jax.Array) -> jax.Array:
+    """The sets uint32 [batch, words] over other numbers: number i is in a result iff `ids[i]` is in the set."""
+    count = ids.shape[0]
+    words = -(-count // _WORD)
+    inside = contains(sets, jnp.broadcast_to(ids, (sets.shape[0], count)))
+    bits = jnp.pad(inside, ((0, 0), (0, words * _WORD - count))).reshape(-1, words, _WORD)
+    shifts = jnp.arange(_WORD, dtype=jnp.uint32)
+    return jnp.sum(bits.astype(jnp.uint32) << shifts[None, None, :], axis=-1, dtype=jnp.uint32)
+
+
 def contains(sets: jax.Array, tokens: jax.Array) -> jax.Array:
     """Whether each row's set, uint32 [batch, words], contains its tokens, int32 [batch, count]: bool [batch, count]."""
     word = jnp.take_along_axis(sets, tokens // _WORD, axis=1, mode="clip")

@@ -11,10 +11,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.order_statistics import FEW_PASSES, ONE_BIT
 from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.filters import FilterParams, threshold
-from tokenswift_jax.sample.order_statistics import FEW_PASSES, ONE_BIT
 from tokenswift_jax.sample.params import SequenceParams, members
 
 

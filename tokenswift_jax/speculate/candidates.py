@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.draft_vocab import DraftVocab
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.draw import top_candidates
 from tokenswift_jax.sample.features import SamplingFeatures
-from tokenswift_jax.sample.params import SequenceParams
+from tokenswift_jax.sample.params import SequenceParams, subset
 from tokenswift_jax.sample.processors import process
 from tokenswift_jax.speculate.tree_expand import TreeDepth, next_level, shared_levels, to_expand
 from tokenswift_jax.speculate.tree_spec import TreeSpec
@@ -28,6 +29,7 @@ class DraftSampler:
       noise: float32 [batch, depth or more, vocab] of positions n+1 .., None when greedy.
       settings: the settings of the batch (`keys` is not read).
       features: the sampling features that the step contains, static.
+      drafted: the draft vocabulary, to which `vocab` refers then; None for the whole vocabulary.
     """
 
     length: jax.Array
@@ -35,6 +37,24 @@ class DraftSampler:
     noise: jax.Array | None
     settings: SequenceParams
     features: SamplingFeatures
+    drafted: DraftVocab | None = None
+
+    def over(self, drafted: DraftVocab | None) -> DraftSampler:
+        """The same sampler for logits over a draft vocabulary; `drafted` None changes nothing."""
+        if drafted is None:
+            return self
+        ids, settings = jnp.asarray(drafted.ids), self.settings
+        return replace(
+            self,
+            last_positions=self.last_positions[:, ids],
+            noise=None if self.noise is None else self.noise[:, :, ids],
+            settings=replace(settings, suppressed=subset(settings.suppressed, ids), eos=subset(settings.eos, ids)),
+            drafted=drafted,
+        )
+
+    def below(self, depth: int) -> DraftSampler:
+        """The sampler whose noise begins `depth` positions further."""
+        return self if self.noise is None else replace(self, noise=self.noise[:, depth:])
 
     def best(
         self, logits: jax.Array, above: Sequence[jax.Array], depths: jax.Array, count: int
@@ -44,9 +64,11 @@ class DraftSampler:
         logits is [batch, rows, vocab]; row i guesses the token `depths[i]` (int32 [1 or rows]) places below the depth-1
         guess. The penalty applies to those tokens of the text up to the root and of `above` that are in the penalty
         window. `above`, int32 [batch, rows] each, is the drafted path down to the guess; empty if the path is unknown.
+        Tokens, also those of `above`, are ids of the whole vocabulary.
         """
         rows = logits.shape[1] if above else 1
-        path = [jnp.zeros((*self.length.shape, rows, 0), jnp.int32), *(token[..., None] for token in above)]
+        empty = jnp.zeros((*self.length.shape, rows, 0), jnp.int32)
+        path = [empty, *(self._place(token)[..., None] for token in above)]
         drafted = jnp.full((*self.length.shape, rows), len(above), jnp.int32)
         penalised = penalty.row_penalised(
             self.last_positions, self.length, jnp.concatenate(path, axis=-1), drafted, self.settings.penalty_window
@@ -62,7 +84,16 @@ class DraftSampler:
         if self.noise is not None:
             first = len(above)
             noise = self.noise[:, first : first + depths.shape[0]]
-        return top_candidates(scores, noise, count)
+        tokens, log_shares = top_candidates(scores, noise, count)
+        return (tokens if self.drafted is None else jnp.asarray(self.drafted.ids)[tokens]), log_shares
+
+    def _place(self, tokens: jax.Array) -> jax.Array:
+        """The index of tokens in the draft vocabulary; its size, which no index equals, for tokens outside it."""
+        if self.drafted is None:
+            return tokens
+        place = jnp.searchsorted(jnp.asarray(self.drafted.ids), tokens).astype(jnp.int32)
+        found = jnp.asarray(self.drafted.ids).at[place].get(mode="clip") == tokens
+        return jnp.where(found, place, jnp.int32(len(self.drafted)))
 
 
 def head_levels(
@@ -86,10 +117,19 @@ def head_levels(
         return _sequential(model, shape, hidden, root, ranking, backbone)
     assert model.draft_heads is not None
     normed = model.draft_heads(model.heads_input(hidden), len(shape.widths) - backbone)
-    if backbone:
-        normed = jnp.concatenate([model.norm(hidden)[:, None], normed], axis=1)
     depths = jnp.arange(len(shape.widths), dtype=jnp.int32)
-    tokens, log_probs = ranking.best(model.project(normed), (), depths, max(shape.widths))
+    if not backbone:
+        heads = ranking.over(model.config.draft_vocab)
+        tokens, log_probs = heads.best(model.score_drafts(normed), (), depths, max(shape.widths))
+    elif model.config.draft_vocab is None:
+        normed = jnp.concatenate([model.norm(hidden)[:, None], normed], axis=1)
+        tokens, log_probs = ranking.best(model.project(normed), (), depths, max(shape.widths))
+    else:
+        widest = max(shape.widths)
+        first = ranking.best(model.project(model.norm(hidden)[:, None]), (), depths[:1], widest)
+        heads = ranking.below(1).over(model.config.draft_vocab)
+        rest = heads.best(model.score_drafts(normed), (), depths[1:], widest)
+        tokens, log_probs = (jnp.concatenate(both, axis=1) for both in zip(first, rest, strict=True))
     return shared_levels(shape, [(tokens[:, i, :w], log_probs[:, i, :w]) for i, w in enumerate(shape.widths)])
 
 
@@ -105,6 +145,7 @@ def _sequential(
     parents = jnp.zeros((root.shape[0], 1), jnp.int32)
     states, token = hidden[:, None], root[:, None]
     above: list[jax.Array] = []
+    heads = ranking.over(model.config.draft_vocab)
     for depth, width in enumerate(shape.widths):
         if levels:
             previous = shape.widths[depth - 1]
@@ -114,11 +155,11 @@ def _sequential(
             proposer = parents // previous
             states = jnp.take_along_axis(states, proposer[..., None], axis=1, mode="clip")
             above = [jnp.take_along_axis(tokens, proposer, axis=1, mode="clip") for tokens in above] + [token]
+        at = jnp.full((1,), depth, jnp.int32)
         if backbone and depth == 0:
-            output = model.norm(states)
+            tokens, log_probs = ranking.best(model.project(model.norm(states)), above, at, width)
         else:
             states, output = model.draft_heads.step(depth - backbone, states, model.embed(token))
-        at = jnp.full((1,), depth, jnp.int32)
-        tokens, log_probs = ranking.best(model.project(output), above, at, width)
+            tokens, log_probs = heads.best(model.score_drafts(output), above, at, width)
         levels.append(next_level(shape, levels, parents, tokens, log_probs))
     return levels

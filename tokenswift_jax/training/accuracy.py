@@ -121,12 +121,15 @@ def _program(graph: nnx.GraphDef) -> Callable:
             base = total(_loss_of(target[:_POSITIONS], tokens[1 : 1 + _POSITIONS])[:, None])[0]
             losses, hits = [], []
             for i in range(heads):
-                scores = jax.nn.log_softmax(model.project(outputs[:, i]), axis=-1)
+                scores = jax.nn.log_softmax(model.project_drafts(outputs[:, i]), axis=-1)
                 wanted = target[1 + i : 1 + i + _POSITIONS]
                 # Without this mask, a token that the target rules out makes the loss NaN, since 0 * -inf is NaN.
-                against_model = -jnp.sum(jnp.where(wanted > -jnp.inf, jnp.exp(wanted) * scores, 0), axis=-1)
+                possible = (wanted > -jnp.inf) & (scores > -jnp.inf)
+                against_model = -jnp.sum(jnp.where(possible, jnp.exp(wanted) * scores, 0), axis=-1)
                 text = tokens[2 + i : 2 + i + _POSITIONS]
-                losses.append(total(jnp.stack([_loss_of(scores, text), against_model], axis=-1)))
+                against_text = _loss_of(scores, text)
+                against_text = jnp.where(against_text < jnp.inf, against_text, 0)
+                losses.append(total(jnp.stack([against_text, against_model], axis=-1)))
                 guesses = jax.lax.top_k(scores, RANKS)[1].astype(jnp.int32)
                 found = [jnp.cumsum(guesses == right[:, None], axis=-1) for right in (text, best[1 + i :][:_POSITIONS])]
                 hits.append(jnp.stack([total(hit.astype(jnp.int32)) for hit in found]))

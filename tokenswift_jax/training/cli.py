@@ -21,6 +21,7 @@ _FLAGS: dict[str, tuple[Any, Any, str | None, str]] = {
     "what": (_TEXT, WHAT, None, "draft heads alone, or the backbone too (default: heads)"),
     "heads": (_WHOLE, None, "N", "draft heads (default: 3)"),
     "head_type": (_TEXT, HEAD_TYPES, None, "whether heads see the token above their guess (default: sequential)"),
+    "draft_vocab": (_WHOLE, None, "N", "heads score the N most frequent tokens, 0: all (default: at most 16384)"),
     "max_length": (_WHOLE, None, "N", "tokens a row (default: 8192)"),
     "batch_size": (_WHOLE, None, "N", "rows a micro-batch (default: 1)"),
     "gradient_accumulation_steps": (_WHOLE, None, "N", "micro-batches a step (default: 1)"),
@@ -47,7 +48,7 @@ _FLAGS: dict[str, tuple[Any, Any, str | None, str]] = {
     "dtype": (_TEXT, None, None, "of the passes (default: bfloat16, float32 on CPU)"),
     "seed": (_WHOLE, None, "S", "default: 0"),
     "save_steps": (_WHOLE, None, "N", "steps between checkpoints (default: 100)"),
-    "evaluate_steps": (_WHOLE, None, "N", "steps between evaluations (default: one at the end)"),
+    "evaluate_steps": (_WHOLE, None, "N", "steps between evaluations, 0: none (default: one at the end)"),
     "evaluate_prompts": (_WHOLE, None, "N", "held-out prompts of an evaluation (default: 4)"),
     "evaluate_tokens": (_WHOLE, None, "N", "tokens the target writes after each (default: 128)"),
 }

@@ -40,10 +40,12 @@ def write_checkpoint(
         tensors += state_tensors(params["backbone"])
         base = None
     config = {name: value for name, value in read_config(paths.model).items() if name != "medusa_heads"}
+    drafted = learner.config.draft_vocab
     config["tokenswift"] = {
         "num_heads": settings.heads,
         "head_type": settings.head_type,
         "node_set": node_set,
+        "draft_vocab": None if drafted is None else drafted.ids.tolist(),
         "base": base,
     }
     output = paths.output

@@ -16,6 +16,7 @@ from tokenswift_jax.checkpoint.load import parse_dtype
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.draft_vocab import DraftVocab
 from tokenswift_jax.models.node_sets import NO_NODE_SETS
 from tokenswift_jax.training.settings import TrainingSettings
 
@@ -30,6 +31,7 @@ class Learner:
       heads: float32 parameters of the draft heads.
       backbone: all other parameters, in float32 when they train, else in the dtype of computation.
       dtype: dtype of the forward and backward passes.
+      continues: whether the heads are those of the checkpoint, not fresh ones.
     """
 
     config: ModelConfig
@@ -37,6 +39,12 @@ class Learner:
     heads: nnx.State
     backbone: nnx.State
     dtype: Any
+    continues: bool
+
+    def over(self, drafted: DraftVocab | None) -> Learner:
+        """The same parameters with heads that score another draft vocabulary."""
+        config = replace(self.config, draft_vocab=drafted)
+        return replace(self, config=config, graph=_graph(config, jax.tree.leaves(self.backbone)[0].dtype))
 
 
 def load_learner(folder: Path, settings: TrainingSettings) -> Learner:
@@ -47,7 +55,7 @@ def load_learner(folder: Path, settings: TrainingSettings) -> Learner:
     """
     dtype = compute_dtype(settings)
     stored = np.dtype(np.float32) if settings.what == "all" else dtype
-    config, graph, params = checkpoint.load_decoder(folder, stored, untie=False)
+    config, graph, params = checkpoint.load_decoder(folder, stored, copies=False, join=False)
     if settings.max_length > config.max_position_embeddings:
         raise UserError(
             f"max_length {settings.max_length} exceeds the model's {config.max_position_embeddings} positions",
@@ -56,12 +64,18 @@ def load_learner(folder: Path, settings: TrainingSettings) -> Learner:
     wanted = replace(config, num_draft_heads=settings.heads, draft_head_type=settings.head_type, node_sets=NO_NODE_SETS)
     loaded = nnx.merge(graph, params)
     _, heads, backbone = nnx.split(loaded, nnx.PathContains("draft_heads"), ...)
-    if (config.num_draft_heads, config.draft_head_type) != (settings.heads, settings.head_type):
+    continues = (config.num_draft_heads, config.draft_head_type) == (settings.heads, settings.head_type)
+    if not continues:
         heads = fresh_heads(wanted, loaded.norm.scale[...], settings.seed)
-    shell = nnx.eval_shape(lambda: Decoder(wanted, dtype=stored, rngs=nnx.Rngs(0)))
-    graph = nnx.split(shell, nnx.PathContains("draft_heads"), ...)[0]
     heads = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32), heads)
-    return Learner(wanted, graph, heads, backbone, dtype)
+    return Learner(wanted, _graph(wanted, stored), heads, backbone, dtype, continues)
+
+
+def _graph(config: ModelConfig, dtype: Any) -> nnx.GraphDef:
+    """The structure to merge with (heads, backbone); the LM head's columns for drafts are no parameters of it."""
+    shell = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
+    shell.draft_lm_head = None
+    return nnx.split(shell, nnx.PathContains("draft_heads"), ...)[0]
 
 
 def compute_dtype(settings: TrainingSettings) -> Any:
@@ -73,7 +87,7 @@ def compute_dtype(settings: TrainingSettings) -> Any:
 
 def fresh_heads(config: ModelConfig, final_norm: jax.Array, seed: int) -> nnx.State:
     """Untrained heads: each returns the hidden state that it reads, under the backbone's own final norm."""
-    tiny = replace(config, num_layers=0, sliding_windows=(), vocab_size=1, intermediate_size=1)
+    tiny = replace(config, num_layers=0, sliding_windows=(), vocab_size=1, intermediate_size=1, draft_vocab=None)
     model = Decoder(tiny, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(seed))
     assert model.draft_heads is not None
     for head in model.draft_heads.heads:

@@ -41,20 +41,26 @@ class Counts:
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Cross entropy [...], in nats, of int32 targets [...] under float32 logits [..., vocab]."""
+    """Cross entropy [...], in nats, of int32 targets [...] under float32 logits [..., vocab].
+
+    It is 0 for a target that is no index of the logits (a token outside the draft vocabulary).
+    """
     # Without this masked sum, the gradient is the scatter of a gather; the gradient of the sum is elementwise.
     chosen = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
+    nats = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1)
+    return jnp.where(targets < logits.shape[-1], nats, 0.0)
 
 
-def distillation(logits: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
-    """Cross entropy [...] of logits against the teacher's distribution, both [..., vocab] float32 and divided by the
-    temperature; the result is multiplied by the temperature's square (Hinton, Vinyals, Dean 2015)."""
+def distillation(logits: jax.Array, aims: jax.Array, temperature: float) -> jax.Array:
+    """Cross entropy [...] of float32 logits [..., vocab], divided by the temperature, against the teacher's
+    probabilities at that temperature; multiplied by the temperature's square (Hinton, Vinyals, Dean 2015).
+
+    Over a draft vocabulary the probabilities sum to less than 1: a position counts by the teacher's share of it.
+    """
     heat = jnp.float32(temperature)
-    aims = jax.nn.softmax(teacher / heat, axis=-1)
     scaled = logits / heat
     inner = jnp.sum(aims * scaled, axis=-1)
-    return (jax.nn.logsumexp(scaled, axis=-1) - inner) * heat * heat
+    return (jax.nn.logsumexp(scaled, axis=-1) * jnp.sum(aims, axis=-1) - inner) * heat * heat
 
 
 def continues(batch: Batch, ahead: int) -> jax.Array:
@@ -160,16 +166,22 @@ def _chunk(
     turns = offset + stride * jnp.arange(chunk // stride, dtype=jnp.int32)
     ahead = turns[:, None] + jnp.arange(1, heads + 1, dtype=jnp.int32)[None, :]
     following = text[:, ahead] if model.config.draft_head_type == "sequential" else None
-    guesses = model.draft_logits(part(head_hidden, chunk, 1)[:, turns], following)
+    guesses = model.score_drafts(model.draft_outputs(part(head_hidden, chunk, 1)[:, turns], following))
     masks = part(head_rows, chunk, 2)[:, :, turns]
+    drafted, labels, aims = model.config.draft_vocab, text, None
+    if drafted is not None:
+        labels = jnp.asarray(drafted.places(model.config.vocab_size))[text]
+    if distil:
+        assert teacher is not None
+        aims = jax.nn.softmax(teacher / jnp.float32(settings.distill_temperature), axis=-1)
+        aims = aims if drafted is None else aims[..., jnp.asarray(drafted.ids)]
     sums = []
     for head in range(heads):
         nats = jnp.float32(0)
         if distil < 1:
-            nats = nats + jnp.float32(1 - distil) * cross_entropy(guesses[:, :, head], text[:, turns + head + 2])
-        if distil:
-            assert teacher is not None
-            aims = teacher[:, turns + head + 1]
-            nats = nats + jnp.float32(distil) * distillation(guesses[:, :, head], aims, settings.distill_temperature)
+            nats = nats + jnp.float32(1 - distil) * cross_entropy(guesses[:, :, head], labels[:, turns + head + 2])
+        if aims is not None:
+            shares = aims[:, turns + head + 1]
+            nats = nats + jnp.float32(distil) * distillation(guesses[:, :, head], shares, settings.distill_temperature)
         sums.append(jnp.sum(jnp.where(masks[head], nats, 0.0)))
     return Sums(base, jnp.stack(sums))

@@ -15,6 +15,9 @@ WHAT = ("heads", "all")
 HEAD_TYPES = ("sequential", "chained", "medusa")
 REMAT = ("none", "layers", "offload")
 SCHEDULES = ("cosine", "linear", "constant")
+# Of SmolLM2's 49,152 tokens, the 16,384 most frequent ones of ten books are 98.4% of those books and 96.4% of three
+# held-out ones; 8,192 are 94.0% and 91.3% (public-domain novels, 3.3M tokens).
+DRAFT_VOCAB = 16384
 # Fields that may differ when a run is resumed: they decide when the run saves or evaluates, not what it learns.
 FREE = ("save_steps", "evaluate_steps", "evaluate_prompts", "evaluate_tokens")
 
@@ -29,6 +32,8 @@ class TrainingSettings:
         i + 1 after it.
       head_type: `sequential` heads see the token just above their guess, `chained` heads (the paper's) do not; `medusa`
         heads are those that `convert.export --heads medusa` can write for other programs.
+      draft_vocab: number of tokens that the heads score, the most frequent ones of the training text; 0 for all; None
+        keeps the vocabulary of heads whose training continues, and for fresh heads means `DRAFT_VOCAB`.
       max_length: tokens a row.
       batch_size: rows a micro-batch.
       gradient_accumulation_steps: micro-batches a step.
@@ -58,7 +63,7 @@ class TrainingSettings:
         float32.
       seed: seed of the heads' first values, of the order of the data and of all draws.
       save_steps: steps between checkpoints.
-      evaluate_steps: steps between evaluations; None evaluates only at the end.
+      evaluate_steps: steps between evaluations; None evaluates only at the end, 0 never (and finds no node sets).
       evaluate_prompts, evaluate_tokens: held-out prompts of an evaluation, and tokens that the target writes after
         each.
     """
@@ -66,6 +71,7 @@ class TrainingSettings:
     what: str = "heads"
     heads: int = 3
     head_type: str = "sequential"
+    draft_vocab: int | None = None
     max_length: int = 8192
     batch_size: int = 1
     gradient_accumulation_steps: int = 1
@@ -108,7 +114,8 @@ class TrainingSettings:
         least = {"heads": 1, "max_length": 8, "batch_size": 1, "gradient_accumulation_steps": 1, "warmup_steps": 0}
         least |= {"head_stride": 1, "draft_cache": 32, "draft_sinks": 0, "self_distill": 0, "loss_chunk": 1, "seed": 0}
         least |= {"save_steps": 1, "evaluate_prompts": 1, "evaluate_tokens": 8}
-        least |= {name: 1 for name in ("max_steps", "epochs", "evaluate_steps") if getattr(self, name) is not None}
+        least |= {name: 0 for name in ("draft_vocab", "evaluate_steps") if getattr(self, name) is not None}
+        least |= {name: 1 for name in ("max_steps", "epochs") if getattr(self, name) is not None}
         for name, low in least.items():
             check_whole(name, getattr(self, name), low)
         for name in ("learning_rate", "clip_norm", "distill_temperature"):

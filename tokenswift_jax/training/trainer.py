@@ -19,11 +19,12 @@ from tokenswift_jax.errors import UserError
 from tokenswift_jax.paths import expanded
 from tokenswift_jax.training.checkpoints import Checkpoints, Place
 from tokenswift_jax.training.export import write_checkpoint
+from tokenswift_jax.training.frequent_tokens import frequent_tokens
 from tokenswift_jax.training.held_out import Examiner, held_out
 from tokenswift_jax.training.learner import Learner, load_learner
 from tokenswift_jax.training.metrics import MetricsWriter
 from tokenswift_jax.training.optimizer import learning_rate, make_optimizer
-from tokenswift_jax.training.settings import TrainingSettings, differing
+from tokenswift_jax.training.settings import DRAFT_VOCAB, TrainingSettings, differing
 from tokenswift_jax.training.shards import Corpus, tokenise
 from tokenswift_jax.training.step import StepReport, TrainState, make_step
 from tokenswift_jax.training.windows import Batch, Packing, batches, pack
@@ -93,6 +94,7 @@ def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: boo
 
             corpus = written_by_target(paths.model, corpus, documents, settings, paths.cache, say)
             documents = range(corpus.documents)
+        learner = _with_draft_vocab(learner, corpus, documents, settings, say)
         packing = pack(corpus, length=settings.max_length, min_tokens=settings.heads + 2, documents=documents)
         facts = _facts(paths.model, settings, corpus, held)
         run = _Run(learner, settings, packing, facts)
@@ -106,7 +108,9 @@ def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: boo
             folder / METRICS_FILE, folder / "tensorboard", resume_at=int(run.state.step) + 1 if resume else None
         )
         stack.enter_context(metrics)
-        examiner = None if held is None else Examiner(paths.model, learner, held, settings, say)
+        examiner = None
+        if held is not None and settings.evaluate_steps != 0:
+            examiner = Examiner(paths.model, learner, held, settings, say)
         try:
             _steps(run, saved, metrics, examiner, say)
         finally:
@@ -117,6 +121,22 @@ def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: boo
 
     draw_curves(folder / METRICS_FILE, folder / CURVES_FILE)
     return paths.output
+
+
+def _with_draft_vocab(
+    learner: Learner, corpus: Corpus, documents: range, settings: TrainingSettings, say: TextIO
+) -> Learner:
+    """The learner over the draft vocabulary that `settings.draft_vocab` asks for."""
+    size, vocab = settings.draft_vocab, learner.config.vocab_size
+    if size is None:
+        if learner.continues:
+            return learner
+        size = DRAFT_VOCAB
+    if size == 0 or size >= vocab:
+        return learner.over(None)
+    drafted, share = frequent_tokens(corpus, documents, size, vocab)
+    print(f"draft vocabulary: {size:,} of {vocab:,} tokens, which are {share:.2%} of the data", file=say)
+    return learner.over(drafted)
 
 
 class _Run:
@@ -192,7 +212,7 @@ def _steps(run: _Run, saved: Checkpoints, metrics: MetricsWriter, examiner: Exam
         else:
             run.tokens += int(np.count_nonzero(batch.segments))
         last = number == run.steps
-        due = settings.evaluate_steps is not None and number % settings.evaluate_steps == 0
+        due = bool(settings.evaluate_steps) and number % settings.evaluate_steps == 0
         if number % settings.save_steps == 0 or last or due:
             _read(run, metrics, *pending)  # save no state before its loss is known to be a number
             pending = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def nucleus_edge(
       total: [..., 1], the total weight; None for that of `scores`.
 
     Returns:
-      [..., 1]; -inf where `scores` have less than `top_p` of `total`.
+      [..., 1]; the lowest score where `scores` have less than `top_p` of `total`.
     """
 
     def weights() -> jax.Array:
@@ -103,7 +104,8 @@ def _largest(holds: Callable[[jax.Array], jax.Array], scores: jax.Array, search:
     bits, step = scores.dtype.itemsize * 8, search.bits
     word = jnp.dtype(f"uint{bits}")
     sign = jnp.asarray(1 << (bits - 1), word)
-    lowest = ~jax.lax.bitcast_convert_type(jnp.asarray(-jnp.inf, scores.dtype), word)
+    # By NumPy: Pallas' Triton backend bitcasts no constants.
+    lowest = jnp.asarray(~np.asarray(-np.inf, scores.dtype).view(word))
 
     def number(image: jax.Array) -> jax.Array:
         image = jnp.maximum(image, lowest)  # images below that of -inf are NaNs

@@ -1,0 +1,149 @@
+"""Steps of decoding as they are and otherwise, in one process: their programs are compiled side by side.
+
+XLA times the candidates for a product again and again with the same weights. Those of a small model stay in a
+second-level cache meanwhile, as they never do when it decodes; so what is fastest there may be slow here. Some variants
+take choices away from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from hardware import profiles, roofline, steps
+from hardware.filled import RandomModel, continued, milliseconds_a_pass, random_model
+from tokenswift_jax.engine.compile_cache import COMPILER_OPTIONS
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.layers import Linear
+
+WORKERS = 3
+PADDED_ROWS = 16
+Case = tuple[str, str]  # step, variant
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a step is compiled.
+
+    Attributes:
+      join: whether linear maps of the same rows are one (`models.joined`).
+      options: of XLA, beside decoding's own.
+      padded: whether products of fewer rows than PADDED_ROWS get rows of zeros.
+    """
+
+    join: bool = True
+    options: dict[str, Any] = field(default_factory=dict)
+    padded: bool = False
+
+
+JOINED, APART = "joined", "apart"
+VARIANTS = {
+    JOINED: Variant(),
+    APART: Variant(join=False),
+    "padded": Variant(padded=True),
+    # Without cuBLASLt, whose products are no kernels of ours in a graph.
+    "triton": Variant(
+        options={"xla_gpu_experimental_autotune_backends": "TRITON,NATIVE_EMITTER,BLOCK_LEVEL_EMITTER,CUSTOM_KERNEL"}
+    ),
+    "untuned": Variant(options={"xla_gpu_autotune_level": 0}),
+}
+
+
+def timed(
+    config: ModelConfig,
+    names: Sequence[str],
+    kinds: Sequence[str],
+    lengths: Sequence[int],
+    capacity: int,
+    dtype: Any,
+    ceilings: tuple[float, float],
+    profiled: Sequence[str],
+) -> Iterator[dict[str, Any]]:
+    """A row for each step, variant and length; then the profiles of the first step.
+
+    Args:
+      config: of the model.
+      names: of steps; one with top-k and top-p is timed after the first of the lengths only.
+      kinds: of VARIANTS; those but JOINED and APART are of the first step after the first of the lengths only.
+      lengths: committed tokens.
+      capacity: slots of the cache.
+      dtype: of weights and activations.
+      ceilings: bytes a second of a copy, operations a second of products.
+      profiled: variants whose slowest operations are listed.
+    """
+    joins = {VARIANTS[kind].join for kind in kinds}
+    by_join = {join: random_model(config, dtype, join) for join in joins}
+    models = {kind: by_join[VARIANTS[kind].join] for kind in kinds}
+    cases = [(name, kind) for name in names for kind in kinds if name == names[0] or kind in (JOINED, APART)]
+    made = _compiled(models, cases, capacity)
+    for name, kind in cases:
+        for length in lengths:
+            if (name.endswith("-topkp") or kind not in (JOINED, APART)) and length != lengths[0]:
+                continue
+            about = {"step": name, "variant": kind, "length": length}
+            try:
+                step = continued(models[kind], name, length, capacity, made[name, kind].result())
+                taken = milliseconds_a_pass(step)
+            except Exception as error:  # of one program; the others are worth their time
+                yield about | {"refused": f"{type(error).__name__}: {error}"[:1000]}
+                continue
+            cost = roofline.step_cost(name, config, length, dtype.itemsize)
+            share = cost.bytes / (taken["milliseconds"] / 1e3) / ceilings[0]
+            floor = 1e3 * cost.floor(*ceilings)
+            yield about | taken | {"bytes": cost.bytes, "floor_milliseconds": floor, "of_copy_bandwidth": share}
+    for kind in profiled:
+        step = continued(models[kind], names[0], lengths[0], capacity, made[names[0], kind].result())
+        for row in profiles.slowest(step, names[0], lengths[0]):
+            yield row | {"variant": kind}
+
+
+def _compiled(models: dict[str, RandomModel], cases: Sequence[Case], capacity: int) -> dict[Case, Future]:
+    """The executables; the first is compiled while no other is, so that nothing disturbs the choice of its tiles."""
+    on_gpu = jax.default_backend() == "gpu"
+    ours = COMPILER_OPTIONS.get(jax.default_backend(), {})
+    options = {kind: {**ours, **(VARIANTS[kind].options if on_gpu else {})} for kind in models}
+    made: dict[Case, Future] = {}
+    lowered: dict[tuple[str, bool, bool], jax.stages.Lowered] = {}
+
+    def compile_after(first: Future | None, program: jax.stages.Lowered, kind: str) -> Any:
+        if first is not None:
+            first.exception()
+        return program.compile(options[kind])
+
+    workers = ThreadPoolExecutor(WORKERS)
+    for name, kind in cases:
+        key = name, VARIANTS[kind].join, VARIANTS[kind].padded
+        if key not in lowered:
+            model = models[kind]
+            # A function of its own each time, or JAX would take the trace of another variant.
+            step = steps.step_named(name, model.config, capacity, model.dtype, join=model.join)
+            with _padding() if VARIANTS[kind].padded else nullcontext():
+                lowered[key] = step.function.lower(*step.arguments)
+        first = made.get(cases[0])
+        made[name, kind] = workers.submit(compile_after, first, lowered[key], kind)
+    # The caller measures each program when it is there. On an H200 all of them took longer to compile than the stage
+    # had (46 s), and nothing was measured.
+    workers.shutdown(wait=False)
+    return made
+
+
+def _padding() -> AbstractContextManager:
+    """Programs traced inside multiply at least PADDED_ROWS rows."""
+
+    def sums(linear: Linear, x: jax.Array) -> jax.Array:
+        rows = x.reshape(-1, x.shape[-1])
+        if rows.shape[0] >= PADDED_ROWS:
+            return jnp.tensordot(x, linear.kernel[...], axes=1)
+        # Behind barriers, or XLA multiplies only what is used.
+        wide = jax.lax.optimization_barrier(jnp.pad(rows, ((0, PADDED_ROWS - rows.shape[0]), (0, 0))))
+        product = jax.lax.optimization_barrier(jnp.tensordot(wide, linear.kernel[...], axes=1))
+        return product[: rows.shape[0]].reshape(*x.shape[:-1], *product.shape[1:])
+
+    return mock.patch.object(Linear, "sums", sums)
