@@ -1,5 +1,7 @@
 """Settings, layouts and states for tests of single steps, made as the engine makes them."""
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 
@@ -10,7 +12,10 @@ from tokenswift_jax.model import Model
 from tokenswift_jax.request import batch_of
 from tokenswift_jax.sample.params import SequenceParams, sequence_params
 from tokenswift_jax.sampling import SamplingConfig
-from tokenswift_jax.step.state import DecodeState, Plan
+from tokenswift_jax.speculate.plan import Plan
+from tokenswift_jax.step.state import DecodeState
+
+Part = TypeVar("Part")
 
 
 def settings_of(
@@ -36,9 +41,9 @@ def settings_of(
     )
 
 
-def layout_of(plan: Plan, dtype: jnp.dtype, capacity: int, ngram_slots: int = 32) -> Layout:
+def layout_of(plan: Plan, dtype: jnp.dtype, capacity: int) -> Layout:
     """The layout that serves one plan."""
-    return Layout.of(plan.config, jnp.dtype(dtype), capacity, plan.features, [plan], ngram_slots)
+    return Layout.of(plan.config, jnp.dtype(dtype), capacity, plan.features, [plan])
 
 
 def blank_state(layout: Layout, batch: int) -> DecodeState:
@@ -54,3 +59,9 @@ def prefilled_state(model: Model, texts: list[list[int]], layout: Layout) -> Dec
     while not prefill.finished:
         prefill.advance()
     return jax.block_until_ready(prefill.state())
+
+
+def part_of(state: DecodeState, kind: type[Part]) -> Part:
+    """The one part of the drafters' state that is of this class."""
+    (part,) = (part for part in state.drafter if isinstance(part, kind))
+    return part

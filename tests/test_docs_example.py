@@ -9,29 +9,36 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.engine_fixture import settings_of
+from tests.engine_fixture import part_of, settings_of
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
+from tokenswift_jax.kv.forward import Rows
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise, row_keys
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import candidates as heads_candidates
-from tokenswift_jax.speculate import draft, ngram, ngram_calibration, ngram_fill
+from tokenswift_jax.speculate import draft_cache_part, ngram, ngram_calibration, ngram_fill
+from tokenswift_jax.speculate.heads_drafter import CachedHeadsDrafter
+from tokenswift_jax.speculate.merged_drafter import Calibration, MergedDrafter
+from tokenswift_jax.speculate.ngram import NgramTable
+from tokenswift_jax.speculate.ngram_drafter import NgramDrafter
+from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.tree import build
 from tokenswift_jax.speculate.tree_expand import shared_levels
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 from tokenswift_jax.step import verify as verification
 from tokenswift_jax.step.accept import walk
 from tokenswift_jax.step.commit import commit
-from tokenswift_jax.step.forward import Rows
-from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
+from tokenswift_jax.step.draft import draft_tree
+from tokenswift_jax.step.state import DecodeState, StepInputs
 
 PAGE = (Path(__file__).parents[1] / "docs" / "how-it-works.md").read_text(encoding="utf-8")
 SAMPLING = SamplingConfig(temperature=1.0, repetition_penalty=2.0, penalty_window=2, seed=0)
 ROUNDING = 0.0051  # the page shows noise and probabilities to 2 digits
 CAPACITY = 32
+DRAFT_CACHE = DraftCacheShape(24, 4, 1, None)
 
 
 def table(name):
@@ -98,17 +105,18 @@ def iteration(monkeypatch):
         return shared_levels(shape, candidates)
 
     monkeypatch.setattr(heads_candidates, "shared_levels", recording_levels)
-    monkeypatch.setattr(draft, "forward_rows", lambda model, rows, cache: (drafting, cache))
+    monkeypatch.setattr(draft_cache_part, "forward_rows", lambda model, rows, cache: (drafting, cache))
     monkeypatch.setattr(verification, "forward_rows", target_forward)
     shape = TreeSpec((1, 2), 1, keyed_by_root=False)
-    plan = Plan(config, features_of(SAMPLING), "partial", shape, DraftCacheShape(24, 4, 1, None))
+    drafter = MergedDrafter(CachedHeadsDrafter(DRAFT_CACHE), NgramDrafter(4))
+    plan = Plan(config, features_of(SAMPLING), drafter, shape)
     settings = settings_of(SAMPLING, vocab=len(WORDS), prompt_length=2, max_new_tokens=CAPACITY - 2)
     inputs = StepInputs(None, settings)
 
     @jax.jit
     def run():
         noise = gumbel_noise(settings.keys, n + 1 + jnp.arange(5, dtype=jnp.int32)[None], len(WORDS))
-        tree, state = draft.draft_tree(model, state_before(text, plan), inputs, plan, noise)
+        tree, state = draft_tree(model, state_before(text, config), inputs, plan, noise)
         found, verified = verification.verify(model, state, inputs, plan, tree, noise)
         draws, broken, computed = found.draws, found.broken, found.computed
         walked = walk(tree, draws, plan.depth)
@@ -120,7 +128,7 @@ def iteration(monkeypatch):
     return SimpleNamespace(text=text, n=n, target=target, **dict(zip(names, found, strict=True)))
 
 
-def state_before(text, plan):
+def state_before(text, config):
     n, slots = len(text) - 1, jnp.arange(CAPACITY, dtype=jnp.float32)[None, None, None, :, None]
     tokens = jnp.asarray([text + [0] * (CAPACITY - len(text))], jnp.int32)
     keys = jnp.where(slots < n, slots, jnp.float32(-1))
@@ -132,9 +140,11 @@ def state_before(text, plan):
         hidden=jnp.zeros((1, len(WORDS)), jnp.float32),
         query=jnp.zeros((1, 1, 1, 1), jnp.float32),
         last_positions=penalty.last_positions(tokens, jnp.asarray([n + 1], jnp.int32), len(WORDS)),
-        ngrams=ngram_fill.fill(ngram.empty(1, CAPACITY, 4), tokens, jnp.asarray([n - 2], jnp.int32)),
-        ngram_trust=ngram_calibration.unobserved(1),
-        draft=plan.draft.empty(plan.config, 1, jnp.dtype(jnp.float32)),
+        drafter=(
+            DRAFT_CACHE.empty(config, 1, jnp.dtype(jnp.float32)),
+            ngram_fill.fill(ngram.empty(1, CAPACITY, 4), tokens, jnp.asarray([n - 2], jnp.int32)),
+            Calibration(ngram_calibration.unobserved(1)),
+        ),
     )
 
 
@@ -193,7 +203,7 @@ def test_the_candidates_and_the_budget(example):
         found = ngram.lookup(table, key, 1)
         return found, build(shape, key[:, 0], shared_levels(shape, candidates), found)
 
-    found, small = jax.device_get(ranked(example.verified.ngrams, key, example.candidates))
+    found, small = jax.device_get(ranked(part_of(example.verified, NgramTable), key, example.candidates))
     assert [WORDS[token] for token in found[0][0, 0, 0]] == listed("chain")
     assert (int(found[1][0, 0, 0]), int(found[2][0, 0])) == (1, 1)
     kept = [WORDS[token] for token in np.asarray(small.tokens[0])[1:]]
@@ -241,7 +251,7 @@ def test_the_walk_and_the_commit(example):
     assert (keys[: example.n] == np.arange(example.n)).all()
     after = int(example.after.length[0])
     assert (keys[example.n : after] == 100 + np.asarray(path)).all()
-    assert int(example.after.ngrams.inserted[0]) == after - 2
+    assert int(part_of(example.after, NgramTable).inserted[0]) == after - 2
 
 
 def test_plain_decoding_gives_the_same_words(example):

@@ -13,7 +13,8 @@ from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sampling import SamplingConfig
-from tokenswift_jax.step.state import Plan, StepInputs
+from tokenswift_jax.speculate.plan import Plan
+from tokenswift_jax.step.state import StepInputs
 
 BASE = {
     "model_type": "mistral",
@@ -64,13 +65,13 @@ def abstract_model(config: ModelConfig, dtype=jnp.float32):
     return nnx.split(nnx.eval_shape(lambda: Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))))
 
 
-def abstract_call(plan: Plan, params, sampling: SamplingConfig, batch: int, capacity: int, ngram_slots: int = 32):
+def abstract_call(plan: Plan, params, sampling: SamplingConfig, batch: int, capacity: int):
     """(inputs, state) of `loop.run_chunk` as shapes: nothing of the cache's size is allocated."""
     dtype = jax.tree.leaves(params)[0].dtype
-    return jax.eval_shape(lambda p: _call(plan, p, sampling, batch, capacity, ngram_slots, dtype), params)
+    return jax.eval_shape(lambda p: _call(plan, p, sampling, batch, capacity, dtype), params)
 
 
-def _call(plan, params, sampling, batch, capacity, ngram_slots, dtype):
+def _call(plan, params, sampling, batch, capacity, dtype):
     assert features_of(sampling) == plan.features
-    config, state = plan.config, blank_state(layout_of(plan, dtype, capacity, ngram_slots), batch)
+    config, state = plan.config, blank_state(layout_of(plan, dtype, capacity), batch)
     return StepInputs(params, settings_of(sampling, vocab=config.vocab_size, batch=batch)), state

@@ -43,13 +43,15 @@ def pytree(declared: type[_Tree]) -> type[_Tree]:
 
 
 def axes_of(tree: Any) -> Any:
-    """The same dataclasses with an `Axes` in place of every array; None stays None.
+    """The same dataclasses, and tuples of them, with an `Axes` in place of every array; None stays None.
 
     Raises:
       TypeError: a field contains an array and names no axes.
     """
     if tree is None:
         return None
+    if isinstance(tree, tuple):
+        return tuple(map(axes_of, tree))
     if not dataclasses.is_dataclass(tree) or isinstance(tree, type):
         raise TypeError(f"a {type(tree).__name__} names no axes; declare the field with arrays.axes(...)")
     named = {}

@@ -20,8 +20,8 @@ from tokenswift_jax import stats
 from tokenswift_jax.model import Model
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculate.draft_model import with_draft_model
 from tokenswift_jax.speculate.plans import speculative_plans
-from tokenswift_jax.speculate.quantized_drafter import with_drafter
 from tokenswift_jax.speculation import SpeculationConfig
 
 _T = TypeVar("_T")
@@ -99,7 +99,7 @@ def drafting_bytes(model: Model, speculation: SpeculationConfig) -> int | None:
     params = model.params
     if speculation.draft_weights is not None:
         plans = speculative_plans(model.config, speculation, SamplingFeatures.SAMPLED, jax.default_backend())
-        params = with_drafter(model, plans, speculation.draft_weights)[1]
+        params = with_draft_model(model, plans, speculation.draft_weights)[1]
     # An int4 array's nbytes counts a byte a number.
     leaves = jax.tree.leaves(params)
     return sum(leaf.size // 2 if leaf.dtype == jnp.int4 else leaf.nbytes for leaf in leaves)

@@ -17,8 +17,8 @@ from hardware import steps
 from tokenswift_jax.engine.compile_cache import COMPILER_OPTIONS, CompileCache
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.step.loop import compiled
-from tokenswift_jax.step.state import Plan, StepInputs
 
 CALLS = 6  # timed calls of a step, the first of which is left out
 ITERATIONS = 31  # of a call, as many as decoding asks for at a time
@@ -153,8 +153,8 @@ class _Started:
             array.delete()
             filled.append(_random(shape, seed))
         self.state = replace(state, cache=FullCache(*filled), length=jnp.full_like(state.length, length))
-        if plan.draft is not None or (plan.tree is not None and plan.tree.ngram_k):
-            self.state = compiled("catch_up", None, plan)(_light(self.inputs), self.state)
+        if plan.drafter.parts:
+            self.state = compiled("catch_up", None, plan.config, plan.drafter)(self.inputs.sequence, self.state)
 
     def run(self, function: Any) -> tuple[int, int]:
         """Iterations of one call, and the tokens they were worth."""
@@ -166,11 +166,6 @@ class _Started:
 def _step(name: str, config: ModelConfig, capacity: int, dtype: Any, join: bool) -> steps.Step:
     """Kept, so that one executable serves all lengths."""
     return steps.step_named(name, config, capacity, dtype, join=join)
-
-
-def _light(inputs: StepInputs) -> StepInputs:
-    """Catching up reads no parameters."""
-    return replace(inputs, params=None)
 
 
 def _random(leaf: Any, seed: int) -> jax.Array:

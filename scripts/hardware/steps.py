@@ -24,11 +24,12 @@ from tokenswift_jax.sample.gumbel import gumbel_noise
 from tokenswift_jax.sample.params import sequence_params
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import plans
-from tokenswift_jax.speculate.draft import draft_tree
+from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step import loop
+from tokenswift_jax.step.draft import draft_tree
 from tokenswift_jax.step.loop import exact_products
-from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
+from tokenswift_jax.step.state import DecodeState, StepInputs
 
 STEPS = ("plain", "verify-16", "verify-16-topkp", "verify-64", "draft", "partial-16", "prefill")
 # The paper's taste, so that every part of sampling is in the steps.
@@ -121,7 +122,7 @@ def _sampling(name: str) -> SamplingConfig:
 
 def first_call(plan: Plan, params: Any, dtype: Any, batch: int, capacity: int) -> tuple[StepInputs, DecodeState]:
     """What the first iteration after an empty prompt takes."""
-    config, layout = plan.config, Layout.of(plan.config, dtype, capacity, plan.features, [plan], 32)
+    config, layout = plan.config, Layout.of(plan.config, dtype, capacity, plan.features, [plan])
     tokens = jnp.zeros((batch, capacity), jnp.int32)
     state = layout.state(tokens, jnp.ones((batch,), jnp.int32), layout.cache(batch, capacity))
     chosen = TOP_SAMPLING if plan.features == SamplingFeatures.FILTERED else SAMPLING

@@ -9,9 +9,10 @@ import small_models
 from tokenswift_jax.engine.adaptive import STAY, Tuner
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.sample.features import SamplingFeatures
+from tokenswift_jax.speculate.heads_drafter import CachedHeadsDrafter, HeadsDrafter
+from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.plans import NamedPlan, autoregressive_plan
 from tokenswift_jax.speculate.tree import TreeSpec
-from tokenswift_jax.step.state import Plan
 
 TOKENS, CHUNK = 2048, 32
 CONFIG = small_models.config(48)
@@ -22,7 +23,8 @@ def plan(budget, draft=None):
     """A plan that can emit 5 tokens an iteration."""
     tree = TreeSpec((1, 2, 2, 2), node_budget=budget)
     schedule = "fused" if draft is None else "partial"
-    return NamedPlan("tokenswift", schedule, budget, Plan(CONFIG, SamplingFeatures.SAMPLED, schedule, tree, draft))
+    drafter = HeadsDrafter() if draft is None else CachedHeadsDrafter(draft)
+    return NamedPlan("tokenswift", schedule, budget, Plan(CONFIG, SamplingFeatures.SAMPLED, drafter, tree))
 
 
 def plan_with_a_cache(budget):
@@ -31,7 +33,7 @@ def plan_with_a_cache(budget):
 
 
 def simulate(prices, gains, tokens=TOKENS, noise=0.0, seed=0, catch_ups=None):
-    """A run as `DecodingRun` drives it, one chunk ahead, on a clock where plain decoding takes 1 second a token.
+    """A run as `Session` drives it, one chunk ahead, on a clock where plain decoding takes 1 second a token.
 
     Args:
       prices: seconds of one iteration of each plan.

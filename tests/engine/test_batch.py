@@ -9,8 +9,12 @@ import small_models
 from decoded import assert_same, decode, decode_batch, start
 from speculations import SPECULATIONS
 
+from tests.engine_fixture import part_of
 from tokenswift_jax.finish import Finish
+from tokenswift_jax.kv.draft_positions import DraftCache
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculate.merged_drafter import Calibration
+from tokenswift_jax.speculate.ngram import NgramTable
 
 _RANDOM = np.random.default_rng(4)
 # Lengths on both sides of a draft cache of 64 slots.
@@ -87,6 +91,7 @@ def what_counts(state, row):
     """Everything of a row that later steps of a running row would read."""
     n = int(state.length[row])
     in_use = min(n, SPECULATIONS["partial"].draft_cache)
+    ngrams, draft = part_of(state, NgramTable), part_of(state, DraftCache)
     return [
         state.tokens[row, : n + 1],
         state.length[row],
@@ -96,13 +101,13 @@ def what_counts(state, row):
         state.hidden[row],
         state.query[:, row],
         state.last_positions[row],
-        state.ngrams.entries[row],
-        state.ngrams.inserted[row],
-        state.ngram_trust[row],
-        state.draft.cache.keys[:, row, :, :in_use],
-        state.draft.cache.values[:, row, :, :in_use],
-        state.draft.positions[:, row, :, :in_use],
-        state.draft.selected[row],
+        ngrams.entries[row],
+        ngrams.inserted[row],
+        part_of(state, Calibration).record[row],
+        draft.cache.keys[:, row, :, :in_use],
+        draft.cache.values[:, row, :, :in_use],
+        draft.positions[:, row, :, :in_use],
+        draft.selected[row],
     ]
 
 

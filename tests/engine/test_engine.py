@@ -64,7 +64,7 @@ def named_plans():
 def new_engine(slots=SLOTS, of=None):
     of = model() if of is None else of
     drafting = [named.plan for name, named in named_plans().items() if name != "plain"]
-    layout = Layout.of(of.config, jnp.dtype(jnp.float32), CAPACITY, SamplingFeatures.FILTERED, drafting, 4)
+    layout = Layout.of(of.config, jnp.dtype(jnp.float32), CAPACITY, SamplingFeatures.FILTERED, drafting)
     return Engine(of, layout, slots)
 
 

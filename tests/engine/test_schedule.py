@@ -20,13 +20,16 @@ from tokenswift_jax.engine import adaptive, engine, session
 from tokenswift_jax.engine.compile_cache import CompileCache
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import candidates
+from tokenswift_jax.speculate.heads_drafter import CachedHeadsDrafter, HeadsDrafter
+from tokenswift_jax.speculate.no_drafter import NoDrafter
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step import loop
 
 TOKENS, CAPACITY = 2048, 7168
-PRICES = {"autoregressive": 1.0, "fused": 1.25, "partial": 1.8}
-DRAFTING = ("fused", "partial")
-CATCH_UPS = {"fused": 0.1, "partial": 6.0}
+PLAIN_STEPS, FUSED, PARTIAL = NoDrafter, HeadsDrafter, CachedHeadsDrafter
+PRICES = {PLAIN_STEPS: 1.0, FUSED: 1.25, PARTIAL: 1.8}
+DRAFTING = (FUSED, PARTIAL)
+CATCH_UPS = {PARTIAL: 6.0}
 # Positions of the text in whose draws the drafts come true.
 GOOD_FROM, GOOD_UNTIL = 2600, 5000
 FORBIDDEN = (0, 1, 2)
@@ -39,17 +42,17 @@ PROMPT = [5, 6, 7]
 
 @dataclass(frozen=True)
 class Executed:
-    """One program that ran: chunk or catch_up, its plan's kind, iterations, tokens before it, the executable."""
+    """One program that ran: chunk or catch_up, its plan's drafter, iterations, tokens before it, the executable."""
 
     program: str
-    kind: str
+    drafter: type
     iterations: int
     generated: int
     executable: object
 
     @property
     def work(self):
-        return CATCH_UPS[self.kind] if self.program == "catch_up" else self.iterations * PRICES[self.kind]
+        return CATCH_UPS[self.drafter] if self.program == "catch_up" else self.iterations * PRICES[self.drafter]
 
 
 @dataclass
@@ -61,8 +64,8 @@ class Device:
     generated: int = 0
     executed: list[Executed] = field(default_factory=list)
 
-    def record(self, program, kind, iterations, tokens, executable, sent):
-        self.executed.append(Executed(program, kind, iterations, self.generated, executable))
+    def record(self, program, drafter, iterations, tokens, executable, sent):
+        self.executed.append(Executed(program, drafter, iterations, self.generated, executable))
         self.generated += tokens
         self.free = max(self.free, sent) + self.executed[-1].work
         self.now = max(self.now, self.free)
@@ -92,15 +95,15 @@ def device(monkeypatch):
         result = executable(*arguments)
         program = function.__wrapped__  # a partial with its static arguments
         if getattr(program, "func", None) is loop.catch_up:
-            device.record("catch_up", program.args[0].kind, 0, 0, executable, device.now)
+            device.record("catch_up", type(program.args[1]), 0, 0, executable, device.now)
         if getattr(program, "func", None) is not loop.run_chunk:
             return result
         state, chunk = result
-        sent, kind = device.now, program.args[1].kind
+        sent, drafter = device.now, type(program.args[1].drafter)
 
         def ended():
             tokens = int(np.asarray(chunk.counts)[0])
-            device.record("chunk", kind, int(chunk.iterations), tokens, executable, sent)
+            device.record("chunk", drafter, int(chunk.iterations), tokens, executable, sent)
 
         return state, replace(chunk, counts=Counts(chunk.counts, ended))
 
@@ -127,22 +130,22 @@ def write(device, speculation, tokens):
     return text, device.executed[1:]
 
 
-def work(executed, *kinds):
-    return sum(one.work for one in executed if one.kind in kinds)
+def work(executed, *drafters):
+    return sum(one.work for one in executed if one.drafter in drafters)
 
 
 def rounds(executed):
     """The tokens before each round of trials: speculative programs at most 100 tokens apart."""
-    starts = [one.generated for one in executed if one.kind != "autoregressive"]
+    starts = [one.generated for one in executed if one.drafter is not PLAIN_STEPS]
     return [start for last, start in zip([-1000, *starts], starts, strict=False) if start - last > 100]
 
 
 def test_drafts_that_are_never_accepted_are_three_percent_of_the_work(device):
     text, executed = write(device, AUTO, TOKENS)
     assert not text.sources.any(), "a draft was accepted"
-    assert {one.kind for one in executed} == set(PRICES), "every schedule was tried"
+    assert {one.drafter for one in executed} == set(PRICES), "every schedule was tried"
     in_vain = work(executed, *DRAFTING)
-    assert in_vain <= 0.03 * (in_vain + work(executed, "autoregressive"))
+    assert in_vain <= 0.03 * (in_vain + work(executed, PLAIN_STEPS))
     assert sum(one.iterations for one in executed) == TOKENS - 1
     # The clock showed the run what is counted here.
     assert device.now == pytest.approx(1 + sum(one.work for one in executed))
@@ -150,7 +153,7 @@ def test_drafts_that_are_never_accepted_are_three_percent_of_the_work(device):
     plain, alone = write(device, PLAIN, TOKENS)
     assert_same(text.tokens, plain.tokens)
     (executable,) = {one.executable for one in alone}
-    assert {one.executable for one in executed if one.kind == "autoregressive"} == {executable}
+    assert {one.executable for one in executed if one.drafter is PLAIN_STEPS} == {executable}
 
 
 def test_trials_grow_rarer_and_come_back_when_the_text_changes(device):
@@ -162,7 +165,7 @@ def test_trials_grow_rarer_and_come_back_when_the_text_changes(device):
 
     # The next trial after the change finds it; then drafting writes nearly all of the good part.
     late = GOOD_FROM - len(PROMPT)
-    taken = next(i for i, one in enumerate(executed) if one.kind in DRAFTING and one.generated > late)
+    taken = next(i for i, one in enumerate(executed) if one.drafter in DRAFTING and one.generated > late)
     last_wait = int(gaps[-1])
     assert executed[taken].generated <= rounds(before)[-1] + 2 * last_wait + 2 * engine.CHUNK_TOKENS
     good = [one for one in executed[taken:] if one.generated + len(PROMPT) < GOOD_UNTIL]
@@ -171,6 +174,6 @@ def test_trials_grow_rarer_and_come_back_when_the_text_changes(device):
 
     # It is left soon after the good part: its pace is that of the chunks remembered, and one more was under way.
     after = [one for one in executed if one.generated + len(PROMPT) >= GOOD_UNTIL]
-    left = next(i for i, one in enumerate(after) if one.kind == "autoregressive")
+    left = next(i for i, one in enumerate(after) if one.drafter is PLAIN_STEPS)
     assert left <= adaptive.REMEMBERED + 1
     assert work(after[left:], *DRAFTING) <= 0.05 * work(after[left:], *PRICES)

@@ -23,8 +23,11 @@ from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sample.gumbel import row_keys
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import plans
-from tokenswift_jax.speculate.draft import draft_tree
+from tokenswift_jax.speculate.heads_drafter import CachedHeadsDrafter
+from tokenswift_jax.speculate.merged_drafter import MergedDrafter
+from tokenswift_jax.speculate.ngram_drafter import NgramDrafter
 from tokenswift_jax.speculation import SpeculationConfig
+from tokenswift_jax.step.draft import draft_tree
 from tokenswift_jax.step.iteration import iterate
 from tokenswift_jax.step.loop import catch_up, run_chunk
 from tokenswift_jax.step.state import StepInputs
@@ -54,8 +57,8 @@ def setting():
         draft_sinks=4,
     )
     named = plans.speculative_plans(model.config, speculation, features, "cpu")[0]
-    assert named.plan.draft == DraftCacheShape(32, 4, 1, None)
-    state = prefilled_state(model, [PROMPT], layout_of(named.plan, jnp.float32, 256, 4))
+    assert named.plan.drafter == MergedDrafter(CachedHeadsDrafter(DraftCacheShape(32, 4, 1, None)), NgramDrafter(4))
+    state = prefilled_state(model, [PROMPT], layout_of(named.plan, jnp.float32, 256))
     settings = settings_of(SAMPLING, vocab=VOCAB, prompt_length=len(PROMPT), max_new_tokens=TOKENS)
     inputs = StepInputs(model.params, settings)
     return model, named.plan, plans.autoregressive_plan(model.config, features).plan, state, inputs
@@ -69,7 +72,7 @@ def samples():
     def one(keys):
         mine = replace(inputs, sequence=replace(inputs.sequence, keys=keys[None]))
         first, _, _ = iterate(nnx.merge(model.graphdef, model.params), state, mine, plain)
-        ready = catch_up(plan, mine, first)
+        ready = catch_up(plan.config, plan.drafter, mine.sequence, first)
         _, chunk = run_chunk(model.graphdef, plan, TOKENS + plan.depth, mine, ready, jnp.int32(TOKENS))
         start = len(PROMPT)
         records = chunk.emitted.records[0, : TOKENS - 1]
@@ -164,14 +167,16 @@ def test_so_do_those_of_each_depth_of_the_tree(depth):
 def candidate_paths():
     """{first token: leaf paths [leaves, 4]} of the heads' tree, without noise, as the reference drafts."""
     model, plan, plain, state, inputs = setting()
-    plan = replace(plan, tree=replace(plan.tree, ngram_k=0))
+    plan = replace(plan, drafter=plan.drafter.candidates, tree=replace(plan.tree, ngram_k=0))
+    state = replace(state, drafter=layout_of(plan, jnp.float32, 256).empty_parts(1))
 
     @jax.jit
     def draft(first):
         decoder = nnx.merge(model.graphdef, model.params)
         after, _, _ = iterate(decoder, state, inputs, plain)
         after = replace(after, tokens=after.tokens.at[0, len(PROMPT)].set(first))
-        return draft_tree(decoder, catch_up(plan, inputs, after), inputs, plan, None)[0]
+        ready = catch_up(plan.config, plan.drafter, inputs.sequence, after)
+        return draft_tree(decoder, ready, inputs, plan, None)[0]
 
     found = {}
     for first in range(VOCAB):

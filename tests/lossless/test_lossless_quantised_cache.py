@@ -15,6 +15,8 @@ import small_models
 from decoded import PLAIN, assert_same, decode, decode_batch, start
 from speculations import SPECULATIONS
 
+from tests.engine_fixture import part_of
+from tokenswift_jax.kv.draft_positions import DraftCache
 from tokenswift_jax.sampling import SamplingConfig
 
 TOKENS = 700
@@ -53,7 +55,7 @@ def test_the_cache_is_in_eight_bits(cache_dtype, stored):
     list(running)
     state = running.state
     assert state is not None
-    for cache in (state.cache, state.draft.cache):
+    for cache in (state.cache, part_of(state, DraftCache).cache):
         assert cache.keys.dtype == cache.values.dtype == jnp.dtype(stored)
         assert cache.key_scales.dtype == np.float32
     assert state.hidden.dtype == state.query.dtype == np.float64

@@ -13,8 +13,8 @@ from speculations import SPECULATIONS
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculate.draft_model import with_draft_model
 from tokenswift_jax.speculate.plans import speculative_plans
-from tokenswift_jax.speculate.quantized_drafter import with_drafter
 from tokenswift_jax.speculation import SpeculationConfig
 
 TOKENS = 300
@@ -56,13 +56,13 @@ def test_a_draft_cache_of_small_numbers(mode):
 def test_what_drafts_do_not_read_is_not_quantised(schedule, backbone):
     chosen = SpeculationConfig(mode="tokenswift", schedule=schedule, draft_weights="int8")
     named = speculative_plans(model().config, chosen, features_of(SAMPLING), "cpu")
-    drafting, params = with_drafter(model(), named, "int8")
+    drafting, params = with_draft_model(model(), named, "int8")
     flat = {path: leaf for path, leaf in nnx.to_flat_state(params)}
     narrow = {path[0] for path, leaf in flat.items() if leaf.dtype == "int8"}
     assert narrow == {"lm_head", "draft_heads", *(["layers"] if backbone else [])}
     own = dict(nnx.to_flat_state(model().params))
     assert flat["embed_tokens",][...] is own["embed_tokens",][...], "shared, not copied"
-    assert all(entry.plan.drafter is not None for entry in drafting)
+    assert all(entry.plan.draft_graph is not None for entry in drafting)
     if backbone:
         assert _bytes(params) < 0.5 * _bytes(model().params)
 

@@ -22,8 +22,8 @@ from pallas_kernels.tree_attention.own_blocks import own_blocks
 from pallas_kernels.tree_attention.pieces import head_pieces
 from tests import tiny
 from tokenswift_jax.kv.dense import FullCache
+from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
-from tokenswift_jax.step.forward import forward_rows
 
 # Blocks of the kernels as they are tested here.
 COLUMNS = 128

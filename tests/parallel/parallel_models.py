@@ -53,6 +53,6 @@ def first_call(schedule, join=False):
             mode="tokenswift", schedule=schedule, node_budget=4, draft_cache=24, draft_sinks=4, ngram_k=4, ngram_slots=4
         )
         plan = plans.speculative_plans(config, speculation, features, "cpu")[0].plan
-    state = blank_state(layout_of(plan, jnp.float32, CAPACITY, 4), 1)
+    state = blank_state(layout_of(plan, jnp.float32, CAPACITY), 1)
     settings = settings_of(SAMPLING, vocab=config.vocab_size, max_new_tokens=CAPACITY - 1)
     return graph, plan, StepInputs(params, settings), jax.block_until_ready(state)

@@ -8,7 +8,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from parallel_models import FEW, first_call, model_of
 
+from tests.engine_fixture import part_of
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.kv.draft_positions import DraftCache
 from tokenswift_jax.parallel.embedding import looked_up
 from tokenswift_jax.parallel.rules import TENSOR, check_mesh, shardings
 from tokenswift_jax.step.loop import run_chunk
@@ -36,8 +38,9 @@ def test_eight_devices_write_the_text_of_one(mesh, schedule, join):
         np.asarray(split_state.cache.keys)[:, :, :, :length], alone.cache.keys[:, :, :, :length], atol=1e-4
     )
     assert split_state.cache.keys.sharding.spec == P(None, None, TENSOR), "every device keeps its own heads"
-    if state.draft is not None:
-        assert split_state.draft.cache.keys.sharding.spec == P(None, None, TENSOR)
+    if state.drafter:
+        draft = part_of(split_state, DraftCache)
+        assert draft.cache.keys.sharding.spec == P(None, None, TENSOR)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 5)])
@@ -76,7 +79,7 @@ def test_weights_and_caches_are_split_and_the_rest_is_whole(mesh):
         "cache.keys": P(None, None, TENSOR),
         "cache.values": P(None, None, TENSOR),
         "query": P(None, None, TENSOR),
-        "draft.positions": P(None, None, TENSOR),
+        "].positions": P(None, None, TENSOR),
     }
     for name, spec in found.items():
         assert [wanted for part, wanted in expected.items() if part in name] == [spec], name

@@ -26,14 +26,15 @@ from tokenswift_jax import SamplingConfig, SpeculationConfig
 from tokenswift_jax.checkpoint import load_decoder
 from tokenswift_jax.kv.dense import FullCache, empty_cache
 from tokenswift_jax.kv.draft_positions import DraftCache, DraftCacheShape
+from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.model import Model
 from tokenswift_jax.sample.features import features_of
-from tokenswift_jax.speculate.draft import draft_tree
+from tokenswift_jax.speculate.heads_drafter import CachedHeadsDrafter
+from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.plans import autoregressive_plan
 from tokenswift_jax.speculate.tree_spec import TreeSpec
-from tokenswift_jax.step.forward import forward_rows
-from tokenswift_jax.step.state import Plan
+from tokenswift_jax.step.draft import draft_tree
 
 PROMPT, CAPACITY, SINKS = 96, 256, 16
 ROWS = 49  # of the largest tree
@@ -251,13 +252,13 @@ def test_the_drafted_tree(name):
     """Every path of the reference's tree of 40 nodes, and no other."""
     golden, text = arrays(name), prompted(name, 48)
     shape = TreeSpec(widths=(1, 3, 3, 3), ngram_k=0, keyed_by_root=False)
-    plan = Plan(text.model.config, features_of(GREEDY), "partial", shape, text.shape)
+    plan = Plan(text.model.config, features_of(GREEDY), CachedHeadsDrafter(text.shape), shape)
     tokens = np.zeros((1, CAPACITY), np.int32)
     tokens[0, : PROMPT + 1] = [*golden["input_ids"], golden["root_token"]]
     inputs, state = tiny.abstract_call(plan, text.model.params, GREEDY, 1, CAPACITY)
     inputs, state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (inputs, state))
     inputs = replace(inputs, params=text.model.params)
-    state = replace(state, tokens=ints(tokens), length=ints([PROMPT]), cache=text.cache, draft=text.draft)
+    state = replace(state, tokens=ints(tokens), length=ints([PROMPT]), cache=text.cache, drafter=(text.draft,))
 
     @jax.jit
     def draft(inputs, state):

@@ -238,6 +238,7 @@ def test_a_worked_example():
         {"widths": ()},
         {"widths": (), "ngram_k": 3, "keyed_by_root": False},
         {"widths": (3,), "node_budget": 0},
+        {"widths": (), "ngram_k": 3, "node_budget": 0},
         {"widths": (3,), "ngram_k": 3, "ngram_depth": 4},
         {"widths": (3, 1), "node_set": ((0,), (1,), (0, 0))},
     ],

@@ -11,8 +11,8 @@ from flax import nnx
 from tests.small_models import random_model
 from tokenswift_jax.kv.dense import empty_cache
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
+from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
-from tokenswift_jax.step.forward import forward_rows
 from tokenswift_jax.training.draft_view import draft_view_states, prompt_rows
 from tokenswift_jax.training.forward import hidden_states
 from tokenswift_jax.training.windows import Batch

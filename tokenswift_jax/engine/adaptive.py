@@ -216,4 +216,4 @@ class Tuner:
 
 
 def _keeps_a_cache(named: NamedPlan) -> bool:
-    return named.plan.draft is not None
+    return any(part.rebuilt for part in named.plan.drafter.parts)

@@ -15,7 +15,7 @@ import numpy as np
 
 from tokenswift_jax import arrays
 from tokenswift_jax.engine.compile_cache import CompileCache
-from tokenswift_jax.engine.layout import Layout
+from tokenswift_jax.engine.layout import Layout, with_all_parts, with_parts_at
 from tokenswift_jax.engine.prefill import Prefill, Prefix, padded
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.dense import FullCache, round_up
@@ -25,16 +25,17 @@ from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.params import SequenceParams, sequence_params
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import plans
+from tokenswift_jax.speculate.drafter import Drafter
+from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.plans import NamedPlan
 from tokenswift_jax.step.loop import Chunk, compiled
-from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
+from tokenswift_jax.step.state import DecodeState, StepInputs
 from tokenswift_jax.token_log import LogprobLog, TokenLog, from_records
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
 CHUNK_TOKENS = 32  # records per row in one chunk: frequent enough for a reader, rare enough for the host
-_DRAFTING = ("ngrams", "ngram_trust", "draft")  # fields of the state that a plan without such drafts ignores
 _VACANT = Request((0,), SamplingConfig(temperature=0.0), 0)
 
 
@@ -110,7 +111,7 @@ class Engine:
           model: the target.
           layout: sizes and parts of the state.
           slots: number of rows in the batch.
-          draft_params: parameters of the plans' quantised drafter; None if no plan has one.
+          draft_params: parameters of the plans' draft model; None if no plan has one.
           programs: the cache that compiles and keeps executables; None: a new one.
           report: receives reports of compilation and of the preparation of drafts.
         """
@@ -122,7 +123,7 @@ class Engine:
         self._inputs = StepInputs(params=model.params, sequence=vacant, draft_params=draft_params)
         self._state: DecodeState | None = None
         self._ready: NamedPlan | None = None  # the plan for which the state's drafts are prepared
-        self._functions: dict[Plan, Callable] = {}
+        self._programs_of: dict[Plan, tuple[Callable, tuple[int, ...]]] = {}
         x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
         self._sender = ThreadPoolExecutor(1, "tokenswift-engine", initializer=_enter_x64, initargs=(x64,))
         self._stopped = False
@@ -194,9 +195,12 @@ class Engine:
             return 0.0
         seconds, before = 0.0, self.programs.compile_seconds
         state = self.state
-        if named.plan.kind != "autoregressive":
+        assert state is not None, "no row has entered"
+        if named.plan.drafter.parts:
             seconds = self._sender.submit(self._catch_up, named).result()
-        self.programs.compile(*self._call(named.plan, state, None), name=named.label)
+        function, places = self._program(named.plan)
+        arguments = self._arguments(named.plan, with_parts_at(state, places), self._inputs, None)
+        self.programs.compile(function, *arguments, name=named.label)
         if self.programs.compile_seconds > before:
             # Run zero iterations first: loading the program must not count as decode time.
             self._sender.submit(self._step, named, 0).result()
@@ -240,8 +244,9 @@ class Engine:
             self._state, self._inputs, self._ready = state, inputs, None
             return chunk
         ready = self._ready
-        if ready is not None and ready.plan.kind != "autoregressive":
-            state = self.programs.run(compiled("catch_up", None, ready.plan), inputs, state, name="drafts")
+        if ready is not None and ready.plan.drafter.parts:
+            after = self.programs.run(*self._catching_up(ready.plan.drafter, state, settings), name="drafts")
+            state = with_all_parts(after, self.layout.places(ready.plan.drafter), state)
         if self._state is None:
             self._state = self.layout.vacant(self.slots)
         both = self._state, self._inputs.sequence
@@ -257,36 +262,42 @@ class Engine:
             self._state = change(self._state)
 
     def _catch_up(self, named: NamedPlan) -> float:
-        call = compiled("catch_up", None, named.plan), self._inputs, self._state
+        assert self._state is not None
+        drafter, before = named.plan.drafter, self._state
+        call = self._catching_up(drafter, before, self._inputs.sequence)
         self.programs.compile(*call, name=f"the drafts of {named.label}")
         begun = time.perf_counter()
         with phase(self._report, f"preparing the drafts of {named.label}"):
-            self._state = jax.block_until_ready(self.programs.run(*call))
+            after = jax.block_until_ready(self.programs.run(*call))
+        self._state = with_all_parts(after, self.layout.places(drafter), before)
         return time.perf_counter() - begun
+
+    def _catching_up(self, drafter: Drafter, state: DecodeState, settings: SequenceParams) -> tuple:
+        """The arguments with which `CompileCache` brings the state of a drafter up to date."""
+        function = compiled("catch_up", None, self.layout.config, drafter)
+        return function, settings, with_parts_at(state, self.layout.places(drafter))
 
     def _run(
         self, named: NamedPlan, state: DecodeState, inputs: StepInputs, iterations: int | None
     ) -> tuple[DecodeState, Chunk]:
-        after, chunk = self.programs.run(*self._call(named.plan, state, iterations, inputs), name=named.label)
-        kept = {name: getattr(state, name) for name in _DRAFTING if getattr(after, name) is None}
-        return replace(after, **kept), chunk
+        function, places = self._program(named.plan)
+        arguments = self._arguments(named.plan, with_parts_at(state, places), inputs, iterations)
+        after, chunk = self.programs.run(function, *arguments, name=named.label)
+        return with_all_parts(after, places, state), chunk
 
-    def _call(
-        self, plan: Plan, state: DecodeState | None, iterations: int | None, inputs: StepInputs | None = None
-    ) -> tuple:
-        """The arguments with which `CompileCache` runs a chunk of at most `iterations`."""
-        assert state is not None
-        function = self._functions.get(plan)
-        if function is None:  # the look-up hashes the model's graph: a fraction of a millisecond
+    def _program(self, plan: Plan) -> tuple[Callable, tuple[int, ...]]:
+        """The function that runs chunks of a plan, and the places of the plan's parts in the layout."""
+        found = self._programs_of.get(plan)
+        if found is None:  # the look-up hashes the model's graph: a fraction of a millisecond
             function = compiled("chunk", self._model.graphdef, plan, CHUNK_TOKENS + plan.depth)
-            self._functions[plan] = function
+            found = self._programs_of[plan] = function, self.layout.places(plan.drafter)
+        return found
+
+    def _arguments(self, plan: Plan, state: DecodeState, inputs: StepInputs, iterations: int | None) -> tuple:
+        """The arguments of a chunk of at most `iterations`; `state` contains the parts of the plan's drafter."""
         most = jnp.asarray(CHUNK_TOKENS + plan.depth if iterations is None else iterations, jnp.int32)
-        inputs = self._inputs if inputs is None else inputs
         # Drop the parameters that only other plans need, so that a plan has the same executable in every mode.
-        inputs = inputs if plan.drafter is not None else replace(inputs, draft_params=None)
-        read = (plan.tree and plan.tree.ngram_k, plan.tree and plan.tree.calibrated, plan.draft)
-        state = replace(state, **{name: None for name, part in zip(_DRAFTING, read, strict=True) if not part})
-        return function, inputs, state, most
+        return (inputs if plan.draft_graph is not None else replace(inputs, draft_params=None)), state, most
 
     def _resumed(self, prefill: Prefill, state: DecodeState) -> DecodeState:
         """The state whose roots are the newest emitted tokens; it discards the draws of the step before them."""

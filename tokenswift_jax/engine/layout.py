@@ -8,17 +8,18 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax import arrays
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.dense import FullCache, empty_cache
-from tokenswift_jax.kv.draft_cache import DraftKind
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.logprobs import LogprobSpec
-from tokenswift_jax.speculate import ngram, ngram_calibration
-from tokenswift_jax.step.state import DecodeState, Plan
+from tokenswift_jax.speculate.drafter import Drafter, DrafterState, StatePart, StateSizes
+from tokenswift_jax.speculate.plan import Plan
+from tokenswift_jax.step.state import DecodeState
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,7 @@ class Layout:
       scratch: slots that a step may write after a row's committed tokens, whether or not it commits them.
       features: the sampling features that the steps contain.
       logprobs: the log-probabilities of emitted tokens that the steps give; None: none.
-      ngram_slots: continuations that the n-gram table keeps per first token; None: no table.
-      calibrate: whether the state keeps the n-gram calibration record (`ngram_calibration`).
-      draft: kind and sizes of the draft cache; None: no draft cache.
+      parts: the parts of the drafters' state, each once, whether one plan uses it or several.
       cache_dtype: dtype of the full cache's K/V, as for `kv.dense.empty_cache`; None: the model's.
     """
 
@@ -44,9 +43,7 @@ class Layout:
     scratch: int
     features: SamplingFeatures
     logprobs: LogprobSpec | None
-    ngram_slots: int | None
-    calibrate: bool
-    draft: DraftKind | None
+    parts: tuple[StatePart, ...]
     cache_dtype: str | None = None
 
     @staticmethod
@@ -56,19 +53,11 @@ class Layout:
         capacity: int,
         features: SamplingFeatures,
         plans: Sequence[Plan],
-        ngram_slots: int,
         logprobs: LogprobSpec | None = None,
         cache_dtype: str | None = None,
     ) -> Layout:
-        """The layout that serves all of `plans`.
-
-        Raises:
-          ValueError: two plans draft over caches of different kinds or sizes.
-        """
-        trees = [plan.tree for plan in plans if plan.tree is not None]
-        kinds = {plan.draft for plan in plans if plan.draft is not None}
-        if len(kinds) > 1:
-            raise ValueError(f"one engine keeps one draft cache, and its plans ask for {len(kinds)} kinds")
+        """The layout that serves all of `plans`."""
+        parts = [part for plan in plans for part in plan.drafter.parts]
         return Layout(
             config=config,
             dtype=dtype,
@@ -76,9 +65,7 @@ class Layout:
             scratch=scratch_of(plans),
             features=features,
             logprobs=logprobs,
-            ngram_slots=ngram_slots if any(tree.ngram_k for tree in trees) else None,
-            calibrate=any(tree.calibrated for tree in trees),
-            draft=next(iter(kinds), None),
+            parts=tuple(dict.fromkeys(parts)),
             cache_dtype=cache_dtype,
         )
 
@@ -106,8 +93,8 @@ class Layout:
     def state(self, tokens: jax.Array, lengths: jax.Array, cache: FullCache) -> DecodeState:
         """The state of token ids int32 [batch, capacity or fewer] with `lengths` int32 [batch] tokens per row.
 
-        The last token of each row is its root, and the cache contains the positions before it. The n-gram table and the
-        draft cache are empty (`loop.catch_up` fills them).
+        The last token of each row is its root, and the cache contains the positions before it. The parts of the
+        drafters' state are empty (`loop.catch_up` fills them).
         """
         batch, config = lengths.shape[0], self.config
         return DecodeState(
@@ -118,10 +105,21 @@ class Layout:
             hidden=jnp.zeros((batch, config.hidden_size), self.dtype),
             query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), self.dtype),
             last_positions=penalty.last_positions(tokens, lengths, config.vocab_size),
-            ngrams=None if self.ngram_slots is None else ngram.empty(batch, self.capacity, self.ngram_slots),
-            ngram_trust=ngram_calibration.unobserved(batch) if self.calibrate else None,
-            draft=None if self.draft is None else self.draft.empty(config, batch, self.dtype, self.cache_dtype),
+            drafter=self.empty_parts(batch),
         )
+
+    def places(self, drafter: Drafter) -> tuple[int, ...]:
+        """The places of a drafter's parts among `parts`."""
+        return tuple(map(self.parts.index, drafter.parts))
+
+    def drafter_bytes(self, slots: int) -> int:
+        """Bytes of the parts of the drafters' state, for so many slots on one device."""
+        return arrays.bytes_per_device(jax.eval_shape(lambda: self.empty_parts(slots)), {}, {})
+
+    def empty_parts(self, batch: int) -> DrafterState:
+        """The parts of the drafters' state for rows without text."""
+        sizes = StateSizes(self.config, self.capacity, self.dtype, self.cache_dtype)
+        return tuple(part.empty(sizes, batch) for part in self.parts)
 
     def vacant(self, slots: int) -> DecodeState:
         """The state of so many vacant slots."""
@@ -137,3 +135,17 @@ class Layout:
 def scratch_of(plans: Sequence[Plan]) -> int:
     """Slots after a row's committed tokens that a step of any of `plans`, or of plain decoding, may write."""
     return max([max(plan.rows, plan.depth + 1) for plan in plans], default=1)
+
+
+def with_parts_at(state: DecodeState, places: Sequence[int]) -> DecodeState:
+    """The state that a step takes: it contains no part of other drafters, so that each plan has the same executable in
+    every engine."""
+    return replace(state, drafter=tuple(state.drafter[place] for place in places))
+
+
+def with_all_parts(after: DecodeState, places: Sequence[int], before: DecodeState) -> DecodeState:
+    """The state after a step that took the parts at `places`, with the other parts as they were in `before`."""
+    own = list(before.drafter)
+    for place, part in zip(places, after.drafter, strict=True):
+        own[place] = part
+    return replace(after, drafter=tuple(own))

@@ -24,8 +24,8 @@ from tokenswift_jax.request import Request
 from tokenswift_jax.sample.features import features_for
 from tokenswift_jax.sample.logprobs import LogprobSpec
 from tokenswift_jax.speculate import plans
+from tokenswift_jax.speculate.draft_model import with_draft_model
 from tokenswift_jax.speculate.plans import NamedPlan
-from tokenswift_jax.speculate.quantized_drafter import with_drafter
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step.state import DecodeState
 from tokenswift_jax.token_log import TokenLog
@@ -112,13 +112,15 @@ class Session:
         ]
         draft_params = None
         if speculation.draft_weights is not None:
-            speculative, draft_params = with_drafter(model, speculative, speculation.draft_weights)
+            speculative, draft_params = with_draft_model(model, speculative, speculation.draft_weights)
         self._emitted = [list(done) for done in emitted] if emitted is not None else [[] for _ in requests]
         texts = [len(r.prompt_ids) + len(done) for r, done in zip(requests, self._emitted, strict=True)]
         drafting = [named.plan for named in speculative]
-        capacity = memory.capacity_for(config, requests, scratch_of(drafting), chunk_rows(max(texts)), capacity)
+        capacity = memory.capacity_for(
+            config, requests, scratch_of(drafting), chunk_rows(max(texts)), capacity, model.rope_override
+        )
         dtype = jax.tree.leaves(model.params)[0].dtype
-        layout = Layout.of(config, dtype, capacity, features, drafting, speculation.ngram_slots, logprobs, cache_dtype)
+        layout = Layout.of(config, dtype, capacity, features, drafting, logprobs, cache_dtype)
         memory.check_memory(
             config,
             len(requests),
@@ -126,8 +128,7 @@ class Session:
             dtype,
             advice=f"lower {', '.join(_MEMORY_ARGUMENTS)}",
             arguments=_MEMORY_ARGUMENTS,
-            draft_slots=layout.draft.copied_slots if layout.draft else 0,
-            ngram_slots=layout.ngram_slots or 0,
+            drafter_bytes=layout.drafter_bytes(len(requests)),
             cache_dtype=cache_dtype,
         )
         self.engine = Engine(model, layout, len(requests), draft_params=draft_params, report=report)

@@ -52,11 +52,6 @@ class BlockTableShape:
     block: int
 
     @property
-    def copied_slots(self) -> int:
-        """Always 0: drafting reads blocks in place."""
-        return 0
-
-    @property
     def entries(self) -> int:
         """Blocks that the table names."""
         return self.size // self.block

@@ -32,11 +32,6 @@ class DraftKind(Protocol):
     head_dim], the root's query in the pass that committed those n tokens.
     """
 
-    @property
-    def copied_slots(self) -> int:
-        """Slots per batch row that contain copied K/V."""
-        ...
-
     def empty(self, config: ModelConfig, batch: int, dtype: jnp.dtype, cache_dtype: str | None = None) -> Any:
         """An empty draft cache for a model of `dtype`; `cache_dtype` is the number format of its full cache."""
         ...

@@ -54,11 +54,6 @@ class DraftCacheShape:
     refresh_interval: int | None
     narrow: bool = False
 
-    @property
-    def copied_slots(self) -> int:
-        """Slots per batch row that contain copied K/V."""
-        return self.size + self.scratch
-
     def empty(self, config: ModelConfig, batch: int, dtype: jnp.dtype, cache_dtype: str | None = None) -> DraftCache:
         """An empty draft cache for a model of `dtype`; `cache_dtype` is the number format of its full cache."""
         slots = round_up(self.size + self.scratch)

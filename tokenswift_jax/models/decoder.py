@@ -1,7 +1,7 @@
 """The decoder: one config-driven Flax NNX module for Llama, Mistral, Qwen2 and Qwen3.
 
 The module declares parameters and computation. The caller's `attention` decides how keys and values are
-stored (`tokenswift_jax.step.forward` with a cache, `causal_attention` below without one). Programs split a
+stored (`tokenswift_jax.kv.forward` with a cache, `causal_attention` below without one). Programs split a
 decoder once (`nnx.split`) and run pure jitted functions of (parameters, state, inputs).
 """
 

@@ -62,14 +62,9 @@ def sets_for(capacity: int, slots: int) -> int:
 
 
 def empty(batch: int, capacity: int, slots: int) -> NgramTable:
-    """An empty table for texts of up to `capacity` positions."""
+    """An empty table for texts of up to `capacity` positions: 60 bytes per position, rounded up to whole sets."""
     shape = (batch, sets_for(capacity, slots), FIELDS * ROWS * slots)
     return NgramTable(jnp.zeros(shape, jnp.int32), jnp.zeros((batch,), jnp.int32))
-
-
-def table_bytes(batch: int, capacity: int, slots: int) -> int:
-    """Bytes of a table: 60 per position, rounded up to whole sets."""
-    return 4 * batch * sets_for(capacity, slots) * FIELDS * ROWS * slots
 
 
 def insert(table: NgramTable, tokens: jax.Array, eligible: jax.Array, most: int) -> NgramTable:

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from tokenswift_jax.speculate import ngram
+from tokenswift_jax.speculate.acceptance import Acceptance
 from tokenswift_jax.speculate.ngram import NgramTable
 from tokenswift_jax.speculate.tree import Tree
 from tokenswift_jax.speculate.tree_spec import TreeSpec
-from tokenswift_jax.step.accept import Acceptance
 
 # Weight of the prior (a factor of 1), in observations. With 1.0, decayed failures never lower the factor enough:
 # penalised text, whose n-grams fail, takes more passes, and text that repeats itself hardly fewer.

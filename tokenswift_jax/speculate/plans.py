@@ -6,15 +6,22 @@ from dataclasses import dataclass, replace
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.draft_blocks import BlockTableShape
+from tokenswift_jax.kv.draft_cache import DraftKind
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.node_sets import NodeSet
 from tokenswift_jax.models.node_sets import widths as widths_of
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.logprobs import LogprobSpec
-from tokenswift_jax.speculate.tree_spec import TreeSpec
+from tokenswift_jax.speculate.drafter import Drafter, LevelDrafter
+from tokenswift_jax.speculate.heads_drafter import CachedHeadsDrafter, HeadsDrafter
+from tokenswift_jax.speculate.merged_drafter import MergedDrafter
+from tokenswift_jax.speculate.ngram_drafter import NgramDrafter
+from tokenswift_jax.speculate.no_drafter import NoDrafter
+from tokenswift_jax.speculate.plan import Plan
+from tokenswift_jax.speculate.self_drafter import SelfDrafter
+from tokenswift_jax.speculate.tree_spec import ROOT_ALONE, TreeSpec
 from tokenswift_jax.speculation import SpeculationConfig
-from tokenswift_jax.step.state import Plan
 
 _WIDTH = 3  # candidates of a head without a node set (the paper's tree: 1,3,3,3)
 _CHAIN = 4  # tokens that `selfspec` drafts (TriForce's and MagicDec's gamma)
@@ -36,15 +43,15 @@ class NamedPlan:
     @property
     def label(self) -> str:
         """A label for people, such as "fused, 7 nodes"."""
-        if self.plan.tree is None:
-            return "plain decoding"
         nodes = self.plan.rows - 1
+        if not nodes:
+            return "plain decoding"
         return f"{self.schedule or self.mode}, {nodes} node{'' if nodes == 1 else 's'}"
 
 
 def autoregressive_plan(config: ModelConfig, features: SamplingFeatures) -> NamedPlan:
     """The plan of plain decoding: one row and one token per step."""
-    return NamedPlan("autoregressive", None, None, Plan(config, features, "autoregressive", None, None))
+    return NamedPlan("autoregressive", None, None, Plan(config, features, NoDrafter(), ROOT_ALONE))
 
 
 def with_logprobs(named: NamedPlan, logprobs: LogprobSpec | None) -> NamedPlan:
@@ -100,15 +107,15 @@ def _named(
     schedule: str | None,
     budget: int | None,
 ) -> NamedPlan:
-    kind = schedule or ("fused" if mode == "medusa" else mode)
-    widths, node_set = _heads_nodes(config, speculation.tree, kind)
+    partial = schedule == "partial"
+    widths, node_set = _heads_nodes(config, speculation.tree, mode, partial=partial)
     if max(widths, default=0) > config.vocab_size:
         shape = ",".join(map(str, speculation.tree or widths))
         raise UserError(
             f"tree {shape} asks for more candidates than the vocabulary's {config.vocab_size}",
             arguments=("tree",) if speculation.tree is not None else (),
         )
-    key_depth = 1 if kind == "partial" else 0
+    key_depth = 1 if partial else 0
     chain = 3 if budget is None else min(3, budget - key_depth)
     if budget is not None:
         # Parents rank before their children, so a tree never keeps nodes deeper than the budget: do not draft them.
@@ -120,29 +127,46 @@ def _named(
         ngram_k=speculation.ngram_k if mode in ("tokenswift", "ngram") and chain > 0 else 0,
         ngram_depth=max(chain, 1),
         node_budget=budget,
-        keyed_by_root=not key_depth,
+        keyed_by_root=not partial,
         node_set=node_set,
-        per_parent=config.draft_head_type == "sequential" and kind in ("partial", "fused"),
+        per_parent=config.draft_head_type == "sequential" and mode in ("tokenswift", "medusa"),
     )
-    draft = None
-    if kind in ("partial", "selfspec"):
-        scratch = 1 if kind == "partial" else _CHAIN
-        sizes = speculation.draft_cache, speculation.draft_sinks, scratch, speculation.refresh_interval
-        block = speculation.draft_block
-        narrow = speculation.draft_cache_dtype == "int8"
-        draft = DraftCacheShape(*sizes, narrow) if block is None else BlockTableShape(*sizes, block)
-    return NamedPlan(mode, schedule, budget, Plan(config, features, kind, tree, draft, speculation.shared_noise))
+    drafter = _drafter(speculation, mode, partial=partial, chains=tree.ngram_k > 0)
+    return NamedPlan(mode, schedule, budget, Plan(config, features, drafter, tree, speculation.shared_noise))
+
+
+def _drafter(speculation: SpeculationConfig, mode: str, *, partial: bool, chains: bool) -> Drafter:
+    """The source of a plan's drafts."""
+    ngrams = NgramDrafter(speculation.ngram_slots)
+    if mode == "ngram":
+        return ngrams
+    levels: LevelDrafter
+    if mode == "selfspec":
+        levels = SelfDrafter(_draft_cache(speculation, _CHAIN))
+    elif partial:
+        levels = CachedHeadsDrafter(_draft_cache(speculation, 1))
+    else:
+        levels = HeadsDrafter()
+    return MergedDrafter(levels, ngrams) if chains else levels
+
+
+def _draft_cache(speculation: SpeculationConfig, chain: int) -> DraftKind:
+    """The draft cache, with scratch for a drafted chain of so many rows."""
+    sizes = speculation.draft_cache, speculation.draft_sinks, chain, speculation.refresh_interval
+    if speculation.draft_block is None:
+        return DraftCacheShape(*sizes, narrow=speculation.draft_cache_dtype == "int8")
+    return BlockTableShape(*sizes, speculation.draft_block)
 
 
 def _heads_nodes(
-    config: ModelConfig, tree: tuple[int, ...] | None, kind: str
+    config: ModelConfig, tree: tuple[int, ...] | None, mode: str, *, partial: bool
 ) -> tuple[tuple[int, ...], NodeSet | None]:
     """Candidates per depth, and the checkpoint's node set if the caller gave no tree."""
-    if kind in ("selfspec", "ngram"):
-        return (1,) * _CHAIN if kind == "selfspec" else (), None
+    if mode in ("selfspec", "ngram"):
+        return (1,) * _CHAIN if mode == "selfspec" else (), None
     if tree is None:
-        node_set = config.node_sets.partial if kind == "partial" else config.node_sets.fused
+        node_set = config.node_sets.partial if partial else config.node_sets.fused
         if node_set is not None:
             return widths_of(node_set), node_set
         tree = (1, *[_WIDTH] * config.num_draft_heads)
-    return tree if kind == "partial" else tree[1:], None
+    return tree if partial else tree[1:], None

@@ -21,7 +21,7 @@ class TreeSpec:
         widths: candidates of the draft heads at each depth, e.g. (1, 3, 3, 3); () without heads.
         ngram_k: n-gram chains per key, 0 for none.
         ngram_depth: number of tokens used of each chain, 1 to 3.
-        node_budget: nodes kept, best first; None keeps them all.
+        node_budget: nodes kept, best first; None keeps them all; 0 for `ROOT_ALONE`.
         keyed_by_root: chains continue the root (depths 1..); else each candidate of depth 1 (depths 2..).
         node_set: the head nodes as paths of ranks, of exactly these widths; None is the whole product of widths.
         per_parent: candidates differ from parent to parent, so drafting expands parents one by one, under a budget only
@@ -41,6 +41,8 @@ class TreeSpec:
             raise UserError(f"a tree needs at least 1 candidate at each depth, not {self.widths}")
         if self.ngram_k < 0 or not 1 <= self.ngram_depth <= 3:
             raise UserError(f"n-gram chains: k >= 0 and a depth of 1 to 3, not {self.ngram_k} and {self.ngram_depth}")
+        if not self.widths and not self.ngram_k and self.node_budget == 0:
+            return  # the root alone
         if not self.widths and (not self.ngram_k or not self.keyed_by_root):
             raise UserError("a tree without heads needs n-gram chains keyed by the root")
         if self.node_budget is not None and self.node_budget < 1:
@@ -142,3 +144,6 @@ class TreeSpec:
         else:
             parents, ranks = np.divmod(np.arange(math.prod(self.widths[:depth])), self.widths[depth - 1])
         return parents.astype(np.int32), ranks.astype(np.int32)
+
+
+ROOT_ALONE = TreeSpec((), node_budget=0)  # plain decoding

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 
 from tokenswift_jax.arrays import write_at
 from tokenswift_jax.finish import Finish
+from tokenswift_jax.kv.forward import Rows
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.params import contains
-from tokenswift_jax.speculate import ngram, ngram_calibration
+from tokenswift_jax.speculate.acceptance import Acceptance
+from tokenswift_jax.speculate.drafter import CommittedText, Outcome
+from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.tree import Tree
-from tokenswift_jax.step.accept import Acceptance
-from tokenswift_jax.step.forward import Rows
-from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
+from tokenswift_jax.step.state import DecodeState, StepInputs
 from tokenswift_jax.token_log import DRAFTED, NGRAM, SAMPLED
 
 
@@ -34,30 +35,16 @@ def commit(
     # Tokens past `count` are scratch, like the cache's slots past the committed ones.
     tokens = write_at(state.tokens, walk.emitted, before + 1)
 
-    cache, draft = state.cache, state.draft
-    if plan.depth:
-        cache = cache.keep(rows.new, walk.path, before)
-        if plan.draft is not None:
-            assert draft is not None
-            new = rows.new.along(walk.path)
-            draft = plan.draft.advance(draft, cache, new, before, after, rows.query, plan.config)
+    cache = state.cache.keep(rows.new, walk.path, before) if plan.depth else state.cache
+    text = CommittedText(plan.config, tokens, after, inputs.sequence.ngram_lag, cache, rows.query)
+    outcome = Outcome(text, before, rows.new, plan.tree, tree, walk)
+    drafter = plan.drafter.observe(state.drafter, outcome)
 
     # The tree row that drew the newest token; a frozen row keeps its hidden state and query.
     last = jnp.take_along_axis(walk.path, jnp.maximum(count - 1, 0)[:, None], axis=1)
     hidden = jnp.take_along_axis(rows.hidden, last[:, :, None], axis=1)[:, 0]
     moved = count > 0
-    ngrams, ngram_trust, last_positions = state.ngrams, state.ngram_trust, state.last_positions
-    last_positions = penalty.advance(last_positions, tokens, before + 1, after + 1, plan.depth + 1)
-    if plan.tree is not None and plan.tree.ngram_k:
-        assert ngrams is not None
-        eligible = after - inputs.sequence.ngram_lag
-        if plan.tree.calibrated:
-            assert ngram_trust is not None
-            ngram_trust = ngram_calibration.observe(ngram_trust, plan.tree, ngrams, tree, walk, moved)
-            # Hits are never negative, so this changes nothing. Without it, XLA writes the table before `observe` reads
-            # it and copies all of it.
-            eligible = jnp.where(ngram_trust[:, 0] >= 0, eligible, before - inputs.sequence.ngram_lag)
-        ngrams = ngram.insert(ngrams, tokens, eligible, plan.depth + 1)
+    last_positions = penalty.advance(state.last_positions, tokens, before + 1, after + 1, plan.depth + 1)
 
     by_ngram = jnp.take_along_axis(tree.drafted_by_ngram_only, walk.path[:, 1:], axis=1)
     by_ngram = jnp.pad(by_ngram, ((0, 0), (0, 1)))
@@ -74,9 +61,7 @@ def commit(
         hidden=jnp.where(moved[:, None], hidden, state.hidden),
         query=jnp.where(moved[None, :, None, None], rows.query, state.query),
         last_positions=last_positions,
-        ngrams=ngrams,
-        ngram_trust=ngram_trust,
-        draft=draft,
+        drafter=drafter,
     )
     return state, records, count
 

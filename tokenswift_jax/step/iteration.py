@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.gumbel import gumbel_noise
 from tokenswift_jax.sample.logprobs import Logprobs, path_logprobs
-from tokenswift_jax.speculate.draft import draft_tree
-from tokenswift_jax.step.accept import Acceptance, walk
+from tokenswift_jax.speculate.acceptance import Acceptance
+from tokenswift_jax.speculate.plan import Plan
+from tokenswift_jax.step.accept import walk
 from tokenswift_jax.step.commit import commit
-from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
-from tokenswift_jax.step.verify import root_only, verify
+from tokenswift_jax.step.draft import draft_tree
+from tokenswift_jax.step.state import DecodeState, StepInputs
+from tokenswift_jax.step.verify import verify
 
 
 @pytree
@@ -36,8 +37,8 @@ def iterate(
 ) -> tuple[DecodeState, Emitted, jax.Array]:
     """Emits, for every running row, the accepted drafts and the target's next draw: at least one token.
 
-    Returns the state, the emitted tokens and their number, int32 [batch] (`commit`). The text is the one that
-    `plan.kind` `autoregressive` gives, because a draw depends only on the position and the tree row's own path.
+    Returns the state, the emitted tokens and their number, int32 [batch] (`commit`). The text is the one that plain
+    decoding gives, because a draw depends only on the position and the tree row's own path.
     """
     noise = None
     if plan.features >= SamplingFeatures.SAMPLED:
@@ -45,11 +46,7 @@ def iterate(
         positions = state.length[:, None] + ahead[None, :]
         noise = gumbel_noise(inputs.sequence.keys, positions, plan.config.vocab_size)
         noise = jnp.where((inputs.sequence.temperature > 0)[:, None, None], noise, 0)
-    if plan.kind == "autoregressive":
-        tree = root_only(state)
-    else:
-        drafter = model if plan.drafter is None else nnx.merge(plan.drafter, inputs.draft_params)
-        tree, state = draft_tree(drafter, state, inputs, plan, noise)
+    tree, state = draft_tree(model, state, inputs, plan, noise)
     verified, state = verify(model, state, inputs, plan, tree, noise)
     draws = verified.draws
     won = walk(tree, draws, plan.depth) if plan.depth else _root_walk(draws)

@@ -16,12 +16,15 @@ from flax import nnx
 from tokenswift_jax.arrays import write_at
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.dense import FullCache
+from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import next_rows
+from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.sample.logprobs import Logprobs
-from tokenswift_jax.speculate import ngram_fill
-from tokenswift_jax.step.forward import forward_rows
+from tokenswift_jax.sample.params import SequenceParams
+from tokenswift_jax.speculate.drafter import CommittedText, Drafter
+from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.step.iteration import Emitted, iterate
-from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
+from tokenswift_jax.step.state import DecodeState, StepInputs
 from tokenswift_jax.token_log import RECORD
 
 
@@ -109,18 +112,12 @@ def prefill_chunk(graph: nnx.GraphDef, params: Any, tokens: jax.Array, start: ja
     return causal_chunk(graph, params, tokens, start, cache)[1]
 
 
-def catch_up(plan: Plan, inputs: StepInputs, state: DecodeState) -> DecodeState:
-    """Brings the state's n-gram table and draft cache up to the committed length: after prefill, and before drafting
-    resumes after decoding that did not update them."""
-    if plan.tree is not None and plan.tree.ngram_k:
-        assert state.ngrams is not None
-        table = ngram_fill.fill(state.ngrams, state.tokens, state.length - inputs.sequence.ngram_lag)
-        state = replace(state, ngrams=table)
-    if plan.draft is not None:
-        assert state.draft is not None
-        draft = plan.draft.rebuild(state.draft, state.cache, state.length, state.query, plan.config)
-        state = replace(state, draft=draft)
-    return state
+def catch_up(config: ModelConfig, drafter: Drafter, settings: SequenceParams, state: DecodeState) -> DecodeState:
+    """Brings the state of a drafter up to the committed length: after prefill, and before drafting resumes after
+    iterations of other plans."""
+    text = CommittedText(config, state.tokens, state.length, settings.ngram_lag, state.cache, state.query)
+    own = [part.catch_up(kept, text) for part, kept in zip(drafter.parts, state.drafter, strict=True)]
+    return replace(state, drafter=tuple(own))
 
 
 @functools.cache

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax.kv.forward import Rows, forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sample.sampler import RowInputs, TextInputs, draw_rows
+from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.tree import Tree
-from tokenswift_jax.step.forward import Rows, forward_rows
-from tokenswift_jax.step.state import DecodeState, Plan, StepInputs
+from tokenswift_jax.step.state import DecodeState, StepInputs
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,3 @@ def path_tokens(tree: Tree, depth: int) -> jax.Array:
     level = jnp.arange(1, depth + 1, dtype=jnp.int32)[None, None, :, None]
     there = tree.mask[:, :, None, :] & (tree.depths[:, None, None, :] == level) & tree.valid[:, None, None, :]
     return jnp.sum(jnp.where(there, tree.tokens[:, None, None, :], 0), axis=-1, dtype=jnp.int32)
-
-
-def root_only(state: DecodeState) -> Tree:
-    """The tree of plain decoding, which is the root alone."""
-    root = jnp.take_along_axis(state.tokens, state.length[:, None], axis=1)
-    zeros = jnp.zeros_like(root)
-    yes = jnp.ones_like(root, dtype=bool)
-    return Tree(root, zeros, zeros, yes, ~yes, yes[:, :, None], zeros[:, 0])

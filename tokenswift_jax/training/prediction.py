@@ -2,8 +2,8 @@
 
 Drafting changes no draw: with the same seed, every tree, schedule and mode writes the text that plain decoding writes.
 So the target writes once, and a replay runs every iteration along that text. The replay builds the tree as decoding
-does (the same levels of the draft heads, shared noise, penalty, n-gram table and node budget); instead of a verify
-forward, the text itself decides the drawn path. The hidden states come from one teacher-forced pass.
+does (the plan's drafter, shared noise, penalty and node budget); instead of a verify forward, the text itself decides
+the drawn path. The hidden states come from one teacher-forced pass.
 
 The replay leaves out the draft cache. It is valid while the draft cache can contain everything committed
 (`Replay.predict` refuses a longer text under `partial`). Beyond that, drafts see less than the full cache, and decoding
@@ -27,6 +27,7 @@ from jax import lax
 from tokenswift_jax.api import generate
 from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.kv.dense import BLOCK, empty_cache
 from tokenswift_jax.model import Model
 from tokenswift_jax.request import batch_of
 from tokenswift_jax.sample import penalty
@@ -34,14 +35,16 @@ from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise
 from tokenswift_jax.sample.params import sequence_params
 from tokenswift_jax.sampling import SamplingConfig
-from tokenswift_jax.speculate import ngram, ngram_calibration, ngram_fill
-from tokenswift_jax.speculate.candidates import DraftSampler, head_levels
-from tokenswift_jax.speculate.plans import NamedPlan, speculative_plans
-from tokenswift_jax.speculate.tree import build
+from tokenswift_jax.speculate.candidates import DraftSampler
+from tokenswift_jax.speculate.drafter import CommittedText, Drafter, Outcome, Roots, StateSizes
+from tokenswift_jax.speculate.heads_drafter import CachedHeadsDrafter, HeadsDrafter
+from tokenswift_jax.speculate.merged_drafter import MergedDrafter
+from tokenswift_jax.speculate.plan import Plan
+from tokenswift_jax.speculate.plans import speculative_plans
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step.accept import walk
 from tokenswift_jax.step.loop import exact_products
-from tokenswift_jax.step.state import Plan, StepInputs
+from tokenswift_jax.step.state import StepInputs
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def write_continuations(
 ) -> Continuations:
     """Writes the target's own continuations by plain decoding; an EOS ends one early."""
     plain = SpeculationConfig(mode="autoregressive")
-    results = generate(model, prompts, sampling, plain, max_new_tokens=max_new_tokens)
+    results = generate(model, prompts, sampling, plain, max_new_tokens=max_new_tokens, min_new_tokens=0, stop=())
     return Continuations(
         sampling, tuple(tuple(prompt) for prompt in prompts), tuple(tuple(result.token_ids) for result in results)
     )
@@ -128,8 +131,8 @@ class Replay:
           UserError: a mode without prediction (`auto`, `selfspec`, `autoregressive`) or schedule `auto`; missing
             heads; under `partial` a text longer than the draft cache.
         """
-        named = self._plan(speculation)
-        program = _program(self._model.graphdef, named.plan, speculation.ngram_slots)
+        partial = speculation.schedule == "partial"
+        program = _program(self._model.graphdef, self._plan(speculation), partial)
         histogram = np.asarray(program(self.inputs, self.tokens, self.hidden))
         iterations = int(histogram.sum())
         accepted = int(histogram @ np.arange(len(histogram)))
@@ -139,7 +142,7 @@ class Replay:
         at_least = np.cumsum(histogram[::-1])[::-1][1:]
         return Prediction(expected, iterations, tokens, tuple(np.trim_zeros(at_least, "b").tolist()))
 
-    def _plan(self, speculation: SpeculationConfig) -> NamedPlan:
+    def _plan(self, speculation: SpeculationConfig) -> Plan:
         mode, schedule = speculation.mode, speculation.schedule
         if mode not in ("tokenswift", "medusa", "ngram") or (mode == "tokenswift" and schedule == "auto"):
             raise UserError(
@@ -148,45 +151,51 @@ class Replay:
             )
         plans = speculative_plans(self._model.config, speculation, self.features, jax.default_backend())
         longest = max(map(len, self.continuations.texts))
-        if plans[0].plan.kind == "partial" and longest > speculation.draft_cache:
+        if schedule == "partial" and longest > speculation.draft_cache:
             raise UserError(
                 f"a text of {longest} tokens exceeds the draft cache of {speculation.draft_cache}, beyond which "
                 "schedule partial cannot be predicted; give shorter prompts and continuations or a larger draft cache"
             )
-        return plans[0]
+        return replace(plans[0].plan, drafter=_without_draft_cache(plans[0].plan.drafter))
+
+
+def _without_draft_cache(drafter: Drafter) -> Drafter:
+    """The drafter that reads the root's hidden state over the full cache in place of a forward over a draft cache."""
+    if isinstance(drafter, MergedDrafter) and isinstance(drafter.candidates, CachedHeadsDrafter):
+        return replace(drafter, candidates=HeadsDrafter(backbone=True))
+    return HeadsDrafter(backbone=True) if isinstance(drafter, CachedHeadsDrafter) else drafter
 
 
 @functools.cache
-def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
-    """The jitted function (inputs, tokens, hidden) -> int32 [depth + 1], the iterations that accept 0, 1, .. drafts."""
+def _program(graph: nnx.GraphDef, plan: Plan, partial: bool) -> Callable:
+    """The jitted function (inputs, tokens, hidden) -> int32 [depth + 1], the iterations that accept 0, 1, .. drafts.
+
+    `partial`: the drafter reads the hidden state of the root's own row; else of the row that drew the root.
+    """
+    drafter = plan.drafter
 
     def run(inputs: StepInputs, tokens: jax.Array, hidden: jax.Array) -> jax.Array:
-        model, shape = nnx.merge(graph, inputs.params), plan.tree
-        assert shape is not None
-        batch, vocab = tokens.shape[0], plan.config.vocab_size
+        model, batch, config = nnx.merge(graph, inputs.params), tokens.shape[0], plan.config
         settings = inputs.sequence
         start, ends = settings.prompt_length, settings.stop_length
         ahead = jnp.arange(1, plan.depth + 2, dtype=jnp.int32)[None, :]
+        # No drafter of a replay reads K/V or queries.
+        cache = empty_cache(config, batch, BLOCK, hidden.dtype)
+        query = jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), hidden.dtype)
+
+        def committed(length: jax.Array) -> CommittedText:
+            return CommittedText(config, tokens, length, settings.ngram_lag, cache, query)
 
         def iteration(carry: tuple) -> tuple:
-            length, last_positions, table, ngram_trust, histogram = carry
-            root = take(tokens, length[:, None])[:, 0]
+            length, last_positions, own, histogram = carry
             noise = None
             if plan.features >= SamplingFeatures.SAMPLED:
-                noise = gumbel_noise(settings.keys, length[:, None] + ahead, vocab)
+                noise = gumbel_noise(settings.keys, length[:, None] + ahead, config.vocab_size)
             shared = noise if plan.shared_noise else None
             ranking = DraftSampler(length + 1, last_positions, shared, settings, plan.features)
-            levels, chains, factor = [], None, None
-            if shape.widths:
-                partial = plan.kind == "partial"
-                read = take(hidden, (length if partial else length - 1)[:, None])[:, 0]
-                levels = head_levels(model, shape, read, root, ranking, backbone=partial)
-            if shape.ngram_k:
-                first = root[:, None] if shape.keyed_by_root else levels[0].tokens
-                chains = ngram.lookup(table, first, shape.ngram_k)
-            if shape.calibrated:
-                factor = ngram_calibration.factor(ngram_trust)
-            tree = build(shape, root, levels, chains, factor)
+            root = take(tokens, length[:, None])[:, 0]
+            read = take(hidden, (length if partial else length - 1)[:, None])[:, 0]
+            tree, own, _ = drafter.propose(model, Roots(config, plan.tree, root, length, read, cache, ranking), own)
             # On the true path the draw of a tree row is the text's next token; off that path, draws decide nothing.
             place = length[:, None] + tree.depths + 1
             draws = jnp.where(place < ends[:, None], take(tokens, place), jnp.int32(-1))
@@ -196,20 +205,14 @@ def _program(graph: nnx.GraphDef, plan: Plan, ngram_slots: int) -> Callable:
             histogram = histogram.at[accepted].add(1, mode="drop")
             after = length + count
             last_positions = penalty.advance(last_positions, tokens, length + 1, after + 1, plan.depth + 1)
-            if shape.calibrated:
-                ngram_trust = ngram_calibration.observe(ngram_trust, shape, table, tree, won, count > 0)
-            if shape.ngram_k:
-                table = ngram.insert(table, tokens, after - settings.ngram_lag, plan.depth + 1)
-            return after, last_positions, table, ngram_trust, histogram
+            own = drafter.observe(own, Outcome(committed(after), length, cache.stacks, plan.tree, tree, won))
+            return after, last_positions, own, histogram
 
-        table = None
-        last_positions = penalty.last_positions(tokens, start + 1, vocab)
-        ngram_trust = ngram_calibration.unobserved(batch) if shape.calibrated else None
-        if shape.ngram_k:
-            table = ngram.empty(batch, tokens.shape[1], ngram_slots)
-            table = ngram_fill.fill(table, tokens, start - settings.ngram_lag)
+        last_positions = penalty.last_positions(tokens, start + 1, config.vocab_size)
+        sizes = StateSizes(config, tokens.shape[1], hidden.dtype)
+        own = tuple(part.catch_up(part.empty(sizes, batch), committed(start)) for part in drafter.parts)
         with exact_products(hidden.dtype):
-            carry = (start, last_positions, table, ngram_trust, jnp.zeros((plan.depth + 1,), jnp.int32))
+            carry = (start, last_positions, own, jnp.zeros((plan.depth + 1,), jnp.int32))
             return lax.while_loop(lambda carry: (carry[0] + 1 < ends).any(), iteration, carry)[-1]
 
     return jax.jit(run)

@@ -1,4 +1,4 @@
-"""The quantised drafter: a decoder with the target's weights in fewer bits, which drafts in the target's place."""
+"""The quantised draft model: a decoder with the target's weights in fewer bits, which drafts in the target's place."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ import numpy as np
 from flax import nnx
 
 from tokenswift_jax.models.quantized import quantized
+from tokenswift_jax.speculate.drafter import DraftWeights
 from tokenswift_jax.speculate.plans import NamedPlan
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
 
-def with_drafter(model: Model, named: list[NamedPlan], kind: str) -> tuple[list[NamedPlan], Any]:
-    """Returns the plans with a drafter whose weights are in `kind` (of `quantized.KINDS`), and its parameters.
+def with_draft_model(model: Model, named: list[NamedPlan], kind: str) -> tuple[list[NamedPlan], Any]:
+    """Returns the plans with a draft model whose weights are in `kind` (of `quantized.KINDS`), and its parameters.
 
-    The drafter shares all arrays that are not quantised with the target. If a plan drafts with the backbone, the
-    drafter's layers are quantised too, which costs additional memory. Plans that draft by n-grams alone do not change.
+    The draft model shares all arrays that are not quantised with the target. If a plan drafts with the backbone, its
+    layers are quantised too, which costs additional memory. Plans that draft without weights do not change.
     """
     decoder = nnx.merge(model.graphdef, model.params)
-    backbone = any(entry.plan.draft is not None for entry in named)
+    backbone = any(entry.plan.drafter.weights == DraftWeights.LAYERS for entry in named)
     graph, params = nnx.split(quantized(decoder, kind, backbone=backbone))
     params = jax.tree.map(_callable, params)
     drafting = [
-        entry if entry.plan.kind == "ngram" else replace(entry, plan=replace(entry.plan, drafter=graph))
+        replace(entry, plan=replace(entry.plan, draft_graph=graph)) if entry.plan.drafter.weights else entry
         for entry in named
     ]
     return drafting, params

@@ -12,11 +12,11 @@ from flax import nnx
 from tests.engine_fixture import layout_of, prefilled_state
 from tokenswift_jax.engine.prefill import chunk_rows
 from tokenswift_jax.kv.dense import FullCache, empty_cache
+from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import Causal, RowBatch, TreeMask
 from tokenswift_jax.models.decoder import causal_attention
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.speculate.plans import autoregressive_plan
-from tokenswift_jax.step.forward import forward_rows
 
 # Sums of a few hundred float64 terms in another order.
 BOUND = 1e-10

@@ -1,0 +1,51 @@
+"""The draft cache as a part of a drafter's state, and the forward that drafts over it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from tokenswift_jax.kv.dense import FullCache
+from tokenswift_jax.kv.draft_cache import DraftKind
+from tokenswift_jax.kv.forward import Rows, forward_rows
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.speculate.drafter import CommittedText, Outcome, Roots, StateSizes
+
+
+@dataclass(frozen=True)
+class DraftCachePart:
+    """A draft cache.
+
+    Attributes:
+      kind: kind and sizes of the draft cache.
+    """
+
+    kind: DraftKind
+    rebuilt = True
+
+    def empty(self, sizes: StateSizes, batch: int) -> Any:
+        """A draft cache without positions."""
+        return self.kind.empty(sizes.config, batch, sizes.dtype, sizes.cache_dtype)
+
+    def catch_up(self, own: Any, text: CommittedText) -> Any:
+        """Selects positions of the text."""
+        return self.kind.rebuild(own, text.cache, text.length, text.query, text.config)
+
+    def advance(self, own: Any, outcome: Outcome) -> Any:
+        """Adds the newly committed positions, and selects again if that is due."""
+        text, new = outcome.text, outcome.new.along(outcome.walk.path)
+        return self.kind.advance(own, text.cache, new, outcome.before, text.length, text.query, text.config)
+
+    def forward(
+        self, model: Decoder, roots: Roots, own: Any, full: FullCache, token: jax.Array, depth: jax.Array
+    ) -> tuple[Rows, Any, FullCache]:
+        """Runs one row over the draft cache: `token` int32 [batch] at position n + depth, after `depth` drafted rows.
+
+        Returns the results of the row, the draft cache and the full cache.
+        """
+        row, cache = self.kind.view(own, full, token, roots.length, depth, roots.config)
+        rows, cache = forward_rows(model, row, cache)
+        own, full = self.kind.written(own, full, cache, roots.length, depth, roots.config)
+        return rows, own, full

@@ -1,0 +1,97 @@
+"""The drafter that merges a model's candidates with n-gram chains (mode `tokenswift`, paper section 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from tokenswift_jax.arrays import axes, pytree
+from tokenswift_jax.kv.dense import FullCache
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.speculate import ngram, ngram_calibration
+from tokenswift_jax.speculate.drafter import (
+    CommittedText,
+    DrafterState,
+    DraftWeights,
+    LevelDrafter,
+    Outcome,
+    Roots,
+    StatePart,
+    StateSizes,
+)
+from tokenswift_jax.speculate.ngram_drafter import NgramDrafter
+from tokenswift_jax.speculate.tree import Tree, build
+
+
+@pytree
+class Calibration:
+    """The record of how often n-grams were right.
+
+    Attributes:
+      record: float32 [batch, 2], the sums that `ngram_calibration` keeps.
+    """
+
+    record: jax.Array = axes("batch", "sums")
+
+
+@dataclass(frozen=True)
+class CalibrationPart:
+    """The calibration of the n-grams that compete with candidates of a model."""
+
+    rebuilt = False
+
+    def empty(self, sizes: StateSizes, batch: int) -> Calibration:
+        """A record of no observations."""
+        return Calibration(ngram_calibration.unobserved(batch))
+
+    def catch_up(self, own: Calibration, text: CommittedText) -> Calibration:
+        """Leaves the record: only iterations that draft chains observe anything."""
+        return own
+
+
+@dataclass(frozen=True)
+class MergedDrafter:
+    """Proposes the candidates of a model and the chains of an n-gram table in one tree.
+
+    Attributes:
+      candidates: proposes the candidates.
+      ngrams: owns the n-gram table.
+    """
+
+    candidates: LevelDrafter
+    ngrams: NgramDrafter
+
+    @property
+    def parts(self) -> tuple[StatePart, ...]:
+        """The parts of both drafters, then the calibration."""
+        return (*self.candidates.parts, *self.ngrams.parts, CalibrationPart())
+
+    @property
+    def weights(self) -> DraftWeights:
+        """The weights that the candidates need."""
+        return self.candidates.weights
+
+    def propose(self, model: Decoder, roots: Roots, own: DrafterState) -> tuple[Tree, DrafterState, FullCache]:
+        """The merged tree. Chains continue the root or, if the tree says so, each candidate of depth 1."""
+        *theirs, table, calibration = own
+        levels, theirs, cache = self.candidates.levels(model, roots, tuple(theirs))
+        first = roots.token[:, None] if roots.tree.keyed_by_root else levels[0].tokens
+        chains = ngram.lookup(table, first, roots.tree.ngram_k)
+        factor = ngram_calibration.factor(calibration.record)
+        tree = build(roots.tree, roots.token, levels, chains, factor)
+        return tree, (*theirs, table, calibration), cache
+
+    def observe(self, own: DrafterState, outcome: Outcome) -> DrafterState:
+        """Moves both drafters on, and records whether an n-gram was right."""
+        *theirs, table, calibration = own
+        theirs = self.candidates.observe(tuple(theirs), outcome)
+        text, before = outcome.text, outcome.before
+        moved = text.length > before
+        record = ngram_calibration.observe(calibration.record, outcome.spec, table, outcome.tree, outcome.walk, moved)
+        # Hits are never negative, so this changes nothing. Without it, XLA writes the table before `observe` reads it
+        # and copies all of it.
+        end = jnp.where(record[:, 0] >= 0, text.ngrams_end, before - text.ngram_lag)
+        table = self.ngrams.inserted(table, outcome, end)
+        return (*theirs, table, Calibration(record))

@@ -1,0 +1,73 @@
+"""The drafter that proposes the most frequent continuations of the root, from the n-gram table (mode `ngram`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+
+from tokenswift_jax.kv.dense import FullCache
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.speculate import ngram, ngram_fill
+from tokenswift_jax.speculate.drafter import (
+    CommittedText,
+    DrafterState,
+    DraftWeights,
+    Outcome,
+    Roots,
+    StatePart,
+    StateSizes,
+)
+from tokenswift_jax.speculate.ngram import NgramTable
+from tokenswift_jax.speculate.tree import Tree, build
+
+
+@dataclass(frozen=True)
+class NgramTablePart:
+    """An n-gram table of the text.
+
+    Attributes:
+      slots: the most continuations per first token.
+    """
+
+    slots: int
+    rebuilt = False
+
+    def empty(self, sizes: StateSizes, batch: int) -> NgramTable:
+        """A table without n-grams."""
+        return ngram.empty(batch, sizes.capacity, self.slots)
+
+    def catch_up(self, own: NgramTable, text: CommittedText) -> NgramTable:
+        """Inserts the 4-grams that the table has not processed."""
+        return ngram_fill.fill(own, text.tokens, text.ngrams_end)
+
+
+@dataclass(frozen=True)
+class NgramDrafter:
+    """Proposes chains of tokens that followed the root before.
+
+    Attributes:
+      slots: continuations that the n-gram table keeps per first token.
+    """
+
+    slots: int
+    weights = DraftWeights.NONE
+
+    @property
+    def parts(self) -> tuple[StatePart, ...]:
+        """The n-gram table."""
+        return (NgramTablePart(self.slots),)
+
+    def propose(self, model: Decoder, roots: Roots, own: DrafterState) -> tuple[Tree, DrafterState, FullCache]:
+        """The tree of the root's chains."""
+        (table,) = own
+        chains = ngram.lookup(table, roots.token[:, None], roots.tree.ngram_k)
+        return build(roots.tree, roots.token, [], chains), own, roots.cache
+
+    def observe(self, own: DrafterState, outcome: Outcome) -> DrafterState:
+        """Inserts the n-grams of the newly committed positions."""
+        return (self.inserted(own[0], outcome, outcome.text.ngrams_end),)
+
+    def inserted(self, table: NgramTable, outcome: Outcome, end: jax.Array) -> NgramTable:
+        """The table with the 4-grams that end before `end`, int32 [batch]."""
+        return ngram.insert(table, outcome.text.tokens, end, outcome.most)
