@@ -12,6 +12,7 @@ from pathlib import Path
 
 from convert.command import run
 from tokenswift_jax.cli.command import Parser, leave
+from tokenswift_jax.cli.converters import path
 from tokenswift_jax.errors import UserError
 
 PROGRAM = "python -m convert.export"
@@ -52,8 +53,8 @@ def _parser(program: str) -> Parser:
         prog=program,
         description="A checkpoint of this project to a directory that transformers loads.",
     )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="checkpoint directory")
-    parser.add_argument("output", metavar="OUT", type=Path, help="new or empty directory")
+    parser.add_argument("directory", metavar="DIR", type=path, help="checkpoint directory")
+    parser.add_argument("output", metavar="OUT", type=path, help="new or empty directory")
     parser.add_argument(
         "--heads",
         choices=("tokenswift", "medusa"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from convert.command import run
 from tokenswift_jax.cli.command import Parser, leave
+from tokenswift_jax.cli.converters import path
 
 PROGRAM = "python -m convert.hf"
 
@@ -40,7 +40,7 @@ def _parser(program: str) -> Parser:
         description="A checkpoint of transformers, or a published TokenSwift one, to this project's layout.",
     )
     parser.add_argument("source", metavar="SRC", help="checkpoint directory or hub id (owner/name)")
-    parser.add_argument("destination", metavar="DST", type=Path, help="new or empty directory")
+    parser.add_argument("destination", metavar="DST", type=path, help="new or empty directory")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="cast the weights")
     return parser
 

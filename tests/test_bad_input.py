@@ -135,10 +135,13 @@ CHECKPOINTS = {
         ["missing: medusa_layers.2."],
     ),
     "heads nobody announced": (config(tokenswift=None), ["extra: medusa_layers.0", "config.json names 0 draft heads"]),
-    "a tokenizer too large": (longer_tokenizer, ["tokenizer", f"{VOCAB + 1} entries", f"vocabulary {VOCAB}"]),
+    "a field that is not known": (config(sparse_attention_config={"k": 9}), ["sparse_attention_config {'k': 9}"]),
+    "a flag that is text": (config(tie_word_embeddings="false"), ["tie_word_embeddings", "true or false"]),
     "a broken tokenizer": (lambda folder: replaced(folder / "tokenizer.json", "{"), ["tokenizer", "cannot be loaded"]),
     "eos outside the vocabulary": (only(generation_config={"eos_token_id": VOCAB}), [f"eos_token_id {VOCAB}"]),
     "unsupported generation": (only(generation_config={"num_beams": 4}), ["num_beams 4", "not supported"]),
+    "do_sample of text": (only(generation_config={"do_sample": "false"}), ["do_sample is 'false'", "true or false"]),
+    "no tokens to generate": (only(generation_config={"max_new_tokens": 0}), ["max_new_tokens is 0", "1 or above"]),
     "sampling out of range": (only(generation_config={"top_p": 3}), ["top_p is 3"]),
     "truncated model": (cut(MODEL), [MODEL, "truncated?"]),
     "truncated heads": (cut(HEADS), [HEADS, "truncated?"]),
@@ -233,6 +236,15 @@ def test_a_spoiled_checkpoint(scene, capsys, name):
     spoil, named = CHECKPOINTS[name]
     spoil(scene)
     assert_refused(["--model", "model", "--prompt", "x", *FILES], named, Path(), capsys)
+
+
+def test_a_tokenizer_with_more_entries_than_the_model_is_refused_where_one_of_them_occurs(scene, capsys):
+    longer_tokenizer(scene)
+    words = ["--model", "model", "--max-new-tokens", "1", "--mode", "autoregressive"]
+    assert main([*words, "--prompt", "x", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+    named = [f"token id {VOCAB} of the prompt is outside the vocabulary of 0..{VOCAB - 1}"]
+    assert_refused([*words, "--prompt", "here is one too many", *FILES], named, Path(), capsys)
 
 
 @pytest.mark.parametrize("name", REQUESTS)

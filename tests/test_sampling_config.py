@@ -5,9 +5,11 @@ import math
 
 import numpy as np
 import pytest
+from transformers import GenerationConfig
 
-from tokenswift_jax.errors import UserError
-from tokenswift_jax.sampling import SamplingConfig, check_vocabulary, from_generation_config, resolve_sampling
+from tokenswift_jax.errors import TextWarning, UserError
+from tokenswift_jax.generation_config import Ends, ends, from_generation_config, warn_of_unknown
+from tokenswift_jax.sampling import SamplingConfig, check_vocabulary, resolve_sampling
 
 
 def test_defaults_are_neutral():
@@ -138,10 +140,37 @@ def test_generation_config_fields_are_read():
     }
 
 
-def test_absent_means_off_and_not_hf_defaults():
-    assert from_generation_config({}) == {}
-    assert from_generation_config({"do_sample": True}) == {}
-    assert resolve_sampling({}, None) == SamplingConfig()
+def test_without_do_sample_a_text_is_greedy_as_in_transformers():
+    greedy = SamplingConfig(temperature=0.0)
+    assert from_generation_config({}) == from_generation_config({"do_sample": True}) == {}
+    assert resolve_sampling({}, None) == resolve_sampling({}, {}) == greedy
+    assert resolve_sampling({"seed": 3}, {"do_sample": None, "temperature": 0.7}) == SamplingConfig(0.0, seed=3)
+    assert resolve_sampling({}, {"temperature": 0.7, "top_p": 0.9, "repetition_penalty": 1.1}) == SamplingConfig(
+        temperature=0.0, top_p=0.9, repetition_penalty=1.1
+    )
+
+
+@pytest.mark.parametrize("file", [{}, {"do_sample": False}])
+def test_a_temperature_or_a_filter_that_is_given_turns_sampling_on(file):
+    assert resolve_sampling({"temperature": 1.0}, file) == SamplingConfig()
+    assert resolve_sampling({"top_p": 0.9}, file) == SamplingConfig(top_p=0.9)
+    assert resolve_sampling({"top_p": 0.9}, file | {"temperature": 0.6}) == SamplingConfig(0.6, top_p=0.9)
+    assert resolve_sampling({"temperature": 0.0}, file).temperature == 0
+    assert resolve_sampling({"repetition_penalty": 1.2, "seed": 1}, file).temperature == 0
+
+
+def test_a_checkpoint_that_samples_and_names_no_top_k_has_that_of_transformers():
+    assert GenerationConfig._get_default_generation_params()["top_k"] == 50
+    assert resolve_sampling({}, {"do_sample": True}) == SamplingConfig(top_k=50)
+    assert resolve_sampling({}, {"do_sample": True, "top_k": None, "temperature": 0.6}) == SamplingConfig(0.6, 50)
+    assert resolve_sampling({}, {"do_sample": True, "top_k": 0}) == SamplingConfig()
+    assert resolve_sampling({"top_k": 0}, {"do_sample": True}) == SamplingConfig()
+
+
+@pytest.mark.parametrize("value", ["false", 0, "yes"])
+def test_do_sample_is_true_or_false(value):
+    with pytest.raises(UserError, match=r"do_sample is .* it must be true or false"):
+        resolve_sampling({}, {"do_sample": value})
 
 
 def test_hf_neutral_values_are_off():
@@ -174,6 +203,9 @@ def test_do_sample_false_is_greedy_whatever_the_temperature():
         {"penalty_alpha": 0.6},
         {"top_h": 0.4},
         {"watermarking_config": {}},
+        {"max_time": 3.0},
+        {"remove_invalid_values": True},
+        {"forced_decoder_ids": [[0, 5]]},
     ],
 )
 def test_unsupported_fields_are_named(asked):
@@ -221,3 +253,24 @@ def test_a_filter_of_the_checkpoint_can_be_switched_off():
 def test_a_bad_value_in_the_checkpoint_is_refused():
     with pytest.raises(UserError, match=r"top_p is 1\.5"):
         resolve_sampling({}, {"top_p": 1.5})
+
+
+def test_every_field_of_transformers_is_honoured_refused_or_known_to_change_nothing(recwarn):
+    """A field that transformers adds must be looked at, so it fails here first."""
+    warn_of_unknown({name: 1 for name in vars(GenerationConfig()) if name != "_original_object_hash"})
+    assert [str(warning.message) for warning in recwarn if warning.category is TextWarning] == []
+
+
+def test_unknown_fields_are_named():
+    with pytest.warns(TextWarning, match="not known here and have no effect: temparature, chat_format"):
+        warn_of_unknown({"temparature": 0.5, "chat_format": "chatml", "nothing": None, "top_k": 3})
+
+
+def test_the_ends_of_a_file():
+    assert ends({}) == ends({"min_new_tokens": None, "stop_strings": None}) == Ends(0, None, ())
+    assert ends({"min_new_tokens": 2, "max_new_tokens": 9, "stop_strings": "x"}) == Ends(2, 9, ("x",))
+    assert ends({"stop_strings": ["x", "y"]}).stops == ("x", "y")
+    for wrong in ({"min_new_tokens": "3"}, {"max_new_tokens": 0}, {"stop_strings": 5}, {"stop_strings": ["x", ""]}):
+        (name,) = wrong
+        with pytest.raises(UserError, match=f"{name} is .* in generation_config.json"):
+            ends(wrong)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import jax
 
 from tokenswift_jax import __version__, checkpoint, stats
-from tokenswift_jax.arguments import logprob_spec, requests_for
+from tokenswift_jax.arguments import check_call, logprob_spec, requests_for
 from tokenswift_jax.engine.journal import Journal
 from tokenswift_jax.engine.sequence import Row
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, WriteError
+from tokenswift_jax.past_run import asked_for, recorded
 from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.prompt import encode_rows, is_batch
 from tokenswift_jax.request import Request
@@ -100,9 +101,9 @@ def stream(
     speculation: SpeculationConfig | None = None,
     *,
     max_new_tokens: int | Sequence[int],
-    min_new_tokens: int | Sequence[int] = 0,
+    min_new_tokens: int | Sequence[int] | None = None,
     ignore_eos: bool | Sequence[bool] = False,
-    stop: str | Sequence[str] | Sequence[Sequence[str]] = (),
+    stop: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
     journal: str | Path | None = None,
     resume: bool = False,
     audit: bool = False,
@@ -121,8 +122,18 @@ def stream(
     from tokenswift_jax.engine import session
     from tokenswift_jax.speculation import SpeculationConfig
 
+    speculation = SpeculationConfig() if speculation is None else speculation
+    check_call(model, speculation, capacity=capacity, audit=audit, resume=resume, journal=journal)
     size = model.config.vocab_size
-    prompts = encode_rows(prompt, messages, model.tokenizer, size)
+    past_run = recorded(journal, prompt, messages, size) if resume and journal is not None else None
+    prompts = None
+    if past_run is not None:
+        prompts = None if past_run.prompt_ids is None else [past_run.prompt_ids]
+        model = model if past_run.eos_token_ids is None else replace(model, eos_token_ids=past_run.eos_token_ids)
+        min_new_tokens = past_run.min_new_tokens if min_new_tokens is None else min_new_tokens
+        stop = past_run.stops if stop is None else stop
+    if prompts is None:
+        prompts = encode_rows(prompt, messages, model.tokenizer, size)
     requests = requests_for(
         model,
         prompts,
@@ -132,10 +143,9 @@ def stream(
         ignore_eos=ignore_eos,
         stop=stop,
     )
-    speculation = SpeculationConfig() if speculation is None else speculation
     spec = logprob_spec(logprobs, logprobs_mode, size)
     call = _Call(model, requests, is_batch(prompt, messages), spec, speculation, ignore_eos, audit, report)
-    saved = _open_journal(call, journal, resume)
+    saved = _open_journal(call, journal, resume, asked_for(prompt, messages))
     try:
         rows = [Row(model.tokenizer, request) for request in requests]
         past = [rows[0].take(part) for part in saved.parts if rows[0].finish is None] if saved is not None else []
@@ -165,14 +175,18 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
       model: from `load`.
       prompt: text or token ids (one prompt), or a list of those (one batch).
       sampling: one configuration for all prompts, where prompt i draws with `sequence` + i; or a list with one per
-        prompt, used as given. None: the checkpoint's generation_config, neutral where it sets nothing.
+        prompt, used as given. None: transformers' defaults for the checkpoint: greedy unless its generation_config says
+        `do_sample`.
       speculation: how drafts are made; None: the defaults (mode "auto").
       max_new_tokens: the most tokens to generate, EOS included.
-      min_new_tokens: no EOS is drawn before this many tokens.
+      min_new_tokens: no EOS is drawn before this many tokens; None: the checkpoint's generation_config, else 0.
       ignore_eos: EOS tokens do not end the text.
-      stop: strings that end the text; it ends before them. A list of lists has one entry per prompt.
+      stop: strings that end the text; it ends before them. A special token by its name ends it too. A list of lists
+        has one entry per prompt. None: the `stop_strings` of the checkpoint's generation_config, if any.
       journal: file for every emitted token (one prompt only).
-      resume: continue the journal's run, or begin it where there is no file yet.
+      resume: continue the journal's run, or begin it where there is no file yet. The run goes on with the token ids of
+        its prompt and the EOS ids that the journal has: a template or tokenizer that has changed since then does not
+        matter, and the prompt may be left out.
       audit: replay the finished text through the target and compare every draw.
       capacity: positions to reserve in the cache; None: as many as prompt and max_new_tokens need.
       logprobs: return the log-probability of every token, and of this many likeliest tokens there (0 or more).
@@ -187,8 +201,10 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
 
     Raises:
       UserError: an argument is wrong; raised before anything is generated.
-      tokenswift_jax.errors.NumericsError: logits are NaN; it names the position. In a batch only that row ends, with
-        finish_reason "error" and the message in `error`.
+      tokenswift_jax.errors.NumericsError: no token can be drawn, since logits are NaN or infinite; it names the
+        position. In a batch only that row ends, with finish_reason "error" and the message in `error`.
+      tokenswift_jax.errors.WriteError: the journal cannot be written; the text ends there. `stream` yields its result
+        first.
     """
     results = [event.result for event in stream(model, prompt, *arguments, **named) if event.result is not None]
     return results if is_batch(prompt, named.get("messages")) else results[0]
@@ -200,6 +216,7 @@ def _events(
     trace = list(journal.schedule_trace) if journal is not None else []
     held = [""] * len(rows)
     errors: dict[int, str] = {}
+    unwritten: WriteError | None = None
     try:
         yield from past
         known = 0  # entries of the run's trace that are in `trace`
@@ -214,7 +231,10 @@ def _events(
                 if len(new.log):
                     kept, segments = row.take(new.log)
                     if journal is not None:
-                        journal.append(kept, new_trace)
+                        try:
+                            journal.append(kept, new_trace)
+                        except WriteError as error:
+                            unwritten = error
                     yield StreamEvent(index, tuple(segments), kept)
                 if new.error is not None and row.finish is None:
                     if not call.batch:
@@ -223,6 +243,8 @@ def _events(
                     yield StreamEvent(index, tuple(row.failed()), concatenate([]))
             if all(row.finish is not None for row in rows):
                 break
+            if unwritten is not None:
+                raise KeyboardInterrupt
     except KeyboardInterrupt:
         released = [row.text for row in rows]
         rows = [row.interrupted() for row in rows]
@@ -235,6 +257,8 @@ def _events(
     for index, (row, text) in enumerate(zip(rows, held, strict=True)):
         segments = ((text, SAMPLED),) if text else ()
         yield StreamEvent(index, segments, concatenate([]), _result(call, index, row, run, trace, errors.get(index)))
+    if unwritten is not None:
+        raise unwritten
 
 
 def _result(
@@ -316,7 +340,7 @@ def _device() -> str:
     return device.platform if device.device_kind == device.platform else f"{device.platform}: {device.device_kind}"
 
 
-def _open_journal(call: _Call, path: str | Path | None, resume: bool) -> Journal | None:
+def _open_journal(call: _Call, path: str | Path | None, resume: bool, asked: str | None) -> Journal | None:
     """The journal; its header contains everything that the text depends on, but not `max_new_tokens`, which a resume
     may raise."""
     if path is None:
@@ -334,7 +358,9 @@ def _open_journal(call: _Call, path: str | Path | None, resume: bool) -> Journal
         "prompt_ids": list(request.prompt_ids),
         "sampling": asdict(request.sampling),
         "min_new_tokens": request.min_new_tokens,
-        "ignore_eos": call.ignore_eos if isinstance(call.ignore_eos, bool) else call.ignore_eos[0],
+        "ignore_eos": bool(call.ignore_eos[0] if isinstance(call.ignore_eos, list | tuple) else call.ignore_eos),
         "stop": request.stops,
     }
-    return Journal(path, header, resume)
+    if asked is not None:
+        header["asked"] = asked
+    return Journal(path, header, resume, model.config.vocab_size)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.request import Request
-from tokenswift_jax.sampling import SamplingConfig, check_vocabulary, resolve_sampling
+from tokenswift_jax.generation_config import FILE
+from tokenswift_jax.generation_config import ends as checkpoint_ends
+from tokenswift_jax.request import Request, check_drawable
+from tokenswift_jax.sampling import SamplingConfig, resolve_sampling
+from tokenswift_jax.text.special import stop_token_ids
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
@@ -21,35 +28,43 @@ def requests_for(
     *,
     sampling: SamplingConfig | Sequence[SamplingConfig] | None,
     max_new_tokens: int | Sequence[int],
-    min_new_tokens: int | Sequence[int],
+    min_new_tokens: int | Sequence[int] | None,
     ignore_eos: bool | Sequence[bool],
-    stop: str | Sequence[str] | Sequence[Sequence[str]],
+    stop: str | Sequence[str] | Sequence[Sequence[str]] | None,
 ) -> list[Request]:
-    """The requests of a batch.
+    """The requests of a batch; the checkpoint's generation_config.json gives what is None.
 
     One `SamplingConfig` serves all rows, and row i draws with its `sequence` + i; the entries of a list are used as
     given.
 
     Raises:
-      UserError: a value is out of range, a list does not have one entry per prompt, or `suppress_tokens` and the
-        vocabulary leave nothing to draw.
+      UserError: a value is out of range, a list does not have one entry per prompt, or the settings leave nothing to
+        draw.
     """
     count = len(prompts)
     configs = _configs(model, sampling, count)
     longest = _one_each("max_new_tokens", max_new_tokens, count)
-    shortest = _one_each("min_new_tokens", min_new_tokens, count)
+    ends = checkpoint_ends(model.generation_config)
+    if min_new_tokens is None:
+        # A text that `max_new_tokens` ends sooner has no use for the rest.
+        shortest = [min(ends.min_new_tokens, most) if is_whole(most, 1) else 0 for most in longest]
+    else:
+        shortest = _one_each("min_new_tokens", min_new_tokens, count)
     ignored = _one_each("ignore_eos", ignore_eos, count)
-    stops = _stops(stop, count)
+    stops = [ends.stops] * count if stop is None else _stops(stop, count)
     requests = []
     for row, prompt in enumerate(prompts):
         _check_lengths(longest[row], shortest[row])
-        if not isinstance(ignored[row], bool):
-            raise UserError(f"ignore_eos is {ignored[row]!r}; it must be True or False", arguments=("ignore_eos",))
+        check_flag("ignore_eos", ignored[row])
         if stops[row] and model.tokenizer is None:
+            if stop is None:
+                raise UserError(f"{FILE} has stop_strings, which need a tokenizer, and this checkpoint has none")
             raise UserError("stop needs text, and this checkpoint has no tokenizer; leave it out", arguments=("stop",))
-        check_vocabulary(configs[row], model.config.vocab_size)
         eos = () if ignored[row] else tuple(model.eos_token_ids)
-        requests.append(Request(prompt, configs[row], longest[row], shortest[row], eos, stops[row]))
+        ending = stop_token_ids(stops[row], model.tokenizer)
+        request = Request(prompt, configs[row], int(longest[row]), int(shortest[row]), eos, stops[row], ending)
+        check_drawable(request, model.config.vocab_size)
+        requests.append(request)
     return requests
 
 
@@ -65,9 +80,48 @@ def logprob_spec(logprobs: Any, mode: Any, vocab: int) -> LogprobSpec | None:
         raise UserError(f"logprobs_mode is {mode!r}; it must be 'raw' or 'processed'", arguments=("logprobs_mode",))
     if logprobs is None:
         return None
-    if type(logprobs) is not int or not 0 <= logprobs <= vocab:
+    if not is_whole(logprobs, 0) or logprobs > vocab:
         raise UserError(f"logprobs is {logprobs!r}; it must be a whole number from 0 to {vocab}", ("logprobs",))
-    return LogprobSpec(logprobs, mode == "processed")
+    return LogprobSpec(int(logprobs), mode == "processed")
+
+
+def check_call(model: Any, speculation: Any, *, capacity: Any, audit: Any, resume: Any, journal: Any) -> None:
+    """Checks the types of arguments that no other check reads.
+
+    Raises:
+      UserError: one of them has another type.
+    """
+    from tokenswift_jax.speculation import SpeculationConfig
+
+    check_model(model)
+    if not isinstance(speculation, SpeculationConfig):
+        raise UserError(f"speculation is {speculation!r:.80}; it must be a SpeculationConfig or None")
+    if capacity is not None and not is_whole(capacity, 1):
+        raise UserError(f"capacity is {capacity!r}; it must be a whole number, 1 or above", arguments=("capacity",))
+    check_flag("audit", audit)
+    check_flag("resume", resume)
+    if journal is not None and (not isinstance(journal, str | os.PathLike) or not os.fspath(journal)):
+        raise UserError(f"journal is {journal!r}; it must be the name of a file", arguments=("journal",))
+
+
+def check_model(model: Any) -> None:
+    """Raises UserError unless `model` is a loaded checkpoint."""
+    from tokenswift_jax.model import Model
+
+    if not isinstance(model, Model):
+        name = repr(str(model)) if isinstance(model, str | os.PathLike) else "..."
+        raise UserError(f"model is {model!r:.80}; it must be a loaded checkpoint, such as load({name})")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises UserError unless `value` is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise UserError(f"{name} is {value!r}; it must be True or False", arguments=(name,))
+
+
+def is_whole(value: Any, least: int) -> bool:
+    """Whether `value` is a whole number, of Python or of NumPy, and at least `least`."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _configs(model: Model, sampling: Any, count: int) -> list[SamplingConfig]:
@@ -98,6 +152,8 @@ def _stops(stop: Any, count: int) -> list[tuple[str, ...]]:
     """The stop strings of every row. A list of strings serves all rows; a list of lists has one entry per prompt."""
     if isinstance(stop, str):
         stop = (stop,)
+    if not isinstance(stop, Iterable) or isinstance(stop, bytes | Mapping):
+        raise UserError(f"stop is {stop!r:.80}; it must be a string or a list of strings", arguments=("stop",))
     entries = list(stop)
     if entries and all(isinstance(entry, list | tuple) for entry in entries):
         rows = [tuple(entry) for entry in _one_each("stop", entries, count)]
@@ -105,12 +161,23 @@ def _stops(stop: Any, count: int) -> list[tuple[str, ...]]:
         rows = [tuple(entries)] * count
     if not all(isinstance(one, str) and one for row in rows for one in row):
         raise UserError("a stop string is text of at least one character")
+    for one in {one for row in rows for one in row}:
+        if not _is_utf8(one):  # for example from a command line whose bytes are not UTF-8
+            raise UserError(f"the stop {one!r} is not UTF-8 text, so no text contains it; convert it first")
     return rows
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_lengths(max_new_tokens: Any, min_new_tokens: Any) -> None:
     for name, value, least in (("max_new_tokens", max_new_tokens, 1), ("min_new_tokens", min_new_tokens, 0)):
-        if type(value) is not int or value < least:
+        if not is_whole(value, least):
             raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or above", arguments=(name,))
     if min_new_tokens > max_new_tokens:
         raise UserError(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+
+_PACKAGES = ("tokenswift_jax", "convert")
 
 
 class UserError(ValueError):
@@ -36,13 +40,50 @@ def read_from(source: str, given: Collection[str]) -> Iterator[None]:
         raise UserError(f"{source}: {error}") from None
 
 
+class WriteError(OSError):
+    """A file could not be written, such as on a full disk; its one line names the file.
+
+    Attributes:
+      path: the file, or the name of a stream.
+    """
+
+    def __init__(self, path: object, reason: OSError) -> None:
+        super().__init__(f"cannot write {path}: {reason.strerror or reason}")
+        self.path, self.strerror = path, reason.strerror
+
+
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Turns a system error of the block, which writes `path`, into a `WriteError`; broken pipes pass."""
+    try:
+        yield
+    except (BrokenPipeError, WriteError):
+        raise
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
+class TextWarning(UserWarning):
+    """One line about a text that a person may not expect; commands print it on stderr."""
+
+
+def warn(message: str) -> None:
+    """Warns at the place outside this project's packages from which the call came."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PACKAGES:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, TextWarning, stacklevel=level - 1)
+
+
 class NumericsError(ArithmeticError):
-    """The logits of a position are not numbers, and their row has ended.
+    """No token can be drawn at a position, since its logits are not finite numbers; its row has ended.
 
     Attributes:
       position: index in the text (prompt included) of the token that could not be drawn.
     """
 
     def __init__(self, position: int) -> None:
-        super().__init__(f"the logits of position {position} are not numbers (NaN); the text before it stands")
+        super().__init__(
+            f"the logits of position {position} are not numbers (NaN or infinite); the text before it is complete"
+        )
         self.position = position

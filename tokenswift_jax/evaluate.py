@@ -10,12 +10,11 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tokenswift_jax.cli.command import Parser, exit_status, leave, quiet_transformers, with_dashes
-from tokenswift_jax.cli.converters import whole, whole_list
+from tokenswift_jax.cli.converters import name, path, whole, whole_list
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.paths import check_writable
+from tokenswift_jax.paths import check_writable, write_text
 from tokenswift_jax.training.extra import check_installed
 
 PROGRAM = "python -m tokenswift_jax.evaluate"
@@ -44,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
     from tokenswift_jax.training.trainer import default_cache
 
     chosen = {"tree": options.tree, "node_budget": options.node_budget, "ngram_k": options.ngram_k}
-    speculation = SpeculationConfig(**{name: value for name, value in chosen.items() if value is not None})
+    speculation = SpeculationConfig(**{field: value for field, value in chosen.items() if value is not None})
     progress = ProgressLine(sys.stderr, total=0, enabled=not options.quiet)
     with contextlib.ExitStack() as stack:
         stack.callback(progress.clear)
@@ -70,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
             )
     print(result.table())
     if options.json is not None:
-        options.json.write_text(json.dumps(result.to_json(), allow_nan=False) + "\n", encoding="utf-8")
+        write_text(options.json, json.dumps(result.to_json(), allow_nan=False) + "\n")
     if options.store:
         store_node_sets(model.path, result.node_sets)
         print(f"node sets stored in {model.path / 'config.json'}", file=sys.stderr)
@@ -86,19 +85,24 @@ def _parser(program: str) -> Parser:
         "checkpoint's own (generation_config.json).",
     )
     add = parser.add_argument
-    add("--model", metavar="DIR|HUB_ID", help="checkpoint with draft heads (default: the bundled demo)")
+    add("--model", type=name, metavar="DIR|HUB_ID", help="checkpoint with draft heads (default: the bundled demo)")
     add("--data", nargs="+", required=True, metavar="PATH", help=".txt and .jsonl files, folders, patterns")
     add("--dtype", help="float32, bfloat16, ... (default: the checkpoint's; float32 on CPU)")
     add("--prompts", type=whole(1), default=4, metavar="N", help="that the target continues (default: 4)")
     add("--prompt-tokens", type=whole(1), default=256, metavar="N", help="tokens of each (default: 256)")
     add("--continuation", type=whole(2), default=128, metavar="N", help="tokens written after each (default: 128)")
-    add("--tree", type=whole_list, metavar="1,3,3,3", help="candidates a depth (default: the checkpoint's node set)")
+    add(
+        "--tree",
+        type=whole_list("1,3,3,3"),
+        metavar="1,3,3,3",
+        help="candidates a depth (default: the checkpoint's node set)",
+    )
     add("--node-budget", type=whole(1), metavar="N", help="nodes verified an iteration (default: all)")
     add("--ngram-k", type=whole(0), metavar="K", help="n-gram chains a key (default: 20)")
     add("--seed", type=whole(0), default=0, metavar="S", help="of the continuations (default: 0)")
-    add("--json", type=Path, metavar="FILE", help="write all figures there")
+    add("--json", type=path, metavar="FILE", help="write all figures there")
     add("--store", action="store_true", help="write the node sets found into the checkpoint's config.json")
-    add("--data-cache", type=Path, metavar="DIR", help="where tokenised data are kept")
+    add("--data-cache", type=path, metavar="DIR", help="where tokenised data are kept")
     add("--quiet", action="store_true", help="no progress on stderr")
     return parser
 

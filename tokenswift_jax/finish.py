@@ -8,8 +8,8 @@ from enum import IntEnum
 class Finish(IntEnum):
     """Values of `DecodeState.finish`; every row that is not RUNNING is frozen: no step changes it.
 
-    LENGTH: the text has its last token. EOS: its newest token is an EOS. NOT_A_NUMBER: the logits of the next position
-    contain a NaN. VACANT: the slot has no text.
+    LENGTH: the text has its last token. EOS: its newest token is an EOS. NOT_A_NUMBER: the next position has no draw,
+    since its logits contain a NaN or inf or are all -inf. VACANT: the slot has no text.
     """
 
     RUNNING = 0

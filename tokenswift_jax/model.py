@@ -13,7 +13,9 @@ import jax
 from tokenswift_jax import checkpoint
 from tokenswift_jax.checkpoint.directory import read_config
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.generation_config import warn_of_unknown
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.paths import expanded
 from tokenswift_jax.progress_report import Report, silent
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
@@ -29,11 +31,11 @@ class Model:
       path: its directory.
       config: static description of the decoder.
       tokenizer: transformers' tokenizer; None: prompts are token ids.
-      generation_config: the fields of generation_config.json, {} without one.
+      generation_config: the fields of generation_config.json; without one, those of config.json of the same kind.
       graphdef: the decoder's structure (`flax.nnx`).
       params: its parameters, a pytree of arrays.
       dtype: name of the type of weights and activations.
-      eos_token_ids: tokens that end a text.
+      eos_token_ids: tokens that end a text: those of the checkpoint's files and the tokenizer's.
       rope_override: the argument of `load`.
     """
 
@@ -71,6 +73,7 @@ def load(
     config, graphdef, params = checkpoint.load_decoder(folder, dtype, rope_override, report=report)
     tokenizer = checkpoint.load_tokenizer(folder)
     generation_config = checkpoint.load_generation_config(folder)
+    warn_of_unknown(generation_config)
     return Model(
         path=folder,
         config=config,
@@ -79,7 +82,7 @@ def load(
         graphdef=graphdef,
         params=params,
         dtype=str(jax.tree.leaves(params)[0].dtype),
-        eos_token_ids=_eos_token_ids(folder, generation_config, config.vocab_size),
+        eos_token_ids=_eos_token_ids(folder, generation_config, config.vocab_size, tokenizer),
         rope_override=rope_override,
     )
 
@@ -92,19 +95,25 @@ def use_compilation_cache() -> None:
         return
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home
-        folder = Path(home).expanduser() / "tokenswift_jax" / "xla"
+        folder = expanded(home) / "tokenswift_jax" / "xla"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             jax.config.update("jax_compilation_cache_dir", str(folder))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS)
 
 
-def _eos_token_ids(folder: Path, generation_config: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
-    """The ids of generation_config.json, else of config.json; either file may give a single id as an int."""
+def _eos_token_ids(
+    folder: Path, generation_config: dict[str, Any], vocab_size: int, tokenizer: Any = None
+) -> tuple[int, ...]:
+    """The ids of generation_config.json, else of config.json, and the tokenizer's EOS.
+
+    Either file may give a single id as an int. A model that never draws the tokenizer's EOS loses nothing by it.
+    """
     found = generation_config.get("eos_token_id")
     if found is None:
         found = read_config(folder).get("eos_token_id")
     ids = found if isinstance(found, list) else [] if found is None else [found]
     if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
-        raise UserError(f"{folder}: eos_token_id {found} is not a token id below {vocab_size}")
-    return tuple(ids)
+        raise UserError(f"{folder}: eos_token_id {found!r} is not a token id below {vocab_size}")
+    own = getattr(tokenizer, "eos_token_id", None)
+    return tuple(dict.fromkeys([*ids, *([own] if type(own) is int and 0 <= own < vocab_size else [])]))

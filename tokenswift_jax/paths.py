@@ -5,7 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, writing
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder in place of a leading ~; a ~ without such a folder stays."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def check_writable(path: Path, argument: str) -> None:
@@ -13,6 +21,16 @@ def check_writable(path: Path, argument: str) -> None:
     problem = _problem(path)
     if problem is not None:
         raise UserError(f"{argument} {path}{problem}", arguments=(argument,))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole.
+
+    Raises:
+      WriteError: the system refuses, for example on a full disk.
+    """
+    with writing(path):
+        path.write_text(text, encoding="utf-8")
 
 
 def _problem(path: Path) -> str | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, warn
+from tokenswift_jax.paths import expanded
+from tokenswift_jax.text.reading import NotTextError, decode
 
 Prompt = str | Sequence[int] | np.ndarray
 Message = Mapping[str, Any]
@@ -97,19 +98,36 @@ def render_chat(messages: Any, tokenizer: Any, *, next_turn: bool) -> str:
         raise UserError(
             "this checkpoint's tokenizer has no chat template; give text without messages", arguments=("messages",)
         )
+    named = tokenizer.chat_template
+    if not isinstance(named, str | Mapping):
+        raise UserError(f"this checkpoint's chat template is {named!r:.80}, which is not text; correct its files")
+    if isinstance(named, Mapping) and "default" not in named:
+        raise UserError(f"this checkpoint's chat templates are named {', '.join(named)}; name one of them default")
+    from jinja2.exceptions import TemplateError
+
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=next_turn)
     except Exception as error:  # a template is a program and can raise anything
-        raise UserError(f"the chat template refuses the messages ({' '.join(str(error).split())[:200]})") from None
+        said = " ".join(str(error).split())[:200]
+        # `raise_exception` in a template raises this class itself; faults of the template are subclasses and others.
+        if type(error) is TemplateError:
+            raise UserError(f"the chat template refuses the messages ({said})") from None
+        raise UserError(
+            f"this checkpoint's chat template fails on the messages ({type(error).__name__}: {said}); leave out what "
+            "it does not expect, or correct the template"
+        ) from None
 
 
 def _wrong_turn(turn: Any) -> str | None:
     """The problem with the shape of one turn; None if there is none."""
     if not isinstance(turn, Mapping):
         return f"is {turn!r:.80}"
+    calls = turn.get("tool_calls")
+    if calls is not None and not (_is_list(calls) and all(isinstance(call, Mapping) for call in calls)):
+        return f'has the "tool_calls" {calls!r:.80}, which is not a list of objects'
     for field in ("role", "content"):
         value = turn.get(field)
-        if value is None and field == "content" and turn.get("tool_calls"):
+        if value is None and field == "content" and calls:
             continue
         if value is None:
             return f'has no "{field}"'
@@ -121,38 +139,41 @@ def _wrong_turn(turn: Any) -> str | None:
 def read_text(path: str) -> str:
     """The exact text of a prompt file, or of standard input for "-", a final newline included.
 
+    A byte-order mark before it is no part of the text.
+
     Raises:
       UserError: the file is unreadable, or not UTF-8 text.
     """
-    name = "standard input" if path == "-" else path
+    name, data = _read(path)
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"prompt file {name}: {error.strerror}") from error
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"prompt file {name} is not UTF-8 text (byte {error.start}); convert it first") from error
-    if "\0" in text:
-        raise UserError(f"prompt file {name} is not text: it has a zero byte at character {text.index(chr(0))}")
-    return text
+        return decode(data)
+    except NotTextError as error:
+        raise UserError(f"prompt file {name} is {error}; save it as UTF-8 text") from error
 
 
 def read_ids(path: str) -> list[int]:
-    """The token ids of a JSON file that contains one list of them.
+    """The token ids of a JSON file, or of standard input for "-", that contains one list of them.
 
     Raises:
       UserError: the file is unreadable, or contains anything else.
     """
+    name, data = _read(path)
     try:
-        ids = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"prompt file {path}: {error.strerror}") from error
+        ids = json.loads(decode(data))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"prompt file {path} is not JSON; give one list of token ids such as [1, 2, 3]") from error
+        raise UserError(f"prompt file {name} is not JSON; give one list of token ids such as [1, 2, 3]") from error
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-        raise UserError(f"prompt file {path} has to hold one list of token ids such as [1, 2, 3]")
+        raise UserError(f"prompt file {name} has to hold one list of token ids such as [1, 2, 3]")
     return ids
+
+
+def _read(path: str) -> tuple[str, bytes]:
+    """The name of a prompt file for messages, and its bytes."""
+    name = "standard input" if path == "-" else path
+    try:
+        return name, sys.stdin.buffer.read() if path == "-" else expanded(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"prompt file {name}: {error.strerror}") from error
 
 
 def _ids(prompt: Any, name: str) -> Sequence[int]:
@@ -182,7 +203,15 @@ def _tokenised(text: str, tokenizer: Any, name: str, *, special_tokens: bool) ->
     except UnicodeEncodeError as error:  # for example from a command line whose bytes are not UTF-8
         raise UserError(f"the {name} is not UTF-8 text (character {error.start}); convert it first") from None
     ids = tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
-    bos = getattr(tokenizer, "bos_token_id", None)
+    bos, eos = (getattr(tokenizer, kind, None) for kind in ("bos_token_id", "eos_token_id"))
+    if (
+        special_tokens
+        and eos is not None
+        and len(ids) > 1
+        and ids[-1] == eos
+        and not text.endswith(tokenizer.eos_token)
+    ):
+        warn(f"the tokenizer ends the {name} with its EOS (id {eos}), after which a model begins another text")
     # A tokenizer that adds BOS doubles the one of a text that begins with BOS.
     return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.sampling import SamplingConfig, check_vocabulary
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Request:
       min_new_tokens: no EOS is drawn before this many tokens.
       eos_token_ids: tokens that end the text; empty where EOS is ignored, and then `min_new_tokens` has no effect.
       stops: strings that end the text.
+      stop_token_ids: special tokens among `stops`, which give no text: each ends the text as a stop string does.
     """
 
     prompt_ids: Sequence[int]
@@ -27,6 +29,26 @@ class Request:
     min_new_tokens: int = 0
     eos_token_ids: tuple[int, ...] = ()
     stops: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+
+def check_drawable(request: Request, vocab: int) -> None:
+    """Checks that the settings together leave a token to draw at every position, from a vocabulary of `vocab` tokens.
+
+    Raises:
+      UserError: they do not, or `suppress_tokens` has ids outside the vocabulary.
+    """
+    check_vocabulary(request.sampling, vocab)
+    suppressed = set(request.sampling.suppress_tokens)
+    if (
+        request.min_new_tokens
+        and len(suppressed | {token for token in request.eos_token_ids if token < vocab}) == vocab
+    ):
+        raise UserError(
+            f"suppress_tokens leaves only tokens that end the text, and none of those is drawn before min_new_tokens "
+            f"{request.min_new_tokens}; leave another token, or lower min_new_tokens to 0",
+            arguments=("suppress_tokens", "min_new_tokens", "min_new_tokens"),
+        )
 
 
 def batch_of(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 from tokenswift_jax.errors import UserError, read_from
+from tokenswift_jax.generation_config import FILE, sampling_defaults
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,10 @@ class SamplingConfig:
         self._integer("min_tokens_to_keep", 1, 2**31 - 1, "a whole number, 1 or above")
         self._integer("seed", 0, 2**32 - 1, "a whole number from 0 to 4294967295")
         self._integer("sequence", 0, 2**31 - 1, "a whole number from 0 to 2147483647")
-        listed = isinstance(self.suppress_tokens, Iterable) and not isinstance(self.suppress_tokens, str)
+        given = self.suppress_tokens
+        listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+        # A generator gives its ids once.
+        object.__setattr__(self, "suppress_tokens", tuple(given) if listed else given)
         if not listed or any(not _is_integer(token) or token < 0 for token in self.suppress_tokens):
             raise UserError(
                 f"suppress_tokens is {self.suppress_tokens!r}; it must be a list of token ids, 0 or above",
@@ -94,8 +98,13 @@ def check_vocabulary(config: SamplingConfig, vocab: int) -> None:
         raise UserError(f"suppress_tokens names all {vocab} tokens of the vocabulary; leave at least one")
 
 
+_OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "eta_cutoff")  # a greedy text has no use for them
+
+
 def resolve_sampling(given: Mapping[str, Any], generation_config: Mapping[str, Any] | None) -> SamplingConfig:
     """The settings with each field as given, else as in the checkpoint's generation_config.json, else neutral.
+
+    Without `do_sample` in that file the text is greedy, as in transformers, unless a temperature or a filter is given.
 
     Args:
       given: fields of `SamplingConfig` that a person set; HF's neutral spellings (top_k 0, eta_cutoff 0) mean off.
@@ -104,69 +113,13 @@ def resolve_sampling(given: Mapping[str, Any], generation_config: Mapping[str, A
     Raises:
       UserError: a value is out of range, or generation_config asks for an unsupported setting.
     """
-    chosen = {**from_generation_config(generation_config or {}), **given}
+    asked = any(given.get(name) is not None for name in _OF_SAMPLING)
+    chosen = {**sampling_defaults(generation_config or {}, asked=asked), **given}
     for name in ("top_k", "eta_cutoff"):
         if _is_zero(chosen.get(name)):
             chosen[name] = None
-    with read_from("generation_config.json", given):
+    with read_from(FILE, given):
         return SamplingConfig(**chosen)
-
-
-# Fields of generation_config.json that change the text in ways this package does not offer, with their neutral values.
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "bad_words_ids": ([],),
-    "begin_suppress_tokens": ([],),
-    "constraints": ([],),
-    "diversity_penalty": (0,),
-    "dola_layers": (),
-    "encoder_no_repeat_ngram_size": (0,),
-    "encoder_repetition_penalty": (1,),
-    "epsilon_cutoff": (0,),
-    "exponential_decay_length_penalty": (),
-    "force_words_ids": ([],),
-    "forced_bos_token_id": (),
-    "forced_eos_token_id": (),
-    "guidance_scale": (1,),
-    "min_length": (0,),
-    "no_repeat_ngram_size": (0,),
-    "num_beam_groups": (1,),
-    "num_beams": (1,),
-    "num_return_sequences": (1,),
-    "penalty_alpha": (0,),
-    "sequence_bias": ({}, []),
-    "token_healing": (False,),
-    "top_h": (),
-    "typical_p": (1,),
-    "watermarking_config": (),
-}
-_NEUTRAL = {"top_k": 0, "top_p": 1, "min_p": 0, "eta_cutoff": 0, "repetition_penalty": 1}
-
-
-def from_generation_config(generation_config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of `SamplingConfig` that a checkpoint's generation_config.json sets; absent and neutral ones are off.
-
-    `do_sample` false is temperature 0. Other code reads the unrelated fields (EOS ids, lengths, caching).
-
-    Raises:
-      UserError: a field that would change the text but is not supported here; the message names them all.
-    """
-    wrong = {
-        name: generation_config[name]
-        for name, neutral in _UNSUPPORTED.items()
-        if generation_config.get(name) is not None and generation_config[name] not in neutral
-    }
-    if wrong:
-        asked = ", ".join(f"{name} {value!r}" for name, value in wrong.items())
-        raise UserError(f"generation_config.json asks for what is not supported: {asked}; remove it there")
-    chosen = {
-        field.name: generation_config[field.name]
-        for field in fields(SamplingConfig)
-        if field.name not in ("seed", "sequence") and generation_config.get(field.name) is not None
-    }
-    chosen = {name: value for name, value in chosen.items() if name not in _NEUTRAL or value != _NEUTRAL[name]}
-    if generation_config.get("do_sample") is False:
-        chosen["temperature"] = 0.0
-    return chosen
 
 
 def _is_integer(value: object) -> bool:

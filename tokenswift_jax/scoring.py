@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tokenswift_jax.arguments import check_model, is_whole
 from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.prompt import Prompt, encode, is_batch
@@ -29,6 +30,7 @@ def score(model: Model, texts: Sequence[Prompt]) -> np.ndarray:
     A text is a string or token ids. Entries past a text's end are NaN. Raises UserError for no, empty or too long texts
     and for ids outside the vocabulary.
     """
+    check_model(model)
     return _logits(model, texts, heads=False)[:, :, 0]
 
 
@@ -55,11 +57,12 @@ def score_tokens(model: Model, texts: Sequence[Prompt], top: int = 0) -> list[Sc
 
     Raises UserError as `score`, and for a `top` that is not a whole number from 0 to the vocabulary's size.
     """
+    check_model(model)
     vocab = model.config.vocab_size
-    if type(top) is not int or not 0 <= top <= vocab:
+    if not is_whole(top, 0) or top > vocab:
         raise UserError(f"top is {top!r}; it must be a whole number from 0 to {vocab}", arguments=("top",))
     rows = _encoded(model, texts)
-    reduce = _reduction(model.graphdef, top)
+    reduce = _reduction(model.graphdef, int(top))
     parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in rows]
     for start, hidden in teacher_forced(model, rows):
         following = _following(rows, start, hidden.shape[1], 1)[..., 0]
@@ -80,6 +83,7 @@ def draft_logits(model: Model, texts: Sequence[Prompt]) -> np.ndarray:
     [:, i, j] has seen those up to position i + j, and is NaN where the text ends before that. Entries past a text's end
     are NaN. Raises UserError for a checkpoint without heads, and as `score`.
     """
+    check_model(model)
     if not model.config.num_draft_heads:
         raise UserError(f"{model.path} has no draft heads; train some, or use score")
     return _logits(model, texts, heads=True)

@@ -23,6 +23,7 @@ from tokenswift_jax.checkpoint.load import abstract_decoder
 from tokenswift_jax.checkpoint.tensors import from_array, read_file, write_file
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.hf_config import model_config
+from tokenswift_jax.prompt import encode
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -95,11 +96,13 @@ def test_tokenizer_own_then_the_bases_then_none(tmp_path):
     assert len(load_tokenizer(folder)) == 100
 
 
-def test_a_tokenizer_beyond_the_vocabulary_is_refused(tmp_path):
+def test_a_tokenizer_beyond_the_vocabulary_is_refused_where_a_text_uses_it(tmp_path):
     folder, _ = copy("llama2", tmp_path / "model")
     add_tokenizer(folder, 129)
-    with pytest.raises(UserError, match="129 entries, but the model's vocabulary 128"):
-        load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder)
+    assert encode("w5 w127", tokenizer, 128) == [5, 127]
+    with pytest.raises(UserError, match=r"token id 128 of the prompt is outside the vocabulary of 0\.\.127"):
+        encode("w5 w128", tokenizer, 128)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": {"type": "unheard of"}}'])

@@ -195,6 +195,7 @@ def test_fields(config, expected):
     assert {name: getattr(actual, name) for name in expected} == expected
 
 
+LINEAR = {"rope_type": "linear", "factor": 2.0}
 YARN_TYPE = {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
 ERRORS = [
     ({"model_type": "gpt2"} | SIZES, ["'gpt2'", "llama, mistral, qwen2, qwen3"]),
@@ -215,6 +216,18 @@ ERRORS = [
     (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": "4"}}, ["factor is '4'", "positive number"]),
     (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": -1.0}}, ["factor is -1.0"]),
     (LLAMA | {"rope_theta": math.nan}, ["rope_theta is nan"]),
+    (LLAMA | {"rope_theta": 0}, ["rope_theta is 0"]),
+    (
+        LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}, "original_max_position_embeddings": "64"},
+        ["is '64'"],
+    ),
+    (LLAMA | {"rope_scaling": LINEAR | {"original_max_position_embeddings": 0}}, ["is 0; it must be a positive"]),
+    (
+        LLAMA | {"rope_scaling": LINEAR | {"original_max_position_embeddings": 64.5}},
+        ["64.5; it must be a whole number"],
+    ),
+    (LLAMA | {"rope_scaling": LINEAR | {"truncate": "no"}}, ["truncate is 'no'; it must be true or false"]),
+    (LLAMA | {"model_type": ["llama"]}, ["['llama']", "llama, mistral, qwen2, qwen3"]),
     (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mrope_section": [1]}}, ["mrope_section"]),
     (LLAMA | {"rope_scaling": "yarn"}, ["must be an object"]),
     (LLAMA | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ["partial_rotary_factor"]),
@@ -238,6 +251,24 @@ def test_errors_are_one_line_that_names_the_cause(config, parts):
     message = str(caught.value)
     assert "\n" not in message
     assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize(
+    ("fields", "longest"),
+    [
+        ({}, 4096),
+        ({"rope_scaling": {"type": "linear", "factor": 4}}, 16384),
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, 4096),
+        ({"rope_scaling": LINEAR | {"original_max_position_embeddings": 1024}}, 4096),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 4096}}, 16384),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.5}, "original_max_position_embeddings": 2048}, 5120),
+        ({"rope_scaling": {"rope_type": "llama3"} | LLAMA3}, 65536),
+        ({"rope_scaling": {"type": "linear", "factor": 1e308}}, 2**31 - 1),
+        ({"rope_parameters": {"rope_type": "default"}, "original_max_position_embeddings": 99999}, 4096),
+    ],
+)
+def test_the_longest_text(fields, longest):
+    assert model_config(LLAMA | {"max_position_embeddings": 4096} | fields).max_position_embeddings == longest
 
 
 LLAMA31 = LLAMA | {

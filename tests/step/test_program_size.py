@@ -1,4 +1,4 @@
-"""The programs that touch caches do not grow with the batch; nothing is allocated here."""
+"""Programs do not grow with the batch; nothing is allocated here."""
 
 import re
 from functools import cache
@@ -9,10 +9,15 @@ import pytest
 import tiny
 from flax import nnx
 
+from tokenswift_jax import SamplingConfig, SpeculationConfig
+from tokenswift_jax.engine.engine import CHUNK_TOKENS
 from tokenswift_jax.kv.dense import empty_cache
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask, next_rows
+from tokenswift_jax.sample.features import features_of
+from tokenswift_jax.speculate.plans import speculative_plans
+from tokenswift_jax.step.loop import compiled
 
 CONFIG = tiny.tiny_config()
 GRAPH, PARAMS = tiny.abstract_model(CONFIG)
@@ -45,7 +50,10 @@ def instructions(function, batch, cache_dtype):
     full = jax.eval_shape(lambda: empty_cache(CONFIG, batch, CAPACITY, dtype, cache_dtype))
     draft = jax.eval_shape(lambda: DRAFT.empty(CONFIG, batch, dtype, cache_dtype))
     arguments = PARAMS, ints(batch, ROWS), ints(batch, ROWS), ints(batch), full, draft
-    lowered = jax.jit(function, donate_argnums=(4, 5)).lower(*arguments)
+    return counted(jax.jit(function, donate_argnums=(4, 5)).lower(*arguments))
+
+
+def counted(lowered):
     text = lowered.compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()
     return len(re.findall(r"^\s+(?:ROOT )?%?[\w.\-]+ = ", text, re.MULTILINE))
 
@@ -54,5 +62,20 @@ def instructions(function, batch, cache_dtype):
 @pytest.mark.parametrize("function", [verified_and_committed, prefilled])
 def test_instructions_at_batch_1_8_and_64(function, cache_dtype):
     counts = [instructions(function, batch, cache_dtype) for batch in (1, 8, 64)]
+    assert counts[1] == pytest.approx(counts[2], rel=0.02)
+    assert max(counts) <= 1.3 * min(counts), counts
+
+
+@pytest.mark.parametrize("schedule", ["fused", "partial"])
+def test_instructions_of_a_whole_chunk(schedule):
+    """Drafting, n-grams, verification and commit together."""
+    sampling = SamplingConfig(temperature=0.0, min_p=None, repetition_penalty=1.0)
+    speculation = SpeculationConfig(mode="tokenswift", schedule=schedule, node_budget=4, draft_cache=128)
+    (named,) = speculative_plans(CONFIG, speculation, features_of(sampling), "cpu")
+    function = compiled("chunk", GRAPH, named.plan, CHUNK_TOKENS + named.plan.depth)
+    counts = []
+    for batch in (1, 8, 64):
+        arguments = tiny.abstract_call(named.plan, PARAMS, sampling, batch, CAPACITY)
+        counts.append(counted(function.lower(*arguments, jax.ShapeDtypeStruct((), jnp.int32))))
     assert counts[1] == pytest.approx(counts[2], rel=0.02)
     assert max(counts) <= 1.3 * min(counts), counts

@@ -20,6 +20,7 @@ from tokenswift_jax.sampling import SamplingConfig
 TEXT = " the cat and the dog 😀 the end"
 IDS = byte_level()(TEXT).input_ids
 GO = ("--max-new-tokens", str(len(IDS)))
+GENERATION = {"do_sample": True, "temperature": 0.5, "top_k": 9}
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def load(tmp_path, monkeypatch):
         asked.append(arguments)
         return load.model
 
-    load = SimpleNamespace(asked=asked, model=model(folder, generation_config={"temperature": 0.5, "top_k": 9}))
+    load = SimpleNamespace(asked=asked, model=model(folder, generation_config=GENERATION))
     monkeypatch.setattr(model_module, "load", stand_in)
     return load
 
@@ -49,9 +50,10 @@ def test_text_on_stdout_report_on_stderr_and_files(load, monkeypatch, capsys, tm
     assert "text" not in stats
     assert len((tmp_path / "j").read_text().splitlines()) == 4
     report = shown.err.splitlines()
-    assert len(report) == 5
+    assert len(report) == 6
     assert report[0] == f"{len(IDS)} tokens in 1.00 s, {len(IDS) - 1:.1f} tokens/s; ended by the length asked for"
     assert report[4] == f"compiled in 2.00 s, prefilled {stats['prompt_tokens']} tokens in 0.50 s"
+    assert report[5] == "settings: temperature 0.5, top_k 9 (generation_config.json)"
     # 12 weights matrices by hand: 2 layers of 2*8*4*(2+1) + 3*8*16, output 400*8; cache 2*1*4 a position and layer.
     values = 2 * (2 * 8 * 4 * 3 + 3 * 8 * 16) + 400 * 8 + 2 * 8 * (stats["prompt_tokens"] + len(IDS) / 2)
     assert f"read {stats['iterations'] * values * 4 / 1e9:.2f} GB/s" in report[3]
@@ -212,7 +214,7 @@ def test_in_a_shared_log_the_report_begins_on_a_line_of_its_own(load, monkeypatc
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines[0] == TEXT
     assert lines[1].startswith(f"{len(IDS)} tokens in ")
-    assert len(lines) == 6
+    assert len(lines) == 7
 
 
 def test_a_text_that_ends_its_line_gets_no_second_line_end(load, monkeypatch, tmp_path):
@@ -250,7 +252,7 @@ def test_beside_a_terminal_only_a_pipe_s_text_may_need_a_line_end(load, monkeypa
     text = os.read(reading, 1000).decode() if piped else open("out").read()  # noqa: SIM115
     assert text == TEXT
     shown = ""
-    while ", prefilled " not in shown:  # a terminal hands over what has arrived so far
+    while "settings: " not in shown:  # a terminal hands over what has arrived so far
         shown += os.read(terminal, 100_000).decode()
     before = shown[: shown.index(f"{len(IDS)} tokens in ")]
     assert before.rsplit("\x1b8", 1)[1] == begins, "after the progress line's last escape"

@@ -1,7 +1,10 @@
 """The journal survives a kill at any byte and refuses what is not its run."""
 
+import errno
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 
@@ -9,7 +12,7 @@ import pytest
 from scripted import drafted, plain, timed
 
 from tokenswift_jax.engine.journal import Journal
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, WriteError
 from tokenswift_jax.token_log import COLUMNS, concatenate
 
 HEADER = {"checkpoint": "abc", "prompt_ids": [1, 2], "sampling": {"seed": 0, "temperature": 1.0}, "stop": ["x"]}
@@ -119,6 +122,89 @@ def test_a_journal_in_use_is_refused(tmp_path):
     with pytest.raises(UserError, match="in use"):
         Journal(tmp_path / "j", HEADER, resume=True)
     journal.close()
+
+
+def without_checksums(data):
+    """The lines as versions before the checksum wrote them."""
+    return re.sub(rb', "crc32": "[0-9a-f]{8}"}\n', b"}\n", data)
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path):
+    write(tmp_path / "j")
+    data = (tmp_path / "j").read_bytes()
+    header, first = (len(line) + 1 for line in data.splitlines()[:2])
+    for at in range(len(data)):
+        if data[at : at + 1] == b"\n":
+            continue  # a line that ends elsewhere is another test's
+        flipped = bytearray(data)
+        flipped[at] ^= 1
+        if flipped[at] == ord("\n"):
+            continue
+        (tmp_path / "j").write_bytes(flipped)
+        if at < header + first:
+            with pytest.raises(UserError, match=r"damaged in line|differs in|not a journal|is of another run"):
+                read(tmp_path / "j")
+        else:  # the last record is written again
+            assert columns(read(tmp_path / "j").parts) == columns(CHUNKS[:1])
+
+
+def test_a_journal_without_checksums_is_continued(tmp_path):
+    write(tmp_path / "j", CHUNKS[:1])
+    old = without_checksums((tmp_path / "j").read_bytes())
+    assert b"crc32" not in old
+    (tmp_path / "j").write_bytes(old)
+    journal = Journal(tmp_path / "j", HEADER, resume=True)
+    journal.begin()
+    journal.append(CHUNKS[1], [])
+    journal.close()
+    assert (tmp_path / "j").read_bytes().startswith(old)
+    assert columns(read(tmp_path / "j").parts) == columns(CHUNKS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("token_ids", [5, -1, 7, 8]),
+        ("token_ids", [5, 100, 7, 8]),
+        ("sources", [0, 1, 3, 0]),
+        ("offsets", [0, 1, -2, 0]),
+        ("offered", [3, 3, 3, -1]),
+        ("seconds", -1.0),
+        ("seconds", math.inf),
+        ("schedule_trace", [3]),
+    ],
+)
+def test_values_out_of_range_are_damage(tmp_path, name, value):
+    """In a journal without checksums; with one, the values are those that were written."""
+    write(tmp_path / "j")
+    lines = without_checksums((tmp_path / "j").read_bytes()).splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | {name: value}).encode()
+    (tmp_path / "j").write_bytes(b"\n".join([*lines, b""]))
+    with pytest.raises(UserError, match="damaged in line 2 of 3; delete the lines from there on to continue"):
+        Journal(tmp_path / "j", HEADER, resume=True, vocab=100)
+    (tmp_path / "j").write_bytes(lines[0] + b"\n")  # as the message says
+    assert read(tmp_path / "j").parts == []
+
+
+def test_two_runs_that_begin_one_journal_at_once(tmp_path):
+    one, other = (Journal(tmp_path / "j", HEADER, resume=True) for _ in range(2))
+    one.begin()
+    with pytest.raises(UserError, match="was begun by another run in the meantime; wait for it or name another file"):
+        other.begin()
+    other.close()
+    one.append(CHUNKS[0], [])
+    one.close()
+    assert columns(read(tmp_path / "j").parts) == columns(CHUNKS[:1])
+
+
+def test_a_full_disk_names_the_journal_and_leaves_no_empty_file(tmp_path, monkeypatch):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    journal = Journal(tmp_path / "j", HEADER, resume=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda *_: (_ for _ in ()).throw(full))
+        with pytest.raises(WriteError, match=f"cannot write the journal {tmp_path / 'j'}: No space left on device"):
+            journal.begin()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_record_is_on_disk_when_append_returns(tmp_path):

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import tokenswift_jax as ts
 
@@ -50,6 +52,19 @@ def test_the_names_are_listed_and_others_are_unknown():
 
 def test_the_version_is_the_project_s():
     assert ts.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def test_every_dependency_has_a_floor_that_the_tests_pass_with():
+    """They pass with what is installed here, so no floor is above it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    named = [*project["dependencies"], *extras["train"], *extras["prefill"], *extras["test"]]
+    for entry in named:
+        wanted = Requirement(entry)
+        if wanted.name == project["name"]:
+            continue
+        assert ">=" in str(wanted.specifier), f"{entry} has no floor"
+        assert version(wanted.name) in wanted.specifier, f"{entry} is not what is installed"
 
 
 def test_running_the_command_as_a_module():

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +12,9 @@ from tokenizers import processors
 from tokenizers_made_here import byte_level, metaspace
 from transformers import PreTrainedTokenizerFast
 
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import TextWarning, UserError
 from tokenswift_jax.prompt import encode, encode_chat, encode_rows, is_batch, read_ids, read_text, render_chat
+from tokenswift_jax.training.documents import Broken, read_documents
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}" + (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -144,8 +146,54 @@ def test_rows_are_prompts_or_conversations_and_never_both(with_bos):
 def test_a_text_file_is_taken_exactly(tmp_path, monkeypatch):
     (tmp_path / "p").write_bytes("naïve 😀\r\n\n".encode())
     assert read_text(str(tmp_path / "p")) == "naïve 😀\r\n\n"
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"from a pipe")))
-    assert read_text("-") == "from a pipe"
+    for piped in (b"from a pipe", b"\xef\xbb\xbffrom a pipe"):
+        monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(piped)))
+        assert read_text("-") == "from a pipe"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
+    """As in training data, whose reader it is; one inside the text stays."""
+    file = tmp_path / "p.txt"
+    file.write_bytes("\ufeffa \ufeffb".encode())
+    assert read_text(str(file)) == "a \ufeffb"
+    assert [document.text for document in read_documents([file], None, Broken())] == ["a \ufeffb"]
+    file.write_bytes(b"\xef\xbb\xbfab\xff")
+    with pytest.raises(UserError, match=r"not UTF-8 text \(byte 5\); save it as UTF-8 text"):
+        read_text(str(file))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_text_of_another_encoding_is_named(tmp_path, encoding):
+    (tmp_path / "p").write_bytes("text".encode(encoding))
+    named = encoding.upper()
+    with pytest.raises(UserError, match=f"it begins with the byte-order mark of {named}; save it as UTF-8 text"):
+        read_text(str(tmp_path / "p"))
+
+
+def test_a_template_that_fails_is_not_said_to_refuse(with_bos):
+    with_bos.chat_template = "{{ messages[0].content.missing.field }}"
+    with pytest.raises(
+        UserError, match=r"chat template fails on the messages \(UndefinedError: .*correct the template"
+    ):
+        encode_chat(CHAT, with_bos, 400)
+    with_bos.chat_template = {"rag": "x", "tool_use": "y"}
+    with pytest.raises(UserError, match="chat templates are named rag, tool_use; name one of them default"):
+        encode_chat(CHAT, with_bos, 400)
+
+
+def test_an_eos_that_the_tokenizer_appends_is_warned_of(with_bos):
+    backend = with_bos.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(single="$A <|end|>", special_tokens=[("<|end|>", 0)])
+    ending = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", chat_template=TEMPLATE)
+    with pytest.warns(
+        TextWarning, match=r"ends the prompt with its EOS \(id 0\), after which a model begins another text"
+    ):
+        assert encode("the cat", ending, 400)[-1] == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_chat(CHAT, ending, 400)
+        encode("the cat", byte_level(), 400)
+        encode("the cat<|end|>", byte_level(), 400)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,31 @@ def test_text_and_chat(tmp_path):
     assert broken.count == 0
 
 
+def test_a_column_that_a_record_does_not_use_is_null_or_empty(tmp_path):
+    turns = [{"role": "user", "content": "hi"}]
+    records = [{"text": None, "messages": turns}, {"text": "", "messages": turns}, {"text": "b", "messages": None}]
+    documents, broken = read([write_lines(tmp_path / "a.jsonl", *records)], chatting())
+    assert (documents, broken.count) == ([("[user]hi<|end|>", True)] * 2 + [("b", False)], 0)
+
+
+def test_content_of_parts_and_calls_of_another_type_are_not_learnt_as_python_writes_them(tmp_path):
+    parts = [{"type": "text", "text": "hi"}]
+    records = [
+        {"messages": [{"role": "user", "content": parts}]},
+        {"messages": [{"role": "assistant", "tool_calls": "look"}]},
+        {"messages": [{"role": "assistant", "content": "x", "tool_calls": ["look"]}]},
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]}]},
+    ]
+    documents, broken = read([write_lines(tmp_path / "a.jsonl", *records)], chatting())
+    assert documents == [("[assistant]<|end|>", True)]
+    reasons = [example.partition(": ")[2] for example in broken.examples]
+    assert [reason.partition(", which ")[2].partition(";")[0] for reason in reasons] == [
+        "is not text",
+        "is not a list of objects",
+        "is not a list of objects",
+    ]
+
+
 def test_broken_lines_are_counted_and_the_first_kept(tmp_path):
     records = [
         (b"{not json", "not JSON (Expecting property name enclosed in double quotes at column 2)"),

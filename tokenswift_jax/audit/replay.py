@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tokenswift_jax.audit.margin import margin
+from tokenswift_jax.audit.margin import MARGIN_LIMIT, margin
+from tokenswift_jax.audit.oracle import may_be_drawn, noise_of, penalty_windows
 from tokenswift_jax.audit.teacher import ROWS, teacher_forced
 from tokenswift_jax.engine.prefill import padded
 from tokenswift_jax.kv.dense import round_up
+from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.draw import draw
@@ -39,14 +41,15 @@ class AuditReport:
 
     Attributes:
       positions: number of draws made again.
-      mismatches: number of positions at which the emitted token is not the draw.
+      mismatches: number of positions at which the emitted token is not the draw, or the draw is not the one that its
+        definition gives (`audit.oracle`), which shares no code with it.
       max_margin: the largest margin of the mismatches, in logits (`margin.margin`); 0.0 without any.
       bound: the largest margin that rounding explains. In float32 and float64 it is 0.0: their tokens must be
         identical. In narrower types it is 4 times the largest difference between the logits of the same tokens computed
         256 rows and 16 rows or one row at a time, on this device and this text. A draw can only differ where two
         computations of the logits differ by at least the margin; 64 positions are compared, and the factor covers the
         extremes of the others.
-      failed: whether a mismatch exceeds the bound.
+      failed: whether a mismatch exceeds the bound, or a draw is not the one that its definition gives.
     """
 
     positions: int
@@ -66,7 +69,7 @@ def audit(model: Model, request: Request, token_ids: Sequence[int]) -> AuditRepo
     redraw, measure = _programs(model.graphdef, features)
     tokens = jnp.asarray(padded([text], round_up(len(text), ROWS) + 1))
     margins: list[float] = []
-    positions = 0
+    positions = broken = 0
     # No draw uses the logits of the last token.
     for start, hidden in teacher_forced(model, [text[:-1]]):
         if start + ROWS < first:
@@ -79,7 +82,7 @@ def audit(model: Model, request: Request, token_ids: Sequence[int]) -> AuditRepo
             jnp.asarray(first, jnp.int32),
             settings,
         )
-        draws = np.asarray(redraw(*arguments))
+        draws, logits = map(np.asarray, redraw(*arguments))
         drawn = start + 1 + np.arange(ROWS)  # the position that each row draws
         audited = (drawn >= first) & (drawn < len(text))
         positions += int(audited.sum())
@@ -89,10 +92,27 @@ def audit(model: Model, request: Request, token_ids: Sequence[int]) -> AuditRepo
             rows = wrong[at : at + _MEASURED]
             found = measure(*arguments, jnp.asarray(np.resize(rows, _MEASURED), jnp.int32))
             margins += np.asarray(found)[: len(rows)].tolist()
+        broken += _undefined(request, text, logits, draws, drawn, np.flatnonzero(audited))
     wide = jnp.dtype(jax.tree.leaves(model.params)[0].dtype).itemsize >= 4
     bound = 0.0 if wide or not margins else 4 * _logit_spread(model, text)
-    largest = max(margins, default=0.0)
-    return AuditReport(positions, len(margins), largest, bound, bool(margins) and (wide or largest > bound))
+    largest = max([*margins, *[MARGIN_LIMIT] * bool(broken)], default=0.0)
+    return AuditReport(positions, len(margins) + broken, largest, bound, (bool(margins) and wide) or largest > bound)
+
+
+def _undefined(
+    request: Request, text: list[int], logits: np.ndarray, draws: np.ndarray, drawn: np.ndarray, rows: np.ndarray
+) -> int:
+    """The number of `rows` of a chunk whose draws, repeated by the rule, are not those of the definition."""
+    if not len(rows):
+        return 0
+    positions = drawn[rows].tolist()
+    noise = noise_of(request, positions, logits.shape[1])
+    windows = penalty_windows(text, positions, request)
+    wrong = 0
+    for at, (row, position, recent) in enumerate(zip(rows.tolist(), positions, windows, strict=True)):
+        generated, its_noise = position - len(request.prompt_ids), None if noise is None else noise[at]
+        wrong += not may_be_drawn(int(draws[row]), logits[row], its_noise, generated, recent, request)
+    return wrong
 
 
 def text_windows(
@@ -113,8 +133,8 @@ def text_windows(
 
 @functools.cache
 def _programs(graph: nnx.GraphDef, features: SamplingFeatures) -> tuple[Callable, Callable]:
-    """Two jitted functions of one chunk's hidden states: one returns the draws int32 [ROWS], the other the margins of
-    the tokens emitted at some rows int32 [_MEASURED]."""
+    """Two jitted functions of one chunk's hidden states: one returns the draws int32 [ROWS] and their logits [ROWS,
+    vocab], the other the margins of the tokens emitted at some rows int32 [_MEASURED]."""
 
     def prepared(
         params: Any, hidden: jax.Array, tokens: jax.Array, start: jax.Array, first: jax.Array, settings: SequenceParams
@@ -129,10 +149,10 @@ def _programs(graph: nnx.GraphDef, features: SamplingFeatures) -> tuple[Callable
 
     def redraw(
         params: Any, hidden: jax.Array, tokens: jax.Array, start: jax.Array, first: jax.Array, settings: SequenceParams
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, jax.Array]:
         logits, _, noise, penalised, generated = prepared(params, hidden, tokens, start, first, settings)
         scores = process(logits, penalised=penalised, generated=generated, settings=settings, features=features)
-        return draw(scores, noise)[0]
+        return draw(scores, noise)[0], logits[0].astype(wide_dtype(logits.dtype))
 
     def measure(
         params: Any,

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tokenswift_jax.checkpoint.tensors import HEADS_FILE, INDEX_FILE
+from tokenswift_jax.checkpoint.tokenizer_check import faithful
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.models.hf_fields import OF_GENERATION
+from tokenswift_jax.paths import expanded
+from tokenswift_jax.text.reading import decode
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
@@ -29,7 +33,9 @@ def resolve(path_or_hub_id: str | Path) -> Path:
     Raises:
       UserError: no such directory, no config.json in it, or the download failed (offline, unknown, gated).
     """
-    path = Path(path_or_hub_id).expanduser()
+    if not str(path_or_hub_id):
+        raise UserError("the name of the checkpoint is empty; give a directory or a hub id")
+    path = expanded(path_or_hub_id)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(f"{path} is not a checkpoint: it has no config.json")
@@ -43,7 +49,7 @@ def resolve(path_or_hub_id: str | Path) -> Path:
 
 def named_on_hub(path_or_hub_id: str | Path) -> str | None:
     """The hub id; None if the argument names a directory on this machine."""
-    return None if Path(path_or_hub_id).expanduser().is_dir() else str(path_or_hub_id)
+    return None if expanded(path_or_hub_id).is_dir() else str(path_or_hub_id)
 
 
 def _download(hub_id: str) -> Path:
@@ -72,10 +78,10 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: the file is unreadable, not JSON, or not an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(decode(path.read_bytes()))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object")
@@ -151,8 +157,10 @@ def _companion_directory(directory: Path, names: tuple[str, ...]) -> Path | None
 def load_tokenizer(directory: Path) -> Any | None:
     """The transformers tokenizer of the checkpoint or its base; None if there is none.
 
+    It may have more entries than the model's vocabulary: an id outside is an error when it occurs in a text.
+
     Raises:
-      UserError: the tokenizer cannot be loaded, or has more entries than the model's vocabulary.
+      UserError: the tokenizer cannot be loaded, or does not follow its tokenizer.json.
     """
     place = _companion_directory(directory, _VOCABULARIES)
     if place is None:
@@ -163,21 +171,35 @@ def load_tokenizer(directory: Path) -> Any | None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(place), local_files_only=True)
     except Exception as error:  # transformers and tokenizers may raise any exception, even bare Exception
-        raise UserError(f"the tokenizer in {place} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
-    entries, vocabulary = len(tokenizer), read_config(directory).get("vocab_size")
-    if isinstance(vocabulary, int) and entries > vocabulary:
-        raise UserError(f"the tokenizer in {place} has {entries} entries, but the model's vocabulary {vocabulary}")
-    return tokenizer
+        raise UserError(f"the tokenizer in {place} cannot be loaded: {_tokenizer_fault(place, error)}") from None
+    return faithful(tokenizer, place)
+
+
+def _tokenizer_fault(place: Path, error: Exception) -> str:
+    """The file that is at fault, else the words of the library."""
+    try:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if (place / name).is_file():
+                read_json(place / name)
+    except UserError as fault:
+        return str(fault)
+    return f"transformers says {' '.join(str(error).split())[:300]!r}; fetch the tokenizer's files again"
 
 
 def load_generation_config(directory: Path) -> dict[str, Any]:
-    """The generation_config.json of the checkpoint or its base; {} if there is none.
+    """The generation_config.json of the checkpoint or its base.
+
+    Without that file, the settings of `generate` that transformers 4 wrote into config.json apply.
 
     Raises:
       UserError: the file is not a JSON object.
     """
     place = _companion_directory(directory, (GENERATION_FILE,))
-    return {} if place is None else read_json(place / GENERATION_FILE)
+    if place is not None:
+        return read_json(place / GENERATION_FILE)
+    return {
+        name: value for name, value in read_config(directory).items() if name in OF_GENERATION and value is not None
+    }
 
 
 def companion_files(directory: Path) -> list[Path]:

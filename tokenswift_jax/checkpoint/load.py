@@ -202,7 +202,10 @@ def parse_dtype(name: str | Any) -> np.dtype:
       UserError: checkpoints do not store weights in this dtype.
     """
     if not isinstance(name, str):
-        name = jnp.dtype(name).name
+        try:
+            name = jnp.dtype(name).name
+        except TypeError:
+            raise UserError(f"dtype is {name!r}; known: {', '.join(_DTYPE_NAMES)}", arguments=("dtype",)) from None
     if name not in _DTYPE_NAMES:
         raise UserError(f"unknown dtype {name!r}; known: {', '.join(_DTYPE_NAMES)}", arguments=("dtype",))
     return _DTYPE_NAMES[name]

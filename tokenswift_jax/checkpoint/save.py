@@ -13,6 +13,7 @@ from flax import nnx
 
 from tokenswift_jax.checkpoint import names
 from tokenswift_jax.checkpoint.tensors import HEADS_FILE, Index, Tensor, write_file, write_model_files
+from tokenswift_jax.paths import write_text
 
 SHARD_BYTES = 5_000_000_000
 _NUMBERS = re.compile(r"\[\n[-\d,\s]+\]")  # a list of whole numbers, one a line; no string contains a line end
@@ -60,4 +61,4 @@ def save(
     text = json.dumps(hf_config, indent=2)
     # Without this, a draft vocabulary takes a line for each of its tokens.
     text = _NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
-    (directory / "config.json").write_text(text + "\n", encoding="utf-8")
+    write_text(directory / "config.json", text + "\n")

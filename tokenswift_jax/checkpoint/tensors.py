@@ -11,7 +11,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, writing
+from tokenswift_jax.paths import write_text
 
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -130,7 +131,7 @@ def read_model_files(directory: Path) -> list[Tensor]:
             raise UserError(f"{directory} has PyTorch weights only; save them as safetensors (model.safetensors) first")
         raise UserError(f"no weights in {directory}: neither {WHOLE_FILE} nor {INDEX_FILE}")
     try:
-        places = json.loads(index.read_text())["weight_map"]
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(places.values()))
         missing = [shard for shard in shards if not (directory / shard).is_file()]
     except (ValueError, KeyError, AttributeError, TypeError):
@@ -149,6 +150,9 @@ def write_file(path: Path, tensors: Sequence[Tensor]) -> None:
     """Writes one safetensors file with one tensor in memory at a time.
 
     The header contains `format: pt`, which transformers requires.
+
+    Raises:
+      WriteError: the system refuses, for example on a full disk.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -158,7 +162,7 @@ def write_file(path: Path, tensors: Sequence[Tensor]) -> None:
         end = offsets[1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
+    with writing(path), path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             file.write(np.ascontiguousarray(tensor.values()).reshape(-1).view(np.uint8).data)
@@ -180,7 +184,7 @@ def write_model_files(directory: Path, tensors: Sequence[Tensor], shard_bytes: i
         write_file(directory / name, shard)
         places |= {tensor.name: name for tensor in shard}
     index = {"metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)}, "weight_map": places}
-    (directory / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    write_text(directory / INDEX_FILE, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _line(error: Exception) -> str:

@@ -7,13 +7,14 @@ import contextlib
 import os
 import re
 import sys
+import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tokenswift_jax.cli import streams
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import TextWarning, UserError
 
 _NO_FLAGS: Mapping[str, str] = MappingProxyType({})
 
@@ -71,7 +72,8 @@ def exit_status(
     streams.replace_closed()
     try:
         try:
-            return _status(run, flags, interrupted)
+            with _warnings_as_lines():
+                return _status(run, flags, interrupted)
         finally:
             streams.flush()
     except BrokenPipeError as error:
@@ -91,12 +93,36 @@ def _status(run: Callable[[], int], flags: Mapping[str, str], interrupted: str) 
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as error:
+        # XLA's own line about an allocation names nothing that a person gave.
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print("error: memory ran out on the way; ask for fewer or shorter texts, or for less at once", file=sys.stderr)
+        return 1
 
 
 def _system_error(error: OSError) -> int:
+    named = error.filename is not None and error.strerror is not None
     with contextlib.suppress(OSError):  # the error may be that stderr cannot be written
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error.filename}: {error.strerror}" if named else f"error: {error}", file=sys.stderr)
     return 1
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Prints this package's warnings as one line each; those of others keep their form."""
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, TextWarning):
+            print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+        else:
+            others(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", TextWarning)
+        warnings.showwarning = show
+        yield
 
 
 def leave(status: int) -> NoReturn:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from pathlib import Path
 from typing import Any
+
+from tokenswift_jax.paths import expanded
 
 
 def whole(low: int) -> Any:
     """A converter to whole numbers of at least `low`."""
 
     def convert(text: str) -> int:
-        value = int(text) if re.fullmatch(r"[+-]?\d+", text) else None
+        value = int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else None
         if value is None or value < low:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
         return value
@@ -20,19 +23,41 @@ def whole(low: int) -> Any:
     return convert
 
 
+def integer(text: str) -> int:
+    """A whole number."""
+    if not re.fullmatch(r"[+-]?[0-9]+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
 def number(text: str) -> float:
-    """A number."""
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    """A number, in decimal or scientific notation; inf and nan pass, for the check of the range to name."""
+    if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(inf|nan)", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return float(text)
 
 
-def whole_list(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them."""
-    if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,3,3,3")
-    return tuple(int(part) for part in text.split(","))
+def whole_list(example: str) -> Any:
+    """A converter to whole numbers with commas between them; errors show the example."""
+
+    def convert(text: str) -> tuple[int, ...]:
+        if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as {example}")
+        return tuple(int(part) for part in text.split(","))
+
+    return convert
+
+
+def name(text: str) -> str:
+    """The name of a file, a folder or a checkpoint; an empty one, as of a variable that is not set, is none."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return text
+
+
+def path(text: str) -> Path:
+    """The path of a file or a folder."""
+    return expanded(name(text))
 
 
 def json_object(text: str) -> dict[str, Any]:

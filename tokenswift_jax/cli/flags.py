@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokenswift_jax.cli.command import Parser, with_dashes
-from tokenswift_jax.cli.converters import json_object, number, one_device, stop_text, whole, whole_list
+from tokenswift_jax.cli.converters import json_object, name, number, one_device, path, stop_text, whole, whole_list
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.paths import check_writable
 from tokenswift_jax.speculation import DRAFT_WEIGHTS
 
 PROGRAM = "python -m tokenswift_jax.generate"
+MAX_NEW_TOKENS = 256  # where neither a flag nor the checkpoint says
 SAMPLING = (
     *("temperature", "top_k", "top_p", "min_p", "eta_cutoff", "repetition_penalty", "penalty_window"),
     *("min_tokens_to_keep", "suppress_tokens", "seed"),
@@ -56,16 +57,16 @@ def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
     prompts = [name for name in ("prompt", "prompt_file", "prompt_ids") if getattr(options, name) is not None]
     if len(prompts) > 1:
         raise UserError(f"{named(prompts)} contradict each other; give one of them")
-    if not prompts and options.model is not None:
+    continues = options.resume and options.journal is not None and options.journal.exists()  # it has the prompt
+    if not prompts and options.model is not None and not continues:
         raise UserError("a prompt is missing; give --prompt, --prompt-file or --prompt-ids")
-    if options.chat and prompts != ["prompt"] and prompts != ["prompt_file"]:
+    if options.chat and prompts not in (["prompt"], ["prompt_file"], *([[]] if continues else [])):
         raise UserError("--chat needs a prompt of text; give --prompt or --prompt-file")
     if options.resume and options.journal is None:
         raise UserError("--resume continues a journal; name it with --journal")
-    if options.min_new_tokens > options.max_new_tokens:
-        raise UserError(
-            f"--min-new-tokens {options.min_new_tokens} is above --max-new-tokens {options.max_new_tokens}; lower one"
-        )
+    least, most = options.min_new_tokens, options.max_new_tokens
+    if least is not None and most is not None and least > most:
+        raise UserError(f"--min-new-tokens {least} is above --max-new-tokens {most}; lower one")
     mode = options.mode or "auto"
     unused = [name for name in options.speculation if name != "mode" and name not in _USED[mode]]
     if options.schedule == "fused":
@@ -77,12 +78,17 @@ def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
         raise UserError("--logprobs goes into the statistics; name a file with --stats FILE.json")
     if options.logprobs is None and options.logprobs_mode != "raw":
         raise UserError("--logprobs-mode has no use without --logprobs K; leave out one or give the other")
-    written = [name for name in ("output", "stats", "journal") if getattr(options, name) is not None]
-    places = {getattr(options, name).resolve() for name in written}
+    written = [kind for kind in ("output", "stats", "journal") if getattr(options, kind) is not None]
+    places = {getattr(options, kind).resolve() for kind in written}
     if len(places) < len(written):
         raise UserError(f"{named(written)} name one file twice; give each its own")
-    for name in written:
-        check_writable(getattr(options, name), name)
+    for kind in written:
+        check_writable(getattr(options, kind), kind)
+    read = [kind for kind in ("prompt_file", "prompt_ids") if getattr(options, kind) not in (None, "-")]
+    for kind in read:
+        if (source := Path(getattr(options, kind)).resolve()) in places and source.is_file():
+            over = next(one for one in written if getattr(options, one).resolve() == source)
+            raise UserError(f"{named([over])} would replace the file of {named([kind])}; name another file")
 
 
 def flag_parser(program: str = PROGRAM) -> Parser:
@@ -97,10 +103,10 @@ def flag_parser(program: str = PROGRAM) -> Parser:
         "are kept).",
     )
     add = parser.add_argument_group("model and prompt").add_argument
-    add("--model", metavar="DIR|HUB_ID", help="checkpoint (default: the bundled demo)")
+    add("--model", type=name, metavar="DIR|HUB_ID", help="checkpoint (default: the bundled demo)")
     add("--prompt", metavar="TEXT", help="default, with the bundled demo: a built-in opening")
-    add("--prompt-file", metavar="FILE|-", help="UTF-8 text; - reads standard input")
-    add("--prompt-ids", metavar="FILE.json", help="one list of token ids; for checkpoints without a tokenizer too")
+    add("--prompt-file", type=name, metavar="FILE|-", help="UTF-8 text; - reads standard input")
+    add("--prompt-ids", type=name, metavar="FILE.json|-", help="one list of token ids; - reads standard input")
     add("--chat", action="store_true", help="put the prompt into the tokenizer's chat template")
     add("--dtype", help="float32, bfloat16, ... (default: the checkpoint's; float32 on CPU)")
     add("--rope-override", type=json_object, metavar="JSON", help="RoPE fields for longer text than the checkpoint's")
@@ -108,10 +114,18 @@ def flag_parser(program: str = PROGRAM) -> Parser:
     add("--mesh", type=one_device, metavar="1", help="devices; one so far")
 
     add = parser.add_argument_group("length and end").add_argument
-    add("--max-new-tokens", type=whole(1), default=256, metavar="N", help="default: %(default)s")
-    add("--min-new-tokens", type=whole(0), default=0, metavar="N", help="no EOS before so many")
+    add("--max-new-tokens", type=whole(1), metavar="N", help=f"default: the checkpoint's, else {MAX_NEW_TOKENS}")
+    add(
+        "--min-new-tokens", type=whole(0), metavar="N", help="no EOS before so many (default: the checkpoint's, else 0)"
+    )
     add("--ignore-eos", action="store_true", help="go on after an EOS")
-    add("--stop", type=stop_text, action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    add(
+        "--stop",
+        type=stop_text,
+        action="append",
+        metavar="TEXT",
+        help="end before this text; repeatable (default: the checkpoint's)",
+    )
 
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=number, metavar="T", help="0 is greedy")
@@ -122,13 +136,18 @@ def flag_parser(program: str = PROGRAM) -> Parser:
     add("--repetition-penalty", type=number, metavar="THETA", help="for tokens in the window; 1 is off")
     add("--penalty-window", type=whole(1), metavar="W", help="newest positions that are penalised")
     add("--min-tokens-to-keep", type=whole(1), metavar="N", help="no filter leaves fewer")
-    add("--suppress-tokens", type=whole_list, metavar="IDS", help="never drawn, such as 5,17")
+    add("--suppress-tokens", type=whole_list("5,17"), metavar="IDS", help="never drawn, such as 5,17")
     add("--seed", type=whole(0), metavar="S", help="below 2**32 (default: 0)")
 
     add = parser.add_argument_group("speculation (never changes the text)").add_argument
     add("--mode", choices=sorted(_USED), help="default: auto")
     add("--schedule", choices=("auto", "partial", "fused"), help="of tokenswift: where its drafts come from")
-    add("--tree", type=whole_list, metavar="1,3,3,3", help="candidates a depth (default: the checkpoint's node set)")
+    add(
+        "--tree",
+        type=whole_list("1,3,3,3"),
+        metavar="1,3,3,3",
+        help="candidates a depth (default: the checkpoint's node set)",
+    )
     add("--node-budget", type=whole(1), metavar="N", help="nodes verified an iteration, the best first")
     add("--ngram-k", type=whole(0), metavar="K", help="n-gram chains a key (default: 20)")
     add("--ngram-slots", type=whole(1), metavar="N", help="continuations kept a token (default: 32)")
@@ -152,13 +171,13 @@ def flag_parser(program: str = PROGRAM) -> Parser:
     )
 
     add = parser.add_argument_group("what comes out").add_argument
-    add("--output", type=Path, metavar="FILE", help="write the text there too, as it is committed")
-    add("--stats", type=Path, metavar="FILE.json", help="write the statistics and token ids")
+    add("--output", type=path, metavar="FILE", help="write the text there too, as it is committed")
+    add("--stats", type=path, metavar="FILE.json", help="write the statistics and token ids")
     add(
         "--logprobs", type=whole(0), metavar="K", help="log-probabilities of each token and the K likeliest, in --stats"
     )
     add("--logprobs-mode", choices=("raw", "processed"), default="raw", help="the model's, or those drawn from")
-    add("--journal", type=Path, metavar="FILE", help="keep every emitted token on disk")
+    add("--journal", type=path, metavar="FILE", help="keep every emitted token on disk")
     add("--resume", action="store_true", help="continue the journal's run (or begin it)")
     add("--audit", action="store_true", help="replay the text through the target and compare every draw")
     add(

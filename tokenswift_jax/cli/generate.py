@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, TextIO
 
 from tokenswift_jax.cli import streams
 from tokenswift_jax.cli.command import exit_status, quiet_transformers
-from tokenswift_jax.cli.flags import PROGRAM, flag_parser, parse
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.cli.flags import MAX_NEW_TOKENS, PROGRAM, flag_parser, parse
+from tokenswift_jax.cli.settings_line import settings_line
+from tokenswift_jax.errors import UserError, WriteError, writing
+from tokenswift_jax.paths import write_text
 
 if TYPE_CHECKING:
     from tokenswift_jax.api import StreamEvent
@@ -43,24 +45,27 @@ def _run(options: argparse.Namespace) -> int:
     from tokenswift_jax.cli.phases import Phases
     from tokenswift_jax.cli.progress import ProgressLine
     from tokenswift_jax.errors import NumericsError
+    from tokenswift_jax.generation_config import ends
     from tokenswift_jax.model import load
     from tokenswift_jax.sampling import resolve_sampling
     from tokenswift_jax.speculation import SpeculationConfig
 
     resolve_sampling(options.sampling, None)  # rejects wrong values before the model is loaded
     speculation = SpeculationConfig(**options.speculation)
-    progress = ProgressLine(sys.stderr, options.max_new_tokens, enabled=not options.quiet)
+    progress = ProgressLine(sys.stderr, options.max_new_tokens or MAX_NEW_TOKENS, enabled=not options.quiet)
     with contextlib.ExitStack() as stack:
         stack.callback(progress.clear)
         phases = stack.enter_context(Phases(progress, sys.stderr, enabled=not options.quiet))
         model = load(options.model, options.dtype, options.rope_override, report=phases)
         sampling = resolve_sampling(options.sampling, model.generation_config)
+        length = options.max_new_tokens or ends(model.generation_config).max_new_tokens or MAX_NEW_TOKENS
+        progress.expect(length)
         events = stream(
             model,
             None if options.chat else given,
             sampling,
             speculation,
-            max_new_tokens=options.max_new_tokens,
+            max_new_tokens=length,
             min_new_tokens=options.min_new_tokens,
             ignore_eos=options.ignore_eos,
             stop=options.stop,
@@ -70,23 +75,29 @@ def _run(options: argparse.Namespace) -> int:
             capacity=options.capacity,
             logprobs=options.logprobs,
             logprobs_mode=options.logprobs_mode,
-            messages=[{"role": "user", "content": given}] if options.chat else None,
+            messages=[{"role": "user", "content": given}] if options.chat and given is not None else None,
             report=phases,
         )
         file = None
         if options.output is not None:
-            file = stack.enter_context(options.output.open("w", encoding="utf-8", newline=""))
+            with writing(options.output):
+                file = stack.enter_context(options.output.open("w", encoding="utf-8", newline=""))
         writer = _Writer(file, options.show_acceptance, model.tokenizer is None, progress, phases)
         try:
-            result = _consume(events, writer)
+            result, unwritten = _consume(events, writer)
         except NumericsError as error:
             writer.end(stderr_follows=True)
             raise UserError(str(error)) from error
     writer.end(stderr_follows=not options.quiet)
     if options.stats is not None:
-        options.stats.write_text(result.to_json() + "\n", encoding="utf-8")
+        try:
+            write_text(options.stats, result.to_json() + "\n")
+        except WriteError as error:
+            unwritten = unwritten or error
     if not options.quiet:
-        _report(result, model)
+        _report(result, model, settings_line(options, model.generation_config, sampling))
+    if unwritten is not None:
+        raise unwritten
     return streams.READER_LEFT if writer.reader_left else _status(result, options.audit)
 
 
@@ -140,11 +151,28 @@ class _Writer:
             return
         self._written, self._last = self._written + len(plain), plain[-1]
         if self._file is not None:
-            self._file.write(plain)
-            self._file.flush()
+            self._write_file(plain)
         self._progress.clear()
-        sys.stdout.write("".join(map(_coloured, pieces)) if self._colours else plain)
-        sys.stdout.flush()
+        try:
+            with writing("standard output"):
+                sys.stdout.write("".join(map(_coloured, pieces)) if self._colours else plain)
+                sys.stdout.flush()
+        except WriteError:
+            streams.silence(sys.stdout)
+            raise
+
+    def _write_file(self, text: str) -> None:
+        assert self._file is not None
+        file, self._file = self._file, None  # after an error, nothing more goes there
+        try:
+            with writing(file.name):
+                file.write(text)
+                file.flush()
+        except WriteError:
+            with contextlib.suppress(OSError):
+                file.close()
+            raise
+        self._file = file
 
 
 def _may_meet(text: TextIO, messages: TextIO) -> bool:
@@ -162,40 +190,46 @@ def _coloured(piece: tuple[str, int]) -> str:
     return f"{_COLOURS[source]}{text}{_PLAIN}" if _COLOURS[source] and text else text
 
 
-def _consume(events: Generator[StreamEvent, None, None], writer: _Writer) -> GenerationResult:
-    """Shows every event; an interrupt, or a reader that has left, ends the text but keeps the result."""
-    result = None
+def _consume(events: Generator[StreamEvent, None, None], writer: _Writer) -> tuple[GenerationResult, WriteError | None]:
+    """Shows every event; an interrupt, a reader that has left, or a file that cannot be written ends the text but keeps
+    the result. Returns the result and the last of these errors."""
+    result, unwritten = None, None
     try:
         for event in events:
             result = event.result or result
             writer.show(event)
-    except (KeyboardInterrupt, BrokenPipeError) as reason:
+    except (KeyboardInterrupt, BrokenPipeError, WriteError) as reason:
         if isinstance(reason, BrokenPipeError) and not writer.drop_left():
             raise
+        unwritten = reason if isinstance(reason, WriteError) else None
         if result is None:
             last = events.throw(KeyboardInterrupt())
             result = last.result
-            writer.show(last)
+            with contextlib.suppress(WriteError):
+                writer.show(last)
     assert result is not None, "the last event carries the result"
-    return result
+    return result, unwritten
 
 
-def _read_prompt(options: argparse.Namespace) -> str | list[int]:
+def _read_prompt(options: argparse.Namespace) -> str | list[int] | None:
+    """The prompt as flags give it; None for a run whose journal has it."""
     from tokenswift_jax.prompt import read_ids, read_text
 
     if options.prompt_file is not None:
         return read_text(options.prompt_file)
     if options.prompt_ids is not None:
         return read_ids(options.prompt_ids)
+    if options.prompt is None and options.resume and options.journal.exists():
+        return None
     return DEMO_PROMPT if options.prompt is None else options.prompt
 
 
-def _report(result: GenerationResult, model: Model) -> None:
+def _report(result: GenerationResult, model: Model, settings: str) -> None:
     import jax.numpy as jnp
 
     from tokenswift_jax.cli.summary import closing_report
 
-    print(closing_report(result, model.config, jnp.dtype(model.dtype).itemsize), file=sys.stderr)
+    print(closing_report(result, model.config, jnp.dtype(model.dtype).itemsize, settings), file=sys.stderr)
 
 
 def _status(result: GenerationResult, audit: bool) -> int:

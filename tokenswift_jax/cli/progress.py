@@ -44,6 +44,10 @@ class ProgressLine:
         """Whether the line is ever drawn."""
         return self._console is not None
 
+    def expect(self, total: int) -> None:
+        """Sets the number of tokens of the whole text."""
+        self._total = total
+
     def add(self, records: TokenLog) -> None:
         """Adds a chunk to the counts."""
         counts = acceptance(records)

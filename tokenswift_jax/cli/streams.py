@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
@@ -42,6 +43,12 @@ def flush() -> None:
         except OSError:
             _silence(stream)
             raise
+
+
+def silence(stream: Any) -> None:
+    """Drops the stream's buffer; from now on it writes to the null device. Does nothing to a stream without a file."""
+    with contextlib.suppress(OSError, ValueError):
+        _silence(stream)
 
 
 def silence_left() -> bool:

@@ -8,8 +8,9 @@ from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.stats import GenerationResult
 
 
-def closing_report(result: GenerationResult, config: ModelConfig, bytes_per_value: int) -> str:
-    """Lines on rate, acceptance, memory traffic, compilation and prefill, and on the audit if there was one."""
+def closing_report(result: GenerationResult, config: ModelConfig, bytes_per_value: int, settings: str) -> str:
+    """Lines on rate, acceptance, memory traffic, compilation and prefill, on the settings with their sources
+    (`settings_line`), and on the audit if there was one."""
     depth = f"{result.accepted_tokens:,} of {result.draft_depth:,} drafted tokens accepted"
     lines = [
         f"{result.generated_tokens:,} tokens in {result.decode_seconds:.2f} s, "
@@ -22,6 +23,7 @@ def closing_report(result: GenerationResult, config: ModelConfig, bytes_per_valu
         "of weights and live cache (estimate; drafting not counted)",
         f"compiled in {result.compile_seconds:.2f} s, "
         f"prefilled {result.prompt_tokens:,} tokens in {result.prefill_seconds:.2f} s",
+        settings,
     ]
     if result.audit is not None:
         verdict = "FAILED" if result.audit_failed else "passed"

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax.engine.host_memory import available_bytes
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.request import Request
 
+# The largest factor of published models (Yarn-Llama-2 128K, Llama 3.2); no advice goes beyond it.
+_FURTHEST = 32
+
 
 def capacity_for(
-    config: ModelConfig, requests: Sequence[Request], scratch: int, prefill_rows: int, asked: int | None
+    config: ModelConfig,
+    requests: Sequence[Request],
+    scratch: int,
+    prefill_rows: int,
+    asked: int | None,
+    rope_override: Mapping[str, Any] | None = None,
 ) -> int:
     """Slots per row of the cache: enough for the longest row, an iteration's scratch slots and prefill's last chunk.
 
@@ -27,6 +38,7 @@ def capacity_for(
       scratch: slots that an iteration writes after a row's committed tokens, whether or not it commits them.
       prefill_rows: positions per row of one prefill forward.
       asked: slots that the caller wants, at least as many as needed; None: as many as needed.
+      rope_override: the one with which the model was loaded, for the message.
 
     Raises:
       UserError: prompt + max_new_tokens exceeds the model's positions or the capacity asked for.
@@ -35,11 +47,23 @@ def capacity_for(
     prompt, new = len(largest.prompt_ids), largest.max_new_tokens
     longest = prompt + new
     limit = config.max_position_embeddings
-    if longest > limit:
-        stretched = f'{{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": {limit}}}'
+    if longest > limit and config.limited_by is not None:
         raise UserError(
-            f"prompt ({prompt} tokens) + max_new_tokens ({new}) exceeds the model's {limit} "
-            f"positions; ask for less, or stretch them, for example with rope_override={stretched}",
+            f"prompt ({prompt} tokens) + max_new_tokens ({new}) exceeds {limit} positions; longer texts need "
+            f"{config.limited_by} of config.json, which is not supported; ask for less",
+            arguments=("max_new_tokens",),
+        )
+    if longest > limit and longest > _FURTHEST * _trained(config):
+        raise UserError(
+            f"prompt ({prompt} tokens) + max_new_tokens ({new}) exceeds the model's {limit} positions; ask for less",
+            arguments=("max_new_tokens",),
+        )
+    if longest > limit:
+        stretched = json.dumps(_stretched(config, longest, rope_override))
+        how = "stretch them" if config.rope.type == "default" else f"stretch its RoPE (type {config.rope.type}) further"
+        raise UserError(
+            f"prompt ({prompt} tokens) + max_new_tokens ({new}) exceeds the model's {limit} positions; ask for less, "
+            f"or {how}, which changes the model: rope_override={stretched}",
             arguments=("max_new_tokens", "rope_override"),
         )
     needed = round_up(max(longest + scratch + 1, round_up(longest, prefill_rows)))
@@ -50,6 +74,26 @@ def capacity_for(
             )
         return round_up(asked)
     return round_up(needed, max(BLOCK, 2 ** (needed.bit_length() - 4)))
+
+
+def _trained(config: ModelConfig) -> int:
+    """The length in positions that the RoPE's factor stretches."""
+    rope, limit = config.rope, config.max_position_embeddings
+    return limit if rope.factor is None else rope.original_max_position or int(limit / rope.factor)
+
+
+def _stretched(config: ModelConfig, longest: int, rope_override: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The `rope_override` that makes room for `longest` positions and keeps the checkpoint's own type of RoPE."""
+    rope, trained = config.rope, _trained(config)
+    before = {name: value for name, value in (rope_override or {}).items() if name != "max_position_embeddings"}
+    changed: dict[str, Any] = {"rope_type": "yarn"} if rope.type == "default" else {}
+    if rope.type != "default" and {"type", "rope_type"} & set(before):
+        changed["rope_type"] = rope.type
+    changed |= {name: value for name, value in before.items() if name not in ("type", "rope_type")}
+    changed["factor"] = float(math.ceil(longest / trained))
+    if rope.type in ("default", "linear"):
+        changed["original_max_position_embeddings"] = trained
+    return changed
 
 
 def check_memory(
@@ -86,6 +130,4 @@ def _free_bytes() -> int | None:
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    if device.platform == "cpu" and hasattr(os, "sysconf"):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+    return available_bytes() if device.platform == "cpu" else None

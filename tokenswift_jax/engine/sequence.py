@@ -33,7 +33,7 @@ class Row:
     def take(self, records: TokenLog) -> tuple[TokenLog, list[Segment]]:
         """Adds a chunk up to the token that ends the row.
 
-        That is the end of a stop string, an EOS or the last of `max_new_tokens`, whichever comes first.
+        That is the end of a stop string, a stop token, an EOS or the last of `max_new_tokens`, whichever comes first.
 
         Returns the kept records and the released text.
         """
@@ -45,7 +45,7 @@ class Row:
                 self.finish = "eos"
             else:
                 segments += self._transcript.push(token, source)
-                if self._transcript.stopped:
+                if self._transcript.stopped or token in self.request.stop_token_ids:
                     self.finish = "stop"
                 elif self._count + taken == self.request.max_new_tokens:
                     self.finish = "length"

@@ -119,7 +119,9 @@ class Session:
         self._emitted = [list(done) for done in emitted] if emitted is not None else [[] for _ in requests]
         texts = [len(r.prompt_ids) + len(done) for r, done in zip(requests, self._emitted, strict=True)]
         drafting = [named.plan for named in speculative]
-        capacity = memory.capacity_for(config, requests, scratch_of(drafting), chunk_rows(max(texts)), capacity)
+        capacity = memory.capacity_for(
+            config, requests, scratch_of(drafting), chunk_rows(max(texts)), capacity, model.rope_override
+        )
         dtype = jax.tree.leaves(model.params)[0].dtype
         layout = Layout.of(config, dtype, capacity, features, drafting, logprobs, cache_dtype)
         memory.check_memory(

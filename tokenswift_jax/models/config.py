@@ -58,6 +58,8 @@ class ModelConfig:
 
     Attributes:
       model_type: the family's name in config.json (llama, mistral, qwen2, qwen3).
+      max_position_embeddings: the longest text in positions: the number of config.json, or factor times the trained
+        length where RoPE stretches further (`hf_rope.longest_text`).
       sliding_windows: one entry per layer, the number of newest positions (its own included) that a row
         sees, or None for all of them.
       qkv_bias, output_bias, mlp_bias: whether those projections have a bias.
@@ -67,6 +69,8 @@ class ModelConfig:
         `medusa` heads read that state after the final norm, and do not build on each other.
       node_sets: the most profitable nodes of the draft heads' tree, found when the heads were trained.
       draft_vocab: the tokens that draft heads score; None for all.
+      limited_by: the field of config.json that this package does not support and that would change longer texts than
+        `max_position_embeddings` allows; None: no such field.
     """
 
     model_type: str
@@ -90,6 +94,7 @@ class ModelConfig:
     draft_head_type: DraftHeadType
     node_sets: NodeSets = NO_NODE_SETS
     draft_vocab: DraftVocab | None = None
+    limited_by: str | None = None
 
     def attention(self, layer: int) -> AttentionSpec:
         """Returns the attention settings of a layer."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, get_args
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import DraftHeadType, ModelConfig
 from tokenswift_jax.models.draft_vocab import DraftVocab, parse_draft_vocab
-from tokenswift_jax.models.hf_rope import rope_config, rope_parameters
+from tokenswift_jax.models.hf_fields import check_known, plain_positions
+from tokenswift_jax.models.hf_rope import longest_text, rope_config, rope_parameters, unused_fields
 from tokenswift_jax.models.node_sets import NodeSets, parse_node_sets
 
 # Values of fields that config.json omits: the defaults of the family's config class in transformers. A null head_dim
@@ -48,13 +50,15 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     `tokenswift.num_heads`, or the reference program's `medusa_heads`.
 
     Raises:
-      UserError: unknown family, RoPE type, activation or head type; a bad node set; a missing or impossible field.
+      UserError: unknown family, RoPE type, activation or head type; a bad node set; a missing or impossible field; a
+        field that is not known and may change the text.
     """
     family = config.get("model_type")
-    if family not in _WHEN_ABSENT:
+    if not isinstance(family, str) or family not in _WHEN_ABSENT:
         raise UserError(f"unknown architecture: model_type {family!r} in config.json; known: {', '.join(_WHEN_ABSENT)}")
     if config.get("quantization_config"):
         raise UserError("config.json has a quantization_config; only unquantised weights can be loaded")
+    check_known(config)
     missing = [name for name in _SIZES if config.get(name) is None]
     if missing:
         raise UserError(f"config.json lacks {', '.join(missing)}")
@@ -78,7 +82,9 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         raise UserError(f"head_dim is {head_dim}; RoPE needs an even one")
 
     max_positions = _positive(fields, "max_position_embeddings")
-    attention_bias = bool(fields.get("attention_bias", False))
+    rope = rope_config(config, max_positions)
+    longest, plain = longest_text(config, max_positions), plain_positions(config)
+    attention_bias = _flag(fields, "attention_bias")
     num_draft_heads, draft_head_type, node_sets, draft_vocab = _draft_heads(config, _positive(fields, "vocab_size"))
     return ModelConfig(
         model_type=family,
@@ -89,19 +95,20 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        rms_norm_eps=float(fields["rms_norm_eps"]),
-        rope=rope_config(config, max_positions),
-        max_position_embeddings=max_positions,
-        tie_word_embeddings=bool(fields["tie_word_embeddings"]),
+        rms_norm_eps=_positive_number(fields, "rms_norm_eps"),
+        rope=rope,
+        max_position_embeddings=longest if plain is None else min(longest, plain),
+        tie_word_embeddings=_flag(fields, "tie_word_embeddings"),
         qkv_bias=family == "qwen2" or attention_bias,
         output_bias=attention_bias and family != "qwen2",
-        mlp_bias=bool(fields["mlp_bias"]) if family == "llama" else False,
+        mlp_bias=_flag(fields, "mlp_bias") if family == "llama" else False,
         qk_norm=family == "qwen3",
         sliding_windows=_sliding_windows(family, fields, layers),
         num_draft_heads=num_draft_heads,
         draft_head_type=draft_head_type,
         node_sets=node_sets,
         draft_vocab=draft_vocab,
+        limited_by="dual_chunk_attention_config" if plain is not None and plain < longest else None,
     )
 
 
@@ -110,7 +117,7 @@ def rope_override(config: Mapping[str, Any], override: Mapping[str, Any]) -> dic
 
     With a `rope_type` the override replaces the whole scaling (theta stays unless given, and
     `original_max_position_embeddings` defaults to the model's training length); without one it changes single fields.
-    The longest position becomes factor times the original length, or `max_position_embeddings` if given.
+    `max_position_embeddings` becomes factor times the original length, or the number given.
 
     Raises:
       UserError: the override is empty or not an object, or gives impossible parameters.
@@ -120,8 +127,8 @@ def rope_override(config: Mapping[str, Any], override: Mapping[str, Any]) -> dic
             'rope_override must be a JSON object such as {"rope_type": "yarn", "factor": 4.0}',
             arguments=("rope_override",),
         )
-    before = model_config(config)
-    positions = before.max_position_embeddings
+    model_config(config)
+    positions = trained_positions(config)
     current = {"original_max_position_embeddings": positions} | rope_parameters(config, positions)
     replaces = "rope_type" in override or "type" in override
     kept = ("rope_theta", "original_max_position_embeddings") if replaces else tuple(current)
@@ -134,12 +141,38 @@ def rope_override(config: Mapping[str, Any], override: Mapping[str, Any]) -> dic
     }
     changed["rope_parameters"] = rope
     after = model_config(changed).rope
+    if unused := sorted(unused_fields(after.type) & set(override)):
+        raise UserError(
+            f"rope_override has {', '.join(unused)}, for which RoPE type {after.type!r} has no use; leave it out, or "
+            "name a rope_type that uses it",
+            arguments=("rope_override",),
+        )
     if stretched is None:
         original = rope["original_max_position_embeddings"]
         stretched = positions if after.factor is None else max(positions, int(after.factor * original))
     changed["max_position_embeddings"] = stretched
     model_config(changed)
     return changed
+
+
+def trained_positions(config: Mapping[str, Any]) -> int:
+    """`max_position_embeddings` of a config.json that `model_config` accepts, or the family's default."""
+    given = config.get("max_position_embeddings")
+    return _WHEN_ABSENT[config["model_type"]]["max_position_embeddings"] if given is None else given
+
+
+def _flag(fields: Mapping[str, Any], name: str) -> bool:
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        raise UserError(f"{name} in config.json is {value!r}; it must be true or false")
+    return value
+
+
+def _positive_number(fields: Mapping[str, Any], name: str) -> float:
+    value = fields[name]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"{name} in config.json is {value!r}; it must be a positive number")
+    return float(value)
 
 
 def _positive(fields: Mapping[str, Any], name: str) -> int:
@@ -156,13 +189,15 @@ def _sliding_windows(family: str, fields: Mapping[str, Any], layers: int) -> tup
     elif family == "mistral":
         windows = (_window(fields),) * layers
     else:
-        window = _window(fields) if fields["use_sliding_window"] else None
+        window = _window(fields) if _flag(fields, "use_sliding_window") else None
         if kinds is None:
-            first = fields["max_window_layers"]
+            first = _whole(fields, "max_window_layers")
             windows = tuple(window if index >= first else None for index in range(layers))
         else:
             windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
     if kinds is not None:
+        if not isinstance(kinds, list):
+            raise UserError(f"layer_types in config.json is {kinds!r}; it must be a list or null")
         meant = ["full_attention" if window is None else "sliding_attention" for window in windows]
         if list(kinds) != meant or len(windows) != layers:
             raise UserError(
@@ -170,6 +205,13 @@ def _sliding_windows(family: str, fields: Mapping[str, Any], layers: int) -> tup
                 f"they give {meant}"
             )
     return windows
+
+
+def _whole(fields: Mapping[str, Any], name: str) -> int:
+    value = fields[name]
+    if type(value) is not int or value < 0:
+        raise UserError(f"{name} in config.json is {value!r}; it must be a whole number")
+    return value
 
 
 def _window(fields: Mapping[str, Any]) -> int | None:

@@ -22,7 +22,18 @@ _NUMBERS = (
     *("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
 )
 _KNOWN_FIELDS = {*_NUMBERS, "rope_type", "type", "truncate", "partial_rotary_factor", "finetuned"}
+# Fields of one type that have no effect in another.
+_OF_TYPE = {
+    "default": (),
+    "linear": ("factor", "original_max_position_embeddings"),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    "yarn": (
+        *("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "mscale"),
+        *("mscale_all_dim", "truncate"),
+    ),
+}
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
+_LAST_POSITION = 2**31 - 1  # positions are int32
 _THETA_WHEN_ABSENT = 10_000.0  # transformers' default_theta, the same for every family here
 _YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # defaults of absent fields: the YaRN paper's beta and alpha
 _UNUSED = {field.name: None for field in dataclasses.fields(RopeConfig) if field.name not in ("type", "theta")}
@@ -51,15 +62,33 @@ def rope_parameters(config: Mapping[str, Any], max_positions: int) -> dict[str, 
         raise UserError(f"unknown RoPE field {', '.join(unknown)}; known: {', '.join(sorted(_KNOWN_FIELDS))}")
     kind = fields.pop("type", "default")
     fields["rope_type"] = fields.get("rope_type", kind)
-    fields.setdefault("rope_theta", config.get("rope_theta") or _THETA_WHEN_ABSENT)
+    theta, beside = config.get("rope_theta"), config.get("original_max_position_embeddings")
+    fields.setdefault("rope_theta", _THETA_WHEN_ABSENT if theta is None else theta)
+    if beside is not None and fields["rope_type"] in ("linear", "llama3", "yarn"):
+        fields["original_max_position_embeddings"] = beside
     if fields["rope_type"] in ("llama3", "yarn"):
-        beside = config.get("original_max_position_embeddings")
-        fields["original_max_position_embeddings"] = beside or fields.get(
-            "original_max_position_embeddings", max_positions
-        )
+        fields.setdefault("original_max_position_embeddings", max_positions)
     if fields["rope_type"] == "yarn" and raw.get("factor", 1.0) is None:
         fields["factor"] = max_positions / fields["original_max_position_embeddings"]
     return fields
+
+
+def unused_fields(kind: str) -> set[str]:
+    """The RoPE fields without effect on a known type."""
+    return {name for names in _OF_TYPE.values() for name in names} - {*_OF_TYPE[kind]}
+
+
+def longest_text(config: Mapping[str, Any], max_positions: int) -> int:
+    """The longest text in positions: `max_position_embeddings`, or factor times the trained length if that is more.
+
+    The trained length is `original_max_position_embeddings`, beside or inside the RoPE parameters, else
+    `max_position_embeddings`. The parameters are those that `rope_config` accepts.
+    """
+    fields = rope_parameters(config, max_positions)
+    if fields["rope_type"] == "default":
+        return max_positions
+    trained = fields.get("original_max_position_embeddings", max_positions)
+    return max(max_positions, int(min(fields["factor"] * trained, _LAST_POSITION)))
 
 
 def rope_config(config: Mapping[str, Any], max_positions: int) -> RopeConfig:
@@ -87,11 +116,16 @@ def rope_config(config: Mapping[str, Any], max_positions: int) -> RopeConfig:
         raise UserError(f"RoPE type {kind!r} needs {', '.join(missing)}")
     if fields.get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError("partial_rotary_factor is not 1; only rotation of whole heads is known")
+    if not isinstance(fields.get("truncate", True), bool):
+        raise UserError(f"RoPE field truncate is {fields['truncate']!r}; it must be true or false")
     for name in _NUMBERS:
         value = fields.get(name, 1.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise UserError(f"RoPE field {name} is {value!r}; it must be a positive number")
 
+    original = fields.get("original_max_position_embeddings", max_positions)
+    if original != int(original):
+        raise UserError(f"RoPE field original_max_position_embeddings is {original!r}; it must be a whole number")
     settings: dict[str, Any] = {}
     if kind != "default":
         settings["factor"] = float(fields["factor"])

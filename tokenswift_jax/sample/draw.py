@@ -14,7 +14,11 @@ def draw(scores: jax.Array, noise: jax.Array | None) -> jax.Array:
 
 
 def draw_and_score(scores: jax.Array, noise: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """The draw and its score + noise, [...]. For a row that contains a NaN they are a meaningless token and NaN."""
+    """The draw and its score + noise, [...]; the score shows at no further cost that a row has no draw.
+
+    It is NaN for a row that contains a NaN, inf for a row with an infinite logit, and -inf for a row in which no token
+    may be drawn; the token is then meaningless.
+    """
     perturbed = scores if noise is None else scores + noise.astype(scores.dtype)
     return jax.lax.platform_dependent(perturbed, cpu=_highest_in_two_reductions, default=_highest)
 

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokenswift_jax.arrays import axes, pytree
-from tokenswift_jax.request import Request
+from tokenswift_jax.request import Request, check_drawable
 from tokenswift_jax.sample.gumbel import row_keys
-from tokenswift_jax.sampling import SamplingConfig, check_vocabulary
+from tokenswift_jax.sampling import SamplingConfig
 
 WHOLE_TEXT = 2**31 - 1  # a penalty window without a limit
 _WORD = 32  # token ids per word of a token set
@@ -68,11 +68,11 @@ def sequence_params(requests: Sequence[Request], vocab: int) -> SequenceParams:
     """The settings of a batch; row i has those of request i.
 
     Raises:
-      UserError: `suppress_tokens` does not fit the vocabulary.
+      UserError: the settings of a request leave nothing to draw (`check_drawable`).
     """
     configs = [request.sampling for request in requests]
-    for config in configs:
-        check_vocabulary(config, vocab)
+    for request in requests:
+        check_drawable(request, vocab)
     real = jnp.result_type(float)
 
     def column(values: Iterable[float], dtype: jnp.dtype | type) -> jax.Array:

@@ -60,7 +60,10 @@ class TextInputs:
 
 
 def draw_rows(rows: RowInputs, texts: TextInputs, features: SamplingFeatures) -> tuple[jax.Array, jax.Array]:
-    """The draws, int32 [batch, rows], and whether a tree row has a NaN, suppressed tokens aside, bool [batch, rows]."""
+    """The draws, int32 [batch, rows], and for which tree rows there is none, bool [batch, rows].
+
+    A row has no draw if its logits, suppressed tokens aside, contain a NaN or inf, or are all -inf.
+    """
     _, count, vocab = rows.logits.shape
     whole = partial(_draw_rows, features=features)
     size = max(1, _BLOCK // vocab)
@@ -110,7 +113,7 @@ def row_scores(rows: RowInputs, texts: TextInputs, *, features: SamplingFeatures
 def _draw_rows(rows: RowInputs, texts: TextInputs, *, features: SamplingFeatures) -> tuple[jax.Array, jax.Array]:
     scores = row_scores(rows, texts, features=features)
     token, score = draw_and_score(scores, _at_depths(texts.noise, rows.depths))
-    return token, jnp.isnan(score)
+    return token, ~jnp.isfinite(score)
 
 
 def _at_depths(noise: jax.Array | None, depths: jax.Array) -> jax.Array | None:

@@ -97,4 +97,6 @@ def _byte_tokens(tokenizer: Decodes) -> dict[int, int]:
     # decodes the ids to the names.
     if not isinstance(ids, list) or ids[letter] is None or _decode(tokenizer, [ids[letter]]) != chr(letter):
         return {}
-    return {token: byte for byte, token in enumerate(ids)}
+    # A vocabulary may lack some bytes; for these the tokenizer returns None or its unknown token.
+    absent = (None, getattr(tokenizer, "unk_token_id", None))
+    return {token: byte for byte, token in enumerate(ids) if token not in absent}

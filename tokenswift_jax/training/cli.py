@@ -6,16 +6,17 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers, with_dashes
+from tokenswift_jax.cli.converters import integer, number, path
+from tokenswift_jax.cli.converters import name as model_name
 from tokenswift_jax.training.extra import check_installed
 from tokenswift_jax.training.settings import HEAD_TYPES, REMAT, SCHEDULES, WHAT, read_settings
 
 PROGRAM = "python -m tokenswift_jax.train"
 # Type, choices, metavar and help of each setting that has its own flag, by the name of the setting.
-_WHOLE, _NUMBER, _TEXT = int, float, str
+_WHOLE, _NUMBER, _TEXT = integer, number, str
 _FLAGS: dict[str, tuple[Any, Any, str | None, str]] = {
     "what": (_TEXT, WHAT, None, "draft heads alone, or the backbone too (default: heads)"),
     "heads": (_WHOLE, None, "N", "draft heads (default: 3)"),
@@ -106,14 +107,14 @@ def _parser(program: str) -> Parser:
         "130 interrupted, 141 the reader of a pipe has left (--resume continues).",
     )
     add = parser.add_argument_group("what is read and written").add_argument
-    add("--model", metavar="DIR|HUB_ID", help="the target (default: the bundled demo)")
+    add("--model", type=model_name, metavar="DIR|HUB_ID", help="the target (default: the bundled demo)")
     add("--data", nargs="+", required=True, metavar="PATH", help=".txt and .jsonl files, folders, patterns")
     add("--eval-data", nargs="+", metavar="PATH", help="held-out text (default: a hundredth of the documents)")
     add("--strict", action="store_true", help="a broken line or file is an error")
-    add("--output", type=Path, required=True, metavar="DIR", help="checkpoint directory to write")
-    add("--data-cache", type=Path, metavar="DIR", help="where tokenised data are kept")
+    add("--output", type=path, required=True, metavar="DIR", help="checkpoint directory to write")
+    add("--data-cache", type=path, metavar="DIR", help="where tokenised data are kept")
     add("--resume", action="store_true", help="continue the run in --output (or begin it)")
-    add("--config", type=Path, metavar="FILE.json", help="settings; a flag overrides its field")
+    add("--config", type=path, metavar="FILE.json", help="settings; a flag overrides its field")
     add = parser.add_argument_group("settings").add_argument
     for name, (kind, choices, metavar, text) in _FLAGS.items():
         add("--" + name.replace("_", "-"), type=kind, choices=choices, metavar=metavar, help=text)

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.paths import expanded
 from tokenswift_jax.prompt import render_chat
+from tokenswift_jax.text.reading import NotTextError, decode
 
 SUFFIXES = (".txt", ".jsonl")
 _EXAMPLES = 5
@@ -77,7 +79,7 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def _expand(path: str | Path) -> list[Path]:
-    place = Path(path).expanduser()
+    place = expanded(path)
     if place.is_file():
         if not _readable(place):
             raise UserError(f"{path} is neither .txt (one document a file) nor .jsonl (one a line)")
@@ -132,17 +134,16 @@ class _BrokenError(Exception):
 
 def _document(data: bytes, place: str, tokenizer: Any, record: bool) -> Document:
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = None if record else data.count(b"\n", 0, error.start) + 1
-        raise _BrokenError(f"not UTF-8 text (byte {error.start})", line) from None
+        text = decode(data)
+    except NotTextError as error:
+        raise _BrokenError(str(error), None if record else error.line) from None
     rendered = False
     if record:
         text, rendered = _record_text(text, tokenizer)
     if not text.strip():
         raise _BrokenError("no text in it")
-    if "\0" in text:
-        raise _BrokenError("not text: it has a zero byte", None if record else text[: text.index("\0")].count("\n") + 1)
+    if "\0" in text:  # "\u0000" of JSON
+        raise _BrokenError("not text: it has a zero byte")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:  # "\ud800" is valid JSON but not a character
@@ -159,13 +160,15 @@ def _record_text(line: str, tokenizer: Any) -> tuple[str, bool]:
         raise _BrokenError("not JSON that can be read") from None
     if not isinstance(record, dict):
         raise _BrokenError(f"an object is needed, not {_kind(record)}")
-    if "text" in record:
-        if not isinstance(record["text"], str):
-            raise _BrokenError(f'"text" has to be a string, not {_kind(record["text"])}')
-        return record["text"], False
-    if "messages" not in record:
+    # Data sets with both columns fill the one that a record does not use with null or with nothing.
+    text, messages = record.get("text"), record.get("messages")
+    if messages is not None and (text is None or text == ""):
+        return _render(messages, tokenizer), True
+    if "text" not in record:
         raise _BrokenError('neither "text" nor "messages" in it')
-    return _render(record["messages"], tokenizer), True
+    if not isinstance(text, str):
+        raise _BrokenError(f'"text" has to be a string, not {_kind(text)}')
+    return text, False
 
 
 def _render(messages: Any, tokenizer: Any) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, writing
 
 
 class MetricsWriter:
@@ -35,16 +35,21 @@ class MetricsWriter:
         try:
             if resume_at is not None and path.exists():
                 _cut(path, resume_at)
-            self._file = path.open("w" if resume_at is None else "a", encoding="utf-8")
+            self._path, self._file = path, path.open("w" if resume_at is None else "a", encoding="utf-8")
         except OSError as error:
             raise UserError(f"metrics file {path}: {error.strerror}; name a place that can be written") from error
 
     def write(self, step: int, values: Mapping[str, float | int]) -> None:
-        """Appends the line of one step; arrays of one element count as numbers."""
+        """Appends the line of one step; arrays of one element count as numbers.
+
+        Raises:
+          WriteError: the system refuses, for example on a full disk.
+        """
         numbers = {name: value if type(value) is int else float(value) for name, value in values.items()}
         row = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self._file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps({"step": step, **row}, allow_nan=False) + "\n")
+            self._file.flush()
         if self._events is not None:
             for name, value in numbers.items():
                 self._events.add_scalar(name, value, step)
@@ -53,9 +58,12 @@ class MetricsWriter:
     def close(self) -> None:
         """Closes the files, and first forces the JSONL file to disk."""
         if not self._file.closed:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with writing(self._path):
+                try:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                finally:
+                    self._file.close()
         if self._events is not None:
             self._events.close()
 

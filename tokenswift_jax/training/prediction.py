@@ -72,7 +72,7 @@ def write_continuations(
 ) -> Continuations:
     """Writes the target's own continuations by plain decoding; an EOS ends one early."""
     plain = SpeculationConfig(mode="autoregressive")
-    results = generate(model, prompts, sampling, plain, max_new_tokens=max_new_tokens)
+    results = generate(model, prompts, sampling, plain, max_new_tokens=max_new_tokens, min_new_tokens=0, stop=())
     return Continuations(
         sampling, tuple(tuple(prompt) for prompt in prompts), tuple(tuple(result.token_ids) for result in results)
     )

@@ -14,7 +14,8 @@ import numpy as np
 
 from tokenswift_jax.api import generate
 from tokenswift_jax.checkpoint.directory import fingerprint, read_config
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.engine.journal import checked_line, checked_record
+from tokenswift_jax.errors import UserError, writing
 from tokenswift_jax.model import load
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
@@ -22,7 +23,7 @@ from tokenswift_jax.training.learner import compute_dtype
 from tokenswift_jax.training.settings import TrainingSettings
 from tokenswift_jax.training.shards import Corpus, corpus_of_ids
 
-_FORMAT = 1  # a change that gives other texts for the same settings raises it
+_FORMAT = 2  # a change that gives other texts for the same settings raises it
 PROMPT_SHARE = 8  # one token in this many is the prompt's
 _TOKENS_AT_ONCE, _MOST_ROWS = 1 << 16, 32  # limits of a batch, so that its cache fits beside the parameters
 
@@ -53,11 +54,12 @@ def written_by_target(
     span = [documents.start, documents.stop]
     what = [_FORMAT, fingerprint(model_dir), corpus.digest, span, settings.self_distill, settings.max_length]
     key = hashlib.sha256(json.dumps([*what, settings.seed, dtype.name]).encode()).hexdigest()
+    vocab = read_config(model_dir)["vocab_size"]
     folder = cache / f"self-{key}"
     journal = cache / f"self-{key}.jsonl"
 
     def texts() -> Iterator[list[int]]:
-        written = _read_journal(journal)
+        written = _read_journal(journal, vocab)
         yield from written
         model = load(model_dir, dtype)
         speculation = SpeculationConfig(draft_cache=settings.draft_cache, draft_sinks=settings.draft_sinks)
@@ -72,19 +74,22 @@ def written_by_target(
                     SamplingConfig(seed=settings.seed, sequence=first),
                     speculation,
                     max_new_tokens=settings.max_length - prompt_tokens(settings),
+                    min_new_tokens=0,
+                    stop=(),
                 )
                 if any(result.finish_reason == "interrupted" for result in results):
                     raise KeyboardInterrupt
                 done = [prompt + result.token_ids for prompt, result in zip(batch, results, strict=True)]
-                file.writelines(json.dumps(ids) + "\n" for ids in done)
-                file.flush()
-                os.fsync(file.fileno())
+                with writing(journal):
+                    file.writelines(checked_line({"ids": ids}).decode() for ids in done)
+                    file.flush()
+                    os.fsync(file.fileno())
                 speed = sum(result.generated_tokens for result in results) / (time.perf_counter() - begun)
                 told = f"{first + len(batch)}/{len(prompts)} texts, {speed:,.0f} tokens/s"
                 print(f"self-distillation: {told}", file=say, flush=True)
                 yield from done
 
-    written = corpus_of_ids(folder, texts, read_config(model_dir)["vocab_size"] - 1)
+    written = corpus_of_ids(folder, texts, vocab - 1)
     journal.unlink(missing_ok=True)
     print(f"self-distillation: {written.report()}", file=say, flush=True)
     return written
@@ -116,12 +121,17 @@ def choose_prompts(corpus: Corpus, documents: range, settings: TrainingSettings)
     return chosen
 
 
-def _read_journal(path: Path) -> list[list[int]]:
-    """The texts of a killed run; it removes a last line that the kill tore from the file."""
+def _read_journal(path: Path, vocab: int) -> list[list[int]]:
+    """The texts of a killed run up to the first damaged line, which a kill may have torn; the file ends there then."""
     if not path.exists():
         return []
-    whole = path.read_bytes()
-    whole = whole[: whole.rfind(b"\n") + 1]
+    texts, end = [], 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        ids = (checked_record(line[:-1], required=True) or {}).get("ids") if line.endswith(b"\n") else None
+        if not isinstance(ids, list) or not all(type(token) is int and 0 <= token < vocab for token in ids):
+            break
+        texts.append(ids)
+        end += len(line)
     with path.open("rb+") as file:
-        file.truncate(len(whole))
-    return [json.loads(line) for line in whole.splitlines()]
+        file.truncate(end)
+    return texts

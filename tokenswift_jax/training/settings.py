@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenswift_jax.errors import UserError, check_whole, read_from
+from tokenswift_jax.text.reading import decode
 
 WHAT = ("heads", "all")
 HEAD_TYPES = ("sequential", "chained", "medusa")
@@ -166,8 +167,8 @@ def read_settings(config: Path | None, given: Mapping[str, Any]) -> TrainingSett
     chosen: dict[str, Any] = {}
     if config is not None:
         try:
-            chosen = json.loads(config.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            chosen = json.loads(decode(config.read_bytes()))
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"cannot read the configuration {config}: {error}") from None
         if not isinstance(chosen, dict):
             raise UserError(f"{config} must hold a JSON object of training settings")

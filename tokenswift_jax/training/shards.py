@@ -21,7 +21,7 @@ from tokenswift_jax.errors import UserError
 from tokenswift_jax.training.documents import Broken, Document, find_files, read_documents, strict_error
 
 SHARD_TOKENS = 1 << 26
-_FORMAT = 1  # a change that gives other tokens or another layout for the same files raises it
+_FORMAT = 2  # a change that gives other tokens or another layout for the same files raises it
 _REPORT, _OFFSETS = "report.json", "offsets.npy"
 _PART_CHARACTERS = 1 << 20  # characters that the tokenizer gets at once; it needs some hundred bytes a token
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -16,6 +16,7 @@ import numpy as np
 from tokenswift_jax import checkpoint
 from tokenswift_jax.checkpoint.directory import fingerprint
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.paths import expanded
 from tokenswift_jax.training.checkpoints import Checkpoints, Place
 from tokenswift_jax.training.export import write_checkpoint
 from tokenswift_jax.training.frequent_tokens import frequent_tokens
@@ -59,7 +60,7 @@ class Paths:
 
 def default_cache() -> Path:
     """The default folder for tokenised data."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tokenswift_jax" / "data"
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tokenswift_jax" / "data"
 
 
 def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: bool, say: TextIO) -> Path:

@@ -1,0 +1,52 @@
+"""The line of the closing report that names the settings of a text and the source of each."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from tokenswift_jax.generation_config import FILE
+from tokenswift_jax.sampling import SamplingConfig
+
+_FILTERS = ("temperature", "top_k", "top_p", "min_p", "eta_cutoff", "min_tokens_to_keep")
+_ALWAYS = ("repetition_penalty", "penalty_window", "suppress_tokens", "seed")  # a greedy text uses them too
+_ENDS = {"max_new_tokens": "max_new_tokens", "min_new_tokens": "min_new_tokens", "stop": "stop_strings"}
+
+
+def settings_line(options: argparse.Namespace, generation_config: Mapping[str, Any], sampling: SamplingConfig) -> str:
+    """The settings that are not neutral, grouped by source: flags, generation_config.json, defaults.
+
+    Args:
+      options: the flags of `generate`; `sampling` contains the sampling fields that were given.
+      generation_config: the checkpoint's.
+      sampling: the settings used.
+    """
+    neutral, groups = SamplingConfig(), dict[str, list[str]]()
+
+    def add(source: str, text: str) -> None:
+        groups.setdefault(source, []).append(text)
+
+    def source_of(name: str) -> str:
+        return "flags" if name in options.sampling else FILE if generation_config.get(name) is not None else "defaults"
+
+    if sampling.temperature == 0:
+        decided = "temperature" in options.sampling or generation_config.get("do_sample") is False
+        why = source_of("temperature") if decided else f"{FILE} does not say do_sample"
+        add(FILE if decided and why == "defaults" else why, "greedy")
+    for name in (*(_FILTERS if sampling.temperature else ()), *_ALWAYS):
+        value = getattr(sampling, name)
+        if name == "temperature" or value != getattr(neutral, name):
+            add(source_of(name), f"{name} {_shown(value)}")
+    for name, stored in _ENDS.items():
+        given, of_file = getattr(options, name), generation_config.get(stored)
+        if given is None and of_file not in (None, 0, []):
+            add(FILE, f"{stored} {_shown(of_file)}")
+    return "settings: " + "; ".join(f"{', '.join(texts)} ({source})" for source, texts in groups.items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = repr(list(value)) if isinstance(value, tuple | list) else repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

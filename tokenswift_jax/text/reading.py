@@ -1,0 +1,45 @@
+"""The reader of text from bytes, for prompt files and training data alike."""
+
+from __future__ import annotations
+
+import codecs
+
+_FOREIGN = {  # byte-order marks of other encodings; the longer ones first
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
+
+class NotTextError(ValueError):
+    """Bytes that are not UTF-8 text.
+
+    Attributes:
+      line: the line of the fault, counted from 1.
+    """
+
+    def __init__(self, reason: str, line: int) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+def decode(data: bytes) -> str:
+    """The exact text of UTF-8 bytes without a byte-order mark, which some editors write before it.
+
+    Raises:
+      NotTextError: other bytes, or a zero byte.
+    """
+    foreign = next((name for mark, name in _FOREIGN.items() if data.startswith(mark)), None)
+    if foreign is not None:
+        raise NotTextError(f"not UTF-8 text: it begins with the byte-order mark of {foreign}", 1)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # Positions of an error do not count the mark, which the decoder has removed.
+        at = error.start + len(data) - len(error.object)
+        raise NotTextError(f"not UTF-8 text (byte {at})", data.count(b"\n", 0, at) + 1) from None
+    if "\0" in text:
+        at = text.index("\0")
+        raise NotTextError(f"not text: it has a zero byte at character {at}", text.count("\n", 0, at) + 1)
+    return text
