@@ -28,8 +28,10 @@ WORTH_TRYING = 64  # remaining tokens; with fewer, a trial cannot repay itself
 FIRST_WAIT, LONGEST_WAIT = 256, 8192  # tokens between two rounds of trials; doubled after a round that found nothing
 STAY = 2048  # tokens before the tuner compares a plan in use with the others again
 FORESEEN = 1.15  # foreseen plain steps that an iteration replaces, per plain step that it costs, worth a trial
-# Assumed cost of an iteration before its first, in plain steps: measured for 4 rows of a 135M model on two cores.
-ASSUMED_PRICE = 1.5
+FORESEEN_ALLOWANCE = 2.0  # multiple of ALLOWANCE that a trial of a foreseen plan may risk: it is expected to gain
+# Before an iteration's first, n rows are assumed to cost 1 + n / CPU_ROWS plain steps: 4 rows of a 135M model on two
+# cores cost 1.5. An H200 needs 1.13 plain steps for 16 rows of an 8B.
+CPU_ROWS, ACCELERATOR_ROWS = 8, 123
 FORESEEN_WAIT = 32  # tokens between two trials of foreseen plans; doubled after one that was not taken
 ASSUMED_REBUILD = 8.0  # assumed cost of a draft cache's first rebuild, in plain steps (measured on a CPU: 1 to 9)
 
@@ -60,10 +62,13 @@ class Tuner:
         plans: list[NamedPlan],
         max_new_tokens: int,
         foresee: Callable[[NamedPlan], float | None] = lambda _: None,
+        rows_a_step: int = CPU_ROWS,
     ) -> None:
-        """foresee: the tokens an iteration that a plan would have emitted lately; None where nothing tells them."""
+        """foresee: the tokens an iteration that a plan would have emitted lately; None where nothing tells them.
+        rows_a_step: the rows that are assumed to cost as much as one plain step more."""
         self.plain = plain
         self._foresee = foresee
+        self._rows_a_step = rows_a_step
         self._foreseen_wait, self._next_foreseen = FORESEEN_WAIT, 0
         self.plans = plans
         self.current = plain
@@ -160,6 +165,8 @@ class Tuner:
                 again = again and self._affordable(named, TRIAL_ITERATIONS)
         if again:
             self._queue.appendleft((named, TRIAL_ITERATIONS if piece else PROBE_ITERATIONS, piece + 1))
+        elif self._chunks[named] and self._gain(named) >= FORESEEN and self._cost(named) * FORESEEN < self._plain_cost:
+            self._queue.clear()  # it had the greatest foreseen gain, and it gains
         else:
             self._queue = deque(trial for trial in self._queue if self._affordable(trial[0], 1))
         if not self._queue and named is self.plain:
@@ -175,7 +182,8 @@ class Tuner:
 
     def _gain(self, named: NamedPlan) -> float:
         """Plain steps that an iteration is foreseen to replace, per plain step that it costs; 0 for a blind plan."""
-        return (self._foresee(named) or 0.0) / self._prices.get(named, ASSUMED_PRICE)
+        assumed = 1 + named.plan.rows / self._rows_a_step
+        return (self._foresee(named) or 0.0) / self._prices.get(named, assumed)
 
     def _chunk_iterations(self) -> int:
         """The most iterations of the current plan's next chunk: fewer when the account has little left, because one
@@ -199,8 +207,9 @@ class Tuner:
         price = max(self._prices.get(named, 1.0), 1.0)
         rebuilding = self._rebuild(named) + self._rebuild(self.current, leaving=True)
         loss, work = (iterations * units * self._plain_cost + rebuilding for units in (price - 1, price))
-        worth = self._gain(named) >= FORESEEN or self._in_vain + work < IN_VAIN * self._accounted()
-        return loss < self._left() and worth
+        if self._gain(named) >= FORESEEN:
+            return loss < FORESEEN_ALLOWANCE * ALLOWANCE * self._accounted() - self._lost
+        return loss < self._left() and self._in_vain + work < IN_VAIN * self._accounted()
 
     def _rebuild(self, named: NamedPlan, *, leaving: bool = False) -> float:
         """Expected seconds of the catch-up with a plan, now or (`leaving`) after another plan has run. An n-gram table

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from tokenswift_jax.engine import capacity as memory
-from tokenswift_jax.engine.adaptive import Tuner
+from tokenswift_jax.engine.adaptive import ACCELERATOR_ROWS, CPU_ROWS, Tuner
 from tokenswift_jax.engine.device_pace import DevicePace
 from tokenswift_jax.engine.engine import Engine, Pending, StepResult
 from tokenswift_jax.engine.foresight import NgramForesight
@@ -278,5 +278,6 @@ def _policy(
         def foresee(named: NamedPlan) -> float | None:
             return foresight.tokens_an_iteration(named.node_budget) if _by_ngrams(named) else None
 
-        return Tuner(plain, speculative, max_new_tokens, foresee)
+        rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
+        return Tuner(plain, speculative, max_new_tokens, foresee, rows)
     return FixedPlan(speculative[0] if speculative else plain)
