@@ -10,6 +10,7 @@ from tokenswift_jax.engine.adaptive import STAY, Tuner
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.speculate.heads_drafter import CachedHeadsDrafter, HeadsDrafter
+from tokenswift_jax.speculate.ngram_drafter import NgramDrafter
 from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.plans import NamedPlan, autoregressive_plan
 from tokenswift_jax.speculate.tree import TreeSpec
@@ -32,7 +33,12 @@ def plan_with_a_cache(budget):
     return plan(budget, DraftCacheShape(64, 4, 1, None))
 
 
-def simulate(prices, gains, tokens=TOKENS, noise=0.0, seed=0, catch_ups=None):
+def ngram_plan(budget):
+    tree = TreeSpec((), ngram_k=20, node_budget=budget)
+    return NamedPlan("ngram", None, budget, Plan(CONFIG, SamplingFeatures.SAMPLED, NgramDrafter(32), tree))
+
+
+def simulate(prices, gains, tokens=TOKENS, noise=0.0, seed=0, catch_ups=None, foreseen=None):
     """A run as `Session` drives it, one chunk ahead, on a clock where plain decoding takes 1 second a token.
 
     Args:
@@ -40,13 +46,15 @@ def simulate(prices, gains, tokens=TOKENS, noise=0.0, seed=0, catch_ups=None):
       gains: (plan, position, random generator) -> tokens of one iteration.
       noise: chunks, and catching up, take up to this share less or more, at random.
       catch_ups: seconds that taking up each plan costs; nothing where it is not named.
+      foreseen: (plan, position) -> tokens an iteration that the text so far foretells; None: no plan is foreseen.
 
     Returns:
       the speed relative to plain decoding without noise, and which plan ran: (plan, first position, tokens).
     """
     rng = np.random.default_rng(seed)
-    tuner = Tuner(PLAIN, list(prices), tokens)
     clock, position, log, ready = 0.0, 0, [], None
+    read = 0  # position up to which the tuner knows the text
+    tuner = Tuner(PLAIN, list(prices), tokens, lambda named: None if foreseen is None else foreseen(named, read))
 
     def wavering(seconds):
         return seconds * (1 + noise * (2 * rng.random() - 1))
@@ -73,6 +81,7 @@ def simulate(prices, gains, tokens=TOKENS, noise=0.0, seed=0, catch_ups=None):
     while pending[2]:
         ahead = dispatch() if not tuner.trying and tuner.next_plan()[0] is ready else None
         named, begun, count, seconds, catch_up = pending
+        read = begun + count
         clock += seconds + catch_up
         tuner.observe(named, count, seconds, catch_up)
         log.append((named, begun, count))
@@ -86,6 +95,43 @@ def share(log, named):
 
 def nothing(*_):
     return 1
+
+
+@pytest.mark.parametrize("total", [256, 512, 2048])
+@pytest.mark.parametrize("price", [1.2, 1.7])
+@pytest.mark.parametrize("begins", [0, 100])
+def test_a_foreseen_gain_is_taken_at_once(total, price, begins):
+    """Text that n-grams foresee from `begins` on; the foresight needs some 20 tokens to notice."""
+    chosen, dear = ngram_plan(3), ngram_plan(7)
+
+    def gains(named, position, rng):
+        return 1 if position < begins else 4
+
+    def foreseen(named, read):
+        return 1.0 if read < begins + 20 else 3.5
+
+    speed, log = simulate({chosen: price, dear: 2.5}, gains, total, foreseen=foreseen)
+    best = total / (min(begins, total) + max(total - begins, 0) / 4 * price)
+    first = next(begun for named, begun, _ in log if named is chosen)
+    assert first <= begins + 20 + 2 * CHUNK
+    assert speed >= 0.6 * best
+    assert share(log, dear) < 0.1
+
+
+@pytest.mark.parametrize("price", [1.02, 1.5, 3.0])
+def test_text_that_foretells_nothing_is_decoded_plainly(price):
+    """No trial: not even the few percent that trials in the dark may cost."""
+    speed, log = simulate({ngram_plan(3): price}, nothing, foreseen=lambda named, read: 1.02)
+    assert share(log, PLAIN) == 1
+    assert speed == 1
+
+
+@pytest.mark.parametrize("price", [1.2, 1.5, 3.0])
+def test_a_foresight_that_errs_costs_little(price):
+    """It promises 3 tokens an iteration of a text that gives 1."""
+    prices = {ngram_plan(3): price, ngram_plan(7): 2 * price}
+    speed, _ = simulate(prices, nothing, foreseen=lambda named, read: 3.0)
+    assert speed >= 0.96
 
 
 @pytest.mark.parametrize("price", [1.02, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0])

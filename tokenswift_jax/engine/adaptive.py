@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from tokenswift_jax.speculate.plans import NamedPlan
 
@@ -26,6 +27,12 @@ REMEMBERED = 4  # newest chunks that determine a plan's cost
 WORTH_TRYING = 64  # remaining tokens; with fewer, a trial cannot repay itself
 FIRST_WAIT, LONGEST_WAIT = 256, 8192  # tokens between two rounds of trials; doubled after a round that found nothing
 STAY = 2048  # tokens before the tuner compares a plan in use with the others again
+FORESEEN = 1.15  # foreseen plain steps that an iteration replaces, per plain step that it costs, worth a trial
+FORESEEN_ALLOWANCE = 2.0  # multiple of ALLOWANCE that a trial of a foreseen plan may risk: it is expected to gain
+# Before an iteration's first, n rows are assumed to cost 1 + n / CPU_ROWS plain steps: 4 rows of a 135M model on two
+# cores cost 1.5. An H200 needs 1.13 plain steps for 16 rows of an 8B.
+CPU_ROWS, ACCELERATOR_ROWS = 8, 123
+FORESEEN_WAIT = 32  # tokens between two trials of foreseen plans; doubled after one that was not taken
 ASSUMED_REBUILD = 8.0  # assumed cost of a draft cache's first rebuild, in plain steps (measured on a CPU: 1 to 9)
 
 
@@ -41,12 +48,28 @@ class Tuner:
     decoding. The catch-up with a plan counts as a loss but does not count towards the plan's pace; the tuner tries
     plans with an expensive catch-up last, and only if the account can afford it.
 
+    For plans whose tokens an iteration can be foreseen (n-grams), the text itself decides when a trial is worth it: the
+    tuner tries such a plan as soon as the newest tokens foretell a gain, and never before. These trials are not in
+    vain, so the second account does not limit them.
+
     Attributes:
       current: the plan in use between trials.
     """
 
-    def __init__(self, plain: NamedPlan, plans: list[NamedPlan], max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        plain: NamedPlan,
+        plans: list[NamedPlan],
+        max_new_tokens: int,
+        foresee: Callable[[NamedPlan], float | None] = lambda _: None,
+        rows_a_step: int = CPU_ROWS,
+    ) -> None:
+        """foresee: the tokens an iteration that a plan would have emitted lately; None where nothing tells them.
+        rows_a_step: the rows that are assumed to cost as much as one plain step more."""
         self.plain = plain
+        self._foresee = foresee
+        self._rows_a_step = rows_a_step
+        self._foreseen_wait, self._next_foreseen = FORESEEN_WAIT, 0
         self.plans = plans
         self.current = plain
         self._chunks: dict[NamedPlan, deque[tuple[int, float]]] = {
@@ -57,7 +80,8 @@ class Tuner:
         self._queue: deque[tuple[NamedPlan, int, int]] = deque()
         if plans:
             self._queue.extend([(plain, PLAIN_TOKENS, 0), (plain, PLAIN_TOKENS, 1)])
-            self._queue.extend((named, 1, 0) for named in sorted(plans, key=_keeps_a_cache))
+            blind = [named for named in plans if foresee(named) is None]
+            self._queue.extend((named, 1, 0) for named in sorted(blind, key=_keeps_a_cache))
         self._max_new_tokens = max_new_tokens
         self._plain_cost = 0.0
         self._prices: dict[NamedPlan, float] = {}  # cost of one iteration, in plain steps
@@ -118,8 +142,12 @@ class Tuner:
             self._chunks[self.plain].clear()
             self._wait = FIRST_WAIT
             self._next_round = self._tokens + self._wait
-        elif self._next_round <= self._tokens < self._max_new_tokens - WORTH_TRYING:
-            self._begin_round()
+            self._next_foreseen = self._tokens + self._foreseen_wait
+        elif self._tokens < self._max_new_tokens - WORTH_TRYING:
+            if self._next_round <= self._tokens:
+                self._begin_round()
+            elif self.current is self.plain and self._next_foreseen <= self._tokens:
+                self._queue.extend((named, 1, 0) for named in self._foreseen())
 
     def _observe_trial(self, named: NamedPlan, iterations: int, piece: int, tokens: int, seconds: float) -> None:
         again = False
@@ -137,10 +165,25 @@ class Tuner:
                 again = again and self._affordable(named, TRIAL_ITERATIONS)
         if again:
             self._queue.appendleft((named, TRIAL_ITERATIONS if piece else PROBE_ITERATIONS, piece + 1))
+        elif self._chunks[named] and self._gain(named) >= FORESEEN and self._cost(named) * FORESEEN < self._plain_cost:
+            self._queue.clear()  # it had the greatest foreseen gain, and it gains
         else:
             self._queue = deque(trial for trial in self._queue if self._affordable(trial[0], 1))
+        if not self._queue and named is self.plain:
+            self._queue.extend((foreseen, 1, 0) for foreseen in self._foreseen())
         if not self._queue:
             self._decide()
+
+    def _foreseen(self) -> list[NamedPlan]:
+        """The plans that the newest tokens foretell a gain for and the account can afford, the greatest gain first."""
+        gains = {named: self._gain(named) for named in self.plans}
+        found = [named for named, gain in gains.items() if gain >= FORESEEN and self._affordable(named, 1)]
+        return sorted(found, key=gains.__getitem__, reverse=True)
+
+    def _gain(self, named: NamedPlan) -> float:
+        """Plain steps that an iteration is foreseen to replace, per plain step that it costs; 0 for a blind plan."""
+        assumed = 1 + named.plan.rows / self._rows_a_step
+        return (self._foresee(named) or 0.0) / self._prices.get(named, assumed)
 
     def _chunk_iterations(self) -> int:
         """The most iterations of the current plan's next chunk: fewer when the account has little left, because one
@@ -164,6 +207,8 @@ class Tuner:
         price = max(self._prices.get(named, 1.0), 1.0)
         rebuilding = self._rebuild(named) + self._rebuild(self.current, leaving=True)
         loss, work = (iterations * units * self._plain_cost + rebuilding for units in (price - 1, price))
+        if self._gain(named) >= FORESEEN:
+            return loss < FORESEEN_ALLOWANCE * ALLOWANCE * self._accounted() - self._lost
         return loss < self._left() and self._in_vain + work < IN_VAIN * self._accounted()
 
     def _rebuild(self, named: NamedPlan, *, leaving: bool = False) -> float:
@@ -190,13 +235,17 @@ class Tuner:
         pays = best is not self.plain and self._cost(best) * MARGIN < self._plain_cost
         pays = pays and totals[best] < self._plain_cost * horizon
         self.current = best if pays else self.plain
-        self._wait = FIRST_WAIT if pays else min(2 * self._wait, LONGEST_WAIT)
+        if tried:
+            self._foreseen_wait = FORESEEN_WAIT if pays else 2 * self._foreseen_wait
+            self._next_foreseen = self._tokens + self._foreseen_wait
+            self._wait = FIRST_WAIT if pays else min(2 * self._wait, LONGEST_WAIT)
         self._next_round = self._tokens + (STAY if pays else self._wait)
 
     def _begin_round(self) -> None:
         """Queues new trials: plain decoding first unless it is running, then the other plans, the best known first."""
         self._next_round = self._tokens + self._wait
         others = [named for named in self.plans if named is not self.current]
+        others = [named for named in others if self._foresee(named) is None or self._gain(named) >= FORESEEN]
         affordable = [named for named in others if self._affordable(named, 1 + PROBE_ITERATIONS)]
         for named in set(others) - set(affordable):
             # One iteration, perhaps a disturbed one, gave this price. Without halving its excess over a plain step,

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from tokenswift_jax.engine import capacity as memory
-from tokenswift_jax.engine.adaptive import Tuner
+from tokenswift_jax.engine.adaptive import ACCELERATOR_ROWS, CPU_ROWS, Tuner
 from tokenswift_jax.engine.device_pace import DevicePace
 from tokenswift_jax.engine.engine import Engine, Pending, StepResult
+from tokenswift_jax.engine.foresight import NgramForesight
 from tokenswift_jax.engine.layout import Layout, scratch_of
 from tokenswift_jax.engine.policy import FixedPlan, PlanPolicy
 from tokenswift_jax.engine.prefill import chunk_rows
@@ -23,8 +24,10 @@ from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample.features import features_for
 from tokenswift_jax.sample.logprobs import LogprobSpec
+from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import plans
 from tokenswift_jax.speculate.draft_model import with_draft_model
+from tokenswift_jax.speculate.ngram_drafter import NgramDrafter
 from tokenswift_jax.speculate.plans import NamedPlan
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step.state import DecodeState
@@ -132,7 +135,14 @@ class Session:
             cache_dtype=cache_dtype,
         )
         self.engine = Engine(model, layout, len(requests), draft_params=draft_params, report=report)
-        self._policy = _policy(speculation, plain, speculative, max(request.max_new_tokens for request in requests))
+        self._foresight = NgramForesight(
+            [[*request.prompt_ids, *done] for request, done in zip(requests, self._emitted, strict=True)],
+            [_ngram_lag(request.sampling) for request in requests],
+            {named.node_budget for named in speculative if _by_ngrams(named)},
+            speculation.ngram_k,
+        )
+        most = max(request.max_new_tokens for request in requests)
+        self._policy = _policy(speculation, plain, speculative, most, self._foresight)
         self._requests, self._report = requests, report
         self._running = np.ones(len(requests), bool)
         self.prefill_seconds = 0.0
@@ -178,10 +188,10 @@ class Session:
             now = time.perf_counter()
             seconds, clock = now - clock, now
             counts = result.counts
+            step = self._step_of(result, sent.catch_up + seconds)
             if counts.any():
                 generated += int(counts.max())
                 self._policy.observe(sent.named, int(counts[counts > 0].min()), seconds, sent.catch_up)
-            step = self._step_of(result, sent.catch_up + seconds)
             if counts.any() or any(row.error for row in step.rows):
                 yield step
             if not self._running.any():
@@ -240,13 +250,34 @@ class Session:
                 error = NumericsError(int(result.length[row]) + 1)
             rows.append(RowStep(log, REASONS.get(finish), error))
             self._running[row] = finish == Finish.RUNNING
+            self._foresight.read(row, log.token_ids.tolist())
+            if not self._running[row]:
+                self._foresight.end(row)
         return Step(tuple(rows))
 
 
+def _ngram_lag(sampling: SamplingConfig) -> int:
+    """`SequenceParams.ngram_lag` of one request."""
+    return sampling.penalty_window or 0 if sampling.repetition_penalty != 1 else 0
+
+
+def _by_ngrams(named: NamedPlan) -> bool:
+    return isinstance(named.plan.drafter, NgramDrafter)
+
+
 def _policy(
-    speculation: SpeculationConfig, plain: NamedPlan, speculative: list[NamedPlan], max_new_tokens: int
+    speculation: SpeculationConfig,
+    plain: NamedPlan,
+    speculative: list[NamedPlan],
+    max_new_tokens: int,
+    foresight: NgramForesight,
 ) -> PlanPolicy:
     """The tuner under mode `auto`, or mode `tokenswift` with schedule `auto`; else the one plan that was asked for."""
     if speculation.mode == "auto" or (speculation.mode == "tokenswift" and speculation.schedule == "auto"):
-        return Tuner(plain, speculative, max_new_tokens)
+
+        def foresee(named: NamedPlan) -> float | None:
+            return foresight.tokens_an_iteration(named.node_budget) if _by_ngrams(named) else None
+
+        rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
+        return Tuner(plain, speculative, max_new_tokens, foresee, rows)
     return FixedPlan(speculative[0] if speculative else plain)
