@@ -24,7 +24,8 @@ class SpeculationConfig:
         hidden state; `auto` measures and picks.
       tree: candidates per depth, the backbone's first; `fused` and `medusa` do not use the first entry. None: the
         checkpoint's node set for the schedule, or one candidate of the backbone and three of each head if it has none.
-      node_budget: nodes verified per iteration, best first; None for the whole tree.
+      node_budget: nodes verified per iteration, best first; None for the whole tree, except that modes `tokenswift`,
+        `medusa` and `ngram` verify 3 nodes on a CPU unless `tree` or `ngram_k` is given.
       ngram_k: n-gram chains per key; 0 switches them off.
       ngram_slots: continuations that the n-gram table keeps per first token.
       draft_cache: slots of the draft cache, `draft_sinks` of them for the first positions.

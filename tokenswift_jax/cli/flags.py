@@ -148,7 +148,12 @@ def flag_parser(program: str = PROGRAM) -> Parser:
         metavar="1,3,3,3",
         help="candidates a depth (default: the checkpoint's node set)",
     )
-    add("--node-budget", type=whole(1), metavar="N", help="nodes verified an iteration, the best first")
+    add(
+        "--node-budget",
+        type=whole(1),
+        metavar="N",
+        help="nodes verified an iteration, best first (default: all; 3 on a CPU unless --tree or --ngram-k is given)",
+    )
     add("--ngram-k", type=whole(0), metavar="K", help="n-gram chains a key (default: 20)")
     add("--ngram-slots", type=whole(1), metavar="N", help="continuations kept a token (default: 32)")
     add("--draft-cache", type=whole(1), metavar="N", help="positions the draft forward sees (default: 4096)")
