@@ -11,7 +11,8 @@ import numpy as np
 from tokenswift_jax.token_log import NGRAM, PREFILL_OFFSET, TokenLog, TokenLogprob
 
 LATENCY_WINDOW = 512  # tokens
-NOT_IN_JSON = ("text", "audit_failed", "error")  # a command generates one text, and an error ends it
+# A command generates one text, and an error ends it; the closing report says why a plan ran.
+NOT_IN_JSON = ("text", "audit_failed", "error", "plan_reason")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class GenerationResult:
       mean_accepted_length: tokens per iteration, accepted_tokens / iterations + 1.
       accepted_per_position: entry d counts the iterations that accepted a draft at depth d + 1.
       schedule_trace: the modes, schedules and node budgets that ran, each with its first generated token.
+      plan_reason: why the newest plan ran; None for a mode that names its plan.
       compile_seconds, prefill_seconds: of this process; a resumed run does not add those of earlier ones.
       decode_seconds: without compilation and prefill; a resumed run includes the time that its journal recorded.
       tokens_per_second: (generated_tokens - 1) / decode_seconds.
@@ -71,6 +73,7 @@ class GenerationResult:
     error: str | None = None
     audit: dict[str, float] | None = None
     audit_failed: bool = False
+    plan_reason: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the statistics file, in their order."""

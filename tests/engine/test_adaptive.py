@@ -126,6 +126,21 @@ def test_text_that_foretells_nothing_is_decoded_plainly(price):
     assert speed == 1
 
 
+def test_the_reason_says_what_was_tried_and_foreseen():
+    def told(plans, gain, foreseen):
+        tuner = Tuner(PLAIN, plans, TOKENS, foreseen)
+        for _ in range(20):
+            named, most = tuner.next_plan()
+            tuner.observe(named, (1 if named is PLAIN else gain) * (most or CHUNK), 1.5 * (most or CHUNK))
+        return tuner.reason
+
+    three = ngram_plan(3)
+    assert "no trial of drafts promised to pay; n-grams foretell 1.02" in told([three], 1, lambda _: 1.02)
+    assert told([three], 4, lambda _: 4.0) == "ngram, 3 nodes was 4.00x as fast as plain decoding"
+    assert told([plan(3)], 1, lambda _: None).startswith("fused, 3 nodes was tried at 1.00x")
+    assert told([], 1, lambda _: None) == "the checkpoint allows no drafts"
+
+
 @pytest.mark.parametrize("price", [1.2, 1.5, 3.0])
 def test_a_foresight_that_errs_costs_little(price):
     """It promises 3 tokens an iteration of a text that gives 1."""

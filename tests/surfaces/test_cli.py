@@ -50,13 +50,14 @@ def test_text_on_stdout_report_on_stderr_and_files(load, monkeypatch, capsys, tm
     assert "text" not in stats
     assert len((tmp_path / "j").read_text().splitlines()) == 4
     report = shown.err.splitlines()
-    assert len(report) == 6
+    assert len(report) == 7
     assert report[0] == f"{len(IDS)} tokens in 1.00 s, {len(IDS) - 1:.1f} tokens/s; ended by the length asked for"
-    assert report[4] == f"compiled in 2.00 s, prefilled {stats['prompt_tokens']} tokens in 0.50 s"
-    assert report[5] == "settings: temperature 0.5, top_k 9 (generation_config.json)"
+    assert report[3] == "auto chose: ngram, 3 nodes was 2.00x as fast as plain decoding"
+    assert report[5] == f"compiled in 2.00 s, prefilled {stats['prompt_tokens']} tokens in 0.50 s"
+    assert report[6] == "settings: temperature 0.5, top_k 9 (generation_config.json)"
     # 12 weights matrices by hand: 2 layers of 2*8*4*(2+1) + 3*8*16, output 400*8; cache 2*1*4 a position and layer.
     values = 2 * (2 * 8 * 4 * 3 + 3 * 8 * 16) + 400 * 8 + 2 * 8 * (stats["prompt_tokens"] + len(IDS) / 2)
-    assert f"read {stats['iterations'] * values * 4 / 1e9:.2f} GB/s" in report[3]
+    assert f"read {stats['iterations'] * values * 4 / 1e9:.2f} GB/s" in report[4]
 
 
 def test_without_arguments_the_demo_goes_on_from_its_opening(load, monkeypatch, capsys):

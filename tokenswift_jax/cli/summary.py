@@ -19,6 +19,7 @@ def closing_report(result: GenerationResult, config: ModelConfig, bytes_per_valu
         f"{depth} ({result.acceptance_rate:.1%}), {result.ngram_accepted_tokens:,} by n-grams alone"
         if result.draft_depth
         else "nothing was drafted",
+        *([] if result.plan_reason is None else [f"{result.mode} chose: {result.plan_reason}"]),
         f"the target's own passes read {_target_bytes(result, config, bytes_per_value):,.2f} GB/s "
         "of weights and live cache (estimate; drafting not counted)",
         f"compiled in {result.compile_seconds:.2f} s, "

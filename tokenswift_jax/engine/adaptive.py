@@ -90,6 +90,7 @@ class Tuner:
         self._lost = 0.0
         self._in_vain = 0.0
         self._tokens = 0
+        self._why = "the text ended before plain decoding was measured" if plans else "the checkpoint allows no drafts"
         self._wait = FIRST_WAIT
         self._next_round = 0
 
@@ -97,6 +98,14 @@ class Tuner:
     def trying(self) -> bool:
         """Whether trials are under way; the session then times their chunks one by one."""
         return bool(self._queue)
+
+    @property
+    def reason(self) -> str:
+        """Why the present plan runs; of plain decoding also what the newest text foretells."""
+        foreseen = [gain for gain in map(self._foresee, self.plans) if gain is not None]
+        if self.current is self.plain and foreseen:
+            return f"{self._why}; n-grams foretell {max(foreseen):.2f} tokens an iteration at the end"
+        return self._why
 
     def next_plan(self) -> tuple[NamedPlan, int | None]:
         """The plan of the next chunk and the most iterations it may run (None: a whole chunk)."""
@@ -138,6 +147,7 @@ class Tuner:
         if self._queue:
             return  # the chunk was under way when the round began
         if named is self.current and named is not self.plain and self._stopped_paying():
+            self._why = f"{named.label} stopped paying"
             self.current = self.plain
             self._chunks[self.plain].clear()
             self._wait = FIRST_WAIT
@@ -235,6 +245,14 @@ class Tuner:
         pays = best is not self.plain and self._cost(best) * MARGIN < self._plain_cost
         pays = pays and totals[best] < self._plain_cost * horizon
         self.current = best if pays else self.plain
+        if pays:
+            self._why = f"{best.label} was {self._plain_cost / self._cost(best):.2f}x as fast as plain decoding"
+        elif tried:
+            paces = {named: self._plain_cost / self._cost(named) for named in tried}
+            fastest = max(paces, key=paces.__getitem__)
+            self._why = f"{fastest.label} was tried at {paces[fastest]:.2f}x of plain decoding's speed"
+        else:
+            self._why = "no trial of drafts promised to pay"
         if tried:
             self._foreseen_wait = FORESEEN_WAIT if pays else 2 * self._foreseen_wait
             self._next_foreseen = self._tokens + self._foreseen_wait

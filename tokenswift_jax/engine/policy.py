@@ -15,6 +15,11 @@ class PlanPolicy(Protocol):
         """Whether the session must time chunks one by one, and so read each chunk before it sends the next."""
         ...
 
+    @property
+    def reason(self) -> str | None:
+        """Why the present plan runs, a sentence without a full stop; None if the caller asked for it."""
+        ...
+
     def next_plan(self) -> tuple[NamedPlan, int | None]:
         """The plan of the next chunk and the most iterations it may run (None: a whole chunk)."""
         ...
@@ -35,6 +40,7 @@ class FixedPlan:
     """Names the same plan for every chunk."""
 
     trying = False
+    reason = None
 
     def __init__(self, named: NamedPlan) -> None:
         self._named = named

@@ -154,6 +154,11 @@ class Session:
         return self.engine.programs.compile_seconds
 
     @property
+    def plan_reason(self) -> str | None:
+        """Why the newest plan runs (`PlanPolicy.reason`)."""
+        return self._policy.reason
+
+    @property
     def state(self) -> DecodeState | None:
         """The state after the newest chunk sent, finished or not; the next chunk takes over its buffers."""
         return self.engine.state
