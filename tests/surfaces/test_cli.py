@@ -215,7 +215,7 @@ def test_in_a_shared_log_the_report_begins_on_a_line_of_its_own(load, monkeypatc
     lines = (tmp_path / "log").read_text().splitlines()
     assert lines[0] == TEXT
     assert lines[1].startswith(f"{len(IDS)} tokens in ")
-    assert len(lines) == 7
+    assert len(lines) == 8
 
 
 def test_a_text_that_ends_its_line_gets_no_second_line_end(load, monkeypatch, tmp_path):
