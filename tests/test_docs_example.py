@@ -79,7 +79,9 @@ def iteration(monkeypatch):
     for row, values in target.items():
         logits[0, row] = values
     drafted = jnp.asarray([[numbers(row) for row in table("drafts")]], jnp.float32)
-    config = SimpleNamespace(vocab_size=8, num_layers=1, num_kv_heads=1, head_dim=1, sliding_windows=(None,))
+    config = SimpleNamespace(
+        vocab_size=8, num_layers=1, num_kv_heads=1, head_dim=1, sliding_windows=(None,), draft_vocab=None
+    )
     model = SimpleNamespace(
         config=config,
         norm=lambda hidden: hidden,

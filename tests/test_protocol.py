@@ -209,6 +209,8 @@ def checkpoint(tmp_path_factory):
     }
     folder = tmp_path_factory.mktemp("checkpoint")
     save(folder, config, state_tensors(model.params))
+    sampling = {"do_sample": True, "temperature": 1.0, "top_k": 0}
+    (folder / "generation_config.json").write_text(json.dumps(sampling))
     return folder
 
 

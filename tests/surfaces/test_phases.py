@@ -64,7 +64,7 @@ def test_a_real_run_reports_loading_prefill_and_each_program_by_its_name():
 
     told.clear()
     prompt = [5] * 1500
-    speculation = ts.SpeculationConfig(mode="tokenswift", schedule="fused", node_budget=3, ngram_k=0)
+    speculation = ts.SpeculationConfig(mode="tokenswift", schedule="fused", node_budget=3)
     ts.generate(demo, prompt, None, speculation, max_new_tokens=2, ignore_eos=True, capacity=2304, report=told)
     read = [report for report in told if report[0] == "prefill"]
     assert {report[2:] for report in read} == {(len(prompt) - 1, "positions")}, "the last token is the root"
