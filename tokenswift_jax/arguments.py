@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, is_whole
 from tokenswift_jax.generation_config import FILE
 from tokenswift_jax.generation_config import ends as checkpoint_ends
 from tokenswift_jax.request import Request, check_drawable
 from tokenswift_jax.sampling import SamplingConfig, resolve_sampling
+from tokenswift_jax.text.reading import is_utf8
 from tokenswift_jax.text.special import stop_token_ids
 
 if TYPE_CHECKING:
@@ -119,11 +119,6 @@ def check_flag(name: str, value: Any) -> None:
         raise UserError(f"{name} is {value!r}; it must be True or False", arguments=(name,))
 
 
-def is_whole(value: Any, least: int) -> bool:
-    """Whether `value` is a whole number, of Python or of NumPy, and at least `least`."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-
-
 def _configs(model: Model, sampling: Any, count: int) -> list[SamplingConfig]:
     if sampling is None:
         sampling = resolve_sampling({}, model.generation_config)
@@ -162,17 +157,9 @@ def _stops(stop: Any, count: int) -> list[tuple[str, ...]]:
     if not all(isinstance(one, str) and one for row in rows for one in row):
         raise UserError("a stop string is text of at least one character")
     for one in {one for row in rows for one in row}:
-        if not _is_utf8(one):  # for example from a command line whose bytes are not UTF-8
+        if not is_utf8(one):  # for example from a command line whose bytes are not UTF-8
             raise UserError(f"the stop {one!r} is not UTF-8 text, so no text contains it; convert it first")
     return rows
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_lengths(max_new_tokens: Any, min_new_tokens: Any) -> None:

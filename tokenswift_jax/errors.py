@@ -6,6 +6,8 @@ import sys
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
+from typing import Any
 
 _PACKAGES = ("tokenswift_jax", "convert")
 
@@ -21,6 +23,11 @@ class UserError(ValueError):
     def __init__(self, message: str, arguments: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.arguments = tuple(arguments)
+
+
+def is_whole(value: Any, least: int) -> bool:
+    """Whether `value` is a whole number, of Python or of NumPy, and at least `least`."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def check_whole(name: str, value: object, low: int) -> None:

@@ -46,7 +46,8 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "typical_p": (1,),
     "watermarking_config": (),
 }
-# Fields about other ids, caches, output, beams (of which there are none), and drafting, which never changes the text.
+# Fields about other ids, caches, output, beams and drafting. This package has no beams, and drafting never changes the
+# text.
 # `max_length` yields to `max_new_tokens`, as in transformers, and every call has that.
 _HARMLESS = {
     *("bos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version", "_from_model_config"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
-from tokenswift_jax.errors import UserError, read_from
+from tokenswift_jax.errors import UserError, is_whole, read_from
 from tokenswift_jax.generation_config import FILE, sampling_defaults
 
 
@@ -65,7 +65,7 @@ class SamplingConfig:
         listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
         # A generator gives its ids once.
         object.__setattr__(self, "suppress_tokens", tuple(given) if listed else given)
-        if not listed or any(not _is_integer(token) or token < 0 for token in self.suppress_tokens):
+        if not listed or any(not is_whole(token, 0) for token in self.suppress_tokens):
             raise UserError(
                 f"suppress_tokens is {self.suppress_tokens!r}; it must be a list of token ids, 0 or above",
                 arguments=("suppress_tokens",),
@@ -84,7 +84,7 @@ class SamplingConfig:
         value = getattr(self, name)
         if optional and value is None:
             return
-        if not _is_integer(value) or not low <= value <= high:
+        if not is_whole(value, low) or value > high:
             raise UserError(f"{name} is {value!r}; it must be {requirement}", arguments=(name,))
         object.__setattr__(self, name, int(value))
 
@@ -120,10 +120,6 @@ def resolve_sampling(given: Mapping[str, Any], generation_config: Mapping[str, A
             chosen[name] = None
     with read_from(FILE, given):
         return SamplingConfig(**chosen)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _is_zero(value: object) -> bool:

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tokenswift_jax.arguments import check_model, is_whole
+from tokenswift_jax.arguments import check_model
 from tokenswift_jax.audit.teacher import teacher_forced
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, is_whole
 from tokenswift_jax.prompt import Prompt, encode, is_batch
 from tokenswift_jax.sample.draw import draw
 from tokenswift_jax.sample.logprobs import logprobs_of

@@ -1,4 +1,4 @@
-"""The definition: three searches over every row's shortlist."""
+"""The definition: three searches over every row, whether its scores are a shortlist or all there are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Condition = Callable[[jax.Array, Callable[[], jax.Array], jax.Array], jax.Array]
 
 
 def if_any(on: jax.Array, compute: Callable[[], jax.Array], otherwise: jax.Array) -> jax.Array:
-    """`compute()` if some row needs it, else `otherwise`."""
+    """`compute()` if some row needs it, else `otherwise`: a search that no row of the batch asks for costs nothing."""
     return lax.cond(jnp.any(on), compute, lambda: otherwise)
 
 
@@ -24,11 +24,16 @@ def shortlist_edges(
     keep: jax.Array,
     top_k: jax.Array,
     top_p: jax.Array,
-    total: jax.Array,
+    total: jax.Array | None,
     search: Search = ONE_BIT,
     condition: Condition = if_any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As `pallas_kernels.shortlist_edges`; `condition` skips searches that no row needs."""
+    """As `pallas_kernels.shortlist_edges`, for scores [..., count] and settings that broadcast to [..., 1].
+
+    Args:
+      total: as there; None where `scores` are the whole row.
+      condition: skips searches that no row needs.
+    """
     nothing = jnp.full_like(highest, -jnp.inf)
     several, by_k, by_p = keep > 1, top_k > 0, top_p < 1
     floor = condition(several, lambda: kth_largest(scores, keep, search), highest)
@@ -37,6 +42,8 @@ def shortlist_edges(
     counted = jnp.where(by_k, counted, nothing)
 
     def nucleus() -> jax.Array:
+        if total is None:
+            return nucleus_edge(scores, highest, counted, top_p, search)
         # The shortlist contains all tokens that top-k keeps, unless they reach its end.
         weights = jnp.where(scores < counted, 0, jnp.exp(scores - highest))
         listed = jnp.sum(weights, axis=-1, keepdims=True)

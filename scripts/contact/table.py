@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hardware.table import put_between
+
 from contact.predictions import gpu_of, step_milliseconds
 
-_BEGIN, _END = "<!-- contact:begin -->", "<!-- contact:end -->"
 _HEADING = "| device | model | step | tokens | ms | copy bandwidth | least ms | predicted ms |"
 
 
 def write_table(rows: Sequence[dict[str, Any]], page: Path) -> None:
     """Puts the table of the steps among the report's rows between the page's marks; ValueError where it has none."""
-    text = page.read_text(encoding="utf-8")
-    if _BEGIN not in text or _END not in text:
-        raise ValueError(f"{page} has no {_BEGIN} ... {_END}")
-    table = f"{_BEGIN}\n{as_table(rows)}\n{_END}"
-    page.write_text(re.sub(f"{_BEGIN}.*{_END}", lambda _: table, text, flags=re.DOTALL), encoding="utf-8")
+    put_between(page, "contact", as_table(rows))
 
 
 def as_table(rows: Sequence[dict[str, Any]]) -> str:

@@ -6,16 +6,19 @@ import re
 from pathlib import Path
 from typing import Any
 
-_BEGIN, _END = "<!-- aot:begin -->", "<!-- aot:end -->"
-
 
 def write_table(rows: list[dict[str, Any]], page: Path) -> None:
     """Puts the table of the rows between the page's marks; ValueError where it has none."""
-    text = page.read_text(encoding="utf-8")
-    if _BEGIN not in text or _END not in text:
-        raise ValueError(f"{page} has no {_BEGIN} ... {_END}")
-    table = f"{_BEGIN}\n{as_table(rows)}\n{_END}"
-    page.write_text(re.sub(f"{_BEGIN}.*{_END}", lambda _: table, text, flags=re.DOTALL), encoding="utf-8")
+    put_between(page, "aot", as_table(rows))
+
+
+def put_between(page: Path, name: str, table: str) -> None:
+    """Puts a table between a page's marks `<!-- name:begin -->` and `<!-- name:end -->`; ValueError without them."""
+    text, begin, end = page.read_text(encoding="utf-8"), f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"{page} has no {begin} ... {end}")
+    whole = f"{begin}\n{table}\n{end}"
+    page.write_text(re.sub(f"{begin}.*{end}", lambda _: whole, text, flags=re.DOTALL), encoding="utf-8")
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:

@@ -2,7 +2,7 @@
 
     python scripts/smollm2/acceptance.py --model HEADS --books HELD_OUT/*.txt --output rows.jsonl
 
-The texts are those of plain decoding whatever the heads are, so that rows of several checkpoints compare.
+The heads do not change the texts, so rows of several checkpoints compare.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ def _folders(root: Path, kind: str, option: str | None, path: str) -> Iterator[P
         if option is not None and option not in described[2].split(","):
             continue
         mounted = root / fields[4].lstrip("/")
-        # A container's mount begins at its own cgroup, the path of which may be the host's.
+        # A container's mount begins at the container's own cgroup, but the kernel may name that cgroup by its path on
+        # the host.
         with contextlib.suppress(ValueError):
             below = PurePosixPath(path).relative_to(fields[3])
             for part in (below, *below.parents):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.order_statistics import Search, kth_largest, nucleus_edge
-from pallas_kernels.shortlist_edges import shortlist_edges
+from pallas_kernels.order_statistics import Search
+from pallas_kernels.shortlist_edges import reference, shortlist_edges
 from tokenswift_jax.sample.block_topk import search_whole, shortlist, worthwhile
 from tokenswift_jax.sample.params import SequenceParams
 
@@ -44,11 +43,6 @@ class FilterParams:
         top_k, keep = settings.top_k[:, None, None], settings.min_tokens_to_keep[:, None, None]
         return FilterParams(top_k, real(settings.top_p), real(settings.min_p), real(settings.eta_cutoff), keep)
 
-    @property
-    def kept_by_top_k(self) -> jax.Array:
-        """The number of tokens that top-k keeps where it is on."""
-        return jnp.maximum(self.top_k, self.keep)
-
 
 # The highest score of every row; the lowest score that `min_tokens_to_keep` protects from every filter (so that one
 # threshold serves all filters); and the lowest score that top-k and top-p keep. Each is [..., 1].
@@ -80,12 +74,7 @@ def threshold(scores: jax.Array, filters: FilterParams, *, search: Search, liste
         return jnp.maximum(lowest, jnp.minimum(edge, floor))
 
     on = filters.eta_cutoff > 0
-    return jnp.where(on, _if_any(on, eta_edge, lowest), lowest)
-
-
-def _if_any(on: jax.Array, compute: Callable[[], jax.Array], otherwise: jax.Array) -> jax.Array:
-    """`compute()` if some row needs it, else `otherwise`: a search that no row of the batch asks for costs nothing."""
-    return jax.lax.cond(jnp.any(on), compute, lambda: otherwise)
+    return jnp.where(on, reference.if_any(on, eta_edge, lowest), lowest)
 
 
 def _orders(scores: jax.Array, filters: FilterParams, search: Search) -> _Orders:
@@ -95,25 +84,12 @@ def _orders(scores: jax.Array, filters: FilterParams, search: Search) -> _Orders
     return search_whole(whole, scores, filters, found, exact, search.together)
 
 
-def _counted(
-    scores: jax.Array, highest: jax.Array, filters: FilterParams, search: Search
-) -> tuple[jax.Array, jax.Array]:
-    """Searches scores [..., count] for the two lowest that a number of tokens decides, [..., 1] each: the one that
-    `min_tokens_to_keep` protects and the one that top-k keeps."""
-    nothing = jnp.full_like(highest, -jnp.inf)
-    several, by_k = filters.keep > 1, filters.top_k > 0
-    floor = _if_any(several, lambda: kth_largest(scores, filters.keep, search), highest)
-    lowest = _if_any(by_k, lambda: kth_largest(scores, filters.kept_by_top_k, search), nothing)
-    return jnp.where(several, floor, highest), jnp.where(by_k, lowest, nothing)
-
-
 def _orders_of_all(scores: jax.Array, filters: FilterParams, search: Search) -> _Orders:
     """Searches all scores of every row, [..., vocab]."""
     highest = jnp.max(scores, axis=-1, keepdims=True)
-    floor, lowest = _counted(scores, highest, filters, search)
-    by_p = filters.top_p < 1
-    nucleus = _if_any(by_p, lambda: nucleus_edge(scores, highest, lowest, filters.top_p, search), lowest)
-    return highest, floor, jnp.where(by_p, jnp.maximum(lowest, jnp.minimum(nucleus, floor)), lowest)
+    settings = filters.keep, filters.top_k, filters.top_p
+    floor, lowest, nucleus = reference.shortlist_edges(scores, highest, *settings, None, search)
+    return highest, floor, jnp.maximum(lowest, jnp.minimum(nucleus, floor))
 
 
 def _orders_of_few(scores: jax.Array, filters: FilterParams, search: Search) -> tuple[_Orders, jax.Array]:
@@ -122,7 +98,7 @@ def _orders_of_few(scores: jax.Array, filters: FilterParams, search: Search) -> 
     highest = few.highest
     by_k, by_p = filters.top_k > 0, filters.top_p < 1
     # Without top-k, the weight of every score counts. A row's sum does not depend on the filters of its neighbours.
-    total = _if_any(
+    total = reference.if_any(
         by_p & ~by_k, lambda: jnp.sum(jnp.exp(scores - highest), axis=-1, keepdims=True), jnp.ones_like(highest)
     )
 
@@ -143,5 +119,4 @@ def _orders_of_few(scores: jax.Array, filters: FilterParams, search: Search) -> 
     exact = floor >= few.sure
     exact &= ~by_k | (lowest >= few.sure)
     exact &= ~by_p | ((nucleus > few.sure) & (~by_k | (lowest > few.sure)))
-    lowest = jnp.where(by_p, jnp.maximum(lowest, jnp.minimum(nucleus, floor)), lowest)
-    return (highest, floor, lowest), exact
+    return (highest, floor, jnp.maximum(lowest, jnp.minimum(nucleus, floor))), exact

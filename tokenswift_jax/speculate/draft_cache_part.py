@@ -1,4 +1,4 @@
-"""The draft cache as a part of a drafter's state, and the forward that drafts over it."""
+"""The draft cache as a part of a drafter's state, the forward that drafts over it, and the drafters' common base."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.draft_cache import DraftKind
 from tokenswift_jax.kv.forward import Rows, forward_rows
 from tokenswift_jax.models.decoder import Decoder
-from tokenswift_jax.speculate.drafter import CommittedText, Outcome, Roots, StateSizes
+from tokenswift_jax.speculate.drafter import (
+    CommittedText,
+    DrafterState,
+    DraftWeights,
+    Outcome,
+    Roots,
+    StatePart,
+    StateSizes,
+    propose_levels,
+)
+from tokenswift_jax.speculate.tree import Tree
+from tokenswift_jax.speculate.tree_expand import TreeDepth
 
 
 @dataclass(frozen=True)
@@ -49,3 +60,39 @@ class DraftCachePart:
         rows, cache = forward_rows(model, row, cache)
         own, full = self.kind.written(own, full, cache, roots.length, depth, roots.config)
         return rows, own, full
+
+
+@dataclass(frozen=True)
+class CachedDrafter:
+    """A drafter whose state is a draft cache; subclasses give the levels (`LevelDrafter.levels`).
+
+    Attributes:
+      cache: kind and sizes of the draft cache.
+    """
+
+    cache: DraftKind
+    weights = DraftWeights.LAYERS
+
+    @property
+    def parts(self) -> tuple[StatePart, ...]:
+        """The draft cache."""
+        return (self.part,)
+
+    @property
+    def part(self) -> DraftCachePart:
+        """The draft cache as the only part of the state."""
+        return DraftCachePart(self.cache)
+
+    def levels(
+        self, model: Decoder, roots: Roots, own: DrafterState
+    ) -> tuple[list[TreeDepth], DrafterState, FullCache]:
+        """As `LevelDrafter.levels`."""
+        raise NotImplementedError
+
+    def propose(self, model: Decoder, roots: Roots, own: DrafterState) -> tuple[Tree, DrafterState, FullCache]:
+        """The tree of the levels."""
+        return propose_levels(self, model, roots, own)
+
+    def observe(self, own: DrafterState, outcome: Outcome) -> DrafterState:
+        """Moves the draft cache on."""
+        return (self.part.advance(own[0], outcome),)

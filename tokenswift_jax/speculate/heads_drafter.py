@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from tokenswift_jax.kv.dense import FullCache
-from tokenswift_jax.kv.draft_cache import DraftKind
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.speculate.candidates import head_levels
-from tokenswift_jax.speculate.draft_cache_part import DraftCachePart
-from tokenswift_jax.speculate.drafter import DrafterState, DraftWeights, Outcome, Roots, StatePart, propose_levels
+from tokenswift_jax.speculate.draft_cache_part import CachedDrafter
+from tokenswift_jax.speculate.drafter import DrafterState, DraftWeights, Outcome, Roots, propose_levels
 from tokenswift_jax.speculate.tree import Tree
 from tokenswift_jax.speculate.tree_expand import TreeDepth
 
@@ -46,24 +45,8 @@ class HeadsDrafter:
 
 
 @dataclass(frozen=True)
-class CachedHeadsDrafter:
-    """The root runs over a draft cache, then backbone and heads read its hidden state (schedule `partial`).
-
-    Attributes:
-      cache: kind and sizes of the draft cache.
-    """
-
-    cache: DraftKind
-    weights = DraftWeights.LAYERS
-
-    @property
-    def parts(self) -> tuple[StatePart, ...]:
-        """The draft cache."""
-        return (self._part,)
-
-    @property
-    def _part(self) -> DraftCachePart:
-        return DraftCachePart(self.cache)
+class CachedHeadsDrafter(CachedDrafter):
+    """The root runs over a draft cache, then backbone and heads read its hidden state (schedule `partial`)."""
 
     def levels(
         self, model: Decoder, roots: Roots, own: DrafterState
@@ -71,14 +54,6 @@ class CachedHeadsDrafter:
         """The candidates of backbone and heads."""
         (draft,) = own
         token = roots.token
-        rows, draft, full = self._part.forward(model, roots, draft, roots.cache, token, jnp.zeros_like(token))
+        rows, draft, full = self.part.forward(model, roots, draft, roots.cache, token, jnp.zeros_like(token))
         nodes = head_levels(model, roots.tree, rows.hidden[:, 0], token, roots.ranking, backbone=True)
         return nodes, (draft,), full
-
-    def propose(self, model: Decoder, roots: Roots, own: DrafterState) -> tuple[Tree, DrafterState, FullCache]:
-        """The tree of the candidates."""
-        return propose_levels(self, model, roots, own)
-
-    def observe(self, own: DrafterState, outcome: Outcome) -> DrafterState:
-        """Moves the draft cache on."""
-        return (self._part.advance(own[0], outcome),)

@@ -12,6 +12,15 @@ _FOREIGN = {  # byte-order marks of other encodings; the longer ones first
 }
 
 
+def is_utf8(text: str) -> bool:
+    """Whether UTF-8 can express a text. JSON and command lines may bring half a surrogate pair, which it cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class NotTextError(ValueError):
     """Bytes that are not UTF-8 text.
 

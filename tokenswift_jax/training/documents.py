@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.paths import expanded
 from tokenswift_jax.prompt import render_chat
-from tokenswift_jax.text.reading import NotTextError, decode
+from tokenswift_jax.text.reading import NotTextError, decode, is_utf8
 
 SUFFIXES = (".txt", ".jsonl")
 _EXAMPLES = 5
@@ -144,10 +144,8 @@ def _document(data: bytes, place: str, tokenizer: Any, record: bool) -> Document
         raise _BrokenError("no text in it")
     if "\0" in text:  # "\u0000" of JSON
         raise _BrokenError("not text: it has a zero byte")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # "\ud800" is valid JSON but not a character
-        raise _BrokenError("half of a surrogate pair in the text") from None
+    if not is_utf8(text):  # "\ud800" is valid JSON but not a character
+        raise _BrokenError("half of a surrogate pair in the text")
     return Document(text, place, rendered)
 
 
