@@ -126,6 +126,21 @@ def test_text_that_foretells_nothing_is_decoded_plainly(price):
     assert speed == 1
 
 
+def test_a_foreseen_plan_whose_first_iteration_was_disturbed_is_tried_again():
+    chosen = ngram_plan(3)
+    disturbed = iter([40.0])  # seconds of the first iteration; the others take 1.5
+    tuner = Tuner(PLAIN, [chosen], 20000, lambda named: 3.5)
+    position = 0
+    while position < 8000:
+        named, most = tuner.next_plan()
+        count = most or CHUNK
+        seconds = 1.0 * count if named is PLAIN else next(disturbed, 1.5 * count)
+        emitted = count if named is PLAIN else 4 * count
+        position += emitted
+        tuner.observe(named, emitted, seconds)
+    assert tuner.current is chosen
+
+
 def test_the_reason_says_what_was_tried_and_foreseen():
     def told(plans, gain, foreseen):
         tuner = Tuner(PLAIN, plans, TOKENS, foreseen)

@@ -263,12 +263,13 @@ class Tuner:
         """Queues new trials: plain decoding first unless it is running, then the other plans, the best known first."""
         self._next_round = self._tokens + self._wait
         others = [named for named in self.plans if named is not self.current]
-        others = [named for named in others if self._foresee(named) is None or self._gain(named) >= FORESEEN]
-        affordable = [named for named in others if self._affordable(named, 1 + PROBE_ITERATIONS)]
+        promising = [named for named in others if self._foresee(named) is None or self._gain(named) >= FORESEEN]
+        affordable = [named for named in promising if self._affordable(named, 1 + PROBE_ITERATIONS)]
         for named in set(others) - set(affordable):
             # One iteration, perhaps a disturbed one, gave this price. Without halving its excess over a plain step,
             # the tuner might never try the plan again.
-            self._prices[named] = 1 + (self._prices.get(named, 1.0) - 1) / 2
+            if named in self._prices:
+                self._prices[named] = 1 + (self._prices[named] - 1) / 2
         others = affordable
         others.sort(key=lambda named: (self._cost(named) if self._chunks[named] else 0.0, _keeps_a_cache(named)))
         if self._left() <= 0 or (not others and self.current is self.plain):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 CHAIN = 3  # tokens of an n-gram draft below the root
 RECENT = 64  # newest tokens that an estimate covers
+SPAN = 1 << 15  # newest tokens of a prompt whose continuations count: each costs the host about 2 us
 
 
 class NgramForesight:
@@ -20,77 +21,84 @@ class NgramForesight:
       lags: per text, the newest tokens that no continuation may contain (`SequenceParams.ngram_lag`).
       budgets: the node budgets to replay; None: no budget.
       most: the most continuations of a draft.
+      slots: the most continuations of one root token; a new one replaces the rarest, of these the oldest.
     """
 
     def __init__(
-        self, texts: Sequence[Sequence[int]], lags: Sequence[int], budgets: Iterable[int | None], most: int
+        self,
+        texts: Sequence[Sequence[int]],
+        lags: Sequence[int],
+        budgets: Iterable[int | None],
+        most: int,
+        slots: int,
     ) -> None:
-        self._texts = [list(text) for text in texts]
+        budgets = tuple(budgets)
+        self._rows = [_Row(list(text), lag, budgets, most, slots) for text, lag in zip(texts, lags, strict=True)]
         self._running = set(range(len(texts)))
-        self._replays = {
-            budget: [_Replay(text, lag, budget, most) for text, lag in zip(self._texts, lags, strict=True)]
-            for budget in budgets
-        }
 
     def read(self, row: int, token_ids: Sequence[int]) -> None:
         """Appends emitted tokens to a row's text, and replays the iterations that end within them."""
-        self._texts[row] += token_ids
-        for replays in self._replays.values():
-            replays[row].go_on()
+        self._rows[row].read(token_ids)
 
     def tokens_an_iteration(self, budget: int | None) -> float:
         """Tokens that an iteration would have emitted over the newest tokens, the least of the rows; 1 without any."""
-        replays = self._replays[budget]
-        return min((replays[row].tokens_an_iteration for row in sorted(self._running)), default=1.0)
+        return min((self._rows[row].tokens_an_iteration(budget) for row in sorted(self._running)), default=1.0)
 
     def end(self, row: int) -> None:
         """Leaves a finished row out of the estimates."""
         self._running.discard(row)
 
 
-class _Replay:
-    """The iterations that one node budget would have taken over a text.
+class _Row:
+    """A text, its continuations, and the newest iterations that each node budget would have taken over it."""
 
-    Each has a table of its own: at a root it contains no continuation that ends after that root.
-    """
-
-    def __init__(self, text: list[int], lag: int, budget: int | None, most: int) -> None:
-        self._text, self._lag = text, lag
-        self._depth = CHAIN if budget is None else min(CHAIN, budget)
-        self._count = most if budget is None else max(1, min(most, budget // CHAIN))
+    def __init__(self, text: list[int], lag: int, budgets: tuple[int | None, ...], most: int, slots: int) -> None:
+        self._text, self._lag, self._slots = text, lag, slots
         self._known: dict[int, dict[tuple[int, ...], tuple[int, int]]] = {}
-        self._inserted, self._root = 0, len(text) - 1
-        self._emitted: deque[int] = deque()
+        self._inserted = max(CHAIN, len(text) - SPAN)
+        self._position = len(text) - 1
+        # Of each budget: continuations of a draft, and tokens of each.
+        self._drafts = {
+            budget: (most, CHAIN) if budget is None else (max(1, min(most, budget // CHAIN)), min(CHAIN, budget))
+            for budget in budgets
+        }
+        self._roots = dict.fromkeys(budgets, self._position)
+        self._emitted: dict[int | None, deque[int]] = {budget: deque() for budget in budgets}
 
-    @property
-    def tokens_an_iteration(self) -> float:
+    def tokens_an_iteration(self, budget: int | None) -> float:
         """The mean of the newest iterations; 1 without any."""
-        return sum(self._emitted) / len(self._emitted) if self._emitted else 1.0
+        emitted = self._emitted[budget]
+        return sum(emitted) / len(emitted) if emitted else 1.0
 
-    def go_on(self) -> None:
-        """Replays until an iteration might emit more than the text has."""
-        while self._root + self._depth + 1 < len(self._text):
-            self._insert(self._root + 1 - self._lag)
-            emitted = 1 + self._accepted()
-            self._root += emitted
-            self._emitted.append(emitted)
-            while sum(self._emitted) > RECENT:
-                self._emitted.popleft()
+    def read(self, token_ids: Sequence[int]) -> None:
+        """Appends tokens. Replays from each root whose draft cannot reach past the text."""
+        self._text += token_ids
+        for root in range(self._position, len(self._text) - CHAIN - 1):
+            self._insert(root + 1 - self._lag)  # no continuation in the table ends after the root
+            for budget, (count, depth) in self._drafts.items():
+                if self._roots[budget] == root:
+                    self._iterate(budget, count, depth)
+            self._position = root + 1
 
     def _insert(self, end: int) -> None:
         """Adds the continuations that end before position `end`."""
-        for position in range(max(self._inserted, CHAIN), end):
+        for position in range(self._inserted, end):
             first, *rest = self._text[position - CHAIN : position + 1]
-            known = self._known.setdefault(first, {})
-            known[tuple(rest)] = known.get(tuple(rest), (0, 0))[0] + 1, position
+            known, added = self._known.setdefault(first, {}), tuple(rest)
+            if added not in known and len(known) == self._slots:
+                del known[min(known, key=known.__getitem__)]
+            known[added] = known.get(added, (0, 0))[0] + 1, position
         self._inserted = max(self._inserted, end)
 
-    def _accepted(self) -> int:
-        """Tokens of the draft below the root that the text confirms."""
-        known = self._known.get(self._text[self._root], {})
-        drafts = sorted(known, key=known.__getitem__, reverse=True)[: self._count]
-        follows = self._text[self._root + 1 : self._root + 1 + self._depth]
-        return max((_agreeing(draft, follows) for draft in drafts), default=0)
+    def _iterate(self, budget: int | None, count: int, depth: int) -> None:
+        root, emitted = self._roots[budget], self._emitted[budget]
+        known = self._known.get(self._text[root], {})
+        drafts = sorted(known, key=known.__getitem__, reverse=True)[:count]
+        follows = self._text[root + 1 : root + 1 + depth]
+        emitted.append(1 + max((_agreeing(draft, follows) for draft in drafts), default=0))
+        self._roots[budget] = root + emitted[-1]
+        while sum(emitted) > RECENT:
+            emitted.popleft()
 
 
 def _agreeing(draft: Sequence[int], text: Sequence[int]) -> int:

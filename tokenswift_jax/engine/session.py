@@ -135,12 +135,7 @@ class Session:
             cache_dtype=cache_dtype,
         )
         self.engine = Engine(model, layout, len(requests), draft_params=draft_params, report=report)
-        self._foresight = NgramForesight(
-            [[*request.prompt_ids, *done] for request, done in zip(requests, self._emitted, strict=True)],
-            [_ngram_lag(request.sampling) for request in requests],
-            {named.node_budget for named in speculative if _by_ngrams(named)},
-            speculation.ngram_k,
-        )
+        self._foresight = _foresight(speculation, speculative, requests, self._emitted)
         most = max(request.max_new_tokens for request in requests)
         self._policy = _policy(speculation, plain, speculative, most, self._foresight)
         self._requests, self._report = requests, report
@@ -255,9 +250,10 @@ class Session:
                 error = NumericsError(int(result.length[row]) + 1)
             rows.append(RowStep(log, REASONS.get(finish), error))
             self._running[row] = finish == Finish.RUNNING
-            self._foresight.read(row, log.token_ids.tolist())
-            if not self._running[row]:
-                self._foresight.end(row)
+            if self._foresight is not None:
+                self._foresight.read(row, log.token_ids.tolist())
+                if not self._running[row]:
+                    self._foresight.end(row)
         return Step(tuple(rows))
 
 
@@ -270,18 +266,40 @@ def _by_ngrams(named: NamedPlan) -> bool:
     return isinstance(named.plan.drafter, NgramDrafter)
 
 
+def _foresight(
+    speculation: SpeculationConfig,
+    speculative: list[NamedPlan],
+    requests: Sequence[Request],
+    emitted: Sequence[Sequence[int]],
+) -> NgramForesight | None:
+    """The foresight for the plans that a tuner may choose; None where it chooses none or none drafts by n-grams."""
+    budgets = {named.node_budget for named in speculative if _by_ngrams(named)}
+    if not budgets or not _is_tuned(speculation):
+        return None
+    texts = [[*request.prompt_ids, *done] for request, done in zip(requests, emitted, strict=True)]
+    lags = [_ngram_lag(request.sampling) for request in requests]
+    return NgramForesight(texts, lags, budgets, speculation.ngram_k, speculation.ngram_slots)
+
+
+def _is_tuned(speculation: SpeculationConfig) -> bool:
+    """Whether measurements choose the plan: mode `auto`, or mode `tokenswift` with schedule `auto`."""
+    return speculation.mode == "auto" or (speculation.mode == "tokenswift" and speculation.schedule == "auto")
+
+
 def _policy(
     speculation: SpeculationConfig,
     plain: NamedPlan,
     speculative: list[NamedPlan],
     max_new_tokens: int,
-    foresight: NgramForesight,
+    foresight: NgramForesight | None,
 ) -> PlanPolicy:
-    """The tuner under mode `auto`, or mode `tokenswift` with schedule `auto`; else the one plan that was asked for."""
-    if speculation.mode == "auto" or (speculation.mode == "tokenswift" and speculation.schedule == "auto"):
+    """The tuner if measurements choose the plan; else the one plan that was asked for."""
+    if _is_tuned(speculation):
 
         def foresee(named: NamedPlan) -> float | None:
-            return foresight.tokens_an_iteration(named.node_budget) if _by_ngrams(named) else None
+            if foresight is None or not _by_ngrams(named):
+                return None
+            return foresight.tokens_an_iteration(named.node_budget)
 
         rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
         return Tuner(plain, speculative, max_new_tokens, foresee, rows)
