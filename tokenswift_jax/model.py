@@ -15,7 +15,7 @@ from tokenswift_jax.checkpoint.directory import read_config
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.generation_config import warn_of_unknown
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.paths import expanded
+from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.progress_report import Report, silent
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
@@ -93,9 +93,8 @@ def use_compilation_cache() -> None:
     settings: Any = jax.config  # its flags are attributes that no type declares
     if settings.jax_compilation_cache_dir is not None or not settings.jax_enable_compilation_cache:
         return
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home
-        folder = expanded(home) / "tokenswift_jax" / "xla"
+    with contextlib.suppress(OSError, UserError):  # UserError: there is no home
+        folder = cache_folder("xla")
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -1,4 +1,4 @@
-"""Checks of the files that a run will write, before it begins."""
+"""Places on disk: the cache folder, and checks of the files that a run will write, before it begins."""
 
 from __future__ import annotations
 
@@ -14,6 +14,19 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def cache_folder(name: str) -> Path:
+    """The folder of that name in the cache of this package, below XDG_CACHE_HOME or the home folder.
+
+    Raises:
+      UserError: there is neither.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return Path(home).expanduser() / "tokenswift_jax" / name
+    except RuntimeError:
+        raise UserError(f"the cache folder is {home}, and there is no home; set XDG_CACHE_HOME") from None
 
 
 def check_writable(path: Path, argument: str) -> None:

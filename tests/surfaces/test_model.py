@@ -1,13 +1,17 @@
 """Loading: the bundled demo, EOS ids, the compilation cache."""
 
 import json
+from pathlib import Path
 
 import jax
 import pytest
 
 import tokenswift_jax as ts
 from tokenswift_jax import model as model_module
+from tokenswift_jax.checkpoint.converted import source_name
+from tokenswift_jax.errors import UserError
 from tokenswift_jax.model import DEMO_MODEL, use_compilation_cache
+from tokenswift_jax.training.trainer import default_cache
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +72,20 @@ def test_without_a_writable_place_it_does_without(cache_home):
     cache_home.parent.parent.write_text("a file where the folder would be")
     use_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_without_a_home_nothing_is_cached_and_no_folder_named_tilde_appears(monkeypatch, tmp_path):
+    """As in a container whose user has no entry: neither HOME nor XDG_CACHE_HOME says where a cache may be."""
+
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "expanduser", no_home)
+    use_compilation_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert source_name(tmp_path) is None
+    with pytest.raises(UserError, match="there is no home; set XDG_CACHE_HOME"):
+        default_cache()
+    assert not list(tmp_path.iterdir())

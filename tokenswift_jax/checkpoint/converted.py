@@ -11,9 +11,11 @@ from pathlib import Path
 
 from tokenswift_jax.checkpoint.new_directory import new_directory
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.progress_report import Report, silent
 
 SOURCE_FILE = "source.json"
+_FOLDER = "gguf"  # of the cache
 # Part of the folder's name: a change of what the conversion writes needs a new number, or old results stay in use.
 _FORMAT = 1
 _HASHED = 1 << 24  # bytes a read
@@ -35,7 +37,7 @@ def converted(file: Path, name: str | None = None, report: Report = silent) -> P
 
     map_file(file)  # a file that is not GGUF gets its own message before all of it is read
     file = file.resolve()
-    place = _cache_folder() / f"{file.stem}-{_hash(file)[:24]}-{_FORMAT}"
+    place = cache_folder(_FOLDER) / f"{file.stem}-{_hash(file)[:24]}-{_FORMAT}"
     if not (place / "config.json").is_file():
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -52,20 +54,12 @@ def converted(file: Path, name: str | None = None, report: Report = silent) -> P
 
 def source_name(directory: Path) -> str | None:
     """The name from which a directory of the cache was last converted; None for any other directory."""
-    if directory.parent != _cache_folder():
-        return None
     try:
+        if directory.parent != cache_folder(_FOLDER):
+            return None
         return json.loads((directory / SOURCE_FILE).read_text(encoding="utf-8"))["source"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):  # without a home a UserError, which is a ValueError
         return None
-
-
-def _cache_folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    try:
-        return Path(home).expanduser() / "tokenswift_jax" / "gguf"
-    except RuntimeError:
-        raise UserError(f"a GGUF file is converted into {home}, and there is no home; set XDG_CACHE_HOME") from None
 
 
 def _hash(file: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy as np
 from tokenswift_jax import checkpoint
 from tokenswift_jax.checkpoint.directory import fingerprint
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.paths import expanded
+from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.training.checkpoints import Checkpoints, Place
 from tokenswift_jax.training.export import write_checkpoint
 from tokenswift_jax.training.frequent_tokens import frequent_tokens
@@ -60,7 +59,7 @@ class Paths:
 
 def default_cache() -> Path:
     """The default folder for tokenised data."""
-    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "tokenswift_jax" / "data"
+    return cache_folder("data")
 
 
 def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: bool, say: TextIO) -> Path:
