@@ -10,6 +10,7 @@ from tokenswift_jax.kv.dense import cache_bytes, empty_cache, round_up, write_ro
 from tokenswift_jax.kv.quantize import dequantized, quantized
 from tokenswift_jax.kv.row_batch import Causal, RowBatch, TreeMask, TreeMaskOverBlocks
 from tokenswift_jax.models.hf_config import model_config
+from tokenswift_jax.models.projected import Apart
 from tokenswift_jax.models.rope import rotation
 
 CONFIG = model_config(
@@ -154,10 +155,14 @@ def test_a_layer_s_rows_extend_a_cache(cache_dtype, traced, kind):
 
     @jax.jit
     def extended(cache, layer):
-        return cache.extend(layer, queries, keys, values, angles, rows, spec)
+        return cache.extend(layer, Apart(queries, keys, values), angles, rows, spec)
 
     at = jnp.int32(1) if traced else 1
-    call = extended if traced else lambda cache, layer: cache.extend(layer, queries, keys, values, angles, rows, spec)
+    call = (
+        extended
+        if traced
+        else lambda cache, layer: cache.extend(layer, Apart(queries, keys, values), angles, rows, spec)
+    )
     mixed, new, query, after = call(cache, at)
     turned = np.asarray(angles.apply(queries))
     np.testing.assert_allclose(query[0], turned[:, 0], rtol=0, atol=1e-6)

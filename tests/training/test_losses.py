@@ -10,6 +10,7 @@ from flax import nnx
 
 from tests.small_models import random_model
 from tests.tiny import tiny_config, tiny_model
+from tokenswift_jax.models.projected import Apart
 from tokenswift_jax.models.rope import Rotation
 from tokenswift_jax.training.attention import packed_attention
 from tokenswift_jax.training.forward import hidden_states
@@ -167,7 +168,7 @@ def test_blocks_of_queries_change_nothing(block):
     draw = [jnp.asarray(rng.normal(size=(2, LENGTH, n, 8)), jnp.float32) for n in (4, 2, 2)]
     attend = packed_attention(batch.positions, batch.segments, block)
     still = Rotation(*(jnp.full((2, LENGTH, 1, 4), angle, jnp.float32) for angle in (1, 0)))
-    mixed = np.asarray(attend(0, *draw, still, config.attention(0), None)[0], np.float64)
+    mixed = np.asarray(attend(0, Apart(*draw), still, config.attention(0), None)[0], np.float64)
     queries, keys, values = (np.asarray(x, np.float64) for x in draw)
     for row in range(2):
         for at in range(LENGTH):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from tokenswift_jax.kv.quantize import dequantized
 from tokenswift_jax.kv.row_batch import RowBatch
 from tokenswift_jax.models.config import AttentionSpec
+from tokenswift_jax.models.projected import Projected
 from tokenswift_jax.models.rope import Rotation
 
 
@@ -80,14 +81,12 @@ class KVCache(Protocol):
     def extend(
         self,
         layer: int | jax.Array,
-        queries: jax.Array,
-        keys: jax.Array,
-        values: jax.Array,
+        projected: Projected,
         rotation: Rotation,
         rows: RowBatch,
         spec: AttentionSpec,
     ) -> tuple[jax.Array, StoredKV, jax.Array, Self]:
-        """Calls `append` and then `attend` for a layer's projections [batch, rows, heads, head_dim], not yet rotated.
+        """Calls `append` and then `attend` for a layer's queries, keys and values, not yet rotated.
 
         The cache decides which projections it rotates. Returns the mixed values, the stored K/V (one layer), row 0's
         query [1, batch, query_heads, head_dim] in the form that `top_positions` takes, and the cache.

@@ -11,6 +11,7 @@ from jax import lax
 
 from pallas_kernels.cache_scores import top_blocks, top_positions
 from pallas_kernels.prefill_attention import prefill_attention
+from pallas_kernels.rotate_write import rotate_write
 from pallas_kernels.sparse_attention import sparse_attention
 from pallas_kernels.tree_attention import tree_attention
 from tokenswift_jax import arrays
@@ -19,8 +20,10 @@ from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.quantize import CACHE_DTYPES, SCALE_BYTES, quantized
 from tokenswift_jax.kv.row_batch import Causal, RowBatch, TreeMask, TreeMaskOverBlocks
 from tokenswift_jax.models.config import AttentionSpec, ModelConfig
+from tokenswift_jax.models.projected import Projected, Together
 from tokenswift_jax.models.rope import Rotation
 from tokenswift_jax.parallel.heads import over_heads
+from tokenswift_jax.parallel.rules import TENSOR, split_over
 
 BLOCK = 256  # slots; capacities are multiples of it, so that block-wise readers never see a partial block
 
@@ -123,9 +126,7 @@ class FullCache:
     def extend(
         self,
         layer: int | jax.Array,
-        queries: jax.Array,
-        keys: jax.Array,
-        values: jax.Array,
+        projected: Projected,
         rotation: Rotation,
         rows: RowBatch,
         spec: AttentionSpec,
@@ -135,9 +136,16 @@ class FullCache:
         XLA updates a donated cache in place on every backend, also inside a while loop, because the write comes before
         the read. With the read first, XLA would keep the old cache and copy it.
         """
-        queries, keys = rotation.apply(queries), rotation.apply(keys)
-        new = self.stored(keys.transpose(0, 2, 1, 3)[None], values.transpose(0, 2, 1, 3)[None])
-        cache = self.append(layer, new, rows.lengths)
+        if isinstance(projected, Together) and self.key_scales is None and not split_over(TENSOR):
+            angles = rotation.cos[:, :, 0], rotation.sin[:, :, 0]
+            heads, at = projected.heads, {"layer": layer, "starts": rows.lengths}
+            done = rotate_write(heads, *angles, self.keys, self.values, **at, norms=projected.norms)
+            queries, new = done.queries, StoredKV(*(x.swapaxes(1, 2)[None] for x in (done.own_keys, done.own_values)))
+            cache = replace(self, keys=done.keys, values=done.values)
+        else:
+            queries, keys, values = projected.rotated(rotation)
+            new = self.stored(keys.swapaxes(1, 2)[None], values.swapaxes(1, 2)[None])
+            cache = self.append(layer, new, rows.lengths)
         return cache.attend(layer, queries, new, rows, spec), new, queries[None, :, 0], cache
 
     def keep(self, new: StoredKV, path: jax.Array, at: jax.Array) -> FullCache:

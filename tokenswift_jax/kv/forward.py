@@ -12,6 +12,7 @@ from tokenswift_jax.kv.cache import KVCache, StoredKV
 from tokenswift_jax.kv.row_batch import RowBatch
 from tokenswift_jax.models.config import AttentionSpec
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.projected import Projected
 from tokenswift_jax.models.rope import Rotation
 
 _Cache = TypeVar("_Cache", bound=KVCache)
@@ -44,14 +45,12 @@ def forward_rows(model: Decoder, rows: RowBatch, cache: _Cache) -> tuple[Rows, _
 
     def attend(
         layer: int | jax.Array,
-        queries: jax.Array,
-        keys: jax.Array,
-        values: jax.Array,
+        projected: Projected,
         rotation: Rotation,
         spec: AttentionSpec,
         cache: _Cache,
     ) -> tuple[jax.Array, tuple[StoredKV, jax.Array], _Cache]:
-        mixed, new, query, cache = cache.extend(layer, queries, keys, values, rotation, rows, spec)
+        mixed, new, query, cache = cache.extend(layer, projected, rotation, rows, spec)
         return mixed, (new, query), cache
 
     hidden, left, cache = model.hidden(rows.tokens, rows.positions, attend, cache)

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.rotate_write import HeadNorms
 from tokenswift_jax.models.config import AttentionSpec, ModelConfig
 from tokenswift_jax.models.heads import DraftHeads
 from tokenswift_jax.models.layers import Linear, RMSNorm, wide_dtype
+from tokenswift_jax.models.projected import Apart, Projected, Together
 from tokenswift_jax.models.rope import Rotation, rotation
 from tokenswift_jax.parallel.embedding import looked_up
 from tokenswift_jax.parallel.residual import whole
@@ -27,9 +29,7 @@ class Attention(Protocol):
     def __call__(
         self,
         layer: int | jax.Array,
-        queries: jax.Array,
-        keys: jax.Array,
-        values: jax.Array,
+        projected: Projected,
         rotation: Rotation,
         spec: AttentionSpec,
         carry: Any,
@@ -37,8 +37,7 @@ class Attention(Protocol):
     ) -> tuple[jax.Array, Any, Any]:
         """Mixed values [batch, rows, query_heads, head_dim], the layer's output to the caller, and the carry.
 
-        layer is an int, or int32 [] if the caller scans layers; queries are [batch, rows, query_heads, head_dim], keys
-        and values [batch, rows, kv_heads, head_dim], all before rotation.
+        layer is an int, or int32 [] if the caller scans layers; projected are queries, keys and values before rotation.
         """
         ...
 
@@ -68,23 +67,25 @@ class SelfAttention(nnx.Module):
         attention: Attention,
         carry: Any,
     ) -> tuple[jax.Array, Any, Any]:
-        batch, rows, _ = x.shape
-        queries, keys, values = (heads.reshape(batch, rows, -1, self.head_dim) for heads in self.projected(x))
-        if self.q_norm is not None and self.k_norm is not None:
-            queries, keys = self.q_norm(queries), self.k_norm(keys)
-        mixed, left, carry = attention(layer, queries, keys, values, rotation, spec, carry)
-        return self.o_proj(mixed.reshape(batch, rows, -1)), left, carry
+        mixed, left, carry = attention(layer, self.projected(x), rotation, spec, carry)
+        return self.o_proj(mixed.reshape(*x.shape[:2], -1)), left, carry
 
-    def projected(self, x: jax.Array) -> tuple[jax.Array, ...]:
-        """Queries, keys and values [batch, rows, ...] of the rows, heads first among what follows."""
+    def projected(self, x: jax.Array) -> Projected:
+        """Queries, keys and values of rows [batch, rows, hidden_size]."""
         if self.qkv_proj is None:
             # Without this barrier, XLA for TPU makes the split into heads part of the matmuls, and changes the weights'
             # layout for it.
-            return jax.lax.optimization_barrier((self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+            maps = jax.lax.optimization_barrier((self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+            queries, keys, values = (heads.reshape(*x.shape[:2], -1, self.head_dim) for heads in maps)
+            if self.q_norm is not None and self.k_norm is not None:
+                queries, keys = self.q_norm(queries), self.k_norm(keys)
+            return Apart(queries, keys, values)
         # Without this barrier, XLA for GPU makes the bias part of the matmul, which it then cannot split over the
         # inputs: few columns leave most multiprocessors idle.
-        sums = self.qkv_proj.biased(jax.lax.optimization_barrier(self.qkv_proj.sums(x)))
-        return sums[..., :-2, :], sums[..., -2, :], sums[..., -1, :]
+        heads = self.qkv_proj.biased(jax.lax.optimization_barrier(self.qkv_proj.sums(x)))
+        if self.q_norm is None or self.k_norm is None:
+            return Together(heads, None)
+        return Together(heads, HeadNorms(self.q_norm.scale[...], self.k_norm.scale[...], self.q_norm.eps))
 
 
 class MLP(nnx.Module):
@@ -123,9 +124,27 @@ class DecoderLayer(nnx.Module):
         carry: Any,
     ) -> tuple[jax.Array, Any, Any]:
         """Returns the residual stream after the layer, its attention's output to the caller, and the carry."""
-        mixed, left, carry = self.self_attn(self.input_layernorm(x), rotation, layer, spec, attention, carry)
-        x = whole(x + mixed)
-        return whole(x + self.mlp(self.post_attention_layernorm(x))), left, carry
+        x, added, left, carry = self.halves(x, None, rotation, layer, spec, attention, carry)
+        return whole(x + added), left, carry
+
+    def halves(
+        self,
+        x: jax.Array,
+        added: jax.Array | None,
+        rotation: Rotation,
+        layer: int | jax.Array,
+        spec: AttentionSpec,
+        attention: Attention,
+        carry: Any,
+    ) -> tuple[jax.Array, jax.Array, Any, Any]:
+        """As a call, but the stream comes and goes in two summands: each sum is then one kernel with the norm after it.
+
+        added is None for a stream that comes whole.
+        """
+        x, normed = (x, self.input_layernorm(x)) if added is None else self.input_layernorm.of_sum(x, added)
+        mixed, left, carry = self.self_attn(normed, rotation, layer, spec, attention, carry)
+        x, normed = self.post_attention_layernorm.of_sum(x, mixed)
+        return x, self.mlp(normed), left, carry
 
 
 class Decoder(nnx.Module):
@@ -166,10 +185,12 @@ class Decoder(nnx.Module):
         config = self.config
         angles = rotation(config.rope, config.head_dim, positions, wide_dtype(x.dtype))
         left: list[Any] = []
+        added: jax.Array | None = None
         for index, layer in enumerate(self.layers):
-            x, of_layer, carry = layer(x, angles, index, config.attention(index), attention, carry)
+            spec = config.attention(index)
+            x, added, of_layer, carry = layer.halves(x, added, angles, index, spec, attention, carry)
             left.append(of_layer)
-        return x, left, carry
+        return x if added is None else whole(x + added), left, carry
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., vocab] in float32 (or wider) from the last layer's output."""
@@ -245,14 +266,12 @@ def causal_attention(config: ModelConfig) -> Attention:
 
     def attend(
         layer: int | jax.Array,
-        queries: jax.Array,
-        keys: jax.Array,
-        values: jax.Array,
+        projected: Projected,
         rotation: Rotation,
         spec: AttentionSpec,
         carry: Any,
     ) -> tuple[jax.Array, Any, Any]:
-        queries, keys = rotation.apply(queries), rotation.apply(keys)
+        queries, keys, values = projected.rotated(rotation)
         batch, rows, heads, dim = queries.shape
         wide = wide_dtype(queries.dtype)
         grouped = queries.reshape(batch, rows, config.num_kv_heads, config.group_size, dim)

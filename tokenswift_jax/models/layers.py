@@ -6,7 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from pallas_kernels.add_norm import add_norm
+from pallas_kernels.add_norm.reference import rms_norm
 from pallas_kernels.dtypes import wide_dtype
+from tokenswift_jax.parallel.residual import whole
+from tokenswift_jax.parallel.rules import TENSOR, split_over
 
 __all__ = ["Linear", "RMSNorm", "wide_dtype"]
 
@@ -48,7 +52,11 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(wide_dtype(x.dtype))
-        variance = jnp.mean(wide * wide, axis=-1, keepdims=True)
-        normed = (wide * jax.lax.rsqrt(variance + jnp.asarray(self.eps, wide.dtype))).astype(x.dtype)
-        return normed * jnp.expand_dims(self.scale[...], range(x.ndim - 1))
+        return rms_norm(x, self.scale[...], self.eps)
+
+    def of_sum(self, stream: jax.Array, added: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The sum of two parts of the residual stream, and its norm."""
+        if split_over(TENSOR):  # XLA cannot split a Pallas call by itself
+            stream = whole(stream + added)
+            return stream, self(stream)
+        return add_norm(stream, added, self.scale[...], self.eps)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from tokenswift_jax.models.config import AttentionSpec
 from tokenswift_jax.models.decoder import Attention
+from tokenswift_jax.models.projected import Projected
 from tokenswift_jax.models.rope import Rotation
 
 
@@ -24,14 +25,12 @@ def packed_attention(positions: jax.Array, segments: jax.Array, block: int) -> A
 
     def attend(
         layer: int | jax.Array,
-        queries: jax.Array,
-        keys: jax.Array,
-        values: jax.Array,
+        projected: Projected,
         rotation: Rotation,
         spec: AttentionSpec,
         carry: Any,
     ) -> tuple[jax.Array, Any, Any]:
-        queries, keys, window = rotation.apply(queries), rotation.apply(keys), spec.window
+        (queries, keys, values), window = projected.rotated(rotation), spec.window
 
         @jax.checkpoint
         def attend_block(queries: jax.Array, keys: jax.Array, values: jax.Array, low: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from tokenswift_jax.models.config import AttentionSpec, ModelConfig
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.layers import wide_dtype
+from tokenswift_jax.models.projected import Projected
 from tokenswift_jax.models.rope import Rotation, rotation
 from tokenswift_jax.training.attention import packed_attention
 from tokenswift_jax.training.forward import ATTENTION_BLOCK
@@ -104,15 +105,13 @@ def _attend_draft(
     size: int,
     sinks: int,
     layer: int | jax.Array,
-    queries: jax.Array,
-    own_keys: jax.Array,
-    own_values: jax.Array,
+    projected: Projected,
     rotation: Rotation,
     spec: AttentionSpec,
     carry: Any,
 ) -> tuple[jax.Array, None, Any]:
     """Attention over the draft cache's positions, with K/V of the full pass, and over each token's own K/V."""
-    queries, own_keys = rotation.apply(queries), rotation.apply(own_keys)
+    queries, own_keys, own_values = projected.rotated(rotation)
     length, window = keys.shape[1], spec.window
     columns = jnp.arange(length, dtype=jnp.int32)
 
