@@ -1,4 +1,4 @@
-"""Measures a demo checkpoint on held-out books, prints JSON and, with --card, writes the model card beside it.
+"""Measures a demo checkpoint on held-out books, prints JSON and, with --card, fills in the model card beside it.
 
 python scripts/evaluate_demo.py --data ../shared/corpus/heldout --tokens 40000 --card
 """
@@ -19,16 +19,16 @@ import tokenswift_jax as ts
 from tokenswift_jax.checkpoint.directory import read_json
 from tokenswift_jax.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
+DEMO = Path(__file__).resolve().parent.parent / "tokenswift_jax" / "demo_model"
 _HEAD_WINDOW = 512
-_SKIPPED = 2048  # tokens of a book's front matter, passed over where prose is wanted
+_SKIPPED = 2048  # tokens of a book's front matter, skipped for measures of prose
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Command line of the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of held-out *.txt books, UTF-8")
-    parser.add_argument("--model", type=Path, default=ROOT / "tokenswift_jax" / "demo_model")
+    parser.add_argument("--model", type=Path, default=DEMO)
     parser.add_argument("--length", type=int, default=1024, help="tokens a window")
     parser.add_argument("--stride", type=int, default=768, help="tokens between windows")
     parser.add_argument("--tokens", type=int, help="read only each book's first tokens")
@@ -37,8 +37,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=2048, help="of a book, before tokens are drafted")
     parser.add_argument("--new-tokens", type=int, default=256, help="drafted after each prompt")
     parser.add_argument("--sample-tokens", type=int, default=192)
-    parser.add_argument("--card", action="store_true", help="write README.md into --model")
-    parser.add_argument("--note", default="", help="a sentence for the card that the recipe does not tell")
+    parser.add_argument("--card", action="store_true", help="fill in the README.md of --model")
     return parser.parse_args(argv)
 
 
@@ -48,13 +47,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     tokenizer = model.tokenizer
     column = read_json(arguments.model / "training.json")["text"]["wrap_column"]
     books = read_books(arguments.data)
-    dresses = {
+    forms = {
         "unwrapped": {name: unwrap(text, column) for name, text in books.items()},
         "wrapped": {name: keep_wrapped(text) for name, text in books.items()},
     }
     report: dict[str, Any] = {"length": arguments.length, "stride": arguments.stride, "tokens_a_book": arguments.tokens}
     report |= {"head_tokens_a_book": arguments.head_tokens, "bits_per_character": {}}
-    for dress, texts in dresses.items():
+    for form, texts in forms.items():
         figures, bits, size, tokens = {}, 0.0, 0, 0
         for name, text in texts.items():
             encoding = tokenizer(text, return_offsets_mapping=True, verbose=False)
@@ -63,9 +62,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             value = bits_per_character(model, ids, characters, arguments.length, arguments.stride)
             figures[name] = round(value, 4)
             bits, size, tokens = bits + value * characters, size + characters, tokens + len(ids)
-        report["bits_per_character"][dress] = figures | {"all": round(bits / size, 4)}
-        report[f"characters_per_token_{dress}"] = round(size / tokens, 4)
-    plain = [tokenizer(text, verbose=False).input_ids for text in dresses["unwrapped"].values()]
+        report["bits_per_character"][form] = figures | {"all": round(bits / size, 4)}
+        report[f"characters_per_token_{form}"] = round(size / tokens, 4)
+    plain = [tokenizer(text, verbose=False).input_ids for text in forms["unwrapped"].values()]
     report["head_hits"] = head_hits(
         model, [ids[_SKIPPED : _SKIPPED + arguments.head_tokens] for ids in plain], _HEAD_WINDOW
     )
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         report = measure(arguments)
         print(json.dumps(report, indent=2, ensure_ascii=False))
         if arguments.card:
-            write_card(arguments.model, report, arguments.note)
+            write_card(arguments.model, DEMO, report)
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

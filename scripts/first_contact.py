@@ -1,16 +1,16 @@
 """The first minutes on a machine with a GPU: plans of at most six minutes, stages in order of worth.
 
-    python scripts/first_contact.py --plan wheels      # with a network: collects what the machine lacks into wheels/
+    python scripts/first_contact.py --plan wheels      # with a network: collects the packages that the machine lacks
     python scripts/first_contact.py --plan first       # there: kernels, bandwidth, plain and 16-row steps, a profile
-    python scripts/first_contact.py --plan second      # there: forced texts, 64 rows, options of XLA, a 1.5B, partial
+    python scripts/first_contact.py --plan second      # there: forced texts, 64 rows, a 1.5B, partial, prefill
     python scripts/first_contact.py --plan third       # there: joined maps, the 1.5B, tiles of attention
-    python scripts/first_contact.py --plan report      # anywhere: predictions, goals, and what follows
+    python scripts/first_contact.py --plan report      # anywhere: predictions and goals
 
-The machine needs jax with its GPU, numpy, transformers and what else this project imports; no network, and this project
-need not be installed. What is in `wheels` goes on the path of the stages. Every stage is a process with a limit of its
-own: one that dies or runs out of time harms no other, and its rows are kept. Run again, a plan goes on with what is not
-done. Figures and one archive (logs, XLA's thunks, autotuned choices, compiled programs) go to --output.
-Without an accelerator the same stages run on tiny shapes, which says nothing of speed.
+The machine needs jax with its GPU, numpy, transformers and the other imports of this project; no network, and no
+installed project. The stages have the folder `wheels` on their path. Every stage is a process with a time limit of its
+own: one that dies costs no other anything, and its rows stay. Run again, a plan goes on with the stages that are not
+done. Figures and one archive (logs, XLA's thunks, autotuned choices, compiled programs) go to --output. Without an
+accelerator the same stages run on tiny shapes and measure nothing.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--plan", choices=[*PLANS, "report", "wheels"])
     parser.add_argument("--output", type=Path, default=_WORK / "results", help="folder of the figures")
-    parser.add_argument("--wheels", type=Path, default=_ROOT / "wheels", help="folder of what was brought along")
-    parser.add_argument("--work", type=Path, default=_WORK, help="folder that both plans use")
+    parser.add_argument("--wheels", type=Path, default=_ROOT / "wheels", help="folder of wheels to install")
+    parser.add_argument("--work", type=Path, default=_WORK, help="folder that all plans use")
     parser.add_argument("--seconds", type=float, default=PLAN_SECONDS, help="of a plan")
     parser.add_argument("--limit", nargs="+", default=[], metavar="STAGE=SECONDS", help="instead of the plan's own")
     parser.add_argument("--archive-megabytes", type=float, default=15.0, help="at most")
-    parser.add_argument("--again", action="store_true", help="also the stages that were done before")
+    parser.add_argument("--again", action="store_true", help="also run the stages that were done before")
     parser.add_argument("--unpack", type=Path, metavar="ARCHIVE", help="go on from an earlier plan's archive")
     parser.add_argument("--results", type=Path, nargs="+", help="of --plan report: JSON of plans (default: --output's)")
     parser.add_argument("--table", type=Path, metavar="PAGE", help="of --plan report: also write the steps into a page")
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     notes = [f"no wheel of {name} in {arguments.wheels}" for name in wheels.missing(arguments.wheels)]
     notes += [f"wheel not installed: {said}" for said in wheels.install(arguments.wheels, site)]
     if len(notes) == len(wheels.WHEELS):
-        notes = [f"no wheels in {arguments.wheels}: what this machine has is used"]
+        notes = [f"no wheels in {arguments.wheels}: the stages use this machine's packages"]
     print("\n".join(notes), flush=True)
     settings = Settings(
         work=arguments.work,
@@ -102,9 +102,11 @@ def _report(arguments: argparse.Namespace) -> int:
     print("\n".join(write_report(files, arguments.output / "report.json")))
     print(f"{arguments.output / 'report.json'}: all rows")
     if arguments.table is not None:
-        from contact.table import write_table
+        from contact.report import as_table
+        from page import fill_file
 
-        write_table(json.loads((arguments.output / "report.json").read_text(encoding="utf-8")), arguments.table)
+        rows = json.loads((arguments.output / "report.json").read_text(encoding="utf-8"))
+        fill_file(arguments.table, "contact", as_table(rows))
     return 0
 
 

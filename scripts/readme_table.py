@@ -1,11 +1,11 @@
 """Writes the README's figures from the files that hold them; no figure is typed by hand.
 
     python scripts/readme_table.py benchmarks/2026-11-25-cpu.jsonl     fills both sections
-    python scripts/readme_table.py                                     fills them anew from the same file
+    python scripts/readme_table.py                                     fills them again from the same file
     python scripts/readme_table.py --check                             fails where the README says something else
 
 The benchmark section comes from rows of `scripts/benchmark.py`, the demo section from the demo model's training.json
-and its model card, which `scripts/evaluate_demo.py --card` writes.
+and its model card, which `scripts/evaluate_demo.py --card` fills in.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from demo.extent import extent
+from page import fill, table
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "tokenswift_jax" / "demo_model"
@@ -51,15 +51,15 @@ def benchmark_section(rows: list[Row]) -> str:
 
 def demo_section(training: Row, config: Row, card: str) -> str:
     """What the demo model is and how long it was trained; its bits per character where the card states them."""
-    whole = extent(training)
-    minutes = "" if whole.minutes is None else f", in {whole.minutes:.0f} minutes"
+    total = training["in_all"]
+    minutes = "" if total["minutes"] is None else f", in {total['minutes']:.0f} minutes"
     text = (
         f"{config['model_type'].capitalize()}, {training['parameters']:,} parameters, "
         f"{config['num_hidden_layers']} layers, {config['num_attention_heads']} query and "
         f"{config['num_key_value_heads']} key/value heads, {config['vocab_size']:,} byte-level BPE entries, "
-        f"{config['tokenswift']['num_heads']} draft heads. Trained on {whole.backbone_tokens / 1e6:.1f} million tokens "
-        f"of public-domain prose, the heads on {whole.head_tokens / 1e6:.1f} million more{minutes} "
-        f"({training['machine']}). **Training length: {_range([whole.shortest, whole.longest])} tokens**; "
+        f"{config['tokenswift']['num_heads']} draft heads. Trained on {total['backbone_tokens'] / 1e6:.1f} million "
+        f"tokens of public-domain prose, the heads on {total['head_tokens'] / 1e6:.1f} million more{minutes} "
+        f"({training['machine']}). **Training length: {_range([total['shortest'], total['longest']])} tokens**; "
         f"`max_position_embeddings` is {config['max_position_embeddings']:,}, so longer text runs, but the model never "
         "learnt to use what lies further back."
     )
@@ -84,11 +84,11 @@ def _speed_table(rows: list[Row]) -> str:
     cells = {(row["prefix"], row["temperature"], row["contender"]): _cell(row) for row in rows}
     settings = sorted({(row["prefix"], row["temperature"]) for row in rows})
     names = [*(name.replace(_LOOKUP, "its prompt lookup") for name in others), *(f"`{name}`" for name in ours)]
-    lines = [_line("prompt", "temperature", *names), _line(*["---"] * (2 + len(names)))]
-    for prefix, temperature in settings:
-        found = [cells.get((prefix, temperature, name), "") for name in (*others, *ours)]
-        lines.append(_line(f"{prefix:,}", f"{temperature:g}", *found))
-    return "\n".join(lines)
+    lines = [
+        (f"{prefix:,}", f"{temperature:g}", *(cells.get((prefix, temperature, name), "") for name in (*others, *ours)))
+        for prefix, temperature in settings
+    ]
+    return table(("prompt", "temperature", *names), lines)
 
 
 def _cell(row: Row) -> str:
@@ -167,36 +167,18 @@ def _range(values: list[Any], form: str = ",") -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def fill(readme: str, name: str, source: str, text: str) -> str:
-    """The README with the section between `<!-- name:begin source -->` and `<!-- name:end -->` replaced.
-
-    Raises:
-      ValueError: the markers are missing.
-    """
-    pattern = re.compile(rf"<!-- {name}:begin.*?-->.*?<!-- {name}:end -->", re.DOTALL)
-    begin = f"<!-- {name}:begin {source} -->" if source else f"<!-- {name}:begin -->"
-    filled, count = pattern.subn(lambda _: f"{begin}\n{text}\n<!-- {name}:end -->", readme)
-    if count != 1:
-        raise ValueError(f"the README needs one section {name}:begin .. {name}:end, not {count}")
-    return filled
-
-
 def fill_readme(readme: str, source: str | None) -> str:
-    """The README with both sections written anew; `source` (None: the one it names) holds the benchmark's rows."""
+    """The README with both sections filled again; `source` (None: the one it names) holds the benchmark's rows."""
     if source is None:
         named = re.search(r"<!-- benchmark:begin (\S+) -->", readme)
         source = "" if named is None else str(named[1])
     lines = (ROOT / source).read_text(encoding="utf-8").splitlines() if source else []
-    readme = fill(readme, "benchmark", source, benchmark_section([json.loads(line) for line in lines]))
+    readme = fill(readme, "benchmark", benchmark_section([json.loads(line) for line in lines]), source)
     card = DEMO / "README.md"
     demo = demo_section(
         _read(DEMO / "training.json"), _read(DEMO / "config.json"), card.read_text("utf-8") if card.exists() else ""
     )
-    return fill(readme, "demo", "", demo)
+    return fill(readme, "demo", demo)
 
 
 def _read(path: Path) -> Row:

@@ -3,24 +3,29 @@
     python scripts/train_demo.py --data ../shared/corpus/train --work runs/demo --output runs/demo/model
 
 The phases are those of configs/demo.json, each one run of `python -m tokenswift_jax.train` from the checkpoint of the
-one before; their checkpoints stand in --work. Killed and called again, it goes on where it was. A finished phase is
-not run again, so that phases trained elsewhere may be laid (or linked) there. scripts/evaluate_demo.py measures the
-result and writes its model card.
+one before; --work contains their checkpoints. Killed and called again, the script continues. It does not repeat a
+finished phase, so phases trained elsewhere may be copied or linked there. scripts/evaluate_demo.py measures the result
+and writes its model card.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from demo.assemble import assemble
-from demo.phases import is_finished, run_phase
-from demo.recipe import Recipe, read_recipe
+from demo.recipe import read_recipe
 from demo.start import make_start
 from demo.text import write_books
 
+from tokenswift_jax.checkpoint.directory import read_json
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.training.cli import main as train_command
+from tokenswift_jax.training.export import TRAINING_FILE
+from tokenswift_jax.training.settings import TrainingSettings, differing
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,8 +38,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=ROOT / "configs" / "demo.json")
     parser.add_argument("--work", type=Path, required=True, help="folder of the text and the phases' checkpoints")
     parser.add_argument("--output", type=Path, required=True, help="checkpoint directory to write")
-    parser.add_argument("--start", type=Path, help="begin with this checkpoint's weights and tokenizer, not anew")
-    parser.add_argument("--phases", nargs="+", metavar="NAME", help="run these phases only (the others stand or wait)")
+    parser.add_argument("--start", type=Path, help="begin with this checkpoint's weights and tokenizer")
+    parser.add_argument("--phases", nargs="+", metavar="NAME", help="run these phases only")
     return parser.parse_args(argv)
 
 
@@ -49,41 +54,58 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     recipe = read_recipe(arguments.config)
-    unknown = sorted(set(arguments.phases or ()) - {phase.name for phase in recipe.phases})
+    unknown = sorted(set(arguments.phases or ()) - set(recipe.phases))
     if unknown:
-        raise UserError(f"unknown phases {', '.join(unknown)}; {arguments.config} has {_names(recipe)}")
+        raise UserError(f"unknown phases {', '.join(unknown)}; {arguments.config} has {', '.join(recipe.phases)}")
     work, start = arguments.work, arguments.work / "start"
     work.mkdir(parents=True, exist_ok=True)
-    finished = [is_finished(work, phase) for phase in recipe.phases]
+    finished = {name: _is_finished(work / name, settings) for name, settings in recipe.phases.items()}
     text, held_out = work / "text", work / "held_out" if arguments.held_out else None
-    if not all(finished) or not (start.exists() or arguments.start):
-        write_books(arguments.data, text, recipe.text.wrap_column, recipe.text.wrapped_every)
+    if not all(finished.values()) or not (start.exists() or arguments.start):
+        write_books(arguments.data, text, recipe.text["wrap_column"], recipe.text["wrapped_every"])
         if held_out is not None:
-            write_books(arguments.held_out, held_out, recipe.text.wrap_column, None)
+            write_books(arguments.held_out, held_out, recipe.text["wrap_column"], None)
     make_start(start, recipe, arguments.start, text)
     before, ready, left = start, True, []
-    for phase, done in zip(recipe.phases, finished, strict=True):
-        if not done and (arguments.phases is None or phase.name in arguments.phases):
+    for name, settings in recipe.phases.items():
+        if not finished[name] and (arguments.phases is None or name in arguments.phases):
             if not ready:
-                raise UserError(f"phase {phase.name} starts from {before.name}, which is not finished")
-            print(f"phase {phase.name}, from {before}", file=sys.stderr)
-            status = run_phase(work, phase, before, text, held_out)
+                raise UserError(f"phase {name} starts from {before.name}, which is not finished")
+            print(f"phase {name}, from {before}", file=sys.stderr)
+            status = _train(work, name, settings, before, text, held_out)
             if status:
                 return status
-            done = True
-        if not done:
-            left.append(phase.name)
-        before, ready = work / phase.name, done
+            finished[name] = True
+        left += [] if finished[name] else [name]
+        before, ready = work / name, finished[name]
     if left:
         print(f"phases left to run: {', '.join(left)}", file=sys.stderr)
         return 0
-    assemble(arguments.output, recipe, start, [work / phase.name for phase in recipe.phases])
+    assemble(arguments.output, recipe, start, work)
     print(arguments.output)
     return 0
 
 
-def _names(recipe: Recipe) -> str:
-    return ", ".join(phase.name for phase in recipe.phases)
+def _is_finished(folder: Path, settings: TrainingSettings) -> bool:
+    """Whether a phase's folder has a checkpoint; UserError if it was trained with other settings."""
+    if not (folder / TRAINING_FILE).exists():
+        return False
+    # A setting that the version of that run did not know had the meaning of its default.
+    before = asdict(TrainingSettings()) | read_json(folder / TRAINING_FILE)["settings"]
+    changed = differing(before | {"betas": list(before["betas"])}, settings.to_json())
+    if changed:
+        raise UserError(f"{folder} was trained otherwise: {'; '.join(changed)}; give another --work")
+    return True
+
+
+def _train(work: Path, name: str, settings: TrainingSettings, start: Path, data: Path, held_out: Path | None) -> int:
+    """Trains from the checkpoint `start` into `work`/`name`, or continues a killed run; the exit status."""
+    config = work / f"{name}.json"
+    config.write_text(json.dumps(settings.to_json(), indent=2) + "\n", encoding="utf-8")
+    words: list[str | Path] = ["--model", start, "--output", work / name, "--data", data, "--config", config]
+    words += ["--data-cache", work / "cache", "--resume"]
+    words += [] if held_out is None else ["--eval-data", held_out]
+    return train_command([str(word) for word in words])
 
 
 if __name__ == "__main__":

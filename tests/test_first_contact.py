@@ -17,12 +17,11 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/first_contact.py does
 
 import first_contact
-from contact import archive, memory, plans, predictions, report, rows, runner, stage, wheels
-from contact.table import write_table
-from hardware.option_trial import OPTIONS
-from hardware.sections import SECTIONS, Check
-from hardware.steps import STEPS
-from hardware.texts import KINDS
+from contact import archive, plans, report, runner, sections, stage, wheels
+from contact.sections import SECTIONS, Check
+from contact.variants import VARIANTS
+
+from tokenswift_jax.hardware.steps import STEPS
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
@@ -33,14 +32,13 @@ def test_stages_ask_for_what_there_is(plan):
     stages = plans.PLANS[plan]
     assert len({each.name for each in stages}) == len(stages)
     for each in stages:
-        assert set(each.sections) <= {*SECTIONS, *stage.OWN}
+        assert set(each.sections) <= set(SECTIONS)
         assert plans.FEWEST_SECONDS < each.seconds < plans.PLAN_SECONDS
         for small in (False, True):
             settings = plans.settings_of(each, small)
             assert set(settings) == fields
             assert set(settings["steps"]) <= set(STEPS)
-            assert set(settings["options"]) <= set(OPTIONS)
-            assert set(settings["demo_modes"]) <= set(KINDS)
+            assert set(settings["variants"]) <= set(VARIANTS)
             assert settings["capacity"] - max(settings["lengths"]) >= 2048
 
 
@@ -48,21 +46,18 @@ def test_what_is_worth_most_comes_first():
     assert [each.name for each in plans.FIRST][:3] == ["kernels", "steps", "profile"]
     assert plans.FIRST[0].sections == ("machine", "copy", "kernels")
     assert plans.settings_of(plans.FIRST[1], False)["lengths"] == (16384, 65536, 4096, 126976)
-    assert [each.name for each in plans.SECOND][:5] == [
-        *("texts-bfloat16", "texts-float32", "verify-64", "while", "no-pdl")
-    ]
-    assert plans.settings_of(plans.SECOND[0], False)["demo_modes"] == ("autoregressive", "fused", "partial")
+    assert [each.name for each in plans.SECOND][:3] == ["texts-bfloat16", "texts-float32", "verify-64"]
 
 
 def test_shapes_that_fit_no_gpu_or_one_of_two():
     kind = jnp.dtype(jnp.bfloat16)
     fits = {
-        name: memory.where_it_fits(memory.needed_bytes("steps", name, memory.LONGEST, kind))
+        name: sections.where_it_fits(sections.needed_bytes("steps", name, sections.LONGEST, kind))
         for name in ("Llama-3.1-8B", "Qwen2.5-14B", "Yarn-Llama-2-7B")
     }
     both = "H100 80GB and H200 141GB"
     assert fits == {"Llama-3.1-8B": both, "Qwen2.5-14B": both, "Yarn-Llama-2-7B": "H200 141GB"}
-    assert memory.where_it_fits(2 * 10**11) == f"no device of {both}"
+    assert sections.where_it_fits(2 * 10**11) == f"no device of {both}"
 
 
 ROW = {"section": "copy", "n": 1}
@@ -143,8 +138,8 @@ def test_what_a_plan_has_no_time_for_is_said(settings, monkeypatch, capfd):
     monkeypatch.setattr(runner, "FEWEST_SECONDS", 30)
     assert runner.run_plan("first", settings, begun=time.monotonic() - plans.PLAN_SECONDS + 20) == 1
     document = json.loads((settings.output / "first.json").read_text())
-    assert {each["status"].split(":")[0] for each in document["stages"]} == {"not begun"}
-    assert "good: not begun, 20 s are left" in capfd.readouterr().out
+    assert {each["status"].split(":")[0] for each in document["stages"]} == {"not started"}
+    assert "good: not started, 20 s are left" in capfd.readouterr().out
 
 
 def test_a_plan_that_is_interrupted_keeps_its_rows_and_ends_its_stage(tmp_path):
@@ -173,45 +168,61 @@ runner.run_plan("first", runner.Settings(work / "work", work / "results", work /
         os.kill(int(pid.read_text()), 0)
 
 
-def test_a_stage_runs_here_and_its_rows_can_be_read(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def run_stage(monkeypatch, tmp_path):
+    """Runs a stage in this process and returns its rows and exit status."""
     monkeypatch.setattr(stage, "_end_with_parent", lambda: None)  # it would be this process's parent
-    monkeypatch.setattr(stage, "_memory_limit", lambda: 4 * 10**9)
-    file = tmp_path / "second" / "while.1.jsonl"
-    file.parent.mkdir()
-    assert stage.run_stage("second", "while", file, tmp_path) == 0
-    environment, *rounds = rows.read_rows(file)
+
+    def run(plan, name):
+        file = tmp_path / plan / f"{name}.1.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        status = stage.run_stage(plan, name, file, tmp_path)
+        return runner.read_rows(file), status
+
+    return run
+
+
+def test_a_stage_runs_here_and_its_rows_can_be_read(run_stage, monkeypatch, capsys):
+    monkeypatch.setattr(stage, "memory_limit", lambda: 4 * 10**9)
+    (environment, *rows), status = run_stage("second", "prefill")
+    assert status == 0
     assert environment["section"] == "environment"
     assert environment["versions"]["jax"]
-    assert [(row["section"], row["option"], row["round"]) for row in rounds] == [
-        ("options", "while", index) for index in (1, 2, 3)
-    ]
-    assert all(row["milliseconds"] > 0 and row["device"] == environment["device"] for row in rounds)
-    assert {"dtype", "model", "stage_seconds", "load_average"} < set(rounds[0])
-    assert "while, round 3:" in capsys.readouterr().out
-    # What does not fit is said, and not tried.
-    monkeypatch.setattr(stage, "_memory_limit", lambda: 10**9)
-    assert stage.run_stage("second", "while", file, tmp_path) == 0
-    assert "tiny needs 3 GB, 1 GB are here; it fits H100 80GB and H200 141GB" in rows.read_rows(file)[-1]["missing"]
+    (row,) = rows
+    assert (row["section"], row["step"], row["length"], row["device"]) == (
+        "steps",
+        "prefill",
+        300,
+        environment["device"],
+    )
+    assert {"dtype", "model", "stage_seconds", "load_average"} < set(row)
+    assert "tiny prefill after 300: " in capsys.readouterr().out
+    # A stage reports that its arrays do not fit, and does not try.
+    monkeypatch.setattr(stage, "memory_limit", lambda: 10**9)
+    rows, status = run_stage("second", "prefill")
+    assert status == 0
+    assert "tiny needs 3 GB, 1 GB are here; it fits H100 80GB and H200 141GB" in rows[-1]["missing"]
 
 
-def test_a_section_that_fails_is_said_and_the_next_one_runs(tmp_path, monkeypatch, capsys):
+def test_a_section_that_fails_is_reported_and_the_next_one_runs(run_stage, monkeypatch, capsys):
     def broken(check):
-        yield {"kept": True}
+        yield {"driver": "a driver"}
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(stage, "_end_with_parent", lambda: None)
-    monkeypatch.setitem(stage.OWN, "machine", broken)
+    wrong = {"kernel": "tree_attention", "rows": 16, "relative_error": 0.5, "good": False}
+    monkeypatch.setitem(SECTIONS, "machine", broken)
     monkeypatch.setitem(SECTIONS, "copy", lambda check: iter([{"bytes_a_second": 2e12, "operations_a_second": 7e14}]))
-    monkeypatch.setitem(SECTIONS, "kernels", lambda check: iter([{"bandwidth": check.ceilings()[0]}]))
-    monkeypatch.setattr(stage, "lines_of_section", lambda section, made: [])
-    monkeypatch.setattr(stage, "line_of", lambda section, row: f"{section} {sorted(row)[0]}")
-    file = tmp_path / "first" / "kernels.1.jsonl"
-    file.parent.mkdir()
-    assert stage.run_stage("first", "kernels", file, tmp_path) == 1
-    _, kept, error, copied, used = rows.read_rows(file)
-    assert kept["kept"]
+    monkeypatch.setitem(SECTIONS, "kernels", lambda check: iter([wrong | {"bandwidth": check.ceilings()[0]}]))
+    (_, kept, error, copied, used), status = run_stage("first", "kernels")
+    assert status == 1
+    assert kept["driver"] == "a driver"
     assert error["error"] == "RuntimeError: no such kernel"
     assert used["bandwidth"] == copied["bytes_a_second"], "a row of this stage serves its later sections"
+    said = capsys.readouterr().out
+    assert "machine: ERROR RuntimeError: no such kernel" in said
+    assert "copy 2e+12 bytes/s, products 7e+14 FLOP/s" in said
+    assert "kernels: WRONG: tree_attention of 16 rows is off by 5.0e-01" in said
+    assert "0 of 1 kernels as defined in float64" in said
 
 
 def test_an_archive_has_the_worthiest_files_that_fit(tmp_path):
@@ -282,9 +293,6 @@ def recorded(device="NVIDIA H200"):
         about = {"mode": kind, "text_dtype": dtype, "tokens": 512, "leading_tokens_of_the_first": leading}
         return row("demo", **about, audit_failed=False, audit={"mismatches": 1}, tokens_a_pass=2.8)
 
-    def trial(option, index, saved):
-        return row("options", option=option, round=index, step="plain", length=16384, saved_microseconds=saved)
-
     steps = [step("plain", 16384, 6.0, 0.667, 4.0), step("plain", 65536, 7.6, 0.73, 5.5)]
     steps += [step("verify-16", 16384, 6.5, 0.66, 4.27)]
     first = {
@@ -298,14 +306,12 @@ def recorded(device="NVIDIA H200"):
         ],
     }
     texts = [text(kind, "bfloat16", 300) for kind in ("fused", "partial")] + [text("fused", "float32", 512)]
-    trials = [trial("while", index, saved) for index, saved in enumerate((14.0, 12.0, 3.0), 1)]
     second = {
         "plan": "second",
         "notes": [],
         "stages": [
             {"stage": "texts-bfloat16", "status": "done", "rows": [environment, *texts]},
-            {"stage": "while", "status": "done", "rows": [environment, *trials]},
-            {"stage": "no-pdl", "status": "died: SIGABRT", "rows": [environment, trial("no-pdl", 1, 20.0)]},
+            {"stage": "verify-64", "status": "died: SIGABRT", "rows": [environment]},
         ],
     }
     return first, second
@@ -323,54 +329,33 @@ def reported(tmp_path):
     return write
 
 
-def test_figures_stand_beside_the_predictions_and_the_goals(reported):
+def test_figures_are_beside_the_predictions_and_the_goals(reported):
     said, found = reported(*recorded())
-    beside = {(row["step"], row["length"]): row for row in found if row["section"] == "predictions"}
-    assert (beside["plain", 16384]["predicted"], beside["plain", 16384]["measured"]) == (5.88, 6.0)
-    assert beside["verify-16", 16384]["predicted"] == pytest.approx(5.88 * 1.05)
-    assert beside["tree_attention, 1 row", 16384]["predicted"] == 27.0
-    assert "Llama-3.1-8B plain, 16,384: 5.88 ms predicted, 6.00 measured (1.02)" in said
+    assert "| NVIDIA H200 | Llama-3.1-8B | plain | 16,384 | 6.00 | 67% | 4.00 | 5.88 |" in said
+    assert "| NVIDIA H200 | Llama-3.1-8B | verify-16 | 16,384 | 6.50 | 66% | 4.27 | 6.17 |" in said
     assert [row["milliseconds"] for row in found if row.get("step") == "plain" and "milliseconds" in row] == [6.0, 7.6]
     goals = [row for row in found if row["section"] == "goals"]
     assert (goals[0]["value"], goals[0]["at_least"], goals[0]["met"]) == (0.667, 0.85, False)
+    assert "from 16,384 tokens on: 0.667 (at least 0.85) NOT met" in said
     replayed = [row for row in found if row["section"] == "replay" and row["step"] == "plain"]
     rising = 6.0 * 16384 + 6.8 * (65536 - 16384) + 7.6 * (100_000 - 65536)  # level before and after what was measured
     assert replayed[0]["seconds"] == pytest.approx(rising / 1e3, rel=1e-4)
+    assert "kernels and texts: all 4 right" in said
     assert "first: profile: out of time" in said
-    assert "first: topkp: not begun" in said
+    assert "first: topkp: not started" in said
     assert "first: no wheel of tokamax 0.0.17 in wheels" in said
-    assert "second: no-pdl: died: SIGABRT" in said
+    assert "second: verify-64: died: SIGABRT" in said
     assert all(row["device"] == "NVIDIA H200" for row in found)
     versions = [row["versions"] for row in found if row["section"] == "steps"]
     assert versions == [{"jax": "0.11.2"}] * 3
 
 
-def decisions(found):
-    return [row["then"] for row in found if row["section"] == "decisions"]
-
-
-def test_what_follows_is_said(reported):
-    _, found = reported(*recorded())
-    right, products, loops, launches = decisions(found)
-    assert right == "all 4 that were checked: go on"
-    assert products.startswith("as predicted: fewer kernels a layer first")
-    assert loops == "yes, 12.0 us an iteration, and no crash: make it the default"
-    assert launches == "no: 1 of 3 rounds were run, see the stage's status"
-
-
-@pytest.mark.parametrize(("share", "then"), [(0.8, "they are: fewer"), (0.54, "they are not: look")])
-def test_products_are_judged_by_their_share_of_the_copy_bandwidth(share, then, reported):
-    first, second = recorded()
-    first["stages"][2]["rows"][1]["of_copy_bandwidth"] = share
-    assert decisions(reported(first, second)[1])[1].startswith(then)
-
-
-def test_a_wrong_text_or_kernel_comes_before_all_else(reported):
+def test_a_wrong_text_or_kernel_is_named_first(reported):
     first, second = recorded()
     second["stages"][0]["rows"][3]["leading_tokens_of_the_first"] = 511  # float32
     first["stages"][0]["rows"][2]["good"] = False
-    then = decisions(reported(first, second)[1])[0]
-    assert then == "find out why before anything else: kernels tree_attention 1; demo float32 fused"
+    said, _ = reported(first, second)
+    assert said.splitlines()[1] == "kernels and texts: WRONG: kernels tree_attention 1; demo float32 fused"
     first["stages"] = second["stages"] = []
     assert reported(first, second)[1] == []
 
@@ -379,21 +364,18 @@ def test_two_machines_are_not_mixed(reported):
     said, found = reported(recorded()[0], recorded("NVIDIA H100 80GB HBM3")[1])
     assert "== NVIDIA H200" in said
     assert "== NVIDIA H100 80GB HBM3" in said
-    assert {row["section"] for row in found if row["device"] == "NVIDIA H100 80GB HBM3"} == {
-        *("demo", "options", "goals", "decisions")
-    }
+    assert {row["section"] for row in found if row["device"] == "NVIDIA H100 80GB HBM3"} == {*("demo", "goals")}
 
 
-def test_predictions_are_of_what_was_predicted():
-    assert predictions.gpu_of("NVIDIA H100 80GB HBM3") == "H100"
-    assert predictions.gpu_of("NVIDIA A100-SXM4-80GB") is None
-    assert predictions.step_milliseconds("Llama-3.1-8B", "H100", "plain", 126976) == 13.0
-    assert predictions.step_milliseconds("Llama-3.1-8B", "H100", "plain", 5000) is None
-    assert predictions.step_milliseconds("Qwen2.5-14B", "H100", "plain", 4096) is None
-    assert predictions.step_milliseconds("Llama-3.1-8B", "H100", "verify-64", 16384) is None
-    assert predictions.step_milliseconds("Llama-3.1-8B", "H200", "verify-64", 65536) == pytest.approx(7.51 * 1.26)
-    assert predictions.attention_microseconds("Llama-3.1-8B", "H200", 1, 4096) == 13.0
-    assert predictions.attention_microseconds("Llama-3.1-8B", "H200", 16, 4096) is None
+def test_predictions_are_of_the_device_and_the_step():
+    def predicted(device, model, step, length):
+        return report.predicted_milliseconds({"device": device, "model": model, "step": step, "length": length})
+
+    assert predicted("NVIDIA H100 80GB HBM3", "Llama-3.1-8B", "plain", 126976) == 13.0
+    assert predicted("NVIDIA A100-SXM4-80GB", "Llama-3.1-8B", "plain", 126976) is None
+    assert predicted("NVIDIA H100", "Llama-3.1-8B", "plain", 5000) is None
+    assert predicted("NVIDIA H100", "Llama-3.1-8B", "verify-64", 16384) is None
+    assert predicted("NVIDIA H200", "Llama-3.1-8B", "verify-64", 65536) == pytest.approx(7.51 * 1.26)
 
 
 @pytest.mark.parametrize("flags", ["", "--plan first --limit nothing=3", "--plan first --limit steps=x"])
@@ -406,18 +388,22 @@ def test_a_command_line_that_cannot_be_meant_is_refused(flags, capsys):
 
 
 def test_the_steps_become_a_table(tmp_path):
-    """The fastest of several measurements of a step, beside what was predicted."""
-    page = tmp_path / "page.md"
-    page.write_text("before\n<!-- contact:begin -->\nold\n<!-- contact:end -->\nafter\n")
+    """The fastest of several measurements of a step."""
     row = {"section": "steps", "device": "NVIDIA H200", "model": "Llama-3.1-8B", "step": "plain", "length": 16384}
     row |= {"floor_milliseconds": 4.2, "of_copy_bandwidth": 0.8}
-    write_table([row | {"milliseconds": 5.5}, row | {"milliseconds": 5.25}, {"section": "copy"}], page)
+    environment = {"section": "environment", "device": "NVIDIA H200"}
+    stages = [
+        {"stage": name, "status": "done", "rows": [environment, row | {"milliseconds": taken}]}
+        for name, taken in (("steps", 5.5), ("topkp", 5.25))
+    ]
+    (tmp_path / "first.json").write_text(json.dumps({"plan": "first", "notes": [], "stages": stages}))
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- contact:begin -->\nold\n<!-- contact:end -->\nafter\n")
+    command = ["--plan", "report", "--output", str(tmp_path), "--table", str(page)]
+    assert first_contact.main(command) == 0
     before, _, _, _, line, _, after = page.read_text().splitlines()
     assert (before, after) == ("before", "after")
     assert line == "| NVIDIA H200 | Llama-3.1-8B | plain | 16,384 | 5.25 | 80% | 4.20 | 5.88 |"
-    page.write_text("no marks")
-    with pytest.raises(ValueError, match="has no <!-- contact:begin -->"):
-        write_table([row | {"milliseconds": 5.5}], page)
 
 
 def test_a_report_without_figures_says_so(tmp_path, capsys):

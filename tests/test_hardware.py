@@ -1,6 +1,6 @@
-"""What the scripts count: bytes of steps, large arrays in programs, registers, devices; and the device check."""
+"""Programs on accelerators: bytes of steps, large arrays in programs, registers, launches, goals, kernels, sections."""
 
-import json
+import dataclasses
 import re
 import subprocess
 import sys
@@ -12,30 +12,29 @@ import numpy as np
 import pytest
 from flax import nnx
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/device_check.py does
-
-import device_check
-from hardware import (
-    attention_sweep,
-    filled,
+from tokenswift_jax import hardware
+from tokenswift_jax.hardware import (
+    filled_steps,
     kernel_checks,
     kernel_speed,
     launches,
-    profiles,
+    profiler,
     ptx,
     replay,
     roofline,
-    sampling,
     shapes,
     steps,
-    variants,
 )
-from hardware.copies import large_arrays
-from hardware.goals import held_against
-from hardware.targets import TARGETS
-
+from tokenswift_jax.hardware.copies import large_arrays
+from tokenswift_jax.hardware.goals import goals
+from tokenswift_jax.hardware.targets import TARGETS
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sample.features import SamplingFeatures
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/first_contact.py does
+
+from contact import attention_sweep, plans, variants
+from contact.sections import SECTIONS, Check
 
 
 @pytest.mark.parametrize("name", shapes.NAMES)
@@ -202,7 +201,9 @@ ENTRY %main (p: s32[]) -> s32[] {
 def test_launches_are_those_of_one_iteration():
     """The condition, 2 + 1 nodes of two graphs, 10 turns of a graph of 2, and no kernel of the loop that seldom turns;
     the host waits for the outer loop's condition and for that one's."""
-    assert launches.count(THUNKS, PROGRAM) == launches.Launches(nodes=1 + 2 + 10 * 2 + 1, graphs=1 + 10 + 1, waits=2)
+    assert launches.count_launches(THUNKS, PROGRAM) == launches.Launches(
+        nodes=1 + 2 + 10 * 2 + 1, graphs=1 + 10 + 1, waits=2
+    )
 
 
 BRANCHES = """000: kWhile         [source | sink]   
@@ -263,16 +264,16 @@ ENTRY %main (p: s32[]) -> s32[] {
 def test_of_branches_the_larger_counts_and_the_host_waits_to_know_which():
     """The condition; a copy and 3 turns of a graph of 2 kernels and the larger branch's 2; a copy; a copy. The host
     waits for the loop and for the two branches that are in no graph."""
-    found = launches.count(BRANCHES, BRANCHED)
+    found = launches.count_launches(BRANCHES, BRANCHED)
     assert found == launches.Launches(nodes=1 + 1 + 3 * (2 + 2) + 1 + 1, graphs=3, waits=3)
     with pytest.raises(ValueError, match="2 loops among its thunks and 1 in the program"):
-        launches.count(BRANCHES, BRANCHED.replace("while(%p), condition=%c, body=%search", "add(%p, %p)"))
+        launches.count_launches(BRANCHES, BRANCHED.replace("while(%p), condition=%c, body=%search", "add(%p, %p)"))
 
 
 def test_a_loop_within_a_graph_is_no_launch_of_the_host():
     whole = "000: kCommandBuffer [source | sink] \n" + "".join(f"    {line}\n" for line in THUNKS.splitlines())
     inside = re.sub("kCommandBuffer", "kSequential", whole).replace("kSequential", "kCommandBuffer", 1)
-    assert launches.count(inside, PROGRAM) == launches.Launches(nodes=24, graphs=0, waits=0)
+    assert launches.count_launches(inside, PROGRAM) == launches.Launches(nodes=24, graphs=0, waits=0)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +288,7 @@ def test_a_loop_within_a_graph_is_no_launch_of_the_host():
     ],
 )
 def test_launches_are_held_to_what_was_counted(step, layers, found, good):
-    from hardware.aot import few_launches
+    from tokenswift_jax.hardware.aot import few_launches
 
     assert few_launches(step, layers, found) == good
 
@@ -296,7 +297,7 @@ def test_launches_are_read_from_what_xla_dumps(tmp_path):
     assert launches.dumped_launches(tmp_path) is None
     (tmp_path / "module_0001.jit_f.thunk_sequence_after_thunk_passes.txt").write_text(THUNKS)
     (tmp_path / "module_0001.jit_f.sm_9.0a_gpu_after_optimizations.txt").write_text(PROGRAM)
-    assert launches.dumped_launches(tmp_path, "jit_f") == launches.count(THUNKS, PROGRAM)
+    assert launches.dumped_launches(tmp_path, "jit_f") == launches.count_launches(THUNKS, PROGRAM)
     assert launches.dumped_launches(tmp_path, "jit_g") is None
 
 
@@ -307,53 +308,45 @@ def test_a_replayed_text_sums_the_steps_at_every_length():
     assert replay.integral(points, 31) == pytest.approx(10 + np.linspace(1, 2, 11).sum() + 20)
 
 
-def test_the_device_check_runs_here_and_goes_on_where_it_ended(tmp_path, capsys):
-    output = tmp_path / "check.json"
-    flags = ["--lengths", "300", "--steps", "plain", "verify-16", "prefill", "--copied-bytes", "1000000"]
-    flags += ["--output", str(output)]
-    flags += ["--demo-modes", "autoregressive", "fused", "--demo-tokens", "40", "--replayed-tokens", "1000"]
-    assert (
-        device_check.main([*flags, "--sections", *(name for name in device_check.SECTIONS if name != "kernels")]) == 0
-    )
-    rows = json.loads(output.read_text())
-    by_section = {name: [row for row in rows if row["section"] == name] for name in device_check.SECTIONS}
-    (copied,) = by_section["copy"]
+@pytest.fixture
+def check():
+    """Settings of sections with tiny shapes after 300 tokens."""
+    settings = plans.settings_of(plans.Stage("here", (), 30), small=True)
+    settings |= {"steps": ("plain", "verify-16", "prefill"), "lengths": (300,), "capacity": 2560}
+    settings |= {"copied_bytes": 10**6, "demo_tokens": 40}
+    return Check(**settings, earlier=[], report=lambda line: None)
+
+
+def test_the_sections_run_here(check):
+    (copied,) = SECTIONS["copy"](check)
     assert copied["bytes_a_second"] > 1e6
     assert copied["operations_a_second"] > 1e6
-    plain, verify, prefill = by_section["steps"]
-    assert plain["tokens_a_pass"] == 1.0
-    assert prefill["tokens_a_pass"] == steps.ACCELERATOR_ROWS
-    for row in (plain, verify, prefill):
+    check.earlier.append({"section": "copy"} | copied)
+    rows = list(SECTIONS["steps"](check))
+    assert [row["tokens_a_pass"] for row in (rows[0], rows[2])] == [1.0, steps.ACCELERATOR_ROWS]
+    profiled = list(SECTIONS["profile"](check))
+    for row in rows:
         expected = row["bytes"] / (row["milliseconds"] / 1e3) / copied["bytes_a_second"]
         assert row["of_copy_bandwidth"] == pytest.approx(expected)
         least = row["bytes"] / copied["bytes_a_second"]
         assert row["floor_milliseconds"] >= 1e3 * least * (1 - 1e-9)
-        whole, *operations = [found for found in by_section["profile"] if found["step"] == row["step"]]
-        assert whole["milliseconds"] > 0
-        assert whole["busy_milliseconds"] > 0
-        assert len(operations) == profiles.TOP
+        about, *operations = [found for found in profiled if found["step"] == row["step"]]
+        assert about["milliseconds"] > 0
+        assert about["busy_milliseconds"] > 0
+        assert len(operations) == profiler.TOP
         assert operations[0]["microseconds_a_pass"] >= operations[-1]["microseconds_a_pass"] > 0
         assert any(operation["origin"] for operation in operations)
-    assert [row["case"] for row in by_section["draws"]] == list(sampling.CASES)
-    assert all("share" not in row for row in by_section["draws"]), "no step of 64 rows was timed"
-    assert [(row["option"], row["round"]) for row in by_section["options"]] == [
-        (option, index) for option in ("while", "no-pdl") for index in (1, 2, 3)
-    ]
-    assert all("missing" in row for row in by_section["goals"]), "nothing was timed after 16,384 tokens"
-    replayed = {(row["step"], row["acceptance_rate"]): row["seconds"] for row in by_section["replay"]}
-    assert replayed["plain", 0.0] == pytest.approx(plain["milliseconds"])  # 1,000 tokens at one measured length
-    assert replayed["verify-16", 0.6] == pytest.approx(verify["milliseconds"] / (1 + 3 * 0.6))
-    assert [row["leading_tokens_of_the_first"] for row in by_section["demo"]] == [40, 40]
-    assert not any(row["audit_failed"] for row in by_section["demo"])
-    assert [row["tokens_a_pass"] > 1.5 for row in by_section["demo"]] == [False, True], "drafts were verified"
-    before = output.read_text()
-    assert device_check.main([*flags, "--sections", "copy", "steps"]) == 0
-    assert "copy: done before" in capsys.readouterr().err
-    assert output.read_text() == before
-    # As a process that was ended within the section would leave it.
-    output.write_text(json.dumps([row | {"section_seconds": None} for row in rows]))
-    assert device_check.main([*flags, "--sections", "copy"]) == 0
-    assert "done before" not in capsys.readouterr().err
+    timed = [{"section": "steps", "model": "tiny", **row} for row in rows]
+    assert all("missing" in row for row in goals(timed)), "nothing was timed after 16,384 tokens"
+    replayed = {
+        (row["step"], row["acceptance_rate"]): row["seconds"] for row in replay.replayed(timed, "tiny", 1000, [0.6])
+    }
+    assert replayed["plain", 0.0] == pytest.approx(rows[0]["milliseconds"])  # 1,000 tokens at one measured length
+    assert replayed["verify-16", 0.6] == pytest.approx(rows[1]["milliseconds"] / (1 + 3 * 0.6))
+    texts = list(SECTIONS["demo"](check))
+    assert [row["leading_tokens_of_the_first"] for row in texts] == [40, 40, 40]
+    assert not any(row["audit_failed"] for row in texts)
+    assert [row["tokens_a_pass"] > 1.5 for row in texts] == [False, True, True], "drafts were verified"
 
 
 def timed(name, length, milliseconds, share, model="Llama-3.1-8B", floor=1.0, **more):
@@ -369,7 +362,7 @@ def test_goals_are_held_against_the_worst_that_was_measured():
     rows += [replay | {"step": "verify-16", "seconds": 280.0}, replay | {"step": "partial-16", "seconds": 350.0}]
     rows += [replay | {"step": "verify-16", "seconds": 200.0, "acceptance_rate": 0.8}]
     rows += [replay | {"step": "verify-16", "seconds": 20.0, "model": "Qwen2.5-1.5B"}]
-    plain, narrow, wide, replayed = held_against(rows)
+    plain, narrow, wide, replayed = goals(rows)
     assert (plain["value"], plain["at_least"], plain["met"]) == (0.84, 0.85, False)
     assert (narrow["value"], narrow["at_most"], narrow["met"], narrow["length"]) == (1.1, 1.1, True, 65536)
     assert "missing" in wide
@@ -380,10 +373,10 @@ def test_the_goal_of_several_rows_is_what_the_roofline_leaves_possible():
     """After 126,976 tokens 64 rows cost 1.25 of a plain step at best: within 5 percent of that is met, 1.2 or not."""
     rows = [timed("plain", 16384, 4.0, 0.9, floor=3.0), timed("plain", 126976, 8.0, 0.9, floor=6.0)]
     rows += [timed("verify-64", 16384, 4.8, 0.8, floor=3.3), timed("verify-64", 126976, 10.4, 0.8, floor=7.5)]
-    _, _, wide, _ = held_against(rows)
+    _, _, wide, _ = goals(rows)
     assert wide["length"] == 16384, "the nearest to its own bound"
     assert (wide["value"], wide["at_most"], wide["met"]) == (pytest.approx(1.2), pytest.approx(1.2), True)
-    _, _, wide, _ = held_against([*rows[:3], timed("verify-64", 126976, 10.8, 0.8, floor=7.5)])
+    _, _, wide, _ = goals([*rows[:3], timed("verify-64", 126976, 10.8, 0.8, floor=7.5)])
     assert (wide["length"], wide["value"], wide["at_most"]) == (126976, 1.35, pytest.approx(1.3125))
     assert not wide["met"]
 
@@ -391,7 +384,7 @@ def test_the_goal_of_several_rows_is_what_the_roofline_leaves_possible():
 def test_goals_are_of_one_model_and_of_one_process_where_they_can_be():
     rows = [timed("plain", 16384, 4.0, 0.9, stage="a"), timed("plain", 16384, 5.0, 0.9, stage="b")]
     rows += [timed("verify-16", 16384, 5.5, 0.8, stage="b"), timed("plain", 16384, 1.0, 0.4, model="Qwen2.5-1.5B")]
-    large, small = [[row for row in held_against(rows) if row["model"] == name] for name in (shapes.NAMES[:2])]
+    large, small = [[row for row in goals(rows) if row["model"] == name] for name in (shapes.NAMES[:2])]
     assert large[1]["value"] == 1.1
     assert (small[0]["value"], "at_least" in small[0], "met" in small[0]) == (0.4, False, False), "no goal is set"
 
@@ -406,7 +399,7 @@ def small_cases(monkeypatch):
 
 
 def test_kernels_are_held_against_their_definitions(small_cases):
-    rows = list(kernel_checks.against_definitions(jnp.dtype(jnp.float32)))
+    rows = list(kernel_checks.check_kernels(jnp.dtype(jnp.float32)))
     kernels = ["tree_attention", "sparse_attention"]
     assert [row["kernel"] for row in rows] == 3 * kernels + ["prefill_attention", "cache_scores"]
     assert all(row["good"] for row in rows)
@@ -425,7 +418,7 @@ def test_a_kernel_that_is_wrong_is_found(kernel, small_cases, monkeypatch):
         return mixed * np.float32(1.001) if queries.dtype == np.float32 else mixed
 
     monkeypatch.setattr(kernel_checks, kernel, wrong)
-    found = {row["kernel"] for row in kernel_checks.against_definitions(jnp.dtype(jnp.float32)) if not row["good"]}
+    found = {row["kernel"] for row in kernel_checks.check_kernels(jnp.dtype(jnp.float32)) if not row["good"]}
     assert found == {"cache_scores" if kernel == "top_positions" else kernel}
 
 
@@ -458,23 +451,21 @@ def test_a_kernel_is_compiled_once_for_all_lengths(monkeypatch):
     assert sorted(traced) == 3 * [1] + 3 * [16] + 3 * [64]
 
 
-def test_variants_of_a_step_take_turns_at_one_text():
-    model = filled.random_model(shapes.config_of("tiny"), jnp.dtype(jnp.float32))
-    variants = dict(filled.filled_variants(model, "plain", 100, 512, {"one": {}, "other": {}}))
-    assert [step.call() for step in variants.values()] == [(filled.ITERATIONS, filled.ITERATIONS)] * 2
-    (started,) = {step.call.args and step.call.func.__self__ for step in variants.values()}
-    assert int(started.state.length[0]) == 100 + 2 * filled.ITERATIONS
+def test_a_filled_step_continues_its_text():
+    model = hardware.random_model(hardware.config_of("tiny"), jnp.dtype(jnp.float32))
+    step = hardware.filled_step(model, "plain", 100, 512)
+    assert [step.call() for _ in range(2)] == [(filled_steps.ITERATIONS, filled_steps.ITERATIONS)] * 2
+    assert int(step.call.func.__self__.state.length[0]) == 100 + 2 * filled_steps.ITERATIONS
 
 
-def test_steps_are_compiled_in_several_ways(monkeypatch):
-    config, dtype = shapes.config_of("tiny"), jnp.dtype(jnp.float32)
+def test_steps_are_compiled_in_several_ways(check, monkeypatch):
     programs = {}
     monkeypatch.setattr(variants.jax.stages.Lowered, "compile", _noted(programs, variants.jax.stages.Lowered.compile))
-    kinds = ("joined", "apart", "padded")
-    rows = list(variants.timed(config, ("plain",), kinds, (20, 30), 512, dtype, (1e9, 1e9), ("apart",)))
+    asked = {"steps": ("plain",), "variants": ("joined", "apart", "padded"), "lengths": (20, 30), "capacity": 512}
+    rows = list(variants.timed(shapes.config_of("tiny"), dataclasses.replace(check, **asked), ("apart",)))
     timed = [(row["variant"], row["length"]) for row in rows if "bytes" in row]
     assert timed == [("joined", 20), ("joined", 30), ("apart", 20), ("apart", 30), ("padded", 20)]
-    assert len(set(programs.values())) == 3
+    assert len(set(programs.values())) >= 3
     assert {row["variant"] for row in rows if "bytes" not in row} == {"apart"}
 
 
@@ -498,21 +489,6 @@ def test_attention_is_swept(monkeypatch):
     ]
 
 
-def test_a_section_that_fails_costs_no_other(tmp_path, monkeypatch):
-    def broken(check):
-        yield {"kept": True}
-        raise MemoryError("no room")
-
-    monkeypatch.setitem(device_check.SECTIONS, "kernels", broken)
-    output = tmp_path / "check.json"
-    flags = ["--sections", "kernels", "copy", "--copied-bytes", "1000000", "--output", str(output)]
-    assert device_check.main(flags) == 1
-    rows = json.loads(output.read_text())
-    assert [row["section"] for row in rows] == ["kernels", "kernels", "copy"]
-    assert rows[0]["kept"]
-    assert rows[1]["error"] == "MemoryError: no room"
-
-
 def test_the_scripts_run_where_the_project_is_not_installed():
     """A machine that only has its libraries, and was handed this checkout."""
     root = Path(__file__).resolve().parents[1]
@@ -521,7 +497,7 @@ import sys
 root = sys.argv[1]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder)]
 sys.path[:] = [root + "/scripts", *(path for path in sys.path if path not in ("", root))]
-import device_check, tokenswift_jax
+import aot_report, contact, tokenswift_jax
 print(tokenswift_jax.__file__)
 """
     ran = subprocess.run([sys.executable, "-c", code, str(root)], cwd="/", capture_output=True, text=True, check=False)

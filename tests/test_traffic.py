@@ -1,16 +1,10 @@
 """Bytes that a compiled program moves, counted from its text: of programs compiled here, and of what devices have."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/aot_report.py does
-
-from hardware.copies import large_arrays
-from hardware.traffic import moved_bytes
+from tokenswift_jax.hardware import large_arrays, moved_bytes
 
 F32 = 4
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-PLAN_SECONDS = 360.0  # of one plan, from its start to its last line
-FEWEST_SECONDS = 20.0  # a stage is not begun with less: it would be ended before it has measured anything
-LENGTH = 16384  # the one at which everything is measured
+PLAN_SECONDS = 360.0
+"""Seconds of one plan, from its start to its last line."""
+FEWEST_SECONDS = 20.0
+"""Seconds with which a stage still starts; with fewer, the runner would end it before its first row."""
+LENGTH = 16384
 LARGE, SMALL = "Llama-3.1-8B", "Qwen2.5-1.5B"
-# What a machine without an accelerator runs instead: every line of every stage, on shapes that say nothing.
+# A machine without an accelerator runs every line of every stage, on shapes that measure nothing.
 CPU_LENGTHS = {4096: 128, LENGTH: 300, 65536: 600, 126976: 900}
 CPU_MODEL, CPU_COPIED, CPU_TOKENS = "tiny", 2**22, 48
 
@@ -20,9 +22,9 @@ class Stage:
 
     Attributes:
       name: within its plan.
-      sections: of `hardware.sections.SECTIONS` and `contact.stage.OWN`, in order.
-      seconds: after which it is ended.
-      settings: fields of `hardware.sections.Check` that differ from `DEFAULTS`.
+      sections: of `contact.sections.SECTIONS`, in order.
+      seconds: after which the runner ends it.
+      settings: fields of `contact.sections.Check` that differ from `DEFAULTS`.
     """
 
     name: str
@@ -36,52 +38,34 @@ DEFAULTS: dict[str, Any] = {
     "lengths": (LENGTH,),
     "copied_bytes": 2**32,
     "steps": ("plain",),
-    "demo_modes": ("autoregressive", "fused", "partial"),
-    "demo_dtypes": (),
+    "demo_dtype": "float32",
     "demo_tokens": 512,
-    "replayed_tokens": 100_000,
-    "acceptances": (0.4, 0.6, 0.8),
-    "options": (),
-    "maps": ("joined",),
+    "variants": ("joined",),
 }
 _LENGTHS = (LENGTH, 65536, 4096, 126976)
+_STEPS = ("plain", "verify-16", "verify-16-topkp", "verify-64")
+_VARIANTS = ("joined", "apart", "triton", "padded", "untuned")
 
 FIRST = (
     Stage("kernels", ("machine", "copy", "kernels"), 110),
-    Stage("steps", ("steps",), 200, {"steps": ("plain", "verify-16"), "lengths": _LENGTHS}),
+    Stage("steps", ("steps",), 200, {"steps": _STEPS[:2], "lengths": _LENGTHS}),
     Stage("profile", ("profile", "profile_graphs"), 90),
-    Stage("topkp", ("steps",), 90, {"steps": ("verify-16-topkp",)}),
+    Stage("topkp", ("steps",), 90, {"steps": _STEPS[2:3]}),
 )
 SECOND = (
-    Stage("texts-bfloat16", ("machine", "demo"), 90, {"demo_dtypes": ("bfloat16",)}),
-    Stage("texts-float32", ("demo",), 90, {"demo_dtypes": ("float32",)}),
+    Stage("texts-bfloat16", ("machine", "demo"), 90, {"demo_dtype": "bfloat16"}),
+    Stage("texts-float32", ("demo",), 90),
     Stage("verify-64", ("copy", "steps"), 90, {"steps": ("plain", "verify-64"), "lengths": (LENGTH, 65536, 126976)}),
-    Stage("while", ("options",), 75, {"options": ("while",)}),
-    Stage("no-pdl", ("options",), 60, {"options": ("no-pdl",)}),
-    Stage("1.5B", ("steps",), 75, {"model": SMALL, "steps": ("plain", "verify-16"), "lengths": _LENGTHS}),
+    Stage("1.5B", ("steps",), 75, {"model": SMALL, "steps": _STEPS[:2], "lengths": _LENGTHS}),
     Stage("partial-16", ("steps",), 75, {"steps": ("partial-16",)}),
     Stage("prefill", ("steps",), 60, {"steps": ("prefill",)}),
 )
-# About 100 seconds: what the first two plans asked for next.
+_TWO = (LENGTH, 126976)
+# About 100 seconds.
 THIRD = (
-    Stage(
-        "8B",
-        ("joined",),
-        60,
-        {"steps": ("plain", "verify-16", "verify-16-topkp", "verify-64"), "lengths": (LENGTH, 126976)},
-    ),
-    Stage(
-        "1.5B",
-        ("joined",),
-        60,
-        {
-            "model": SMALL,
-            "steps": ("plain", "verify-16"),
-            "maps": ("joined", "apart", "triton", "padded", "untuned"),
-            "lengths": (LENGTH, 126976),
-        },
-    ),
-    Stage("attention", ("attention",), 45, {"lengths": (LENGTH, 126976)}),
+    Stage("8B", ("joined",), 60, {"steps": _STEPS, "lengths": _TWO}),
+    Stage("1.5B", ("joined",), 60, {"model": SMALL, "steps": _STEPS[:2], "variants": _VARIANTS, "lengths": _TWO}),
+    Stage("attention", ("attention",), 45, {"lengths": _TWO}),
 )
 PLANS = {"first": FIRST, "second": SECOND, "third": THIRD}
 
@@ -92,12 +76,12 @@ def stage_named(plan: str, name: str) -> Stage:
 
 
 def settings_of(stage: Stage, small: bool) -> dict[str, Any]:
-    """The fields of `hardware.sections.Check` that a stage runs with; `small` for a machine without an accelerator."""
+    """The fields of `contact.sections.Check` of a stage; `small` for a machine without an accelerator."""
     chosen = {**DEFAULTS, **stage.settings}
     if small:
         chosen["model"] = CPU_MODEL
         chosen["lengths"] = tuple(CPU_LENGTHS[length] for length in chosen["lengths"])
         chosen["copied_bytes"], chosen["demo_tokens"] = CPU_COPIED, CPU_TOKENS
-    # Room for all that timed calls write after the longest of the lengths.
+    # Slots for the tokens that timed calls write after the longest of the lengths.
     chosen["capacity"] = -(-(max(chosen["lengths"]) + 2048) // 256) * 256
     return chosen

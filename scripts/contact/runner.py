@@ -1,4 +1,4 @@
-"""Runs a plan's stages as processes: in order, each until its time limit; keeps a stage's rows even if it dies."""
+"""Runs a plan's stages as processes, in order, each until its time limit; a stage that dies loses no row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from typing import Any
 
 from contact.archive import write_archive
 from contact.plans import FEWEST_SECONDS, PLAN_SECONDS, PLANS, Stage
-from contact.rows import read_rows
 
 _GRACE = 3.0  # seconds between asking a stage to end and ending it
 _LAST_SECONDS = 6.0  # of a plan, for its archive
@@ -30,15 +29,15 @@ class Settings:
     """How a plan is run.
 
     Attributes:
-      work: what both plans keep: rows, logs, dumps, compiled programs.
-      output: where the figures and the archive go.
-      site: what goes on PYTHONPATH.
-      seconds: of the whole plan.
+      work: folder of rows, logs, dumps and compiled programs of all plans.
+      output: folder of the figures and the archive.
+      site: folder for PYTHONPATH.
+      seconds: of the plan.
       limits: seconds of stages, by name, instead of the plan's own.
-      archive_bytes: at most.
-      again: also the stages that were done before.
-      notes: about this run, such as wheels that are missing.
-      command: a stage's, from plan, name and the file of its rows.
+      archive_bytes: of the archive, at most.
+      again: also runs the stages that were done before.
+      notes: about this run, such as missing wheels.
+      command: command of a stage, from plan, name, the file of its rows and `work`.
     """
 
     work: Path
@@ -58,13 +57,8 @@ class Settings:
 def run_plan(plan: str, settings: Settings, begun: float | None = None) -> int:
     """Runs a plan's stages; 0 if all are done.
 
-    What is known is written after every stage, so that whoever ends this process keeps it; run again, the plan goes on
-    with the stages that are not done.
-
-    Args:
-      plan: of `plans.PLANS`.
-      settings: how.
-      begun: when the plan's time began to count (`time.monotonic`), None for now.
+    The runner writes its record after every stage; run again, the plan goes on with the stages that are not done. The
+    plan's time starts at `begun` (`time.monotonic`), None for now.
     """
     begun = time.monotonic() if begun is None else begun
     folder = settings.work / plan
@@ -107,8 +101,8 @@ def _run_stage(plan: str, stage: Stage, settings: Settings, left: float) -> dict
     """Runs a stage within what is left of the plan; its record, rows included."""
     limit = min(settings.limits.get(stage.name, stage.seconds), left)
     if left < FEWEST_SECONDS:
-        print(f"{stage.name}: not begun, {max(left, 0):.0f} s are left", flush=True)
-        return {"stage": stage.name, "status": f"not begun: {max(left, 0):.0f} s were left", "rows": []}
+        print(f"{stage.name}: not started, {max(left, 0):.0f} s are left", flush=True)
+        return {"stage": stage.name, "status": f"not started: {max(left, 0):.0f} s were left", "rows": []}
     folder = settings.work / plan
     attempt = 1 + len(list(folder.glob(f"{stage.name}.*.jsonl")))
     stem = folder / f"{stage.name}.{attempt}"
@@ -132,13 +126,8 @@ def _run_stage(plan: str, stage: Stage, settings: Settings, left: float) -> dict
         finally:
             _end(process)
     seconds = time.monotonic() - begun
-    record = {
-        "stage": stage.name,
-        "attempt": attempt,
-        "status": status,
-        "seconds": round(seconds, 1),
-        "limit": round(limit, 1),
-    }
+    record = {"stage": stage.name, "attempt": attempt, "status": status}
+    record |= {"seconds": round(seconds, 1), "limit": round(limit, 1)}
     if status != "done":
         record["log"] = _last_lines(log)
         print("\n".join(f"  | {line[:200]}" for line in record["log"][-3:]), flush=True)
@@ -172,7 +161,7 @@ def _status_of(code: int) -> str:
 
 
 def _environment(settings: Settings, name: str) -> dict[str, str]:
-    """A stage's environment: what was brought along, a place for compiled programs, XLA's dumps."""
+    """A stage's environment: the wheels, a folder of compiled programs, XLA's dumps."""
     dump = settings.work / "dump" / name
     dump.mkdir(parents=True, exist_ok=True)
     flags = f"--xla_dump_to={dump} --xla_dump_hlo_module_re=jit_(run|prefill)_chunk.* --xla_dump_emitter_re=ptx"
@@ -183,7 +172,7 @@ def _environment(settings: Settings, name: str) -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": str(settings.work / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
-        # In one piece: memory taken bit by bit has gaps that an 8 GB array does not fit into.
+        # Without preallocation, memory has gaps that an 8 GB array does not fit into.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "true",
         "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
     }
@@ -217,3 +206,14 @@ def _write(settings: Settings, record: dict[str, Any], begun: float) -> None:
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of rows; a process that was ended may have left half a one."""
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

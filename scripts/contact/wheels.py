@@ -1,4 +1,4 @@
-"""Packages that a bare machine lacks, brought along as wheels: which, how they are collected and put there."""
+"""Packages that a bare machine lacks, as wheels: which, downloading and installing them."""
 
 from __future__ import annotations
 

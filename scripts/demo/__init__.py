@@ -1,1 +1,1 @@
-"""The bundled demo model's own parts, one concept a module; the training itself is tokenswift_jax.training's."""
+"""The bundled demo model: its text, its start, its final directory, its measures; tokenswift_jax.training trains it."""

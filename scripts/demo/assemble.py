@@ -7,7 +7,6 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ import ml_dtypes
 import numpy as np
 import optax
 
-from demo.extent import Extent, extent
-from demo.recipe import Phase, Recipe
+from demo.recipe import Recipe
 from tokenswift_jax import __version__, checkpoint
 from tokenswift_jax.checkpoint.directory import GENERATION_FILE, companion_files, read_json
 from tokenswift_jax.checkpoint.tensors import Tensor
@@ -25,56 +23,50 @@ from tokenswift_jax.errors import UserError
 from tokenswift_jax.training.export import TRAINING_FILE
 
 _ENDS = {"eos_token_id": 0, "bos_token_id": 0, "pad_token_id": 0}
+Row = dict[str, Any]
 
 
-def assemble(output: Path, recipe: Recipe, start: Path, phases: Sequence[Path]) -> None:
+def assemble(output: Path, recipe: Recipe, start: Path, work: Path) -> None:
     """Writes `output`: the last phase's backbone and heads in bfloat16, tokenizer, configurations, training.json.
 
-    Args:
-      output: its other files (a model card) stay.
-      recipe: what was run.
-      start: the checkpoint of the beginning.
-      phases: the phases' checkpoint directories.
+    Other files of `output` (a model card) stay. `start` is the first checkpoint, `work` has the phases' directories.
 
     Raises:
       UserError: a phase's checkpoint cannot be read, or the last one has no heads.
     """
-    last = checkpoint.open_checkpoint(phases[-1])
+    last = checkpoint.open_checkpoint(work / list(recipe.phases)[-1])
     if not last.config.num_draft_heads:
-        raise UserError(f"{phases[-1]} has no draft heads")
+        raise UserError(f"{last.directory} has no draft heads")
     tensors = [tensor.astype(np.dtype(ml_dtypes.bfloat16)) for tensor in last.tensors.values()]
-    config = {**last.hf_config, "torch_dtype": "bfloat16"}
-    config["tokenswift"] = {
-        "num_heads": last.config.num_draft_heads,
-        "head_type": last.config.draft_head_type,
-        "node_set": (last.hf_config.get("tokenswift") or {}).get("node_set"),
-        "base": None,
-    }
+    heads = {"num_heads": last.config.num_draft_heads, "head_type": last.config.draft_head_type, "base": None}
+    heads["node_set"] = (last.hf_config.get("tokenswift") or {}).get("node_set")
     draft = output.with_name(f"{output.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    checkpoint.save(draft, config, tensors)
-    for file in companion_files(phases[-1]):
+    checkpoint.save(draft, {**last.hf_config, "torch_dtype": "bfloat16", "tokenswift": heads}, tensors)
+    for file in companion_files(last.directory):
         shutil.copyfile(file, draft / file.name)
-    _write_json(draft / GENERATION_FILE, recipe.generation | _ENDS)
-    _write_json(draft / TRAINING_FILE, _facts(recipe, start, phases, tensors))
+    training = _training(recipe, start, work, tensors)
+    for name, content in ((GENERATION_FILE, recipe.generation | _ENDS), (TRAINING_FILE, training)):
+        (draft / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     output.mkdir(exist_ok=True)
     for file in draft.iterdir():
         os.replace(file, output / file.name)
     draft.rmdir()
 
 
-def _facts(recipe: Recipe, start: Path, phases: Sequence[Path], tensors: Sequence[Tensor]) -> dict[str, Any]:
-    told = [_phase_facts(phase, folder) for phase, folder in zip(recipe.phases, phases, strict=True)]
-    started = _started_from(start)
-    whole = sum((_extent(facts) for facts in told), Extent(**started["in_all"]) if started else Extent())
+def _training(recipe: Recipe, start: Path, work: Path, tensors: Sequence[Tensor]) -> Row:
+    """The content of training.json."""
+    phases = [_phase(recipe, name, read_json(work / name / TRAINING_FILE)) for name in recipe.phases]
+    before = read_json(start / TRAINING_FILE)["in_all"] if (start / TRAINING_FILE).exists() else None
+    devices = dict.fromkeys(phase["device"] for phase in phases)
     return {
-        "started_from": started,
-        "phases": told,
-        "in_all": asdict(whole) | {"minutes": whole.minutes and round(whole.minutes, 1)},
-        "text": asdict(recipe.text),
+        "started_from": before and {"fingerprint": checkpoint.fingerprint(start), "in_all": before},
+        "phases": phases,
+        "in_all": _total(phases, before),
+        "text": recipe.text,
         "parameters": sum(int(np.prod(tensor.shape)) for tensor in tensors),
-        "machine": f"{platform.machine()}, {', '.join(dict.fromkeys(facts['device'] for facts in told))}",
+        "machine": f"{platform.machine()}, {', '.join(devices)}",
         "versions": {
             "python": platform.python_version(),
             "jax": jax.__version__,
@@ -84,33 +76,25 @@ def _facts(recipe: Recipe, start: Path, phases: Sequence[Path], tensors: Sequenc
     }
 
 
-def _started_from(start: Path) -> dict[str, Any] | None:
-    """The checkpoint of the beginning and its own training, None for weights that knew nothing."""
-    told = start / TRAINING_FILE
-    if not told.exists():
-        return None
-    return {"fingerprint": checkpoint.fingerprint(start), "in_all": asdict(extent(read_json(told)))}
+def _phase(recipe: Recipe, name: str, training: Mapping[str, Any]) -> Row:
+    tokens, speed = training["steps"] * recipe.phases[name].tokens_per_step, training["tokens_per_second"]
+    minutes = round(tokens / speed / 60, 1) if speed else None
+    kept = {key: training[key] for key in ("device", "settings")}
+    return {"name": name, "steps": training["steps"], "tokens": tokens, "minutes": minutes} | kept
 
 
-def _phase_facts(phase: Phase, folder: Path) -> dict[str, Any]:
-    told = read_json(folder / TRAINING_FILE)
-    tokens, speed = told["steps"] * phase.settings.tokens_per_step, told["tokens_per_second"]
+def _total(phases: Sequence[Row], before: Row | None) -> Row:
+    """Tokens with the backbone learning and with the heads alone, minutes (None if a part's are unknown), and the
+    shortest and longest rows while the backbone learnt; of the phases and what came before them."""
+    total = before or {"backbone_tokens": 0, "head_tokens": 0, "minutes": 0.0, "shortest": 0, "longest": 0}
+    backbone = [phase for phase in phases if phase["settings"]["what"] == "all"]
+    lengths = [phase["settings"]["max_length"] for phase in backbone]
+    learnt, tokens = (sum(phase["tokens"] for phase in some) for some in (backbone, phases))
+    minutes = [total["minutes"], *(phase["minutes"] for phase in phases)]
     return {
-        "name": phase.name,
-        "steps": told["steps"],
-        "tokens": tokens,
-        "minutes": round(tokens / speed / 60, 1) if speed else None,
-        "device": told["device"],
-        "settings": told["settings"],
+        "backbone_tokens": total["backbone_tokens"] + learnt,
+        "head_tokens": total["head_tokens"] + tokens - learnt,
+        "minutes": None if None in minutes else round(sum(minutes), 1),
+        "shortest": min((length for length in (total["shortest"], *lengths) if length), default=0),
+        "longest": max(total["longest"], *lengths, 0),
     }
-
-
-def _extent(facts: Mapping[str, Any]) -> Extent:
-    tokens, length = facts["tokens"], facts["settings"]["max_length"]
-    if facts["settings"]["what"] == "all":
-        return Extent(tokens, 0, facts["minutes"], length, length)
-    return Extent(0, tokens, facts["minutes"])
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -27,44 +27,33 @@ def bits_per_character(model: ts.Model, ids: Sequence[int], characters: int, len
 
     A token sees at least length - stride tokens before it, but for the first window's.
     """
-    text = np.array([_END, *ids])
-    pieces = []  # start, first and last scored target
-    scored = 0
+    text = [_END, *ids]
+    pieces, scored = [], 0  # start, first and last scored target
     while scored < len(text) - 1:
         end = min(scored + (stride if scored else length), len(text) - 1)
         pieces.append((max(0, end - length), scored, end))
         scored = end
-    total = 0.0
+    nats = 0.0
     for first in range(0, len(pieces), _WINDOWS):
         group = pieces[first : first + _WINDOWS]
-        missing = min(_WINDOWS, len(pieces)) - len(group)
-        windows = [text[start:end].tolist() for start, _, end in [*group, *[group[0]] * missing]]  # one shape for all
-        logits = ts.score(model, windows)
-        for (start, low, high), rows in zip(group, logits, strict=False):
-            total += float(losses(rows[low - start : high - start], text[low + 1 : high + 1]).sum())
-    return total / math.log(2) / characters
-
-
-def losses(logits: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Cross entropy of tokens [n] under logits [n, vocab], in nats."""
-    wide = logits.astype(np.float64)
-    peak = wide.max(axis=-1)
-    total = peak + np.log(np.exp(wide - peak[:, None]).sum(axis=-1))
-    return total - wide[np.arange(len(tokens)), tokens]
+        missing = min(_WINDOWS, len(pieces)) - len(group)  # one shape for all
+        windows = [text[start : end + 1] for start, _, end in [*group, *[group[0]] * missing]]
+        for (start, low, high), found in zip(group, ts.score_tokens(model, windows), strict=False):
+            nats -= float(found.logprobs[low - start : high - start].astype(np.float64).sum())
+    return nats / math.log(2) / characters
 
 
 def loss_by_position(model: ts.Model, ids: Sequence[int], length: int, bands: int) -> list[float]:
     """Nats a token in `bands` equal stretches of one window of `length` tokens from the text's beginning."""
-    window = np.array(ids[: length + 1])
-    logits = ts.score(model, [window[:-1].tolist()])[0]
-    return [round(float(part.mean()), 4) for part in np.array_split(losses(logits, window[1:]), bands)]
+    (found,) = ts.score_tokens(model, [list(ids[: length + 1])])
+    return [round(-float(part.mean(dtype=np.float64)), 4) for part in np.array_split(found.logprobs, bands)]
 
 
 def head_hits(model: ts.Model, books: Sequence[Sequence[int]], length: int) -> dict[str, list[list[float]]]:
-    """How often a head's best 1, 2, 3 guesses hold the right token: [heads][ranks], over windows of `length`.
+    """How often a head's best 1, 2, 3 guesses contain the right token: [heads][ranks], over windows of `length`.
 
-    "model": right is the backbone's own best token where the guess falls (what greedy decoding accepts);
-    "text": right is the book's token.
+    "model": the right token is the backbone's own best where the guess falls (greedy decoding accepts it); "text": it
+    is the book's token.
     """
     windows = [ids[start : start + length] for ids in books for start in range(0, len(ids) - length + 1, length)]
     heads = measure_accuracy(model, np.array(windows, np.int32)).heads
@@ -83,11 +72,17 @@ def tokens_per_iteration(
     """
     found: dict[str, dict[str, float]] = {}
     for name, fields in SAMPLINGS.items():
-        sampling = ts.SamplingConfig(**fields)
         for schedule in SCHEDULES:
             speculation = ts.SpeculationConfig(mode="tokenswift", schedule=schedule, draft_cache=DRAFT_CACHE)
             results = [
-                ts.generate(model, list(prompt), sampling, speculation, max_new_tokens=new_tokens, ignore_eos=True)
+                ts.generate(
+                    model,
+                    list(prompt),
+                    ts.SamplingConfig(**fields),
+                    speculation,
+                    max_new_tokens=new_tokens,
+                    ignore_eos=True,
+                )
                 for prompt in prompts
             ]
             accepted, iterations = (sum(getattr(r, n) for r in results) for n in ("accepted_tokens", "iterations"))
@@ -96,7 +91,7 @@ def tokens_per_iteration(
 
 
 def write_on(model: ts.Model, ids: Sequence[int], count: int) -> str:
-    """`count` tokens after `ids`, as the card shows them: temperature 1, min-p 0.1, penalty 1.1, seed 0."""
+    """`count` tokens after `ids`: temperature 1, min-p 0.1, penalty 1.1, seed 0."""
     sampling = ts.SamplingConfig(temperature=1.0, min_p=0.1, repetition_penalty=1.1)
     plain = ts.SpeculationConfig(mode="autoregressive")
     return ts.generate(model, list(ids), sampling, plain, max_new_tokens=count, ignore_eos=True).text

@@ -1,4 +1,4 @@
-"""How the demo model is made: configs/demo.json as dataclasses."""
+"""The recipe of the demo model: configs/demo.json as a dataclass."""
 
 from __future__ import annotations
 
@@ -12,30 +12,8 @@ from tokenswift_jax.errors import UserError
 from tokenswift_jax.training.settings import TrainingSettings, read_settings
 
 _PARTS = {"architecture", "text", "every_phase", "phases", "generation"}
+_TEXT = {"vocab_size", "wrap_column", "wrapped_every"}
 _KEPT_NAMES = {"cache", "held_out", "start", "text"}  # folders beside the phases'
-
-
-@dataclass(frozen=True)
-class TextRecipe:
-    """How books become tokens.
-
-    Attributes:
-      vocab_size: tokenizer entries, the end mark and 256 bytes included.
-      wrap_column: a line of at least this many characters was broken by wrapping, not by its author.
-      wrapped_every: every so many-th book keeps the file's own hard-wrapped lines.
-    """
-
-    vocab_size: int
-    wrap_column: int
-    wrapped_every: int
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training: one run of the training command, from the checkpoint of the phase before it."""
-
-    name: str
-    settings: TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -44,38 +22,30 @@ class Recipe:
 
     Attributes:
       architecture: fields of LlamaConfig.
-      text: of the books.
-      phases: in order.
+      text: `vocab_size` (tokenizer entries, the end mark and 256 bytes included), `wrap_column` (a line of at least so
+        many characters was broken by wrapping, not by its author), `wrapped_every` (every so many-th book keeps the
+        hard-wrapped lines of its file).
+      phases: settings by name, in order; a phase is one run of the training command, from the checkpoint before it.
       generation: fields of generation_config.json.
     """
 
     architecture: dict[str, Any]
-    text: TextRecipe
-    phases: tuple[Phase, ...]
+    text: dict[str, int]
+    phases: dict[str, TrainingSettings]
     generation: dict[str, Any]
 
     @property
     def hf_config(self) -> dict[str, Any]:
         """config.json of the model without heads."""
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": self.text.vocab_size,
-            **self.architecture,
-            "hidden_act": "silu",
-            "rope_scaling": None,
-            "tie_word_embeddings": True,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "initializer_range": self.architecture["hidden_size"] ** -0.5,
-            "bos_token_id": 0,
-            "eos_token_id": 0,
-            "pad_token_id": 0,
-        }
+        fixed = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
+        fixed |= {"rope_scaling": None, "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False}
+        ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 0)
+        deviation = {"initializer_range": self.architecture["hidden_size"] ** -0.5}
+        return fixed | ends | deviation | {"vocab_size": self.text["vocab_size"]} | self.architecture
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe in a JSON file; `every_phase` holds the settings that all phases share.
+    """The recipe in a JSON file; `every_phase` has the settings that all phases share.
 
     Raises:
       UserError: a part or field is missing or unknown, or a value out of range.
@@ -83,29 +53,25 @@ def read_recipe(path: Path) -> Recipe:
     parts = read_json(path)
     if set(parts) != _PARTS:
         raise UserError(f"{path} must hold {', '.join(sorted(_PARTS))}; it holds {', '.join(sorted(parts))}")
-    asked = {field.name for field in fields(TextRecipe)}
     text = parts["text"]
-    if set(text) != asked or not all(type(value) is int and value > 0 for value in text.values()):
-        raise UserError(f"{path}: text must hold {', '.join(sorted(asked))}, whole numbers above 0, not {text}")
+    if set(text) != _TEXT or not all(type(value) is int and value > 0 for value in text.values()):
+        raise UserError(f"{path}: text must hold {', '.join(sorted(_TEXT))}, whole numbers above 0, not {text}")
     if "hidden_size" not in parts["architecture"]:
         raise UserError(f"{path}: the architecture lacks hidden_size")
-    phases = tuple(_phase(path, parts["every_phase"] | phase) for phase in parts["phases"])
-    names = [phase.name for phase in phases]
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"{path}: phases need names of their own, not {names}")
-    return Recipe(parts["architecture"], TextRecipe(**text), phases, parts["generation"])
-
-
-def _phase(path: Path, given: dict[str, Any]) -> Phase:
-    settings = dict(given)
-    name = settings.pop("name", None)
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_]+", name) or name in _KEPT_NAMES:
-        kept = ", ".join(sorted(_KEPT_NAMES))
-        raise UserError(f"{path}: a phase's name is {name!r}; it must be small letters and digits, none of {kept}")
-    unknown = sorted(set(settings) - {field.name for field in fields(TrainingSettings)})
-    if unknown:
-        raise UserError(f"{path}: phase {name} has unknown settings {', '.join(unknown)}")
-    try:
-        return Phase(name, read_settings(None, settings))
-    except UserError as error:
-        raise UserError(f"{path}: phase {name}: {error}") from None
+    phases: dict[str, TrainingSettings] = {}
+    for given in parts["phases"]:
+        settings = parts["every_phase"] | given
+        name = settings.pop("name", None)
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_]+", name) or name in {*_KEPT_NAMES, *phases}:
+            kept = ", ".join(sorted(_KEPT_NAMES))
+            raise UserError(f"{path}: a phase's name is {name!r}; it must be new, of small letters, none of {kept}")
+        unknown = sorted(set(settings) - {field.name for field in fields(TrainingSettings)})
+        if unknown:
+            raise UserError(f"{path}: phase {name} has unknown settings {', '.join(unknown)}")
+        try:
+            phases[name] = read_settings(None, settings)
+        except UserError as error:
+            raise UserError(f"{path}: phase {name}: {error}") from None
+    if not phases:
+        raise UserError(f"{path}: there is no phase")
+    return Recipe(parts["architecture"], text, phases, parts["generation"])

@@ -1,4 +1,4 @@
-"""Book text in two dresses: unwrapped paragraphs, and the files' own hard-wrapped lines."""
+"""The text of books in two forms: unwrapped paragraphs, and the hard-wrapped lines of the files."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def write_books(source: Path, folder: Path, wrap_column: int, wrapped_every: int
             path.unlink()
     for number, (name, text) in enumerate(books.items(), 1):
         keeps = wrapped_every is not None and number % wrapped_every == 0
-        dressed = keep_wrapped(text) if keeps else unwrap(text, wrap_column)
+        written = keep_wrapped(text) if keeps else unwrap(text, wrap_column)
         path = folder / f"{name}.txt"
-        if not path.exists() or path.read_text(encoding="utf-8") != dressed:
-            path.write_text(dressed, encoding="utf-8")
+        if not path.exists() or path.read_text(encoding="utf-8") != written:
+            path.write_text(written, encoding="utf-8")
 
 
 def unwrap(text: str, wrap_column: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sysconfig
@@ -9,6 +10,16 @@ from pathlib import Path
 
 # XLA of jax 0.11 and later writes PTX only where it is asked for by name; older ones write it anyway.
 DUMP_FLAG = "--xla_dump_emitter_re=ptx"
+
+
+def dump_programs(folder: str) -> None:
+    """Makes XLA and Mosaic GPU write PTX, programs and thunks of each compilation to a folder; before jax is imported.
+
+    Without a compilation, a program comes from the persistent cache and XLA dumps nothing of it, so that cache is off.
+    """
+    os.environ["MOSAIC_GPU_DUMP_TO"] = folder
+    os.environ["XLA_FLAGS"] = f"--xla_dump_to={folder} {DUMP_FLAG} {os.environ.get('XLA_FLAGS', '')}"
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 
 def kernel_registers(dumped: Path, architecture: str, kernels: tuple[str, ...]) -> dict[str, dict[str, int]]:

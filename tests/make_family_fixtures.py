@@ -1,6 +1,6 @@
 """Tiny seeded checkpoints of every model family with the logits that transformers computes from them in float32.
 
-Run with torch installed: `python scripts/make_family_fixtures.py [OUT]` (default tests/data/families). Weights are
+Run with torch installed: `python tests/make_family_fixtures.py [OUT]` (default tests/data/families). Weights are
 drawn in float32 and stored in float16, so both sides start from the same numbers.
 """
 

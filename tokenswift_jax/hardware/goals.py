@@ -15,7 +15,7 @@ LONG = 16384
 REPLAY_ACCEPTANCE, REPLAY_SECONDS, REPLAY_MODEL = 0.6, 300.0, "Llama-3.1-8B"  # a text of 100,000 tokens
 
 
-def held_against(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def goals(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """A row a goal and model: its bound, the worst value measured (of a replay the best schedule's), and whether it is
     met; or what is missing to say so. A row without a bound says what was measured where no goal is set.
 

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from hardware.clock import seconds_of
 from pallas_kernels.cache_scores import top_blocks
 from pallas_kernels.prefill_attention import prefill_attention, reference, served_by
 from pallas_kernels.sparse_attention import sparse_attention
 from pallas_kernels.tree_attention import tree_attention
 from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
+from tokenswift_jax.hardware.clock import seconds_of
 from tokenswift_jax.models.config import ModelConfig
 
 LAYERS = 16  # after 4,096 tokens of Llama-3.1-8B 268 MB: no second-level cache holds them

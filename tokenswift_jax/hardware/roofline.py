@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hardware.steps import DRAFT_CACHE, rows_of
-from hardware.targets import Target
 from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
+from tokenswift_jax.hardware.steps import DRAFT_CACHE, rows_of
+from tokenswift_jax.hardware.targets import Target
 from tokenswift_jax.models.config import ModelConfig
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hardware.program_text import branches_of
+from tokenswift_jax.hardware.program_text import branches_of
 
 THUNKS = "*.thunk_sequence_after_thunk_passes.txt"  # as XLA dumps them
 PROGRAM = "*gpu_after_optimizations.txt"
@@ -58,11 +58,11 @@ def dumped_launches(folder: Path, program: str = "") -> Launches | None:
     for thunks in sorted(folder.glob(THUNKS)):
         if program in thunks.name:
             (text,) = folder.glob(f"{thunks.name.removesuffix(THUNKS[1:])}.{PROGRAM}")
-            return count(thunks.read_text(encoding="utf-8"), text.read_text(encoding="utf-8"))
+            return count_launches(thunks.read_text(encoding="utf-8"), text.read_text(encoding="utf-8"))
     return None
 
 
-def count(thunks: str, program: str) -> Launches:
+def count_launches(thunks: str, program: str) -> Launches:
     """Launches of an iteration: of branches the larger one; of an inner loop as many turns as XLA knows that it takes,
     or its first condition alone where XLA does not know: such loops are for what seldom happens.
 

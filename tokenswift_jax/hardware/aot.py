@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from hardware import ptx, roofline, shapes, steps
-from hardware.copies import large_arrays
-from hardware.launches import dumped_launches
-from hardware.program_text import array_bytes
-from hardware.targets import TARGETS, Target, devices
-from hardware.traffic import moved_bytes
 from pallas_kernels.gpus import A100, H200
 from pallas_kernels.implementation import compiling_for
+from tokenswift_jax.hardware import ptx, roofline, shapes, steps
+from tokenswift_jax.hardware.copies import large_arrays
+from tokenswift_jax.hardware.launches import dumped_launches
+from tokenswift_jax.hardware.program_text import array_bytes
+from tokenswift_jax.hardware.targets import TARGETS, Target, devices
+from tokenswift_jax.hardware.traffic import moved_bytes
 from tokenswift_jax.kv.dense import cache_bytes
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.rules import TENSOR, check_mesh, shardings
@@ -44,7 +44,7 @@ _ARCHITECTURES = {"a100": "sm_80", "h200": "sm_90a"}
 _GPUS = {TARGETS["a100"]: A100, TARGETS["h200"]: H200}
 
 
-def report(
+def aot_row(
     name: str, model: str, step: str, layers: int | None, capacity: int, options: dict[str, Any], dumped: Path
 ) -> dict[str, Any]:
     """The row of one step; `good` says that it is all it must be.

@@ -27,7 +27,7 @@ _BOUNDS = {"bfloat16": 2**-7, "float16": 2**-10, "float32": 1e-5}
 _SCORE_BOUND = 1e-5  # of the scores' spread: their products are exact in float32, their sums are not
 
 
-def against_definitions(dtype: Any) -> Iterator[dict[str, Any]]:
+def check_kernels(dtype: Any) -> Iterator[dict[str, Any]]:
     """How far each kernel is off, for shapes that steps have; whatever must not be read holds NaN
     (past a chunk's rows, which prefill multiplies by zero, large numbers).
 

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardware.clock import seconds_of
-from hardware.kernel_speed import tree_call
 from pallas_kernels.implementation import compiling_for
 from pallas_kernels.tree_attention import reference
 from tokenswift_jax.engine.compile_cache import COMPILER_OPTIONS
+from tokenswift_jax.hardware.clock import seconds_of
+from tokenswift_jax.hardware.kernel_speed import tree_call
 from tokenswift_jax.models.config import ModelConfig
 
 LAYERS = 8  # after 16,384 tokens of Llama-3.1-8B 537 MB: no second-level cache holds them
@@ -51,19 +51,15 @@ class Variant:
         return tile if self.splits is None else f"{tile}, {self.splits} splits"
 
 
+_TILES = {
+    64: ((128, 64, 8, 3), (128, 128, 8, 2), (64, 64, 4, 2, 8), (256, 64, 16, 2, 16)),
+    16: ((64, 64, 4, 3), (64, 128, 8, 2), (64, 64, 8, 3)),
+    1: ((16, 128, 4, 2), (16, 64, 4, 2, 49)),
+}
+"""Tiles tried, by rows; a fifth number is the splits."""
 VARIANTS = (
-    Variant(64),
-    Variant(16),
-    Variant(1),
-    Variant(64, (128, 64, 8, 3)),
-    Variant(64, (128, 128, 8, 2)),
-    Variant(64, (64, 64, 4, 2), 8),
-    Variant(64, (256, 64, 16, 2), 16),
-    Variant(16, (64, 64, 4, 3)),
-    Variant(16, (64, 128, 8, 2)),
-    Variant(16, (64, 64, 8, 3)),
-    Variant(1, (16, 128, 4, 2)),
-    Variant(1, (16, 64, 4, 2), 49),
+    *(Variant(rows) for rows in _TILES),
+    *(Variant(rows, tile[:4], *tile[4:]) for rows, tiles in _TILES.items() for tile in tiles),
     Variant(64, tall=True),
 )
 
@@ -81,7 +77,7 @@ def swept(config: ModelConfig, lengths: tuple[int, ...], dtype: Any, bandwidth: 
         making = {}
         for variant in VARIANTS:
             lowered = lowered_variant(variant, heads, asked[variant.rows], keys, values)
-            making[variant] = workers.submit(lowered.compile, _options())
+            making[variant] = workers.submit(lowered.compile, COMPILER_OPTIONS.get(jax.default_backend(), {}))
         expected = {rows: _expected(heads, queries, keys, values, ragged) for rows, queries in asked.items()}
         for variant, made in making.items():
             about = {"kernel": "tree_attention", "variant": str(variant), "rows": variant.rows}
@@ -135,10 +131,6 @@ def _as_asked(variant: Variant) -> ExitStack:
     if variant.splits is not None:
         changed.enter_context(mock.patch.object(gpu, "splits_for", return_value=variant.splits))
     return changed
-
-
-def _options() -> dict[str, Any]:
-    return COMPILER_OPTIONS.get(jax.default_backend(), {})
 
 
 def _asked(config: ModelConfig, rows: int, dtype: Any) -> jax.Array:

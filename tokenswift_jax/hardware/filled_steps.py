@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hardware import steps
 from tokenswift_jax.engine.compile_cache import COMPILER_OPTIONS, CompileCache
+from tokenswift_jax.hardware import steps
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.speculate.plan import Plan
@@ -65,12 +65,6 @@ class FilledStep:
     executable: Any
     call: Callable[[], tuple[int, int]]
 
-    def milliseconds(self) -> float:
-        """Milliseconds of one pass, the mean over a call."""
-        begun = time.perf_counter()
-        done, _ = self.call()
-        return 1e3 * (time.perf_counter() - begun) / done
-
 
 def milliseconds_a_pass(step: FilledStep) -> dict[str, float]:
     """A step's time an iteration, and how many tokens an iteration emitted or, of a prompt, took in."""
@@ -84,10 +78,17 @@ def milliseconds_a_pass(step: FilledStep) -> dict[str, float]:
     return {"milliseconds": statistics.median(times), "tokens_a_pass": tokens / passes}
 
 
-def filled_step(model: RandomModel, name: str, length: int, capacity: int) -> FilledStep:
-    """A step (of `steps.STEPS`, drafting alone excepted) after `length` tokens."""
+def filled_step(
+    model: RandomModel, name: str, length: int, capacity: int, options: dict[str, Any] | None = None
+) -> FilledStep:
+    """A step (of `steps.STEPS`, drafting alone excepted) after `length` tokens.
+
+    `options`, of XLA, are added to decoding's own: for a step of decoding.
+    """
     step = _step(name, model.config, capacity, model.dtype, model.join)
-    return _prefill(model, step, length) if step.plan is None else _decoding(model, step, step.plan, length, capacity)
+    if step.plan is None:
+        return _prefill(model, step, length)
+    return _decoding(model, step, step.plan, length, capacity, options or {})
 
 
 def _prefill(model: RandomModel, step: steps.Step, length: int) -> FilledStep:
@@ -106,9 +107,16 @@ def _prefill(model: RandomModel, step: steps.Step, length: int) -> FilledStep:
     return FilledStep(function, call)
 
 
-def _decoding(model: RandomModel, step: steps.Step, plan: Plan, length: int, capacity: int) -> FilledStep:
+def _decoding(
+    model: RandomModel, step: steps.Step, plan: Plan, length: int, capacity: int, options: dict[str, Any]
+) -> FilledStep:
     started = _Started(model, plan, length, capacity)
-    function = CompileCache().compile(step.function, started.inputs, started.state, jnp.int32(ITERATIONS))
+    arguments = started.inputs, started.state, jnp.int32(ITERATIONS)
+    if options:
+        ours = COMPILER_OPTIONS.get(jax.default_backend(), {})
+        function = step.function.lower(*arguments).compile(compiler_options={**ours, **options})
+    else:
+        function = CompileCache().compile(step.function, *arguments)
     return FilledStep(function, functools.partial(started.run, function))
 
 
@@ -117,21 +125,6 @@ def continued(model: RandomModel, name: str, length: int, capacity: int, executa
     plan = _step(name, model.config, capacity, model.dtype, model.join).plan
     assert plan is not None, f"{name} is no step of decoding"
     return FilledStep(executable, functools.partial(_Started(model, plan, length, capacity).run, executable))
-
-
-def filled_variants(
-    model: RandomModel, name: str, length: int, capacity: int, variants: dict[str, dict[str, Any]]
-) -> Iterator[tuple[str, FilledStep]]:
-    """A decoding step compiled once a variant, with decoding's own options for XLA and the variant's; each as it is
-    compiled. They take turns at one state, so that no more than one cache is held."""
-    step = _step(name, model.config, capacity, model.dtype, model.join)
-    assert step.plan is not None, f"{name} is no step of decoding"
-    started = _Started(model, step.plan, length, capacity)
-    lowered = step.function.lower(started.inputs, started.state, jnp.int32(ITERATIONS))
-    for variant, options in variants.items():
-        ours = COMPILER_OPTIONS.get(jax.default_backend(), {})
-        function = lowered.compile(compiler_options={**ours, **options})
-        yield variant, FilledStep(function, functools.partial(started.run, function))
 
 
 class _Started:

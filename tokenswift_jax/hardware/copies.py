@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hardware.program_text import Computation, array_bytes, arrays, on_chip, parsed, root
+from tokenswift_jax.hardware.program_text import Computation, array_bytes, arrays, on_chip, parsed, root
 
 # Parameters, elements of tuples and views are somebody else's buffer; the rest writes one it was given.
 _MAKE_NOTHING = {"bitcast", "get-tuple-element", "parameter", "tuple", "while", "conditional", "opt-barrier"}

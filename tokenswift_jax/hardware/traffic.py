@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from itertools import islice
 
-from hardware.program_text import (
+from tokenswift_jax.hardware.program_text import (
     Computation,
     Operation,
     array_bytes,
