@@ -4,11 +4,11 @@
     python scripts/benchmark.py --sections host,capacity --rounds 5
     python scripts/benchmark.py --sections protocol --prompt-file BOOKS --audit --output benchmarks/protocol.jsonl
 
-Sections: `speed` (modes against plain decoding and against transformers' generate), `auto-long` (what `auto` costs over
-a long text, whatever the text), `capacity` (a large cache of which little is used against a small one), `host` (host
-work per token, by profiling). And, only where they are named: `protocol` (the paper's: long texts after prefixes of
-books, with acceptance, n-gram share, time per window, Distinct-n, equality and audit) and `ablations` (one part of
-drafting varied).
+Sections: `speed` (modes against plain decoding and against transformers' generate), `auto-long` (the cost of `auto`
+over long texts of several kinds), `capacity` (a large cache of which little is used against a small one), `host` (host
+work per token, by profiling). Two more run only where they are named: `protocol` (the paper's: long texts after
+prefixes of books, with acceptance, n-gram share, time per window, Distinct-n, equality and audit) and `ablations` (one
+part of drafting varied).
 
 Figures are medians of --rounds runs with their smallest and largest value. The runs of a setting are interleaved: every
 contender runs once a round on the same passage, and a ratio is the median of the rounds' ratios. `protocol` runs every
@@ -26,16 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from benchmarking.ablations import ablations
-from benchmarking.arguments import add_flags, make_settings
-from benchmarking.environment import describe_environment, load_average
+from benchmarking.ablations import ABLATIONS, ablations
 from benchmarking.protocol import protocol
-from benchmarking.rowfile import RowFile
+from benchmarking.rows import RowFile
 from benchmarking.sections import auto_long, capacity, host, speed
-from benchmarking.table import format_table
+from benchmarking.settings import add_flags, make_settings
 
 import tokenswift_jax as ts
 from tokenswift_jax import checkpoint
+from tokenswift_jax.hardware.environment import describe_environment, load_average
 from tokenswift_jax.paths import check_writable
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,7 +45,7 @@ SECTIONS = USUAL | {"protocol": protocol, "ablations": ablations}
 def main(argv: list[str] | None = None) -> int:
     """Measures, writes the rows as they come, prints the table; the exit status: 1 a failed audit, 2 bad input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, tuple(SECTIONS), tuple(USUAL))
+    add_flags(parser, tuple(SECTIONS), tuple(USUAL), ABLATIONS)
     try:
         rows = run(parser.parse_args(argv))
     except ts.UserError as error:
@@ -56,28 +55,80 @@ def main(argv: list[str] | None = None) -> int:
     return int(any((row.get("audit") or {}).get("failed", False) for row in rows))
 
 
-def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def run(asked: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of all sections asked for, which are also in the output file."""
-    output = arguments.output
+    output = asked.output
     if output is None:
         day = datetime.now(UTC).date().isoformat()
         output = ROOT / "benchmarks" / f"{day}-{jax.default_backend()}.jsonl"
         output.parent.mkdir(exist_ok=True)
     check_writable(output, "--output")
-    settings = make_settings(arguments)
+    settings = make_settings(asked)
     model = settings.model
     common = describe_environment() | {
-        "model": str(arguments.model or "the bundled demo"),
+        "model": str(asked.model or "the bundled demo"),
         "checkpoint": checkpoint.fingerprint(model.path)[:16],
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
         "dtype": model.dtype,
-        "quick": arguments.quick,
+        "quick": asked.quick,
         "load_average_at_start": load_average(),
     }
     file = RowFile(output, common)
-    for name in arguments.sections:
+    for name in asked.sections:
         SECTIONS[name](settings, file)
     return file.rows
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """An aligned table of the rows: medians, with the spread of the time."""
+    headings = "section|prefix|T|contender|ms/token (min..max)|tokens/s|tokens/pass|x plain|x transformers|prefill s"
+    cells = [(headings + "|compile s|note").split("|"), *map(_cells, rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    def median(name: str, form: str) -> str:
+        return format(row[name]["median"], form) if name in row else ""
+
+    time, nodes = row["ms_per_token"], row["node_budget"]
+    return [
+        row["section"],
+        f"{row['prefix']:,}",
+        f"{row['temperature']:g}",
+        row["contender"] + ("" if nodes is None else f", {nodes} nodes"),
+        f"{time['median']:.3f} ({time['min']:.3f}..{time['max']:.3f})",
+        median("tokens_per_second", ".0f"),
+        median("tokens_per_iteration", ".2f"),
+        median("speed_vs_autoregressive", ".2f"),
+        median("speed_vs_transformers", ".2f"),
+        median("prefill_seconds", ".2f"),
+        f"{row['compile_seconds_excluded']:.1f}",
+        "; ".join(_notes(row)),
+    ]
+
+
+def _notes(row: dict[str, Any]) -> list[str]:
+    notes = [row["text"]] if "text" in row else []
+    if "wall_speed_vs_autoregressive" in row:
+        notes.append(f"x plain, trials included: {row['wall_speed_vs_autoregressive']['median']:.3f}")
+    for name, ratio in row.items():
+        if name.startswith("time_vs_capacity_"):
+            notes.append(f"time x {ratio['median']:.3f} of capacity {int(name.rsplit('_', 1)[1]):,}")
+    if "host_share" in row:
+        notes.append(f"host {row['host_share']['median']:.2%} of the time")
+        notes.append(f"calling thread busy {row['caller_share']['median']:.2%}")
+    if "acceptance_rate" in row:
+        rate, share = row["acceptance_rate"], row["ngram_share"]
+        notes.append(f"alpha {rate['median'] if isinstance(rate, dict) else rate:.3f}")
+        notes += [] if share is None else [f"n-grams {share:.0%} of it"]
+    if row.get("audit"):
+        notes.append(f"audit: {row['audit']['mismatches']} of {row['audit']['positions']:,} draws differ")
+    equal = row.get("leading_tokens_equal_to_autoregressive")
+    if equal is not None and equal < row["new_tokens"]:
+        notes.append(f"differs from plain decoding after {equal} tokens")
+    return notes
 
 
 if __name__ == "__main__":

@@ -15,17 +15,15 @@ from flax import nnx
 
 from tokenswift_jax.checkpoint.save import save, state_tensors
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.hardware.profiler import Trace, covered, read_trace
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.hf_config import model_config
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/benchmark.py does
 
 import benchmark
-from benchmarking.fields import comparison
-from benchmarking.hosting import Trace, covered, read_trace
-from benchmarking.rounds import Contender, Results, measures, paired_ratios, play, same_leading_tokens
-from benchmarking.runs import Run
-from benchmarking.table import format_table
+from benchmarking.rows import comparison, measures, same_leading_tokens
+from benchmarking.runs import Contender, Results, Run, paired_ratios, play
 from benchmarking.texts import passages_of_files, random_ids
 from benchmarking.transformers_generate import timed_run
 
@@ -160,7 +158,7 @@ def test_idle_share_of_a_profile():
     )
     trace = read_trace(SimpleNamespace(planes=[host]))
     assert trace.idle_share == pytest.approx(0.3)  # busy 100..160 and 190..200
-    assert trace.thunks == {"dot.1": [0.06, 0.04], "while.2": [0.02]}
+    assert trace.operations == {"dot.1": [0.06, 0.04], "while.2": [0.02]}
     gpu = SimpleNamespace(name="/device:GPU:0", lines=[line("Stream #1", event("gemm", 100, 25))])
     assert read_trace(SimpleNamespace(planes=[host, gpu])).idle_share == pytest.approx(0.75)
     with pytest.raises(RuntimeError, match="0 decodes"):
@@ -242,7 +240,7 @@ def test_quick_run_measures_every_section(checkpoint, tmp_path, capsys):
             }  # fmt: skip
             assert row["wall_speed_vs_autoregressive"]["median"] > 0
     printed = capsys.readouterr().out
-    assert printed.strip() == format_table(rows)
+    assert printed.strip() == benchmark.format_table(rows)
     assert printed.count("\n") == len(rows) + 2
 
 

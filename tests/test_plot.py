@@ -99,37 +99,17 @@ def test_the_footer_names_every_machine_once():
 
 
 def test_files_that_cannot_be_drawn(tmp_path, capsys, monkeypatch):
-    source = tmp_path / "rows.json"
-    source.write_text(json.dumps([variant(0, 2.0) | {"quick": True}]))
+    source = tmp_path / "rows.jsonl"
+    source.write_text(json.dumps(variant(0, 2.0) | {"quick": True}))
     assert plot.main([str(source)]) == 2
     assert "nothing to draw" in capsys.readouterr().err
-    for content, message in (("{torn", "neither JSON nor JSON lines"), ("[1]", "something else than objects")):
+    for content, message in (("{torn", "does not hold JSON lines"), ("[1]", "something else than objects")):
         source.write_text(content)
         with pytest.raises(UserError, match=message):
             plot.read_rows(source)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"tokenswift_jax\[train\]"):
         plot.draw(ROWS, tmp_path)
-
-
-def checked(section, length, **fields):
-    """A row of a device check."""
-    about = {name: row("", "")[name] for name in ("model", "dtype", "cpu", "cores", "device", "versions", "date")}
-    return {"section": section, "length": length, "load_average": None, "of_copy_bandwidth": 0.8, **about, **fields}
-
-
-def test_a_device_check_gives_steps_and_kernels_by_length(tmp_path):
-    rows = [checked("steps", length, step="plain", milliseconds=float(length)) for length in (4096, 16384)]
-    rows += [checked("kernels", 4096, kernel="tree_attention", rows=16, microseconds=9.0)]
-    rows += [{"section": "transformers", "missing": "torch is not installed"}]
-    written = plot.draw(rows, tmp_path)
-    assert [path.name for path in written] == ["device-steps.png", "device-kernels.png"]
-    for path in written:
-        assert np.ptp(image.imread(path)[..., :3]) > 0.5, "something is drawn"
-    first = [path.read_bytes() for path in written]
-    assert [path.read_bytes() for path in plot.draw(rows, tmp_path)] == first
-    other = plot.draw([*rows, checked("steps", 65536, step="plain", milliseconds=1e5)], tmp_path)
-    assert other[0].read_bytes() != first[0]
 
 
 def test_a_text_without_plain_decoding_beside_it_has_no_speedup(tmp_path):

@@ -8,16 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 from tokenswift_jax.checkpoint.save import save, state_tensors
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.node_sets import NodeSets
 from tokenswift_jax.sampling import SamplingConfig
-from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.token_log import from_columns
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/benchmark.py does
@@ -25,12 +22,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as p
 
 import benchmark
 import small_models
-from benchmarking.ablations import ABLATIONS, drafting_bytes
-from benchmarking.contenders import CONTENDERS, labels_of, speculation_of
-from benchmarking.protocol import compared
-from benchmarking.rowfile import RowFile
-from benchmarking.settings import AblationSettings
-from benchmarking.windows import by_window, digests, leading_equal, speed_over_equal_windows
+from benchmarking.ablations import groups
+from benchmarking.protocol import by_window, compared, digests, leading_equal, speed_over_equal_windows
+from benchmarking.rows import RowFile, labels_of
+from benchmarking.settings import CONTENDERS, speculation_of
 
 GREEDY, SAMPLED = SamplingConfig(temperature=0.0), SamplingConfig()
 
@@ -107,16 +102,11 @@ def test_each_ablation_varies_one_thing():
     model = small_models.random_model(16, head_type="chained")
     model = replace(model, config=replace(model.config, node_sets=sets))
     other = small_models.random_model(16, head_type="sequential")
-    settings = SimpleNamespace(
-        model=model,
-        node_budget=5,
-        draft_cache=64,
-        report=said.append,
-        ablations=AblationSettings(names=(), prefix=8, tokens=8, heads=other, ends_only=True),
-    )
+    asked = SimpleNamespace(node_budget=5, draft_cache=64, quick=True)
+    settings = SimpleNamespace(model=model, heads=other, report=said.append, asked=asked)
 
-    def groups(name, sampling=SAMPLED):
-        return list(ABLATIONS[name](settings, sampling))
+    def made(name, sampling=SAMPLED):
+        return list(groups(settings, name, sampling))
 
     for name, values in {
         "ngram_k": [0, 20],
@@ -126,10 +116,10 @@ def test_each_ablation_varies_one_thing():
         "draft_weights": [None, "int4", None, "int4"],
         "draft_cache_dtype": [None, "int8"],
     }.items():
-        (group,) = groups(name)
+        (group,) = made(name)
         assert [value for value, _ in group.variants] == values
         assert [getattr(speculation, name) for _, speculation in group.variants] == values
-    schedules = [(value, one.schedule, one.tree) for value, one in groups("tree")[0].variants]
+    schedules = [(value, one.schedule, one.tree) for value, one in made("tree")[0].variants]
     assert schedules == [
         ("1,1,1,1", "partial", (1, 1, 1, 1)),
         ("1,3,3,3", "partial", (1, 3, 3, 3)),
@@ -137,36 +127,20 @@ def test_each_ablation_varies_one_thing():
         ("1,1,1,1", "fused", (1, 1, 1, 1)),
         ("1,3,3,3", "fused", (1, 3, 3, 3)),
     ]
-    assert {one.node_budget for _, one in groups("tree")[0].variants} == {None}
-    assert [group.sampling.repetition_penalty for group in groups("penalty")] == [1.0, 1.4]
-    noise = [(value, one.mode, one.shared_noise) for value, one in groups("shared_noise")[0].variants]
+    assert {one.node_budget for _, one in made("tree")[0].variants} == {None}
+    assert [group.sampling.repetition_penalty for group in made("penalty")] == [1.0, 1.4]
+    noise = [(value, one.mode, one.shared_noise) for value, one in made("shared_noise")[0].variants]
     assert noise == [
         ("on", "tokenswift", True),
         ("off", "tokenswift", False),
         ("on", "selfspec", True),
         ("off", "selfspec", False),
     ]
-    assert [group.model for group in groups("heads")] == [model, other]
+    assert [group.model for group in made("heads")] == [model, other]
     assert said == []
-    settings.ablations = replace(settings.ablations, heads=None)
-    assert groups("shared_noise", GREEDY) == groups("heads") == []
+    settings.heads = None
+    assert made("shared_noise", GREEDY) == made("heads") == []
     assert len(said) == 2
-
-
-def test_bytes_of_the_weights_that_draft():
-    """A layer, an LM head and three draft heads: everything but embeddings and norms in 4 bits with scales."""
-    model = small_models.random_model(16, head_type="chained")
-    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-    partial = SpeculationConfig("tokenswift", "partial")
-    assert drafting_bytes(model, partial) == whole
-    assert drafting_bytes(model, SpeculationConfig("ngram")) is None
-    narrow = replace(partial, draft_weights="int4")
-    vectors = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params) if leaf.ndim == 1)
-    matrices = [leaf for path, leaf in nnx.to_flat_state(model.params) if path[-1] == "kernel"]
-    scales = sum(4 * leaf.shape[1] for leaf in matrices)
-    expected = sum(leaf.size // 2 for leaf in matrices) + scales + vectors + model.params.embed_tokens[...].nbytes
-    assert drafting_bytes(model, narrow) == expected
-    assert drafting_bytes(model, replace(narrow, schedule="fused")) > expected, "the layers are the target's own"
 
 
 def test_a_row_is_found_by_what_was_asked_and_where(tmp_path):

@@ -1,4 +1,4 @@
-"""The pieces of the benchmark, one concept a module."""
+"""The benchmark's parts: contenders, prompts, timed runs in interleaved rounds, sections, rows."""
 
 import sys
 from pathlib import Path

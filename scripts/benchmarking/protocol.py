@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import asdict
-from typing import Any
 
-from benchmarking.contenders import TRANSFORMERS, labels_of, speculation_of
-from benchmarking.environment import load_average
-from benchmarking.fields import BASELINE, PLAIN, setting
-from benchmarking.rounds import Results, measures
-from benchmarking.rowfile import Row, RowFile
-from benchmarking.runs import Run, run_ours
-from benchmarking.settings import Settings
+import numpy as np
+
+from benchmarking.rows import PLAIN, TRANSFORMERS, Row, RowFile, labels_of, measures, setting
+from benchmarking.runs import Results, Run, rounded, run_ours
+from benchmarking.settings import Settings, speculation_of
 from benchmarking.texts import Prompts
-from benchmarking.windows import by_window, digests, leading_equal, speed_over_equal_windows
 from tokenswift_jax import stats
-from tokenswift_jax.audit.replay import audit
-from tokenswift_jax.request import Request
+from tokenswift_jax.hardware.environment import load_average
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.token_log import PREFILL_OFFSET, TokenLog
+
+_DIGITS = 16  # of a digest: 64 bits
 
 
 def protocol(settings: Settings, emit: RowFile) -> None:
-    """One row a contender, written when it is done; what the file has already is not measured again."""
-    asked = settings.protocol
+    """One row a contender, written when it is done; a row that the file has is not measured again."""
     for name, sampling in settings.samplings.items():
-        for prefix in asked.prefixes:
-            for passage in range(asked.passages):
+        for prefix in settings.asked.protocol_prefixes:
+            for passage in range(settings.asked.passages):
                 prompts = settings.prompts.only(passage).first(prefix)
-                for tokens in asked.tokens:
+                for tokens in settings.asked.tokens:
                     _measure(settings, emit, prompts, name, sampling, tokens)
 
 
@@ -36,99 +34,83 @@ def _measure(
     settings: Settings, emit: RowFile, prompts: Prompts, name: str, sampling: SamplingConfig, tokens: int
 ) -> None:
     """The rows of one text."""
+    asked, prompt = settings.asked, prompts.of_round(0)
     text = setting("protocol", prompts, sampling.temperature, sampling.seed)
     text |= {"sampling": name, "sampling_config": asdict(sampling), "asked_tokens": tokens}
-    text |= {"window_tokens": settings.protocol.windows}
+    text |= {"window_tokens": asked.windows}
     rows: dict[str, Row] = {}
-    for contender in settings.protocol.contenders:
+    for contender in settings.contenders:
         if contender == TRANSFORMERS and settings.other is None:
             continue
         fields = text | {"contender": contender} | _labels(settings, contender)
-        what = f"protocol: {contender}, {tokens:,} tokens after {len(prompts.of_round(0)):,}, {name}"
+        what = f"protocol: {contender}, {tokens:,} tokens after {len(prompt):,}, {name}"
         found = emit.find(fields)
-        audited = settings.protocol.audit and contender.startswith("tokenswift")
+        audited = asked.audit and contender.startswith("tokenswift")
         if found is not None and (found.get("audit") is not None or not audited):
             settings.report(f"{what}: found in the file")
-            emit.keep(found)
+            emit.rows.append(found)
             rows[contender] = found
             continue
         settings.report(what)
         load, begun = load_average(), time.perf_counter()
-        run = _run(settings, contender, prompts.of_round(0), sampling, tokens)
+        if contender == TRANSFORMERS:
+            assert settings.other is not None
+            # One more than is timed: the first token comes with prefill.
+            run = settings.other.run(prompt, sampling, min(tokens, asked.transformers_tokens + 1), lookup=False)
+        else:
+            speculation = speculation_of(contender, asked.node_budget, asked.draft_cache)
+            run = run_ours(settings.model, prompt, sampling, speculation, tokens, audit=audited)
         fields |= {"load_average_at_begin": load, "load_average_at_end": load_average()}
-        fields |= {"run_seconds": round(time.perf_counter() - begun, 3)} | _measured(run, settings.protocol.windows)
-        fields |= compared(fields, rows)
-        if audited:
-            fields["audit"] = _audit(settings, prompts.of_round(0), run, sampling)
+        # With compilation and the audit.
+        fields |= {"run_seconds": round(time.perf_counter() - begun, 3)} | _measured(run, asked.windows)
+        fields |= compared(fields, rows) | ({} if run.audit is None else {"audit": run.audit})
         settings.report(f"{what}: {run.ms_per_token:.3f} ms/token")
         emit(fields)
         rows[contender] = fields
 
 
 def _labels(settings: Settings, contender: str) -> Row:
-    if contender == TRANSFORMERS:
-        assert settings.other is not None
-        limit = settings.protocol.transformers_tokens
-        return {
-            "implementation": TRANSFORMERS,
-            "mode": "plain",
-            "schedule": None,
-            "node_budget": None,
-            "torch_threads": settings.other.threads,
-            "most_tokens": limit,
-        }
-    return labels_of(speculation_of(contender, settings.node_budget, settings.draft_cache))
-
-
-def _run(settings: Settings, contender: str, prompt: list[int], sampling: SamplingConfig, tokens: int) -> Run:
     if contender != TRANSFORMERS:
-        speculation = speculation_of(contender, settings.node_budget, settings.draft_cache)
-        return run_ours(settings.model, prompt, sampling, speculation, tokens)
+        return labels_of(speculation_of(contender, settings.asked.node_budget, settings.asked.draft_cache))
     assert settings.other is not None
-    # One more than is timed: the first token comes with prefill.
-    return settings.other.run(prompt, sampling, min(tokens, settings.protocol.transformers_tokens + 1), lookup=False)
+    return settings.other.labels(lookup=False) | {"most_tokens": settings.asked.transformers_tokens}
 
 
 def _measured(run: Run, windows: tuple[int, int]) -> Row:
-    """The fields that a run alone gives."""
-    records = run.records
+    """The fields that a run alone gives; drafting's where this package ran."""
+    records, (fine, coarse) = run.records, windows
     assert records is not None
-    fine, coarse = windows
-    fields: dict[str, Any] = measures(Results({"": [run]}, {"": 0.0}), "")
+    fields: Row = measures(Results({"": [run]}, {"": 0.0}), "")
+    fields |= {"latency": by_window(records, fine), "latency_coarse": by_window(records, coarse)}
     if not run.schedule_trace:
-        return fields | {"latency": by_window(records, fine), "latency_coarse": by_window(records, coarse)}
-    counted = stats.acceptance(records)
-    accepted = counted["accepted_tokens"]
+        return fields
     return (
         fields
-        | counted
-        | {
-            "ngram_share": counted["ngram_accepted_tokens"] / accepted if accepted else None,
-            "distinct_n": stats.distinct_n(records.token_ids),
-            "latency": by_window(records, fine),
-            "latency_coarse": by_window(records, coarse),
-            "text_digests": digests(run.token_ids, fine),
-            "schedule_trace": run.schedule_trace,
-        }
+        | drafting(records)
+        | {"text_digests": digests(run.token_ids, fine), "schedule_trace": run.schedule_trace}
     )
 
 
-def compared(row: Row, others: dict[str, Row]) -> Row:
-    """The fields that set a row against plain decoding and transformers of the same text, where `others` has them.
+def drafting(records: TokenLog) -> Row:
+    """Acceptance, the n-grams' share of the accepted tokens (None without any), Distinct-n."""
+    counted = stats.acceptance(records)
+    accepted = counted["accepted_tokens"]
+    share = counted["ngram_accepted_tokens"] / accepted if accepted else None
+    return counted | {"ngram_share": share, "distinct_n": stats.distinct_n(records.token_ids)}
 
-    Speeds are over the windows that both have, `*_tokens` of them; sampled texts of transformers draw from another
-    generator, so that it is no one's text.
+
+def compared(row: Row, others: dict[str, Row]) -> Row:
+    """The fields that compare a row with plain decoding and transformers on the same text, where `others` has them.
+
+    Speeds are over the windows that both have, `*_tokens` of them; a sampled text of transformers draws from another
+    generator and equals no other.
     """
     fields: Row = {}
-    for name in (PLAIN, BASELINE):
-        other = others.get(name)
-        if other is None:
-            continue
-        speed = speed_over_equal_windows(row["latency"], other["latency"])
+    for name in (PLAIN, TRANSFORMERS):
+        speed = speed_over_equal_windows(row["latency"], others[name]["latency"]) if name in others else None
         if speed is not None:
-            tokens, ratio = speed
-            fields[f"speed_vs_{name}"] = {"median": ratio, "min": ratio, "max": ratio}
-            fields[f"speed_vs_{name}_tokens"] = tokens
+            fields[f"speed_vs_{name}"] = dict.fromkeys(("median", "min", "max"), speed[1])
+            fields[f"speed_vs_{name}_tokens"] = speed[0]
     plain = others.get(PLAIN)
     if plain is not None and "text_digests" in row:
         fields["speed_vs_autoregressive_coarse"] = [
@@ -141,7 +123,46 @@ def compared(row: Row, others: dict[str, Row]) -> Row:
     return fields
 
 
-def _audit(settings: Settings, prompt: list[int], run: Run, sampling: SamplingConfig) -> Row:
-    begun = time.perf_counter()
-    found = audit(settings.model, Request(prompt, sampling, len(run.token_ids)), run.token_ids)
-    return asdict(found) | {"seconds": round(time.perf_counter() - begun, 3)}
+def by_window(records: TokenLog, size: int) -> list[Row]:
+    """Windows of `size` tokens after prefill's, the last one shorter.
+
+    Each has `tokens`, `ms_per_token` and `tokens_per_iteration` (tokens over the iterations that began in it; None
+    where none did).
+    """
+    decoded = records.offsets != PREFILL_OFFSET
+    seconds, starts = records.seconds[decoded], records.offsets[decoded] == 0
+    windows = []
+    for begin in range(0, len(seconds), size):
+        part = seconds[begin : begin + size]
+        iterations = int(starts[begin : begin + size].sum())
+        row = {"tokens": len(part), "ms_per_token": rounded(1e3 * float(part.mean()))}
+        windows.append(row | {"tokens_per_iteration": rounded(len(part) / iterations) if iterations else None})
+    return windows
+
+
+def speed_over_equal_windows(own: list[Row], other: list[Row]) -> tuple[int, float] | None:
+    """Over how many tokens from the first both were measured, and how many times faster `own` was; None without any."""
+    tokens, times = 0, [0.0, 0.0]
+    for mine, theirs in zip(own, other, strict=False):
+        if mine["tokens"] != theirs["tokens"]:
+            break
+        tokens += mine["tokens"]
+        times = [times[0] + mine["tokens"] * mine["ms_per_token"], times[1] + mine["tokens"] * theirs["ms_per_token"]]
+    return (tokens, rounded(times[1] / times[0])) if tokens else None
+
+
+def digests(token_ids: list[int], size: int) -> list[str]:
+    """Of every `size` tokens a digest of the whole text up to their end; the last one is of the whole text."""
+    hashed, found = hashlib.sha256(), []
+    for begin in range(0, len(token_ids), size):
+        hashed.update(np.asarray(token_ids[begin : begin + size], "<i4").tobytes())
+        found.append(hashed.hexdigest()[:_DIGITS])
+    return found
+
+
+def leading_equal(own: list[str], other: list[str], size: int, tokens: int) -> int:
+    """Leading tokens that two texts of `tokens` tokens share, by their digests: all, or whole windows of `size`."""
+    same = 0
+    while same < min(len(own), len(other)) and own[same] == other[same]:
+        same += 1
+    return min(same * size, tokens)

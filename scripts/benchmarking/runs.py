@@ -1,34 +1,34 @@
-"""One timed run of this package."""
+"""Timed runs: one text of this package or of another, and contenders that take turns in interleaved rounds."""
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenswift_jax.engine.session import Session
-from tokenswift_jax.model import Model
-from tokenswift_jax.request import Request
-from tokenswift_jax.sampling import SamplingConfig
-from tokenswift_jax.speculation import SpeculationConfig
+import tokenswift_jax as ts
 from tokenswift_jax.token_log import PREFILL_OFFSET, TokenLog, concatenate
+
+_WARM_UPS = 4  # `auto` may run a plan in a later run that it did not try in the first
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run took; of this package or of another.
+    """The times of one run.
 
     Attributes:
-      token_ids: everything generated, the token that prefill gave first.
+      token_ids: all generated tokens, that of prefill first.
       decode_seconds: time of all tokens but those of prefill; compilation excluded.
-      wall_seconds: from the first token to the last, compilation excluded: decode_seconds and whatever was done
-        between chunks to change the plan.
+      wall_seconds: from the first token to the last, compilation excluded: also the host's work between chunks.
       iterations: passes of the target after prefill.
       prefill_seconds: from the call to the first token, compilation excluded.
-      compile_seconds: spent compiling.
+      compile_seconds: of the whole call.
       schedule_trace: which plan ran from which token on.
-      prefill_tokens: how many tokens came with prefill; more than 1 only where another package drafts in it.
-      records: what is known of each token, for sections that look closer; those of prefill have no time.
+      prefill_tokens: tokens that came with prefill; more than 1 only where another package drafts in it.
+      records: one entry a token; those of prefill have no time.
+      audit: the replay's findings where it was asked for.
     """
 
     token_ids: list[int]
@@ -40,10 +40,11 @@ class Run:
     schedule_trace: list[dict[str, Any]] = field(default_factory=list)
     prefill_tokens: int = 1
     records: TokenLog | None = None
+    audit: dict[str, Any] | None = None
 
     @property
     def decoded_tokens(self) -> int:
-        """Tokens whose time `decode_seconds` is."""
+        """Tokens that `decode_seconds` is the time of."""
         return len(self.token_ids) - self.prefill_tokens
 
     @property
@@ -53,7 +54,7 @@ class Run:
 
     @property
     def wall_ms_per_token(self) -> float:
-        """Milliseconds a decoded token, changes of plan included."""
+        """Milliseconds a decoded token, the host's work between chunks included."""
         return 1e3 * self.wall_seconds / self.decoded_tokens
 
     @property
@@ -63,34 +64,108 @@ class Run:
 
 
 def run_ours(
-    model: Model,
+    model: ts.Model,
     prompt: list[int],
-    sampling: SamplingConfig,
-    speculation: SpeculationConfig,
+    sampling: ts.SamplingConfig,
+    speculation: ts.SpeculationConfig,
     new_tokens: int,
     capacity: int | None = None,
+    audit: bool = False,
 ) -> Run:
     """Generates exactly `new_tokens` tokens after one prompt; EOS does not end the text."""
-    run = Session(model, [Request(prompt, sampling, new_tokens)], speculation, capacity=capacity)
-    parts: list[TokenLog] = []
-    begun, compiled_before = 0.0, 0.0
-    for step in run:
-        row = step.rows[0]
-        if not parts:
-            begun, compiled_before = time.perf_counter(), run.compile_seconds
-        parts.append(row.log)
-    wall_seconds = time.perf_counter() - begun - (run.compile_seconds - compiled_before)
-    run.close()
+    options: dict[str, Any] = {"ignore_eos": True, "stop": [], "capacity": capacity, "audit": audit}
+    parts, times, result = [], [], None
+    for event in ts.stream(model, prompt, sampling, speculation, max_new_tokens=new_tokens, **options):
+        result = event.result or result
+        if len(event.records):
+            parts.append(event.records)
+            times.append(time.perf_counter())
+    assert result is not None
+    assert result.generated_tokens == new_tokens, f"{result.generated_tokens} tokens instead of {new_tokens}"
     records = concatenate(parts)
-    assert len(records) == new_tokens, f"{len(records)} tokens instead of {new_tokens}"
     assert not (records.offsets[1:] == PREFILL_OFFSET).any()
     return Run(
-        token_ids=records.token_ids.tolist(),
+        token_ids=result.token_ids,
         decode_seconds=float(records.seconds.sum()),
-        wall_seconds=wall_seconds,
+        # After a warm-up, prefill compiles nothing: only a new plan of `auto` compiles, after the first token.
+        wall_seconds=times[-1] - times[0] - result.compile_seconds,
         iterations=int((records.offsets == 0).sum()),
-        prefill_seconds=run.prefill_seconds,
-        compile_seconds=run.compile_seconds,
-        schedule_trace=list(run.schedule_trace),
+        prefill_seconds=result.prefill_seconds,
+        compile_seconds=result.compile_seconds,
+        schedule_trace=result.schedule_trace,
         records=records,
+        audit=result.audit and result.audit | {"failed": result.audit_failed},
     )
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to measure.
+
+    Attributes:
+      name: unique within its setting.
+      run: the timed run of a round.
+      labels: fields of its rows.
+      fixed: it runs one program, so that nothing may compile after the warm-up.
+    """
+
+    name: str
+    run: Callable[[int], Run]
+    labels: dict[str, Any]
+    fixed: bool = True
+
+
+@dataclass(frozen=True)
+class Results:
+    """The runs of one setting, by contender; entry i of each list is round i.
+
+    Attributes:
+      runs: the timed ones.
+      warm_up_compile_seconds: spent compiling before them, by contender.
+    """
+
+    runs: dict[str, list[Run]]
+    warm_up_compile_seconds: dict[str, float]
+
+
+def play(contenders: Sequence[Contender], rounds: int, report: Callable[[str], None]) -> Results:
+    """Warms every contender up, then runs them round robin, so that a slow phase of the machine meets all of them; the
+    order turns by one place a round.
+
+    Raises:
+      RuntimeError: a fixed contender compiled after its warm-up, and that time would count as decoding.
+    """
+    compile_seconds = {}
+    for contender in contenders:
+        report(f"warm-up: {contender.name}")
+        spent = [contender.run(0).compile_seconds]
+        while not contender.fixed and spent[-1] and len(spent) < _WARM_UPS:
+            spent.append(contender.run(len(spent)).compile_seconds)
+        compile_seconds[contender.name] = sum(spent)
+    runs: dict[str, list[Run]] = {contender.name: [] for contender in contenders}
+    for index in range(rounds):
+        turn = index % len(contenders)
+        for contender in [*contenders[turn:], *contenders[:turn]]:
+            run = contender.run(index)
+            if contender.fixed and run.compile_seconds:
+                raise RuntimeError(f"{contender.name} compiled for {run.compile_seconds:.2f} s in a timed run")
+            report(f"round {index + 1} of {rounds}: {contender.name} {run.ms_per_token:.3f} ms/token")
+            runs[contender.name].append(run)
+    return Results(runs, compile_seconds)
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median with the smallest and the largest value, rounded to 5 digits."""
+    values = list(values)
+    found = {"median": statistics.median(values), "min": min(values), "max": max(values)}
+    return {name: rounded(value) for name, value in found.items()}
+
+
+def rounded(value: float) -> float:
+    """A figure with 5 digits."""
+    return float(f"{value:.5g}")
+
+
+def paired_ratios(numerators: Sequence[float], denominators: Sequence[float]) -> dict[str, float]:
+    """Spread of the quotients of runs of the same round: drift between rounds drops out."""
+    return spread(over / under for over, under in zip(numerators, denominators, strict=True))

@@ -1,137 +1,199 @@
-"""What a run of the benchmark was asked for."""
+"""The benchmark's flags, and the models, prompts and sizes that they ask for."""
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
-from benchmarking.rounds import Contender
-from benchmarking.runs import run_ours
-from benchmarking.texts import Prompts
-from benchmarking.transformers_generate import TransformersModel
-from tokenswift_jax.model import Model
-from tokenswift_jax.sampling import SamplingConfig
-from tokenswift_jax.speculation import SpeculationConfig
+import jax
 
+import tokenswift_jax as ts
+from benchmarking.rows import TRANSFORMERS
+from benchmarking.texts import Prompts, passages_of_files, passages_of_the_model
+from benchmarking.transformers_generate import TransformersModel, is_available
+from tokenswift_jax.sampling import resolve_sampling
+from tokenswift_jax.speculation import MODES
 
-@dataclass(frozen=True)
-class ProtocolSettings:
-    """Of the section `protocol`.
-
-    Attributes:
-      prefixes, tokens: lengths in tokens; every pair is measured.
-      contenders: names, in the order in which they run.
-      passages: texts of each pair.
-      transformers_tokens: decoded tokens of transformers' generate, at most; ratios are over equal windows.
-      windows: tokens of a fine and of a coarse window of a row.
-      audit: replay the texts of `tokenswift`.
-    """
-
-    prefixes: tuple[int, ...]
-    tokens: tuple[int, ...]
-    contenders: tuple[str, ...]
-    passages: int
-    transformers_tokens: int
-    windows: tuple[int, int]
-    audit: bool
-
-
-@dataclass(frozen=True)
-class AblationSettings:
-    """Of the section `ablations`.
-
-    Attributes:
-      names: which.
-      prefix, tokens: lengths in tokens.
-      heads: a second checkpoint, compared with the first by the ablation `heads`; None leaves that out.
-      ends_only: the first and the last value of each list alone.
-    """
-
-    names: tuple[str, ...]
-    prefix: int
-    tokens: int
-    heads: Model | None
-    ends_only: bool
+# The contenders of the paper's protocol; others are compared with those that run first.
+CONTENDERS = (
+    *("autoregressive", TRANSFORMERS, "tokenswift-partial", "tokenswift-fused"),
+    *("medusa", "selfspec", "ngram", "auto"),
+)
+NEED_HEADS = ("tokenswift-partial", "tokenswift-fused", "medusa")
+_NODE_BUDGET = {"cpu": 3}  # CPU cores pay for every row of a verify, accelerators hardly
+_NODE_BUDGET_ELSEWHERE = 63
+# Sizes of a run and of --quick, in tokens; the paper's "20K" is 20,480. The smaller capacity of --quick is the one that
+# its other sections reserve, so that their programs serve.
+_SIZES: dict[str, tuple[Any, Any]] = {
+    "prefixes": ((1024, 8192), (64,)),
+    "protocol_prefixes": ((2048, 4096, 8192), (64,)),
+    "ablation_prefix": (2048, 64),
+    "new_tokens": (512, 24),
+    "long_tokens": (2048, 96),
+    "tokens": ((20480,), (48,)),
+    "ablation_tokens": (2048, 24),
+    "capacities": ((4096, 131072), (256, 1024)),
+    "windows": ((1024, 10240), (8, 16)),
+}
+SAMPLINGS: dict[str, dict[str, Any]] = {"checkpoint": {}, "greedy": {"temperature": 0.0}}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes and contenders; lengths are in tokens.
+    """A run of the benchmark.
 
     Attributes:
+      asked: the flags, with sizes filled in: `prefixes` and so on, as `_SIZES` names them.
       model: the checkpoint.
       prompts: one passage a round, of the longest prefix.
       other: the same weights in transformers; None where it is not measured.
-      prefixes, new_tokens, temperatures, modes: of the section `speed`.
-      node_budget: of the modes tokenswift, medusa and ngram; `auto` chooses for itself.
-      draft_cache: slots, of the sections `protocol` and `ablations`.
-      samplings: by name, of the same two.
-      long_tokens: of the section `auto-long`.
-      capacities: small and large, of the section `capacity`.
-      rounds: timed runs of every contender.
-      seed: of every sampled text.
-      protocol, ablations: what only these sections ask.
-      report: says what is being done.
+      heads: a second checkpoint, for the ablation `heads`; None leaves that out.
+      samplings: of the sections `protocol` and `ablations`, by name.
+      contenders: of the section `protocol`, in the order in which they run.
+      report: prints a line of progress.
     """
 
-    model: Model
+    asked: argparse.Namespace
+    model: ts.Model
     prompts: Prompts
     other: TransformersModel | None
-    prefixes: tuple[int, ...]
-    new_tokens: int
-    temperatures: tuple[float, ...]
-    modes: tuple[str, ...]
-    node_budget: int
-    draft_cache: int
-    samplings: dict[str, SamplingConfig]
-    long_tokens: int
-    capacities: tuple[int, int]
-    rounds: int
-    seed: int
-    protocol: ProtocolSettings
-    ablations: AblationSettings
+    heads: ts.Model | None
+    samplings: dict[str, ts.SamplingConfig]
+    contenders: tuple[str, ...]
     report: Callable[[str], None]
 
-    def speculation(self, mode: str) -> SpeculationConfig:
-        """How a mode is measured."""
-        if mode == "tokenswift":
-            return SpeculationConfig(mode=mode, schedule="fused", node_budget=self.node_budget)
-        if mode in ("ngram", "medusa"):
-            return SpeculationConfig(mode=mode, node_budget=self.node_budget)
-        return SpeculationConfig(mode=mode)
 
-    def ours(
-        self, mode: str, prompts: Prompts, temperature: float, new_tokens: int, capacity: int | None = None
-    ) -> Contender:
-        """A mode of this package; the default sampling of transformers without filters."""
-        speculation = self.speculation(mode)
-        sampling = SamplingConfig(temperature=temperature, seed=self.seed)
-        labels = {
-            "implementation": "tokenswift_jax",
-            "mode": mode,
-            "schedule": speculation.schedule if mode == "tokenswift" else None,
-            "node_budget": speculation.node_budget,
-        }
-        return Contender(
-            name=mode if capacity is None else f"{mode}, capacity {capacity:,}",
-            run=lambda i: run_ours(self.model, prompts.of_round(i), sampling, speculation, new_tokens, capacity),
-            labels=labels,
-            fixed=mode != "auto",
-        )
+def speculation_of(name: str, node_budget: int | None, draft_cache: int) -> ts.SpeculationConfig:
+    """How a contender other than transformers' generate drafts; `auto` chooses its node budget for itself."""
+    mode, _, schedule = name.partition("-")
+    budget = node_budget if mode in ("tokenswift", "medusa", "ngram") else None
+    return ts.SpeculationConfig(mode=mode, schedule=schedule or "auto", node_budget=budget, draft_cache=draft_cache)
 
-    def transformers(self, prompts: Prompts, temperature: float, lookup: bool) -> Contender:
-        """transformers' generate, plain or with prompt lookup."""
-        other = self.other
-        assert other is not None
-        sampling = SamplingConfig(temperature=temperature, seed=self.seed)
-        return Contender(
-            name="transformers, prompt lookup" if lookup else "transformers",
-            run=lambda i: other.run(prompts.of_round(i), sampling, self.new_tokens, lookup),
-            labels={
-                "implementation": "transformers",
-                "mode": "prompt_lookup" if lookup else "plain",
-                "schedule": None,
-                "node_budget": None,
-                "torch_threads": other.threads,
-            },
-        )
+
+def add_flags(
+    parser: argparse.ArgumentParser, sections: tuple[str, ...], usual: tuple[str, ...], ablations: tuple[str, ...]
+) -> None:
+    """Adds the flags; `sections` are known, the `usual` ones run unless others are named."""
+    add = parser.add_argument
+    add("--model", help="checkpoint directory or hub id (default: the bundled demo)")
+    add("--dtype", help="of weights and activations")
+    add("--sections", type=_names(sections), default=usual, help="comma separated; default: " + ",".join(usual))
+    add("--modes", type=_names(MODES), default=("autoregressive", "tokenswift", "ngram", "auto"))
+    add("--prefixes", type=_numbers(int), help="tokens before the generated ones, e.g. 2048,4096; ablations: the first")
+    add("--temperatures", type=_numbers(float), default=(0.0, 1.0))
+    add("--new-tokens", type=int, help="of a run of speed, capacity and host")
+    add("--node-budget", type=int, help="of tokenswift, medusa and ngram; `auto` chooses for itself")
+    add("--rounds", type=int, default=3, help="timed runs of every contender (protocol: see --passages)")
+    add("--seed", type=int, default=0)
+    add("--prompt-file", type=Path, nargs="+", help="books, or folders of *.txt (default: the model writes prompts)")
+    add("--no-transformers", action="store_true", help="leave out transformers' generate")
+    add("--output", type=Path, help="JSON lines are appended (default: benchmarks/DATE-PLATFORM.jsonl)")
+    add("--quick", action="store_true", help="tiny sizes: shows that everything runs, measures nothing")
+    add = parser.add_argument_group("protocol and ablations").add_argument
+    add("--sampling", type=_names(SAMPLINGS), default=("checkpoint",), help="checkpoint (its defaults), greedy or both")
+    add("--draft-cache", type=int, default=512, help="slots of the draft cache (default: %(default)s)")
+    add = parser.add_argument_group("protocol").add_argument
+    add("--tokens", type=_numbers(int), help="tokens to generate, e.g. 20480,102400 (default: 20480)")
+    add("--contenders", type=_names(CONTENDERS), help="default: all that the checkpoint allows")
+    add("--passages", type=int, default=1, help="texts of each length (default: %(default)s)")
+    add("--transformers-tokens", type=int, default=2048, help="its limit; ratios are over equal windows")
+    add("--audit", action="store_true", help="replay the texts of tokenswift and compare every draw")
+    add = parser.add_argument_group("ablations").add_argument
+    add("--ablations", type=_names(ablations), default=ablations, help="comma separated (default: all)")
+    add("--ablation-tokens", type=int, help="of every run (default: 2048)")
+    add("--heads-checkpoint", help="a checkpoint that differs in its heads, for the ablation `heads`")
+
+
+def make_settings(asked: argparse.Namespace) -> Settings:
+    """Loads the models and the prompts.
+
+    Raises:
+      UserError: a wrong flag, checkpoint or prompt file.
+    """
+    if asked.prefixes:
+        asked.protocol_prefixes, asked.ablation_prefix = asked.prefixes, asked.prefixes[0]
+    for name, sizes in _SIZES.items():
+        if getattr(asked, name, None) is None:
+            setattr(asked, name, sizes[asked.quick])
+    least = {"rounds": 1, "passages": 1, "prefixes": 1, "new_tokens": 3, "tokens": 3, "transformers_tokens": 3}
+    for name, low in (least | {"ablation_tokens": 3}).items():
+        value = getattr(asked, name)
+        value = min(value) if isinstance(value, tuple) else value
+        if value < low:
+            raise ts.UserError(f"--{name.replace('_', '-')} {value}: at least {low}")
+    speculation_of("selfspec", None, asked.draft_cache)  # raises where the cache is too small
+    model = ts.load(asked.model, asked.dtype)
+    contenders = _contenders(asked, model)
+    used = {"protocol": asked.protocol_prefixes, "ablations": (asked.ablation_prefix,)}
+    longest = max(max(used.get(section, asked.prefixes)) for section in asked.sections)
+    passages = max(asked.rounds, asked.passages)
+    if asked.prompt_file:
+        prompts = passages_of_files(model, asked.prompt_file, longest, passages)
+    else:
+        _report(f"the model writes {passages} prompts of {longest:,} tokens")
+        prompts = passages_of_the_model(model, longest, passages, asked.seed)
+    if asked.node_budget is None:
+        asked.node_budget = _NODE_BUDGET.get(jax.default_backend(), _NODE_BUDGET_ELSEWHERE)
+    return Settings(
+        asked=asked,
+        model=model,
+        prompts=prompts,
+        other=_transformers(asked, model, contenders),
+        heads=None if asked.heads_checkpoint is None else ts.load(asked.heads_checkpoint, asked.dtype),
+        samplings={
+            name: resolve_sampling(SAMPLINGS[name] | {"seed": asked.seed}, model.generation_config)
+            for name in asked.sampling
+        },
+        contenders=contenders,
+        report=_report,
+    )
+
+
+def _contenders(asked: argparse.Namespace, model: ts.Model) -> tuple[str, ...]:
+    """The named ones in the order of `CONTENDERS`: the baselines of ratios run first."""
+    lacking = () if model.config.num_draft_heads else NEED_HEADS
+    wrong = [name for name in asked.contenders or () if name in lacking]
+    if wrong:
+        raise ts.UserError(f"--contenders {','.join(wrong)}: the checkpoint has no draft heads; leave them out")
+    return tuple(name for name in CONTENDERS if name not in lacking and name in (asked.contenders or CONTENDERS))
+
+
+def _transformers(asked: argparse.Namespace, model: Any, contenders: tuple[str, ...]) -> TransformersModel | None:
+    """The other side of the comparison: where torch is installed, and on the same kind of device."""
+    wanted = "speed" in asked.sections or ("protocol" in asked.sections and TRANSFORMERS in contenders)
+    if asked.no_transformers or not wanted:
+        return None
+    if jax.default_backend() != "cpu" or not is_available():
+        _report("transformers is left out: it would run on CPU, and torch must be installed")
+        return None
+    return TransformersModel(model)
+
+
+def _report(message: str) -> None:
+    print(f"{datetime.now(UTC):%H:%M:%S} {message}", file=sys.stderr, flush=True)
+
+
+def _names(known: Any) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown; known: {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _numbers(kind: type) -> Callable[[str], tuple[Any, ...]]:
+    def parse(text: str) -> tuple[Any, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a comma separated list of numbers") from None
+
+    return parse

@@ -12,13 +12,12 @@ import numpy as np
 
 import tokenswift_jax as ts
 from tokenswift_jax.cli.generate import DEMO_PROMPT
-from tokenswift_jax.model import Model
 from tokenswift_jax.prompt import encode, read_text
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Passages of one length; round i of a measurement reads passage i (and begins anew after the last).
+    """Passages of one length; round i of a measurement reads passage i (after the last, the first again).
 
     Attributes:
       source: where they come from, for the row.
@@ -47,7 +46,7 @@ class Prompts:
         return {"source": self.source, "digest": digest} | size
 
 
-def passages_of_files(model: Model, files: list[Path], length: int, count: int) -> Prompts:
+def passages_of_files(model: ts.Model, files: list[Path], length: int, count: int) -> Prompts:
     """`count` passages of `length` tokens, the books taken in turn, each book's passages evenly spaced within it.
 
     Raises:
@@ -76,7 +75,7 @@ def _files_of(path: Path) -> list[Path]:
     return files
 
 
-def passages_of_the_model(model: Model, length: int, count: int, seed: int) -> Prompts:
+def passages_of_the_model(model: ts.Model, length: int, count: int, seed: int) -> Prompts:
     """`count` passages of `length` tokens that the model writes, sampled at temperature 1, each with its own seed."""
     start = [1] if model.tokenizer is None else encode(DEMO_PROMPT, model.tokenizer, model.config.vocab_size)
     start = start[:length]
@@ -97,7 +96,7 @@ def passages_of_the_model(model: Model, length: int, count: int, seed: int) -> P
     return Prompts("the model's own continuation of a short prompt, temperature 1", tuple(passages))
 
 
-def random_ids(model: Model, length: int, count: int, seed: int) -> Prompts:
+def random_ids(model: ts.Model, length: int, count: int, seed: int) -> Prompts:
     """`count` passages of uniformly random token ids: text that no draft can guess."""
     draws = np.random.default_rng(seed).integers(0, model.config.vocab_size, (count, length))
     return Prompts("uniformly random token ids", tuple(draws.tolist()))

@@ -9,11 +9,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarking.environment import usable_cores
-from benchmarking.runs import Run
+import tokenswift_jax as ts
+from benchmarking.runs import Contender, Run
+from benchmarking.texts import Prompts
 from convert.export import export
-from tokenswift_jax.model import Model
-from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.hardware.environment import usable_cores
 from tokenswift_jax.token_log import PREFILL_OFFSET, from_columns
 
 LOOKUP_TOKENS = 10  # prompt_lookup_num_tokens: the value of transformers' documentation
@@ -24,12 +24,8 @@ def is_available() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
-def _torch() -> Any:
-    return importlib.import_module("torch")  # no dependency of the project, so type checkers may lack it
-
-
 class _Clock:
-    """A streamer that notes when tokens came; the first call brings the prompt."""
+    """A streamer that records when tokens came; the first call brings the prompt."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -44,42 +40,46 @@ class _Clock:
 
 
 class TransformersModel:
-    """The checkpoint as transformers loads it: exported, in `model`'s dtype, on CPU with all cores.
+    """The checkpoint as transformers loads it: exported, in `model`'s dtype, on CPU with all cores."""
 
-    Attributes:
-      threads: torch's threads.
-    """
-
-    def __init__(self, model: Model) -> None:
-        torch = _torch()
+    def __init__(self, model: ts.Model) -> None:
+        self._torch: Any = importlib.import_module("torch")  # no dependency of the project
         from transformers import AutoModelForCausalLM, GenerationConfig
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        torch.set_num_threads(usable_cores())
-        self.threads = torch.get_num_threads()
+        self._torch.set_num_threads(usable_cores())
         with TemporaryDirectory() as folder:
             path = Path(folder) / "exported"
             export([str(model.path), str(path)])
-            dtype = getattr(torch, model.dtype)
+            dtype = getattr(self._torch, model.dtype)
             self._model: Any = AutoModelForCausalLM.from_pretrained(str(path), dtype=dtype, local_files_only=True)
         self._model.eval()
-        # The checkpoint's own would add its taste and its EOS; what is measured is said in `run` alone.
+        # Without this, transformers adds the sampling and EOS of the checkpoint's own configuration.
         self._model.generation_config = GenerationConfig(pad_token_id=0)
 
-    def run(self, prompt: list[int], sampling: SamplingConfig, new_tokens: int, lookup: bool) -> Run:
-        """Generates exactly `new_tokens` tokens; its penalty knows no window and looks back over the whole text."""
-        torch = _torch()
-        torch.manual_seed(sampling.seed)
-        chosen = _as_transformers_says(sampling)
-        if lookup:
-            chosen["prompt_lookup_num_tokens"] = LOOKUP_TOKENS
-        ids, clock = torch.tensor([prompt]), _Clock()
+    def labels(self, lookup: bool) -> dict[str, Any]:
+        """The fields of a row that say what ran."""
+        mode = {"implementation": "transformers", "mode": "prompt_lookup" if lookup else "plain"}
+        return mode | {"schedule": None, "node_budget": None, "torch_threads": self._torch.get_num_threads()}
+
+    def contender(self, prompts: Prompts, sampling: ts.SamplingConfig, new_tokens: int, lookup: bool) -> Contender:
+        """transformers' generate, plain or with prompt lookup."""
+        name = "transformers, prompt lookup" if lookup else "transformers"
+        return Contender(
+            name, lambda i: self.run(prompts.of_round(i), sampling, new_tokens, lookup), self.labels(lookup)
+        )
+
+    def run(self, prompt: list[int], sampling: ts.SamplingConfig, new_tokens: int, lookup: bool) -> Run:
+        """Generates exactly `new_tokens` tokens; its penalty has no window and covers the whole text."""
+        self._torch.manual_seed(sampling.seed)
+        chosen = _as_transformers(sampling) | ({"prompt_lookup_num_tokens": LOOKUP_TOKENS} if lookup else {})
+        ids, clock = self._torch.tensor([prompt]), _Clock()
         begun = time.perf_counter()
-        with torch.inference_mode():
+        with self._torch.inference_mode():
             output = self._model.generate(
                 ids,
-                attention_mask=torch.ones_like(ids),
+                attention_mask=self._torch.ones_like(ids),
                 max_new_tokens=new_tokens,
                 use_cache=True,
                 streamer=clock,
@@ -88,7 +88,8 @@ class TransformersModel:
         return timed_run(output[0, len(prompt) :].tolist(), begun, clock.times, clock.counts)
 
 
-def _as_transformers_says(sampling: SamplingConfig) -> dict[str, Any]:
+def _as_transformers(sampling: ts.SamplingConfig) -> dict[str, Any]:
+    """The arguments of transformers' generate for a sampling configuration."""
     chosen: dict[str, Any] = {"do_sample": sampling.temperature > 0}
     if sampling.repetition_penalty != 1:
         chosen["repetition_penalty"] = sampling.repetition_penalty

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarking.contenders import CONTENDERS
+from benchmarking.settings import CONTENDERS
 
 from plotting.canvas import Panel, Row, bars, colours, write_figure
 

@@ -1,0 +1,119 @@
+"""The rows: fields that several sections have, and the file that keeps them and that a later run reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarking.runs import Results, paired_ratios, rounded, spread
+from benchmarking.texts import Prompts
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.hardware.environment import load_average
+from tokenswift_jax.speculation import SpeculationConfig
+
+Row = dict[str, Any]
+PLAIN, TRANSFORMERS = "autoregressive", "transformers"
+_OF_A_RUN = ("date", "load_average", "load_average_at_start")  # fields that two runs of one measurement do not share
+
+
+def setting(section: str, prompts: Prompts, temperature: float, seed: int) -> Row:
+    """The fields of a row that say what was asked for."""
+    about = {"section": section, "prefix": len(prompts.passages[0]), "temperature": temperature, "seed": seed}
+    return about | {"prompt": prompts.describe()}
+
+
+def labels_of(speculation: SpeculationConfig) -> Row:
+    """The fields of a row that say how drafts were made; None where the mode has no such thing."""
+    tokenswift = speculation.mode == "tokenswift"
+    over_cache = speculation.mode in ("selfspec", "auto") or (tokenswift and speculation.schedule != "fused")
+    with_ngrams = tokenswift or speculation.mode in ("ngram", "auto")
+    by_model = speculation.mode not in (PLAIN, "ngram")
+    applies = {"mode": True, "schedule": tokenswift, "tree": True, "node_budget": True, "ngram_k": with_ngrams}
+    applies |= dict.fromkeys(("draft_cache", "refresh_interval", "draft_block", "draft_cache_dtype"), over_cache)
+    applies |= dict.fromkeys(("shared_noise", "draft_weights"), by_model)
+    chosen = {name: getattr(speculation, name) if applied else None for name, applied in applies.items()}
+    return {"implementation": "tokenswift_jax"} | chosen
+
+
+def measures(results: Results, name: str) -> Row:
+    """The fields of a contender's row that its own runs give."""
+    runs = results.runs[name]
+    compiled = results.warm_up_compile_seconds[name] + sum(run.compile_seconds for run in runs)
+    spreads = ("ms_per_token", "wall_ms_per_token", "tokens_per_iteration", "prefill_seconds")
+    return {
+        "runs": len(runs),
+        "new_tokens": len(runs[0].token_ids),
+        **{field: spread(getattr(run, field) for run in runs) for field in spreads},
+        "tokens_per_second": spread(1e3 / run.ms_per_token for run in runs),
+        "compile_seconds_excluded": rounded(compiled),
+    }
+
+
+def comparison(results: Results, name: str, *, greedy: bool) -> Row:
+    """How many times faster than the baselines of the same rounds, and how many leading tokens are plain decoding's.
+
+    A sampled text of transformers draws from another generator, so only greedy ones can be equal.
+    """
+    fields: Row = {}
+    own = [run.ms_per_token for run in results.runs[name]]
+    for other in (PLAIN, TRANSFORMERS):
+        if other in results.runs and other != name:
+            fields[f"speed_vs_{other}"] = paired_ratios([run.ms_per_token for run in results.runs[other]], own)
+    if PLAIN in results.runs and name != PLAIN and (greedy or not name.startswith(TRANSFORMERS)):
+        fields["leading_tokens_equal_to_autoregressive"] = same_leading_tokens(results, name, PLAIN)
+    return fields
+
+
+def same_leading_tokens(results: Results, name: str, other: str) -> int:
+    """How many leading tokens two contenders share in every round."""
+    return min(
+        next((i for i, (x, y) in enumerate(zip(a.token_ids, b.token_ids, strict=True)) if x != y), len(a.token_ids))
+        for a, b in zip(results.runs[name], results.runs[other], strict=True)
+    )
+
+
+class RowFile:
+    """JSON lines of one output file; calling it with a row's fields appends them.
+
+    Attributes:
+      rows: the rows that this run measured or found, in order.
+    """
+
+    def __init__(self, path: Path, common: Row) -> None:
+        """`common`: fields of every row of this run.
+
+        Raises:
+          UserError: a line of the file is not JSON; a torn last one is taken away.
+        """
+        self.rows: list[Row] = []
+        self._path = path
+        self._common = common
+        self._earlier = _read(path)
+
+    def __call__(self, fields: Row) -> None:
+        self.rows.append(self._common | {"load_average": load_average()} | fields)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(self.rows[-1], allow_nan=False) + "\n")
+
+    def find(self, fields: Row) -> Row | None:
+        """The newest row of an earlier run with these fields: on this machine, with these versions and weights."""
+        asked = {name: value for name, value in self._common.items() if name not in _OF_A_RUN} | fields
+        asked = json.loads(json.dumps(asked))  # tuples are lists in a file
+        fitting = (row for row in reversed(self._earlier) if all(row.get(name) == asked[name] for name in asked))
+        return next(fitting, None)
+
+
+def _read(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    kept = content[: content.rfind(b"\n") + 1]
+    try:
+        rows = [json.loads(line) for line in kept.decode("utf-8").splitlines()]
+    except ValueError:
+        raise UserError(f"{path} does not hold JSON lines; name another --output") from None
+    if kept != content:
+        with path.open("r+b") as file:
+            file.truncate(len(kept))
+    return rows
