@@ -15,8 +15,8 @@ from tokenswift_jax.training import trainer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))  # as python scripts/train_demo.py does
 
+import evaluate_demo  # noqa: E402
 import train_demo  # noqa: E402
-from demo.card import card_text  # noqa: E402
 from demo.measures import bits_per_character, head_hits, loss_by_position  # noqa: E402
 from demo.recipe import read_recipe  # noqa: E402
 from demo.text import keep_wrapped, unwrap, write_books  # noqa: E402
@@ -212,28 +212,34 @@ def test_measures_are_their_definitions(model):
     assert all(0 <= one <= two <= three <= 1 for one, two, three in hits["model"] + hits["text"])
 
 
-def test_the_card_has_the_training_and_the_measures():
-    folder = ROOT / "tokenswift_jax" / "demo_model"
-    training, config = (json.loads((folder / name).read_text()) for name in ("training.json", "config.json"))
-    report: dict[str, Any] = {"length": 1024, "stride": 768, "tokens_a_book": 30000, "head_tokens_a_book": 2048}
+def test_the_card_has_the_measures():
+    report: dict[str, Any] = {"tokens_a_book": 30000, "sample": {"prompt": "Once\nmore", "text": "and again"}}
     report["bits_per_character"] = {form: {"tess": 1.7, "all": 1.75} for form in ("unwrapped", "wrapped")}
-    report |= {"characters_per_token_unwrapped": 3.02, "characters_per_token_wrapped": 2.8, "prompt_tokens": 2048}
-    report |= {"head_hits": {"model": [[0.5, 0.6, 0.7]], "text": [[0.3, 0.4, 0.5]]}, "new_tokens": 256}
+    report |= {"characters_per_token_unwrapped": 3.02, "characters_per_token_wrapped": 2.8}
+    report["head_hits"] = {"model": [[0.5, 0.6, 0.7]], "text": [[0.3, 0.4, 0.5]]}
     report["nats_by_position"] = {4096: [3.5] * 8}
     report["tokens_per_iteration"] = {"temperature 0": {"partial": 4.2, "fused": 3.3}}
-    report["sample"] = {"prompt": "Once\nmore", "text": "and again"}
-    training["phases"] = training["phases"][2:]
-    card = card_text((folder / "README.md").read_text(), training, config, report)
-    assert "1,740,800 tokens, 512,000 of them with the backbone learning, in 550 steps" in card
-    assert "| long | 512,000 | 250 | 1 x 2048 | 50% | backbone and heads |\n| heads | 1,228,800 |" in card
-    assert "| short |" not in card
+    card = evaluate_demo.card_text((evaluate_demo.DEMO / "README.md").read_text(), report)
     assert "Each book's first 30,000 tokens" in card
     assert "| 1 | t+2 | 50.0% | 60.0% | 70.0% | 30.0% |" in card
     assert "| all | 1.75 | 1.75 |" in card
     assert "| temperature 0 | 4.20 | 3.30 |" in card
     assert "> Once\n> more\n\nand again" in card
-    assert "and knows nothing" in card, "what is not marked stays"
-    assert "Random weights" in card_text(card, training | {"started_from": None}, config, report)
+    assert "and knows nothing" in card, "text outside the marks stays"
+
+
+def test_the_demo_is_measured(model, folder, monkeypatch, capsys):
+    for name, value in {"LENGTH": 24, "STRIDE": 16, "HEAD_WINDOW": 20, "LONG": (40,), "_SKIPPED": 20}.items():
+        monkeypatch.setattr(evaluate_demo, name, value)
+    monkeypatch.setattr(evaluate_demo, "PROMPT_TOKENS", 30)
+    monkeypatch.setattr(evaluate_demo, "NEW_TOKENS", 8)
+    monkeypatch.setattr(evaluate_demo, "HEAD_TOKENS", 40)
+    command = ["--data", str(folder / "books"), "--model", str(model), "--tokens", "50", "--card"]
+    assert evaluate_demo.main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert set(report["bits_per_character"]["wrapped"]) == {"book0", "book1", "book2", "all"}
+    assert len(report["nats_by_position"]["40"]) == 8
+    assert "Each book's first 50 tokens, windows of 24 tokens" in (model / "README.md").read_text()
 
 
 def test_unwrap_joins_wrapped_lines_only():

@@ -9,11 +9,7 @@ from tokenswift_jax.errors import UserError
 
 
 def read_books(folder: Path) -> dict[str, str]:
-    """The folder's *.txt files by stem, in name order.
-
-    Raises:
-      UserError: there is none, or one cannot be read.
-    """
+    """The folder's *.txt files by stem, in name order; UserError if there is none or one cannot be read."""
     try:
         books = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))}
     except (OSError, ValueError) as error:
@@ -51,16 +47,11 @@ def unwrap(text: str, wrap_column: int) -> str:
     joinable = False
     for raw in text.split("\n"):
         line = re.sub(r"[ \t]+", " ", raw).strip()
-        if not line:
-            if out and out[-1]:
-                out.append("")
-            joinable = False
-            continue
-        if joinable and not raw[0].isspace():
+        if line and joinable and not raw[0].isspace():
             out[-1] += " " + line
-        else:
+        elif line or (out and out[-1]):
             out.append(line)
-        joinable = len(raw) >= wrap_column
+        joinable = bool(line) and len(raw) >= wrap_column
     return "\n".join(out).strip() + "\n"
 
 
