@@ -17,11 +17,12 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/first_contact.py does
 
 import first_contact
-from contact import archive, plans, report, runner, sections, stage, wheels
-from contact.sections import SECTIONS, Check
-from contact.variants import VARIANTS
+from contact import archive, plans, report, runner, stage, wheels
 
+from tokenswift_jax.hardware import check, sections
+from tokenswift_jax.hardware.sections import SECTIONS, Check
 from tokenswift_jax.hardware.steps import STEPS
+from tokenswift_jax.hardware.variants import VARIANTS
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
@@ -183,7 +184,7 @@ def run_stage(monkeypatch, tmp_path):
 
 
 def test_a_stage_runs_here_and_its_rows_can_be_read(run_stage, monkeypatch, capsys):
-    monkeypatch.setattr(stage, "memory_limit", lambda: 4 * 10**9)
+    monkeypatch.setattr(check, "memory_limit", lambda: 4 * 10**9)
     (environment, *rows), status = run_stage("second", "prefill")
     assert status == 0
     assert environment["section"] == "environment"
@@ -198,7 +199,7 @@ def test_a_stage_runs_here_and_its_rows_can_be_read(run_stage, monkeypatch, caps
     assert {"dtype", "model", "stage_seconds", "load_average"} < set(row)
     assert "tiny prefill after 300: " in capsys.readouterr().out
     # A stage reports that its arrays do not fit, and does not try.
-    monkeypatch.setattr(stage, "memory_limit", lambda: 10**9)
+    monkeypatch.setattr(check, "memory_limit", lambda: 10**9)
     rows, status = run_stage("second", "prefill")
     assert status == 0
     assert "tiny needs 3 GB, 1 GB are here; it fits H100 80GB and H200 141GB" in rows[-1]["missing"]

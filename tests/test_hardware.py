@@ -24,17 +24,19 @@ from tokenswift_jax.hardware import (
     roofline,
     shapes,
     steps,
+    tile_sweep,
+    variants,
 )
 from tokenswift_jax.hardware.copies import large_arrays
 from tokenswift_jax.hardware.goals import goals
+from tokenswift_jax.hardware.sections import SECTIONS, Check
 from tokenswift_jax.hardware.targets import TARGETS
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sample.features import SamplingFeatures
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/first_contact.py does
 
-from contact import attention_sweep, plans, variants
-from contact.sections import SECTIONS, Check
+from contact import plans
 
 
 @pytest.mark.parametrize("name", shapes.NAMES)
@@ -462,7 +464,7 @@ def test_steps_are_compiled_in_several_ways(check, monkeypatch):
     programs = {}
     monkeypatch.setattr(variants.jax.stages.Lowered, "compile", _noted(programs, variants.jax.stages.Lowered.compile))
     asked = {"steps": ("plain",), "variants": ("joined", "apart", "padded"), "lengths": (20, 30), "capacity": 512}
-    rows = list(variants.timed(shapes.config_of("tiny"), dataclasses.replace(check, **asked), ("apart",)))
+    rows = list(variants.time_variants(shapes.config_of("tiny"), dataclasses.replace(check, **asked), ("apart",)))
     timed = [(row["variant"], row["length"]) for row in rows if "bytes" in row]
     assert timed == [("joined", 20), ("joined", 30), ("apart", 20), ("apart", 30), ("padded", 20)]
     assert len(set(programs.values())) >= 3
@@ -478,13 +480,13 @@ def _noted(programs, compile_it):
 
 
 def test_attention_is_swept(monkeypatch):
-    asked = (attention_sweep.Variant(4), attention_sweep.Variant(1, (16, 64, 4, 2), 3))
-    monkeypatch.setattr(attention_sweep, "VARIANTS", asked)
-    rows = list(attention_sweep.swept(shapes.config_of("tiny"), (40,), jnp.dtype(jnp.float32), 1e9))
+    asked = (tile_sweep.Variant(4), tile_sweep.Variant(1, (16, 64, 4, 2), 3))
+    monkeypatch.setattr(tile_sweep, "VARIANTS", asked)
+    rows = list(tile_sweep.sweep(shapes.config_of("tiny"), (40,), jnp.dtype(jnp.float32), 1e9))
     assert [(row["variant"], row["length"], row.get("good")) for row in rows] == [
-        ("present", 40 + attention_sweep.RAGGED, True),
+        ("present", 40 + tile_sweep.RAGGED, True),
         ("present", 40, None),
-        ("16x64x4x2, 3 splits", 40 + attention_sweep.RAGGED, True),
+        ("16x64x4x2, 3 splits", 40 + tile_sweep.RAGGED, True),
         ("16x64x4x2, 3 splits", 40, None),
     ]
 

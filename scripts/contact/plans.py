@@ -22,9 +22,9 @@ class Stage:
 
     Attributes:
       name: within its plan.
-      sections: of `contact.sections.SECTIONS`, in order.
+      sections: of `hardware.sections.SECTIONS`, in order.
       seconds: after which the runner ends it.
-      settings: fields of `contact.sections.Check` that differ from `DEFAULTS`.
+      settings: fields of `hardware.sections.Check` that differ from `DEFAULTS`.
     """
 
     name: str
@@ -76,7 +76,7 @@ def stage_named(plan: str, name: str) -> Stage:
 
 
 def settings_of(stage: Stage, small: bool) -> dict[str, Any]:
-    """The fields of `contact.sections.Check` of a stage; `small` for a machine without an accelerator."""
+    """The fields of `hardware.sections.Check` of a stage; `small` for a machine without an accelerator."""
     chosen = {**DEFAULTS, **stage.settings}
     if small:
         chosen["model"] = CPU_MODEL

@@ -64,7 +64,7 @@ VARIANTS = (
 )
 
 
-def swept(config: ModelConfig, lengths: tuple[int, ...], dtype: Any, bandwidth: float) -> Iterator[dict[str, Any]]:
+def sweep(config: ModelConfig, lengths: tuple[int, ...], dtype: Any, bandwidth: float) -> Iterator[dict[str, Any]]:
     """A row for each variant's error at a length that no tile divides, then one for each of its times."""
     heads, dim = config.num_kv_heads, config.head_dim
     layers = 1 if jax.default_backend() == "cpu" else LAYERS

@@ -1,4 +1,4 @@
-"""The sections of a stage: generators of rows, each small enough for a few minutes."""
+"""A device check in sections: generators of rows, each small enough for a few minutes on the attached device."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from contact import attention_sweep, variants
-from contact.texts import texts
 from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
-from tokenswift_jax.hardware import kernel_checks, kernel_speed, profiler, roofline, shapes
+from tokenswift_jax.hardware import kernel_checks, kernel_speed, profiler, roofline, shapes, tile_sweep, variants
 from tokenswift_jax.hardware.clock import copy_bandwidth, product_rate
 from tokenswift_jax.hardware.filled_steps import filled_step, milliseconds_a_pass, random_model
+from tokenswift_jax.hardware.texts import texts
 from tokenswift_jax.kv.dense import cache_bytes
 
 Rows = Iterator[dict[str, Any]]
@@ -29,7 +28,7 @@ LONGEST = 126976 + 2048
 
 @dataclass(frozen=True)
 class Check:
-    """Settings of all sections of a stage.
+    """Settings of the sections.
 
     Attributes:
       model: name of the shapes (`shapes.NAMES`).
@@ -141,13 +140,13 @@ def profile_graphs(check: Check) -> Rows:
 def attention(check: Check) -> Rows:
     """Tree attention with other tiles than decoding's."""
     config = shapes.config_of(check.model)
-    yield from attention_sweep.swept(config, check.lengths, check.dtype, check.ceilings()[0])
+    yield from tile_sweep.sweep(config, check.lengths, check.dtype, check.ceilings()[0])
 
 
 def joined(check: Check) -> Rows:
     """Steps compiled in several ways; their profiles too where there are at least two ways."""
     profiled = check.variants[:2] if len(check.variants) > 1 else ()
-    yield from variants.timed(shapes.config_of(check.model), check, profiled)
+    yield from variants.time_variants(shapes.config_of(check.model), check, profiled)
 
 
 def demo(check: Check) -> Rows:
@@ -165,7 +164,7 @@ def needed_bytes(section: str, model: str, capacity: int, dtype: Any) -> int:
     config = shapes.config_of(model)
     size = config.num_kv_heads * config.head_dim * dtype.itemsize
     if section == "attention":  # the cache, one layer of it in float64, the scores of 64 rows in float64
-        return 2 * attention_sweep.LAYERS * size * capacity + 8 * 64 * config.num_heads * capacity * 6 + ROOM
+        return 2 * tile_sweep.LAYERS * size * capacity + 8 * 64 * config.num_heads * capacity * 6 + ROOM
     if section == "kernels":
         return 2 * kernel_speed.LAYERS * size * (capacity + ACCELERATOR_ROWS) + ROOM
     if section in ("steps", "profile", "profile_graphs", "joined"):

@@ -56,7 +56,7 @@ VARIANTS = {
 }
 
 
-def timed(config: ModelConfig, check: Any, profiled: Sequence[str]) -> Iterator[dict[str, Any]]:
+def time_variants(config: ModelConfig, check: Any, profiled: Sequence[str]) -> Iterator[dict[str, Any]]:
     """A row for each step, variant and length; then the profiles of the first step.
 
     A step with top-k and top-p is timed after the first of the lengths only, as are variants other than JOINED and
