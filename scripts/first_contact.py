@@ -24,7 +24,7 @@ from pathlib import Path
 from contact import wheels
 from contact.archive import unpack
 from contact.plans import PLAN_SECONDS, PLANS
-from contact.runner import Settings, run_plan
+from contact.runner import run_plan
 
 _ROOT = Path(__file__).resolve().parents[1]
 _WORK = _ROOT / "build" / "first_contact"
@@ -50,10 +50,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if (arguments.plan is None) == (arguments.stage is None):
         parser.error("--plan is needed: first, second, third, report or wheels")
     names = {stage.name for stage in PLANS.get(arguments.plan, ())}
+    arguments.limits = {}
     for limit in arguments.limit:
         name, _, seconds = limit.partition("=")
         if name not in names or not seconds.replace(".", "", 1).isdigit():
             parser.error(f"--limit {limit}: it is STAGE=SECONDS, a stage one of {', '.join(sorted(names))}")
+        arguments.limits[name] = float(seconds)
     return arguments
 
 
@@ -78,17 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     if len(notes) == len(wheels.WHEELS):
         notes = [f"no wheels in {arguments.wheels}: the stages use this machine's packages"]
     print("\n".join(notes), flush=True)
-    settings = Settings(
-        work=arguments.work,
-        output=arguments.output,
-        site=site,
-        seconds=arguments.seconds,
-        limits={name: float(seconds) for name, _, seconds in (limit.partition("=") for limit in arguments.limit)},
-        archive_bytes=int(arguments.archive_megabytes * 1e6),
-        again=arguments.again,
-        notes=tuple(notes),
-    )
-    return run_plan(arguments.plan, settings, begun)
+    return run_plan(arguments.plan, arguments, notes, begun)
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -24,6 +24,8 @@ DEMO = ROOT / "tokenswift_jax" / "demo_model"
 NOT_MEASURED = "Not measured yet."
 _PLAIN, _OTHER, _LOOKUP = "autoregressive", "transformers", "transformers, prompt lookup"
 
+_SETTING = ("section", "prefix", "temperature", "contender", "text", "capacity", "new_tokens")
+
 Row = dict[str, Any]
 
 
@@ -32,20 +34,11 @@ def benchmark_section(rows: list[Row]) -> str:
 
     Rows of `--quick` measure nothing and are passed over; of two rows of one setting the later one counts.
     """
-    latest = {_setting(row): row for row in rows if not row["quick"]}
-    by_section: dict[str, list[Row]] = {}
-    for row in latest.values():
-        by_section.setdefault(row["section"], []).append(row)
-    speed = by_section.get("speed", [])
+    latest = {tuple(row.get(name) for name in _SETTING): row for row in rows if not row["quick"]}
+    counted = list(latest.values())
+    speed = [row for row in counted if row["section"] == "speed"]
     parts = [_speed_table(speed), _conditions(speed)] if speed else []
-    notes = [
-        *_equality(list(latest.values())),
-        *map(_auto_note, by_section.get("auto-long", [])),
-        *map(_capacity_note, by_section.get("capacity", [])),
-        *_host_note(by_section.get("host", [])),
-        *_compile_note(speed),
-    ]
-    listed = "\n".join(f"* {note}" for note in notes if note)
+    listed = "\n".join(f"* {note}" for note in (*_equality(counted), *_notes(counted)))
     return "\n\n".join(part for part in (*parts, listed) if part) or NOT_MEASURED
 
 
@@ -70,11 +63,6 @@ def demo_section(training: Row, config: Row, card: str) -> str:
             f"({float(bits[2]):.2f} with the files' hard-wrapped lines; `scripts/evaluate_demo.py`)."
         )
     return text
-
-
-def _setting(row: Row) -> tuple[Any, ...]:
-    named = ("section", "prefix", "temperature", "contender", "text", "capacity", "new_tokens")
-    return tuple(row.get(name) for name in named)
 
 
 def _speed_table(rows: list[Row]) -> str:
@@ -128,38 +116,28 @@ def _equality(rows: list[Row]) -> list[str]:
     return [f"{len(own) - len(equal)} of {len(own)} settings gave a text that is NOT `autoregressive`'s."]
 
 
-def _auto_note(row: Row) -> str:
-    if "wall_speed_vs_autoregressive" not in row:
-        return ""
-    return (
+def _notes(rows: list[Row]) -> list[str]:
+    """The notes of the sections beside `speed`, and of the compilation."""
+    notes = [
         f"`auto` over {row['new_tokens']:,} tokens, trials included, {row['text']} text (temperature "
         f"{row['temperature']:g}): {row['wall_speed_vs_autoregressive']['median']:.2f}x `autoregressive`."
-    )
-
-
-def _capacity_note(row: Row) -> str:
-    for name, ratio in row.items():
-        if name.startswith("time_vs_capacity_"):
+        for row in rows
+        if row["section"] == "auto-long" and "wall_speed_vs_autoregressive" in row
+    ]
+    for row in rows:
+        for name in (name for name in row if name.startswith("time_vs_capacity_")):
             small, used = int(name.rsplit("_", 1)[1]), row["prefix"] + row["new_tokens"]
-            return (
+            notes.append(
                 f"`{row['mode']}`: capacity {row['capacity']:,} with {used:,} positions in use takes "
-                f"{ratio['median']:.2f} times the time of capacity {small:,}."
+                f"{row[name]['median']:.2f} times the time of capacity {small:,}."
             )
-    return ""
-
-
-def _host_note(rows: list[Row]) -> list[str]:
-    if not rows:
-        return []
-    shares = [f"{row['host_share']['median']:.1%} (`{row['mode']}`)" for row in rows]
-    return [f"Host work, of the decode time, by profiling: {', '.join(shares)}."]
-
-
-def _compile_note(rows: list[Row]) -> list[str]:
-    spent = [row["compile_seconds_excluded"] for row in rows if row["implementation"] == "tokenswift_jax"]
-    if not spent:
-        return []
-    return [f"Compilation, excluded above: {_range(spent, '.0f')} s a setting, the disk cache's hits included."]
+    shares = [f"{row['host_share']['median']:.1%} (`{row['mode']}`)" for row in rows if row["section"] == "host"]
+    notes += [f"Host work, of the decode time, by profiling: {', '.join(shares)}."] if shares else []
+    ours = [row for row in rows if row["section"] == "speed" and row["implementation"] == "tokenswift_jax"]
+    if ours:
+        spent = _range([row["compile_seconds_excluded"] for row in ours], ".0f")
+        notes.append(f"Compilation, excluded above: {spent} s a setting, the disk cache's hits included.")
+    return notes
 
 
 def _range(values: list[Any], form: str = ",") -> str:

@@ -1,5 +1,6 @@
 """scripts/first_contact.py: the plans, stages that die or take too long, plans that go on, the archive, the report."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -84,8 +85,10 @@ def settings(tmp_path, monkeypatch):
     def command(plan, name, file, work):
         return [sys.executable, "-c", STAGES[name], str(file)]
 
-    work, output = tmp_path / "work", tmp_path / "results"
-    yield runner.Settings(work, output, tmp_path / "site", limits={"slow": 1.0}, command=command)
+    monkeypatch.setattr(runner, "stage_command", command)
+    command = ["--plan", "first", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "results")]
+    asked = first_contact.parse_arguments([*command, "--limit", "slow=1"])
+    yield asked
     signal.signal(signal.SIGTERM, before)
 
 
@@ -131,7 +134,7 @@ def test_a_plan_goes_on_with_what_is_not_done(settings, monkeypatch, capfd):
     assert ("dies", "interrupted", 1) in statuses(document)
     assert {each["stage"] for each in document["stages"] if each["status"] == "done"} == set(STAGES)
     assert [each["attempt"] for each in document["stages"] if each["stage"] == "dies"] == [1, 2]
-    assert runner.run_plan("first", dataclasses.replace(settings, again=True)) == 0
+    assert runner.run_plan("first", argparse.Namespace(**{**vars(settings), "again": True})) == 0
     assert "done before" not in capfd.readouterr().out
 
 
@@ -148,13 +151,15 @@ def test_a_plan_that_is_interrupted_keeps_its_rows_and_ends_its_stage(tmp_path):
     pid = tmp_path / "pid"
     sleeps = f"{GOOD}; import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     code = f"""
-import sys; sys.path[:0] = [{str(SCRIPTS)!r}]
+import argparse, sys; sys.path[:0] = [{str(SCRIPTS)!r}]
 from pathlib import Path
 from contact import plans, runner
 runner.PLANS["first"] = (plans.Stage("sleeps", (), 50), plans.Stage("after", (), 50))
 work = Path({str(tmp_path)!r})
 def command(plan, name, file, folder): return [sys.executable, "-c", {sleeps!r}, str(file)]
-runner.run_plan("first", runner.Settings(work / "work", work / "results", work / "site", command=command))
+runner.stage_command = command
+asked = dict(work=work / "work", output=work / "results", limits=dict(), again=False, seconds=360)
+runner.run_plan("first", argparse.Namespace(**asked, archive_megabytes=15))
 """
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     until = time.monotonic() + 20

@@ -14,8 +14,7 @@ from tokenswift_jax.errors import UserError
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/plot.py does
 
 import plot
-from plotting.benchmark_figures import figures
-from plotting.canvas import footer
+from plot import figures, footer
 
 image = pytest.importorskip("matplotlib.image")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tarfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,21 @@ _HEADER = 1024  # bytes a file, at most, of its name and padding
 
 
 def write_archive(work: Path, path: Path, most: int) -> dict[str, Any]:
-    """Writes a .tar.gz of at most `most` bytes; returns its size, how many files it has, and those that it has not."""
-    taken, left, size = [], [], _HEADER
-    for file in _files(work):
-        try:
-            packed = len(zlib.compress(file.read_bytes(), 6)) + _HEADER
-        except OSError:
-            continue  # a compiler's temporary file that is gone
-        if size + packed > most:
-            left.append(str(file.relative_to(work)))
-            continue
-        size += packed
-        taken.append(file)
+    """Writes a .tar.gz of at most `most` bytes; returns its size, how many files it has, and the files left out."""
+    files = {each: None for kind in KINDS for each in sorted(filter(Path.is_file, work.glob(kind)), key=_size)}
+    taken, left, size = 0, [], _HEADER
     with tarfile.open(path, "w:gz", compresslevel=6) as archive:
-        for file in taken:
+        for file in files:
+            try:
+                packed = len(zlib.compress(file.read_bytes(), 6)) + _HEADER
+            except OSError:
+                continue  # a compiler deleted its temporary file
+            if size + packed > most:
+                left.append(str(file.relative_to(work)))
+                continue
             archive.add(file, file.relative_to(work))
-    return {"bytes": path.stat().st_size, "files": len(taken), "left_out": left}
+            taken, size = taken + 1, size + packed
+    return {"bytes": path.stat().st_size, "files": taken, "left_out": left}
 
 
 def unpack(path: Path, work: Path) -> None:
@@ -47,9 +45,5 @@ def unpack(path: Path, work: Path) -> None:
         archive.extractall(work, filter="data")
 
 
-def _files(work: Path) -> Iterator[Path]:
-    seen: set[Path] = set()
-    for kind in KINDS:
-        found = [path for path in work.glob(kind) if path.is_file() and path not in seen]
-        seen.update(found)
-        yield from sorted(found, key=lambda path: (path.stat().st_size, path))
+def _size(path: Path) -> tuple[int, Path]:
+    return path.stat().st_size, path

@@ -9,14 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from contact.archive import write_archive
-from contact.plans import FEWEST_SECONDS, PLAN_SECONDS, PLANS, Stage
+from contact.plans import FEWEST_SECONDS, PLANS, Stage
 
 _GRACE = 3.0  # seconds between asking a stage to end and ending it
 _LAST_SECONDS = 6.0  # of a plan, for its archive
@@ -24,53 +23,33 @@ _LAST_LINES = 8  # of a log, kept with a stage that did not end well
 SCRIPT = Path(__file__).resolve().parents[1] / "first_contact.py"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a plan is run.
-
-    Attributes:
-      work: folder of rows, logs, dumps and compiled programs of all plans.
-      output: folder of the figures and the archive.
-      site: folder for PYTHONPATH.
-      seconds: of the plan.
-      limits: seconds of stages, by name, instead of the plan's own.
-      archive_bytes: of the archive, at most.
-      again: also runs the stages that were done before.
-      notes: about this run, such as missing wheels.
-      command: command of a stage, from plan, name, the file of its rows and `work`.
-    """
-
-    work: Path
-    output: Path
-    site: Path
-    seconds: float = PLAN_SECONDS
-    limits: Mapping[str, float] = field(default_factory=dict)
-    archive_bytes: int = 15_000_000
-    again: bool = False
-    notes: tuple[str, ...] = ()
-    command: Callable[[str, str, Path, Path], list[str]] = lambda plan, name, rows, work: [
-        *(sys.executable, str(SCRIPT), "--stage", f"{plan}/{name}"),
-        *("--rows", str(rows), "--work", str(work)),
-    ]
+def stage_command(plan: str, name: str, rows: Path, work: Path) -> list[str]:
+    """The command of a stage, whose rows go to the file `rows`."""
+    return [sys.executable, str(SCRIPT), "--stage", f"{plan}/{name}", "--rows", str(rows), "--work", str(work)]
 
 
-def run_plan(plan: str, settings: Settings, begun: float | None = None) -> int:
+def run_plan(plan: str, asked: Any, notes: Sequence[str] = (), begun: float | None = None) -> int:
     """Runs a plan's stages; 0 if all are done.
 
-    The runner writes its record after every stage; run again, the plan goes on with the stages that are not done. The
-    plan's time starts at `begun` (`time.monotonic`), None for now.
+    The runner writes its record after every stage; run again, the plan goes on with the stages that are not done.
+
+    Args:
+      plan: of `plans.PLANS`.
+      asked: the script's flags: `work`, `output`, `seconds`, `limits`, `archive_megabytes` and `again`.
+      notes: about this run, such as missing wheels.
+      begun: when the plan's time began (`time.monotonic`); None for now.
     """
     begun = time.monotonic() if begun is None else begun
-    folder = settings.work / plan
-    for each in (folder, settings.output):
+    folder = asked.work / plan
+    for each in (folder, asked.output):
         each.mkdir(parents=True, exist_ok=True)
     record = {
         "plan": plan,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "notes": list(settings.notes),
+        "notes": list(notes),
         "stages": _attempts_before(folder),
     }
-    done = set() if settings.again else {each["stage"] for each in record["stages"] if each["status"] == "done"}
+    done = set() if asked.again else {each["stage"] for each in record["stages"] if each["status"] == "done"}
     archived = None
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -78,32 +57,32 @@ def run_plan(plan: str, settings: Settings, begun: float | None = None) -> int:
             if stage.name in done:
                 print(f"{stage.name}: done before", flush=True)
                 continue
-            left = settings.seconds - _LAST_SECONDS - (time.monotonic() - begun)
-            record["stages"].append(_run_stage(plan, stage, settings, left))
-            _write(settings, record, begun)
+            left = asked.seconds - _LAST_SECONDS - (time.monotonic() - begun)
+            record["stages"].append(_run_stage(plan, stage, asked, left))
+            _write(asked, record, begun)
     except KeyboardInterrupt:
         record["stages"] = _attempts_before(folder)
         print("interrupted; run again, the plan goes on with what is not done", flush=True)
     finally:
-        _write(settings, record, begun)
-        archived = write_archive(settings.work, settings.output / f"{plan}.tar.gz", settings.archive_bytes)
+        _write(asked, record, begun)
+        archived = write_archive(asked.work, asked.output / f"{plan}.tar.gz", int(asked.archive_megabytes * 1e6))
         record["archive"] = archived
-        _write(settings, record, begun)
+        _write(asked, record, begun)
     finished = {each["stage"] for each in record["stages"] if each["status"] == "done"}
     unfinished = [stage.name for stage in PLANS[plan] if stage.name not in finished]
     print(f"{plan}: {time.monotonic() - begun:.0f} s; not done: {', '.join(unfinished) or 'nothing'}", flush=True)
     left_out = f", {len(archived['left_out'])} files left out" if archived["left_out"] else ""
-    print(f"{settings.output / plan}.json and .tar.gz ({archived['bytes'] / 1e6:.1f} MB{left_out})", flush=True)
+    print(f"{asked.output / plan}.json and .tar.gz ({archived['bytes'] / 1e6:.1f} MB{left_out})", flush=True)
     return 1 if unfinished else 0
 
 
-def _run_stage(plan: str, stage: Stage, settings: Settings, left: float) -> dict[str, Any]:
+def _run_stage(plan: str, stage: Stage, asked: Any, left: float) -> dict[str, Any]:
     """Runs a stage within what is left of the plan; its record, rows included."""
-    limit = min(settings.limits.get(stage.name, stage.seconds), left)
+    limit = min(asked.limits.get(stage.name, stage.seconds), left)
     if left < FEWEST_SECONDS:
         print(f"{stage.name}: not started, {max(left, 0):.0f} s are left", flush=True)
         return {"stage": stage.name, "status": f"not started: {max(left, 0):.0f} s were left", "rows": []}
-    folder = settings.work / plan
+    folder = asked.work / plan
     attempt = 1 + len(list(folder.glob(f"{stage.name}.*.jsonl")))
     stem = folder / f"{stage.name}.{attempt}"
     rows, log = stem.with_name(stem.name + ".jsonl"), stem.with_name(stem.name + ".log")
@@ -112,8 +91,8 @@ def _run_stage(plan: str, stage: Stage, settings: Settings, left: float) -> dict
     begun = time.monotonic()
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            settings.command(plan, stage.name, rows, settings.work),
-            env=_environment(settings, f"{plan}-{stage.name}"),
+            stage_command(plan, stage.name, rows, asked.work),
+            env=_environment(asked, f"{plan}-{stage.name}"),
             stdin=subprocess.DEVNULL,
             stderr=errors,
             process_group=0,
@@ -153,23 +132,21 @@ def _attempts_before(folder: Path) -> list[dict[str, Any]]:
 
 
 def _status_of(code: int) -> str:
-    if code == 0:
-        return "done"
-    if code == 1:
-        return "failed"
-    return f"died: {signal.Signals(-code).name}" if code < 0 else f"died: exit {code}"
+    if code < 0:
+        return f"died: {signal.Signals(-code).name}"
+    return {0: "done", 1: "failed"}.get(code, f"died: exit {code}")
 
 
-def _environment(settings: Settings, name: str) -> dict[str, str]:
+def _environment(asked: Any, name: str) -> dict[str, str]:
     """A stage's environment: the wheels, a folder of compiled programs, XLA's dumps."""
-    dump = settings.work / "dump" / name
+    dump = asked.work / "dump" / name
     dump.mkdir(parents=True, exist_ok=True)
     flags = f"--xla_dump_to={dump} --xla_dump_hlo_module_re=jit_(run|prefill)_chunk.* --xla_dump_emitter_re=ptx"
-    paths = [str(settings.site), os.environ.get("PYTHONPATH", "")]
+    paths = [str(asked.work / "site"), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "PYTHONUNBUFFERED": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(settings.work / "cache"),
+        "JAX_COMPILATION_CACHE_DIR": str(asked.work / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
         # Without preallocation, memory has gaps that an 8 GB array does not fit into.
@@ -196,8 +173,8 @@ def _last_lines(log: Path) -> list[str]:
     return [line for line in lines if line.strip()][-_LAST_LINES:]
 
 
-def _write(settings: Settings, record: dict[str, Any], begun: float) -> None:
-    path = settings.output / f"{record['plan']}.json"
+def _write(asked: Any, record: dict[str, Any], begun: float) -> None:
+    path = asked.output / f"{record['plan']}.json"
     written = path.with_name(path.name + ".part")
     document = {**record, "seconds": round(time.monotonic() - begun, 1)}
     written.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -6,36 +6,36 @@ import subprocess
 import sys
 from pathlib import Path
 
-# For jax 0.11.2 on Python 3.12 and Linux on x86-64. An older flax fails with this jax; without tokamax, and what it
-# imports, prefill runs a slower kernel.
-WHEELS = {
-    "flax": "0.12.12",
-    "tokamax": "0.0.17",
-    "qwix": "0.1.8",
-    "einshape": "1.0",
-    "immutabledict": "4.3.1",
-    "pydantic": "2.14.4",
-    "pydantic-core": "2.50.5",
-    "annotated-types": "0.8.0",
-    "typing-inspection": "0.4.5",
-    "xprof": "2.24.2",
-    "fire": "0.7.1",
-    "termcolor": "3.3.0",
-}
-# pip takes each for itself alone and not for those before it.
+# For jax 0.11.2 on Python 3.12 and Linux on x86-64. An older flax fails with this jax; without tokamax, and its imports,
+# prefill runs a slower kernel.
+_PINNED = [
+    "flax==0.12.12",
+    "tokamax==0.0.17",
+    "qwix==0.1.8",
+    "einshape==1.0",
+    "immutabledict==4.3.1",
+    "pydantic==2.14.4",
+    "pydantic-core==2.50.5",
+    "annotated-types==0.8.0",
+    "typing-inspection==0.4.5",
+    "xprof==2.24.2",
+    "fire==0.7.1",
+    "termcolor==3.3.0",
+]
+WHEELS = dict(each.split("==") for each in _PINNED)
+# pip takes each tag alone: a newer one does not include the older ones.
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
 _COMPLETE = ".complete"  # lists what was put there
 
 
 def download(folder: Path) -> int:
     """Collects the wheels from the package index and says which; what pip exits with."""
-    pinned = [f"{name}=={version}" for name, version in WHEELS.items()]
-    print("\n".join(pinned))
+    print("\n".join(_PINNED))
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
     command += ["--python-version", "3.12", "--implementation", "cp", "-d", str(folder)]
     for platform in _PLATFORMS:
         command += ["--platform", f"{platform}_x86_64"]
-    code = subprocess.run([*command, *pinned], check=False).returncode
+    code = subprocess.run([*command, *_PINNED], check=False).returncode
     found, absent = list(folder.glob("*.whl")), missing(folder)
     size = sum(path.stat().st_size for path in found)
     print(f"{len(found)} wheels in {folder}, {size / 1e6:.0f} MB; missing: {', '.join(absent) or 'none'}")

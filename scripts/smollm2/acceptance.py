@@ -12,9 +12,10 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-
-import numpy as np
+from statistics import mean
+from typing import Any
 
 import tokenswift_jax as ts
 
@@ -43,43 +44,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(argv)
     model = ts.load(options.model, options.dtype)
-    assert model.tokenizer is not None
+    tokenizer: Any = model.tokenizer
     chats = [[{"role": "user", "content": text}] for text in CHAT]
     prompts = {
-        "chat": [
-            model.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats
-        ],
+        "chat": [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats],
         "book": _passages(options.books, options.passages),
     }
-    with options.output.open("a", encoding="utf-8") as file:
-        for kind, texts in prompts.items():
-            ids = [model.tokenizer.encode(text, add_special_tokens=False) for text in texts]
-            for temperature in (0.0, 1.0):
-                for nodes in options.nodes:
-                    begun = time.perf_counter()
-                    results = ts.generate(
-                        model,
-                        ids,
-                        ts.SamplingConfig(temperature=temperature, seed=1),
-                        ts.SpeculationConfig(mode="tokenswift", schedule="fused", ngram_k=0, node_budget=nodes),
-                        max_new_tokens=options.tokens,
-                        ignore_eos=kind == "book",
-                    )
-                    mean = [result.mean_accepted_length for result in results]
-                    row = {
-                        "model": str(options.model),
-                        "kind": kind,
-                        "temperature": temperature,
-                        "nodes": nodes,
-                        "texts": len(results),
-                        "tokens": sum(result.generated_tokens for result in results),
-                        "tokens_an_iteration": round(float(np.mean(mean)), 3),
-                        "of_each": [round(value, 2) for value in mean],
-                        "seconds": round(time.perf_counter() - begun, 1),
-                    }
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-                    print(row, flush=True)
+    for kind, temperature, nodes in product(prompts, (0.0, 1.0), options.nodes):
+        begun = time.perf_counter()
+        results = ts.generate(
+            model,
+            [tokenizer.encode(text, add_special_tokens=False) for text in prompts[kind]],
+            ts.SamplingConfig(temperature=temperature, seed=1),
+            ts.SpeculationConfig(mode="tokenswift", schedule="fused", ngram_k=0, node_budget=nodes),
+            max_new_tokens=options.tokens,
+            ignore_eos=kind == "book",
+        )
+        each = [result.mean_accepted_length for result in results]
+        row = {"model": str(options.model), "kind": kind, "temperature": temperature, "nodes": nodes}
+        row |= {"texts": len(results), "tokens": sum(result.generated_tokens for result in results)}
+        row |= {"tokens_an_iteration": round(mean(each), 3), "of_each": [round(value, 2) for value in each]}
+        row |= {"seconds": round(time.perf_counter() - begun, 1)}
+        with options.output.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(row, flush=True)
     return 0
 
 

@@ -22,7 +22,9 @@ def texts(dtype: str, tokens: int, report: Callable[[str], None]) -> Iterator[di
     model, first = ts.load(dtype=dtype), []
     for kind in KINDS:
         report(f"text: {model.dtype}, {kind}, {tokens:,} tokens")
-        mode: dict[str, Any] = {"mode": kind} if kind == KINDS[0] else {"mode": "tokenswift", "schedule": kind, "draft_cache": 512}
+        mode: dict[str, Any] = {"mode": kind}
+        if kind != KINDS[0]:
+            mode = {"mode": "tokenswift", "schedule": kind, "draft_cache": 512}
         begun = time.perf_counter()
         out = ts.generate(
             model,

@@ -1,1 +1,0 @@
-"""Figures of what was measured, one kind of measurement a module."""
