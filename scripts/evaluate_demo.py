@@ -23,9 +23,7 @@ from tokenswift_jax.errors import UserError
 DEMO = Path(__file__).resolve().parent.parent / "tokenswift_jax" / "demo_model"
 LENGTH, STRIDE = 1024, 768  # tokens of a window, and between windows
 HEAD_TOKENS, HEAD_WINDOW = 16384, 512  # of a book for the heads' accuracy
-LONG = (4096, 16384)  # tokens of a window from the first book's start
 PROMPT_TOKENS, NEW_TOKENS = 2048, 256  # before drafting, and drafted
-SAMPLE_TOKENS = 192
 _SKIPPED = 2048  # tokens of a book's front matter, skipped for measures of prose
 
 
@@ -53,12 +51,9 @@ def measure(folder: Path, data: Path, tokens_a_book: int | None) -> dict[str, An
     plain = [tokenizer(text, verbose=False).input_ids for text in forms["unwrapped"].values()]
     prose = [ids[_SKIPPED : _SKIPPED + HEAD_TOKENS] for ids in plain]
     report["head_hits"] = measures.head_hits(model, prose, HEAD_WINDOW)
-    report["nats_by_position"] = {length: measures.loss_by_position(model, plain[0], length, 8) for length in LONG}
     prompts = [ids[:PROMPT_TOKENS] for ids in prose]
     report["tokens_per_iteration"] = measures.tokens_per_iteration(model, prompts, NEW_TOKENS)
-    prompt = plain[-1][2 * _SKIPPED : 2 * _SKIPPED + 64]
-    text = measures.write_on(model, prompt, SAMPLE_TOKENS)
-    return report | {"sample": {"prompt": tokenizer.decode(prompt), "text": text}}
+    return report
 
 
 def card_text(card: str, report: Mapping[str, Any]) -> str:
@@ -70,7 +65,7 @@ def card_text(card: str, report: Mapping[str, Any]) -> str:
         (i + 1, f"t+{i + 2}", *(f"{share:.1%}" for share in model), f"{book[0]:.1%}")
         for i, (model, book) in enumerate(zip(hits["model"], hits["text"], strict=True))
     ]
-    schedules, eighths = measures.SCHEDULES, [f"{i}/8" for i in range(1, 9)]
+    schedules = measures.SCHEDULES
     sampled = [(name, *(f"{found[schedule]:.2f}" for schedule in schedules)) for name, found in drafted.items()]
     parts = {
         "bits": f"{read}, windows of {LENGTH:,} tokens advancing by {STRIDE}:\n\n"
@@ -81,8 +76,6 @@ def card_text(card: str, report: Mapping[str, Any]) -> str:
         + table(("head", "guesses", "best 1", "best 2", "best 3", "book's word in best 1"), shares),
         "drafted": f"{NEW_TOKENS} tokens after {PROMPT_TOKENS:,} of each book, draft cache {measures.DRAFT_CACHE}, "
         "seed 0:\n\n" + table(("sampling", *(f"`{name}`" for name in schedules)), sampled),
-        "positions": table(("window", *eighths), [(n, *bands) for n, bands in report["nats_by_position"].items()]),
-        "sample": "> " + report["sample"]["prompt"].replace("\n", "\n> ") + f"\n\n{report['sample']['text']}",
     }
     for name, text in parts.items():
         card = fill(card, name, text)

@@ -15,6 +15,7 @@ from tokenswift_jax.checkpoint.save import save, state_tensors
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.node_sets import NodeSets
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.stats import by_window
 from tokenswift_jax.token_log import from_columns
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/benchmark.py does
@@ -23,7 +24,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as p
 import benchmark
 import small_models
 from benchmarking.ablations import groups
-from benchmarking.protocol import by_window, compared, digests, leading_equal, speed_over_equal_windows
+from benchmarking.protocol import compared, digests, leading_equal, speed_over_equal_windows
 from benchmarking.rows import RowFile, labels_of
 from benchmarking.settings import CONTENDERS, speculation_of
 
@@ -117,9 +118,9 @@ def test_each_ablation_varies_one_thing():
         "draft_cache_dtype": [None, "int8"],
     }.items():
         (group,) = made(name)
-        assert [value for value, _ in group.variants] == values
-        assert [getattr(speculation, name) for _, speculation in group.variants] == values
-    schedules = [(value, one.schedule, one.tree) for value, one in made("tree")[0].variants]
+        assert [value for value, _ in group[2]] == values
+        assert [getattr(speculation, name) for _, speculation in group[2]] == values
+    schedules = [(value, one.schedule, one.tree) for value, one in made("tree")[0][2]]
     assert schedules == [
         ("1,1,1,1", "partial", (1, 1, 1, 1)),
         ("1,3,3,3", "partial", (1, 3, 3, 3)),
@@ -127,16 +128,16 @@ def test_each_ablation_varies_one_thing():
         ("1,1,1,1", "fused", (1, 1, 1, 1)),
         ("1,3,3,3", "fused", (1, 3, 3, 3)),
     ]
-    assert {one.node_budget for _, one in made("tree")[0].variants} == {None}
-    assert [group.sampling.repetition_penalty for group in made("penalty")] == [1.0, 1.4]
-    noise = [(value, one.mode, one.shared_noise) for value, one in made("shared_noise")[0].variants]
+    assert {one.node_budget for _, one in made("tree")[0][2]} == {None}
+    assert [group[1].repetition_penalty for group in made("penalty")] == [1.0, 1.4]
+    noise = [(value, one.mode, one.shared_noise) for value, one in made("shared_noise")[0][2]]
     assert noise == [
         ("on", "tokenswift", True),
         ("off", "tokenswift", False),
         ("on", "selfspec", True),
         ("off", "selfspec", False),
     ]
-    assert [group.model for group in made("heads")] == [model, other]
+    assert [group[0] for group in made("heads")] == [model, other]
     assert said == []
     settings.heads = None
     assert made("shared_noise", GREEDY) == made("heads") == []

@@ -17,7 +17,7 @@ sys.path.append(str(ROOT / "scripts"))  # as python scripts/train_demo.py does
 
 import evaluate_demo  # noqa: E402
 import train_demo  # noqa: E402
-from demo.measures import bits_per_character, head_hits, loss_by_position  # noqa: E402
+from demo.measures import bits_per_character, head_hits  # noqa: E402
 from demo.recipe import read_recipe  # noqa: E402
 from demo.text import keep_wrapped, unwrap, write_books  # noqa: E402
 
@@ -205,31 +205,27 @@ def test_measures_are_their_definitions(model):
         odds /= odds.sum(axis=-1, keepdims=True)
         by_hand -= np.log(odds[np.arange(16, 24), ids[start + 16 : start + 24]]).sum()
     assert windowed == pytest.approx(by_hand / np.log(2) / 100, rel=1e-5)
-    bands = loss_by_position(loaded, [0, *ids], 40, 2)
-    assert bands == pytest.approx([nats[:20].mean(), nats[20:].mean()], abs=1e-4)  # rounded to four digits
     hits = head_hits(loaded, [ids, ids], 20)
     assert len(hits["model"]) == 2
     assert all(0 <= one <= two <= three <= 1 for one, two, three in hits["model"] + hits["text"])
 
 
 def test_the_card_has_the_measures():
-    report: dict[str, Any] = {"tokens_a_book": 30000, "sample": {"prompt": "Once\nmore", "text": "and again"}}
+    report: dict[str, Any] = {"tokens_a_book": 30000}
     report["bits_per_character"] = {form: {"tess": 1.7, "all": 1.75} for form in ("unwrapped", "wrapped")}
     report |= {"characters_per_token_unwrapped": 3.02, "characters_per_token_wrapped": 2.8}
     report["head_hits"] = {"model": [[0.5, 0.6, 0.7]], "text": [[0.3, 0.4, 0.5]]}
-    report["nats_by_position"] = {4096: [3.5] * 8}
     report["tokens_per_iteration"] = {"temperature 0": {"partial": 4.2, "fused": 3.3}}
     card = evaluate_demo.card_text((evaluate_demo.DEMO / "README.md").read_text(), report)
     assert "Each book's first 30,000 tokens" in card
     assert "| 1 | t+2 | 50.0% | 60.0% | 70.0% | 30.0% |" in card
     assert "| all | 1.75 | 1.75 |" in card
     assert "| temperature 0 | 4.20 | 3.30 |" in card
-    assert "> Once\n> more\n\nand again" in card
     assert "and knows nothing" in card, "text outside the marks stays"
 
 
 def test_the_demo_is_measured(model, folder, monkeypatch, capsys):
-    for name, value in {"LENGTH": 24, "STRIDE": 16, "HEAD_WINDOW": 20, "LONG": (40,), "_SKIPPED": 20}.items():
+    for name, value in {"LENGTH": 24, "STRIDE": 16, "HEAD_WINDOW": 20, "_SKIPPED": 20}.items():
         monkeypatch.setattr(evaluate_demo, name, value)
     monkeypatch.setattr(evaluate_demo, "PROMPT_TOKENS", 30)
     monkeypatch.setattr(evaluate_demo, "NEW_TOKENS", 8)
@@ -238,7 +234,6 @@ def test_the_demo_is_measured(model, folder, monkeypatch, capsys):
     assert evaluate_demo.main(command) == 0
     report = json.loads(capsys.readouterr().out)
     assert set(report["bits_per_character"]["wrapped"]) == {"book0", "book1", "book2", "all"}
-    assert len(report["nats_by_position"]["40"]) == 8
     assert "Each book's first 50 tokens, windows of 24 tokens" in (model / "README.md").read_text()
 
 

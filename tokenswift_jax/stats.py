@@ -124,6 +124,23 @@ def timing(records: TokenLog) -> dict[str, Any]:
     }
 
 
+def by_window(records: TokenLog, size: int) -> list[dict[str, Any]]:
+    """Windows of `size` tokens after those of prefill, the last one shorter.
+
+    Each has `tokens`, `ms_per_token` (5 digits) and `tokens_per_iteration`: tokens over the iterations that began in
+    it, None where none did.
+    """
+    decoded = records.offsets != PREFILL_OFFSET
+    seconds, starts = records.seconds[decoded], records.offsets[decoded] == 0
+    windows = []
+    for begin in range(0, len(seconds), size):
+        part, iterations = seconds[begin : begin + size], int(starts[begin : begin + size].sum())
+        rate = float(f"{len(part) / iterations:.5g}") if iterations else None
+        taken = float(f"{1e3 * float(part.mean()):.5g}")
+        windows.append({"tokens": len(part), "ms_per_token": taken, "tokens_per_iteration": rate})
+    return windows
+
+
 def distinct_n(token_ids: np.ndarray, largest: int = 4) -> dict[str, float]:
     """Distinct n-grams / all n-grams for n = 1..largest; 0.0 where there are none."""
     shares = {}

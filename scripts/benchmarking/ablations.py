@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import tokenswift_jax as ts
@@ -28,18 +28,8 @@ _WIDTHS = (1, 2, 3)  # candidates of every head
 _PENALTIES = (1.0, 1.1, 1.2, 1.4)
 
 
-@dataclass(frozen=True)
-class Group:
-    """Settings that share a text, and so the plain decoding they are compared with.
-
-    Attributes:
-      model, sampling: the text depends on them alone.
-      variants: the varied value, as a row states it, and how drafts are made.
-    """
-
-    model: ts.Model
-    sampling: ts.SamplingConfig
-    variants: list[tuple[Any, ts.SpeculationConfig]]
+Variants = list[tuple[Any, ts.SpeculationConfig]]  # the varied value, as a row states it, and how drafts are made
+Group = tuple[ts.Model, ts.SamplingConfig, Variants]  # settings that share a text, and so the plain decoding
 
 
 def ablations(settings: Settings, emit: RowFile) -> None:
@@ -49,16 +39,18 @@ def ablations(settings: Settings, emit: RowFile) -> None:
     for name, sampling in settings.samplings.items():
         for ablation in asked.ablations:
             for group in groups(settings, ablation, sampling):
-                text = setting("ablations", prompts, group.sampling.temperature, group.sampling.seed)
-                text |= {"ablation": ablation, "sampling": name, "sampling_config": asdict(group.sampling)}
+                model, used, _ = group
+                text = setting("ablations", prompts, used.temperature, used.seed)
+                text |= {"ablation": ablation, "sampling": name, "sampling_config": asdict(used)}
                 text |= {"asked_tokens": asked.ablation_tokens, "rounds": asked.rounds}
-                text |= {"heads_of": group.model.path.name, "head_type": group.model.config.draft_head_type}
+                text |= {"heads_of": model.path.name, "head_type": model.config.draft_head_type}
                 _measure(settings, emit, prompts, text, group)
 
 
 def _measure(settings: Settings, emit: RowFile, prompts: Prompts, text: Row, group: Group) -> None:
     """The rows of one group, plain decoding's first."""
-    varied = [(None, ts.SpeculationConfig(mode=PLAIN)), *group.variants]
+    model, sampling, variants = group
+    varied = [(None, ts.SpeculationConfig(mode=PLAIN)), *variants]
     rows: list[Row] = [
         text | {"contender": _name(value, speculation), "value": value} | labels_of(speculation)
         for value, speculation in varied
@@ -71,8 +63,8 @@ def _measure(settings: Settings, emit: RowFile, prompts: Prompts, text: Row, gro
     settings.report(f"ablations: {text['ablation']}, {text['sampling']}, {len(rows)} settings")
 
     def contender(row: Row, speculation: ts.SpeculationConfig) -> Contender:
-        options = group.sampling, speculation, settings.asked.ablation_tokens
-        return Contender(row["contender"], lambda i: run_ours(group.model, prompts.of_round(i), *options), {})
+        options = sampling, speculation, settings.asked.ablation_tokens
+        return Contender(row["contender"], lambda i: run_ours(model, prompts.of_round(i), *options), {})
 
     contenders = [contender(row, speculation) for row, (_, speculation) in zip(rows, varied, strict=True)]
     results = play(contenders, settings.asked.rounds, settings.report)
@@ -105,9 +97,7 @@ def groups(settings: Settings, ablation: str, sampling: ts.SamplingConfig) -> It
     if ablation in _FIELDS:
         values, schedules = _FIELDS[ablation]
         chosen = [(schedule, value) for schedule in schedules for value in _some(settings, values)]
-        yield Group(
-            settings.model, sampling, [(v, _base(settings, schedule, **{ablation: v})) for schedule, v in chosen]
-        )
+        yield settings.model, sampling, [(v, _base(settings, schedule, **{ablation: v})) for schedule, v in chosen]
     else:
         yield from _OTHERS[ablation](settings, sampling)
 
@@ -124,20 +114,20 @@ def _some(settings: Settings, values: Sequence[Any]) -> Sequence[Any]:
 def _trees(settings: Settings, sampling: ts.SamplingConfig) -> Iterator[Group]:
     """Whole trees without n-grams: shapes, and the checkpoint's node set where it has one."""
     heads, sets = settings.model.config.num_draft_heads, settings.model.config.node_sets
-    variants: list[tuple[Any, ts.SpeculationConfig]] = []
+    variants: Variants = []
     for schedule in _SCHEDULES:
         shapes: list[tuple[int, ...] | None] = [(1, *[width] * heads) for width in _some(settings, _WIDTHS)]
         for shape in [*shapes, *([None] if getattr(sets, schedule) is not None else [])]:
             name = "the node set" if shape is None else ",".join(map(str, shape))
             variants.append((name, _base(settings, schedule, tree=shape, node_budget=None, ngram_k=0)))
-    yield Group(settings.model, sampling, variants)
+    yield settings.model, sampling, variants
 
 
 def _penalties(settings: Settings, sampling: ts.SamplingConfig) -> Iterator[Group]:
     """Each penalty has a text of its own."""
     for penalty in _some(settings, _PENALTIES):
         both = [(penalty, _base(settings, schedule)) for schedule in _SCHEDULES]
-        yield Group(settings.model, replace(sampling, repetition_penalty=penalty), both)
+        yield settings.model, replace(sampling, repetition_penalty=penalty), both
 
 
 def _shared_noise(settings: Settings, sampling: ts.SamplingConfig) -> Iterator[Group]:
@@ -148,7 +138,7 @@ def _shared_noise(settings: Settings, sampling: ts.SamplingConfig) -> Iterator[G
     modes.append(ts.SpeculationConfig("selfspec", draft_cache=settings.asked.draft_cache))
     both = (("on", True), ("off", False))
     variants = [(name, replace(one, shared_noise=on)) for one in _some(settings, modes) for name, on in both]
-    yield Group(settings.model, sampling, variants)
+    yield settings.model, sampling, variants
 
 
 def _heads(settings: Settings, sampling: ts.SamplingConfig) -> Iterator[Group]:
@@ -158,7 +148,7 @@ def _heads(settings: Settings, sampling: ts.SamplingConfig) -> Iterator[Group]:
         return
     for model in (settings.model, settings.heads):
         kind = model.config.draft_head_type
-        yield Group(model, sampling, [(kind, _base(settings, schedule)) for schedule in _SCHEDULES])
+        yield model, sampling, [(kind, _base(settings, schedule)) for schedule in _SCHEDULES]
 
 
 _OTHERS: dict[str, Callable[[Settings, ts.SamplingConfig], Iterator[Group]]] = {

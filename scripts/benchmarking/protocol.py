@@ -15,7 +15,7 @@ from benchmarking.texts import Prompts
 from tokenswift_jax import stats
 from tokenswift_jax.hardware.environment import load_average
 from tokenswift_jax.sampling import SamplingConfig
-from tokenswift_jax.token_log import PREFILL_OFFSET, TokenLog
+from tokenswift_jax.token_log import TokenLog
 
 _DIGITS = 16  # of a digest: 64 bits
 
@@ -81,7 +81,7 @@ def _measured(run: Run, windows: tuple[int, int]) -> Row:
     records, (fine, coarse) = run.records, windows
     assert records is not None
     fields: Row = measures(Results({"": [run]}, {"": 0.0}), "")
-    fields |= {"latency": by_window(records, fine), "latency_coarse": by_window(records, coarse)}
+    fields |= {"latency": stats.by_window(records, fine), "latency_coarse": stats.by_window(records, coarse)}
     if not run.schedule_trace:
         return fields
     return (
@@ -121,23 +121,6 @@ def compared(row: Row, others: dict[str, Row]) -> Row:
             row["text_digests"], plain["text_digests"], row["window_tokens"][0], row["new_tokens"]
         )
     return fields
-
-
-def by_window(records: TokenLog, size: int) -> list[Row]:
-    """Windows of `size` tokens after prefill's, the last one shorter.
-
-    Each has `tokens`, `ms_per_token` and `tokens_per_iteration` (tokens over the iterations that began in it; None
-    where none did).
-    """
-    decoded = records.offsets != PREFILL_OFFSET
-    seconds, starts = records.seconds[decoded], records.offsets[decoded] == 0
-    windows = []
-    for begin in range(0, len(seconds), size):
-        part = seconds[begin : begin + size]
-        iterations = int(starts[begin : begin + size].sum())
-        row = {"tokens": len(part), "ms_per_token": rounded(1e3 * float(part.mean()))}
-        windows.append(row | {"tokens_per_iteration": rounded(len(part) / iterations) if iterations else None})
-    return windows
 
 
 def speed_over_equal_windows(own: list[Row], other: list[Row]) -> tuple[int, float] | None:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
-import jax
-
 import tokenswift_jax as ts
 from benchmarking.rows import PLAIN, RowFile, comparison, measures, setting
 from benchmarking.runs import Contender, paired_ratios, play, run_ours, spread
 from benchmarking.settings import Settings, speculation_of
 from benchmarking.texts import Prompts, random_ids
-from tokenswift_jax.hardware.profiler import WINDOW, profile
+from tokenswift_jax.hardware.host_work import host_work, stream_seconds
 
 _ADVERSARIAL_TEMPERATURE = 5.0  # nearly uniform draws: no draft is ever right
 
@@ -107,46 +102,9 @@ def host(settings: Settings, emit: RowFile) -> None:
         settings.report(f"host: {mode}")
         contender = _ours(settings, mode, prompts, 0.0, asked.new_tokens)
         row = setting("host", prompts, 0.0, asked.seed) | {"contender": contender.name, **contender.labels}
-        emit(row | _measure_host(settings, prompts, _speculation(settings, mode)))
-
-
-def _measure_host(settings: Settings, prompts: Prompts, speculation: ts.SpeculationConfig) -> dict[str, Any]:
-    """The device's idle time per token against the time of a token without the profiler.
-
-    The profiler notes every operation, which lengthens the device's part and not the idle time. `caller_share` is the
-    processor time of the calling thread, most of it spent while the device is busy.
-
-    Raises:
-      RuntimeError: a timed run compiled.
-    """
-    new_tokens, rounds = settings.asked.new_tokens, settings.asked.rounds
-
-    def stream(index: int) -> tuple[float, float, float]:
-        """Seconds and processor seconds of the calling thread from the first token on, and seconds of compilation."""
-        options: dict[str, Any] = {"max_new_tokens": new_tokens, "ignore_eos": True}
-        greedy = ts.SamplingConfig(temperature=0.0)
-        events = ts.stream(settings.model, prompts.of_round(index), greedy, speculation, **options)
-        next(events)
-        begun, thread_begun = time.perf_counter(), time.thread_time()
-        with jax.profiler.TraceAnnotation(WINDOW):
-            results = [event.result for event in events]
-        seconds, thread_seconds = time.perf_counter() - begun, time.thread_time() - thread_begun
-        assert results[-1] is not None, "the last event carries the result"
-        return seconds, thread_seconds, results[-1].compile_seconds
-
-    compile_seconds, tokens = stream(0)[2], new_tokens - 1
-    found: dict[str, list[float]] = {}
-    for index in range(rounds):
-        seconds, thread_seconds, compiled = stream(index)
-        with profile() as traces:
-            compiled += stream(index)[2]
-        if compiled:
-            raise RuntimeError("a timed run compiled after its warm-up")
-        begin, end = traces[0].window
-        idle = traces[0].idle_share * (end - begin) / 1e9
-        figures = {"ms_per_token": 1e3 * seconds / tokens, "idle_us_per_token": 1e6 * idle / tokens}
-        figures |= {"host_share": idle / seconds, "caller_share": thread_seconds / seconds}
-        for name, value in figures.items():
-            found.setdefault(name, []).append(value)
-    spreads = {name: spread(values) for name, values in found.items()}
-    return {"runs": rounds, "new_tokens": new_tokens, **spreads, "compile_seconds_excluded": compile_seconds}
+        options = _speculation(settings, mode), asked.new_tokens
+        warm_up = stream_seconds(settings.model, prompts.of_round(0), *options)
+        found = [host_work(settings.model, prompts.of_round(i), *options) for i in range(asked.rounds)]
+        row |= {name: spread(one[name] for one in found) for name in found[0]}
+        row |= {"compile_seconds_excluded": warm_up["compile_seconds"]}
+        emit(row | {"runs": asked.rounds, "new_tokens": asked.new_tokens})

@@ -16,6 +16,7 @@ import tokenswift_jax as ts
 from benchmarking.rows import TRANSFORMERS
 from benchmarking.texts import Prompts, passages_of_files, passages_of_the_model
 from benchmarking.transformers_generate import TransformersModel, is_available
+from tokenswift_jax.cli.converters import number, whole_list
 from tokenswift_jax.sampling import resolve_sampling
 from tokenswift_jax.speculation import MODES
 
@@ -84,8 +85,12 @@ def add_flags(
     add("--dtype", help="of weights and activations")
     add("--sections", type=_names(sections), default=usual, help="comma separated; default: " + ",".join(usual))
     add("--modes", type=_names(MODES), default=("autoregressive", "tokenswift", "ngram", "auto"))
-    add("--prefixes", type=_numbers(int), help="tokens before the generated ones, e.g. 2048,4096; ablations: the first")
-    add("--temperatures", type=_numbers(float), default=(0.0, 1.0))
+    add(
+        "--prefixes",
+        type=whole_list("2048,4096"),
+        help="tokens before the generated ones, e.g. 2048,4096; ablations: the first",
+    )
+    add("--temperatures", type=_numbers, default=(0.0, 1.0))
     add("--new-tokens", type=int, help="of a run of speed, capacity and host")
     add("--node-budget", type=int, help="of tokenswift, medusa and ngram; `auto` chooses for itself")
     add("--rounds", type=int, default=3, help="timed runs of every contender (protocol: see --passages)")
@@ -98,7 +103,7 @@ def add_flags(
     add("--sampling", type=_names(SAMPLINGS), default=("checkpoint",), help="checkpoint (its defaults), greedy or both")
     add("--draft-cache", type=int, default=512, help="slots of the draft cache (default: %(default)s)")
     add = parser.add_argument_group("protocol").add_argument
-    add("--tokens", type=_numbers(int), help="tokens to generate, e.g. 20480,102400 (default: 20480)")
+    add("--tokens", type=whole_list("2048,4096"), help="tokens to generate, e.g. 20480,102400 (default: 20480)")
     add("--contenders", type=_names(CONTENDERS), help="default: all that the checkpoint allows")
     add("--passages", type=int, default=1, help="texts of each length (default: %(default)s)")
     add("--transformers-tokens", type=int, default=2048, help="its limit; ratios are over equal windows")
@@ -189,11 +194,5 @@ def _names(known: Any) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
-def _numbers(kind: type) -> Callable[[str], tuple[Any, ...]]:
-    def parse(text: str) -> tuple[Any, ...]:
-        try:
-            return tuple(kind(part) for part in text.split(","))
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a comma separated list of numbers") from None
-
-    return parse
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(map(number, text.split(",")))

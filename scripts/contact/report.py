@@ -12,6 +12,7 @@ from page import table
 from contact.plans import PLANS
 from tokenswift_jax.hardware.goals import goals
 from tokenswift_jax.hardware.replay import replayed
+from tokenswift_jax.hardware.summary import goal_line, trouble, verdict
 
 Row = dict[str, Any]
 PREDICTIONS = Path(__file__).parents[2] / "benchmarks" / "2026-11-26-predictions-gpu.json"
@@ -28,9 +29,9 @@ def write_report(files: Sequence[Path], output: Path) -> list[str]:
     for device, measured in _by_device(documents).items():
         made = list(_computed(measured))
         rows += measured + [{"device": device, **row} for row in made]
-        lines += [f"== {device}", f"kernels and texts: {_verdict(measured)}", as_table(measured)]
-        lines += [f"  {row['stage']} {row['section']}: {_trouble(row)}" for row in measured if _trouble(row)]
-        lines += [f"  {_goal(row)}" for row in made if row["section"] == "goals"]
+        lines += [f"== {device}", f"kernels and texts: {verdict(measured)}", as_table(measured)]
+        lines += [f"  {row['stage']} {row['section']}: {trouble(row)}" for row in measured if trouble(row)]
+        lines += [f"  {goal_line(row)}" for row in made if row["section"] == "goals"]
     unfinished = [line for document in documents for line in _unfinished(document)]
     lines += ["== not done", *unfinished] if unfinished else []
     output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -106,33 +107,6 @@ def _computed(measured: Sequence[Row]) -> Iterator[Row]:
     yield from long
     for row in goals([*timed, *long]):
         yield {"section": "goals", **row}
-
-
-def _verdict(rows: Sequence[Row]) -> str:
-    texts = [row for row in rows if row["section"] == "demo" and "mode" in row]
-    checked = [row for row in rows if "relative_error" in row or row in texts]
-    wrong = [row for row in rows if row.get("good") is False or row.get("audit_failed")]
-    # In float32 any other text is an error; in narrower types the audit tells ties from errors.
-    wrong += [
-        row for row in texts if row["text_dtype"] == "float32" and row["leading_tokens_of_the_first"] < row["tokens"]
-    ]
-    if not wrong:
-        return f"all {len(checked)} right" if checked else "none checked"
-    named = ("section", "kernel", "rows", "text_dtype", "mode")
-    return "WRONG: " + "; ".join(" ".join(str(row[key]) for key in named if key in row) for row in wrong)
-
-
-def _trouble(row: Row) -> str | None:
-    return row.get("error") or row.get("missing")
-
-
-def _goal(row: Row) -> str:
-    about = f"{row['model']}, {row['goal']}"
-    if "missing" in row:
-        return f"{about}: {row['missing']}"
-    bound = next((f" ({key.replace('_', ' ')} {row[key]:.3g})" for key in ("at_least", "at_most") if key in row), "")
-    verdict = {True: "met", False: "NOT met", None: "no goal"}[row.get("met")]
-    return f"{about}: {row['value']:.3g}{bound} {verdict}"
 
 
 def _unfinished(document: dict[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Packages that a bare machine lacks, as wheels: which, downloading and installing them."""
+"""Packages that a bare machine lacks, as wheels: downloading and installing them. wheels.txt says which."""
 
 from __future__ import annotations
 
@@ -6,62 +6,40 @@ import subprocess
 import sys
 from pathlib import Path
 
-# For jax 0.11.2 on Python 3.12 and Linux on x86-64. An older flax fails with this jax; without tokamax, and its imports,
-# prefill runs a slower kernel.
-_PINNED = [
-    "flax==0.12.12",
-    "tokamax==0.0.17",
-    "qwix==0.1.8",
-    "einshape==1.0",
-    "immutabledict==4.3.1",
-    "pydantic==2.14.4",
-    "pydantic-core==2.50.5",
-    "annotated-types==0.8.0",
-    "typing-inspection==0.4.5",
-    "xprof==2.24.2",
-    "fire==0.7.1",
-    "termcolor==3.3.0",
-]
-WHEELS = dict(each.split("==") for each in _PINNED)
+PINNED = Path(__file__).with_name("wheels.txt")
+WHEELS = dict(line.split("==") for line in PINNED.read_text(encoding="utf-8").split("\n") if "==" in line)
 # pip takes each tag alone: a newer one does not include the older ones.
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014", "manylinux1")
-_COMPLETE = ".complete"  # lists what was put there
 
 
 def download(folder: Path) -> int:
-    """Collects the wheels from the package index and says which; what pip exits with."""
-    print("\n".join(_PINNED))
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
-    command += ["--python-version", "3.12", "--implementation", "cp", "-d", str(folder)]
-    for platform in _PLATFORMS:
-        command += ["--platform", f"{platform}_x86_64"]
-    code = subprocess.run([*command, *_PINNED], check=False).returncode
-    found, absent = list(folder.glob("*.whl")), missing(folder)
+    """Downloads the wheels from the package index; pip's exit status."""
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", str(folder)]
+    command += ["--python-version", "3.12", "--implementation", "cp", "-r", str(PINNED)]
+    command += [part for platform in _PLATFORMS for part in ("--platform", f"{platform}_x86_64")]
+    code = subprocess.run(command, check=False).returncode
+    found = list(folder.glob("*.whl"))
     size = sum(path.stat().st_size for path in found)
-    print(f"{len(found)} wheels in {folder}, {size / 1e6:.0f} MB; missing: {', '.join(absent) or 'none'}")
+    print(f"{len(found)} wheels in {folder}, {size / 1e6:.0f} MB; missing: {', '.join(missing(folder)) or 'none'}")
     return code
 
 
 def missing(folder: Path) -> list[str]:
     """The packages whose wheel, in the version wanted, is missing from a folder."""
-    return [
-        f"{name} {version}"
-        for name, version in WHEELS.items()
-        if not any(folder.glob(f"{name.replace('-', '_')}-{version}-*.whl"))
-    ]
+    patterns = {f"{name} {version}": f"{name.replace('-', '_')}-{version}-*.whl" for name, version in WHEELS.items()}
+    return [name for name, pattern in patterns.items() if not any(folder.glob(pattern))]
 
 
 def install(folder: Path, site: Path) -> list[str]:
-    """Puts a folder's wheels into another, for PYTHONPATH, unless they are there; returns what could not be."""
-    wheels = sorted(folder.glob("*.whl"))
-    complete = site / _COMPLETE
+    """Puts a folder's wheels into `site`, for PYTHONPATH, unless they are there; returns those that failed, and why."""
+    wheels, complete = sorted(folder.glob("*.whl")), site / ".complete"
     listing = "\n".join(wheel.name for wheel in wheels)
     if not wheels or (complete.exists() and complete.read_text(encoding="utf-8") == listing):
         return []
     site.mkdir(parents=True, exist_ok=True)
     failed = []
     if _pip(site, wheels):  # then each alone: one that does not fit this Python must not cost the others
-        failed = [f"{wheel.name}: {said}" for wheel in wheels for said in [_pip(site, [wheel])] if said]
+        failed = [f"{wheel.name}: {error}" for wheel in wheels for error in [_pip(site, [wheel])] if error]
     if not failed:
         complete.write_text(listing, encoding="utf-8")
     return failed

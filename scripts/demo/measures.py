@@ -43,12 +43,6 @@ def bits_per_character(model: ts.Model, ids: Sequence[int], characters: int, len
     return nats / math.log(2) / characters
 
 
-def loss_by_position(model: ts.Model, ids: Sequence[int], length: int, bands: int) -> list[float]:
-    """Nats a token in `bands` equal stretches of one window of `length` tokens from the text's beginning."""
-    (found,) = ts.score_tokens(model, [list(ids[: length + 1])])
-    return [round(-float(part.mean(dtype=np.float64)), 4) for part in np.array_split(found.logprobs, bands)]
-
-
 def head_hits(model: ts.Model, books: Sequence[Sequence[int]], length: int) -> dict[str, list[list[float]]]:
     """How often a head's best 1, 2, 3 guesses contain the right token: [heads][ranks], over windows of `length`.
 
@@ -88,10 +82,3 @@ def tokens_per_iteration(
             accepted, iterations = (sum(getattr(r, n) for r in results) for n in ("accepted_tokens", "iterations"))
             found.setdefault(name, {})[schedule] = round(accepted / iterations + 1, 3)
     return found
-
-
-def write_on(model: ts.Model, ids: Sequence[int], count: int) -> str:
-    """`count` tokens after `ids`: temperature 1, min-p 0.1, penalty 1.1, seed 0."""
-    sampling = ts.SamplingConfig(temperature=1.0, min_p=0.1, repetition_penalty=1.1)
-    plain = ts.SpeculationConfig(mode="autoregressive")
-    return ts.generate(model, list(ids), sampling, plain, max_new_tokens=count, ignore_eos=True).text
