@@ -20,6 +20,7 @@ from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.prompt import encode_rows, is_batch
 from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.schedule_trace import ScheduleTrace
 from tokenswift_jax.stats import GenerationResult
 from tokenswift_jax.text.transcript import Segment
 from tokenswift_jax.token_log import SAMPLED, TokenLog, TokenLogprob, concatenate
@@ -213,18 +214,14 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
 def _events(
     call: _Call, rows: list[Row], past: list[StreamEvent], run: Session | None, journal: Journal | None
 ) -> Generator[StreamEvent, None, None]:
-    trace = list(journal.schedule_trace) if journal is not None else []
+    trace = ScheduleTrace(journal.schedule_trace if journal is not None else ())
     held = [""] * len(rows)
     errors: dict[int, str] = {}
     unwritten: WriteError | None = None
     try:
         yield from past
-        known = 0  # entries of the run's trace that are in `trace`
         for step in run or ():
-            entries = run.schedule_trace[known:] if run is not None else []
-            known += len(entries)
-            new_trace = _changes(trace, entries)
-            trace += new_trace
+            new_trace = trace.follow(run.schedule_trace) if run is not None else []
             for index, (row, new) in enumerate(zip(rows, step.rows, strict=True)):
                 if row.finish is not None:
                     continue
@@ -266,7 +263,7 @@ def _result(
     index: int,
     row: Row,
     run: Session | None,
-    trace: list[dict[str, Any]],
+    trace: ScheduleTrace,
     error: str | None,
 ) -> GenerationResult:
     records = concatenate(row.parts)
@@ -287,7 +284,7 @@ def _result(
         generated_tokens=len(records),
         token_ids=records.token_ids.tolist(),
         finish_reason=row.finish,
-        schedule_trace=trace[:1] + [entry for entry in trace[1:] if entry["from_token"] < len(records)],
+        schedule_trace=trace.of(len(records)),
         compile_seconds=run.compile_seconds if run is not None else 0.0,
         prefill_seconds=run.prefill_seconds if run is not None else 0.0,
         **stats.acceptance(records),
@@ -301,16 +298,6 @@ def _result(
         audit_failed=found is not None and found.failed,
         plan_reason=run.plan_reason if run is not None else None,
     )
-
-
-def _changes(trace: list[dict[str, Any]], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries that differ from the entry before them: a resumed run names its plan again."""
-    changes: list[dict[str, Any]] = []
-    for entry in entries:
-        before = (trace + changes)[-1:]
-        if not before or before[0] | {"from_token": entry["from_token"]} != entry:
-            changes.append(entry)
-    return changes
 
 
 def _audit(model: Model, request: Request, records: TokenLog, report: Report) -> AuditReport | None:

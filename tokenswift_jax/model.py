@@ -70,7 +70,9 @@ def load(
     """
     use_compilation_cache()
     folder = checkpoint.resolve(DEMO_MODEL if path is None else path, report)
-    config, graphdef, params = checkpoint.load_decoder(folder, dtype, rope_override, report=report)
+    opened = checkpoint.open_checkpoint(folder, rope_override)
+    chosen = checkpoint.chosen_dtype(opened, dtype)
+    config, graphdef, params = checkpoint.load_decoder(opened, chosen, report=report)
     tokenizer = checkpoint.load_tokenizer(folder)
     generation_config = checkpoint.load_generation_config(folder)
     warn_of_unknown(generation_config)
@@ -81,7 +83,7 @@ def load(
         generation_config=generation_config,
         graphdef=graphdef,
         params=params,
-        dtype=str(jax.tree.leaves(params)[0].dtype),
+        dtype=chosen.name,
         eos_token_ids=_eos_token_ids(folder, generation_config, config.vocab_size, tokenizer),
         rope_override=rope_override,
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tokenswift_jax.errors import UserError, check_whole
+from tokenswift_jax.modes import MODES, SCHEDULES, used_fields
 
-MODES = ("autoregressive", "tokenswift", "medusa", "selfspec", "ngram", "auto")
 DRAFT_BLOCKS = (16, 32, 64, 128, 256)  # the full cache's capacity is a multiple of each
-SCHEDULES = ("partial", "fused", "auto")
 DRAFT_WEIGHTS = ("int8", "int4")
 
 
@@ -60,7 +59,8 @@ class SpeculationConfig:
         if self.schedule not in SCHEDULES:
             known = ", ".join(SCHEDULES)
             raise UserError(f"schedule {self.schedule!r} is unknown; known: {known}", arguments=("schedule",))
-        if self.schedule != "auto" and self.mode != "tokenswift":
+        used = used_fields(self.mode, self.schedule)
+        if self.schedule != "auto" and "schedule" not in used:
             raise UserError(
                 f"schedule {self.schedule!r} goes with mode 'tokenswift', not {self.mode!r}",
                 arguments=("schedule", "mode"),
@@ -87,7 +87,7 @@ class SpeculationConfig:
             raise UserError(
                 f"draft_weights {self.draft_weights!r} is unknown; known: {known}", arguments=("draft_weights",)
             )
-        if self.draft_weights is not None and self.mode in ("autoregressive", "ngram"):
+        if self.draft_weights is not None and "draft_weights" not in used:
             raise UserError(
                 f"mode {self.mode!r} drafts without weights; leave draft_weights out",
                 arguments=("mode", "draft_weights"),
@@ -102,8 +102,7 @@ class SpeculationConfig:
                 "draft_block reads the full cache in place; leave draft_cache_dtype out",
                 arguments=("draft_block", "draft_cache_dtype"),
             )
-        copies = self.mode in ("selfspec", "auto") or (self.mode == "tokenswift" and self.schedule != "fused")
-        if self.draft_cache_dtype is not None and not copies:
+        if self.draft_cache_dtype is not None and "draft_cache_dtype" not in used:
             raise UserError(
                 f"mode {self.mode!r} keeps no draft cache; leave draft_cache_dtype out",
                 arguments=("mode", "draft_cache_dtype"),

@@ -10,9 +10,12 @@ from benchmarking.runs import Results, paired_ratios, rounded, spread
 from benchmarking.texts import Prompts
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.hardware.environment import load_average
+from tokenswift_jax.modes import used_fields
 from tokenswift_jax.speculation import SpeculationConfig
 
 Row = dict[str, Any]
+_DRAFTING = ("mode", "schedule", "tree", "node_budget", "ngram_k", "draft_cache", "refresh_interval", "draft_block")
+_DRAFTING += ("draft_cache_dtype", "shared_noise", "draft_weights")
 PLAIN, TRANSFORMERS = "autoregressive", "transformers"
 _OF_A_RUN = ("date", "load_average", "load_average_at_start")  # fields that two runs of one measurement do not share
 
@@ -25,14 +28,8 @@ def setting(section: str, prompts: Prompts, temperature: float, seed: int) -> Ro
 
 def labels_of(speculation: SpeculationConfig) -> Row:
     """The fields of a row that say how drafts were made; None where the mode has no such thing."""
-    tokenswift = speculation.mode == "tokenswift"
-    over_cache = speculation.mode in ("selfspec", "auto") or (tokenswift and speculation.schedule != "fused")
-    with_ngrams = tokenswift or speculation.mode in ("ngram", "auto")
-    by_model = speculation.mode not in (PLAIN, "ngram")
-    applies = {"mode": True, "schedule": tokenswift, "tree": True, "node_budget": True, "ngram_k": with_ngrams}
-    applies |= dict.fromkeys(("draft_cache", "refresh_interval", "draft_block", "draft_cache_dtype"), over_cache)
-    applies |= dict.fromkeys(("shared_noise", "draft_weights"), by_model)
-    chosen = {name: getattr(speculation, name) if applied else None for name, applied in applies.items()}
+    used = {"mode", "tree", "node_budget", *used_fields(speculation.mode, speculation.schedule)}
+    chosen = {name: getattr(speculation, name) if name in used else None for name in _DRAFTING}
     return {"implementation": "tokenswift_jax"} | chosen
 
 

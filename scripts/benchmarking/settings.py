@@ -17,15 +17,14 @@ from benchmarking.rows import TRANSFORMERS
 from benchmarking.texts import Prompts, passages_of_files, passages_of_the_model
 from benchmarking.transformers_generate import TransformersModel, is_available
 from tokenswift_jax.cli.converters import number, whole_list
+from tokenswift_jax.modes import MODES, NEED_HEADS
 from tokenswift_jax.sampling import resolve_sampling
-from tokenswift_jax.speculation import MODES
 
 # The contenders of the paper's protocol; others are compared with those that run first.
 CONTENDERS = (
     *("autoregressive", TRANSFORMERS, "tokenswift-partial", "tokenswift-fused"),
     *("medusa", "selfspec", "ngram", "auto"),
 )
-NEED_HEADS = ("tokenswift-partial", "tokenswift-fused", "medusa")
 _NODE_BUDGET = {"cpu": 3}  # CPU cores pay for every row of a verify, accelerators hardly
 _NODE_BUDGET_ELSEWHERE = 63
 # Sizes of a run and of --quick, in tokens; the paper's "20K" is 20,480. The smaller capacity of --quick is the one that
@@ -161,7 +160,8 @@ def make_settings(asked: argparse.Namespace) -> Settings:
 
 def _contenders(asked: argparse.Namespace, model: ts.Model) -> tuple[str, ...]:
     """The named ones in the order of `CONTENDERS`: the baselines of ratios run first."""
-    lacking = () if model.config.num_draft_heads else NEED_HEADS
+    needing = [name for name in CONTENDERS if name.partition("-")[0] in NEED_HEADS]
+    lacking = () if model.config.num_draft_heads else needing
     wrong = [name for name in asked.contenders or () if name in lacking]
     if wrong:
         raise ts.UserError(f"--contenders {','.join(wrong)}: the checkpoint has no draft heads; leave them out")

@@ -93,7 +93,7 @@ def audit(model: Model, request: Request, token_ids: Sequence[int]) -> AuditRepo
             found = measure(*arguments, jnp.asarray(np.resize(rows, _MEASURED), jnp.int32))
             margins += np.asarray(found)[: len(rows)].tolist()
         broken += _undefined(request, text, logits, draws, drawn, np.flatnonzero(audited))
-    wide = jnp.dtype(jax.tree.leaves(model.params)[0].dtype).itemsize >= 4
+    wide = jnp.dtype(model.dtype).itemsize >= 4
     bound = 0.0 if wide or not margins else 4 * _logit_spread(model, text)
     largest = max([*margins, *[MARGIN_LIMIT] * bool(broken)], default=0.0)
     return AuditReport(positions, len(margins) + broken, largest, bound, (bool(margins) and wide) or largest > bound)

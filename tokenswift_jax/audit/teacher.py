@@ -36,7 +36,7 @@ def teacher_forced(model: Model, texts: list[list[int]], rows: int = ROWS) -> It
     if min(map(len, texts)) < 1 or longest > limit:
         raise UserError(f"a text to score holds 1 to {limit} tokens, not {sorted({len(text) for text in texts})}")
     capacity = round_up(longest, ROWS)
-    dtype = jax.tree.leaves(model.params)[0].dtype
+    dtype = jnp.dtype(model.dtype)
     check_memory(model.config, len(texts), capacity, dtype, advice="give fewer or shorter texts at once")
     cache = empty_cache(model.config, len(texts), capacity, dtype)
     tokens, function = padded(texts, capacity), compiled("causal", model.graphdef)

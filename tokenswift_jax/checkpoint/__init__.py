@@ -7,10 +7,11 @@ from tokenswift_jax.checkpoint.directory import (
     named_on_hub,
     resolve,
 )
-from tokenswift_jax.checkpoint.load import load_decoder, open_checkpoint
+from tokenswift_jax.checkpoint.load import chosen_dtype, load_decoder, open_checkpoint
 from tokenswift_jax.checkpoint.save import save, state_tensors
 
 __all__ = [
+    "chosen_dtype",
     "fingerprint",
     "load_decoder",
     "load_generation_config",

@@ -70,8 +70,22 @@ def open_checkpoint(path_or_hub_id: str | Path, rope_override: Mapping[str, Any]
     return Checkpoint(directory, hf_config, config, match_tensors(config, stored, str(directory)))
 
 
+def chosen_dtype(checkpoint: Checkpoint, dtype: str | Any | None = None) -> np.dtype:
+    """The dtype of weights and activations: `dtype`, or None for the checkpoint's own, at least float32 on CPU.
+
+    Raises:
+      UserError: an unknown dtype, or float64 without jax_enable_x64.
+    """
+    chosen = parse_dtype(dtype) if dtype is not None else checkpoint.dtype
+    if dtype is None and jax.default_backend() == "cpu":
+        chosen = np.dtype(wide_dtype(chosen))
+    if chosen == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        raise UserError("dtype float64 needs JAX_ENABLE_X64=1")
+    return chosen
+
+
 def load_decoder(
-    path_or_hub_id: str | Path,
+    source: str | Path | Checkpoint,
     dtype: str | Any | None = None,
     rope_override: Mapping[str, Any] | None = None,
     sharding: Callable[[names.ParameterPath], jax.sharding.Sharding] | None = None,
@@ -82,12 +96,14 @@ def load_decoder(
 ) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     """Loads a decoder split into (configuration, graph, parameters); each tensor goes directly to its shards.
 
+    The configuration is the one of the graph: untied where `copies` stores a tied head twice.
+
     Peak host memory beyond the parameters themselves stays near one tensor.
 
     Args:
-      path_or_hub_id: a checkpoint directory, or an id on the hub.
-      dtype: bfloat16, float16, float32 or float64; None: the checkpoint's own, at least float32 on CPU.
-      rope_override: RoPE parameters to use instead of config.json's.
+      source: a checkpoint directory, an id on the hub, or an open checkpoint.
+      dtype: bfloat16, float16, float32 or float64; None: as `chosen_dtype`.
+      rope_override: RoPE parameters to use instead of config.json's; of an open checkpoint, its own.
       sharding: returns the sharding of a parameter for its path; None: all parameters go to the default device.
       copies: whether parameters may be stored twice where that decodes faster: tied embeddings on CPU, and the LM
         head's columns for the draft vocabulary. False for training, which would change one of the two.
@@ -98,22 +114,18 @@ def load_decoder(
     Raises:
       UserError: as `open_checkpoint`; an unknown dtype, or float64 without jax_enable_x64.
     """
-    checkpoint = open_checkpoint(path_or_hub_id, rope_override)
-    chosen = parse_dtype(dtype) if dtype is not None else checkpoint.dtype
-    if dtype is None and jax.default_backend() == "cpu":
-        chosen = np.dtype(wide_dtype(chosen))
-    if chosen == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-        raise UserError("dtype float64 needs JAX_ENABLE_X64=1")
-    stored = checkpoint.config
-    head = checkpoint.tensors[("embed_tokens",) if stored.tie_word_embeddings else ("lm_head", "kernel")]
-    if copies and stored.tie_word_embeddings and jax.default_backend() == "cpu":
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, rope_override)
+    chosen = chosen_dtype(checkpoint, dtype)
+    config, tensors = checkpoint.config, dict(checkpoint.tensors)
+    head = tensors[("embed_tokens",) if config.tie_word_embeddings else ("lm_head", "kernel")]
+    if copies and config.tie_word_embeddings and jax.default_backend() == "cpu":
         # A tied head multiplies by the transposed table, which a CPU does at half the speed for several rows.
-        stored = replace(stored, tie_word_embeddings=False)
-        checkpoint.tensors[("lm_head", "kernel")] = head
-    shell = abstract_decoder(stored, chosen)
-    if stored.draft_vocab is not None:
+        config = replace(config, tie_word_embeddings=False)
+        tensors[("lm_head", "kernel")] = head
+    shell = abstract_decoder(config, chosen)
+    if config.draft_vocab is not None:
         if copies:
-            checkpoint.tensors[("draft_lm_head", "kernel")] = rows_of(head, stored.draft_vocab.ids)
+            tensors[("draft_lm_head", "kernel")] = rows_of(head, config.draft_vocab.ids)
         else:
             shell.draft_lm_head = None
     graph, state = nnx.split(shell)
@@ -123,7 +135,7 @@ def load_decoder(
     with phase(report, "loading the model", total, "bytes") as so_far:
         for path, param in wanted:
             place = local if sharding is None else sharding(path)
-            read = _shard_reader(checkpoint.tensors[path], path, chosen)
+            read = _shard_reader(tensors[path], path, chosen)
             values = jax.make_array_from_callback(param.shape, place, read)
             loaded.append((path, param.replace(values)))
             done += values.nbytes
@@ -133,7 +145,7 @@ def load_decoder(
         decoder = nnx.merge(graph, params)
         del loaded, params, values  # or all parts stay in memory beside what is joined
         graph, params = nnx.split(joined(decoder))
-    return checkpoint.config, graph, params
+    return config, graph, params
 
 
 def _shard_reader(tensor: Tensor, path: names.ParameterPath, dtype: np.dtype) -> Callable[[Index | None], np.ndarray]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from tokenswift_jax.cli.command import Parser, with_dashes
 from tokenswift_jax.cli.converters import json_object, name, number, one_device, path, stop_text, whole, whole_list
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.modes import MODES, SCHEDULES, used_fields
 from tokenswift_jax.paths import check_writable
-from tokenswift_jax.speculation import DRAFT_WEIGHTS
+from tokenswift_jax.speculation import DRAFT_WEIGHTS, SpeculationConfig
 
 PROGRAM = "python -m tokenswift_jax.generate"
 MAX_NEW_TOKENS = 256  # where neither a flag nor the checkpoint says
@@ -18,22 +20,7 @@ SAMPLING = (
     *("temperature", "top_k", "top_p", "min_p", "eta_cutoff", "repetition_penalty", "penalty_window"),
     *("min_tokens_to_keep", "suppress_tokens", "seed"),
 )
-SPECULATION = (
-    *("mode", "schedule", "tree", "node_budget", "ngram_k", "ngram_slots"),
-    *("draft_cache", "draft_sinks", "draft_block", "refresh_interval", "shared_noise", "draft_weights"),
-    "draft_cache_dtype",
-)
-_TREE, _NGRAM = {"tree", "node_budget"}, {"ngram_k", "ngram_slots"}
-_DRAFT_CACHE = {"draft_cache", "draft_sinks", "draft_block", "refresh_interval", "draft_cache_dtype"}
-_MODEL = {"shared_noise", "draft_weights"}  # flags of the drafts that the model computes
-_USED = {  # flags by the mode that uses them; a flag without effect is an error
-    "autoregressive": set(),
-    "tokenswift": _TREE | _NGRAM | _DRAFT_CACHE | _MODEL | {"schedule"},
-    "medusa": _TREE | _MODEL,
-    "selfspec": _DRAFT_CACHE | _MODEL,
-    "ngram": _NGRAM | {"node_budget"},
-    "auto": _TREE | _NGRAM | _DRAFT_CACHE | _MODEL,
-}
+SPECULATION = tuple(field.name for field in fields(SpeculationConfig))
 
 
 def parse(argv: Sequence[str], parser: Parser | None = None) -> argparse.Namespace:
@@ -67,12 +54,10 @@ def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
     least, most = options.min_new_tokens, options.max_new_tokens
     if least is not None and most is not None and least > most:
         raise UserError(f"--min-new-tokens {least} is above --max-new-tokens {most}; lower one")
-    mode = options.mode or "auto"
-    unused = [name for name in options.speculation if name != "mode" and name not in _USED[mode]]
-    if options.schedule == "fused":
-        unused += [name for name in options.speculation if name in _DRAFT_CACHE]
-        mode = "tokenswift --schedule fused" if mode == "tokenswift" else mode
-    if unused:
+    mode, schedule = options.mode or "auto", options.schedule or "auto"
+    unused = [name for name in options.speculation if name not in {"mode", *used_fields(mode, schedule)}]
+    if unused:  # a flag without effect is an error
+        mode = "tokenswift --schedule fused" if (mode, schedule) == ("tokenswift", "fused") else mode
         raise UserError(f"--mode {mode} has no use for {named(unused)}; leave out one or the other")
     if options.logprobs is not None and options.stats is None:
         raise UserError("--logprobs goes into the statistics; name a file with --stats FILE.json")
@@ -140,8 +125,8 @@ def flag_parser(program: str = PROGRAM) -> Parser:
     add("--seed", type=whole(0), metavar="S", help="below 2**32 (default: 0)")
 
     add = parser.add_argument_group("speculation (never changes the text)").add_argument
-    add("--mode", choices=sorted(_USED), help="default: auto")
-    add("--schedule", choices=("auto", "partial", "fused"), help="of tokenswift: where its drafts come from")
+    add("--mode", choices=sorted(MODES), help="default: auto")
+    add("--schedule", choices=SCHEDULES, help="of tokenswift: where its drafts come from")
     add(
         "--tree",
         type=whole_list("1,3,3,3"),
