@@ -22,7 +22,7 @@ from tokenswift_jax.errors import UserError
 
 MEDUSA_FILE = "medusa_lm_head.safetensors"
 _WHY_NOT = {
-    "chained": "each head goes on from the one before it and norms what it reads, and Medusa's heads do neither",
+    "chained": "each head reads the head before it and norms its input, and Medusa's heads do neither",
     "sequential": "each head reads the drafted token above its guess, which Medusa's heads never see",
 }
 

@@ -116,8 +116,8 @@ def _largest(holds: Callable[[jax.Array], jax.Array], scores: jax.Array, search:
         # which it is true. Without one reduction over all digits, a GPU runs a kernel for each.
         shape = (*scores.shape[:-1], 2**count - 1)
         digits = jax.lax.broadcasted_iota(word, shape, scores.ndim - 1) + jnp.ones((), word)
-        held = jnp.sum(holds(number(image | (digits << shift))).astype(word), axis=-1, keepdims=True, dtype=word)
-        return image | (held << shift)
+        digit = jnp.sum(holds(number(image | (digits << shift))).astype(word), axis=-1, keepdims=True, dtype=word)
+        return image | (digit << shift)
 
     def one_pass(i: jax.Array, image: jax.Array) -> jax.Array:
         return settle(image, (bits - step * (i + 1)).astype(word), step)

@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         unpack(arguments.unpack, arguments.work)
     site = arguments.work / "site"
     notes = [f"no wheel of {name} in {arguments.wheels}" for name in wheels.missing(arguments.wheels)]
-    notes += [f"wheel not installed: {said}" for said in wheels.install(arguments.wheels, site)]
+    notes += [f"wheel not installed: {error}" for error in wheels.install(arguments.wheels, site)]
     if len(notes) == len(wheels.WHEELS):
         notes = [f"no wheels in {arguments.wheels}: the stages use this machine's packages"]
     print("\n".join(notes), flush=True)

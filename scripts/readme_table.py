@@ -43,7 +43,7 @@ def benchmark_section(rows: list[Row]) -> str:
 
 
 def demo_section(training: Row, config: Row, card: str) -> str:
-    """What the demo model is and how long it was trained; its bits per character where the card states them."""
+    """The demo model, the length of its training, and its bits per character where the card states them."""
     total = training["in_all"]
     minutes = "" if total["minutes"] is None else f", in {total['minutes']:.0f} minutes"
     text = (

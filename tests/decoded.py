@@ -18,7 +18,7 @@ PLAIN = SpeculationConfig(mode="autoregressive")
 
 @dataclass(frozen=True)
 class Text:
-    """What a session emitted for one row: `token_log.TokenLog`, its chunks joined.
+    """The tokens that a session emitted for one row: `token_log.TokenLog`, its chunks joined.
 
     Attributes:
       trace: the run's schedule_trace.

@@ -1,4 +1,4 @@
-"""What the public reference program computed, for tests to compare with: ../shared/golden.
+"""Results of the public reference program, for tests to compare with: ../shared/golden.
 
 A test that asks for it is skipped, with a warning, where it is not there.
 """
@@ -28,7 +28,7 @@ def checkpoint(name: str) -> Path:
 
 @cache
 def arrays(name: str) -> dict[str, np.ndarray]:
-    """What the reference computed from a checkpoint, by name."""
+    """The reference's results for a checkpoint, by name."""
     with np.load(_present(_FOLDER / _ARRAYS[name] / "golden.npz")) as golden:
         return dict(golden)
 

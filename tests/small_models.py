@@ -117,7 +117,7 @@ def _sees_its_token(path: tuple, size: int) -> np.ndarray:
     if name == "down_proj":
         return np.eye(size) * 0.3 * 4.0**index
     token = np.eye(size) * (3.0 if name == "gate_proj" else 1.0)
-    rng = np.random.default_rng(index)  # its own, so that the backbone is the same whatever the heads are
+    rng = np.random.default_rng(index)  # its own, so that the backbone does not depend on the heads
     return np.concatenate([rng.normal(0, 0.3 / size**0.5, (size, size)), token])
 
 

@@ -3,7 +3,7 @@
 from tokenswift_jax.speculation import SpeculationConfig
 
 _TREE = {"tree": (1, 2, 2, 2), "ngram_k": 2, "ngram_slots": 4, "node_budget": 7}
-# So small that the drafting modes select anew many times within a test's text.
+# So small that the drafting modes select again many times within a test's text.
 _CACHE = {"draft_cache": 64, "draft_sinks": 8}
 _BLOCKS = {"draft_block": 16}  # the same slots as a table of blocks
 

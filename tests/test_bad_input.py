@@ -30,7 +30,7 @@ def demo(tmp_path_factory):
 
 @pytest.fixture
 def scene(demo, tmp_path, monkeypatch):
-    """A copy of the demo to spoil, as `model`, in the working folder; whatever is not spoiled is a link."""
+    """A copy of the demo to spoil, as `model`, in the working folder; the other files are links."""
     work = tmp_path / "work"
     (work / "model").mkdir(parents=True)
     for file in demo.iterdir():
@@ -84,7 +84,7 @@ def other_heads(values):
 
 
 def only(**fields):
-    """Another file of JSON in the model's folder."""
+    """The content of another JSON file in the model's folder."""
 
     def spoil(folder):
         for name, value in fields.items():

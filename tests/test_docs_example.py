@@ -1,4 +1,4 @@
-"""The worked example of docs/how-it-works.md: its inputs are read from the page, its results are computed anew."""
+"""The worked example of docs/how-it-works.md: its inputs are read from the page, its results are computed here."""
 
 import re
 from pathlib import Path
@@ -50,7 +50,7 @@ def table(name):
 
 
 def listed(name):
-    """What stands in backticks in the line below <!-- example: NAME -->."""
+    """The text in backticks in the line below <!-- example: NAME -->."""
     return re.findall(r"`([^`]+)`", PAGE.split(f"<!-- example: {name} -->")[1].strip().splitlines()[0])
 
 
@@ -126,7 +126,7 @@ def iteration(monkeypatch):
         return noise, tree, draws, verified, walked, after, records, count, positions_run.pop(), candidates_run.pop()
 
     names = ("noise", "tree", "draws", "verified", "walk", "after", "records", "count", "positions", "candidates")
-    found = jax.device_get(run())  # what is taken from an array on the device is compiled for every index anew
+    found = jax.device_get(run())  # JAX compiles a program for every index into an array on the device
     return SimpleNamespace(text=text, n=n, target=target, **dict(zip(names, found, strict=True)))
 
 

@@ -76,7 +76,7 @@ STAGES = {
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
-    """Of a plan `first` whose stages are the ones above."""
+    """The flags of a plan `first` with the stages above."""
     monkeypatch.setitem(runner.PLANS, "first", tuple(plans.Stage(name, (), 30) for name in STAGES))
     monkeypatch.setattr(runner, "FEWEST_SECONDS", 0.1)
     monkeypatch.setattr(runner, "_LAST_SECONDS", 0.0)

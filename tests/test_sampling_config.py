@@ -1,4 +1,4 @@
-"""What SamplingConfig accepts, what it says about the rest, and how a checkpoint's generation_config.json is read."""
+"""The values that SamplingConfig accepts, its errors for others, and the reading of generation_config.json."""
 
 import dataclasses
 import math

@@ -114,7 +114,7 @@ ENTRY %main (cache.1: bf16[2,4096,128], x.1: f32[1000]) -> (bf16[2,4096,128], f3
 
 
 def test_an_iteration_counts_once_and_without_kernels_or_on_chip_memory():
-    """Weights brought near are read once; a row is laid in the cache; of the pair's first result nothing leaves the
+    """Weights brought near are read once; a row is written to the cache; of the pair's first result nothing leaves the
     chip; a fusion in another takes two rows, one looks at all; the kernel and the loop inside cost nothing."""
     near = 2 * 64 * 128
     put = 2 * 2 * 128 + F32  # read, written, and where to

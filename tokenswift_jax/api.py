@@ -215,7 +215,7 @@ def _events(
     call: _Call, rows: list[Row], past: list[StreamEvent], run: Session | None, journal: Journal | None
 ) -> Generator[StreamEvent, None, None]:
     trace = ScheduleTrace(journal.schedule_trace if journal is not None else ())
-    held = [""] * len(rows)
+    withheld = [""] * len(rows)
     errors: dict[int, str] = {}
     unwritten: WriteError | None = None
     try:
@@ -245,13 +245,13 @@ def _events(
     except KeyboardInterrupt:
         released = [row.text for row in rows]
         rows = [row.interrupted() for row in rows]
-        held = [row.text[len(text) :] for row, text in zip(rows, released, strict=True)]
+        withheld = [row.text[len(text) :] for row, text in zip(rows, released, strict=True)]
     finally:
         if run is not None:
             run.close()
         if journal is not None:
             journal.close()
-    for index, (row, text) in enumerate(zip(rows, held, strict=True)):
+    for index, (row, text) in enumerate(zip(rows, withheld, strict=True)):
         segments = ((text, SAMPLED),) if text else ()
         yield StreamEvent(index, segments, concatenate([]), _result(call, index, row, run, trace, errors.get(index)))
     if unwritten is not None:

@@ -88,7 +88,7 @@ def _parser(program: str) -> Parser:
     add("--model", type=name, metavar="DIR|HUB_ID", help="checkpoint with draft heads (default: the bundled demo)")
     add("--data", nargs="+", required=True, metavar="PATH", help=".txt and .jsonl files, folders, patterns")
     add("--dtype", help="float32, bfloat16, ... (default: the checkpoint's; float32 on CPU)")
-    add("--prompts", type=whole(1), default=4, metavar="N", help="that the target continues (default: 4)")
+    add("--prompts", type=whole(1), default=4, metavar="N", help="prompts that the target continues (default: 4)")
     add("--prompt-tokens", type=whole(1), default=256, metavar="N", help="tokens of each (default: 256)")
     add("--continuation", type=whole(2), default=128, metavar="N", help="tokens written after each (default: 128)")
     add(
@@ -102,7 +102,7 @@ def _parser(program: str) -> Parser:
     add("--seed", type=whole(0), default=0, metavar="S", help="of the continuations (default: 0)")
     add("--json", type=path, metavar="FILE", help="write all figures there")
     add("--store", action="store_true", help="write the node sets found into the checkpoint's config.json")
-    add("--data-cache", type=path, metavar="DIR", help="where tokenised data are kept")
+    add("--data-cache", type=path, metavar="DIR", help="folder of tokenised data")
     add("--quiet", action="store_true", help="no progress on stderr")
     return parser
 

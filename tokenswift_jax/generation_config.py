@@ -112,7 +112,7 @@ def from_generation_config(generation_config: Mapping[str, Any]) -> dict[str, An
     }
     if wrong:
         asked = ", ".join(f"{name} {value!r}" for name, value in wrong.items())
-        raise UserError(f"{FILE} asks for what is not supported: {asked}; remove it there")
+        raise UserError(f"{FILE} has values that are not supported: {asked}; remove it there")
     chosen = {name: value for name, value in generation_config.items() if name in _SAMPLING and value is not None}
     chosen = {name: value for name, value in chosen.items() if name not in _NEUTRAL or value != _NEUTRAL[name]}
     return chosen if generation_config.get("do_sample") is not False else chosen | {"temperature": 0.0}

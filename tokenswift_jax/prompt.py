@@ -108,13 +108,13 @@ def render_chat(messages: Any, tokenizer: Any, *, next_turn: bool) -> str:
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=next_turn)
     except Exception as error:  # a template is a program and can raise anything
-        said = " ".join(str(error).split())[:200]
+        message = " ".join(str(error).split())[:200]
         # `raise_exception` in a template raises this class itself; faults of the template are subclasses and others.
         if type(error) is TemplateError:
-            raise UserError(f"the chat template refuses the messages ({said})") from None
+            raise UserError(f"the chat template refuses the messages ({message})") from None
         raise UserError(
-            f"this checkpoint's chat template fails on the messages ({type(error).__name__}: {said}); leave out what "
-            "it does not expect, or correct the template"
+            f"this checkpoint's chat template fails on the messages ({type(error).__name__}: {message}); "
+            "leave out the fields that it does not expect, or correct the template"
         ) from None
 
 
@@ -163,7 +163,7 @@ def read_ids(path: str) -> list[int]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"prompt file {name} is not JSON; give one list of token ids such as [1, 2, 3]") from error
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
-        raise UserError(f"prompt file {name} has to hold one list of token ids such as [1, 2, 3]")
+        raise UserError(f"prompt file {name} must hold one list of token ids such as [1, 2, 3]")
     return ids
 
 

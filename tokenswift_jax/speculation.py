@@ -62,7 +62,7 @@ class SpeculationConfig:
         used = used_fields(self.mode, self.schedule)
         if self.schedule != "auto" and "schedule" not in used:
             raise UserError(
-                f"schedule {self.schedule!r} goes with mode 'tokenswift', not {self.mode!r}",
+                f"schedule {self.schedule!r} needs mode 'tokenswift', not {self.mode!r}",
                 arguments=("schedule", "mode"),
             )
         if self.tree is not None and (len(self.tree) < 2 or any(not isinstance(w, int) or w < 1 for w in self.tree)):

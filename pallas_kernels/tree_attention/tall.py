@@ -64,16 +64,16 @@ def tall_attention(
     group, heads = query_heads // kv_heads, batch * kv_heads
     tall = pl.cdiv(rows * group, TILE) * TILE
     splits = max(1, min(gpu().multiprocessors // (heads * (tall // TILE)), keys.shape[3] // BLOCK))
-    whole = lengths // BLOCK * BLOCK
+    complete = lengths // BLOCK * BLOCK
     # [tall, heads, head_dim]; past the last row, a tile computes the last row again.
     members = queries.reshape(batch, rows, kv_heads, group, head_dim).transpose(1, 3, 0, 2, 4)
     members = members.reshape(rows * group, heads, head_dim)
     copies = jnp.tile(jnp.pad(members, ((0, tall - rows * group), (0, 0), (0, 0)), mode="edge"), (splits, 1, 1))
-    begins, ends = _spans(keys, layer, whole, splits, tall)
+    begins, ends = _spans(keys, layer, complete, splits, tall)
     mix, peak, total = (walk or walk_spans)(copies, one_sequence(keys), one_sequence(values), begins, ends, scale)
     mix = mix.reshape(splits, tall, heads, head_dim)[:, : rows * group]
     peak, total = (x.reshape(heads, splits, tall)[:, :, : rows * group].transpose(1, 2, 0) for x in (peak, total))
-    out, lse = rest(whole)
+    out, lse = rest(complete)
 
     def as_members(x: jax.Array) -> jax.Array:
         x = x.astype(jnp.float32).reshape(batch, rows, kv_heads, group, -1).transpose(1, 3, 0, 2, 4)
@@ -94,14 +94,14 @@ def tall_attention(
 
 
 def _spans(
-    stack: jax.Array, layer: int | jax.Array, whole: jax.Array, splits: int, tall: int
+    stack: jax.Array, layer: int | jax.Array, complete: jax.Array, splits: int, tall: int
 ) -> tuple[jax.Array, jax.Array]:
     """First slot of `one_sequence` that each row sees and the one past the last, int32 [heads, splits * tall] each:
     whole blocks, as evenly split as they can be."""
     _, batch, kv_heads, capacity, _ = stack.shape
-    each = pl.cdiv(whole // BLOCK, splits) * BLOCK
-    begin = jnp.minimum(jnp.arange(splits, dtype=jnp.int32)[None] * each[:, None], whole[:, None])
-    end = jnp.minimum(begin + each[:, None], whole[:, None])
+    each = pl.cdiv(complete // BLOCK, splits) * BLOCK
+    begin = jnp.minimum(jnp.arange(splits, dtype=jnp.int32)[None] * each[:, None], complete[:, None])
+    end = jnp.minimum(begin + each[:, None], complete[:, None])
     base = jnp.arange(batch * kv_heads, dtype=jnp.int32) * capacity + layer_begins(stack, layer)
 
     def spread(x: jax.Array) -> jax.Array:

@@ -135,7 +135,7 @@ def speed_over_equal_windows(own: list[Row], other: list[Row]) -> tuple[int, flo
 
 
 def digests(token_ids: list[int], size: int) -> list[str]:
-    """Of every `size` tokens a digest of the whole text up to their end; the last one is of the whole text."""
+    """A digest after every `size` tokens, of the text up to there; the last one is of the whole text."""
     hashed, found = hashlib.sha256(), []
     for begin in range(0, len(token_ids), size):
         hashed.update(np.asarray(token_ids[begin : begin + size], "<i4").tobytes())

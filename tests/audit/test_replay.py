@@ -212,7 +212,7 @@ def test_bfloat16_allows_near_ties_and_nothing_else(folder):
     assert report.max_margin <= report.bound
     assert (report.bound > 0) == (report.mismatches > 0), "the bound is measured when there is something to excuse"
 
-    # The draws of the replay itself are clean, whatever the run above drew, up to the first difference.
+    # The draws of the replay itself are clean, no matter which tokens the run above drew, up to the first difference.
     logits = ts.score(model, [prompt + tokens])[0][len(prompt) - 1 : -1]
     draws, best = logits.argmax(-1), np.sort(logits, axis=-1)
     same = np.append(np.flatnonzero(draws != tokens), len(tokens))[0]

@@ -73,7 +73,7 @@ def stored(values, kind, seed=0):
 
 
 def write_metadata(writer, config):
-    """What convert_hf_to_gguf.py writes of a config.json."""
+    """The fields that convert_hf_to_gguf.py writes of a config.json."""
     heads = config["num_attention_heads"]
     rope = config.get("rope_parameters") or {}
     writer.add_context_length(config["max_position_embeddings"])

@@ -1,4 +1,4 @@
-"""What heads trained for a model say of where its weights are."""
+"""The base that heads trained for a model name: the place of its weights."""
 
 import huggingface_hub
 import pytest
@@ -44,7 +44,7 @@ def test_heads_for_a_model_that_has_heads_name_the_model(base, hub, tmp_path):
 
 @pytest.mark.parametrize("output", [None, "mine"])
 def test_the_python_class_names_its_output_after_the_model(output, hub, monkeypatch):
-    """And not after the snapshot's folder, which is a commit."""
+    """The name is not that of the snapshot's folder, which is a commit."""
     seen = []
     monkeypatch.setattr(trainer, "train", lambda paths, *_, **__: seen.append(paths) or paths.output)
     written = ts.SwiftTrainer(model_name="owner/model").fine_tune(train_data="x.jsonl", output=output)

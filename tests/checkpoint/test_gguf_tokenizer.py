@@ -52,7 +52,7 @@ def trained(prose, pre_tokenizer):
 
 
 def as_llama_cpp_stores_it(tokenizer, pre, roles, **flags):
-    """What convert_hf_to_gguf.py writes of a byte-level tokenizer."""
+    """The fields that convert_hf_to_gguf.py writes of a byte-level tokenizer."""
 
     def more(writer):
         contents = json.loads(tokenizer.to_str())

@@ -1,4 +1,4 @@
-"""A batch: every row is the text of the same call alone, whatever its neighbours do; finished rows are frozen."""
+"""A batch: every row is the text of the same call alone, no matter what its neighbours do; finished rows are frozen."""
 
 from dataclasses import replace
 

@@ -1,7 +1,7 @@
 """Tokens drawn inside the tree follow the target's distribution, and the test would notice if they did not.
 
 Equality with plain decoding proves it already if plain decoding is right; this compares with exact probabilities from
-teacher forcing and processors written anew in NumPy.
+teacher forcing and processors rewritten in NumPy.
 """
 
 import functools
@@ -106,7 +106,7 @@ def exact():
 
 
 def probabilities(logits, text):
-    """Penalty over the window, temperature 1, min-p: what SAMPLING asks, written anew."""
+    """Penalty over the window, temperature 1, min-p: the definition of SAMPLING, in NumPy."""
     scores = logits.copy()
     for token in set(text[-SAMPLING.penalty_window :]):
         scores[token] *= SAMPLING.repetition_penalty if scores[token] < 0 else 1 / SAMPLING.repetition_penalty

@@ -1,7 +1,7 @@
 """Same seed, same tokens as plain decoding: every mode, greedy and with every processor, over 2,048 tokens.
 
 The models are tiny and their drafts good, so each depth's acceptance is exercised thousands of times; a test that
-accepted nothing would pass whatever verification did, so acceptance is asserted as well.
+accepted nothing would pass with any verification, so acceptance is asserted as well.
 """
 
 import functools

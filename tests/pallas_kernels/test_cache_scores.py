@@ -1,4 +1,4 @@
-"""The best-scoring cached positions against NumPy float64; whatever is not eligible holds NaN."""
+"""The best-scoring cached positions against NumPy float64; slots that are not eligible hold NaN."""
 
 from functools import partial
 

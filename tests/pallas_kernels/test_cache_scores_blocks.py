@@ -1,6 +1,6 @@
 """Best-scoring blocks and positions by every implementation, the kernels interpreted, against NumPy float64.
 
-Whatever is not eligible, and every other layer, holds NaN (127 in int8).
+Slots that are not eligible, and all other layers, hold NaN (127 in int8).
 """
 
 from contextlib import nullcontext

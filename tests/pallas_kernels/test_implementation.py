@@ -1,4 +1,4 @@
-"""Which implementation a kernel call is traced with, and that nothing traced for one is run for another."""
+"""The implementation that a kernel call is traced with; no program traced for one runs for another."""
 
 import logging
 from pathlib import Path

@@ -81,7 +81,7 @@ each_kernel = pytest.mark.parametrize("run", ["tpu", "gpu"], indirect=True)
 @each_kernel
 @pytest.mark.parametrize("lengths", [[0, 1], [127, 128], [895, 896], [1024, 1023], [1025, 1151]], ids=str)
 def test_lengths_around_the_edges_of_blocks(run, lengths):
-    """Of unequal lengths in one batch; the cache is full at 1,152 + 128."""
+    """Unequal lengths in one batch; the cache is full at 1,152 + 128."""
     attention_cases.check(run, chunk(np.random.default_rng(0), lengths, capacity=1280))
 
 

@@ -1,4 +1,4 @@
-"""Tree attention against dense softmax attention in NumPy float64; whatever must not be read holds NaN."""
+"""Tree attention against dense softmax attention in NumPy float64; slots that the kernel must not read hold NaN."""
 
 from functools import partial
 

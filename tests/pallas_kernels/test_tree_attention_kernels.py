@@ -86,7 +86,7 @@ def test_groups_rows_and_head_sizes(name, shape):
 
 @each_kernel
 def test_a_causal_chunk(name, monkeypatch):
-    """Of several tiles and blocks of own rows, none of them whole; a tile walks no block past its rows."""
+    """Several tiles and blocks of new rows, none of them complete; a tile reads no block past its rows."""
     monkeypatch.setattr(tpu, "OWN_COLUMNS", 128)
     monkeypatch.setattr(tpu, "MOST_ROWS", 64)
     arguments = make(np.random.default_rng(9), Shape(rows=150, head_dim=16, capacity=300), [131, 0])

@@ -1,6 +1,6 @@
 """Caches, drafting, tree verification and whole runs against what the public reference program computed.
 
-The reference selects its draft cache anew in the forward after the one that used it up, by the query of that forward's
+The reference selects its draft cache again in the forward after the one that used it up, by the query of that forward's
 last row; the contract selects after the commit, by the root's query. So its dynamic updates (12 steps) are compared in
 steps 0 to 6, and from its own second selection (step 8, taken as it is) to the end. Left out are the positions of step
 7, where the cache is used up and the reference still holds it, and how step 8's were chosen; a selection by the root's
@@ -100,7 +100,7 @@ class Text:
         return rows, logits[:count], cache
 
     def commit(self, rows, cache, path):
-        """The text after the rows of a path, laid where the contract has them."""
+        """The text after the rows of a path, at the contract's positions."""
         padded = np.zeros((1, ROWS), np.int32)
         padded[0, : len(path)] = path
         after = self.length + len(path)
@@ -309,7 +309,7 @@ def test_greedy_run_without_drafts(name):
 
 
 def test_greedy_run_with_drafts_over_48_slots(name):
-    """Token by token, and draft by draft until the reference selects anew, by another query than ours."""
+    """Token by token, and draft by draft until the reference selects again, by another query than ours."""
     golden = arrays(name)
     speculation = SpeculationConfig(mode="tokenswift", schedule="partial", ngram_k=0, draft_cache=48, draft_sinks=SINKS)
     tokens, accepted = decode(name, speculation)

@@ -35,8 +35,8 @@ NODE_SET = ((0,), (1,), (0, 0), (2,), (0, 0, 1), (1, 0), (0, 2))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def compiled_build(shape, root, candidates, ngrams, trust=None):
-    return build(shape, root, shared_levels(shape, candidates), ngrams, trust)
+def compiled_build(shape, root, candidates, ngrams, ngram_scale=None):
+    return build(shape, root, shared_levels(shape, candidates), ngrams, ngram_scale)
 
 
 def with_budget(shape, budget):
@@ -193,15 +193,15 @@ def test_budget_keeps_the_best_nodes(shape, budget):
     log_probs=st.lists(st.lists(st.floats(-1e-6, 1e-6), min_size=3, max_size=3), min_size=3, max_size=3),
     counts=st.lists(st.integers(1, 2**24), min_size=4, max_size=4),
     budget=st.sampled_from([2, 5, 9]),
-    trust=st.floats(1 / 64, 1, width=32),
+    ngram_scale=st.floats(1 / 64, 1, width=32),
 )
-def test_rounding_never_parts_child_and_parent(log_probs, counts, budget, trust):
+def test_rounding_never_parts_child_and_parent(log_probs, counts, budget, ngram_scale):
     """Probabilities next to 1 and counts beyond float32: every product rounds, still no child outranks its parent."""
     shape = TreeSpec((3, 3, 3), 4, node_budget=budget)
     candidates = [(jnp.arange(3, dtype=jnp.int32)[None], jnp.asarray([row], jnp.float32)) for row in log_probs]
     chains = jnp.asarray([[[[0, 1, 2], [4, 4, 4], [4, 4, 5], [0, 5, 5]]]], jnp.int32)
     ngrams = (chains, jnp.asarray([[counts]], jnp.int32), jnp.asarray([[sum(counts)]], jnp.int32))
-    tree = compiled_build(shape, jnp.zeros((1,), jnp.int32), candidates, ngrams, jnp.asarray([trust], jnp.float32))
+    tree = compiled_build(shape, jnp.zeros((1,), jnp.int32), candidates, ngrams, jnp.array([ngram_scale], jnp.float32))
     assert len(paths_of(tree, 0)) == budget + 1
 
 

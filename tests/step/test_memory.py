@@ -1,4 +1,4 @@
-"""Compiled chunks need no memory of the cache's size, whatever capacity is reserved; nothing is allocated here."""
+"""Compiled chunks need no memory of the cache's size, at any reserved capacity; nothing is allocated here."""
 
 import re
 from functools import cache
@@ -57,7 +57,7 @@ def copied_in_an_iteration(text, shape, cache):
 
 
 def makers(text, shape):
-    """What gives an array of the shape in a compiled program's text; a fusion by its last operation.
+    """The operations with an array of the shape in a compiled program's text; of a fusion the last one.
 
     Parameters, elements of tuples and views give none: they are somebody else's buffer.
     """

@@ -86,7 +86,7 @@ def test_a_reader_of_stdout_that_has_left_ends_the_command_quietly(tmp_path, nob
 
 @pytest.mark.parametrize("name", ["generate", "train"])
 def test_a_reader_of_stderr_that_has_left_ends_the_command_quietly(tmp_path, nobody, name, monkeypatch):
-    """Of commands that write there on their way: steps, a closing report."""
+    """Commands that write there while they run: steps, a closing report."""
     if name == "generate":
         monkeypatch.setitem(RUNS, name, (GENERATE, ["--max-new-tokens", "1", "--stats", "s"]))
     status, shown, _ = run(tmp_path, name, stderr=nobody)

@@ -189,7 +189,7 @@ def test_values_out_of_range_are_damage(tmp_path, name, value):
 def test_two_runs_that_begin_one_journal_at_once(tmp_path):
     one, other = (Journal(tmp_path / "j", HEADER, resume=True) for _ in range(2))
     one.begin()
-    with pytest.raises(UserError, match="was begun by another run in the meantime; wait for it or name another file"):
+    with pytest.raises(UserError, match="was started by another run in the meantime; wait for it or name another file"):
         other.begin()
     other.close()
     one.append(CHUNKS[0], [])

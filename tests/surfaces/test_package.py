@@ -1,4 +1,4 @@
-"""The package's face: lazy, and `generate` is the function whatever was imported."""
+"""The package's face: lazy, and `generate` stays the function after any import."""
 
 import subprocess
 import sys

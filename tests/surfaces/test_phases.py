@@ -93,7 +93,7 @@ def test_the_host_waits_about_as_often_as_a_person_reads(monkeypatch):
     monkeypatch.setattr(device_pace.time, "perf_counter", clock)
 
     def waits(pace, seconds, chunks):
-        """Which of the chunks, each of so many seconds, were waited for."""
+        """The chunks that were waited for, of those that take so many seconds."""
         found = []
         for chunk in range(chunks):
             clock.now += seconds
@@ -152,7 +152,7 @@ def test_a_log_gets_a_line_where_nothing_was_said_for_ten_seconds():
         return lines
 
     assert after(60) == "", "no phase goes on"
-    phases.said()
+    phases.printed()
     phases("compiling fused, 7 nodes", 0, 1, "")
     assert after(9) == ""
     assert after(1) == "compiling fused, 7 nodes ... 10 s\n"
@@ -163,7 +163,7 @@ def test_a_log_gets_a_line_where_nothing_was_said_for_ten_seconds():
     assert after(9) == ""
     assert after(2) == "prefill: 512 of 4,096 positions, 11 s\n"
     clock.now += 9
-    phases.said()  # text
+    phases.printed()  # text
     assert after(9) == ""
     phases("prefill", 4096, 4096, "positions")
     assert after(99) == ""

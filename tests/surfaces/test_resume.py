@@ -1,4 +1,4 @@
-"""What a resumed run takes from its journal, so that a world that has changed since changes nothing."""
+"""The parts of a journal that a resumed run uses, so that later changes around it change nothing."""
 
 import json
 import os

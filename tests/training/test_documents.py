@@ -1,4 +1,4 @@
-"""What is read from files, folders and patterns, and what broken lines become."""
+"""Documents of files, folders and patterns, and the count of broken lines."""
 
 import json
 

@@ -29,7 +29,7 @@ def _correlated_ranks(rng, roots, depth, width):
 @pytest.mark.parametrize("seed", range(2))
 def test_every_budget_gets_the_set_that_accepts_most(seed):
     rng, depth, width = np.random.default_rng(seed), 2, 3
-    # 20,000 roots: the prior's 16 are nothing, so that chances are the frequencies, whatever the set.
+    # 20,000 roots: the prior's 16 are nothing, so that chances are the frequencies of any set.
     ranks = _correlated_ranks(rng, 20000, depth, width)
     nodes = best_nodes(ranks, width)
     kinds, counts = np.unique(ranks, axis=0, return_counts=True)  # some 16, so that every set can be tried on all roots

@@ -181,8 +181,8 @@ def _logit_spread(model: Model, text: list[int]) -> float:
         chunks = [np.asarray(logits(model.params, hidden))[0] for _, hidden in teacher_forced(model, [sample], rows)]
         return np.concatenate(chunks)[: len(sample)]
 
-    whole = computed(ROWS)
-    return max(float(np.abs(computed(rows) - whole).max()) for rows in _NARROW)
+    full = computed(ROWS)
+    return max(float(np.abs(computed(rows) - full).max()) for rows in _NARROW)
 
 
 @functools.cache

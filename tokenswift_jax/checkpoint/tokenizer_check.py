@@ -41,15 +41,15 @@ def faithful(tokenizer: Any, place: Path) -> Any:
         plain = PreTrainedTokenizerFast.from_pretrained(str(place), local_files_only=True)
         followed = _agree(plain, raw)
     except Exception as error:  # as for the first loading: any exception
-        said = " ".join(str(error).split())[:300]
+        message = " ".join(str(error).split())[:300]
         raise UserError(
-            f"the tokenizer in {place} cannot be loaded: transformers says {said!r}; fetch the tokenizer's files again"
+            f"the tokenizer in {place} cannot be loaded: transformers reports {message!r}; fetch its files again"
         ) from None
     kind = type(tokenizer).__name__
-    told = f"transformers {__version__} ({kind}) splits text by other rules than the checkpoint's tokenizer.json"
+    problem = f"transformers {__version__} ({kind}) splits text by other rules than the checkpoint's tokenizer.json"
     if not followed:
-        raise UserError(f"{told}, and no class of it follows that file; install another version of transformers")
-    warn(f"{told}; this program follows the file")
+        raise UserError(f"{problem}, and no class of it follows that file; install another version of transformers")
+    warn(f"{problem}; this program follows the file")
     return plain
 
 

@@ -8,7 +8,7 @@ from tokenswift_jax.cli.commands import Command, dispatch
 
 CONVERTERS = {
     "hf": Command("convert.hf", "a checkpoint of transformers or of the reference program, to this layout"),
-    "export": Command("convert.export", "a checkpoint of this layout, to what transformers loads"),
+    "export": Command("convert.export", "a checkpoint of this layout, to one that transformers loads"),
 }
 
 

@@ -101,9 +101,12 @@ def flag_parser(program: str = PROGRAM) -> Parser:
     add = parser.add_argument_group("length and end").add_argument
     add("--max-new-tokens", type=whole(1), metavar="N", help=f"default: the checkpoint's, else {MAX_NEW_TOKENS}")
     add(
-        "--min-new-tokens", type=whole(0), metavar="N", help="no EOS before so many (default: the checkpoint's, else 0)"
+        "--min-new-tokens",
+        type=whole(0),
+        metavar="N",
+        help="no EOS before N tokens (default: the checkpoint's, else 0)",
     )
-    add("--ignore-eos", action="store_true", help="go on after an EOS")
+    add("--ignore-eos", action="store_true", help="continue after an EOS")
     add(
         "--stop",
         type=stop_text,
@@ -120,7 +123,7 @@ def flag_parser(program: str = PROGRAM) -> Parser:
     add("--eta-cutoff", type=number, metavar="E", help="entropy-dependent cutoff; 0 is off")
     add("--repetition-penalty", type=number, metavar="THETA", help="for tokens in the window; 1 is off")
     add("--penalty-window", type=whole(1), metavar="W", help="newest positions that are penalised")
-    add("--min-tokens-to-keep", type=whole(1), metavar="N", help="no filter leaves fewer")
+    add("--min-tokens-to-keep", type=whole(1), metavar="N", help="fewest tokens that a filter leaves")
     add("--suppress-tokens", type=whole_list("5,17"), metavar="IDS", help="never drawn, such as 5,17")
     add("--seed", type=whole(0), metavar="S", help="below 2**32 (default: 0)")
 
@@ -142,38 +145,43 @@ def flag_parser(program: str = PROGRAM) -> Parser:
     add("--ngram-k", type=whole(0), metavar="K", help="n-gram chains a key (default: 20)")
     add("--ngram-slots", type=whole(1), metavar="N", help="continuations kept a token (default: 32)")
     add("--draft-cache", type=whole(1), metavar="N", help="positions the draft forward sees (default: 4096)")
-    add("--draft-sinks", type=whole(0), metavar="N", help="of them fixed at the start (default: 16)")
+    add("--draft-sinks", type=whole(0), metavar="N", help="positions of them that stay at the start (default: 16)")
     add(
         "--draft-block",
         type=whole(1),
         metavar="N",
-        help="blocks of N positions, not copied (default: single ones, copied)",
+        help="blocks of N positions, none copied (default: single positions, copied)",
     )
     add("--refresh-interval", type=whole(1), metavar="N", help="tokens between selections (default: when used up)")
-    add("--draft-cache-dtype", choices=("int8",), help="of its keys and values (default: the full cache's)")
+    add("--draft-cache-dtype", choices=("int8",), help="dtype of its keys and values (default: the full cache's)")
     add("--draft-weights", choices=DRAFT_WEIGHTS, help="bits of the weights that draft (default: the target's own)")
     add(
         "--no-shared-noise",
         dest="shared_noise",
         action="store_const",
         const=False,
-        help="draft the likeliest tokens, not those the target's noise favours: fewer are right; for comparison",
+        help="draft the likeliest tokens and ignore the target's noise: fewer are accepted; for comparison",
     )
 
-    add = parser.add_argument_group("what comes out").add_argument
+    add = parser.add_argument_group("output").add_argument
     add("--output", type=path, metavar="FILE", help="write the text there too, as it is committed")
     add("--stats", type=path, metavar="FILE.json", help="write the statistics and token ids")
     add(
         "--logprobs", type=whole(0), metavar="K", help="log-probabilities of each token and the K likeliest, in --stats"
     )
-    add("--logprobs-mode", choices=("raw", "processed"), default="raw", help="the model's, or those drawn from")
+    add(
+        "--logprobs-mode",
+        choices=("raw", "processed"),
+        default="raw",
+        help="the model's own, or those of the processed scores",
+    )
     add("--journal", type=path, metavar="FILE", help="keep every emitted token on disk")
     add("--resume", action="store_true", help="continue the journal's run (or begin it)")
     add("--audit", action="store_true", help="replay the text through the target and compare every draw")
     add(
         "--show-acceptance",
         action="store_true",
-        help="colour what was drafted: green by heads, cyan by n-grams; in pipes too, never in --output",
+        help="colour drafted text: green by heads, cyan by n-grams; in pipes too, never in --output",
     )
     add("--quiet", action="store_true", help="no progress and no closing report on stderr")
     return parser

@@ -123,7 +123,7 @@ class _Writer:
         if len(event.records):
             self._progress.add(event.records)
             self._progress.draw()
-            self._phases.said()
+            self._phases.printed()
 
     def drop_left(self) -> bool:
         """Whether a reader of stdout or stderr has left; from now on its stream writes to the null device."""

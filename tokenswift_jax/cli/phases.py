@@ -57,7 +57,7 @@ class Phases:
         self.begin_line = begin_line
         self._phases: list[_Phase] = []  # the innermost is the last
         self._lock = threading.Lock()
-        self._said_at = clock()
+        self._printed_at = clock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._tick_until_closed, name="tokenswift-phases", daemon=True)
 
@@ -87,19 +87,19 @@ class Phases:
             if self._line.active:
                 self._draw()
 
-    def said(self) -> None:
+    def printed(self) -> None:
         """Records that text was shown, which tells a person that the run continues."""
-        self._said_at = self._clock()
+        self._printed_at = self._clock()
 
     def tick(self) -> None:
         """Shows the innermost phase again with its elapsed seconds, if a line is due."""
         with self._lock:
             if self._line.active:
                 self._draw()
-            elif self._phases and self._clock() - self._said_at >= _SECONDS_BETWEEN_LINES:
-                self._said_at = self._clock()
+            elif self._phases and self._clock() - self._printed_at >= _SECONDS_BETWEEN_LINES:
+                self._printed_at = self._clock()
                 self.begin_line()
-                print(self._phases[-1].line(self._said_at), file=self._stream, flush=True)
+                print(self._phases[-1].line(self._printed_at), file=self._stream, flush=True)
 
     def _draw(self) -> None:
         if self._phases:

@@ -118,7 +118,7 @@ def check_memory(
     free = _free_bytes()
     if free is not None and needed > free:
         raise UserError(
-            f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB, with all that goes with it, and "
+            f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB, its other arrays included, and "
             f"{free / 1e9:.1f} GB are free; {advice}",
             arguments=arguments,
         )

@@ -96,7 +96,7 @@ class Journal:
                 if not isinstance(error.__cause__, FileExistsError):
                     raise
                 raise UserError(
-                    f"journal {self._path} was begun by another run in the meantime; wait for it or name another file"
+                    f"journal {self._path} was started by another run in the meantime; wait for it or name another file"
                 ) from None
             self._lock()
         assert self._file is not None
@@ -172,7 +172,7 @@ class Journal:
         if differing := _differing(first, checked_record(self._header[:-1]) or {}):
             raise UserError(
                 f"journal {self._path} is of another run: it differs in {', '.join(differing)}; "
-                "give what that run had or name another file"
+                "give that run's values or name another file"
             )
         self._end = len(lines[0]) + 1
         for number, line in enumerate(lines[1:], start=2):

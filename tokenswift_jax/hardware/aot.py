@@ -61,8 +61,8 @@ def aot_row(
     Raises:
       LookupError: of a GPU's kernels no PTX was found, so that nothing is known of their spills.
     """
-    target, whole = TARGETS[name], shapes.config_of(model)
-    count = devices_needed(target, whole, capacity)
+    target, full_config = TARGETS[name], shapes.config_of(model)
+    count = devices_needed(target, full_config, capacity)
     config = shapes.config_of(model, layers)
     wanted = steps.step_named(step, config, capacity, DTYPE, join=target.kind == "gpu")
     for old in (path for path in dumped.iterdir() if path.is_file()):
@@ -72,8 +72,8 @@ def aot_row(
     seconds = time.perf_counter() - begun
     memory = compiled.memory_analysis()
     cache = cache_bytes(config, 1, capacity, DTYPE) // count
-    whole_cache = cache_bytes(whole, 1, capacity, DTYPE) // count
-    full = steps.step_named(step, whole, capacity, DTYPE, join=target.kind == "gpu")
+    full_cache_bytes = cache_bytes(full_config, 1, capacity, DTYPE) // count
+    full = steps.step_named(step, full_config, capacity, DTYPE, join=target.kind == "gpu")
     arguments = argument_bytes(target, full, count)
     text = compiled.as_text()
     made = large_arrays(text, cache // (2 * config.num_layers))
@@ -87,14 +87,14 @@ def aot_row(
         "model": model,
         "step": step,
         "layers_compiled": config.num_layers,
-        "layers": whole.num_layers,
+        "layers": full_config.num_layers,
         "capacity": capacity,
         "devices": count,
         "compile_seconds": round(seconds, 1),
         "argument_bytes": arguments,
-        "cache_bytes": whole_cache,
+        "cache_bytes": full_cache_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
-        "temporary_share": round(memory.temp_size_in_bytes / whole_cache, 4),
+        "temporary_share": round(memory.temp_size_in_bytes / full_cache_bytes, 4),
         "cache_is_donated": memory.alias_size_in_bytes >= cache,
         "copies": copies,
         "copied_share": round(sum(map(array_bytes, copies)) / least, 4),
@@ -113,7 +113,7 @@ def aot_row(
         row["launches"] = launched and dataclasses.asdict(launched)
     logits = 4 * wanted.rows * config.vocab_size if wanted.plan else 0
     spilled = any(kernel["spilled_bytes"] for kernel in row.get("kernels", {}).values())
-    small = memory.temp_size_in_bytes <= TEMPORARY_SHARE * whole_cache + logits
+    small = memory.temp_size_in_bytes <= TEMPORARY_SHARE * full_cache_bytes + logits
     once = wanted.rows > 1 or moved <= MOVED * least
     fits = row["share_of_memory"] <= 1
     few = not caches and row["copied_share"] <= (COPIED if wanted.plan else PREFILL_COPIED)

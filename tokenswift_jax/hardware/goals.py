@@ -53,8 +53,8 @@ def _of_model(model: str, timed: list[dict[str, Any]]) -> Iterator[dict[str, Any
                 value = several["milliseconds"] / one["milliseconds"]
                 found.append((value, max(cost, ROOFLINE_ROOM * least), several["length"]))
         value, bound, length = max(found, key=lambda each: each[0] / each[1], default=(None, cost, None))
-        said = _row(f"{name} over a plain step from {LONG:,} tokens on", bound, value, most=True)
-        yield said if length is None else said | {"length": length}
+        compared = _row(f"{name} over a plain step from {LONG:,} tokens on", bound, value, most=True)
+        yield compared if length is None else compared | {"length": length}
 
 
 def _beside(several: dict[str, Any], plain: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -68,6 +68,6 @@ def _row(goal: str, bound: float | None, value: float | None, most: bool) -> dic
     if bound is not None:
         row["at_most" if most else "at_least"] = bound
     if value is None:
-        return row | {"missing": "no row of steps or replay to hold it against"}
+        return row | {"missing": "no row of steps or replay to compare with"}
     row["value"] = value
     return row if bound is None else row | {"met": value <= bound if most else value >= bound}

@@ -73,15 +73,15 @@ def count_launches(thunks: str, program: str) -> Launches:
     Raises:
       ValueError: the two do not have the same loops.
     """
-    whole = _parsed(thunks)
-    loops, turns = list(_loops(whole)), _turns(program)
+    outer = _parsed(thunks)
+    loops, turns = list(_loops(outer)), _turns(program)
     if len(loops) != len(turns):
         raise ValueError(f"XLA lists {len(loops)} loops among its thunks and {len(turns)} in the program")
     for loop, known in zip(loops, turns, strict=True):
         loop.turns = known
     if not loops:
-        return sum((_of(thunk, False) for thunk in whole), Launches())
-    outermost, captured = _outermost(whole, False)
+        return sum((_of(thunk, False) for thunk in outer), Launches())
+    outermost, captured = _outermost(outer, False)
     once = [thunk for part in ("condition", "body") for thunk in outermost.parts.get(part, [])]
     return sum((_of(thunk, captured) for thunk in once), Launches(waits=int(not captured)))
 
@@ -91,15 +91,15 @@ def _of(thunk: _Thunk, captured: bool) -> Launches:
     if not thunk.parts and thunk.kind != "kCommandBuffer":
         return Launches(nodes=1)
     inside = captured or thunk.kind == "kCommandBuffer"
-    parts = {name: sum((_of(each, inside) for each in held), Launches()) for name, held in thunk.parts.items()}
+    parts = {name: sum((_of(each, inside) for each in nested), Launches()) for name, nested in thunk.parts.items()}
     wait = Launches(waits=int(not captured))
     if thunk.kind == "kWhile":
         known = thunk.turns
         return parts.get("condition", Launches()) + wait if known is None else parts.get("body", Launches()) * known
     if thunk.kind == "kConditional":
         return max(parts.values(), key=lambda each: each.nodes) + wait
-    held = sum(parts.values(), Launches())
-    return held + Launches(graphs=int(not captured)) if thunk.kind == "kCommandBuffer" else held
+    nested = sum(parts.values(), Launches())
+    return nested + Launches(graphs=int(not captured)) if thunk.kind == "kCommandBuffer" else nested
 
 
 def _parsed(thunks: str) -> list[_Thunk]:
@@ -131,8 +131,8 @@ def _loops(thunks: list[_Thunk]) -> Iterator[_Thunk]:
     for thunk in thunks:
         if thunk.kind == "kWhile":
             yield thunk
-        for held in thunk.parts.values():
-            yield from _loops(held)
+        for nested in thunk.parts.values():
+            yield from _loops(nested)
 
 
 def _outermost(thunks: list[_Thunk], captured: bool) -> tuple[_Thunk, bool]:
@@ -140,7 +140,7 @@ def _outermost(thunks: list[_Thunk], captured: bool) -> tuple[_Thunk, bool]:
     for thunk in thunks:
         if thunk.kind == "kWhile":
             return thunk, captured
-        inside = [each for held in thunk.parts.values() for each in held]
+        inside = [each for nested in thunk.parts.values() for each in nested]
         if next(_loops(inside), None) is not None:
             return _outermost(inside, captured or thunk.kind == "kCommandBuffer")
     raise ValueError("there is no loop")

@@ -37,9 +37,9 @@ def kernel_registers(dumped: Path, architecture: str, kernels: tuple[str, ...]) 
     found: dict[str, dict[str, int]] = {}
     for path in sorted(dumped.glob("*.ptx")):
         command = [str(_assembler()), "-v", "-arch", architecture, "-o", "/dev/null", str(path)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stderr
         pattern = r"Compiling entry function '(\S+)'.*?(\d+) bytes spill stores.*?Used (\d+) registers"
-        for name, spilled, registers in re.findall(pattern, said, re.DOTALL):
+        for name, spilled, registers in re.findall(pattern, output, re.DOTALL):
             if any(kernel in name for kernel in kernels):
                 found[name] = {"registers": int(registers), "spilled_bytes": int(spilled)}
     if not found:

@@ -76,24 +76,24 @@ class _Program:
                 total += _written(result, inside)
         return total
 
-    def _read(self, name: str, whole: float, inside: Computation) -> float:
+    def _read(self, name: str, size: float, inside: Computation) -> float:
         """Bytes of a fusion's parameter that are read: all, or the parts that its users take of it."""
         parts = 0.0
         for user in (operation for operation in inside.values() if name in operation.operands):
             if user.does in _TAKE_PART and user.operands[0] == name:
                 parts += _bytes(user.shape)
             elif user.does == "bitcast":
-                parts += self._read(user.name, whole, inside)
+                parts += self._read(user.name, size, inside)
             elif user.does == "fusion":  # TPUs' fusions hold others
                 nested = self.computations[user.called("calls")]
                 given = (own for own in nested.values() if own.does == "parameter")
                 for own in (own for own in given if user.operands[_index(own)] == name):
                     # A view alone is read by whoever reads the fusion.
                     viewed = _viewed(own.name, nested)
-                    parts += self._read(user.name, whole, inside) if viewed else self._read(own.name, whole, nested)
+                    parts += self._read(user.name, size, inside) if viewed else self._read(own.name, size, nested)
             elif user.does not in _PUT_PART or user.operands[0] != name:
-                return whole
-        return min(parts, whole)
+                return size
+        return min(parts, size)
 
 
 def moved_bytes(text: str) -> int:

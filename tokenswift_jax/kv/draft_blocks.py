@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache
-from tokenswift_jax.kv.draft_cache import when
+from tokenswift_jax.kv.draft_cache import update_if
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMaskOverBlocks
 from tokenswift_jax.models.config import ModelConfig
 
@@ -113,7 +113,7 @@ class BlockTableShape:
     ) -> BlockTable:
         """Selects again if that is due; new positions need no other work."""
         due = self.refresh_due(draft.selected, after) & (after > before)
-        return when(due.any(), lambda d: self.select(d, full, after, due, query, config), draft)
+        return update_if(due.any(), lambda d: self.select(d, full, after, due, query, config), draft)
 
     def refresh_due(self, selected: jax.Array, committed: jax.Array) -> jax.Array:
         """bool [batch]: whether the text and a drafted chain no longer fit, or the interval is over."""
@@ -130,7 +130,7 @@ class BlockTableShape:
         """Builds the table of a text of any length."""
         fresh = BlockTable(draft.chosen, jnp.zeros_like(draft.selected))
         due = self.refresh_due(fresh.selected, committed)
-        return when(due.any(), lambda d: self.select(d, full, committed, due, query, config), fresh)
+        return update_if(due.any(), lambda d: self.select(d, full, committed, due, query, config), fresh)
 
     def select(
         self,

@@ -16,7 +16,7 @@ from tokenswift_jax.models.config import ModelConfig
 _Tree = TypeVar("_Tree")
 
 
-def when(condition: jax.Array, function: Callable[[_Tree], _Tree], value: _Tree) -> _Tree:
+def update_if(condition: jax.Array, function: Callable[[_Tree], _Tree], value: _Tree) -> _Tree:
     """Returns function(value) if the condition, bool [], is true, else value; updates in place.
 
     The implementation is a loop of at most one turn. With `lax.cond`, XLA would copy the value on every path, also on

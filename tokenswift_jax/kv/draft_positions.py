@@ -12,7 +12,7 @@ from jax import lax
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache, empty_cache, round_up
-from tokenswift_jax.kv.draft_cache import when
+from tokenswift_jax.kv.draft_cache import update_if
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.models.config import ModelConfig
 
@@ -76,8 +76,8 @@ class DraftCacheShape:
     ) -> tuple[RowBatch, FullCache]:
         """The row that follows `depth` drafted rows, and the draft cache."""
         itself = TreeMask(jnp.ones((token.shape[0], 1, 1), bool))
-        in_use, held = self.slots_in_use(committed) + depth, draft.positions if _windowed(config) else None
-        return RowBatch(token[:, None], (committed + depth)[:, None], in_use, itself, held), draft.cache
+        in_use, slot_positions = self.slots_in_use(committed) + depth, draft.positions if _windowed(config) else None
+        return RowBatch(token[:, None], (committed + depth)[:, None], in_use, itself, slot_positions), draft.cache
 
     def written(
         self,
@@ -127,13 +127,13 @@ class DraftCacheShape:
         live = (position < after[:, None]) & (slot >= lowest) & (slot < self.size)
         slot = jnp.where(live, slot, jnp.int32(slots))
 
-        held = jnp.broadcast_to(position[None, :, None, :], (*draft.positions.shape[:3], most))
-        written = (draft.cache.stacks, draft.positions), (draft.cache.converted(new), held)
+        slot_positions = jnp.broadcast_to(position[None, :, None, :], (*draft.positions.shape[:3], most))
+        written = (draft.cache.stacks, draft.positions), (draft.cache.converted(new), slot_positions)
         stacks, positions = _written(*written, slot)
 
         due = self.refresh_due(draft.selected, after) & (after > before)
         kept = DraftCache(draft.cache.with_stacks(stacks), positions, draft.selected)
-        return when(due.any(), lambda d: self.select(d, full, after, due, query, config), kept)
+        return update_if(due.any(), lambda d: self.select(d, full, after, due, query, config), kept)
 
     def refresh_due(self, selected: jax.Array, committed: jax.Array) -> jax.Array:
         """bool [batch]: whether `committed` tokens no longer fit beside the selection, or the interval is over."""
@@ -154,7 +154,7 @@ class DraftCacheShape:
         """Builds the draft cache of a text of any length: after prefill, or after a plan that did not update it."""
         copied = self._copy_prefix(draft, full, committed)
         due = committed > self.size
-        return when(due.any(), lambda d: self.select(d, full, committed, due, query, config), copied)
+        return update_if(due.any(), lambda d: self.select(d, full, committed, due, query, config), copied)
 
     def select(
         self,
@@ -191,9 +191,9 @@ class DraftCacheShape:
                 return lax.dynamic_update_slice(stack, rows_taken[None], (layer, *[0] * (stack.ndim - 1)))
 
             stacks = jax.tree.map(placed, stacks, taken)
-            held = jnp.where(chosen < 0, jnp.int32(FAR_AWAY), chosen)
-            held = jnp.where(keep, held, positions[layer, :, :, : self.size])
-            positions = lax.dynamic_update_slice(positions, held[None], (layer, 0, 0, 0))
+            slot_positions = jnp.where(chosen < 0, jnp.int32(FAR_AWAY), chosen)
+            slot_positions = jnp.where(keep, slot_positions, positions[layer, :, :, : self.size])
+            positions = lax.dynamic_update_slice(positions, slot_positions[None], (layer, 0, 0, 0))
         return DraftCache(draft.cache.with_stacks(stacks), positions, jnp.where(rows, committed, draft.selected))
 
     def _copy_prefix(self, draft: DraftCache, full: FullCache, committed: jax.Array) -> DraftCache:
@@ -203,8 +203,8 @@ class DraftCacheShape:
             lambda stack, rows: lax.dynamic_update_slice(stack, rows, (0,) * stack.ndim), draft.cache.stacks, first
         )
         index = jnp.arange(draft.positions.shape[3], dtype=jnp.int32)
-        held = jnp.where(index[None, :] < committed[:, None], index[None, :], jnp.int32(FAR_AWAY))
-        positions = jnp.broadcast_to(held[None, :, None, :], draft.positions.shape)
+        slot_positions = jnp.where(index[None, :] < committed[:, None], index[None, :], jnp.int32(FAR_AWAY))
+        positions = jnp.broadcast_to(slot_positions[None, :, None, :], draft.positions.shape)
         return DraftCache(draft.cache.with_stacks(stacks), positions, jnp.zeros_like(draft.selected))
 
 

@@ -56,8 +56,8 @@ def parse_draft_vocab(value: Any, vocab: int) -> DraftVocab | None:
     """
     if value is None:
         return None
-    whole = isinstance(value, list) and value and all(type(token) is int and 0 <= token < vocab for token in value)
-    if not whole or any(one >= other for one, other in pairwise(value)):
+    valid = isinstance(value, list) and value and all(type(token) is int and 0 <= token < vocab for token in value)
+    if not valid or any(one >= other for one, other in pairwise(value)):
         raise UserError(
             f"draft_vocab in config.json must be a list of ascending token ids from 0 to {vocab - 1}, or null"
         )

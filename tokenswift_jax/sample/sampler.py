@@ -65,11 +65,11 @@ def draw_rows(rows: RowInputs, texts: TextInputs, features: SamplingFeatures) ->
     A row has no draw if its logits, suppressed tokens aside, contain a NaN or inf, or are all -inf.
     """
     _, count, vocab = rows.logits.shape
-    whole = partial(_draw_rows, features=features)
+    draw_all = partial(_draw_rows, features=features)
     size = max(1, _BLOCK // vocab)
     if count <= size:
-        return whole(rows, texts)
-    return jax.lax.platform_dependent(rows, texts, cpu=partial(_by_blocks, whole, size), default=whole)
+        return draw_all(rows, texts)
+    return jax.lax.platform_dependent(rows, texts, cpu=partial(_by_blocks, draw_all, size), default=draw_all)
 
 
 def _by_blocks(function: partial, size: int, rows: RowInputs, texts: TextInputs) -> tuple[jax.Array, jax.Array]:

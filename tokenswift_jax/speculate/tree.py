@@ -54,14 +54,14 @@ def build(
     root: jax.Array,
     levels: Sequence[TreeDepth],
     ngrams: tuple[jax.Array, jax.Array, jax.Array] | None = None,
-    trust: jax.Array | None = None,
+    ngram_scale: jax.Array | None = None,
 ) -> Tree:
     """Merges the head nodes with the n-gram chains and keeps the best `node_budget` nodes.
 
     Nodes rank by draft probability, then shallower first, then in slot order (within a depth head nodes first, then
     chains, as given). A head node's probability is the product along its path. A chain node's is the key's probability
-    (1 for the root) times trust times (counts of the chains through the node) / (total of the key's counts + 1). A node
-    of both has the larger. No child outranks its parent.
+    (1 for the root) times ngram_scale times (counts of the chains through the node) / (total of the key's counts + 1).
+    A node of both has the larger. No child outranks its parent.
 
     Args:
         shape: the static shape; `rows` below is `shape.rows`.
@@ -69,7 +69,8 @@ def build(
         levels: the head nodes, depth by depth (`tree_expand.shared_levels`, `tree_expand.next_level`).
         ngrams: the result of `ngram.lookup` for the keys: continuations `[batch, keys, k, 3]`, counts
             `[batch, keys, k]`, totals `[batch, keys]`; None iff `shape.ngram_k` is 0.
-        trust: float32 `[batch]` in (0, 1], the factor of n-gram probabilities (`ngram_calibration.factor`); None is 1.
+        ngram_scale: float32 `[batch]` in (0, 1], the factor of n-gram probabilities (`ngram_calibration.factor`);
+            None is 1.
 
     Raises:
         ValueError: the inputs do not fit the shape.
@@ -80,7 +81,7 @@ def build(
         raise ValueError("levels or n-grams do not fit the tree's shape")
     heads, chains = list(levels), []
     if ngrams is not None:
-        heads, chains = _chains(shape, heads, ngrams, trust)
+        heads, chains = _chains(shape, heads, ngrams, ngram_scale)
     score, fields = _in_slot_order(shape, root, heads, chains)
     if shape.node_budget is None and shape.rows == 1 + shape.slots:
         chosen = jnp.broadcast_to(jnp.arange(shape.rows, dtype=jnp.int32)[None], score.shape)
@@ -112,7 +113,7 @@ def _chains(
     shape: TreeSpec,
     heads: list[TreeDepth],
     ngrams: tuple[jax.Array, jax.Array, jax.Array],
-    trust: jax.Array | None,
+    ngram_scale: jax.Array | None,
 ) -> tuple[list[TreeDepth], list[TreeDepth]]:
     """Returns the head levels, with raised scores of the nodes that chains share, and the levels of the chains.
 
@@ -123,7 +124,7 @@ def _chains(
     key_score = jnp.ones((batch, 1), jnp.float32) if shape.keyed_by_root else heads[0].score
     live = (counts > 0) & (key_score >= 0)[..., None]
     unit = 1 / (totals + 1).astype(jnp.float32)
-    unit = lax.optimization_barrier(unit if trust is None else unit * trust[:, None])
+    unit = lax.optimization_barrier(unit if ngram_scale is None else unit * ngram_scale[:, None])
     key = jnp.broadcast_to(jnp.arange(keys, dtype=jnp.int32)[None, :, None], live.shape)
     chain = jnp.broadcast_to(jnp.arange(k, dtype=jnp.int32)[None, None, :], live.shape)
     path = [jnp.zeros_like(key)] + [shape.first_slot(1) + key] * shape.key_depth

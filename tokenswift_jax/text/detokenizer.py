@@ -58,9 +58,9 @@ class Detokenizer:
         whole = max(self._given, _whole(text))
         added, self._given = text[self._given : whole], whole
         if len(self._window) > _WINDOW_TOKENS:
-            held = len(text) - self._given
+            withheld = len(text) - self._given
             self._window = self._window[-_CONTEXT_TOKENS:]
-            self._given = len(_decode(self._tokenizer, self._window)) - held
+            self._given = len(_decode(self._tokenizer, self._window)) - withheld
         return broken + added
 
     def flush(self) -> str:

@@ -18,26 +18,26 @@ class StopScanner:
 
     def __init__(self, stops: Sequence[str] = ()):
         self._stops = tuple(stops)
-        self._held = ""
+        self._pending = ""
         self.stopped = False
 
     def push(self, piece: str) -> str:
         """The text that is safe to release after `piece`; it ends before the stop string."""
         if self.stopped or not self._stops:
             return "" if self.stopped else piece
-        text = self._held + piece
+        text = self._pending + piece
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
+            self.stopped, self._pending = True, ""
             return text[: min(found)[1]]
         border = len(text) - max(_overlap(text, stop) for stop in self._stops)
-        self._held = text[border:]
+        self._pending = text[border:]
         return text[:border]
 
     def flush(self) -> str:
         """The text held back; call this when no more text follows."""
-        held, self._held = self._held, ""
-        return held
+        pending, self._pending = self._pending, ""
+        return pending
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -63,8 +63,8 @@ def _llama3(fields: Fields, theta: float, divisors: np.ndarray) -> dict[str, Any
     share = (1 / divisors[between] - 1 / factor) / (1 - 1 / factor)
     tried = [_LLAMA3]
     if not between.any():
-        whole = turns[divisors == 1]
-        tried.append(_LLAMA3 | _length(math.ceil(4 / whole.min()) if whole.size else math.floor(1 / turns.max())))
+        plain = turns[divisors == 1]
+        tried.append(_LLAMA3 | _length(math.ceil(4 / plain.min()) if plain.size else math.floor(1 / turns.max())))
     else:
         tried.append(_LLAMA3 | _length(float(np.mean((3 * share + 1) / turns[between]))))
     if between.sum() > 1:

@@ -68,7 +68,7 @@ def _halves_apart(tensor: Tensor, heads: int) -> Tensor:
     order = np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
 
     def read(index: Index) -> np.ndarray:
-        whole = tensor.read((slice(None), *index[1:]))
-        return whole[order][index[0]]
+        columns = tensor.read((slice(None), *index[1:]))
+        return columns[order][index[0]]
 
     return Tensor(tensor.name, tensor.shape, tensor.dtype, read, tensor.origin)
