@@ -54,7 +54,7 @@ def demo_section(training: Row, config: Row, card: str) -> str:
         f"tokens of public-domain prose, the heads on {total['head_tokens'] / 1e6:.1f} million more{minutes} "
         f"({training['machine']}). **Training length: {_range([total['shortest'], total['longest']])} tokens**; "
         f"`max_position_embeddings` is {config['max_position_embeddings']:,}, so longer text runs, but the model never "
-        "learnt to use what lies further back."
+        "learnt to use text further back."
     )
     bits = re.search(r"^\| all \| ([\d.]+) \| ([\d.]+) \|$", card, re.MULTILINE)
     if bits:

@@ -86,7 +86,7 @@ def test_write_at(batch):
         np.testing.assert_array_equal(written[row], expected)
 
 
-def test_write_at_is_one_program_whatever_the_batch():
+def test_write_at_is_one_program_for_any_batch():
     def equations(batch):
         shapes = [jax.ShapeDtypeStruct((batch, *rest), jnp.int32) for rest in ((9,), (3,), ())]
         return len(jax.make_jaxpr(arrays.write_at)(*shapes).jaxpr.eqns)

@@ -1,6 +1,6 @@
-"""The English of docstrings, comments and pages: no archaic words, no docstring that begins in mid-sentence.
+"""The English of docstrings, comments, printed strings, names and pages: no archaic words, no unfinished sentences.
 
-CONTRIBUTING.md has the rules and the glossary; this lint holds the parts of them that a machine can check.
+CONTRIBUTING.md has the rules and the glossary; this lint checks the parts of them that a machine can check.
 """
 
 import ast
@@ -12,14 +12,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("tokenswift_jax", "pallas_kernels", "convert", "scripts", "tests")
 SOURCES = sorted(
-    path for folder in ("tokenswift_jax", "pallas_kernels", "convert") for path in ROOT.glob(f"{folder}/**/*.py")
+    path for folder in FOLDERS for path in ROOT.glob(f"{folder}/**/*.py") if path.name != "test_english.py"
 )
+PRINTING = [path for path in SOURCES if path.relative_to(ROOT).parts[0] != "tests"]  # a test's strings are data
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 FORBIDDEN = re.compile(
     r"\b(anew|whatever|laid|lays|bears|borne|dearer|affair|lest|hither|whereof|thereby|nought)\b", re.IGNORECASE
 )
+# Forms of printed text: a relative clause in place of a noun, a program that hears, and verbs of another age.
+FORMS = re.compile(
+    r"\b(what (is|are|was|it|that|this|layers|transformers|comes|follows)|told|goes with|stands?|lies)\b"
+)
+NAMES = {"anew", "dear", "told", "said", "held", "laid", "lay", "trust", "stands", "whatever"}
+"""Words that no identifier contains; `held_out` is the field's term, and `when` is none alone (`pl.when` is JAX's)."""
 OPENING = re.compile(r"\s*(Or|And|Of|But|What|Whatever|Whose|Which|Another|None)\b")
 QUOTED = re.compile(r"(`+)[^`\n]+?\1")  # code in prose is no prose
 
@@ -43,6 +51,39 @@ def comments(source):
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string.lstrip("# ")
+
+
+def printed(source):
+    """The strings of `source` with a blank, docstrings excepted; of a formatted string its parts: line and text."""
+    tree = ast.parse(source)
+    documented = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Constant(value=str(text)) if " " in text and id(node) not in documented:
+                yield node.lineno, text
+
+
+def of_strings(source):
+    """Offences in the printed strings of Python source, `line: offence`."""
+    found = [
+        (line, f"string with {match[0]!r}")
+        for line, text in printed(source)
+        for pattern in (FORBIDDEN, FORMS)
+        for match in pattern.finditer(QUOTED.sub("", text))
+    ]
+    return [f"{line}: {offence}" for line, offence in sorted(found)]
+
+
+def of_names(source):
+    """Offences in the identifiers of Python source, `line: offence`, each name once."""
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Name(id=name) | ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                words = set(name.lower().replace("held_out", "").split("_"))
+                if words & NAMES or name == "when":
+                    found.setdefault(name, node.lineno)
+    return [f"{line}: name {name!r}" for name, line in found.items()]
 
 
 def of_source(source):
@@ -70,6 +111,14 @@ def of_files(paths, check):
 def test_docstrings_and_comments_keep_the_rules():
     assert len(SOURCES) > 100
     assert not (found := of_files(SOURCES, of_source)), "\n".join(found)
+
+
+def test_printed_strings_keep_the_rules():
+    assert not (found := of_files(PRINTING, of_strings)), "\n".join(found)
+
+
+def test_names_keep_the_rules():
+    assert not (found := of_files(SOURCES, of_names)), "\n".join(found)
 
 
 def test_pages_keep_the_rules():
@@ -110,6 +159,25 @@ def test_the_lint_sees_the_words(word):
         f"4: word {word.title()!r}"
     ]
     assert of_page(f"# A page\n\nCompiled {word}.\n") == [f"3: word {word!r}"]
+
+
+@pytest.mark.parametrize(
+    "text", ["compiled anew", "leave out what it does", "{x} goes with it", "the kernel is told so"]
+)
+def test_the_lint_sees_what_is_printed(text):
+    assert of_strings(f'raise ValueError("{text}")\n')
+    assert of_strings(f'raise ValueError(f"{{x}} {text}")\n')
+    assert of_strings(f'parser.add_argument("--x", help="{text}")\n')
+    assert of_strings(f'def f():\n    """{text}"""\n') == []  # a docstring, which the other test reads
+
+
+@pytest.mark.parametrize("name", ["anew", "said_at", "_told", "held", "when"])
+def test_the_lint_sees_names(name):
+    assert of_names(f"{name} = 1\n") == [f"1: name {name!r}"]
+    assert of_names(f"def f({name}): ...\n") == [f"1: name {name!r}"]
+    assert of_names(f"class A:\n    def {name}(self): ...\n") == [f"2: name {name!r}"]
+    assert of_names("held_out = held_out_loss = test_it_ends_when_told_so_not = 1\n") != []
+    assert of_names("held_out = when_due = layer = 1\npl.when(x)\n") == []
 
 
 def test_the_lint_leaves_code_and_other_words_alone():

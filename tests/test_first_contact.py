@@ -111,9 +111,9 @@ def test_a_stage_that_dies_or_takes_too_long_harms_no_other(settings, capfd):
     assert document["stages"][3]["log"] == ["why it failed"]
     assert document["plan"] == "first"
     assert document["stages"][0]["rows"] == [ROW]
-    said = capfd.readouterr().out
-    assert "not done: dies, slow, bad" in said
-    assert "  | why it failed" in said
+    printed = capfd.readouterr().out
+    assert "not done: dies, slow, bad" in printed
+    assert "  | why it failed" in printed
     with tarfile.open(settings.output / "first.tar.gz") as packed:
         assert {"first/good.1.jsonl", "first/slow.1.log"} <= set(packed.getnames())
     assert not (settings.output / "first.json.part").exists()
@@ -127,9 +127,9 @@ def test_a_plan_goes_on_with_what_is_not_done(settings, monkeypatch, capfd):
         monkeypatch.setitem(STAGES, name, GOOD)
     capfd.readouterr()
     assert runner.run_plan("first", settings) == 0
-    said = capfd.readouterr().out
-    assert "good: done before" in said
-    assert "last: done before" in said
+    printed = capfd.readouterr().out
+    assert "good: done before" in printed
+    assert "last: done before" in printed
     document = json.loads((settings.output / "first.json").read_text())
     assert ("dies", "interrupted", 1) in statuses(document)
     assert {each["stage"] for each in document["stages"] if each["status"] == "done"} == set(STAGES)
@@ -138,7 +138,7 @@ def test_a_plan_goes_on_with_what_is_not_done(settings, monkeypatch, capfd):
     assert "done before" not in capfd.readouterr().out
 
 
-def test_what_a_plan_has_no_time_for_is_said(settings, monkeypatch, capfd):
+def test_a_plan_names_the_stages_that_it_has_no_time_for(settings, monkeypatch, capfd):
     monkeypatch.setattr(runner, "FEWEST_SECONDS", 30)
     assert runner.run_plan("first", settings, begun=time.monotonic() - plans.PLAN_SECONDS + 20) == 1
     document = json.loads((settings.output / "first.json").read_text())
@@ -166,8 +166,8 @@ runner.run_plan("first", argparse.Namespace(**asked, archive_megabytes=15))
     while not (pid.exists() and pid.read_text()) and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=20)
-    assert "interrupted; run again" in said
+    printed, _ = process.communicate(timeout=20)
+    assert "interrupted; run again" in printed
     document = json.loads((tmp_path / "results" / "first.json").read_text())
     assert statuses(document) == [("sleeps", "interrupted", 1)]
     with pytest.raises(ProcessLookupError):
@@ -224,11 +224,11 @@ def test_a_section_that_fails_is_reported_and_the_next_one_runs(run_stage, monke
     assert kept["driver"] == "a driver"
     assert error["error"] == "RuntimeError: no such kernel"
     assert used["bandwidth"] == copied["bytes_a_second"], "a row of this stage serves its later sections"
-    said = capsys.readouterr().out
-    assert "machine: ERROR RuntimeError: no such kernel" in said
-    assert "copy 2e+12 bytes/s, products 7e+14 FLOP/s" in said
-    assert "kernels: WRONG: tree_attention of 16 rows is off by 5.0e-01" in said
-    assert "0 of 1 kernels as defined in float64" in said
+    printed = capsys.readouterr().out
+    assert "machine: ERROR RuntimeError: no such kernel" in printed
+    assert "copy 2e+12 bytes/s, products 7e+14 FLOP/s" in printed
+    assert "kernels: WRONG: tree_attention of 16 rows is off by 5.0e-01" in printed
+    assert "0 of 1 kernels as defined in float64" in printed
 
 
 def test_an_archive_has_the_worthiest_files_that_fit(tmp_path):
@@ -336,21 +336,21 @@ def reported(tmp_path):
 
 
 def test_figures_are_beside_the_predictions_and_the_goals(reported):
-    said, found = reported(*recorded())
-    assert "| NVIDIA H200 | Llama-3.1-8B | plain | 16,384 | 6.00 | 67% | 4.00 | 5.88 |" in said
-    assert "| NVIDIA H200 | Llama-3.1-8B | verify-16 | 16,384 | 6.50 | 66% | 4.27 | 6.17 |" in said
+    printed, found = reported(*recorded())
+    assert "| NVIDIA H200 | Llama-3.1-8B | plain | 16,384 | 6.00 | 67% | 4.00 | 5.88 |" in printed
+    assert "| NVIDIA H200 | Llama-3.1-8B | verify-16 | 16,384 | 6.50 | 66% | 4.27 | 6.17 |" in printed
     assert [row["milliseconds"] for row in found if row.get("step") == "plain" and "milliseconds" in row] == [6.0, 7.6]
     goals = [row for row in found if row["section"] == "goals"]
     assert (goals[0]["value"], goals[0]["at_least"], goals[0]["met"]) == (0.667, 0.85, False)
-    assert "from 16,384 tokens on: 0.667 (at least 0.85) NOT met" in said
+    assert "from 16,384 tokens on: 0.667 (at least 0.85) NOT met" in printed
     replayed = [row for row in found if row["section"] == "replay" and row["step"] == "plain"]
     rising = 6.0 * 16384 + 6.8 * (65536 - 16384) + 7.6 * (100_000 - 65536)  # level before and after what was measured
     assert replayed[0]["seconds"] == pytest.approx(rising / 1e3, rel=1e-4)
-    assert "kernels and texts: all 4 right" in said
-    assert "first: profile: out of time" in said
-    assert "first: topkp: not started" in said
-    assert "first: no wheel of tokamax 0.0.17 in wheels" in said
-    assert "second: verify-64: died: SIGABRT" in said
+    assert "kernels and texts: all 4 right" in printed
+    assert "first: profile: out of time" in printed
+    assert "first: topkp: not started" in printed
+    assert "first: no wheel of tokamax 0.0.17 in wheels" in printed
+    assert "second: verify-64: died: SIGABRT" in printed
     assert all(row["device"] == "NVIDIA H200" for row in found)
     versions = [row["versions"] for row in found if row["section"] == "steps"]
     assert versions == [{"jax": "0.11.2"}] * 3
@@ -360,16 +360,16 @@ def test_a_wrong_text_or_kernel_is_named_first(reported):
     first, second = recorded()
     second["stages"][0]["rows"][3]["leading_tokens_of_the_first"] = 511  # float32
     first["stages"][0]["rows"][2]["good"] = False
-    said, _ = reported(first, second)
-    assert said.splitlines()[1] == "kernels and texts: WRONG: kernels tree_attention 1; demo float32 fused"
+    printed, _ = reported(first, second)
+    assert printed.splitlines()[1] == "kernels and texts: WRONG: kernels tree_attention 1; demo float32 fused"
     first["stages"] = second["stages"] = []
     assert reported(first, second)[1] == []
 
 
 def test_two_machines_are_not_mixed(reported):
-    said, found = reported(recorded()[0], recorded("NVIDIA H100 80GB HBM3")[1])
-    assert "== NVIDIA H200" in said
-    assert "== NVIDIA H100 80GB HBM3" in said
+    printed, found = reported(recorded()[0], recorded("NVIDIA H100 80GB HBM3")[1])
+    assert "== NVIDIA H200" in printed
+    assert "== NVIDIA H100 80GB HBM3" in printed
     assert {row["section"] for row in found if row["device"] == "NVIDIA H100 80GB HBM3"} == {*("demo", "goals")}
 
 
@@ -389,8 +389,10 @@ def test_a_command_line_that_cannot_be_meant_is_refused(flags, capsys):
     with pytest.raises(SystemExit) as refused:
         first_contact.main(flags.split())
     assert refused.value.code == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert "--plan is needed" in said or "it is STAGE=SECONDS, a stage one of kernels, profile, steps, topkp" in said
+    printed = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "--plan is needed" in printed or "it is STAGE=SECONDS, a stage one of kernels, profile, steps, topkp" in printed
+    )
 
 
 def test_the_steps_become_a_table(tmp_path):

@@ -110,18 +110,18 @@ def compiled(function, *shapes_of):
 def test_updates_in_place_are_no_copies_and_copies_are_found():
     cache, rows = jax.ShapeDtypeStruct((8, 4096), jnp.float32), jax.ShapeDtypeStruct((8, 4), jnp.float32)
 
-    def lay(cache, rows):
+    def write(cache, rows):
         return jax.lax.dynamic_update_slice(cache, rows, (0, 0))
 
     size = 8 * 4096 * 4
-    assert large_arrays(compiled(lay, cache, rows), size) == []
-    both = compiled(lambda cache, rows: (lay(cache, rows), cache[::-1]), cache, rows)
+    assert large_arrays(compiled(write, cache, rows), size) == []
+    both = compiled(lambda cache, rows: (write(cache, rows), cache[::-1]), cache, rows)
     assert any(entry.endswith("f32[8,4096]") for entry in large_arrays(both, size))
     assert large_arrays(both, size + 1) == []
 
 
 def test_registers_are_those_of_the_kernels_asked_for(tmp_path, monkeypatch):
-    said = """ptxas info    : Compiling entry function 'tree_attention_1' for 'sm_80'
+    output = """ptxas info    : Compiling entry function 'tree_attention_1' for 'sm_80'
 ptxas info    : Function properties for tree_attention_1
     8 bytes stack frame, 136 bytes spill stores, 140 bytes spill loads
 ptxas info    : Used 255 registers, used 1 barriers
@@ -130,7 +130,7 @@ ptxas info    : Compiling entry function 'fusion_7' for 'sm_80'
 ptxas info    : Used 16 registers
 """
     assembler = tmp_path / "ptxas"
-    assembler.write_text(f"#!/bin/sh\ncat >&2 <<'E'\n{said}E\n")
+    assembler.write_text(f"#!/bin/sh\ncat >&2 <<'E'\n{output}E\n")
     assembler.chmod(0o755)
     (tmp_path / "module.ptx").touch()
     monkeypatch.setattr(ptx, "_assembler", lambda: assembler)
@@ -289,7 +289,7 @@ def test_a_loop_within_a_graph_is_no_launch_of_the_host():
         ("plain", 2, None, True),
     ],
 )
-def test_launches_are_held_to_what_was_counted(step, layers, found, good):
+def test_launches_have_the_counted_limits(step, layers, found, good):
     from tokenswift_jax.hardware.aot import few_launches
 
     assert few_launches(step, layers, found) == good
@@ -356,7 +356,7 @@ def timed(name, length, milliseconds, share, model="Llama-3.1-8B", floor=1.0, **
     return about | {"milliseconds": milliseconds, "of_copy_bandwidth": share} | more
 
 
-def test_goals_are_held_against_the_worst_that_was_measured():
+def test_goals_are_compared_with_the_worst_measurement():
     rows = [timed("plain", 4096, 3.0, 0.5), timed("plain", 16384, 4.0, 0.9), timed("plain", 65536, 5.0, 0.84)]
     rows += [timed("verify-16", 4096, 9.0, 0.3), timed("verify-16", 16384, 4.2, 0.8)]
     rows += [timed("verify-16", 65536, 5.5, 0.8)]
@@ -400,7 +400,7 @@ def small_cases(monkeypatch):
     monkeypatch.setattr(kernel_checks, "CHUNK", 20)
 
 
-def test_kernels_are_held_against_their_definitions(small_cases):
+def test_kernels_are_compared_with_their_definitions(small_cases):
     rows = list(kernel_checks.check_kernels(jnp.dtype(jnp.float32)))
     kernels = ["tree_attention", "sparse_attention"]
     assert [row["kernel"] for row in rows] == 3 * kernels + ["prefill_attention", "cache_scores"]

@@ -98,13 +98,13 @@ def test_contenders_draft_as_they_are_called():
 
 
 def test_each_ablation_varies_one_thing():
-    said = []
+    reported = []
     sets = NodeSets(partial=((0,), (0, 0)), fused=None)
     model = small_models.random_model(16, head_type="chained")
     model = replace(model, config=replace(model.config, node_sets=sets))
     other = small_models.random_model(16, head_type="sequential")
     asked = SimpleNamespace(node_budget=5, draft_cache=64, quick=True)
-    settings = SimpleNamespace(model=model, heads=other, report=said.append, asked=asked)
+    settings = SimpleNamespace(model=model, heads=other, report=reported.append, asked=asked)
 
     def made(name, sampling=SAMPLED):
         return list(groups(settings, name, sampling))
@@ -138,10 +138,10 @@ def test_each_ablation_varies_one_thing():
         ("off", "selfspec", False),
     ]
     assert [group[0] for group in made("heads")] == [model, other]
-    assert said == []
+    assert reported == []
     settings.heads = None
     assert made("shared_noise", GREEDY) == made("heads") == []
-    assert len(said) == 2
+    assert len(reported) == 2
 
 
 def test_a_row_is_found_by_what_was_asked_and_where(tmp_path):

@@ -52,7 +52,7 @@ def test_the_readme_s_figures_are_those_of_the_files():
     assert done.returncode == 0, done.stderr
 
 
-def test_medians_stand_under_their_contender():
+def test_medians_are_under_their_contender():
     rows = [
         row("speed", "transformers", implementation="transformers", tokens_per_second={"median": 500.2}),
         row("speed", "autoregressive", speed_vs_transformers={"median": 2.468}),

@@ -179,7 +179,7 @@ def test_hf_neutral_values_are_off():
     assert from_generation_config({"min_p": 0.0, "top_k": None, "temperature": None}) == {}
 
 
-def test_do_sample_false_is_greedy_whatever_the_temperature():
+def test_do_sample_false_is_greedy_at_any_temperature():
     assert from_generation_config({"do_sample": False, "temperature": 0.7}) == {"temperature": 0.0}
     assert resolve_sampling({"temperature": 0.5}, {"do_sample": False}).temperature == 0.5
 

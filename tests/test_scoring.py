@@ -188,7 +188,7 @@ def test_tensors_of_the_other_head_type_are_listed(folder, tmp_path):
     assert f"medusa_layers.0.{foreign}.weight" in extra
 
 
-def test_too_little_memory_is_said_in_words_of_scoring(model, texts, monkeypatch):
+def test_too_little_memory_is_an_error_in_the_terms_of_scoring(model, texts, monkeypatch):
     monkeypatch.setattr(memory, "_free_bytes", lambda: 1000)
     with pytest.raises(ts.UserError, match=r"the cache of 3 x 512 positions .* give fewer or shorter texts at once$"):
         ts.score(model, texts)

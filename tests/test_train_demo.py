@@ -77,17 +77,17 @@ def model(folder):
     return folder / "model"
 
 
-def test_a_run_called_again_goes_on_and_is_told_whole(folder, model):
+def test_a_run_called_again_continues_and_reports_all_phases(folder, model):
     metrics = (folder / "work" / "short" / "training" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
-    told = json.loads((model / "training.json").read_text())
-    assert told["started_from"] is None
-    assert [(phase["name"], phase["steps"], phase["tokens"]) for phase in told["phases"]] == [
+    training = json.loads((model / "training.json").read_text())
+    assert training["started_from"] is None
+    assert [(phase["name"], phase["steps"], phase["tokens"]) for phase in training["phases"]] == [
         ("short", 6, 6 * 48),
         ("heads", 3, 3 * 48),
     ]
-    assert [phase["settings"]["skip_share"] for phase in told["phases"]] == [0.5, 0.0]
-    total = told["in_all"]
+    assert [phase["settings"]["skip_share"] for phase in training["phases"]] == [0.5, 0.0]
+    total = training["in_all"]
     assert total.pop("minutes") is not None
     assert total == {"backbone_tokens": 288, "head_tokens": 144, "shortest": 24, "longest": 24}
 
@@ -118,7 +118,7 @@ def test_the_checkpoint_generates_what_its_backbone_says(model):
     assert best[-9:-1].tolist() == out.token_ids
 
 
-def test_phases_that_stand_are_assembled_and_no_more(folder, model, capsys):
+def test_finished_phases_are_assembled_and_not_repeated(folder, model, capsys):
     weights = (folder / "work" / "short" / "model.safetensors").stat().st_mtime_ns
     assert call(folder, output="again") == 0
     assert "phase" not in capsys.readouterr().err
@@ -134,9 +134,9 @@ def test_a_start_is_copied_and_counted(folder, capsys):
         (other / name).symlink_to(folder / "work" / name)
     words = ("--start", folder / "model", "--work", other)
     assert call(folder, *words, output="continued") == 0
-    told = json.loads((folder / "continued" / "training.json").read_text())
-    assert told["started_from"]["in_all"]["backbone_tokens"] == 288
-    assert told["in_all"]["backbone_tokens"] == 576
+    training = json.loads((folder / "continued" / "training.json").read_text())
+    assert training["started_from"]["in_all"]["backbone_tokens"] == 288
+    assert training["in_all"]["backbone_tokens"] == 576
     assert (other / "start" / "model.safetensors").read_bytes() == (folder / "model" / "model.safetensors").read_bytes()
     assert call(folder, "--start", folder / "work" / "short", "--work", other) == 2
     assert "started from another checkpoint" in capsys.readouterr().err

@@ -62,7 +62,7 @@ def run_plan(plan: str, asked: Any, notes: Sequence[str] = (), begun: float | No
             _write(asked, record, begun)
     except KeyboardInterrupt:
         record["stages"] = _attempts_before(folder)
-        print("interrupted; run again, the plan goes on with what is not done", flush=True)
+        print("interrupted; run again, the plan goes on with the rest", flush=True)
     finally:
         _write(asked, record, begun)
         archived = write_archive(asked.work, asked.output / f"{plan}.tar.gz", int(asked.archive_megabytes * 1e6))

@@ -48,14 +48,16 @@ def all_but(*tokens):
 
 def test_settings_that_leave_nothing_are_refused_together(small):
     left = replace(GREEDY, suppress_tokens=all_but(5, 9))
-    told = "suppress_tokens leaves only tokens that end the text, and none of those is drawn before min_new_tokens 3"
+    reported = (
+        "suppress_tokens leaves only tokens that end the text, and none of those is drawn before min_new_tokens 3"
+    )
     for call in (
         lambda: ts.generate(small, [1], left, max_new_tokens=8, min_new_tokens=3),
         lambda: ts.generate(small, [[1], [2]], [GREEDY, left], max_new_tokens=8, min_new_tokens=[0, 3]),
         lambda: ts.generate(replace(small, generation_config={"min_new_tokens": 3}), [1], left, max_new_tokens=8),
         lambda: audit(small, Request([1], left, 8, 3, (5, 9)), [0, 0, 0]),
     ):
-        with pytest.raises(ts.UserError, match=told):
+        with pytest.raises(ts.UserError, match=reported):
             call()
     assert ts.generate(small, [1], left, PLAIN, max_new_tokens=8).finish_reason == "eos"
     one_left = replace(GREEDY, suppress_tokens=all_but(5, 9, 7))
@@ -68,9 +70,9 @@ def test_on_the_command_line_it_names_the_flags(capsys):
     eos = json.loads((DEMO_MODEL / "generation_config.json").read_text())["eos_token_id"]
     ids = ",".join(str(token) for token in range(2048) if token != eos)
     assert main(["--suppress-tokens", ids, "--min-new-tokens", "3"]) == 2
-    told = capsys.readouterr().err
-    assert "--suppress-tokens leaves only tokens that end the text" in told
-    assert "lower --min-new-tokens to 0" in told
+    reported = capsys.readouterr().err
+    assert "--suppress-tokens leaves only tokens that end the text" in reported
+    assert "lower --min-new-tokens to 0" in reported
 
 
 @pytest.mark.parametrize("speculation", MODES)

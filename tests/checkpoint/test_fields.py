@@ -32,9 +32,9 @@ LLAMA = {"model_type": "llama", "num_key_value_heads": 2, **SIZES}
 def test_what_may_change_the_text_is_refused_by_name(name, value):
     with pytest.raises(
         ts.UserError, match=rf"{name} {re.escape(repr(value))}; where the model computes the same"
-    ) as told:
+    ) as reported:
         model_config(LLAMA | {name: value})
-    assert "remove them" in str(told.value)
+    assert "remove them" in str(reported.value)
 
 
 def test_all_of_them_are_named():
@@ -66,7 +66,7 @@ def test_every_field_that_transformers_writes_is_known(family):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "reported"),
     [
         ("tie_word_embeddings", "false", "it must be true or false"),
         ("attention_bias", 1, "it must be true or false"),
@@ -76,8 +76,8 @@ def test_every_field_that_transformers_writes_is_known(family):
         ("layer_types", "full_attention", "it must be a list or null"),
     ],
 )
-def test_values_of_a_wrong_type_are_named(name, value, told):
-    with pytest.raises(ts.UserError, match=f"{name} in config.json is .*{told}"):
+def test_values_of_a_wrong_type_are_named(name, value, reported):
+    with pytest.raises(ts.UserError, match=f"{name} in config.json is .*{reported}"):
         model_config(LLAMA | {name: value})
 
 

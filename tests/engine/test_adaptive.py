@@ -29,7 +29,7 @@ def plan(budget, draft=None):
 
 
 def plan_with_a_cache(budget):
-    """Another, whose draft cache has to be built anew whenever it is taken up."""
+    """A plan whose draft cache must be rebuilt whenever the tuner returns to it."""
     return plan(budget, DraftCacheShape(64, 4, 1, None))
 
 
@@ -102,7 +102,7 @@ def nothing(*_):
 @pytest.mark.parametrize("begins", [0, 100])
 def test_a_foreseen_gain_is_taken_at_once(total, price, begins):
     """Text that n-grams foresee from `begins` on; the foresight needs some 20 tokens to notice."""
-    chosen, dear = ngram_plan(3), ngram_plan(7)
+    chosen, costly = ngram_plan(3), ngram_plan(7)
 
     def gains(named, position, rng):
         return 1 if position < begins else 4
@@ -110,12 +110,12 @@ def test_a_foreseen_gain_is_taken_at_once(total, price, begins):
     def foreseen(named, read):
         return 1.0 if read < begins + 20 else 3.5
 
-    speed, log = simulate({chosen: price, dear: 2.5}, gains, total, foreseen=foreseen)
+    speed, log = simulate({chosen: price, costly: 2.5}, gains, total, foreseen=foreseen)
     best = total / (min(begins, total) + max(total - begins, 0) / 4 * price)
     first = next(begun for named, begun, _ in log if named is chosen)
     assert first <= begins + 20 + 2 * CHUNK
     assert speed >= 0.6 * best
-    assert share(log, dear) < 0.1
+    assert share(log, costly) < 0.1
 
 
 @pytest.mark.parametrize("price", [1.02, 1.5, 3.0])
@@ -142,7 +142,7 @@ def test_a_foreseen_plan_whose_first_iteration_was_disturbed_is_tried_again():
 
 
 def test_the_reason_says_what_was_tried_and_foreseen():
-    def told(plans, gain, foreseen):
+    def reported(plans, gain, foreseen):
         tuner = Tuner(PLAIN, plans, TOKENS, foreseen)
         for _ in range(20):
             named, most = tuner.next_plan()
@@ -150,10 +150,10 @@ def test_the_reason_says_what_was_tried_and_foreseen():
         return tuner.reason
 
     three = ngram_plan(3)
-    assert "no trial of drafts promised to pay; n-grams foretell 1.02" in told([three], 1, lambda _: 1.02)
-    assert told([three], 4, lambda _: 4.0) == "ngram, 3 nodes was 4.00x as fast as plain decoding"
-    assert told([plan(3)], 1, lambda _: None).startswith("fused, 3 nodes was tried at 1.00x")
-    assert told([], 1, lambda _: None) == "the checkpoint allows no drafts"
+    assert "no trial of drafts promised to pay; n-grams foretell 1.02" in reported([three], 1, lambda _: 1.02)
+    assert reported([three], 4, lambda _: 4.0) == "ngram, 3 nodes was 4.00x as fast as plain decoding"
+    assert reported([plan(3)], 1, lambda _: None).startswith("fused, 3 nodes was tried at 1.00x")
+    assert reported([], 1, lambda _: None) == "the checkpoint allows no drafts"
 
 
 @pytest.mark.parametrize("price", [1.2, 1.5, 3.0])
@@ -211,7 +211,7 @@ def test_useless_drafts_and_catching_up_stay_within_the_three_percent(cpu, rebui
 
 @pytest.mark.parametrize("period", [40, 100, 300, 700])
 @pytest.mark.parametrize("noise", [0.0, 0.1])
-def test_a_text_that_comes_and_goes_with_dear_changes_of_plan(cpu, period, noise):
+def test_a_text_that_comes_and_goes_with_costly_changes_of_plan(cpu, period, noise):
     """Only the plan with the cache ever accepts, and never for long: every change to it costs nine steps."""
     prices, catch_ups = cpu
     *_, cached = prices
@@ -223,7 +223,7 @@ def test_a_text_that_comes_and_goes_with_dear_changes_of_plan(cpu, period, noise
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
-def test_the_plan_with_the_dear_catch_up_is_found_where_it_pays(cpu, noise):
+def test_the_plan_with_the_costly_catch_up_is_found_where_it_pays(cpu, noise):
     prices, catch_ups = cpu
     *_, cached = prices
     for seed in range(10 if noise else 1):
@@ -299,7 +299,7 @@ def test_the_fastest_plan_is_taken_and_kept(best):
     assert speed > 0.8 * rates[fastest] / prices[fastest]  # plain decoding is measured first, for 64 tokens
 
 
-def test_noisy_gains_are_told_from_noisy_losses():
+def test_noisy_gains_are_distinguished_from_noisy_losses():
     """30% faster and 15% slower on average, luck by the iteration and a clock that wavers."""
 
     def gains(named, position, rng):
@@ -366,7 +366,7 @@ def test_a_plan_that_still_pays_gives_way_to_one_that_became_better():
 @pytest.mark.parametrize("price", [1.25, 1.7, 2.2, 5.0])
 @pytest.mark.parametrize("begin", [0, 1])
 def test_a_text_that_changes_against_it_loses_little(price, begin):
-    """Every 100 tokens drafts turn from perfect to useless: whatever is learned is soon wrong."""
+    """Every 100 tokens drafts turn from perfect to useless: every measurement is soon wrong."""
     speed, _ = simulate({plan(7): price}, lambda _, position, __: 5 if (position // 100) % 2 == begin else 1)
     assert speed >= 0.97
 

@@ -77,12 +77,12 @@ def test_a_finished_row_is_frozen(model, alone):
         for row in range(3):
             if state.finish[row] == Finish.RUNNING:
                 continue
-            held = what_counts(state, row)
+            kept_tokens = what_counts(state, row)
             if row in before:
                 compared += 1
-                for old, new in zip(before[row], held, strict=True):
+                for old, new in zip(before[row], kept_tokens, strict=True):
                     np.testing.assert_array_equal(old, new)
-            before.setdefault(row, held)
+            before.setdefault(row, kept_tokens)
     assert compared >= 3
     assert len(before) == 3
 

@@ -95,15 +95,15 @@ def test_a_stream_carries_them_with_its_tokens(model):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "given"),
     [
         ({"logprobs": -1}, "logprobs is -1; it must be a whole number from 0 to 48"),
         ({"logprobs": 49}, "logprobs is 49; it must be a whole number from 0 to 48"),
         ({"logprobs": 1, "logprobs_mode": "both"}, "logprobs_mode is 'both'; it must be 'raw' or 'processed'"),
     ],
 )
-def test_wrong_values(model, asked, said):
-    with pytest.raises(ts.UserError, match=said):
+def test_wrong_values(model, asked, given):
+    with pytest.raises(ts.UserError, match=given):
         ts.generate(model, PROMPT, SAMPLING, max_new_tokens=3, **asked)
 
 

@@ -1,4 +1,4 @@
-"""What the host measures while it drives a run."""
+"""Measurements of the host while it drives a run."""
 
 import time
 
@@ -14,7 +14,7 @@ from tokenswift_jax.step.loop import catch_up
 DELAY = 0.3  # seconds
 
 
-def test_catching_up_counts_as_decoding_and_is_told_from_the_chunk_s_own_time(monkeypatch):
+def test_catching_up_counts_as_decoding_apart_from_the_chunk_s_own_time(monkeypatch):
     run_it, observe, observed = CompileCache.run, FixedPlan.observe, []
 
     def slow_catch_up(self, function, *arguments, name=""):

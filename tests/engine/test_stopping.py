@@ -65,7 +65,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_eos_ends_the_text_where_it_stands(model, free, place):
+def test_eos_ends_the_text_at_its_place(model, free, place):
     index = PLACES[place](free)
     ending = small_models.with_eos(model, free.tokens[index])
     check(decode(ending, PROMPT, GREEDY, FUSED, max_new_tokens=48), free.tokens[: index + 1], "eos")

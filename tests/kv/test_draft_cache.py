@@ -25,13 +25,13 @@ class Text:
     windows: tuple
     committed: int = 0
     selected: int = 0
-    held: dict = field(default_factory=dict)  # (layer, head) -> positions by slot
+    stored: dict = field(default_factory=dict)  # (layer, head) -> positions by slot
 
     def rebuild(self, committed, query):
         self.committed, self.selected = committed, 0
         if committed > self.shape.size:
             return self._select(query)
-        self.held = {at: list(range(committed)) for at in np.ndindex(LAYERS, KV_HEADS)}
+        self.stored = {at: list(range(committed)) for at in np.ndindex(LAYERS, KV_HEADS)}
         return False
 
     def commit(self, after, query):
@@ -42,10 +42,10 @@ class Text:
         replaced = after - self.selected
         if not self.selected:
             if after <= self.shape.size:
-                self.held = {at: list(range(after)) for at in self.held}
+                self.stored = {at: list(range(after)) for at in self.stored}
                 return False
         elif replaced <= self.shape.size - self.shape.sinks and replaced < (self.shape.refresh_interval or 1 << 30):
-            for slots in self.held.values():
+            for slots in self.stored.values():
                 for position in range(before, after):
                     slots[self.shape.size - 1 - (position - self.selected)] = position
             return False
@@ -62,7 +62,7 @@ class Text:
             scores = (self.keys[layer, head, positions] @ of_head.T).sum(axis=1)
             best = positions[np.argsort(-scores)][: self.shape.size - self.shape.sinks].tolist()
             missing = [None] * (self.shape.size - self.shape.sinks - len(best))
-            self.held[layer, head] = [*range(self.shape.sinks), *best, *missing]
+            self.stored[layer, head] = [*range(self.shape.sinks), *best, *missing]
         return True
 
 
@@ -120,14 +120,14 @@ class Bench:
 
     def check(self, fresh):
         """Positions as sets (in order after a selection), and the keys and values of what is held."""
-        held, cache = np.asarray(self.draft.positions), self.draft.cache
+        stored, cache = np.asarray(self.draft.positions), self.draft.cache
         kept = [(np.asarray(cache.keys), cache.key_scales), (np.asarray(cache.values), cache.value_scales)]
         in_use = np.asarray(self.shape.slots_in_use(_ints([text.committed for text in self.texts])))
         for row, text in enumerate(self.texts):
             assert int(self.draft.selected[row]) == text.selected
-            for (layer, head), expected in text.held.items():
+            for (layer, head), expected in text.stored.items():
                 assert in_use[row] == len(expected)
-                slots = held[layer, row, head, : len(expected)]
+                slots = stored[layer, row, head, : len(expected)]
                 actual = [None if position < 0 else int(position) for position in slots]
                 if fresh[row]:
                     assert actual == expected

@@ -98,13 +98,13 @@ def test_every_tree_row_is_the_end_of_its_own_path(config, shuffled):
     lengths = np.asarray([len(text) - 1 for text in texts])
     cache, key_positions = poisoned(config, texts, [whole(model, text) for text in texts]), None
     if shuffled:
-        held = np.full((config.num_layers, 3, config.num_kv_heads, 512), -(2**30))
-        for at in np.ndindex(held.shape[:3]):
+        stored = np.full((config.num_layers, 3, config.num_kv_heads, 512), -(2**30))
+        for at in np.ndindex(stored.shape[:3]):
             order = rng.permutation(lengths[at[1]])
-            held[at][: len(order)] = order
+            stored[at][: len(order)] = order
             for stack in cache:
                 stack[at][: len(order)] = stack[at][order]
-        key_positions = ints(held)
+        key_positions = ints(stored)
     rows, after = over_cache(
         model.graphdef,
         model.params,

@@ -212,12 +212,12 @@ def test_scores_are_those_of_the_keys_as_they_are_read(cache_dtype):
     keys = np.asarray(cache.stacks.read(cache.dtype)[0], np.float64)[1]
     best = np.asarray(cache.top_positions(1, jnp.asarray(query), begins, ends, 5))
     blocks = np.asarray(cache.top_blocks(1, jnp.asarray(query), jnp.asarray([0, 0], jnp.int32), ends, 2, 16))
-    held = cache.gather(1, jnp.asarray(best))
+    stored = cache.gather(1, jnp.asarray(best))
     for b, head in np.ndindex(2, 2):
         scores = keys[b, head] @ query[b, 2 * head : 2 * head + 2].sum(axis=0)
         order = np.argsort(-scores[int(begins[b]) : LENGTHS[b]])[:5] + int(begins[b])
         np.testing.assert_array_equal(best[b, head], order)
         of_blocks = [scores[n : min(n + 16, LENGTHS[b])].max() for n in range(0, LENGTHS[b], 16)]
         np.testing.assert_array_equal(blocks[b, head], np.argsort(-np.asarray(of_blocks))[:2])
-        for stack, taken in zip(jax.tree.leaves(cache.stacks), jax.tree.leaves(held), strict=True):
+        for stack, taken in zip(jax.tree.leaves(cache.stacks), jax.tree.leaves(stored), strict=True):
             np.testing.assert_array_equal(np.asarray(taken)[0, b, head], np.asarray(stack)[1, b, head, order])

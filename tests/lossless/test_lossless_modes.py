@@ -104,7 +104,7 @@ def test_tokens_are_those_of_plain_decoding_with_drafts_over_blocks():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_tokens_are_those_of_plain_decoding_whatever_auto_picks(case):
+def test_tokens_are_those_of_plain_decoding_with_any_plan_of_auto(case):
     assert_same(text(case, "auto").tokens, text(case, None).tokens)
     assert text(case, "auto").trace[0]["mode"] == "autoregressive"
 

@@ -52,9 +52,9 @@ def traced(arguments, window=None):
 @pytest.fixture
 def run(request, monkeypatch):
     """A function of (arguments, window) that runs the library's kernel for "tpu" or "gpu" in an interpreter."""
-    said = []
+    reported = []
     monkeypatch.setattr(implementation, "_logged", set())
-    monkeypatch.setattr(implementation._log, "info", said.append)
+    monkeypatch.setattr(implementation._log, "info", reported.append)
 
     def run(arguments, window=None):
         jax.clear_caches()  # what is traced here asks an interpreter for it
@@ -69,7 +69,7 @@ def run(request, monkeypatch):
                 # past an array's end: nothing here.
                 patched.setattr(block, "_pids", lambda: (jnp.int32(0), jnp.int32(0)))
                 result = traced(arguments, window)
-        assert said == [f"prefill_attention: {request.param}, tokamax"]
+        assert reported == [f"prefill_attention: {request.param}, tokamax"]
         return result
 
     return run

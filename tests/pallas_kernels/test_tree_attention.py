@@ -75,13 +75,13 @@ def test_sliding_window_over_slots_in_any_order(window):
     rng = np.random.default_rng(5)
     shape, lengths = Shape(rows=4, capacity=768), [700, 33, 256]
     arguments = make(rng, shape, lengths)
-    held = rng.integers(-(2**30), 2**30, (LAYERS, 3, shape.kv_heads, shape.capacity))
+    stored = rng.integers(-(2**30), 2**30, (LAYERS, 3, shape.kv_heads, shape.capacity))
     for row, length in enumerate(lengths):
         for head in range(shape.kv_heads):
-            held[LAYER, row, head, :length] = rng.permutation(1000)[:length]
-    held[LAYER, 1, 0, :5] = -(2**30)
+            stored[LAYER, row, head, :length] = rng.permutation(1000)[:length]
+    stored[LAYER, 1, 0, :5] = -(2**30)
     arguments |= {
-        "key_positions": jnp.asarray(held, jnp.int32),
+        "key_positions": jnp.asarray(stored, jnp.int32),
         "positions": arguments["positions"] - arguments["lengths"][:, None] + 1000,
     }
     check(arguments, window)

@@ -145,13 +145,13 @@ def test_every_float8_by_its_bits():
 
 
 @each_kernel
-@pytest.mark.parametrize("held", [False, True], ids=["in text order", "in any order"])
-def test_sliding_windows(name, held):
+@pytest.mark.parametrize("stored", [False, True], ids=["in text order", "in any order"])
+def test_sliding_windows(name, stored):
     """With slots in any order, as a draft cache has them, positions of scratch slots mean nothing."""
     rng = np.random.default_rng(4)
     shape, lengths = Shape(rows=4, head_dim=16, capacity=700), [690, 33, 256]
     arguments = make(rng, shape, lengths)
-    if held:
+    if stored:
         where = rng.integers(-(2**30), 2**30, (LAYERS, 3, shape.kv_heads, shape.capacity))
         for row, length in enumerate(lengths):
             for head in range(shape.kv_heads):
@@ -227,7 +227,7 @@ def test_a_decoder_over_a_cache(name):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 
-def abstract(shape, batch=1, quantised=False, held=False):
+def abstract(shape, batch=1, quantised=False, stored=False):
     """Shapes of a call's arguments at a capacity of 131,072."""
     cache = (2, batch, shape.kv_heads, 131072, shape.head_dim)
     own = (batch, shape.rows, shape.kv_heads, shape.head_dim)
@@ -244,7 +244,7 @@ def abstract(shape, batch=1, quantised=False, held=False):
     if quantised:
         given |= {"key_scales": (cache[:4], "float32"), "value_scales": (cache[:4], "float32")}
     arrays = {name: jax.ShapeDtypeStruct(s, jnp.dtype(dtype)) for name, (s, dtype) in given.items()}
-    return arrays | {"key_positions": jax.ShapeDtypeStruct(cache[:4], jnp.int32) if held else None}
+    return arrays | {"key_positions": jax.ShapeDtypeStruct(cache[:4], jnp.int32) if stored else None}
 
 
 @each_kernel
@@ -257,7 +257,7 @@ def abstract(shape, batch=1, quantised=False, held=False):
         (Shape(4, 16, 64, 8, dtype="bfloat16"), {"quantised": True}, None),
         (Shape(1, 16, 80, 32, dtype="bfloat16"), {}, 4096),
         (Shape(4, 512, 96, 8, dtype="bfloat16"), {}, None),
-        (Shape(2, 3, 128, 2, dtype="float32"), {"held": True}, 512),
+        (Shape(2, 3, 128, 2, dtype="float32"), {"stored": True}, 512),
     ],
     ids=str,
 )

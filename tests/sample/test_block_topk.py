@@ -68,9 +68,9 @@ def test_which_answers_are_exact():
     rows = rows_of_scores()
     few = shortlist(jnp.asarray(rows))
     ordered = -np.sort(-rows, axis=-1)
-    held = (rows > np.asarray(few.sure)).sum(axis=-1)
-    assert (held[:2] >= BLOCKS - 1).all()
-    assert (held[:2] < 2 * BLOCKS).all()
+    stored = (rows > np.asarray(few.sure)).sum(axis=-1)
+    assert (stored[:2] >= BLOCKS - 1).all()
+    assert (stored[:2] < 2 * BLOCKS).all()
     for k in (1, BLOCKS, BLOCKS + 60, 3000):
         found = np.asarray(kth_largest(few.scores, jnp.int32(k), ONE_BIT))[:, 0]
         exact = found >= np.asarray(few.sure)[:, 0]

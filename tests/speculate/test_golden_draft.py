@@ -120,7 +120,7 @@ class Text:
         call = (ints([[token]]), ints([[self.length]]), self.draft.cache, in_use, one)
         return compute(self.model.graphdef, self.model.params, *call)[2]
 
-    def held(self):
+    def stored(self):
         """Positions [layers, kv_heads, slots in use]."""
         return np.asarray(self.draft.positions)[:, 0, :, : min(self.length, self.shape.size)]
 
@@ -158,10 +158,10 @@ def test_prefill_fills_the_cache(name):
 def test_selection_after_the_prompt(name):
     """The same slots in the same order, holding the same keys and values; with 96 slots the whole prompt, unordered."""
     golden, text = arrays(name), prompted(name, 48)
-    np.testing.assert_array_equal(text.held(), golden["retri48_slot_pos"])
+    np.testing.assert_array_equal(text.stored(), golden["retri48_slot_pos"])
     close(text.draft.cache.keys[:, 0, :, :48], golden["retri48_key"])
     close(text.draft.cache.values[:, 0, :, :48], golden["retri48_value"])
-    assert_same_sets(prompted(name, 96).held(), golden["retri96_slot_pos"])
+    assert_same_sets(prompted(name, 96).stored(), golden["retri96_slot_pos"])
 
 
 @pytest.mark.parametrize("size", [48, 96])
@@ -182,7 +182,7 @@ def test_newest_tokens_replace_the_lowest_scored(name):
         text = text.append(golden["upd_tokens"][begin:end])
         begin = end
         assert text.length == golden["upd_seq_len"][step]
-        assert_same_sets(text.held(), golden["upd_slot_pos"][step])
+        assert_same_sets(text.stored(), golden["upd_slot_pos"][step])
         close(text.drafting(golden["root_token"])[1], golden["upd_draft_logits"][step])
     # The next chunk does not fit any more: here the contract has selected, the reference will have in the next forward.
     text = text.append(golden["upd_tokens"][begin : begin + 5])
@@ -198,15 +198,15 @@ def test_newest_tokens_replace_the_lowest_of_a_later_selection(name):
     rows, _, cache = text.rows(golden["upd_tokens"][:done])
     close(rows.new.keys[:, 0, :, :done], golden["upd_kv_key"][:, :, :done])
     close(rows.new.values[:, 0, :, :done], golden["upd_kv_value"][:, :, :done])
-    held = golden["upd_slot_pos"][second]
-    at = jnp.asarray(held)[:, None, :, :, None]
+    stored = golden["upd_slot_pos"][second]
+    at = jnp.asarray(stored)[:, None, :, :, None]
     taken = FullCache(*(jnp.take_along_axis(stack, at, axis=3) for stack in (cache.keys, cache.values)))
     draft = text.shape.empty(text.model.config, 1, jnp.dtype(jnp.float32))
     draft = DraftCache(
         FullCache(
             draft.cache.keys.at[:, :, :, :48].set(taken.keys), draft.cache.values.at[:, :, :, :48].set(taken.values)
         ),
-        draft.positions.at[:, 0, :, :48].set(ints(held)),
+        draft.positions.at[:, 0, :, :48].set(ints(stored)),
         ints([golden["upd_prefill_len"][second]]),
     )
     text = replace(text, length=PROMPT + done, cache=cache, draft=draft)
@@ -216,11 +216,11 @@ def test_newest_tokens_replace_the_lowest_of_a_later_selection(name):
             text = text.append(golden["upd_tokens"][done:end])
             done = end
         assert text.length == golden["upd_seq_len"][step]
-        assert_same_sets(text.held(), golden["upd_slot_pos"][step])
+        assert_same_sets(text.stored(), golden["upd_slot_pos"][step])
         close(text.drafting(golden["root_token"])[1], golden["upd_draft_logits"][step])
         if step in golden["upd_keep_steps"]:
             kept = golden["upd_keep_steps"].tolist().index(step)
-            by_position = np.argsort(text.held(), axis=-1)[..., None]
+            by_position = np.argsort(text.stored(), axis=-1)[..., None]
             theirs = np.argsort(golden["upd_slot_pos"][step], axis=-1)[..., None]
             for stack, expected in ((text.draft.cache.keys, "upd_key"), (text.draft.cache.values, "upd_value")):
                 ours = np.take_along_axis(np.asarray(stack)[:, 0, :, :48], by_position, axis=2)
@@ -280,7 +280,7 @@ def test_commit_of_a_scripted_path(name):
     assert text.length == PROMPT + count
     close(text.cache.keys[:, 0, :, PROMPT : PROMPT + count], golden["accept_kv_key"])
     close(text.cache.values[:, 0, :, PROMPT : PROMPT + count], golden["accept_kv_value"])
-    assert_same_sets(text.held(), golden["accept_slot_pos"])
+    assert_same_sets(text.stored(), golden["accept_slot_pos"])
     token = int(golden["accept_next_token"])
     close(text.drafting(token)[1], golden["accept_draft_logits"])
     close(text.rows([token])[1][0], golden["accept_next_full_logits"])

@@ -112,15 +112,15 @@ def test_temporary_memory_is_the_same_at_any_capacity():
 def test_a_copy_would_be_found():
     """A use of the old cache after the update makes XLA keep both."""
 
-    def lay(cache, rows):
+    def write(cache, rows):
         return jax.lax.dynamic_update_slice(cache, rows, (0, 0))
 
     def text(function):
         cache, rows = jax.ShapeDtypeStruct((8, 4096), jnp.float32), jax.ShapeDtypeStruct((8, 4), jnp.float32)
         return jax.jit(function, donate_argnums=0).lower(cache, rows).compile().as_text()
 
-    assert set(makers(text(lay), "f32[8,4096]")) == {"dynamic-update-slice"}
-    both = makers(text(lambda cache, rows: (lay(cache, rows), cache[::-1])), "f32[8,4096]")
+    assert set(makers(text(write), "f32[8,4096]")) == {"dynamic-update-slice"}
+    both = makers(text(lambda cache, rows: (write(cache, rows), cache[::-1])), "f32[8,4096]")
     assert set(both) > {"dynamic-update-slice"}
 
 

@@ -31,12 +31,12 @@ def load(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = []
 
-    def stand_in(*arguments, report):
+    def substitute(*arguments, report):
         asked.append(arguments)
         return load.model
 
     load = SimpleNamespace(asked=asked, model=model(folder, generation_config=GENERATION))
-    monkeypatch.setattr(model_module, "load", stand_in)
+    monkeypatch.setattr(model_module, "load", substitute)
     return load
 
 

@@ -75,11 +75,11 @@ def nobody():
 
 @pytest.mark.parametrize(("name", "unbuffered"), [*((name, False) for name in RUNS), ("generate", True)])
 def test_a_reader_of_stdout_that_has_left_ends_the_command_quietly(tmp_path, nobody, name, unbuffered):
-    status, _, told = run(tmp_path, name, unbuffered=unbuffered, stdout=nobody)
-    assert status == SIGPIPE, told
-    assert "Traceback" not in told
-    assert "BrokenPipe" not in told
-    assert "rror" not in told
+    status, _, announced = run(tmp_path, name, unbuffered=unbuffered, stdout=nobody)
+    assert status == SIGPIPE, announced
+    assert "Traceback" not in announced
+    assert "BrokenPipe" not in announced
+    assert "rror" not in announced
     if name == "convert":
         assert (tmp_path / "out" / "config.json").exists(), "it was written before it was told of"
 
@@ -116,9 +116,9 @@ def test_a_broken_pipe_of_something_else_is_an_error(tmp_path, monkeypatch):
 def test_closed_streams_take_nothing_and_no_file_takes_their_place(tmp_path, monkeypatch, name, closed):
     if name == "generate":
         monkeypatch.setitem(RUNS, name, (GENERATE, ["--max-new-tokens", "1", "--stats", "s", "--journal", "j"]))
-    status, shown, told = run(tmp_path, name, closed=closed)
-    assert status == 0, told
-    assert "Traceback" not in told
+    status, shown, announced = run(tmp_path, name, closed=closed)
+    assert status == 0, announced
+    assert "Traceback" not in announced
     if 2 in closed:
         assert "tokens/s" not in shown, "what was for stderr is not on stdout"
     if name == "generate":
@@ -133,5 +133,5 @@ def test_closed_streams_take_nothing_and_no_file_takes_their_place(tmp_path, mon
 @pytest.mark.parametrize("name", ["convert", "help"])
 def test_a_full_disk_is_one_line(tmp_path, name):
     with open("/dev/full", "w") as full:
-        status, _, told = run(tmp_path, name, stdout=full)
-    assert (status, told) == (1, "error: [Errno 28] No space left on device\n")
+        status, _, announced = run(tmp_path, name, stdout=full)
+    assert (status, announced) == (1, "error: [Errno 28] No space left on device\n")

@@ -54,7 +54,7 @@ def test_a_character_that_never_ends_comes_out_broken_at_the_end():
     assert pieces(metaspace(), ids) == ["a", "", "", "", "�"]
 
 
-def test_the_space_of_a_first_word_depends_on_what_stands_before_it():
+def test_the_space_of_a_first_word_depends_on_the_text_before_it():
     the, cat = (metaspace().convert_tokens_to_ids(word) for word in ("▁the", "▁cat"))
     assert pieces(metaspace(), [cat]) == ["cat", ""]
     assert pieces(metaspace(), [cat], prompt=[the]) == [" cat", ""]

@@ -42,7 +42,7 @@ FLAGS = {"top_p": "--top-p", "journal": "--journal", "resume": "--resume", "rope
         ('give rope_override={"factor": 2} now', ("rope_override",), "give --rope-override '{\"factor\": 2}' now"),
     ],
 )
-def test_a_flag_stands_for_each_argument_that_an_error_names(message, arguments, line):
+def test_a_flag_replaces_each_argument_that_an_error_names(message, arguments, line):
     assert in_flags(UserError(message, arguments=arguments), FLAGS) == line
 
 
@@ -75,8 +75,8 @@ DOORS = [  # Python arguments, flags, and the line of each door
 ]
 
 
-@pytest.mark.parametrize(("arguments", "flags", "said", "printed"), DOORS, ids=[flags for _, flags, *_ in DOORS])
-def test_one_error_through_both_doors(tmp_path, monkeypatch, capsys, arguments, flags, said, printed):
+@pytest.mark.parametrize(("arguments", "flags", "message", "printed"), DOORS, ids=[flags for _, flags, *_ in DOORS])
+def test_one_error_through_both_doors(tmp_path, monkeypatch, capsys, arguments, flags, message, printed):
     (tmp_path / "model").mkdir()
     monkeypatch.chdir(tmp_path)
     Path("old").write_text("")
@@ -88,7 +88,7 @@ def test_one_error_through_both_doors(tmp_path, monkeypatch, capsys, arguments, 
     given = {"max_new_tokens": 4, **({} if "messages" in arguments else {"prompt": [1, 2]}), **arguments}
     with pytest.raises(ts.UserError) as caught:
         ts.generate(loaded, **given)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert not re.search(r"(?<![\w-])--[a-z]", str(caught.value))
     monkeypatch.setattr(model_module, "load", lambda *arguments, report: loaded)
     prompt = [] if "messages" in arguments else ["--prompt-ids", "p.json"]

@@ -36,13 +36,13 @@ def test_a_special_token_as_a_stop_ends_the_text_though_it_gives_no_text(loaded,
 
 
 def test_a_stop_with_a_special_token_inside_never_occurs(loaded):
-    told = f"the stop '\\n{END}' contains {END}, a special token, which gives no text; give that token alone"
-    with pytest.raises(ts.UserError, match=re.escape(told)):
+    reported = f"the stop '\\n{END}' contains {END}, a special token, which gives no text; give that token alone"
+    with pytest.raises(ts.UserError, match=re.escape(reported)):
         ts.generate(loaded, "x", max_new_tokens=5, stop="\n" + END)
 
 
 @pytest.mark.parametrize(
-    ("stop", "told"),
+    ("stop", "reported"),
     [
         ("a\udcff", "is not UTF-8 text, so no text contains it"),
         (5, "stop is 5; it must be a string or a list of strings"),
@@ -51,13 +51,13 @@ def test_a_stop_with_a_special_token_inside_never_occurs(loaded):
         (["a", None], "text of at least one character"),
     ],
 )
-def test_a_stop_that_no_text_contains(loaded, stop, told):
-    with pytest.raises(ts.UserError, match=re.escape(told)):
+def test_a_stop_that_no_text_contains(loaded, stop, reported):
+    with pytest.raises(ts.UserError, match=re.escape(reported)):
         ts.generate(loaded, "x", max_new_tokens=5, stop=stop)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "reported"),
     [
         ({"max_new_tokens": 4.0}, "max_new_tokens is 4.0; it must be a whole number, 1 or above"),
         ({"max_new_tokens": True}, "max_new_tokens is True"),
@@ -73,9 +73,9 @@ def test_a_stop_that_no_text_contains(loaded, stop, told):
         ({"model": "demo"}, "model is 'demo'; it must be a loaded checkpoint, such as load('demo')"),
     ],
 )
-def test_arguments_of_another_type(loaded, arguments, told):
+def test_arguments_of_another_type(loaded, arguments, reported):
     call = {"model": loaded, "prompt": "x", "max_new_tokens": 5} | arguments
-    with pytest.raises(ts.UserError, match=re.escape(told)):
+    with pytest.raises(ts.UserError, match=re.escape(reported)):
         ts.generate(**call)
 
 
@@ -113,7 +113,7 @@ def test_an_override_without_effect(override, unused, kind):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         ("generate --temperature 1_0", "'1_0' is not a number"),
         ("generate --temperature ٣", "'٣' is not a number"),
@@ -135,13 +135,13 @@ def test_an_override_without_effect(override, unused, kind):
         ("generate --model ~nobody-here/x --prompt y", "no such directory: ~nobody-here/x"),
     ],
 )
-def test_words_that_are_no_value(tmp_path, monkeypatch, capsys, words, told):
+def test_words_that_are_no_value(tmp_path, monkeypatch, capsys, words, reported):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p").write_text("keep me")
     assert program(words.split(" ")) == 2
     shown = capsys.readouterr()
     assert (shown.out, len(shown.err.splitlines())) == ("", 1)
-    assert told in shown.err
+    assert reported in shown.err
     assert (tmp_path / "p").read_text() == "keep me"
 
 
@@ -198,8 +198,8 @@ def test_the_checkpoint_s_ends_count_unless_given(loaded, monkeypatch, capsys):
     monkeypatch.setattr(model_module, "load", lambda *arguments, report: with_ends)
     assert main(["--prompt", "x"]) == 0
     assert run.asked["max_new_tokens"] == 6
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert "max_new_tokens 6, min_new_tokens 3, stop_strings ['dog'] (generation_config.json)" in told
+    reported = capsys.readouterr().err.splitlines()[-1]
+    assert "max_new_tokens 6, min_new_tokens 3, stop_strings ['dog'] (generation_config.json)" in reported
     assert main(["--prompt", "x", "--max-new-tokens", "4", "--quiet"]) == 0
     assert run.asked["max_new_tokens"] == 4
 

@@ -30,7 +30,7 @@ def test_importing_the_command_leaves_the_function():
 @pytest.mark.parametrize(
     "first", ["import tokenswift_jax.generate", "ts.generate", "from tokenswift_jax import generate"]
 )
-def test_the_function_in_a_fresh_process_whatever_came_first(first):
+def test_the_function_in_a_fresh_process_after_any_import(first):
     program = f"import tokenswift_jax as ts; {first}; import tokenswift_jax.generate; print(ts.generate.__module__)"
     done = python("-W", "error", "-c", program)
     assert (done.stdout, done.stderr) == ("tokenswift_jax.api\n", "")

@@ -57,7 +57,7 @@ def test_a_row_with_nan_ends_alone_and_says_so(model):
 
 
 @pytest.mark.parametrize(
-    ("sampling", "asked", "said"),
+    ("sampling", "asked", "message"),
     [
         ([SAMPLING] * 2, {}, "sampling has 2 entries for 3 prompts; give one each, or one value for all"),
         ([SAMPLING, SAMPLING, {"temperature": 1}], {}, "sampling has a dict where a SamplingConfig is expected"),
@@ -70,6 +70,6 @@ def test_a_row_with_nan_ends_alone_and_says_so(model):
         (SAMPLING, {"stop": [["a"], "b", []]}, "a stop string is text of at least one character"),
     ],
 )
-def test_lists_that_do_not_fit(model, sampling, asked, said):
-    with pytest.raises(ts.UserError, match=said):
+def test_lists_that_do_not_fit(model, sampling, asked, message):
+    with pytest.raises(ts.UserError, match=message):
         ts.generate(model, PROMPTS, sampling, **({"max_new_tokens": 8} | asked))

@@ -39,22 +39,22 @@ class Reports(list):
         return [name for name, done, *_ in self if not done]
 
 
-def test_a_phase_begins_goes_on_and_ends_whatever_happens():
-    told = Reports()
-    with phase(told, "sorting", 10, "cards") as so_far:
+def test_a_phase_begins_continues_and_ends_even_after_an_error():
+    reported = Reports()
+    with phase(reported, "sorting", 10, "cards") as so_far:
         so_far(4)
         so_far(12)  # a last chunk that is padded ends with the phase
-    assert told == [("sorting", done, 10, "cards") for done in (0, 4, 10)]
-    told.clear()
-    with pytest.raises(KeyError), phase(told, "sorting"):
+    assert reported == [("sorting", done, 10, "cards") for done in (0, 4, 10)]
+    reported.clear()
+    with pytest.raises(KeyError), phase(reported, "sorting"):
         raise KeyError
-    assert told == [("sorting", 0, 1, ""), ("sorting", 1, 1, "")]
+    assert reported == [("sorting", 0, 1, ""), ("sorting", 1, 1, "")]
 
 
 def test_a_real_run_reports_loading_prefill_and_each_program_by_its_name():
-    told = Reports()
-    demo = ts.load(report=told)
-    loaded = [report for report in told if report[0] == "loading the model"]
+    reported = Reports()
+    demo = ts.load(report=reported)
+    loaded = [report for report in reported if report[0] == "loading the model"]
     sizes = [done for _, done, *_ in loaded]
     assert sizes == sorted(sizes)
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(demo.params))
@@ -62,30 +62,30 @@ def test_a_real_run_reports_loading_prefill_and_each_program_by_its_name():
     assert (sizes[0], sizes[-1]) == (0, total)
     assert len(sizes) > 10
 
-    told.clear()
+    reported.clear()
     prompt = [5] * 1500
     speculation = ts.SpeculationConfig(mode="tokenswift", schedule="fused", node_budget=3)
-    ts.generate(demo, prompt, None, speculation, max_new_tokens=2, ignore_eos=True, capacity=2304, report=told)
-    read = [report for report in told if report[0] == "prefill"]
+    ts.generate(demo, prompt, None, speculation, max_new_tokens=2, ignore_eos=True, capacity=2304, report=reported)
+    read = [report for report in reported if report[0] == "prefill"]
     assert {report[2:] for report in read} == {(len(prompt) - 1, "positions")}, "the last token is the root"
     done = [report[1] for report in read]
     assert done == sorted(set(done))
     assert (done[0], done[1], done[-1]) == (0, 256, 1499)
     names = ["compiling prefill", "compiling plain decoding", "compiling the drafts of fused, 3 nodes"]
     names += ["preparing the drafts of fused, 3 nodes", "compiling fused, 3 nodes"]
-    assert [name for name in told.begun() if name != "prefill"] == names
-    told.clear()
-    ts.generate(demo, prompt, None, speculation, max_new_tokens=2, ignore_eos=True, capacity=2304, report=told)
-    assert not any(name.startswith("compiling") for name in told.begun()), "found, so not compiled"
+    assert [name for name in reported.begun() if name != "prefill"] == names
+    reported.clear()
+    ts.generate(demo, prompt, None, speculation, max_new_tokens=2, ignore_eos=True, capacity=2304, report=reported)
+    assert not any(name.startswith("compiling") for name in reported.begun()), "found, so not compiled"
 
 
 def test_only_a_compilation_is_reported():
-    told = Reports()
-    programs, function = CompileCache(told), jax.jit(lambda values: values * 3)
+    reported = Reports()
+    programs, function = CompileCache(reported), jax.jit(lambda values: values * 3)
     assert programs.run(function, jnp.float32(2), name="a product") == 6
-    assert told == [("compiling a product", 0, 1, ""), ("compiling a product", 1, 1, "")]
+    assert reported == [("compiling a product", 0, 1, ""), ("compiling a product", 1, 1, "")]
     programs.run(function, jnp.float32(4), name="a product")
-    assert len(told) == 2
+    assert len(reported) == 2
 
 
 def test_the_host_waits_about_as_often_as_a_person_reads(monkeypatch):
@@ -107,13 +107,13 @@ def test_the_host_waits_about_as_often_as_a_person_reads(monkeypatch):
     assert waits(DevicePace(silent), 20.0, 4) == [], "for nobody"
 
 
-def told_to(stream, clock, enabled=True, **options):
+def reported_to(stream, clock, enabled=True, **options):
     return Phases(ProgressLine(stream, 10, enabled, clock), stream, enabled=enabled, clock=clock, **options)
 
 
 def test_a_terminal_shows_the_innermost_phase_and_its_seconds():
     screen, clock = Screen(4), Clock()
-    phases = told_to(screen, clock)
+    phases = reported_to(screen, clock)
 
     def shown():
         return screen.lines()[1]
@@ -139,9 +139,9 @@ def test_a_terminal_shows_the_innermost_phase_and_its_seconds():
     assert shown() == "loading the model: 4.3 of 17.1 MB, 0 s"
 
 
-def test_a_log_gets_a_line_where_nothing_was_said_for_ten_seconds():
+def test_a_log_gets_a_line_after_ten_silent_seconds():
     log, clock = io.StringIO(), Clock()
-    phases = told_to(log, clock)
+    phases = reported_to(log, clock)
 
     def after(seconds):
         clock.now += seconds
@@ -172,7 +172,7 @@ def test_a_log_gets_a_line_where_nothing_was_said_for_ten_seconds():
 @pytest.mark.parametrize("stream", [Screen(4), io.StringIO()], ids=["terminal", "log"])
 def test_quiet_shows_nothing(stream):
     clock = Clock()
-    with told_to(stream, clock, enabled=False) as phases:
+    with reported_to(stream, clock, enabled=False) as phases:
         phases("prefill", 0, 4096, "positions")
         clock.now += 60
         phases.tick()

@@ -76,8 +76,8 @@ def test_a_model_that_is_not_stretched_is_advised_to_use_yarn(tmp_path, capsys, 
     (tmp_path / "p.json").write_text("[1, 2, 3]")
     words = ["--model", str(folder), "--prompt-ids", "p.json", "--max-new-tokens", "300", "--quiet"]
     assert main(words) == 2
-    told = capsys.readouterr().err
-    override = re.search(r"--rope-override '(.*?)'", told)[1]
+    reported = capsys.readouterr().err
+    override = re.search(r"--rope-override '(.*?)'", reported)[1]
     assert json.loads(override) == {"rope_type": "yarn", "factor": 5.0, "original_max_position_embeddings": 64}
     assert main([*words, "--rope-override", override, "--mode", "autoregressive"]) == 0
 

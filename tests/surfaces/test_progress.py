@@ -67,7 +67,7 @@ class Clock:
         return self.now
 
 
-def test_the_line_stands_below_the_text_and_goes_away():
+def test_the_line_is_below_the_text_and_goes_away():
     screen, clock = Screen(4), Clock()
     progress = ProgressLine(screen, total=100, clock=clock)
     progress.draw("loading the model")

@@ -170,7 +170,7 @@ def test_text_of_another_encoding_is_named(tmp_path, encoding):
         read_text(str(tmp_path / "p"))
 
 
-def test_a_template_that_fails_is_not_said_to_refuse(with_bos):
+def test_a_template_that_fails_does_not_refuse(with_bos):
     with_bos.chat_template = "{{ messages[0].content.missing.field }}"
     with pytest.raises(
         UserError, match=r"chat template fails on the messages \(UndefinedError: .*correct the template"

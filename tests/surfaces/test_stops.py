@@ -31,16 +31,16 @@ def test_chunking_never_matters(text, stops, cuts):
 
 
 @given(text=LETTERS, stops=STOPS)
-def test_what_is_held_back_could_still_become_a_stop(text, stops):
+def test_pending_text_could_still_become_a_stop(text, stops):
     scanner = StopScanner(stops)
     out = ""
     for count, letter in enumerate(text, start=1):
         out += scanner.push(letter)
         if scanner.stopped:
             break
-        held = text[len(out) : count]
+        pending = text[len(out) : count]
         assert text.startswith(out)
-        assert not held or any(len(held) < len(stop) and stop.startswith(held) for stop in stops)
+        assert not pending or any(len(pending) < len(stop) and stop.startswith(pending) for stop in stops)
 
 
 def test_a_stop_across_two_chunks_leaves_no_trace():

@@ -12,9 +12,9 @@ def _closed_sets(depth, width, size):
     """Every set of `size` paths that holds the parent of each of its paths."""
     paths = [path for d in range(1, depth + 1) for path in itertools.product(range(width), repeat=d)]
     for chosen in itertools.combinations(paths, size):
-        held = set(chosen)
-        if all(len(path) == 1 or path[:-1] in held for path in held):
-            yield held
+        chosen = set(chosen)
+        if all(len(path) == 1 or path[:-1] in chosen for path in chosen):
+            yield chosen
 
 
 def _correlated_ranks(rng, roots, depth, width):
@@ -34,14 +34,14 @@ def test_every_budget_gets_the_set_that_accepts_most(seed):
     nodes = best_nodes(ranks, width)
     kinds, counts = np.unique(ranks, axis=0, return_counts=True)  # some 16, so that every set can be tried on all roots
 
-    def accepted(held):
-        return np.average(accepted_by(kinds, held), weights=counts)
+    def accepted(chosen):
+        return np.average(accepted_by(kinds, chosen), weights=counts)
 
     for size in range(1, 5):
-        best = max(accepted(held) for held in _closed_sets(depth, width, size))
-        held = [path for path, _ in nodes[:size]]
-        assert accepted(held) >= best - 2e-3  # sets as good as the best but for the prior's pull
-        assert sum(chance for _, chance in nodes[:size]) == pytest.approx(accepted(held), abs=2e-3)
+        best = max(accepted(chosen) for chosen in _closed_sets(depth, width, size))
+        chosen = [path for path, _ in nodes[:size]]
+        assert accepted(chosen) >= best - 2e-3  # sets as good as the best but for the prior's pull
+        assert sum(chance for _, chance in nodes[:size]) == pytest.approx(accepted(chosen), abs=2e-3)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -50,7 +50,7 @@ def test_of_the_estimated_chances_the_sum_is_the_largest(seed):
     ranks, depth, width = _correlated_ranks(np.random.default_rng(seed), 30, 3, 2), 3, 2
     everything = dict(best_nodes(ranks, width, most=14))
     for size in range(1, 7):
-        best = max(sum(everything.get(path, 0) for path in held) for held in _closed_sets(depth, width, size))
+        best = max(sum(everything.get(path, 0) for path in chosen) for chosen in _closed_sets(depth, width, size))
         assert sum(chance for _, chance in best_nodes(ranks, width, most=size)) == pytest.approx(best, abs=1e-12)
 
 

@@ -45,9 +45,9 @@ def written(model, corpus, tmp_path, settings=SETTINGS):
 
 def test_texts_are_the_targets_own_and_are_kept(model, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(self_distill, "_MOST_ROWS", 2)
-    found, said = written(model, corpus, tmp_path)
-    assert "2/5 texts" in said
-    assert "5/5 texts" in said
+    found, printed = written(model, corpus, tmp_path)
+    assert "2/5 texts" in printed
+    assert "5/5 texts" in printed
     plain = ts.SpeculationConfig(mode="autoregressive")
     loaded = ts.load(model)
     for index, prompt in enumerate(choose_prompts(corpus, range(4), SETTINGS)):

@@ -71,8 +71,8 @@ def test_losses_fall_and_the_checkpoint_generates(place):
 @pytest.mark.parametrize("head_type", ["sequential", "chained", "medusa"])
 def test_a_draft_vocabulary_is_the_datas_most_frequent_tokens(tmp_path, head_type):
     paths = paths_in(tmp_path)
-    said = run(paths, draft_vocab=20, head_type=head_type, evaluate_steps=None)
-    assert "draft vocabulary: 20 of" in said
+    printed = run(paths, draft_vocab=20, head_type=head_type, evaluate_steps=None)
+    assert "draft vocabulary: 20 of" in printed
     model = ts.load(paths.output)
     words = Counter(word for file in (tmp_path / "data").iterdir() for word in file.read_text().split())
     frequent = {model.tokenizer.convert_tokens_to_ids(word) for word, _ in words.most_common(15)}
@@ -133,16 +133,18 @@ def test_a_full_disk_is_one_line(place):
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 2, done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    told = r"error: cannot write a checkpoint \(File too large\); make room and continue with --resume, .*"
-    assert re.fullmatch(told, last)
+    recorded = r"error: cannot write a checkpoint \(File too large\); make room and continue with --resume, .*"
+    assert re.fullmatch(recorded, last)
     # (The writer's own threads may have complained above it.)
     assert not (place / "full" / "config.json").exists()
 
 
-def test_every_choice_that_matters_is_held_on_resume(place):
+def test_every_choice_that_matters_is_checked_on_resume(place):
     with pytest.raises(UserError, match="holds a training run; continue it with resume=True, or name another"):
         run(paths_in(place))
-    with pytest.raises(UserError, match=r"begun otherwise: learning_rate \(0.002 then, 0.003 now\); resume with"):
+    with pytest.raises(
+        UserError, match=r"started with other settings: learning_rate \(0.002 then, 0.003 now\); resume with"
+    ):
         run(paths_in(place), resume=True, learning_rate=3e-3)
     # When something is kept is free.
     assert "resumed at step 6" in run(paths_in(place), resume=True, save_steps=3)
@@ -178,7 +180,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     rows = read_metrics(tmp_path / "out" / "training" / "metrics.jsonl")
     assert rows[-1]["train/gradient_norm"] is None or rows[-1]["train/head_1/loss"] is None
     kept = sorted(int(step.name) for step in (tmp_path / "out" / "training" / "steps").iterdir() if step.name.isdigit())
-    assert kept, "the checkpoints before it stand"
+    assert kept, "the earlier checkpoints are valid"
     assert kept[-1] == rows[-1]["step"] - 1
     assert not (tmp_path / "out" / "config.json").exists()
 

@@ -223,7 +223,7 @@ def _tokenizer_fault(place: Path, error: Exception) -> str:
                 read_json(place / name)
     except UserError as fault:
         return str(fault)
-    return f"transformers says {' '.join(str(error).split())[:300]!r}; fetch the tokenizer's files again"
+    return f"transformers reports {' '.join(str(error).split())[:300]!r}; fetch the tokenizer's files again"
 
 
 def load_generation_config(directory: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Large arrays that a compiled program makes anew: what its text says beside updates in place."""
+"""Large arrays that a compiled program allocates, from its text: results that are no update in place."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from tokenswift_jax.hardware.program_text import Computation, array_bytes, arrays, on_chip, parsed, root
 
-# Parameters, elements of tuples and views are somebody else's buffer; the rest writes one it was given.
+# Parameters, elements of tuples and views are other buffers; the rest of these operations write to an operand.
 _MAKE_NOTHING = {"bitcast", "get-tuple-element", "parameter", "tuple", "while", "conditional", "opt-barrier"}
 _IN_PLACE = {"dynamic-update-slice", "scatter"}
 

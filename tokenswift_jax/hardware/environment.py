@@ -1,4 +1,4 @@
-"""What a row says about the machine and the libraries that made it."""
+"""The machine and the libraries of a measurement, as fields of its row."""
 
 from __future__ import annotations
 

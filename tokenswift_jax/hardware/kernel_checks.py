@@ -28,7 +28,7 @@ _SCORE_BOUND = 1e-5  # of the scores' spread: their products are exact in float3
 
 
 def check_kernels(dtype: Any) -> Iterator[dict[str, Any]]:
-    """How far each kernel is off, for shapes that steps have; whatever must not be read holds NaN
+    """How far each kernel is off, for shapes that steps have; slots that a kernel must not read hold NaN
     (past a chunk's rows, which prefill multiplies by zero, large numbers).
 
     The attentions' `relative_error` is that of the whole result; that of the selection is how much worse than the

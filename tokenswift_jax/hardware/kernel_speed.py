@@ -79,7 +79,7 @@ def _seconds_of_a_call(
 
 @functools.cache
 def _repeated(one: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Kept, as the functions that make `one` keep theirs: or every length is compiled again, 16 layers of it."""
+    """Cached, as are the functions that make `one`. Without this, JAX compiles 16 layers again for every length."""
 
     @jax.jit
     def many(queries: jax.Array, keys: jax.Array, values: jax.Array, length: jax.Array) -> jax.Array:
@@ -94,7 +94,7 @@ def _repeated(one: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def _chain(queries: jax.Array, heads: int, layer: int, length: jax.Array) -> dict[str, Any]:
-    """What both attentions take of rows that follow `length` tokens as a chain."""
+    """The arguments of both attentions for rows that follow `length` tokens as a chain."""
     rows, own = queries.shape[1], queries[:, :, :heads]
     return {
         "own_keys": own,

@@ -1,4 +1,4 @@
-"""What a device did meanwhile: jax's profile of a block as intervals and operations, and the slowest ones of a step."""
+"""Profiles of a device: intervals and operations of a block under jax's profiler, and the slowest ones of a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A compiled program as its text says it: computations of operations, their arrays, and what stands behind views."""
+"""A compiled program from its text: computations of operations, their arrays, and the arrays behind views."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def arrays(shape: str) -> list[str]:
 
 
 def array_bytes(shape: str) -> float:
-    """Of an array, or of all arrays of a tuple, wherever they are."""
+    """Bytes of an array, or of all arrays of a tuple, in any memory."""
     total = 0.0
     for array in arrays(shape):
         kind, sizes = array.split("]")[0].split("[")
@@ -78,7 +78,7 @@ def array_bytes(shape: str) -> float:
 
 
 def on_chip(array: str) -> bool:
-    """Whether an array lies in a TPU's on-chip memory."""
+    """Whether an array is in a TPU's on-chip memory."""
     return "S(1)" in array
 
 
@@ -89,7 +89,7 @@ def root(inside: Computation) -> Operation:
 
 
 def results(inside: Computation) -> list[Operation]:
-    """What a computation gives, a tuple's elements apart."""
+    """The results of a computation: the elements of a tuple, or the one value."""
     last = root(inside)
     return [inside[name] for name in last.operands] if last.does == "tuple" else [last]
 

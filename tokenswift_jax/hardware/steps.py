@@ -32,9 +32,9 @@ from tokenswift_jax.step.loop import exact_products
 from tokenswift_jax.step.state import DecodeState, StepInputs
 
 STEPS = ("plain", "verify-16", "verify-16-topkp", "verify-64", "draft", "partial-16", "prefill")
-# The paper's taste, so that every part of sampling is in the steps.
+# The paper's values, so that every part of sampling is in the steps.
 SAMPLING = SamplingConfig(temperature=1.0, min_p=0.1, repetition_penalty=1.1, penalty_window=1024)
-# What most published checkpoints ask for: Qwen2.5's generation_config.json.
+# The values of most published checkpoints: Qwen2.5's generation_config.json.
 TOP_SAMPLING = SamplingConfig(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.05, penalty_window=1024)
 DRAFT_CACHE = 4096
 
@@ -48,7 +48,7 @@ class Step:
       function: jitted; its cache is donated.
       arguments: pytree of shapes.
       rows: that the target's forward takes at once.
-      plan: what it does; None for prefill.
+      plan: the plan of an iteration; None for prefill.
     """
 
     name: str
@@ -121,7 +121,7 @@ def _sampling(name: str) -> SamplingConfig:
 
 
 def first_call(plan: Plan, params: Any, dtype: Any, batch: int, capacity: int) -> tuple[StepInputs, DecodeState]:
-    """What the first iteration after an empty prompt takes."""
+    """The arguments of the first iteration after an empty prompt."""
     config, layout = plan.config, Layout.of(plan.config, dtype, capacity, plan.features, [plan])
     tokens = jnp.zeros((batch, capacity), jnp.int32)
     state = layout.state(tokens, jnp.ones((batch,), jnp.int32), layout.cache(batch, capacity))

@@ -1,9 +1,8 @@
 """Bytes that a compiled program moves to and from a device's memory, counted from its text.
 
-An operation reads what it is given and writes what it makes, once each; fusions are one operation. Of what is sliced or
-gathered only the part is read, of what is updated in place only the part is written, and what lies in on-chip memory
-(a layout with S(1)) costs nothing. Kernels of ours are left out: what they read depends on the text's length, and the
-roofline counts it.
+An operation reads its operands and writes its result, once each; a fusion is one operation. A slice or a gather reads
+only the part, an update in place writes only the part, and arrays in on-chip memory (a layout with S(1)) cost nothing.
+Our own kernels do not count: their reads depend on the text's length, and the roofline counts them.
 """
 
 from __future__ import annotations
@@ -108,12 +107,12 @@ def _index(parameter: Operation) -> int:
 
 
 def _bytes(shape: str) -> float:
-    """Of an array, or of all arrays of a tuple, that are not on the chip."""
+    """Bytes of an array, or of all arrays of a tuple, that are not on the chip."""
     return sum(array_bytes(array) for array in arrays(shape) if not on_chip(array))
 
 
 def _alone(operation: Operation, operations: Computation) -> float:
-    """What an operation outside fusions moves."""
+    """Bytes that an operation outside fusions moves."""
     given = [operations[name] for name in operation.operands if name in operations]
     if operation.does in _TAKE_PART:
         return (not on_chip(given[0].shape)) * _bytes(operation.shape) + _bytes(operation.shape)
@@ -132,7 +131,7 @@ def _alone(operation: Operation, operations: Computation) -> float:
 
 
 def _viewed(name: str, inside: Computation) -> bool:
-    """Whether a fusion's result is its parameter, looked at otherwise."""
+    """Whether a fusion's result is a view of its parameter."""
     return looked_through(root(inside), inside).name == name
 
 

@@ -31,7 +31,7 @@ _QWEN: dict[str, Any] = {
     "max_window_layers": 28,
     "layer_types": None,
 }
-_WHEN_ABSENT: dict[str, dict[str, Any]] = {
+_DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": _COMMON
     | {"num_key_value_heads": None, "max_position_embeddings": 2048, "attention_bias": False, "mlp_bias": False},
     "mistral": _COMMON | {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
@@ -54,15 +54,15 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         field that is not known and may change the text.
     """
     family = config.get("model_type")
-    if not isinstance(family, str) or family not in _WHEN_ABSENT:
-        raise UserError(f"unknown architecture: model_type {family!r} in config.json; known: {', '.join(_WHEN_ABSENT)}")
+    if not isinstance(family, str) or family not in _DEFAULTS:
+        raise UserError(f"unknown architecture: model_type {family!r} in config.json; known: {', '.join(_DEFAULTS)}")
     if config.get("quantization_config"):
         raise UserError("config.json has a quantization_config; only unquantised weights can be loaded")
     check_known(config)
     missing = [name for name in _SIZES if config.get(name) is None]
     if missing:
         raise UserError(f"config.json lacks {', '.join(missing)}")
-    fields = dict(_WHEN_ABSENT[family])
+    fields = dict(_DEFAULTS[family])
     fields |= {k: v for k, v in config.items() if v is not None or (k in fields and k in _NULLABLE)}
     if fields["hidden_act"] != "silu":
         raise UserError(f"hidden_act is {fields['hidden_act']!r}; only 'silu' is known")
@@ -158,7 +158,7 @@ def rope_override(config: Mapping[str, Any], override: Mapping[str, Any]) -> dic
 def trained_positions(config: Mapping[str, Any]) -> int:
     """`max_position_embeddings` of a config.json that `model_config` accepts, or the family's default."""
     given = config.get("max_position_embeddings")
-    return _WHEN_ABSENT[config["model_type"]]["max_position_embeddings"] if given is None else given
+    return _DEFAULTS[config["model_type"]]["max_position_embeddings"] if given is None else given
 
 
 def _flag(fields: Mapping[str, Any], name: str) -> bool:

@@ -34,7 +34,7 @@ _OF_TYPE = {
 }
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _LAST_POSITION = 2**31 - 1  # positions are int32
-_THETA_WHEN_ABSENT = 10_000.0  # transformers' default_theta, the same for every family here
+_DEFAULT_THETA = 10_000.0  # transformers' default_theta, the same for every family here
 _YARN_BETAS = {"beta_fast": 32.0, "beta_slow": 1.0}  # defaults of absent fields: the YaRN paper's beta and alpha
 _UNUSED = {field.name: None for field in dataclasses.fields(RopeConfig) if field.name not in ("type", "theta")}
 
@@ -63,7 +63,7 @@ def rope_parameters(config: Mapping[str, Any], max_positions: int) -> dict[str, 
     kind = fields.pop("type", "default")
     fields["rope_type"] = fields.get("rope_type", kind)
     theta, beside = config.get("rope_theta"), config.get("original_max_position_embeddings")
-    fields.setdefault("rope_theta", _THETA_WHEN_ABSENT if theta is None else theta)
+    fields.setdefault("rope_theta", _DEFAULT_THETA if theta is None else theta)
     if beside is not None and fields["rope_type"] in ("linear", "llama3", "yarn"):
         fields["original_max_position_embeddings"] = beside
     if fields["rope_type"] in ("llama3", "yarn"):

@@ -25,8 +25,8 @@ _FLAGS: dict[str, tuple[Any, Any, str | None, str]] = {
     "max_length": (_WHOLE, None, "N", "tokens a row (default: 8192)"),
     "batch_size": (_WHOLE, None, "N", "rows a micro-batch (default: 1)"),
     "gradient_accumulation_steps": (_WHOLE, None, "N", "micro-batches a step (default: 1)"),
-    "max_steps": (_WHOLE, None, "N", "end after so many steps"),
-    "epochs": (_WHOLE, None, "N", "end after so many passes over the data (default: 1)"),
+    "max_steps": (_WHOLE, None, "N", "end after N steps"),
+    "epochs": (_WHOLE, None, "N", "end after N passes over the data (default: 1)"),
     "learning_rate": (_NUMBER, None, "R", "peak (default: 0.005)"),
     "head_learning_rate": (_NUMBER, None, "R", "the heads' own peak under --what all"),
     "warmup_steps": (_WHOLE, None, "N", "default: 50"),
@@ -44,7 +44,7 @@ _FLAGS: dict[str, tuple[Any, Any, str | None, str]] = {
     "draft_sinks": (_WHOLE, None, "N", "of them fixed at the start (default: 16)"),
     "skip_share": (_NUMBER, None, "P", "share of rows whose positions jump once (default: 0)"),
     "loss_chunk": (_WHOLE, None, "N", "positions whose logits exist at one time (default: 512)"),
-    "remat": (_TEXT, REMAT, None, "what layers keep for the backward pass (default: none = everything)"),
+    "remat": (_TEXT, REMAT, None, "activations that layers recompute or move to the host (default: none)"),
     "dtype": (_TEXT, None, None, "of the passes (default: bfloat16, float32 on CPU)"),
     "seed": (_WHOLE, None, "S", "default: 0"),
     "save_steps": (_WHOLE, None, "N", "steps between checkpoints (default: 100)"),
@@ -103,16 +103,16 @@ def _parser(program: str) -> Parser:
         allow_abbrev=False,
         description="Train draft heads for a checkpoint on text. The output is a checkpoint directory that "
         "`generate --model` loads; its path goes to stdout, progress to stderr.",
-        epilog="Exit status: 0; 1 the loss is not a number (the checkpoints before it stand); 2 bad input; "
+        epilog="Exit status: 0; 1 the loss is not a number (earlier checkpoints remain valid); 2 bad input; "
         "130 interrupted, 141 the reader of a pipe has left (--resume continues).",
     )
-    add = parser.add_argument_group("what is read and written").add_argument
+    add = parser.add_argument_group("input and output").add_argument
     add("--model", type=model_name, metavar="DIR|HUB_ID", help="the target (default: the bundled demo)")
     add("--data", nargs="+", required=True, metavar="PATH", help=".txt and .jsonl files, folders, patterns")
     add("--eval-data", nargs="+", metavar="PATH", help="held-out text (default: a hundredth of the documents)")
     add("--strict", action="store_true", help="a broken line or file is an error")
     add("--output", type=path, required=True, metavar="DIR", help="checkpoint directory to write")
-    add("--data-cache", type=path, metavar="DIR", help="where tokenised data are kept")
+    add("--data-cache", type=path, metavar="DIR", help="folder of tokenised data")
     add("--resume", action="store_true", help="continue the run in --output (or begin it)")
     add("--config", type=path, metavar="FILE.json", help="settings; a flag overrides its field")
     add = parser.add_argument_group("settings").add_argument

@@ -130,11 +130,11 @@ def _attend_draft(
         begin = begins[jnp.maximum(latest, 0)]
         rank = ranks[jnp.maximum(latest, 0)].transpose(1, 2, 0, 3)  # [batch, kv_heads, rows, length]
         left = size - sinks - (rows - begin)
-        held = (columns < sinks)[None, :] | (columns[None, :] >= begin[:, None])
-        held = held[None, None] | (rank < left[None, None, :, None])
+        visible = (columns < sinks)[None, :] | (columns[None, :] >= begin[:, None])
+        visible = visible[None, None] | (rank < left[None, None, :, None])
         whole = (latest < 0)[None, :] | (segments != 1)
-        held = held | whole[:, None, :, None]
-        mask = seen[:, None] & held
+        visible = visible | whole[:, None, :, None]
+        mask = seen[:, None] & visible
         itself = jnp.broadcast_to(jnp.eye(count, dtype=bool)[None, None], (*mask.shape[:2], count, count))
         mask = jnp.repeat(jnp.concatenate([mask, itself], axis=-1), config.group_size, axis=1)
         return jax.nn.dot_product_attention(

@@ -54,18 +54,20 @@ def held_out(
     return range(kept), HeldOut(corpus, range(kept, corpus.documents))
 
 
-def windows(held: HeldOut, length: int, count: int) -> np.ndarray:
+def windows(examined: HeldOut, length: int, count: int) -> np.ndarray:
     """Windows spread evenly over the held-out documents, int32 [windows, length]; if no document has `length` tokens,
     the windows have the length of the longest."""
-    sizes = [len(held.corpus.document(index)) for index in held.documents]
+    sizes = [len(examined.corpus.document(index)) for index in examined.documents]
     length = min(length, max(sizes))
     places = [
         (index, start)
-        for index, size in zip(held.documents, sizes, strict=True)
+        for index, size in zip(examined.documents, sizes, strict=True)
         for start in range(0, size - length + 1, length)
     ]
     chosen = [places[at] for at in np.linspace(0, len(places) - 1, min(count, len(places))).astype(int)]
-    return np.stack([held.corpus.document(index)[start : start + length] for index, start in chosen]).astype(np.int32)
+    return np.stack([examined.corpus.document(index)[start : start + length] for index, start in chosen]).astype(
+        np.int32
+    )
 
 
 class Examiner:
@@ -75,10 +77,12 @@ class Examiner:
       node_set: the best node sets of the last evaluation, in the form of config.json; None before the first.
     """
 
-    def __init__(self, path: Path, learner: Learner, held: HeldOut, settings: TrainingSettings, say: TextIO) -> None:
+    def __init__(
+        self, path: Path, learner: Learner, examined: HeldOut, settings: TrainingSettings, say: TextIO
+    ) -> None:
         self._learner, self._settings, self._say = learner, settings, say
         self._loaded = load(path)
-        self._windows = windows(held, min(_WINDOW_TOKENS, learner.config.max_position_embeddings), _WINDOWS)
+        self._windows = windows(examined, min(_WINDOW_TOKENS, learner.config.max_position_embeddings), _WINDOWS)
         self._continuations: Sequence[Continuations] | None = None
         self._graph: Any = None
         self.node_set: dict[str, Any] | None = None

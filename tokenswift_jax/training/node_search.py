@@ -77,10 +77,10 @@ def _marginals(ranks: np.ndarray, width: int) -> list[np.ndarray]:
 
 def accepted_by(ranks: np.ndarray, nodes: Sequence[Path]) -> np.ndarray:
     """The drafts that each root's iteration accepts with a tree of `nodes` (closed under parents), int `[roots]`."""
-    held = {tuple(node) for node in nodes}
+    chosen = {tuple(node) for node in nodes}
     accepted = np.zeros(len(ranks), np.int64)
     for root, row in enumerate(ranks.tolist()):
-        while accepted[root] < len(row) and tuple(row[: accepted[root] + 1]) in held:
+        while accepted[root] < len(row) and tuple(row[: accepted[root] + 1]) in chosen:
             accepted[root] += 1
     return accepted
 

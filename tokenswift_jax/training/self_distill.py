@@ -85,8 +85,8 @@ def written_by_target(
                     file.flush()
                     os.fsync(file.fileno())
                 speed = sum(result.generated_tokens for result in results) / (time.perf_counter() - begun)
-                told = f"{first + len(batch)}/{len(prompts)} texts, {speed:,.0f} tokens/s"
-                print(f"self-distillation: {told}", file=say, flush=True)
+                progress = f"{first + len(batch)}/{len(prompts)} texts, {speed:,.0f} tokens/s"
+                print(f"self-distillation: {progress}", file=say, flush=True)
                 yield from done
 
     written = corpus_of_ids(folder, texts, vocab - 1)

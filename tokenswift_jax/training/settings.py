@@ -144,7 +144,7 @@ class TrainingSettings:
             )
         if self.what == "all" and self.self_distill:
             raise UserError(
-                "self_distill trains on the target's own text, so the target must stay as it is: what must be heads",
+                "self_distill trains on the target's own text, so the target must not train: what must be heads",
                 arguments=("self_distill", "what"),
             )
 

@@ -217,8 +217,8 @@ def _write(folder: Path, highest_id: int, fill: Callable[[_ShardWriter], dict[st
     try:
         writer = _ShardWriter(temporary, highest_id)
         try:
-            told = fill(writer)
-            report = writer.close() | told
+            facts = fill(writer)
+            report = writer.close() | facts
         finally:
             writer.abandon()
         with (temporary / _REPORT).open("w", encoding="utf-8") as file:

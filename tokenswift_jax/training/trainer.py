@@ -87,7 +87,9 @@ def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: boo
         learner = load_learner(paths.model, settings)
         corpus = tokenise(paths.data, tokenizer, paths.cache, strict=strict, vocab_size=learner.config.vocab_size)
         print(f"data: {corpus.report()}", file=say)
-        documents, held = held_out(corpus, paths.held_out, tokenizer, paths.cache, strict, learner.config.vocab_size)
+        documents, examined = held_out(
+            corpus, paths.held_out, tokenizer, paths.cache, strict, learner.config.vocab_size
+        )
         if settings.self_distill:
             from tokenswift_jax.training.self_distill import written_by_target
 
@@ -95,12 +97,12 @@ def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: boo
             documents = range(corpus.documents)
         learner = _with_draft_vocab(learner, corpus, documents, settings, say)
         packing = pack(corpus, length=settings.max_length, min_tokens=settings.heads + 2, documents=documents)
-        facts = _facts(paths.model, settings, corpus, held)
+        facts = _facts(paths.model, settings, corpus, examined)
         run = _Run(learner, settings, packing, facts)
         if saved.latest() is not None:
             changed = differing(saved.facts(), facts)
             if changed:
-                raise UserError(f"{folder} was begun otherwise: {'; '.join(changed)}; resume with what it began with")
+                raise UserError(f"{folder} was started with other settings: {'; '.join(changed)}; resume with its own")
             run.restore(saved)
             print(f"resumed at step {int(run.state.step)}", file=say)
         metrics = MetricsWriter(
@@ -108,14 +110,14 @@ def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: boo
         )
         stack.enter_context(metrics)
         examiner = None
-        if held is not None and settings.evaluate_steps != 0:
-            examiner = Examiner(paths.model, learner, held, settings, say)
+        if examined is not None and settings.evaluate_steps != 0:
+            examiner = Examiner(paths.model, learner, examined, settings, say)
         try:
             _steps(run, saved, metrics, examiner, say)
         finally:
             saved.finish()
         node_set = examiner.node_set if examiner is not None else None
-        write_checkpoint(paths, learner, run.state.params, settings, node_set, run.facts_told())
+        write_checkpoint(paths, learner, run.state.params, settings, node_set, run.recorded_facts())
     from tokenswift_jax.training.curves import draw_curves
 
     draw_curves(folder / METRICS_FILE, folder / CURVES_FILE)
@@ -187,7 +189,7 @@ class _Run:
         """The run's `Place` for a checkpoint."""
         return Place(dict(self.data.get_state()), self.facts)
 
-    def facts_told(self) -> dict[str, Any]:
+    def recorded_facts(self) -> dict[str, Any]:
         """The description of the training that the checkpoint directory contains."""
         speed = round(self.tokens / self.seconds) if self.seconds else None
         device = jax.devices()[0].device_kind
@@ -197,7 +199,7 @@ class _Run:
 def _steps(run: _Run, saved: Checkpoints, metrics: MetricsWriter, examiner: Examiner | None, say: TextIO) -> None:
     """Runs all remaining steps; the host reads the report of each step while the next one runs."""
     settings, begun = run.settings, int(run.state.step)
-    clock = told = time.perf_counter()
+    clock = printed = time.perf_counter()
     pending: tuple[int, StepReport, Batch] | None = None
     for number in range(begun + 1, run.steps + 1):
         batch = run.next_batch()
@@ -221,9 +223,9 @@ def _steps(run: _Run, saved: Checkpoints, metrics: MetricsWriter, examiner: Exam
                 loss = examiner.examine(run.state.params, number, metrics)
             saved.save(run.state, run.place(), loss)
             clock = time.perf_counter()
-        if time.perf_counter() - told > _SAY_SECONDS or last:
-            told = time.perf_counter()
-            print(_progress(run, number, report, told - clock), file=say, flush=True)
+        if time.perf_counter() - printed > _SAY_SECONDS or last:
+            printed = time.perf_counter()
+            print(_progress(run, number, report, printed - clock), file=say, flush=True)
 
 
 def _read(run: _Run, metrics: MetricsWriter, number: int, report: StepReport, batch: Batch) -> None:
@@ -239,7 +241,7 @@ def _read(run: _Run, metrics: MetricsWriter, number: int, report: StepReport, ba
     if not np.isfinite(list(values.values())).all():
         raise TrainingStoppedError(
             f"step {number}: the loss or its gradient is not a number; its batch begins "
-            f"{_beginnings(batch)}; the checkpoints before it stand, a smaller learning rate or clip_norm may help"
+            f"{_beginnings(batch)}; the earlier checkpoints are valid, a smaller learning rate or clip_norm may help"
         )
 
 
@@ -256,7 +258,7 @@ def _progress(run: _Run, number: int, report: StepReport, since: float) -> str:
     return f"step {number}/{run.steps}: {base}heads {losses}{speed}"
 
 
-def _facts(model: Path, settings: TrainingSettings, corpus: Corpus, held: Any) -> dict[str, Any]:
+def _facts(model: Path, settings: TrainingSettings, corpus: Corpus, examined: Any) -> dict[str, Any]:
     versions = {"jax_version": jax.__version__, "device_kind": jax.devices()[0].device_kind}
     data = {"model": fingerprint(model), "data": corpus.digest, "devices": jax.device_count()}
     return settings.to_json() | data | versions
