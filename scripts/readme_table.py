@@ -5,7 +5,7 @@
     python scripts/readme_table.py --check                             fails where the README says something else
 
 The benchmark section comes from rows of `scripts/benchmark.py`, the demo section from the demo model's training.json
-and its model card, which `scripts/evaluate_demo.py --card` fills in.
+and its model card.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def demo_section(training: Row, config: Row, card: str) -> str:
     if bits:
         text += (
             f" Held-out books: **{float(bits[1]):.2f} bits per character** "
-            f"({float(bits[2]):.2f} with the files' hard-wrapped lines; `scripts/evaluate_demo.py`)."
+            f"({float(bits[2]):.2f} with the files' hard-wrapped lines; [card](tokenswift_jax/demo_model/README.md))."
         )
     return text
 

@@ -4,8 +4,7 @@
 
 The phases are those of configs/demo.json, each one run of `python -m tokenswift_jax.train` from the checkpoint of the
 one before; --work contains their checkpoints. Killed and called again, the script continues. It does not repeat a
-finished phase, so phases trained elsewhere may be copied or linked there. scripts/evaluate_demo.py measures the result
-and writes its model card.
+finished phase, so phases trained elsewhere may be copied or linked there.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The demo model's making on a toy corpus: interrupted, continued, assembled, read by others; its card and measures."""
+"""The demo model's making on a toy corpus: interrupted, continued, assembled, read by others."""
 
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +14,7 @@ from tokenswift_jax.training import trainer
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))  # as python scripts/train_demo.py does
 
-import evaluate_demo  # noqa: E402
 import train_demo  # noqa: E402
-from demo.measures import bits_per_character, head_hits  # noqa: E402
 from demo.recipe import read_recipe  # noqa: E402
 from demo.text import keep_wrapped, unwrap, write_books  # noqa: E402
 
@@ -186,55 +183,6 @@ def test_transformers_reads_the_same_model(model):
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits[0].numpy()
     np.testing.assert_allclose(ts.score(ts.load(model), [ids])[0], expected, atol=1e-4)  # float32, other summation
-
-
-def test_measures_are_their_definitions(model):
-    loaded, ids = ts.load(model), list(range(3, 43))
-    chances = np.exp(ts.score(loaded, [[0, *ids[:-1]]])[0].astype(np.float64))
-    chances /= chances.sum(axis=-1, keepdims=True)
-    nats = -np.log(chances[np.arange(40), ids])
-    expected = nats.sum() / np.log(2) / 100
-    whole = bits_per_character(loaded, ids, characters=100, length=64, stride=32)
-    assert whole == pytest.approx(expected, rel=1e-5)  # float32 logits
-    # windows of 24 tokens, advancing by 8: the first 24 targets have all before them, the next 8 the 16 before
-    windowed = bits_per_character(loaded, ids, characters=100, length=24, stride=8)
-    by_hand = nats[:24].sum()
-    for start in (8, 16):
-        window = [0, *ids][start : start + 24]
-        odds = np.exp(ts.score(loaded, [window])[0].astype(np.float64))
-        odds /= odds.sum(axis=-1, keepdims=True)
-        by_hand -= np.log(odds[np.arange(16, 24), ids[start + 16 : start + 24]]).sum()
-    assert windowed == pytest.approx(by_hand / np.log(2) / 100, rel=1e-5)
-    hits = head_hits(loaded, [ids, ids], 20)
-    assert len(hits["model"]) == 2
-    assert all(0 <= one <= two <= three <= 1 for one, two, three in hits["model"] + hits["text"])
-
-
-def test_the_card_has_the_measures():
-    report: dict[str, Any] = {"tokens_a_book": 30000}
-    report["bits_per_character"] = {form: {"tess": 1.7, "all": 1.75} for form in ("unwrapped", "wrapped")}
-    report |= {"characters_per_token_unwrapped": 3.02, "characters_per_token_wrapped": 2.8}
-    report["head_hits"] = {"model": [[0.5, 0.6, 0.7]], "text": [[0.3, 0.4, 0.5]]}
-    report["tokens_per_iteration"] = {"temperature 0": {"partial": 4.2, "fused": 3.3}}
-    card = evaluate_demo.card_text((evaluate_demo.DEMO / "README.md").read_text(), report)
-    assert "Each book's first 30,000 tokens" in card
-    assert "| 1 | t+2 | 50.0% | 60.0% | 70.0% | 30.0% |" in card
-    assert "| all | 1.75 | 1.75 |" in card
-    assert "| temperature 0 | 4.20 | 3.30 |" in card
-    assert "and knows nothing" in card, "text outside the marks stays"
-
-
-def test_the_demo_is_measured(model, folder, monkeypatch, capsys):
-    for name, value in {"LENGTH": 24, "STRIDE": 16, "HEAD_WINDOW": 20, "_SKIPPED": 20}.items():
-        monkeypatch.setattr(evaluate_demo, name, value)
-    monkeypatch.setattr(evaluate_demo, "PROMPT_TOKENS", 30)
-    monkeypatch.setattr(evaluate_demo, "NEW_TOKENS", 8)
-    monkeypatch.setattr(evaluate_demo, "HEAD_TOKENS", 40)
-    command = ["--data", str(folder / "books"), "--model", str(model), "--tokens", "50", "--card"]
-    assert evaluate_demo.main(command) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert set(report["bits_per_character"]["wrapped"]) == {"book0", "book1", "book2", "all"}
-    assert "Each book's first 50 tokens, windows of 24 tokens" in (model / "README.md").read_text()
 
 
 def test_unwrap_joins_wrapped_lines_only():
