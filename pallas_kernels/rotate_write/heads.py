@@ -1,4 +1,4 @@
-"""What `rotate_write` takes and gives beside arrays."""
+"""The arguments and results of `rotate_write` that are no arrays."""
 
 from __future__ import annotations
 

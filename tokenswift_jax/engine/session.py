@@ -122,7 +122,7 @@ class Session:
         capacity = memory.capacity_for(
             config, requests, scratch_of(drafting), chunk_rows(max(texts)), capacity, model.rope_override
         )
-        dtype = jax.tree.leaves(model.params)[0].dtype
+        dtype = jax.numpy.dtype(model.dtype)
         layout = Layout.of(config, dtype, capacity, features, drafting, logprobs, cache_dtype)
         memory.check_memory(
             config,

@@ -1,4 +1,4 @@
-"""What a layer's attention reads of its rows: queries, keys and values before rotation, apart or from one map."""
+"""The inputs of a layer's attention: queries, keys and values before rotation, apart or from one map."""
 
 from __future__ import annotations
 
