@@ -32,7 +32,7 @@ class Axes:
 
 
 def axes(*names: str, **options: Any) -> Any:
-    """A dataclass field whose array has dimensions of these names."""
+    """A dataclass field whose array, or each array of a tuple, has dimensions of these names."""
     return dataclasses.field(metadata={"axes": Axes(names)}, **options)
 
 
@@ -60,7 +60,8 @@ def axes_of(tree: Any) -> Any:
         if field.metadata.get("static"):
             continue
         if "axes" in field.metadata and value is not None:
-            named[field.name] = field.metadata["axes"]
+            each = field.metadata["axes"]
+            named[field.name] = (each,) * len(value) if isinstance(value, tuple) else each
         else:
             named[field.name] = axes_of(value)
     return dataclasses.replace(tree, **named)
@@ -70,10 +71,12 @@ def put_row(tree: _Tree, row: Any, slot: jax.Array) -> _Tree:
     """Writes row 0 of `row` (the same dataclasses, batch 1) to a slot, int32 [], of the tree's batch.
 
     Every other dimension of `row` may be shorter: then its content fills the beginning. XLA writes in place where the
-    tree is donated.
+    tree is donated. Arrays without a batch stay as they are.
     """
 
     def put(names: Axes, whole: jax.Array, one: jax.Array) -> jax.Array:
+        if BATCH not in names.names:
+            return whole
         at = [jnp.zeros((), jnp.int32)] * whole.ndim
         at[names.batch] = slot
         return jax.lax.dynamic_update_slice(whole, one.astype(whole.dtype), at)
@@ -82,9 +85,11 @@ def put_row(tree: _Tree, row: Any, slot: jax.Array) -> _Tree:
 
 
 def take_row(tree: _Tree, slot: jax.Array) -> _Tree:
-    """The row of a slot, int32 [], as a tree of batch 1."""
+    """The row of a slot, int32 [], as a tree of batch 1. Arrays without a batch stay as they are."""
 
     def take(names: Axes, whole: jax.Array) -> jax.Array:
+        if BATCH not in names.names:
+            return whole
         return jax.lax.dynamic_slice_in_dim(whole, slot, 1, axis=names.batch)
 
     return jax.tree.map(take, axes_of(tree), tree)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from two_layers import GROUP, HEAD_DIM, KV_HEADS, LAYERS, config
 
+from tokenswift_jax.arrays import take_row
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
@@ -113,9 +114,7 @@ class Bench:
         fresh = [text.commit(n, query[:, row]) for row, (text, n) in enumerate(zip(self.texts, after, strict=True))]
         self.check(fresh)
         for row in np.flatnonzero(np.asarray(counts) == 0):
-            for was, now in zip(jax.tree.leaves(old), jax.tree.leaves(self.draft), strict=True):
-                axis = 0 if was.ndim == 1 else 1
-                np.testing.assert_array_equal(*(np.take(np.asarray(x), row, axis) for x in (was, now)))
+            jax.tree.map(np.testing.assert_array_equal, *(take_row(x, jnp.int32(row)) for x in (old, self.draft)))
         return fresh
 
     def check(self, fresh):

@@ -100,7 +100,7 @@ class Layout:
         return DecodeState(
             tokens=tokens,
             length=lengths - 1,
-            finish=jnp.full((batch,), Finish.RUNNING, jnp.int32),
+            finish=jnp.full((batch,), int(Finish.RUNNING), jnp.int32),
             cache=cache,
             hidden=jnp.zeros((batch, config.hidden_size), self.dtype),
             query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), self.dtype),

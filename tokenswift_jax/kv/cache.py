@@ -63,6 +63,11 @@ class KVCache(Protocol):
         """The model's dtype: the dtype of incoming rows and of attention's result."""
         ...
 
+    @property
+    def numbers(self) -> tuple[jax.Array, ...] | None:
+        """The layers' indices, int32 [] each, if the methods should get them in place of constants."""
+        ...
+
     def stored(self, keys: jax.Array, values: jax.Array) -> StoredKV:
         """Converts keys and values [..., head_dim] to the cache's form."""
         ...

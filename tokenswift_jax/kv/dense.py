@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.cache_scores import top_blocks, top_positions
+from pallas_kernels.implementation import implementation
 from pallas_kernels.prefill_attention import prefill_attention
 from pallas_kernels.rotate_write import rotate_write
 from pallas_kernels.sparse_attention import sparse_attention
@@ -38,6 +39,9 @@ class FullCache:
       values: as `keys`, not rotated.
       key_scales, value_scales: float32 [layers, batch, kv_heads, capacity] if K/V are in 8 bits
         (`quantize.quantized`); else None.
+      numbers: for each layer its index, int32 [], where the program is for a CPU; else None. With constants in their
+        place, XLA for CPU compiles every layer's reads and writes of the cache by themselves (cost: half of the
+        compilation of a 30-layer model's prefill).
       model_dtype: static, the model's dtype if K/V are in 8 bits; None: K/V are in the model's dtype.
     """
 
@@ -45,6 +49,7 @@ class FullCache:
     values: jax.Array = axes("layers", "batch", "kv_heads", "slots", "head_dim")
     key_scales: jax.Array | None = axes("layers", "batch", "kv_heads", "slots", default=None)
     value_scales: jax.Array | None = axes("layers", "batch", "kv_heads", "slots", default=None)
+    numbers: tuple[jax.Array, ...] | None = axes(default=None)
     model_dtype: jnp.dtype | None = field(default=None, metadata={"static": True})
 
     @property
@@ -54,7 +59,13 @@ class FullCache:
 
     def with_stacks(self, stacks: StoredKV) -> FullCache:
         """Returns the same cache with other arrays."""
-        return FullCache(stacks.keys, stacks.values, stacks.key_scales, stacks.value_scales, self.model_dtype)
+        return replace(
+            self,
+            keys=stacks.keys,
+            values=stacks.values,
+            key_scales=stacks.key_scales,
+            value_scales=stacks.value_scales,
+        )
 
     def first(self, slots: int) -> FullCache:
         """Copies the first `slots` slots of every row."""
@@ -209,11 +220,13 @@ def empty_cache(
       dtype: the model's dtype.
       cache_dtype: "int8" or "float8_e4m3", 8-bit numbers with scales; None: numbers of the model's dtype.
     """
-    shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
+    shape, numbers = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim), None
+    if implementation() == "reference":
+        numbers = tuple(jnp.asarray(layer, jnp.int32) for layer in range(config.num_layers))
     if cache_dtype is None:
-        return FullCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        return FullCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), numbers=numbers)
     narrow = CACHE_DTYPES[cache_dtype]
-    cache = FullCache(jnp.zeros(shape, narrow), jnp.zeros(shape, narrow), model_dtype=jnp.dtype(dtype))
+    cache = FullCache(jnp.zeros(shape, narrow), jnp.zeros(shape, narrow), numbers=numbers, model_dtype=jnp.dtype(dtype))
     zeros = (jnp.zeros(shape[:4], jnp.float32) for _ in range(2))
     return replace(cache, **dict(zip(("key_scales", "value_scales"), zeros, strict=True)))
 

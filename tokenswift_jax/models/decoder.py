@@ -7,6 +7,8 @@ decoder once (`nnx.split`) and run pure jitted functions of (parameters, state, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -174,23 +176,42 @@ class Decoder(nnx.Module):
         return looked_up(self.embed_tokens[...], tokens)
 
     def hidden(
-        self, tokens: jax.Array, positions: jax.Array, attention: Attention, carry: Any
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        attention: Attention,
+        carry: Any,
+        numbers: Sequence[jax.Array] | None = None,
     ) -> tuple[jax.Array, list[Any], Any]:
         """Returns the last layer's output [batch, rows, hidden_size], before the final norm, each layer's attention
         output to the caller, and the carry.
 
-        tokens and positions are int32 [batch, rows]; a position is the index in the text, never a row's index.
+        tokens and positions are int32 [batch, rows]; a position is the index in the text, never a row's index. numbers
+        are the layers' indices as int32 []: JAX then traces layers of the same form once. None: constants.
         """
         x = whole(self.embed(tokens))
         config = self.config
         angles = rotation(config.rope, config.head_dim, positions, wide_dtype(x.dtype))
         left: list[Any] = []
-        added: jax.Array | None = None
-        for index, layer in enumerate(self.layers):
-            spec = config.attention(index)
-            x, added, of_layer, carry = layer.halves(x, added, angles, index, spec, attention, carry)
+        if numbers is None:
+            added: jax.Array | None = None
+            for index, layer in enumerate(self.layers):
+                spec = config.attention(index)
+                x, added, of_layer, carry = layer.halves(x, added, angles, index, spec, attention, carry)
+                left.append(of_layer)
+            return x if added is None else whole(x + added), left, carry
+
+        @partial(jax.jit, static_argnums=(0, 1))
+        def run(
+            graph: nnx.GraphDef, spec: AttentionSpec, params: Any, x: jax.Array, number: jax.Array, carry: Any
+        ) -> tuple[jax.Array, Any, Any]:
+            return nnx.merge(graph, params)(x, angles, number, spec, attention, carry)
+
+        for index, (layer, number) in enumerate(zip(self.layers, numbers, strict=True)):
+            graph, params = nnx.split(layer)
+            x, of_layer, carry = run(graph, config.attention(index), params, x, number, carry)
             left.append(of_layer)
-        return x if added is None else whole(x + added), left, carry
+        return x, left, carry
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., vocab] in float32 (or wider) from the last layer's output."""
