@@ -80,11 +80,15 @@ class Guests:
         return run
 
     def finish(self):
-        for run in self.runs.values():
-            if run.state is RunState.PAUSED:
+        """Takes turns until every run has ended; those that pause on the way go on."""
+        while True:
+            while self.scheduler.turn():
+                pass
+            paused = [run for run in self.runs.values() if run.state is RunState.PAUSED]
+            if not paused:
+                return
+            for run in paused:
                 self.scheduler.submit(run)
-        while self.scheduler.turn():
-            pass
 
     def emptied(self):
         """Nothing is left of anyone."""
