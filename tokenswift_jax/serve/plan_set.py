@@ -16,18 +16,18 @@ from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.plans import NamedPlan
 from tokenswift_jax.speculation import SpeculationConfig
 
-TOP_LOGPROBS = 20  # OpenAI's limit; the programs that give log-probabilities always give so many
+TOP_LOGPROBS = 20  # OpenAI's limit; the program that gives log-probabilities always gives so many
 ALL_FEATURES = tuple(SamplingFeatures)
 
 
 class PlanSet:
-    """One way to draft, in one variant for each class of sampling features, with and without log-probabilities.
+    """One way to draft, in one variant for each class of sampling features, and one with log-probabilities for all.
 
     The variants share their drafter, so that a pool may change between them at every chunk; a row's tokens do not
     depend on the variant.
 
     Attributes:
-      spec: the log-probabilities that the variants with them give.
+      spec: the log-probabilities that the variant with them gives.
       features: the classes that have a variant, lowest first; the last one serves every request.
     """
 
@@ -40,31 +40,31 @@ class PlanSet:
         """Raises UserError if the checkpoint lacks the draft heads that the speculation asks for."""
         self.spec = LogprobSpec(min(TOP_LOGPROBS, config.vocab_size))
         self.features = tuple(sorted(features))
-        self._variants: dict[tuple[SamplingFeatures, bool], NamedPlan] = {}
-        for each in self.features:
-            named = serving_plan(config, speculation, each)
-            self._variants[each, False] = named
-            self._variants[each, True] = plans.with_logprobs(named, self.spec)
+        self._plain = {each: serving_plan(config, speculation, each) for each in self.features}
+        # Runs with log-probabilities are rare: they share one variant.
+        self._with_logprobs = plans.with_logprobs(self._plain[self.features[-1]], self.spec)
 
     @property
     def drafting(self) -> list[Plan]:
         """The plans, for a layout."""
-        return [named.plan for named in self._variants.values()]
+        return [named.plan for named in self.variants]
 
     @property
     def label(self) -> str:
         """A label for people."""
-        return self._variants[self.features[-1], False].label
+        return self._with_logprobs.label
 
     @property
-    def compiled_ahead(self) -> list[NamedPlan]:
-        """The variants to compile before the first request."""
-        return list(self._variants.values())
+    def variants(self) -> list[NamedPlan]:
+        """All variants, to compile before the first request."""
+        return [*self._plain.values(), self._with_logprobs]
 
     def named(self, settings: Iterable[SamplingConfig], logprobs: bool) -> NamedPlan:
         """The cheapest variant that serves rows of such settings."""
+        if logprobs:
+            return self._with_logprobs
         needed = max(map(features_of, settings))
-        return self._variants[next(each for each in self.features if each >= needed), logprobs]
+        return self._plain[next(each for each in self.features if each >= needed)]
 
 
 def serving_plan(config: ModelConfig, speculation: SpeculationConfig, features: SamplingFeatures) -> NamedPlan:

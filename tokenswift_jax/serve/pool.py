@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -119,19 +119,23 @@ class Pool:
         self.tenants: dict[int, Tenancy] = {}
         self.coming: deque[tuple[Run, Prefill]] = deque()
 
-    def warm_up(self) -> None:
-        """Allocates the slots and compiles every program that a request can need."""
+    def warm_up(self, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Allocates the slots and compiles every program that a request can need, unless that is `given_up`."""
         greedy = SamplingConfig(temperature=0.0)
-        first = self._plans.compiled_ahead[0]
+        first = self._plans.variants[0]
         for number, slots in enumerate([self.staging[0], *self.staging]):
             for length in (2, 40) if number < 2 else (40,):
                 request = Request((0,) * length, greedy, 3)
                 for emitted in ([], [0]):
+                    if given_up():
+                        return
                     prefill = self.engine.prefill([request], [emitted], capacity=slots)
                     self.engine.insert(prefill, [0]).result()
                     if number == 0:  # with a plan prepared, an insertion also brings the row's drafts up to date
                         self.engine.prepare(first)
-        for named in self._plans.compiled_ahead:
+        for named in self._plans.variants:
+            if given_up():
+                return
             self.engine.prepare(named)
             self.engine.step(named, 1).result()
         self.engine.evict([0])

@@ -45,7 +45,12 @@ class StoredRun:
 
 
 class RunStore:
-    """A folder with mode 0700; each run has a folder of its own there, named by an id that the server made."""
+    """A folder with mode 0700; each run has a folder of its own there, named by an id that the server made.
+
+    Attributes:
+      folder: the folder.
+      fingerprint: the hash of the checkpoint, which every journal has.
+    """
 
     def __init__(self, folder: Path, model: Model) -> None:
         """Makes the folder.
@@ -54,7 +59,7 @@ class RunStore:
           UserError: it cannot be made or written.
         """
         self.folder, self._model = folder, model
-        self._fingerprint = checkpoint.fingerprint(model.path)
+        self.fingerprint = checkpoint.fingerprint(model.path)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.chmod(0o700)
@@ -165,7 +170,7 @@ class RunStore:
         return StoredRun(run, described["background"], details, updates)
 
     def _journal(self, run: Run, ignore_eos: bool) -> Journal:
-        header = journal_header(self._model, run.request, ignore_eos=ignore_eos, fingerprint=self._fingerprint)
+        header = journal_header(self._model, run.request, ignore_eos=ignore_eos, fingerprint=self.fingerprint)
         path = self._of(run.id) / _JOURNAL
         return Journal(path, header, resume=path.exists(), vocab=self._model.config.vocab_size)
 

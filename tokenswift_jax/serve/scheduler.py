@@ -28,15 +28,16 @@ Publish = Callable[[Run, Update], None]
 
 
 class BusyError(Exception):
-    """The queue is full, or the server is going down.
+    """The queue is full, or the server takes no runs now.
 
     Attributes:
       retry_after: seconds after which it is worth another try.
+      unavailable: whether the server takes no runs at all, rather than no more.
     """
 
-    def __init__(self, message: str, retry_after: int) -> None:
+    def __init__(self, message: str, retry_after: int, *, unavailable: bool = False) -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after, self.unavailable = retry_after, unavailable
 
 
 class Scheduler:
@@ -64,7 +65,7 @@ class Scheduler:
           max_queue: the most waiting runs.
           observer: receives events for metrics.
         """
-        self.pools = sorted(pools, key=lambda pool: pool.size.length)
+        self.pools = sorted(pools, key=lambda pool: (pool.size.length, pool.size.slots))
         self.max_queue = max_queue
         self.queue = FairQueue()
         self.pace = Pace()
@@ -105,7 +106,7 @@ class Scheduler:
         self.check(run)
         with self._lock:
             if self._stopping or self.error is not None:
-                raise BusyError("the server is going down", 30)
+                raise BusyError("the server is going down", 30, unavailable=True)
             if len(self.queue) >= self.max_queue and not urgent:
                 raise BusyError(
                     f"{self.max_queue} requests wait, the most that this server queues", self._retry_after()
@@ -180,8 +181,9 @@ class Scheduler:
     def _main(self) -> None:
         try:
             for pool in self.pools:
-                pool.warm_up()
-            self.ready.set()
+                pool.warm_up(lambda: self._stopping)
+            if not self._stopping:
+                self.ready.set()
             while not self._stopping:
                 if not self.turn():
                     self._sleep()
@@ -229,11 +231,12 @@ class Scheduler:
 
     def _admit(self, pool: Pool) -> None:
         """Begins the prompts that a pool has slots and memory for."""
+        length = pool.size.length
         while pool.vacant:
             with self._lock:
-                run = self.queue.first(lambda run: self._home(run) is pool and pool.may_begin(run))
-                if run is None and not any(self._home(run) is pool for run in self.queue.order()):
-                    # Nobody needs this pool: a run whose own slots are all taken may have one.
+                run = self.queue.first(lambda run: self._home(run) == length and pool.may_begin(run))
+                if run is None and not any(self._home(run) == length for run in self.queue.order()):
+                    # Nobody needs these slots: a run whose own ones are all taken may have one.
                     run = self.queue.first(lambda run: self._may_borrow(run, pool))
                 if run is None:
                     return
@@ -246,13 +249,14 @@ class Scheduler:
             except UserError as error:
                 self._end(run, RunState.FAILED, "error", str(error))
 
-    def _home(self, run: Run) -> Pool:
-        """The smallest pool with room for a run."""
-        return next(pool for pool in self.pools if pool.fits(run.request))
+    def _home(self, run: Run) -> int:
+        """The length of the shortest slots with room for a run."""
+        return next(pool.size.length for pool in self.pools if pool.fits(run.request))
 
     def _may_borrow(self, run: Run, pool: Pool) -> bool:
         home = self._home(run)
-        return home.size.length < pool.size.length and not home.vacant and pool.may_begin(run)
+        own = [other for other in self.pools if other.size.length == home]
+        return home < pool.size.length and not any(other.vacant for other in own) and pool.may_begin(run)
 
     def _advance(self, pool: Pool, decoding: bool) -> None:
         """Sends chunks of prompts, fewer while texts decode, and inserts the prompts that are complete."""
