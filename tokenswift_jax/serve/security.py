@@ -17,6 +17,7 @@ from tokenswift_jax.serve.openai.errors import ApiError
 logger = logging.getLogger("tokenswift_jax.serve")
 PUBLIC = frozenset({"/health", "/ready"})  # they tell nothing but whether the server works
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+HEADER_BYTES = 16 * 1024
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -100,6 +101,8 @@ class Guard:
 
     def _check(self, scope: Scope) -> str:
         headers = Headers(scope=scope)
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > HEADER_BYTES:
+            raise ApiError(431, f"the headers are larger than {HEADER_BYTES} bytes, the most that this server reads")
         host = _name(headers.get("host", ""))
         if self._hosts is not None and host not in self._hosts:
             raise ApiError(403, "the Host of the request is not a name of this server; --allowed-host adds one")

@@ -10,10 +10,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.serve.security import HEADER_BYTES
 from tokenswift_jax.serve.service import Service
 
 _GRACE_SECONDS = 25  # for streams to end after their last event; a supervisor kills after 30
-_HEADER_BYTES = 16 * 1024
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -22,14 +22,16 @@ def listening(host: str, port: int) -> socket.socket:
     Raises:
       UserError: the address cannot be used.
     """
+    made = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         made = socket.socket(family, socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
     except (OSError, OverflowError) as error:
+        if made is not None:
+            made.close()
         raise UserError(f"cannot listen on host {host} port {port}: {error}; name another", ("host", "port")) from None
-    made.set_inheritable(True)
     return made
 
 
@@ -46,7 +48,7 @@ class Server(uvicorn.Server):
             log_level="warning",
             access_log=False,
             server_header=False,
-            h11_max_incomplete_event_size=_HEADER_BYTES,
+            h11_max_incomplete_event_size=HEADER_BYTES,
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
         super().__init__(config)
