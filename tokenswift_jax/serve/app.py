@@ -13,7 +13,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tokenswift_jax.errors import WriteError
-from tokenswift_jax.serve.openai import models
+from tokenswift_jax.serve.openai import models, responses
 from tokenswift_jax.serve.openai.chat import chat_completions
 from tokenswift_jax.serve.openai.completions import completions
 from tokenswift_jax.serve.openai.errors import ApiError
@@ -31,6 +31,10 @@ ROUTES = (
     Route("/v1/models/{name:path}", models.model),
     Route("/v1/completions", completions, methods=["POST"]),
     Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+    Route("/v1/responses", responses.create, methods=["POST"]),
+    Route("/v1/responses/{id}", responses.retrieve),
+    Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
+    Route("/v1/responses/{id}/cancel", responses.cancel, methods=["POST"]),
     Route("/tokenize", models.tokenize, methods=["POST"]),
     Route("/detokenize", models.detokenize, methods=["POST"]),
     Route("/tokenizer_info", models.tokenizer_info),

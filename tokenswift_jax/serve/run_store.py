@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,18 +124,15 @@ class RunStore:
             return self._load(run_id)
         return None
 
-    def unfinished(self) -> Iterator[StoredRun]:
-        """The background runs that a stopped server left without an end, the oldest first."""
+    def unfinished(self) -> list[str]:
+        """The ids of the background runs that a stopped server left without an end, the oldest first."""
         found = []
         for place in self.folder.iterdir():
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 description = _described(place)
                 if description["state"] == "active" and description["background"]:
                     found.append((description["created"], place.name))
-        for _, run_id in sorted(found):
-            stored = self.load(run_id)
-            if stored is not None and not stored.run.state.ended:
-                yield stored
+        return [run_id for _, run_id in sorted(found)]
 
     def _load(self, run_id: str) -> StoredRun:
         described = _described(self._of(run_id))

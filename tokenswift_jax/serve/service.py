@@ -20,7 +20,7 @@ from tokenswift_jax.serve.channel import Channel
 from tokenswift_jax.serve.limits import Limits
 from tokenswift_jax.serve.metrics import Metrics
 from tokenswift_jax.serve.pool import Pool
-from tokenswift_jax.serve.run import Run, RunState, Update
+from tokenswift_jax.serve.run import Run, RunState, Update, new_id
 from tokenswift_jax.serve.run_store import RunStore, StoredRun
 from tokenswift_jax.serve.scheduler import BusyError, Scheduler
 from tokenswift_jax.token_log import concatenate
@@ -73,6 +73,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._workers = ThreadPoolExecutor(2, "tokenswift-worker")  # tokenisation, files
         self._scoring = ThreadPoolExecutor(1, "tokenswift-scoring")  # beside the scheduler: it compiles by length
+        self._loading = asyncio.Lock()
         self._draining = False
 
     @property
@@ -89,12 +90,7 @@ class Service:
         """Starts the scheduler, and the background runs that an earlier server left."""
         self._loop = asyncio.get_running_loop()
         self.scheduler.start()
-        for stored in self.store.unfinished() if self.store is not None else ():
-            self._remember(stored)
-            if stored.run.state is RunState.QUEUED:
-                with contextlib.suppress(UserError):  # a server of shorter texts leaves it to one of longer ones
-                    self.scheduler.submit(stored.run, urgent=True)
-                    logger.info("run %s goes on after %d tokens", stored.run.id, len(stored.run.tokens))
+        self._resuming = self._loop.create_task(self._resume())
 
     def drain(self) -> None:
         """Admits no more, and ends the streams once the chunks in flight are stored. Any thread may call it."""
@@ -118,7 +114,9 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._scoring, function, *arguments)
 
     @contextlib.asynccontextmanager
-    async def runs(self, requests: Sequence[Request], owner: str, *, logprobs: bool) -> AsyncIterator[list[Channel]]:
+    async def runs(
+        self, requests: Sequence[Request], owner: str, *, logprobs: bool = False, kind: str = "run"
+    ) -> AsyncIterator[list[Channel]]:
         """Runs that live as long as the block: at its end, those that have not ended are cancelled.
 
         Raises:
@@ -126,7 +124,8 @@ class Service:
           BusyError: the queue has no place for all of them.
         """
         self._check_ready()
-        made = [Run(request, owner, self.model.tokenizer, logprobs) for request in requests]
+        tokenizer = self.model.tokenizer
+        made = [Run(request, owner, tokenizer, logprobs, id=new_id(kind)) for request in requests]
         for run in made:
             self.scheduler.check(run)
         channels = [Channel(run) for run in made]
@@ -153,8 +152,7 @@ class Service:
         """
         self._check_ready()
         assert self.store is not None, "there is no folder"
-        run = Run(request, owner, self.model.tokenizer)
-        run.id = run.id.replace("run", kind, 1)
+        run = Run(request, owner, self.model.tokenizer, id=new_id(kind))
         self.scheduler.check(run)
         stored = StoredRun(run, background, details)
         await self.work(lambda: self.store and self.store.create(stored, ignore_eos=ignore_eos))
@@ -171,13 +169,7 @@ class Service:
 
     async def find(self, run_id: str, owner: str) -> tuple[StoredRun, Channel] | None:
         """A kept run of an owner, from memory or from the folder; None if there is none."""
-        stored = self._stored.get(run_id)
-        if stored is None and self.store is not None:
-            loaded = await self.work(self.store.load, run_id)
-            stored = self._stored.get(run_id)  # another request may have been first
-            if stored is None and loaded is not None:
-                stored = loaded
-                self._remember(stored)
+        stored = await self._loaded(run_id)
         if stored is None or stored.run.owner != owner:
             return None
         return stored, self._channels[run_id]
@@ -201,6 +193,31 @@ class Service:
             raise BusyError("the server is going down", 30, unavailable=True)
         if not self.scheduler.ready.is_set():
             raise BusyError("the server is compiling its programs; /ready says when it is done", 5, unavailable=True)
+
+    async def _resume(self) -> None:
+        """Submits the background runs that an earlier server left."""
+        if self.store is None:
+            return
+        for run_id in await self.work(self.store.unfinished):
+            stored = await self._loaded(run_id)
+            if stored is None or stored.run.state is not RunState.QUEUED:
+                continue
+            try:
+                self.scheduler.submit(stored.run, urgent=True)
+            except (UserError, BusyError) as error:  # one that fits no slot here waits for a server of longer texts
+                logger.warning("run %s does not go on: %s", run_id, error)
+            else:
+                logger.info("run %s goes on after %d tokens", run_id, len(stored.run.tokens))
+
+    async def _loaded(self, run_id: str) -> StoredRun | None:
+        """A kept run, from memory or from the folder."""
+        async with self._loading:  # two readers of one journal would exclude each other
+            stored = self._stored.get(run_id)
+            if stored is None and self.store is not None:
+                stored = await self.work(self.store.load, run_id)
+                if stored is not None:
+                    self._remember(stored)
+            return stored
 
     def _remember(self, stored: StoredRun) -> Channel:
         run = stored.run
