@@ -17,6 +17,9 @@ from tokenswift_jax.serve.openai import models, responses
 from tokenswift_jax.serve.openai.chat import chat_completions
 from tokenswift_jax.serve.openai.completions import completions
 from tokenswift_jax.serve.openai.errors import ApiError
+from tokenswift_jax.serve.runs import endpoints
+from tokenswift_jax.serve.runs.download import download
+from tokenswift_jax.serve.runs.lineage import branch, go_on
 from tokenswift_jax.serve.security import Guard, Keys
 from tokenswift_jax.serve.service import Service
 from tokenswift_jax.serve.sse import GoneError
@@ -35,6 +38,17 @@ ROUTES = (
     Route("/v1/responses/{id}", responses.retrieve),
     Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
     Route("/v1/responses/{id}/cancel", responses.cancel, methods=["POST"]),
+    Route("/v1/runs", endpoints.listing),
+    Route("/v1/runs", endpoints.create, methods=["POST"]),
+    Route("/v1/runs/{id}", endpoints.retrieve),
+    Route("/v1/runs/{id}", endpoints.delete, methods=["DELETE"]),
+    Route("/v1/runs/{id}/events", endpoints.events),
+    Route("/v1/runs/{id}/pause", endpoints.pause, methods=["POST"]),
+    Route("/v1/runs/{id}/resume", endpoints.resume, methods=["POST"]),
+    Route("/v1/runs/{id}/cancel", endpoints.cancel, methods=["POST"]),
+    Route("/v1/runs/{id}/continue", go_on, methods=["POST"]),
+    Route("/v1/runs/{id}/branch", branch, methods=["POST"]),
+    Route("/v1/runs/{id}/text.{kind}", download),
     Route("/tokenize", models.tokenize, methods=["POST"]),
     Route("/detokenize", models.detokenize, methods=["POST"]),
     Route("/tokenizer_info", models.tokenizer_info),

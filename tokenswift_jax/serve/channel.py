@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from tokenswift_jax.serve.run import Run, Update
 
@@ -34,7 +34,11 @@ class Channel:
         self._more.set()
         self._more = asyncio.Event()
 
-    async def read(self, start: int = 0) -> AsyncIterator[Update]:
+    async def changed(self) -> None:
+        """Waits for the next update."""
+        await self._more.wait()
+
+    async def read(self, start: int = 0) -> AsyncGenerator[Update, None]:
         """The updates from number `start` on, up to the end of the run."""
         place = start
         while True:

@@ -45,7 +45,8 @@ class Update:
       log: the new tokens.
       segments: the released text, each piece with the source of the token that completed it.
       state: the state after the update.
-      finish: "stop", "eos" or "length" for a finished run; "cancelled", "interrupted" or "error" for other ends.
+      finish: "stop", "eos" or "length" for a finished run; "cancelled", "interrupted" or "error" for other ends;
+        "continued" where the run goes on beyond its limit, to readers who come again.
       error: the reason of a failure, one line.
     """
 
@@ -110,7 +111,7 @@ class Run:
     @property
     def log(self) -> TokenLog:
         """All emitted tokens."""
-        return concatenate(self.row.parts)
+        return concatenate(list(self.row.parts))  # the scheduler's thread may add one meanwhile
 
     def take(self, log: TokenLog) -> Update:
         """Adds a chunk, to the journal too; the tokens after the end of the text do not count.

@@ -7,7 +7,8 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from tokenswift_jax.journal_header import journal_header
 from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.serve.run import Run, RunState, Update, restored
+from tokenswift_jax.token_log import TokenLog
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
@@ -58,6 +60,7 @@ class RunStore:
           UserError: it cannot be made or written.
         """
         self.folder, self._model = folder, model
+        self._saving = threading.Lock()
         self.fingerprint = checkpoint.fingerprint(model.path)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -67,8 +70,10 @@ class RunStore:
                 f"state_dir {folder} cannot be used: {error.strerror}; name another", ("state_dir",)
             ) from None
 
-    def create(self, stored: StoredRun, *, ignore_eos: bool) -> None:
+    def create(self, stored: StoredRun, *, ignore_eos: bool, begun: TokenLog | None = None) -> None:
         """Begins the journal of a new run and writes its description; both are on disk when this returns.
+
+        `begun` are the tokens of a branch, which the run has from the start.
 
         Raises:
           WriteError: the system refuses.
@@ -80,6 +85,32 @@ class RunStore:
         run.journal = self._journal(run, ignore_eos)
         self.save(stored)
         run.journal.begin()
+        if begun is not None and len(begun):
+            stored.updates.append(run.take(begun))
+
+    def reopen(self, stored: StoredRun, max_new_tokens: int) -> None:
+        """Gives a run that has ended or paused a larger limit; the next `load` finds it ready to go on.
+
+        Raises:
+          WriteError: the system refuses.
+        """
+        run = stored.run
+        if run.journal is not None:
+            run.journal.close()
+            run.journal = None
+        run.request = replace(run.request, max_new_tokens=max_new_tokens)
+        run.state, run.finish, run.error = RunState.QUEUED, None, None
+        self.save(stored)
+
+    def listed(self, owner: str) -> list[dict[str, Any]]:
+        """The descriptions of the runs of an owner, the newest first."""
+        found = []
+        for place in self.folder.iterdir():
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                description = _described(place)
+                if description["owner"] == owner:
+                    found.append((description["created"], description["id"], description))
+        return [description for _, _, description in sorted(found, key=lambda entry: entry[:2], reverse=True)]
 
     def save(self, stored: StoredRun) -> None:
         """Writes the description of a run, whole or not at all.
@@ -87,6 +118,10 @@ class RunStore:
         Raises:
           WriteError: the system refuses.
         """
+        with self._saving:  # the scheduler's thread and a request may save at once; the later one has the newer state
+            self._save(stored)
+
+    def _save(self, stored: StoredRun) -> None:
         run = stored.run
         paused = run.state is RunState.PAUSED
         description = {
@@ -97,6 +132,8 @@ class RunStore:
             "max_new_tokens": run.request.max_new_tokens,
             "stop_token_ids": list(run.request.stop_token_ids),
             "state": run.state.value if run.state.ended or paused else "active",
+            "tokens": len(run.tokens),
+            "prompt_tokens": len(run.request.prompt_ids),
             "finish": run.finish,
             "error": run.error,
             "details": stored.details,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from tokenswift_jax.errors import NumericsError, UserError, WriteError
 from tokenswift_jax.finish import Finish
+from tokenswift_jax.request import check_drawable
 from tokenswift_jax.serve.fair_queue import FairQueue
 from tokenswift_jax.serve.observer import Observer
 from tokenswift_jax.serve.pace import Pace
@@ -87,7 +88,8 @@ class Scheduler:
         self._thread.start()
 
     def check(self, run: Run) -> None:
-        """Raises UserError for a run that no slot has room for."""
+        """Raises UserError for a run that no slot has room for, or whose settings leave nothing to draw."""
+        check_drawable(run.request, self.pools[-1].engine.layout.config.vocab_size)
         if not self.pools[-1].fits(run.request):
             prompt, new = len(run.request.prompt_ids), run.request.max_new_tokens
             raise UserError(
@@ -95,6 +97,11 @@ class Scheduler:
                 "text that this server holds; ask for less",
                 arguments=("max_new_tokens",),
             )
+
+    def check_queue(self) -> None:
+        """Raises BusyError unless the queue takes one more run."""
+        with self._lock:
+            self._check_queue(urgent=False)
 
     def submit(self, run: Run, *, urgent: bool = False) -> None:
         """Queues a run, new or paused; an `urgent` one, of a restarted server, enters a full queue too.
@@ -105,12 +112,7 @@ class Scheduler:
         """
         self.check(run)
         with self._lock:
-            if self._stopping or self.error is not None:
-                raise BusyError("the server is going down", 30, unavailable=True)
-            if len(self.queue) >= self.max_queue and not urgent:
-                raise BusyError(
-                    f"{self.max_queue} requests wait, the most that this server queues", self._retry_after()
-                )
+            self._check_queue(urgent)
             run.state, run.submitted, run.begun = RunState.QUEUED, time.perf_counter(), None
             self.queue.push(run)
             self._wake.notify()
@@ -358,6 +360,12 @@ class Scheduler:
     def _present(self) -> list[Run]:
         with self._lock:
             return [*self._places, *self.queue.order()]
+
+    def _check_queue(self, urgent: bool) -> None:
+        if self._stopping or self.error is not None:
+            raise BusyError("the server is going down", 30, unavailable=True)
+        if len(self.queue) >= self.max_queue and not urgent:
+            raise BusyError(f"{self.max_queue} requests wait, the most that this server queues", self._retry_after())
 
     def _command(self, command: Callable[[], None]) -> None:
         with self._lock:

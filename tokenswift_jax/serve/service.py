@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,7 +24,7 @@ from tokenswift_jax.serve.pool import Pool
 from tokenswift_jax.serve.run import Run, RunState, Update, new_id
 from tokenswift_jax.serve.run_store import RunStore, StoredRun
 from tokenswift_jax.serve.scheduler import BusyError, Scheduler
-from tokenswift_jax.token_log import concatenate
+from tokenswift_jax.token_log import TokenLog, concatenate
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
@@ -102,6 +103,9 @@ class Service:
         """Drains, and waits for it."""
         self.drain()
         await asyncio.to_thread(self.scheduler.stop, _STOP_SECONDS)
+        for stored in self._stored.values():  # those of paused runs; another server may take them over now
+            if stored.run.journal is not None:
+                stored.run.journal.close()
         self._workers.shutdown(wait=False)
         self._scoring.shutdown(wait=False)
 
@@ -142,9 +146,17 @@ class Service:
                     self.scheduler.cancel(run)
 
     async def create(
-        self, request: Request, owner: str, details: dict[str, Any], *, kind: str, background: bool, ignore_eos: bool
+        self,
+        request: Request,
+        owner: str,
+        details: dict[str, Any],
+        *,
+        kind: str = "run",
+        background: bool = True,
+        ignore_eos: bool,
+        begun: TokenLog | None = None,
     ) -> Channel:
-        """Begins a run that the folder keeps.
+        """Begins a run that the folder keeps; `begun` are the tokens that a branch has from the start.
 
         Raises:
           UserError, BusyError: as `runs`.
@@ -152,17 +164,18 @@ class Service:
         """
         self._check_ready()
         assert self.store is not None, "there is no folder"
+        store = self.store
         run = Run(request, owner, self.model.tokenizer, id=new_id(kind))
         self.scheduler.check(run)
         stored = StoredRun(run, background, details)
-        await self.work(lambda: self.store and self.store.create(stored, ignore_eos=ignore_eos))
+        await self.work(lambda: store.create(stored, ignore_eos=ignore_eos, begun=begun))
         channel = self._remember(stored)
         try:
             self.scheduler.submit(run)
         except BusyError:
             self._channels.pop(run.id)
             self._stored.pop(run.id)
-            await self.work(self.store.delete, run)
+            await self.work(store.delete, run)
             raise
         self.metrics.submitted(run)
         return channel
@@ -172,7 +185,58 @@ class Service:
         stored = await self._loaded(run_id)
         if stored is None or stored.run.owner != owner:
             return None
-        return stored, self._channels[run_id]
+        channel = self._channels[run_id]
+        while stored.run.state.ended and not channel.ended:  # the last update is on its way from the scheduler
+            await channel.changed()
+        return stored, channel
+
+    def known(self, run_id: str) -> StoredRun | None:
+        """A kept run that is in memory."""
+        return self._stored.get(run_id)
+
+    async def settled(self, channel: Channel) -> None:
+        """Waits until a run has paused or ended."""
+        while not channel.ended and not (channel.updates and channel.updates[-1].state is RunState.PAUSED):
+            await channel.changed()
+
+    async def resumed(self, stored: StoredRun) -> None:
+        """Submits a paused run.
+
+        Raises:
+          BusyError: the queue is full; the run stays paused.
+        """
+        self.scheduler.submit(stored.run)
+        if self.store is not None:
+            await self.work(self.store.save, stored)
+
+    async def listed(self, owner: str) -> list[dict[str, Any]]:
+        """The descriptions of the kept runs of an owner, the newest first."""
+        return [] if self.store is None else await self.work(self.store.listed, owner)
+
+    async def reopened(self, stored: StoredRun, max_new_tokens: int) -> Channel:
+        """Lets a run that has ended or paused go on to a larger limit.
+
+        Raises:
+          UserError, BusyError: as `runs`; the run stays as it is.
+          WriteError: the folder cannot be written.
+        """
+        self._check_ready()
+        assert self.store is not None, "there is no folder"
+        run_id, store = stored.run.id, self.store
+        longer = replace(stored.run.request, max_new_tokens=max_new_tokens)
+        self.scheduler.check(Run(longer))
+        self.scheduler.check_queue()
+        async with self._loading:
+            self._stored.pop(run_id, None)
+            left = self._channels.pop(run_id, None)
+            if left is not None and not left.ended:
+                left.push(Update(concatenate([]), (), RunState.QUEUED, "continued"))
+            await self.work(store.reopen, stored, max_new_tokens)
+        found = await self._loaded(run_id)
+        assert found is not None, "its journal was read before"
+        if found.run.state is RunState.QUEUED:
+            self.scheduler.submit(found.run, urgent=True)
+        return self._channels[run_id]
 
     async def delete(self, stored: StoredRun) -> None:
         """Ends a kept run and removes everything about it."""
@@ -236,10 +300,15 @@ class Service:
 
     def _publish(self, run: Run, update: Update) -> None:
         """The scheduler's thread calls this."""
-        stored = self._stored.get(run.id)
-        if stored is not None and self.store is not None and (update.state.ended or update.state is RunState.PAUSED):
+        stored, keeps = self._stored.get(run.id), self.store
+        if (
+            stored is not None
+            and stored.run is run
+            and keeps is not None
+            and (update.state.ended or update.state is RunState.PAUSED)
+        ):
             try:
-                self.store.save(stored)
+                keeps.save(stored)
             except WriteError as error:
                 logger.error("run %s: %s", run.id, error)
         assert self._loop is not None, "start comes first"
@@ -248,5 +317,5 @@ class Service:
 
     def _deliver(self, run: Run, update: Update) -> None:
         channel = self._channels.get(run.id)
-        if channel is not None:
+        if channel is not None and channel.run is run:
             channel.push(update)

@@ -299,6 +299,4 @@ def _object(stored: StoredRun, channel: Channel) -> dict[str, Any]:
     events.begin()
     for update in channel.updates:
         events.take(update)
-    # While the last update is on its way to the channel, the run has ended and its text has not.
-    ended = stored.run.state.ended and not channel.ended
-    return events.object("in_progress" if ended else status_of(stored.run))
+    return events.object(status_of(stored.run))
