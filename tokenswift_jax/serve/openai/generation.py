@@ -1,4 +1,4 @@
-"""What completions and chat completions share: choices, their updates, usage, ends."""
+"""The parts that completions and chat completions share: choices, their updates, usage, ends."""
 
 from __future__ import annotations
 
