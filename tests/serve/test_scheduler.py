@@ -182,3 +182,23 @@ def test_work_for_the_device_runs_between_turns():
     assert future.result(0) == 42
     with pytest.raises(AttributeError):
         failed.result(0)
+
+
+def test_a_fault_of_the_device_ends_every_run_with_an_error(monkeypatch):
+    """Nobody waits for ever: what runs and what waits fails, and the server says that it takes no more."""
+    guests = Guests("fused")
+    runs = [guests.arrive(index) for index in (0, 2, 4, 7, 11)]
+    for pool in guests.scheduler.pools:
+        monkeypatch.setattr(pool, "warm_up", lambda given_up: None)
+        monkeypatch.setattr(pool.engine, "close", lambda: None)
+        monkeypatch.setattr(pool, "step", lambda iterations: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        guests.scheduler._main()
+    assert {run.state for run in runs} == {RunState.FAILED}
+    assert all(guests.heard[run][-1].finish == "error" for run in runs)
+    assert guests.scheduler.error == "ZeroDivisionError: division by zero"
+    with pytest.raises(BusyError, match="going down"):
+        guests.arrive(1)
+    for pool in guests.scheduler.pools:
+        for run in runs:
+            pool.leave(run)

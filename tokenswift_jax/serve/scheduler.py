@@ -350,9 +350,14 @@ class Scheduler:
                 self._publish(run, Update(_NOTHING, (), run.state, "interrupted"))
 
     def _fail_all(self) -> None:
+        """Ends every run with an error; one with a journal goes on after a restart."""
         for run in self._present():
             with self._lock:
                 self.queue.remove(run)
+            if run.journal is not None:
+                run.journal.close()
+                self._publish(run, Update(_NOTHING, (), run.state, "interrupted"))
+                continue
             run.state, run.finish, run.error = RunState.FAILED, "error", "the engine stopped; see the server's log"
             self._publish(run, Update(_NOTHING, (), run.state, run.finish, run.error))
         self._obey()
