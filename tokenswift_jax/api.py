@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import jax
 
-from tokenswift_jax import __version__, checkpoint, stats
+from tokenswift_jax import __version__, stats
 from tokenswift_jax.arguments import check_call, logprob_spec, requests_for
 from tokenswift_jax.engine.journal import Journal
 from tokenswift_jax.engine.sequence import Row
 from tokenswift_jax.errors import UserError, WriteError
+from tokenswift_jax.journal_header import journal_header
 from tokenswift_jax.past_run import asked_for, recorded
 from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.prompt import encode_rows, is_batch
@@ -329,26 +330,15 @@ def _device() -> str:
 
 
 def _open_journal(call: _Call, path: str | Path | None, resume: bool, asked: str | None) -> Journal | None:
-    """The journal; its header contains everything that the text depends on, but not `max_new_tokens`, which a resume
-    may raise."""
+    """The journal (`journal_header`)."""
     if path is None:
         if resume:
             raise UserError("resume=True without journal: name the file to continue", arguments=("resume", "journal"))
         return None
     if len(call.requests) > 1:
         raise UserError("journal holds one prompt's tokens; leave it out for a batch", arguments=("journal",))
-    model, request = call.model, call.requests[0]
-    header = {
-        "checkpoint": checkpoint.fingerprint(model.path),
-        "dtype": model.dtype,
-        "rope_override": model.rope_override,
-        "eos_token_ids": model.eos_token_ids,
-        "prompt_ids": list(request.prompt_ids),
-        "sampling": asdict(request.sampling),
-        "min_new_tokens": request.min_new_tokens,
-        "ignore_eos": bool(call.ignore_eos[0] if isinstance(call.ignore_eos, list | tuple) else call.ignore_eos),
-        "stop": request.stops,
-    }
+    model, ignored = call.model, call.ignore_eos[0] if isinstance(call.ignore_eos, list | tuple) else call.ignore_eos
+    header = journal_header(model, call.requests[0], ignore_eos=bool(ignored))
     if asked is not None:
         header["asked"] = asked
     return Journal(path, header, resume, model.config.vocab_size)

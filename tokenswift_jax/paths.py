@@ -22,11 +22,24 @@ def cache_folder(name: str) -> Path:
     Raises:
       UserError: there is neither.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return _own_folder("cache", "XDG_CACHE_HOME", "~/.cache") / name
+
+
+def state_folder() -> Path:
+    """The folder of this package below XDG_STATE_HOME or the home folder, for what outlives a server.
+
+    Raises:
+      UserError: there is neither.
+    """
+    return _own_folder("state", "XDG_STATE_HOME", "~/.local/state")
+
+
+def _own_folder(kind: str, variable: str, otherwise: str) -> Path:
+    home = os.environ.get(variable) or otherwise
     try:
-        return Path(home).expanduser() / "tokenswift_jax" / name
+        return Path(home).expanduser() / "tokenswift_jax"
     except RuntimeError:
-        raise UserError(f"the cache folder is {home}, and there is no home; set XDG_CACHE_HOME") from None
+        raise UserError(f"the {kind} folder is {home}, and there is no home; set {variable}") from None
 
 
 def check_writable(path: Path, argument: str) -> None:

@@ -213,6 +213,40 @@ def test_a_prefix_is_reused(cut):
     assert_same(house.ended["longer"], expected.tokens)
 
 
+@pytest.mark.parametrize("slots", [512, 300])
+def test_the_caller_chooses_the_cache_of_a_prefill(slots):
+    """A server compiles a few sizes ahead; one that is too small for the prompt is a mistake of the caller."""
+    engine = new_engine()
+    if slots < 512:
+        with pytest.raises(AssertionError, match="300 slots are too few for 512"):
+            engine.prefill([request(1)], capacity=slots)
+        return
+    house = House(engine=engine, plan="fused")
+    prefill = engine.prefill([request(3)], capacity=slots)
+    assert prefill.capacity == slots
+    result = engine.insert(prefill, [1]).result()
+    house.tenants[1] = (3, result.records[0, : result.counts[0], 0].tolist())
+    house.finish()
+    assert_same(house.ended[3], alone(3).tokens)
+
+
+def test_plans_that_share_a_drafter_change_without_another_catch_up():
+    """The drafts of one are those of the other: after prefill they are brought up to date once."""
+    fused = named_plans()["fused"]
+    other = replace(fused, plan=replace(fused.plan, tree=replace(fused.plan.tree, node_budget=3)))
+    engine = new_engine()
+    engine.insert(engine.prefill([request(0)]), [0]).result()
+    assert engine.prepare(fused) > 0
+    tokens = alone(0).tokens[:1]
+    for turn in range(40):
+        named = (fused, other)[turn % 2]
+        assert turn == 0 or engine.prepare(named) == 0
+        result = engine.step(named, 1).result()
+        tokens += result.records[0, : result.counts[0], 0].tolist()
+    assert_same(tokens, alone(0).tokens[: len(tokens)])
+    assert len(tokens) >= 40
+
+
 def test_a_row_with_nan_ends_alone():
     """A prompt that reaches a poisoned embedding ends with NOT_A_NUMBER; its neighbours' texts are as without it."""
     used = {*request(0).prompt_ids, *alone(0).tokens}

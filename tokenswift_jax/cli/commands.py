@@ -30,6 +30,7 @@ COMMANDS = {
     "generate": Command("tokenswift_jax.cli.generate", "write text from a checkpoint"),
     "train": Command("tokenswift_jax.training.cli", "train draft heads for a checkpoint"),
     "evaluate": Command("tokenswift_jax.evaluate", "measure a checkpoint's draft heads on held-out text"),
+    "serve": Command("tokenswift_jax.serve.cli", "serve a checkpoint behind OpenAI's interface"),
     "convert": Command("tokenswift_jax.cli.convert", "checkpoints from and to other layouts"),
 }
 

@@ -136,10 +136,18 @@ class Engine:
         emitted: Sequence[Sequence[int]] | None = None,
         *,
         prefix: Prefix | None = None,
+        capacity: int | None = None,
     ) -> Prefill:
         """Begins a prefill of prompts and the tokens already emitted after them; `Prefill.advance` sends one chunk.
 
         If the engine is empty and there is one request per slot, `insert` in order takes over the cache without a copy.
+
+        Args:
+          requests: one per row.
+          emitted: tokens that each row already has after its prompt; None: none.
+          prefix: the K/V of the first tokens of a single request; None: none are known.
+          capacity: slots per row of the prefill's own cache, at least as many as it needs; each capacity has its own
+            programs. None: as many as it needs, rounded up.
 
         Raises:
           UserError, ValueError: a request does not fit the layout (`Layout.check`).
@@ -147,8 +155,8 @@ class Engine:
         for request in requests:
             self.layout.check(request)
         emitted = [()] * len(requests) if emitted is None else emitted
-        whole = self._state is None and len(requests) == self.slots
-        capacity = self.layout.capacity if whole else None
+        if self._state is None and len(requests) == self.slots:
+            capacity = self.layout.capacity
         return Prefill(self._model, self.programs, self.layout, requests, emitted, capacity, prefix)
 
     def insert(self, prefill: Prefill, slots: Sequence[int] | None = None) -> Pending:
@@ -196,7 +204,8 @@ class Engine:
         seconds, before = 0.0, self.programs.compile_seconds
         state = self.state
         assert state is not None, "no row has entered"
-        if named.plan.drafter.parts:
+        ready = self._ready
+        if named.plan.drafter.parts and (ready is None or ready.plan.drafter != named.plan.drafter):
             seconds = self._sender.submit(self._catch_up, named).result()
         function, places = self._program(named.plan)
         arguments = self._arguments(named.plan, with_parts_at(state, places), self._inputs, None)

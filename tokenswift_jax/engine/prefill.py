@@ -86,6 +86,7 @@ class Prefill:
         needed = max(needed, round_up(longest, self._rows))
         self.capacity = min(round_up(needed, max(256, 2 ** (needed.bit_length() - 3))), layout.capacity)
         if capacity is not None:
+            assert needed <= capacity or capacity == layout.capacity, f"{capacity} slots are too few for {needed}"
             self.capacity = capacity
         self._ids = padded(self._rooted, self.capacity)
         self._cache = layout.cache(len(requests), self.capacity)

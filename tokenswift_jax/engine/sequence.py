@@ -61,7 +61,11 @@ class Row:
 
     def failed(self) -> list[Segment]:
         """Ends the row with an error after its last token; returns the text held back until now."""
-        self.finish = "error"
+        return self.end("error")
+
+    def end(self, reason: str) -> list[Segment]:
+        """Ends the row after its last token for a `reason`; returns the text held back until now."""
+        self.finish = reason
         segments = self._transcript.finish(SAMPLED)
         self.text += "".join(text for text, _ in segments)
         return segments

@@ -1,0 +1,184 @@
+"""`/v1/runs`: followed, paused, continued beyond their limit, branched, downloaded, listed to their owners."""
+
+import json
+
+import numpy as np
+import pytest
+from live import Live, until
+
+from tokenswift_jax.scoring import score_tokens
+
+pytest.importorskip("starlette")
+
+PROMPT = "It was late in the autumn, and the road"
+PATH = "/v1/runs"
+
+
+def begin(live, most=60, **settings):
+    status, _, run = live.send(PATH, {"prompt": PROMPT, "max_tokens": most, **settings})
+    assert status == 201, run
+    return run["id"]
+
+
+def state(live, run_id):
+    return live.send(f"{PATH}/{run_id}")[2]
+
+
+def ended(live, run_id):
+    until(lambda: state(live, run_id)["state"] in ("finished", "cancelled", "failed"), "it does not end")
+    return state(live, run_id)
+
+
+def text(live, run_id):
+    return live.send(f"{PATH}/{run_id}/text.txt")[2].decode()
+
+
+def follow(live, run_id, after=-1):
+    """The text that a reader has who obeys `offset`, and the events."""
+    seen, events = "", live.events(f"{PATH}/{run_id}/events?after={after}", "GET")
+    for event in events:
+        seen = seen[: event["offset"]] + event["text"]
+    return seen, events
+
+
+def test_a_run_writes_the_text_of_generate_without_anyone(live):
+    run_id = begin(live, seed=4, name="A road")
+    run = ended(live, run_id)
+    expected = live.alone(PROMPT, 60, seed=4)
+    assert (run["finish_reason"], run["tokens"], run["settings"]["seed"]) == ("length", 60, 4)
+    assert text(live, run_id) == expected.text
+    seen, events = follow(live, run_id)
+    assert seen == expected.text
+    assert [token for event in events for token in event["token_ids"]] == expected.token_ids
+    listed = live.send(PATH)[2]["data"]
+    assert (listed[0]["id"], listed[0]["name"], listed[0]["tokens"]) == (run_id, "A road", 60)
+
+
+def test_a_reader_comes_back(live):
+    """The header that browsers send names the last event; the rest follows."""
+    run_id = begin(live, 120, seed=4)
+    _, _, content = live.send(f"{PATH}/{run_id}/events")
+    ids = [int(line[4:]) for line in content.decode().split("\n") if line.startswith("id: ")]
+    assert ids[:-1] == list(range(len(ids) - 1))
+    whole = follow(live, run_id)[1]
+    for after in (0, 1, ids[-1]):
+        _, _, content = live.send(f"{PATH}/{run_id}/events", headers={"last-event-id": str(after)})
+        rest = [json.loads(line[6:]) for line in content.decode().split("\n") if line.startswith("data: ")]
+        assert rest == whole[len(whole) - len(rest) :]
+        assert len(rest) == sum(number > after for number in ids)
+
+
+def test_pause_resume_and_cancel(live):
+    """A paused run has no slot; it goes on to the same text. Its events keep their numbers."""
+    run_id = begin(live, 180, seed=5)
+    until(lambda: state(live, run_id)["tokens"] > 10, "it does not begin")
+    paused = live.post(f"{PATH}/{run_id}/pause")
+    assert paused["state"] == "paused"
+    live.emptied()
+    assert state(live, run_id)["tokens"] == paused["tokens"] < 180
+    assert live.post(f"{PATH}/{run_id}/resume")["state"] in ("queued", "prefill", "running")
+    assert live.send(f"{PATH}/{run_id}/resume", {})[0] == 409
+    ended(live, run_id)
+    seen, events = follow(live, run_id)
+    assert seen == live.alone(PROMPT, 180, seed=5).text
+    assert "paused" in [event["state"] for event in events]
+    other = begin(live, 180, seed=6)
+    until(lambda: state(live, other)["tokens"] > 10, "it does not begin")
+    cancelled = live.post(f"{PATH}/{other}/cancel")
+    assert (cancelled["state"], cancelled["finish_reason"]) == ("cancelled", "cancelled")
+    assert live.send(f"{PATH}/{other}/pause", {})[0] == 409
+    assert text(live, other) == follow(live, other)[0]
+
+
+@pytest.mark.parametrize("before", ["finished", "paused", "cancelled"])
+def test_a_run_goes_on_to_a_larger_limit(live, before):
+    run_id = begin(live, 150 if before != "finished" else 33, seed=7)
+    if before == "finished":
+        ended(live, run_id)
+    else:
+        until(lambda: state(live, run_id)["tokens"], "it does not begin")
+        live.post(f"{PATH}/{run_id}/{ {'paused': 'pause', 'cancelled': 'cancel'}[before] }")
+    seen, _ = follow(live, run_id) if before != "paused" else ("", [])
+    longer = live.post(f"{PATH}/{run_id}/continue", max_tokens=170)
+    assert longer["max_tokens"] == 170
+    assert ended(live, run_id)["tokens"] == 170
+    expected = live.alone(PROMPT, 170, seed=7).text
+    assert follow(live, run_id)[0] == text(live, run_id) == expected
+    assert expected.startswith(seen.rstrip("�"))
+    assert live.send(f"{PATH}/{run_id}/continue", {"max_tokens": 170})[0] == 400
+    assert live.send(f"{PATH}/{run_id}/continue", {"max_tokens": 10**6})[0] == 400
+
+
+def test_branches(live):
+    """With the parent's settings a branch writes the parent's text; another seed gives another text from there on; a
+    chosen token comes before that."""
+    expected = live.alone(PROMPT, 60, seed=8)
+    run_id = begin(live, seed=8)
+    ended(live, run_id)
+    tokens = expected.token_ids
+    for changed in ({}, {"seed": 9}, {"temperature": 0.0}, {"append": [17, 18]}):
+        status, _, made = live.send(f"{PATH}/{run_id}/branch", {"at": 25, **changed})
+        assert status == 201, made
+        assert (made["parent"], made["branched_at"]) == (run_id, 25)
+        ended(live, made["id"])
+        ids = [token for event in follow(live, made["id"])[1] for token in event["token_ids"]]
+        assert len(ids) == 60
+        assert ids[:25] == tokens[:25]
+        assert ids[25:27] == [17, 18] if "append" in changed else True
+        assert (ids == tokens) == (not changed)
+    again = live.send(f"{PATH}/{run_id}/branch", {"at": 25, "append": tokens[25:30]})[2]["id"]
+    ended(live, again)
+    assert text(live, again) == expected.text
+    for wrong in ({"at": 61}, {"at": -1}, {}, {"at": 60}, {"at": 1, "append": [10**6]}, {"at": 1, "top_p": 7}):
+        assert live.send(f"{PATH}/{run_id}/branch", wrong)[0] == 400
+    whole = {"at": 1, "suppress_tokens": list(range(live.model.config.vocab_size))}
+    assert live.send(f"{PATH}/{run_id}/branch", whole)[0] == 400
+    live.emptied()
+
+
+def test_downloads(live):
+    run_id = begin(live, 20, seed=8, name="One\n# Two")
+    ended(live, run_id)
+    expected = live.alone(PROMPT, 20, seed=8)
+    assert live.send(f"{PATH}/{run_id}/text.md")[2].decode().startswith("# One # Two\n\n<!-- seed 8")
+    status, headers, content = live.send(f"{PATH}/{run_id}/text.jsonl?logprobs=2")
+    assert status == 200
+    assert headers["content-disposition"] == f'attachment; filename="{run_id}.jsonl"'
+    first, *lines = map(json.loads, content.decode().splitlines())
+    assert first["settings"]["seed"] == 8
+    assert [line["token_id"] for line in lines] == expected.token_ids
+    assert {line["source"] for line in lines} <= {"target", "head", "ngram"}
+    prompt = live.model.tokenizer(PROMPT)["input_ids"]
+    (scored,) = score_tokens(live.model, [prompt + expected.token_ids], 2)
+    np.testing.assert_allclose([line["logprob"] for line in lines], scored.logprobs[len(prompt) - 1 :], rtol=1e-4)
+    assert all(len(line["top"]) == 2 for line in lines)
+    assert live.send(f"{PATH}/{run_id}/text.pdf")[0] == 400
+
+
+def test_runs_belong_to_the_key_that_made_them(live):
+    run = live.send(PATH, {"prompt": PROMPT, "max_tokens": 2}, headers={"x-api-key": "mine"})[2]
+    assert [each["id"] for each in live.send(PATH, headers={"x-api-key": "mine"})[2]["data"]] == [run["id"]]
+    for path in ("", "/events", "/text.txt"):
+        assert live.send(f"{PATH}/{run['id']}{path}", headers={"x-api-key": "theirs"})[0] == 404
+    for verb in ("pause", "resume", "cancel", "continue", "branch"):
+        assert live.send(f"{PATH}/{run['id']}/{verb}", {}, headers={"x-api-key": "theirs"})[0] == 404
+    assert live.send(f"{PATH}/{run['id']}", method="DELETE", headers={"x-api-key": "mine"})[0] == 200
+    assert not list(live.service.store.folder.glob(run["id"]))
+    assert live.send(f"{PATH}/{run['id']}", headers={"x-api-key": "mine"})[0] == 404
+
+
+def test_runs_of_another_server(tmp_path):
+    """After a restart a paused run is still paused, a run goes on, and the numbers of events are as they were."""
+    first = Live(tmp_path / "state").start()
+    paused, running = begin(first, 150, seed=5), begin(first, 190, seed=6)
+    until(lambda: state(first, paused)["tokens"], "it does not begin")
+    first.post(f"{PATH}/{paused}/pause")
+    first.stop()
+    second = Live(tmp_path / "state").start()
+    assert state(second, paused)["state"] == "paused"
+    ended(second, running)
+    assert text(second, running) == second.alone(PROMPT, 190, seed=6).text
+    second.post(f"{PATH}/{paused}/resume")
+    ended(second, paused)
+    assert follow(second, paused)[0] == second.alone(PROMPT, 150, seed=5).text
+    second.stop()

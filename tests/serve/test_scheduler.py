@@ -1,0 +1,204 @@
+"""Every run's tokens are those of its request alone, however runs arrive, leave, pause and come back."""
+
+import itertools
+import os
+
+import numpy as np
+import pytest
+from decoded import assert_same
+from houses import COUNT, LONG, MODES, Guests, alone, model, request
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.serve.run import RunState
+from tokenswift_jax.serve.scheduler import BusyError
+
+# All modes, 500 schedules: SCHEDULES=100 pytest tests/serve/test_scheduler.py -k schedule
+SCHEDULES = int(os.environ.get("SCHEDULES", 4))
+SOME_MODES = MODES if "SCHEDULES" in os.environ else ("fused",)
+
+actions = st.one_of(
+    st.tuples(st.just("arrive"), st.integers(0, COUNT - 1)),
+    st.tuples(st.just("turn"), st.integers(1, 4)),
+    st.tuples(st.just("cancel"), st.integers(0, COUNT - 1)),
+    st.tuples(st.just("pause"), st.integers(0, COUNT - 1)),
+    st.tuples(st.just("resume"), st.integers(0, COUNT - 1)),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", SOME_MODES)
+@settings(max_examples=SCHEDULES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(schedule=st.lists(actions, min_size=15, max_size=50))
+def test_any_schedule_gives_every_run_the_tokens_it_has_alone(mode, schedule):
+    guests = Guests(mode)
+    for action, value in schedule:
+        if action == "turn":
+            for _ in range(value):
+                guests.scheduler.turn()
+        elif action == "arrive" and value not in guests.runs:
+            guests.arrive(value, owner="ab"[value % 2], logprobs=value % 3 == 0)
+        elif value in guests.runs:
+            run = guests.runs[value]
+            if action == "cancel":
+                guests.scheduler.cancel(run)
+            elif action == "pause":
+                guests.scheduler.pause(run)
+            elif action == "resume" and run.state is RunState.PAUSED:
+                guests.scheduler.submit(run)
+    guests.finish()
+    guests.emptied()
+    for index, run in guests.runs.items():
+        heard = guests.heard[run]
+        assert_same([token for update in heard for token in update.log.token_ids.tolist()], run.tokens)
+        assert [update.finish for update in heard if update.finish] == [run.finish]
+        if run.state is RunState.FINISHED:
+            assert_same(run.tokens, alone(index).tokens)
+            assert run.finish == alone(index).finish
+        else:
+            assert run.state is RunState.CANCELLED
+            assert_same(run.tokens, alone(index).tokens[: len(run.tokens)])
+        if run.logprobs and run.tokens:
+            assert all(update.log.logprobs is not None for update in heard if len(update.log))
+
+
+def test_a_run_beside_others_has_the_log_probabilities_it_has_alone():
+    """Its neighbours come without log-probabilities, and with other settings."""
+    alone_here, beside = Guests("fused"), Guests("fused")
+    alone_here.arrive(3, logprobs=True)
+    alone_here.finish()
+    for index in (0, 1, 2, 3, 5):
+        beside.arrive(index, logprobs=index == 3)
+    beside.finish()
+    first, second = alone_here.runs[3].log.logprobs, beside.runs[3].log.logprobs
+    np.testing.assert_array_equal(first.top_ids[:, :3], second.top_ids[:, :3])
+    np.testing.assert_allclose(first.values, second.values, atol=1e-5)
+
+
+def test_a_long_prompt_and_texts_take_turns():
+    """While a text decodes, a prompt advances one chunk for each chunk of the text."""
+    guests = Guests("fused")
+    text = guests.arrive(0)
+    while text.state is not RunState.RUNNING:
+        guests.scheduler.turn()
+    prompt = guests.arrive(1)
+    before = len(text.tokens)
+    turns = 0
+    while prompt.first_token is None:
+        guests.scheduler.turn()
+        turns += 1
+    assert turns >= 2
+    assert len(text.tokens) > before
+    guests.finish()
+    assert_same(prompt.tokens, alone(1).tokens)
+
+
+def test_a_short_request_passes_a_queue_of_long_ones():
+    """The long pool is full and two more wait for it; a short request takes the short pool's slot at once."""
+    guests = Guests("fused")
+    for index in (1, 6, 8):
+        guests.arrive(index)
+    guests.scheduler.turn()
+    short = guests.arrive(4)
+    guests.scheduler.turn()
+    guests.scheduler.turn()
+    assert short.state in (RunState.RUNNING, RunState.FINISHED)
+    assert guests.runs[8].state is RunState.QUEUED
+    assert guests.scheduler.position(guests.runs[8]) == 0
+    guests.finish()
+    guests.emptied()
+
+
+def test_short_requests_borrow_idle_slots_of_the_long_pool():
+    guests = Guests("fused")
+    for index in (0, 4, 7, 11):
+        guests.arrive(index)
+    for _ in range(4):
+        guests.scheduler.turn()
+    assert guests.scheduler.counts["waiting"] == 0
+    guests.finish()
+
+
+def test_the_owner_with_fewer_tokens_comes_first():
+    """One owner fills the queue; a request of another passes all that wait, and from then on they alternate."""
+    guests = Guests("fused")
+    greedy = [guests.arrive(index, owner="greedy") for index in (1, 6, 8, 9)]
+    guests.scheduler.turn()
+    modest = [guests.arrive(index, owner="modest") for index in (3, 2)]
+    waiting = list(guests.scheduler.queue.order())
+    assert waiting[0] in modest
+    assert {run.owner for run in waiting[:2]} != {"greedy"}
+    guests.finish()
+    assert all(run.state is RunState.FINISHED for run in greedy + modest)
+    guests.emptied()
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back():
+    guests = Guests("fused", max_queue=2)
+    guests.arrive(0)
+    guests.arrive(1)
+    with pytest.raises(BusyError, match="2 requests wait") as refused:
+        guests.arrive(2)
+    assert 1 <= refused.value.retry_after <= 120
+    del guests.runs[2]
+    guests.finish()
+    guests.emptied()
+
+
+def test_a_request_longer_than_every_slot_is_refused():
+    guests = Guests("fused")
+    with pytest.raises(UserError, match=rf"is above {LONG.length}, the longest text"):
+        guests.arrive(1, max_new_tokens=LONG.length - len(request(1).prompt_ids) + 1)
+    guests.runs.clear()
+    guests.arrive(1, max_new_tokens=LONG.length - len(request(1).prompt_ids))
+    guests.finish()
+    shared = len(alone(1).tokens)
+    assert_same(guests.runs[1].tokens[:shared], alone(1).tokens)
+
+
+def test_a_run_paused_at_every_turn_reaches_the_same_tokens():
+    guests = Guests("fused")
+    run = guests.arrive(2)
+    for _ in itertools.count():
+        guests.scheduler.turn()
+        guests.scheduler.pause(run)
+        guests.scheduler.turn()
+        if run.state.ended:
+            break
+        assert run.state is RunState.PAUSED
+        guests.scheduler.submit(run)
+        before = len(run.tokens)
+        while len(run.tokens) == before and not run.state.ended:
+            guests.scheduler.turn()
+    assert_same(run.tokens, alone(2).tokens)
+
+
+def test_work_for_the_device_runs_between_turns():
+    guests = Guests("fused")
+    future = guests.scheduler.call(lambda: 41 + 1)
+    failed = guests.scheduler.call(lambda: model().missing)
+    guests.scheduler.turn()
+    assert future.result(0) == 42
+    with pytest.raises(AttributeError):
+        failed.result(0)
+
+
+def test_a_fault_of_the_device_ends_every_run_with_an_error(monkeypatch):
+    """Nobody waits for ever: what runs and what waits fails, and the server says that it takes no more."""
+    guests = Guests("fused")
+    runs = [guests.arrive(index) for index in (0, 2, 4, 7, 11)]
+    for pool in guests.scheduler.pools:
+        monkeypatch.setattr(pool, "warm_up", lambda given_up: None)
+        monkeypatch.setattr(pool.engine, "close", lambda: None)
+        monkeypatch.setattr(pool, "step", lambda iterations: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        guests.scheduler._main()
+    assert {run.state for run in runs} == {RunState.FAILED}
+    assert all(guests.heard[run][-1].finish == "error" for run in runs)
+    assert guests.scheduler.error == "ZeroDivisionError: division by zero"
+    with pytest.raises(BusyError, match="going down"):
+        guests.arrive(1)
+    for pool in guests.scheduler.pools:
+        for run in runs:
+            pool.leave(run)

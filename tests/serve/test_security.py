@@ -1,0 +1,199 @@
+"""Names, keys, origins, sizes: what the guard refuses, and that the refusal tells nothing else."""
+
+import socket
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from live import WAIT
+
+pytest.importorskip("starlette")
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.serve import cli
+from tokenswift_jax.serve.security import Guard, Keys
+
+BODY = {"prompt": "It was", "max_tokens": 2}
+PATHS = ("/v1/models", "/metrics", "/tokenizer_info", "/v1/nothing", "/")
+
+
+def test_keys_are_compared_whole_and_name_their_owners():
+    keys = Keys(["first", "second"])
+    assert keys.owner("first") != keys.owner("second")
+    assert [keys.owner(wrong) for wrong in (None, "", "firs", "first ", "FIRST", "\udcff")] == [None] * 6
+    anyone = Keys()
+    assert anyone.owner(None) == ""
+    assert anyone.owner("a") == Keys(["a"]).owner("a")
+
+
+@pytest.fixture
+def guarded(live):
+    """The live server's application behind a guard with keys."""
+    app = live.server.config.loaded_app
+    while not isinstance(app, Guard):
+        app = app.app
+    keys, app._keys = app._keys, Keys(["secret", "other"])
+    yield live
+    app._keys = keys
+
+
+def test_everything_but_health_needs_a_key(guarded):
+    for path in ("/health", "/ready"):
+        assert guarded.send(path)[0] == 200
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic secret"}, {"x-api-key": "secre"}):
+        for path in PATHS:
+            status, answered, body = guarded.send(path, headers=headers)
+            assert status == 401
+            assert answered["www-authenticate"] == "Bearer"
+            assert body["error"]["code"] == "invalid_api_key"
+        assert guarded.send("/v1/completions", BODY, headers=headers)[0] == 401
+    for headers in ({"authorization": "Bearer secret"}, {"x-api-key": "other"}):
+        assert guarded.send("/v1/models", headers=headers)[0] == 200
+        assert guarded.send("/v1/completions", BODY, headers=headers)[0] == 200
+        assert guarded.send("/v1/nothing", headers=headers)[0] == 404
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::", "localhost@x.y"]
+)
+def test_other_names_of_the_server_are_refused(live, host):
+    """As a page has that rebinds its name to a loopback address."""
+    for path in ("/health", *PATHS):
+        assert live.send(path, headers={"host": host})[0] in (400, 403)
+    assert live.send("/v1/models", headers={"host": "LOCALHOST:1"})[0] == 200
+
+
+def test_pages_of_other_origins_change_nothing(live):
+    for origin in ("https://evil.example", "null", "http://localhost.evil.example"):
+        status, _, body = live.send("/v1/completions", BODY, headers={"origin": origin})
+        assert (status, body["error"]["type"]) == (403, "permission_error")
+    assert live.send("/v1/completions", BODY, headers={"origin": f"http://localhost:{live.port}"})[0] == 200
+
+
+def test_answers_have_headers_for_browsers(live):
+    for path in ("/health", "/v1/models", "/v1/nothing", "/metrics"):
+        headers = live.send(path)[1]
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+        assert "access-control-allow-origin" not in headers
+        assert "server" not in headers
+
+
+def test_a_body_is_limited_before_it_is_read(live):
+    limit = live.service.limits.body_bytes
+    with socket.create_connection(("127.0.0.1", live.port), timeout=WAIT) as made:
+        made.sendall(
+            f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {limit + 1}\r\n\r\n".encode()
+        )
+        assert made.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_a_prompt_is_limited_before_it_is_tokenised(live, monkeypatch):
+    monkeypatch.setattr(live.service, "limits", live.service.limits.__class__(prompt_bytes=1000, body_bytes=5000))
+    for path, body in (
+        ("/v1/completions", {"prompt": "é" * 501}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 1001}]}),
+        ("/tokenize", {"prompt": "a" * 1001}),
+    ):
+        status, _, answer = live.send(path, body)
+        assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+    assert live.send("/v1/completions", {"prompt": "a" * 5000})[0] == 413
+
+
+def test_headers_are_limited(live):
+    with socket.create_connection(("127.0.0.1", live.port), timeout=WAIT) as made:
+        made.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 70000 + b"\r\n\r\n")
+        assert made.recv(100).startswith(b"HTTP/1.1 431")
+
+
+def test_a_slow_body_times_out(live, monkeypatch):
+    monkeypatch.setattr(live.service, "limits", live.service.limits.__class__(body_seconds=0.2))
+    with socket.create_connection(("127.0.0.1", live.port), timeout=WAIT) as made:
+        made.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{")
+        assert made.recv(100).startswith(b"HTTP/1.1 408")
+
+
+NAMES = st.sampled_from(
+    [
+        *(
+            "model",
+            "prompt",
+            "messages",
+            "max_tokens",
+            "n",
+            "stop",
+            "seed",
+            "temperature",
+            "top_p",
+            "top_k",
+            "logprobs",
+        ),
+        *("echo", "stream", "stream_options", "suffix", "best_of", "stop_token_ids", "suppress_tokens", "bad_words"),
+        *("allowed_token_ids", "min_tokens", "ignore_eos", "truncate_prompt_tokens", "logit_bias", "tools", "content"),
+        *("response_format", "max_completion_tokens", "top_logprobs", "tokens", "input", "background", "store"),
+    ]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+SMALL = st.fixed_dictionaries(
+    {}, optional={"max_tokens": st.just(1), "prompt": st.just("It"), "model": st.just("demo")}
+)
+ENDPOINTS = ("/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/v1/responses", "/v1/runs")
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(body=st.dictionaries(NAMES, VALUES, max_size=4), base=SMALL, path=st.sampled_from(ENDPOINTS))
+def test_no_body_makes_the_server_fail(live, body, base, path):
+    """Wrong values get an answer below 500, with one line and no traceback; nothing is left behind."""
+    status, _, answer = live.send(path, {**base, **body, **({"max_tokens": 1} if "max_tokens" in base else {})})
+    assert status < 500, answer
+    if status >= 400:
+        error = answer["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert "Traceback" not in error["message"]
+        assert "\n" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b'"x"', b"1", b"\xff\xfe", b'{"prompt": "\\ud800"}', b"[" * 100_000, b'{"n": NaN}',
+     b'{"max_tokens": 1e999}', b'{"max_tokens": ' + b"9" * 5000 + b"}"],
+)  # fmt: skip
+def test_bodies_that_are_no_objects(live, body):
+    for path in ENDPOINTS[:4]:
+        status, _, answer = live.send(path, body)
+        assert status == 400
+        assert answer["error"]["type"] == "invalid_request_error"
+
+
+def test_nothing_is_left_of_all_these(live):
+    live.emptied()
+    assert live.service.scheduler.error is None
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.1", "example.org"])
+def test_nothing_listens_beyond_loopback_without_a_key(host, monkeypatch, capsys):
+    monkeypatch.delenv(cli.KEY_VARIABLE, raising=False)
+    assert cli.main(["--host", host]) == 2
+    line = capsys.readouterr().err
+    assert "is not loopback, and there is no key" in line
+    assert "--api-key" in line
+
+
+def test_keys_come_from_flags_a_file_and_the_environment(tmp_path, monkeypatch):
+    file = tmp_path / "keys"
+    file.write_text("one\n\n two \n")
+    monkeypatch.setenv(cli.KEY_VARIABLE, "three")
+    options = cli._parser("serve").parse_args(["--api-key", "four", "--api-key-file", str(file)])
+    assert cli._keys(options) == ["four", "three", "one", "two"]
+    file.write_text("\n")
+    with pytest.raises(UserError, match="has no keys"):
+        cli._keys(options)
+
+
+def test_a_port_that_is_taken_is_one_line(live, capsys):
+    assert cli.main(["--port", str(live.port)]) == 2
+    assert f"cannot listen on --host 127.0.0.1 --port {live.port}" in capsys.readouterr().err

@@ -1,0 +1,193 @@
+"""The command `serve`: its flags, and the service that they describe."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers, with_dashes
+from tokenswift_jax.cli.converters import json_object, name, path, whole, whole_list
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.paths import state_folder
+from tokenswift_jax.progress_report import Report, silent
+from tokenswift_jax.serve.extra import check_installed
+from tokenswift_jax.speculation import MODES, SpeculationConfig
+
+if TYPE_CHECKING:
+    from tokenswift_jax.model import Model
+    from tokenswift_jax.serve.pool import Pool
+    from tokenswift_jax.serve.service import Service
+
+PROGRAM = "python -m tokenswift_jax.serve"
+KEY_VARIABLE = "TOKENSWIFT_API_KEY"
+_MAX_LENGTH, _SHORT_LENGTH, _SHORT_SLOTS = 8192, 2048, 2
+# Each group of slots has programs of its own width. A single text decodes in the first group at the cost of one row.
+_SLOTS = (1, 3)
+_DEMO_NAME = "tokenswift-demo"
+# The demo continues stories; a conversation is its text, turn by turn.
+_DEMO_TEMPLATE = "{{ messages | map(attribute='content') | join('\\n\\n') }}"
+
+
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """Runs the command until a signal ends it; returns its exit status (0, 1 the engine stopped, 2 bad input)."""
+    parser, words = _parser(program), with_dashes(sys.argv[1:] if argv is None else argv)
+    return exit_status(lambda: _run(parser.parse_args(words)), flags=parser.flags, interrupted="stopped")
+
+
+def _run(options: argparse.Namespace) -> int:
+    keys = _keys(options)
+    _check_host(options.host, keys)
+    check_installed()
+    quiet_transformers()
+    from tokenswift_jax.model import load
+    from tokenswift_jax.serve.app import create_app
+    from tokenswift_jax.serve.security import LOOPBACK
+    from tokenswift_jax.serve.server import Server, listening
+
+    with listening(options.host, options.port) as listener:
+        model = load(options.model, options.dtype, options.rope_override)
+        service = _service(options, _with_template(model, options.model))
+        hosts = [*LOOPBACK, options.host, *(options.allowed_host or ())]
+        # Beyond loopback the names are the network's, and the key protects the server.
+        strict = _is_loopback(options.host) or options.allowed_host
+        app = create_app(service, keys=keys, hosts=hosts if strict else None)
+        Server(app, service, listener).run([listener])
+    return 0 if service.scheduler.error is None else 1
+
+
+def _service(options: argparse.Namespace, model: Model) -> Service:
+    from tokenswift_jax.serve.metrics import Metrics
+    from tokenswift_jax.serve.service import Service
+
+    served = options.served_model_name or (_DEMO_NAME if options.model is None else Path(options.model).name)
+    given = {"mode": options.mode, "node_budget": options.node_budget, "ngram_k": options.ngram_k}
+    speculation = SpeculationConfig(**{name: value for name, value in given.items() if value is not None})
+    state = options.state_dir if options.state_dir is not None else state_folder()
+    return Service(
+        model,
+        make_pools(model, speculation, options.max_length, options.slots, options.short_slots, _say),
+        name=served,
+        state_dir=state,
+        max_queue=options.max_queue,
+        metrics=Metrics(served, options.metrics_prefix),
+    )
+
+
+def make_pools(
+    model: Model,
+    speculation: SpeculationConfig,
+    max_length: int | None = None,
+    slots: Sequence[int] = _SLOTS,
+    short_slots: int = _SHORT_SLOTS,
+    report: Report = silent,
+) -> list[Pool]:
+    """The groups of slots for texts of up to `max_length` tokens, and `short_slots` more for short ones alone.
+
+    A server of texts not much longer than short ones has no slots for these alone.
+
+    Raises:
+      UserError: the length exceeds the model's positions, or the slots the memory.
+    """
+    from tokenswift_jax.serve.plan_set import PlanSet
+    from tokenswift_jax.serve.pool import Pool, PoolSize
+
+    if not all(slots):
+        raise UserError("slots has a group of 0; give at least 1 for each", ("slots",))
+    limit = model.config.max_position_embeddings
+    length = min(_MAX_LENGTH, limit) if max_length is None else max_length
+    if length > limit:
+        raise UserError(f"max_length {length} exceeds the model's {limit} positions; ask for less", ("max_length",))
+    sizes = [PoolSize(count, length) for count in slots]
+    if short_slots and length >= 2 * _SHORT_LENGTH:
+        sizes.append(PoolSize(short_slots, _SHORT_LENGTH))
+    plans = PlanSet(model.config, speculation)
+    pools: list[Pool] = []
+    for size in sizes:
+        pools.append(Pool(model, size, plans, reserved=sum(pool.bytes for pool in pools), report=report))
+    return pools
+
+
+def _say(phase: str, done: int, total: int, unit: str) -> None:
+    """Writes a line at the beginning of a compilation."""
+    if not done and phase.startswith("compiling"):
+        print(phase, flush=True)
+
+
+def _with_template(model: Model, asked: str | None) -> Model:
+    """The model; the bundled demo gets a chat template, which its files lack."""
+    if asked is None and model.tokenizer is not None and not model.tokenizer.chat_template:
+        model.tokenizer.chat_template = _DEMO_TEMPLATE
+    return model
+
+
+def _keys(options: argparse.Namespace) -> list[str]:
+    keys: list[str] = list(options.api_key or ())
+    if os.environ.get(KEY_VARIABLE):
+        keys.append(os.environ[KEY_VARIABLE])
+    if options.api_key_file is not None:
+        try:
+            lines = options.api_key_file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"api_key_file {options.api_key_file}: {error}", ("api_key_file",)) from None
+        found = [line.strip() for line in lines if line.strip()]
+        if not found:
+            raise UserError(f"api_key_file {options.api_key_file} has no keys; write one a line", ("api_key_file",))
+        keys += found
+    if not all(key.isascii() and key.isprintable() and " " not in key for key in keys):
+        raise UserError("an API key has characters that no header holds; use ASCII letters, digits and signs")
+    return keys
+
+
+def _check_host(host: str, keys: Sequence[str]) -> None:
+    if not keys and not _is_loopback(host):
+        raise UserError(
+            f"host {host} is not loopback, and there is no key: anyone on the network could use this server; give "
+            f"api_key, or set {KEY_VARIABLE}",
+            ("host", "api_key"),
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _parser(program: str) -> Parser:
+    parser = Parser(prog=program, allow_abbrev=False, description="Serves a checkpoint behind OpenAI's interface.")
+    add = parser.add_argument
+    add("--model", type=name, metavar="DIR", help="checkpoint: a folder, a GGUF file or a hub id (default: the demo)")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own, float32 on CPU")
+    add("--rope-override", type=json_object, metavar="JSON", help="fields that replace those of the checkpoint's RoPE")
+    add("--served-model-name", type=name, metavar="NAME", help="the model's name in requests")
+    add("--host", type=name, default="127.0.0.1", help="address to listen on; beyond loopback needs a key")
+    add("--port", type=whole(0), default=8000, help="0: any free one")
+    add("--api-key", action="append", type=name, metavar="KEY", help=f"accept this key alone; also ${KEY_VARIABLE}")
+    add("--api-key-file", type=path, metavar="FILE", help="accept the keys of a file, one a line")
+    add(
+        "--allowed-host",
+        action="append",
+        type=name,
+        metavar="NAME",
+        help="another name by which clients call the server",
+    )
+    add("--state-dir", type=path, metavar="FOLDER", help="for runs that outlive the server (default: XDG_STATE_HOME's)")
+    add("--max-length", type=whole(2), metavar="N", help=f"longest text, prompt included (default: {_MAX_LENGTH})")
+    add("--slots", type=whole_list("1,3"), default=_SLOTS, help="texts at once, by groups that decode in turns (1,3)")
+    add(
+        "--short-slots", type=whole(0), default=_SHORT_SLOTS, help=f"more, for texts up to {_SHORT_LENGTH} tokens alone"
+    )
+    add("--max-queue", type=whole(1), default=64, metavar="N", help="waiting requests before the answer is 429")
+    add("--mode", choices=MODES, help="how to draft; no text depends on it (default: auto)")
+    add("--node-budget", type=whole(1), metavar="N", help="drafted tokens verified per iteration")
+    add("--ngram-k", type=whole(0), metavar="N", help="n-gram chains per key; 0 switches them off")
+    add("--metrics-prefix", choices=("tokenswift", "vllm"), default="tokenswift", help="before the names of metrics")
+    return parser

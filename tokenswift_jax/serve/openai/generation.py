@@ -1,0 +1,181 @@
+"""The parts that completions and chat completions share: choices, their updates, usage, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+
+from tokenswift_jax.serve.channel import Channel
+from tokenswift_jax.serve.openai.errors import ApiError, bad
+from tokenswift_jax.serve.openai.fields import Fields
+from tokenswift_jax.serve.run import Update
+from tokenswift_jax.serve.service import Service
+from tokenswift_jax.text.detokenizer import Detokenizer
+from tokenswift_jax.token_log import TokenLogprob
+
+# OpenAI's `finish_reason` for ours.
+FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
+
+
+@dataclass
+class Choice:
+    """One text of an answer.
+
+    Attributes:
+      index: its number in the answer.
+      prompt_ids: the prompt.
+      channel: the updates of its run.
+      text, token_ids, logprobs, finish: what it has so far.
+    """
+
+    index: int
+    prompt_ids: list[int]
+    channel: Channel
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish: str | None = None
+
+    def take(self, update: Update) -> tuple[list[int], list[TokenLogprob]]:
+        """Adds an update; returns its token ids and their log-probabilities, if they have any.
+
+        Raises:
+          ApiError: the run ended without an answer.
+        """
+        if update.finish is not None and update.finish not in FINISH:
+            raise failed(update)
+        ids = update.log.token_ids.tolist()
+        entries = [] if update.log.logprobs is None else update.log.logprobs.of(ids)
+        self.text += update.text
+        self.token_ids += ids
+        self.logprobs += entries
+        self.finish = None if update.finish is None else FINISH[update.finish]
+        return ids, entries
+
+
+class Offsets:
+    """The index in the text at which each token's text begins."""
+
+    def __init__(self, tokenizer: Any, prompt_ids: Sequence[int] = (), start: int = 0) -> None:
+        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, prompt_ids)
+        self._place = start
+
+    def of(self, token_ids: Sequence[int]) -> list[int]:
+        """The places of the next tokens."""
+        places = []
+        for token in token_ids:
+            places.append(self._place)
+            if self._detokenizer is not None:
+                self._place += len(self._detokenizer.push(token))
+        return places
+
+
+def failed(update: Update) -> ApiError:
+    """The error of a run that ended without a text of its own end."""
+    if update.finish == "interrupted":
+        return ApiError(503, "the server went down in the middle of the text", code="interrupted")
+    if update.finish == "cancelled":
+        return ApiError(409, "the run was cancelled", code="cancelled")
+    return ApiError(500, update.error or "the run failed", code="run_failed")
+
+
+async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Update], None]:
+    """The updates of all choices, as they come."""
+    queue: asyncio.Queue[tuple[Choice, Update]] = asyncio.Queue(1)
+
+    async def pump(choice: Choice) -> None:
+        async for update in choice.channel.read():
+            await queue.put((choice, update))
+
+    left = len(choices)
+    tasks = [asyncio.ensure_future(pump(choice)) for choice in choices]
+    try:
+        while left:
+            choice, update = await queue.get()
+            left -= update.finish is not None
+            yield choice, update
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def collected(choices: Sequence[Choice]) -> None:
+    """Waits for the end of every choice.
+
+    Raises:
+      ApiError: one ended without an answer.
+    """
+    updates = merged(choices)
+    async with contextlib.aclosing(updates):
+        async for choice, update in updates:
+            choice.take(update)
+
+
+def usage(prompts: Sequence[Sequence[int]], completion_tokens: int) -> dict[str, Any]:
+    """The tokens of prompts, each counted once, and of all choices."""
+    prompt_tokens = sum(map(len, prompts))
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+
+
+def check_model(fields: Fields, service: Service) -> None:
+    """Raises ApiError for the name of another model; without a name the only one is meant."""
+    name = fields.text("model")
+    if name is not None and name != service.name:
+        raise ApiError(
+            404, f"the model {name!r:.80} is not here; this server has {service.name}", "model", "model_not_found"
+        )
+
+
+def stream_options(fields: Fields, stream: bool) -> tuple[bool, bool]:
+    """Whether to send the usage in a last chunk, and in every chunk too.
+
+    Raises:
+      ApiError: options without a stream.
+    """
+    options = fields.inside("stream_options")
+    if options is None:
+        return False, False
+    if not stream:
+        raise bad("stream_options needs stream; leave it out, or set stream to true", "stream_options")
+    options.ignore(("include_obfuscation",))
+    return options.flag("include_usage"), options.flag("continuous_usage_stats")
+
+
+def check_prompt_bytes(text: str, service: Service, param: str) -> None:
+    """Raises ApiError for a text that costs too much to tokenise."""
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > service.limits.prompt_bytes:
+        most = service.limits.prompt_bytes
+        raise bad(f"{param} has {size} bytes; the most is {most}", param, "context_length_exceeded")
+
+
+def room(service: Service, prompt_tokens: int) -> int:
+    """The most tokens that fit after a prompt.
+
+    Raises:
+      ApiError: none do.
+    """
+    left = service.max_length - prompt_tokens
+    if left < 1:
+        raise bad(
+            f"the prompt has {prompt_tokens} tokens; the longest text that this server holds, prompt included, has "
+            f"{service.max_length}",
+            code="context_length_exceeded",
+        )
+    return left
+
+
+def owner(request: HttpRequest) -> str:
+    """The owner that the guard found."""
+    return request.scope["state"]["owner"]

@@ -1,0 +1,51 @@
+"""Messages of a chat as this server's templates take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenswift_jax.serve.openai.errors import bad
+
+_ROLES = ("system", "developer", "user", "assistant")
+_KNOWN = {"role", "content", "name", "refusal", "tool_calls", "audio", "function_call", "annotations"}
+_TEXT_PARTS = {"text", "input_text", "output_text"}
+
+
+def read_messages(value: Any, param: str = "messages") -> list[dict[str, str]]:
+    """The turns, each with a role and text.
+
+    The parts of a message are joined. The role "developer" is "system": templates know the older name.
+
+    Raises:
+      ApiError: a turn has a wrong shape, or something that is not text: tools, images, files, audio.
+    """
+    if not isinstance(value, list) or not value:
+        raise bad(f'{param} must be a list of turns, such as [{{"role": "user", "content": "..."}}]', param)
+    return [_turn(turn, f"{param}[{number}]", param) for number, turn in enumerate(value)]
+
+
+def _turn(turn: Any, place: str, param: str) -> dict[str, str]:
+    if not isinstance(turn, dict):
+        raise bad(f"{place} must be an object with role and content", param)
+    role = turn.get("role")
+    if role in ("tool", "function") or turn.get("tool_calls") or turn.get("function_call"):
+        raise bad(f"{place}: tools are not supported by this server", param, "unsupported_field")
+    if role not in _ROLES:
+        known = ", ".join(_ROLES)
+        raise bad(f"{place} has a role that is not known; known: {known}", param)
+    return {"role": "system" if role == "developer" else role, "content": _text(turn.get("content"), place, param)}
+
+
+def _text(content: Any, place: str, param: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise bad(f"{place} has no content; give text", param)
+    pieces = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
+            shown = kind if isinstance(kind, str) and len(kind) <= 40 else "something else"
+            raise bad(f"{place} has a part of type {shown}; this server reads text alone", param, "unsupported_field")
+        pieces.append(part["text"])
+    return "".join(pieces)

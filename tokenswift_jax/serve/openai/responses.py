@@ -1,0 +1,302 @@
+"""The endpoints `/v1/responses`: texts that go on without their connection, and streams that are rejoined."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.generation_config import ends
+from tokenswift_jax.prompt import encode_chat
+from tokenswift_jax.request import Request
+from tokenswift_jax.serve.body import read_json
+from tokenswift_jax.serve.channel import Channel
+from tokenswift_jax.serve.openai import generation
+from tokenswift_jax.serve.openai.errors import ApiError, bad, from_busy, from_user_error
+from tokenswift_jax.serve.openai.fields import Fields
+from tokenswift_jax.serve.openai.messages import read_messages
+from tokenswift_jax.serve.openai.response_events import ResponseEvents, status_of
+from tokenswift_jax.serve.openai.settings import read_settings
+from tokenswift_jax.serve.run_store import StoredRun
+from tokenswift_jax.serve.scheduler import BusyError
+from tokenswift_jax.serve.service import Service
+from tokenswift_jax.serve.sse import EventStream, frame, until_gone
+
+_NAMES = {"max_new_tokens": "max_output_tokens", "min_new_tokens": "min_tokens"}
+_REFUSED = {
+    "tools": (),
+    "tool_choice": ("none", "auto"),
+    "reasoning": ({"effort": None, "summary": None},),
+    "conversation": (),
+    "include": (),
+    "prompt": (),
+    "truncation": ("disabled",),
+    "top_logprobs": (0,),
+    "max_tool_calls": (),
+    "moderation": (),
+}
+_MOST_CHARACTERS = {"key": 64, "value": 512}  # OpenAI's, of metadata
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A checked body.
+
+    Attributes:
+      details: the description that outlives the server.
+    """
+
+    fields: Fields
+    request: Request
+    details: dict[str, Any]
+    ignore_eos: bool
+    background: bool
+    store: bool
+    stream: bool
+
+
+async def create(request: HttpRequest) -> Response:
+    """Begins a response: in the background, or as the answer of this request."""
+    service: Service = request.app.state.service
+    owner = generation.owner(request)
+    body = await read_json(request, service.limits)
+    try:
+        asked = await _read(body, service, owner)
+        if asked.background and not asked.stream:
+            channel = await _created(asked, service, owner)
+            return JSONResponse(_events(channel, asked).object("queued"), headers=asked.fields.notice)
+        frames = _frames(asked, service, owner)
+        await anext(frames)  # errors before the first frame have a status of their own
+        if asked.stream:
+            return EventStream(_encoded(frames), asked.fields.notice, service.metrics.disconnected)
+        return JSONResponse(await until_gone(request.receive, _last(frames)), headers=asked.fields.notice)
+    except UserError as error:
+        raise from_user_error(error, _NAMES) from None
+    except BusyError as error:
+        raise from_busy(error) from None
+
+
+async def retrieve(request: HttpRequest) -> Response:
+    """A kept response, or its events after number `starting_after`."""
+    service: Service = request.app.state.service
+    stored, channel = await _found(request)
+    query = request.query_params
+    if query.get("stream", "false").lower() != "true":
+        return JSONResponse(_object(stored, channel))
+    after = query.get("starting_after", "-1")
+    if not after.removeprefix("-").isdecimal() or len(after) > 12:
+        raise bad(f"starting_after is {after[:20]!r}; it must be the number of an event", "starting_after")
+    return EventStream(_encoded(_replayed(stored, channel, int(after))), None, service.metrics.disconnected)
+
+
+async def cancel(request: HttpRequest) -> Response:
+    """Ends a background response; one that has ended stays as it is."""
+    service: Service = request.app.state.service
+    stored, channel = await _found(request)
+    if not stored.background:
+        raise bad("only background responses can be cancelled; close the connection of this one")
+    if not stored.run.state.ended:
+        service.scheduler.cancel(stored.run)
+        async for _ in channel.read():
+            pass
+    return JSONResponse(_object(stored, channel))
+
+
+async def delete(request: HttpRequest) -> Response:
+    """Ends a response and removes everything about it."""
+    stored, _ = await _found(request)
+    await request.app.state.service.delete(stored)
+    return JSONResponse({"id": stored.run.id, "object": "response", "deleted": True})
+
+
+async def _read(body: dict[str, Any], service: Service, owner: str) -> _Asked:
+    fields, model = Fields(body), service.model
+    generation.check_model(fields, service)
+    fields.refuse(_REFUSED)
+    fields.ignore(("parallel_tool_calls",))
+    text = fields.inside("text")
+    if text is not None:
+        text.refuse({"format": ({"type": "text"},), "verbosity": ()})
+    settings = read_settings(fields, model, service.limits)
+    background, store = fields.flag("background"), fields.flag("store", service.store is not None)
+    if store and service.store is None:
+        raise bad("store: this server keeps no responses; set store to false", "store")
+    if background and not store:
+        raise bad("background needs store; set store to true, or leave it out", "background")
+    stream = fields.flag("stream")
+    options = fields.inside("stream_options")
+    if options is not None:
+        options.ignore(("include_obfuscation",))
+    instructions, previous = fields.text("instructions"), fields.text("previous_response_id", 64)
+    turns = await _history(previous, service, owner) + _turns(fields.get("input"))
+    told = ([] if instructions is None else [{"role": "system", "content": instructions}]) + turns
+    generation.check_prompt_bytes("".join(turn["content"] for turn in told), service, "input")
+    prompt = await service.work(_prompt, told, service)
+    if settings.truncate is not None:
+        prompt = prompt[-settings.truncate :]
+    left = generation.room(service, len(prompt))
+    most = fields.whole("max_output_tokens", 1, 2**31 - 1)
+    sampling = settings.sampling
+    details = {
+        "surface": "responses",
+        "model": service.name,
+        "turns": turns,
+        "instructions": instructions,
+        "previous_response_id": previous,
+        "max_output_tokens": most,
+        "metadata": _metadata(fields, service),
+        "user": fields.text("user", 512),
+        "temperature": sampling.temperature,
+        "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
+        "seed": sampling.seed,
+    }
+    most = min(ends(model.generation_config).max_new_tokens or left, left) if most is None else most
+    made = settings.request(model, prompt, most, 0)
+    return _Asked(fields, made, details, settings.ignore_eos, background, store, stream)
+
+
+def _turns(value: Any) -> list[dict[str, str]]:
+    """The turns of `input`: text is one turn of the user; items other than messages are refused."""
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    for item in value if isinstance(value, list) else []:
+        kind = item.get("type", "message") if isinstance(item, dict) else None
+        if kind != "message":
+            raise bad(f"input has an item of type {str(kind)[:40]}; this server reads messages alone", "input")
+    return read_messages(value, "input")
+
+
+async def _history(previous: str | None, service: Service, owner: str) -> list[dict[str, str]]:
+    """The turns up to the answer of an earlier response."""
+    if previous is None:
+        return []
+    found = await service.find(previous, owner)
+    if found is None or "turns" not in found[0].details:
+        raise ApiError(404, f"there is no response {previous!r}", "previous_response_id", "response_not_found")
+    stored, channel = found
+    if not stored.run.state.ended:
+        raise bad(f"the response {previous!r} has not ended yet", "previous_response_id")
+    answer = "".join(update.text for update in channel.updates)
+    return [*stored.details["turns"], {"role": "assistant", "content": answer}]
+
+
+def _prompt(turns: list[dict[str, str]], service: Service) -> list[int]:
+    try:
+        return encode_chat(turns, service.model.tokenizer, service.model.config.vocab_size)
+    except UserError as error:
+        raise bad(str(error), "input") from None
+
+
+def _metadata(fields: Fields, service: Service) -> dict[str, str]:
+    value = fields.get("metadata")
+    if value is None:
+        return {}
+    texts = isinstance(value, dict) and all(
+        isinstance(each, str) and len(name) <= _MOST_CHARACTERS["key"] and len(each) <= _MOST_CHARACTERS["value"]
+        for name, each in value.items()
+    )
+    if not texts or len(value) > service.limits.metadata:
+        raise fields.wrong("metadata", value, f"an object of up to {service.limits.metadata} short texts")
+    return value
+
+
+async def _created(asked: _Asked, service: Service, owner: str) -> Channel:
+    return await service.create(
+        asked.request, owner, asked.details, kind="resp", background=asked.background, ignore_eos=asked.ignore_eos
+    )
+
+
+@contextlib.asynccontextmanager
+async def _channel(asked: _Asked, service: Service, owner: str) -> AsyncIterator[Channel]:
+    """The updates of a new response; one in the foreground is cancelled with the block."""
+    if not asked.store:
+        async with service.runs([asked.request], owner, kind="resp") as (channel,):
+            yield channel
+        return
+    channel = await _created(asked, service, owner)
+    try:
+        yield channel
+    finally:
+        if not asked.background and not channel.run.state.ended:
+            service.scheduler.cancel(channel.run)
+
+
+def _events(channel: Channel, asked: _Asked) -> ResponseEvents:
+    return ResponseEvents(channel.run, asked.details, background=asked.background, store=asked.store)
+
+
+async def _frames(asked: _Asked, service: Service, owner: str) -> AsyncGenerator[dict[str, Any], None]:
+    """The events of a new response; an empty one comes first, once its run is in the queue."""
+    async with _channel(asked, service, owner) as channel:
+        yield {}
+        events = _events(channel, asked)
+        for event in events.begin():
+            yield event
+        async for update in channel.read():
+            for event in events.take(update):
+                yield event
+            if update.finish == "interrupted" and not update.state.ended:
+                yield _interrupted(channel, asked.background)
+
+
+async def _replayed(stored: StoredRun, channel: Channel, after: int) -> AsyncGenerator[dict[str, Any], None]:
+    """The events after a number, from the first token on."""
+    events = ResponseEvents(stored.run, stored.details, background=stored.background, store=True)
+    for event in events.begin():
+        if event["sequence_number"] > after:
+            yield event
+    async for update in channel.read():
+        for event in events.take(update):
+            if event["sequence_number"] > after:
+                yield event
+        if update.finish == "interrupted" and not update.state.ended:
+            yield _interrupted(channel, stored.background)
+
+
+def _interrupted(channel: Channel, background: bool) -> dict[str, Any]:
+    """The error that ends the streams of a server that goes down."""
+    where = f"; GET /v1/responses/{channel.run.id}?stream=true goes on after a restart" if background else ""
+    return ApiError(503, f"interrupted: the server goes down{where}", code="interrupted").body
+
+
+async def _encoded(events: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+    async with contextlib.aclosing(events):
+        async for event in events:
+            yield frame(event, event.get("type"))
+
+
+async def _last(events: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any]:
+    """The response of the last event.
+
+    Raises:
+      ApiError: the server went down first.
+    """
+    event: dict[str, Any] = {}
+    async with contextlib.aclosing(events):
+        async for each in events:
+            event = each
+    if "error" in event:
+        raise ApiError(503, event["error"]["message"], code="interrupted")
+    return event["response"]
+
+
+async def _found(request: HttpRequest) -> tuple[StoredRun, Channel]:
+    service: Service = request.app.state.service
+    run_id = request.path_params["id"]
+    found = await service.find(run_id, generation.owner(request))
+    if found is None or found[0].details.get("surface") != "responses":
+        raise ApiError(404, f"there is no response {run_id[:64]!r}", code="response_not_found")
+    return found
+
+
+def _object(stored: StoredRun, channel: Channel) -> dict[str, Any]:
+    events = ResponseEvents(stored.run, stored.details, background=stored.background, store=True)
+    events.begin()
+    for update in channel.updates:
+        events.take(update)
+    return events.object(status_of(stored.run))

@@ -1,0 +1,87 @@
+"""The plans of a pool: one way to draft, in the variants that its present rows need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import jax
+
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.sample.features import SamplingFeatures, features_of
+from tokenswift_jax.sample.logprobs import LogprobSpec
+from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculate import plans
+from tokenswift_jax.speculate.plan import Plan
+from tokenswift_jax.speculate.plans import NamedPlan
+from tokenswift_jax.speculation import SpeculationConfig
+
+TOP_LOGPROBS = 20  # OpenAI's limit; the program that gives log-probabilities always gives so many
+ALL_FEATURES = tuple(SamplingFeatures)
+
+
+class PlanSet:
+    """One way to draft, in one variant for each class of sampling features, and one with log-probabilities for all.
+
+    The variants share their drafter, so that a pool may change between them at every chunk; a row's tokens do not
+    depend on the variant.
+
+    Attributes:
+      spec: the log-probabilities that the variant with them gives.
+      features: the classes that have a variant, lowest first; the last one serves every request.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        speculation: SpeculationConfig,
+        features: Sequence[SamplingFeatures] = ALL_FEATURES,
+    ) -> None:
+        """Raises UserError if the checkpoint lacks the draft heads that the speculation asks for."""
+        self.spec = LogprobSpec(min(TOP_LOGPROBS, config.vocab_size))
+        self.features = tuple(sorted(features))
+        self._plain = {each: serving_plan(config, speculation, each) for each in self.features}
+        # Runs with log-probabilities are rare: they share one variant.
+        self._with_logprobs = plans.with_logprobs(self._plain[self.features[-1]], self.spec)
+
+    @property
+    def drafting(self) -> list[Plan]:
+        """The plans, for a layout."""
+        return [named.plan for named in self.variants]
+
+    @property
+    def label(self) -> str:
+        """A label for people."""
+        return self._with_logprobs.label
+
+    @property
+    def variants(self) -> list[NamedPlan]:
+        """All variants, to compile before the first request."""
+        return [*self._plain.values(), self._with_logprobs]
+
+    def named(self, settings: Iterable[SamplingConfig], logprobs: bool) -> NamedPlan:
+        """The cheapest variant that serves rows of such settings."""
+        if logprobs:
+            return self._with_logprobs
+        needed = max(map(features_of, settings))
+        return self._plain[next(each for each in self.features if each >= needed)]
+
+
+def serving_plan(config: ModelConfig, speculation: SpeculationConfig, features: SamplingFeatures) -> NamedPlan:
+    """The plan of a server: the one that a mode names; for mode `auto` the draft heads on the verified hidden state.
+
+    Without heads, `auto` is n-grams on accelerators, where 16 rows cost 1.13 times one (`adaptive.ACCELERATOR_ROWS`),
+    and plain decoding on CPUs, where 4 rows cost 1.5 times one (`plans._NAMED_BUDGET`).
+    """
+    platform = jax.default_backend()
+    if speculation.mode == "auto" and config.num_draft_heads:
+        speculation = replace(speculation, mode="tokenswift", schedule="fused")
+    elif speculation.mode == "auto" and platform != "cpu" and speculation.ngram_k:
+        budget = speculation.node_budget or 15
+        speculation = replace(speculation, mode="ngram", node_budget=budget)
+    elif speculation.mode == "auto":
+        speculation = replace(speculation, mode="autoregressive")
+    elif speculation.mode == "tokenswift" and speculation.schedule == "auto":
+        speculation = replace(speculation, schedule="fused")
+    found = plans.speculative_plans(config, speculation, features, platform)
+    return found[0] if found else plans.autoregressive_plan(config, features)

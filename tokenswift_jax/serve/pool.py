@@ -1,0 +1,220 @@
+"""A pool: slots of one capacity, the runs in them, the prompts on their way into them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import jax
+
+from tokenswift_jax.engine.capacity import check_memory
+from tokenswift_jax.engine.engine import Engine, Pending
+from tokenswift_jax.engine.layout import Layout, scratch_of
+from tokenswift_jax.engine.prefill import Prefill, chunk_rows
+from tokenswift_jax.kv.dense import cache_bytes, round_up
+from tokenswift_jax.progress_report import Report, silent
+from tokenswift_jax.request import Request
+from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.serve.plan_set import PlanSet
+from tokenswift_jax.serve.run import Run
+
+if TYPE_CHECKING:
+    from tokenswift_jax.model import Model
+
+_SMALLEST = 1024  # slots of the smallest cache that a prompt enters before it moves to its slot
+_GROWTH = 4  # factor from one such size to the next: every size costs five programs
+
+
+@dataclass(eq=False)
+class Tenancy:
+    """A run's stay in a slot.
+
+    Attributes:
+      run: the run.
+      slot: the slot.
+      active: false once the run has left; chunks sent before that still carry its results, which no longer count.
+    """
+
+    run: Run
+    slot: int
+    active: bool = True
+
+
+@dataclass(frozen=True)
+class Flight:
+    """Work that the device has yet to finish.
+
+    Attributes:
+      rows: the tenancies by their row in the result.
+      pending: the result.
+      inserted: whether this is an insertion; else it is a chunk.
+    """
+
+    pool: Pool
+    rows: dict[int, Tenancy]
+    pending: Pending
+    inserted: bool = False
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    """The size of a pool.
+
+    Attributes:
+      slots: texts at once.
+      length: positions of the longest text, prompt included.
+    """
+
+    slots: int
+    length: int
+
+
+class Pool:
+    """Slots of one capacity; the scheduler's thread alone calls it.
+
+    Attributes:
+      size: its size.
+      engine: the engine of the slots.
+      tenants: the runs in the slots.
+      coming: the runs whose prompts enter a cache, in the order in which they take turns.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        size: PoolSize,
+        plans: PlanSet,
+        *,
+        reserved: int = 0,
+        report: Report = silent,
+    ) -> None:
+        """Checks that the pool fits the memory, beside `reserved` bytes of others; `warm_up` allocates it.
+
+        Raises:
+          UserError: it does not.
+        """
+        config, dtype = model.config, jax.tree.leaves(model.params)[0].dtype
+        self.size, self._plans = size, plans
+        scratch = scratch_of(plans.drafting)
+        needed = max(size.length + scratch + 1, round_up(size.length, chunk_rows(size.length)))
+        self.capacity = round_up(needed)
+        layout = Layout.of(config, dtype, self.capacity, plans.features[-1], plans.drafting, plans.spec)
+        self.staging = staging_sizes(self.capacity)
+        # Two prompts may be on their way at once: one of any length and one of the smallest size.
+        beside = cache_bytes(config, 1, self.capacity + self.staging[0], dtype)
+        drafts = layout.drafter_bytes(size.slots + 2)
+        self.bytes = cache_bytes(config, size.slots, self.capacity, dtype) + beside + drafts
+        check_memory(
+            config,
+            size.slots,
+            self.capacity,
+            dtype,
+            advice="lower max_length or slots",
+            drafter_bytes=beside + drafts + reserved,
+            arguments=("max_length", "slots"),
+        )
+        self.engine = Engine(model, layout, size.slots, report=report)
+        self.tenants: dict[int, Tenancy] = {}
+        self.coming: deque[tuple[Run, Prefill]] = deque()
+
+    def warm_up(self, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Allocates the slots and compiles every program that a request can need, unless that is `given_up`."""
+        greedy = SamplingConfig(temperature=0.0)
+        first = self._plans.variants[0]
+        for number, slots in enumerate([self.staging[0], *self.staging]):
+            for length in (2, 40) if number < 2 else (40,):
+                request = Request((0,) * length, greedy, 3)
+                for emitted in ([], [0]):
+                    if given_up():
+                        return
+                    prefill = self.engine.prefill([request], [emitted], capacity=slots)
+                    self.engine.insert(prefill, [0]).result()
+                    if number == 0:  # with a plan prepared, an insertion also brings the row's drafts up to date
+                        self.engine.prepare(first)
+        for named in self._plans.variants:
+            if given_up():
+                return
+            self.engine.prepare(named)
+            self.engine.step(named, 1).result()
+        self.engine.evict([0])
+
+    def fits(self, request: Request) -> bool:
+        """Whether a slot has room for the request."""
+        return len(request.prompt_ids) + request.max_new_tokens <= self.size.length
+
+    @property
+    def vacant(self) -> list[int]:
+        """The slots that are neither taken nor promised to a prompt on its way."""
+        free = [slot for slot in range(self.size.slots) if slot not in self.tenants]
+        return free[: max(len(free) - len(self.coming), 0)]
+
+    def may_begin(self, run: Run) -> bool:
+        """Whether the run's prompt may enter a cache now: there is a slot for it, and memory beside other prompts."""
+        if not self.vacant:
+            return False
+        sizes = [prefill.capacity for _, prefill in self.coming] + [self._staging_of(run)]
+        return len(sizes) <= 2 and (len(sizes) == 1 or min(sizes) == self.staging[0])
+
+    def begin(self, run: Run) -> None:
+        """Begins a prefill of the run's prompt and its tokens so far."""
+        prefill = self.engine.prefill([run.request], [run.tokens], capacity=self._staging_of(run))
+        self.coming.append((run, prefill))
+
+    def advance(self) -> int:
+        """Sends one chunk of the prompt whose turn it is; returns its positions."""
+        _, prefill = self.coming[0]
+        before = prefill.done
+        prefill.advance()
+        self.coming.rotate(-1)
+        return min(prefill.done, prefill.total) - before
+
+    def arrived(self) -> list[Flight]:
+        """Puts the prompts that are complete into their slots."""
+        complete = [entry for entry in self.coming if entry[1].finished]
+        flights = []
+        for entry in complete:
+            run, prefill = entry
+            slot = next(slot for slot in range(self.size.slots) if slot not in self.tenants)
+            tenancy = self.tenants[slot] = Tenancy(run, slot)
+            self.coming.remove(entry)
+            flights.append(Flight(self, {0: tenancy}, self.engine.insert(prefill, [slot]), inserted=True))
+        return flights
+
+    def wait_for_prompts(self) -> None:
+        """Waits until the device has computed the chunks of prompts sent so far."""
+        for _, prefill in self.coming:
+            jax.block_until_ready(prefill.newest)
+
+    def step(self, iterations: int | None) -> Flight:
+        """Sends a chunk of at most so many iterations (None: a whole chunk)."""
+        runs = [tenancy.run for tenancy in self.tenants.values()]
+        named = self._plans.named([run.request.sampling for run in runs], any(run.logprobs for run in runs))
+        self.engine.prepare(named)
+        rows = {tenancy.slot: tenancy for tenancy in self.tenants.values()}
+        return Flight(self, rows, self.engine.step(named, iterations))
+
+    def leave(self, run: Run) -> None:
+        """Frees the slot of a run, or drops its prefill."""
+        for tenancy in list(self.tenants.values()):
+            if tenancy.run is run:
+                tenancy.active = False
+                del self.tenants[tenancy.slot]
+                self.engine.evict([tenancy.slot])
+        self.coming = deque(entry for entry in self.coming if entry[0] is not run)
+
+    def _staging_of(self, run: Run) -> int:
+        length = len(run.request.prompt_ids) + len(run.tokens)
+        needed = max(round_up(length + 1), round_up(length, chunk_rows(length)))
+        return next((size for size in self.staging if size >= needed), self.capacity)
+
+
+def staging_sizes(capacity: int) -> Sequence[int]:
+    """The capacities of the caches that prompts enter before they move to a slot, smallest first."""
+    sizes = []
+    size = _SMALLEST
+    while size < capacity:
+        sizes.append(size)
+        size *= _GROWTH
+    return [*sizes, capacity]

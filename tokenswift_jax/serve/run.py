@@ -1,0 +1,145 @@
+"""One run: a request, its text so far, and its state, which outlives every connection."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from tokenswift_jax.engine.journal import Journal
+from tokenswift_jax.engine.sequence import Row
+from tokenswift_jax.request import Request
+from tokenswift_jax.text.detokenizer import Decodes
+from tokenswift_jax.text.transcript import Segment
+from tokenswift_jax.token_log import TokenLog, concatenate
+
+
+class RunState(StrEnum):
+    """The state of a run; the scheduler alone changes it.
+
+    QUEUED waits for a slot; PREFILL: its prompt enters a cache; RUNNING has a slot; PAUSED keeps its tokens and waits
+    for `resume`. The others are ends.
+    """
+
+    QUEUED = "queued"
+    PREFILL = "prefill"
+    RUNNING = "running"
+    PAUSED = "paused"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run gets no more tokens."""
+        return self in (RunState.FINISHED, RunState.CANCELLED, RunState.FAILED)
+
+
+@dataclass(frozen=True)
+class Update:
+    """The result of one chunk for one run, or its end; readers get every update once, in order.
+
+    Attributes:
+      log: the new tokens.
+      segments: the released text, each piece with the source of the token that completed it.
+      state: the state after the update.
+      finish: "stop", "eos" or "length" for a finished run; "cancelled", "interrupted" or "error" for other ends;
+        "continued" where the run goes on beyond its limit, to readers who come again.
+      error: the reason of a failure, one line.
+    """
+
+    log: TokenLog
+    segments: tuple[Segment, ...] = ()
+    state: RunState = RunState.RUNNING
+    finish: str | None = None
+    error: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The released text."""
+        return "".join(text for text, _ in self.segments)
+
+
+def new_id(kind: str) -> str:
+    """An unguessable id, such as "run_3f..."; files take their names from it."""
+    return f"{kind}_{secrets.token_hex(16)}"
+
+
+@dataclass(eq=False)
+class Run:
+    """A request on its way through the scheduler.
+
+    Attributes:
+      request: the request; `sampling.sequence` and `seed` determine its tokens.
+      owner: who asked, for fairness and for who may see it: a hash of the key.
+      tokenizer: None: the run has no text.
+      logprobs: whether its tokens come with log-probabilities.
+      journal: the file that outlives the server; None: the run lives in memory alone.
+      row: tokens and text so far.
+      tokens: the emitted token ids.
+      created: seconds since 1970.
+      begun, first_token, ended: seconds of `time.perf_counter` when the run got a prefill, its first token, its end.
+    """
+
+    request: Request
+    owner: str = ""
+    tokenizer: Decodes | None = None
+    logprobs: bool = False
+    journal: Journal | None = None
+    id: str = field(default_factory=lambda: new_id("run"))
+    state: RunState = RunState.QUEUED
+    error: str | None = None
+    finish: str | None = None
+    created: float = field(default_factory=time.time)
+    submitted: float = field(default_factory=time.perf_counter)
+    begun: float | None = None
+    first_token: float | None = None
+    ended: float | None = None
+    tokens: list[int] = field(default_factory=list)
+    trace: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.row = Row(self.tokenizer, self.request)
+
+    @property
+    def length(self) -> int:
+        """The most positions that the run's text can take, prompt included."""
+        return len(self.request.prompt_ids) + self.request.max_new_tokens
+
+    @property
+    def log(self) -> TokenLog:
+        """All emitted tokens."""
+        return concatenate(list(self.row.parts))  # the scheduler's thread may add one meanwhile
+
+    def take(self, log: TokenLog) -> Update:
+        """Adds a chunk, to the journal too; the tokens after the end of the text do not count.
+
+        Raises:
+          WriteError: the journal cannot be written; the run keeps its tokens, but no reader may see them.
+        """
+        kept, segments = self.row.take(log)
+        if self.journal is not None and len(kept):
+            self.journal.append(kept, [])
+        self.tokens += kept.token_ids.tolist()
+        return Update(kept, tuple(segments), self.state, self.row.finish)
+
+    def end(self, finish: str) -> tuple[Segment, ...]:
+        """Ends the text after its last token; returns the text held back until now."""
+        return tuple(self.row.end(finish))
+
+
+def restored(run: Run, parts: list[TokenLog]) -> list[Update]:
+    """Brings a new run to the state that the chunks of its journal describe; returns their updates."""
+    updates = []
+    for part in parts:
+        if run.row.finish is not None:
+            break
+        kept, segments = run.row.take(part)
+        run.tokens += kept.token_ids.tolist()
+        updates.append(Update(kept, tuple(segments), RunState.RUNNING, run.row.finish))
+    if run.row.finish is not None:
+        run.state, run.finish = RunState.FINISHED, run.row.finish
+        updates[-1] = replace(updates[-1], state=RunState.FINISHED)
+    return updates

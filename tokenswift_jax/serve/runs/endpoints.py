@@ -1,0 +1,180 @@
+"""The endpoints `/v1/runs`: create, list, follow, pause, resume, cancel, delete."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.generation_config import ends
+from tokenswift_jax.prompt import encode, encode_chat
+from tokenswift_jax.serve.body import read_json
+from tokenswift_jax.serve.channel import Channel
+from tokenswift_jax.serve.openai import generation
+from tokenswift_jax.serve.openai.errors import ApiError, bad, from_busy, from_user_error
+from tokenswift_jax.serve.openai.fields import Fields
+from tokenswift_jax.serve.openai.messages import read_messages
+from tokenswift_jax.serve.openai.settings import NAMES, read_settings
+from tokenswift_jax.serve.run import RunState
+from tokenswift_jax.serve.run_store import StoredRun
+from tokenswift_jax.serve.runs.objects import Places, run_object, summary
+from tokenswift_jax.serve.scheduler import BusyError
+from tokenswift_jax.serve.service import Service
+from tokenswift_jax.serve.sse import EventStream, frame
+
+_LISTED = 100  # runs of one answer
+NAME_CHARACTERS = 200
+
+
+async def create(request: HttpRequest) -> Response:
+    """Begins a run of `prompt` (text or token ids) or `messages`; it needs no connection to go on."""
+    service: Service = request.app.state.service
+    body = await read_json(request, service.limits)
+    try:
+        fields = Fields(body)
+        keeping(service)
+        generation.check_model(fields, service)
+        settings = read_settings(fields, service.model, service.limits)
+        name = fields.text("name", NAME_CHARACTERS)
+        prompt = await service.work(_prompt, fields, service)
+        if settings.truncate is not None:
+            prompt = prompt[-settings.truncate :]
+        left = generation.room(service, len(prompt))
+        most = fields.whole("max_tokens", 1, 2**31 - 1)
+        if most is None:
+            most = min(ends(service.model.generation_config).max_new_tokens or left, left)
+        made = settings.request(service.model, prompt, most, 0)
+        details: dict[str, Any] = {"surface": "runs", "name": name}
+        channel = await service.create(made, generation.owner(request), details, ignore_eos=settings.ignore_eos)
+    except UserError as error:
+        raise from_user_error(error, NAMES) from None
+    except BusyError as error:
+        raise from_busy(error) from None
+    stored, _ = await found(request, channel.run.id)
+    return JSONResponse(run_object(stored, service.scheduler), 201, fields.notice)
+
+
+async def listing(request: HttpRequest) -> Response:
+    """The caller's runs, the newest first; `after` is the last id of the page before."""
+    service: Service = request.app.state.service
+    described = await service.listed(generation.owner(request))
+    runs = [summary(each) for each in described if each["details"].get("surface") == "runs"]
+    after = request.query_params.get("after")
+    place = next((number + 1 for number, run in enumerate(runs) if run["id"] == after), 0)
+    page = runs[place : place + _LISTED]
+    for run in page:  # runs in memory are further than the folder says
+        known = service.known(run["id"])
+        if known is not None:
+            run |= {"state": known.run.state.value, "tokens": len(known.run.tokens)}
+    return JSONResponse({"object": "list", "data": page, "has_more": place + _LISTED < len(runs)})
+
+
+async def retrieve(request: HttpRequest) -> Response:
+    """One run."""
+    stored, _ = await found(request)
+    return JSONResponse(run_object(stored, request.app.state.service.scheduler))
+
+
+async def events(request: HttpRequest) -> Response:
+    """The updates of a run as they come; `after`, or the header Last-Event-ID, is the number of the last one seen."""
+    _, channel = await found(request)
+    after = request.query_params.get("after", request.headers.get("last-event-id", "-1"))
+    if not after.removeprefix("-").isdecimal() or len(after) > 12:
+        raise bad(f"after is {after[:20]!r}; it must be the number of an event", "after")
+    return EventStream(_frames(channel, int(after)), None, request.app.state.service.metrics.disconnected)
+
+
+async def pause(request: HttpRequest) -> Response:
+    """Takes a run off the device; its tokens stay."""
+    service: Service = request.app.state.service
+    stored, channel = await found(request)
+    if stored.run.state.ended:
+        raise ApiError(409, f"the run has ended: {stored.run.state.value}")
+    service.scheduler.pause(stored.run)
+    await service.settled(channel)
+    return JSONResponse(run_object(stored, service.scheduler))
+
+
+async def resume(request: HttpRequest) -> Response:
+    """Lets a paused run go on, to the tokens that it would have had."""
+    service: Service = request.app.state.service
+    stored, _ = await found(request)
+    if stored.run.state is not RunState.PAUSED:
+        raise ApiError(409, f"the run is not paused: {stored.run.state.value}")
+    try:
+        await service.resumed(stored)
+    except BusyError as error:
+        raise from_busy(error) from None
+    return JSONResponse(run_object(stored, service.scheduler))
+
+
+async def cancel(request: HttpRequest) -> Response:
+    """Ends a run; its text stays."""
+    service: Service = request.app.state.service
+    stored, channel = await found(request)
+    if not stored.run.state.ended:
+        service.scheduler.cancel(stored.run)
+        async for _ in channel.read():
+            pass
+    return JSONResponse(run_object(stored, service.scheduler))
+
+
+async def delete(request: HttpRequest) -> Response:
+    """Ends a run and removes everything about it."""
+    stored, _ = await found(request)
+    await request.app.state.service.delete(stored)
+    return JSONResponse({"id": stored.run.id, "object": "run", "deleted": True})
+
+
+async def found(request: HttpRequest, run_id: str | None = None) -> tuple[StoredRun, Channel]:
+    """The caller's run of an id, by default the one in the path.
+
+    Raises:
+      ApiError: there is none.
+    """
+    run_id = str(request.path_params["id"]) if run_id is None else run_id
+    service: Service = request.app.state.service
+    known = await service.find(run_id, generation.owner(request))
+    if known is None or known[0].details.get("surface") != "runs":
+        raise ApiError(404, f"there is no run {run_id[:64]!r}", code="run_not_found")
+    return known
+
+
+def keeping(service: Service) -> None:
+    """Raises ApiError for a server without a folder."""
+    if service.store is None:
+        raise bad("this server keeps no runs; it was started without a folder for them")
+
+
+def _prompt(fields: Fields, service: Service) -> list[int]:
+    prompt, messages, model = fields.get("prompt"), fields.get("messages"), service.model
+    if (prompt is None) == (messages is None):
+        raise bad("give one of prompt and messages", "prompt")
+    param = "prompt" if messages is None else "messages"
+    try:
+        if messages is not None:
+            turns = read_messages(messages)
+            generation.check_prompt_bytes("".join(turn["content"] for turn in turns), service, param)
+            return encode_chat(turns, model.tokenizer, model.config.vocab_size)
+        if isinstance(prompt, str):
+            generation.check_prompt_bytes(prompt, service, param)
+        return encode(prompt, model.tokenizer, model.config.vocab_size)
+    except UserError as error:
+        raise bad(str(error), param) from None
+
+
+async def _frames(channel: Channel, after: int) -> AsyncGenerator[bytes, None]:
+    """The updates after a number. An update with tokens is a record of the journal and has a number of its own, which a
+    restart keeps; any other has the number of the record before it."""
+    places, number = Places(), -1
+    updates = channel.read()
+    async with contextlib.aclosing(updates):
+        async for update in updates:
+            event = places.event(update)
+            number += bool(len(update.log))
+            if number > after or (number == after and not len(update.log)):
+                yield b"id: %d\n" % number + frame(event)

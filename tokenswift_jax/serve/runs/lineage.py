@@ -1,0 +1,101 @@
+"""Runs that go on from others: continue beyond a limit, branch at a token."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.serve.body import read_json
+from tokenswift_jax.serve.openai import generation
+from tokenswift_jax.serve.openai.errors import ApiError, bad, from_busy, from_user_error
+from tokenswift_jax.serve.openai.fields import Fields
+from tokenswift_jax.serve.openai.settings import NAMES
+from tokenswift_jax.serve.run import Run, RunState
+from tokenswift_jax.serve.runs.endpoints import NAME_CHARACTERS, found
+from tokenswift_jax.serve.runs.objects import run_object
+from tokenswift_jax.serve.scheduler import BusyError
+from tokenswift_jax.serve.service import Service
+from tokenswift_jax.token_log import SAMPLED, TokenLog, concatenate, from_columns
+
+_APPENDED = 4096  # tokens that a branch may be given
+
+
+async def go_on(request: HttpRequest) -> Response:
+    """Lets a run go on to a larger `max_tokens`: to the text that it would have had with that limit from the start."""
+    service: Service = request.app.state.service
+    fields = Fields(await read_json(request, service.limits))
+    stored, _ = await found(request)
+    run = stored.run
+    most = fields.whole("max_tokens", 1, 2**31 - 1)
+    if most is None or most <= run.request.max_new_tokens:
+        raise bad(f"max_tokens must be above {run.request.max_new_tokens}, the run's limit", "max_tokens")
+    if run.state not in (RunState.FINISHED, RunState.PAUSED, RunState.CANCELLED):
+        raise ApiError(409, f"the run is {run.state.value}; pause it first")
+    if run.finish in ("eos", "stop"):
+        raise ApiError(409, f"the text has come to its own end ({run.finish}); branch before it")
+    try:
+        await service.reopened(stored, most)
+    except UserError as error:
+        raise from_user_error(error, NAMES) from None
+    except BusyError as error:
+        raise from_busy(error) from None
+    stored, _ = await found(request)
+    return JSONResponse(run_object(stored, service.scheduler), headers=fields.notice)
+
+
+async def branch(request: HttpRequest) -> Response:
+    """A new run with the first `at` tokens of another, then `append` (token ids), then tokens of its own.
+
+    With the parent's settings it writes the parent's text again; `seed`, `sequence` and the other fields of
+    `SamplingConfig` change it from there on.
+    """
+    service: Service = request.app.state.service
+    fields = Fields(await read_json(request, service.limits))
+    parent, _ = await found(request)
+    run = parent.run
+    at = fields.whole("at", 0, len(run.tokens))
+    if at is None:
+        raise bad(f"at is missing; give the number of tokens to keep, from 0 to {len(run.tokens)}", "at")
+    appended = fields.ids("append", _APPENDED, service.model.config.vocab_size) or ()
+    most = fields.whole("max_tokens", 1, 2**31 - 1)
+    most = run.request.max_new_tokens if most is None else most
+    name = fields.text("name", NAME_CHARACTERS)
+    begun = concatenate([run.log.cut(at), _given(appended)])
+    details: dict[str, Any] = {"surface": "runs", "name": name, "parent": run.id, "branched_at": at}
+    try:
+        changed = replace(run.request, sampling=_sampling(fields, run.request.sampling), max_new_tokens=most)
+        if len(begun) and Run(changed, tokenizer=service.model.tokenizer).take(begun).finish is not None:
+            raise bad(
+                "the text ends within the tokens that the branch begins with; keep fewer, or raise max_tokens", "at"
+            )
+        channel = await service.create(
+            changed,
+            generation.owner(request),
+            details,
+            ignore_eos=bool(parent.details.get("ignore_eos")),
+            begun=begun,
+        )
+    except UserError as error:
+        raise from_user_error(error, NAMES) from None
+    except BusyError as error:
+        raise from_busy(error) from None
+    stored, _ = await found(request, channel.run.id)
+    return JSONResponse(run_object(stored, service.scheduler), 201, fields.notice)
+
+
+def _given(token_ids: tuple[int, ...]) -> TokenLog:
+    """The log of tokens that a person chose."""
+    zeros = np.zeros(len(token_ids), np.int32)
+    return from_columns(token_ids, zeros + SAMPLED, zeros, zeros, zeros)
+
+
+def _sampling(fields: Fields, parent: SamplingConfig) -> SamplingConfig:
+    """The parent's settings with the fields that the body changes."""
+    given = {name: value for name in asdict(parent) if (value := fields.get(name)) is not None}
+    return replace(parent, **given)

@@ -1,0 +1,387 @@
+"""The scheduler: one thread that owns the device and gives every run its turn."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from tokenswift_jax.errors import NumericsError, UserError, WriteError
+from tokenswift_jax.finish import Finish
+from tokenswift_jax.request import check_drawable
+from tokenswift_jax.serve.fair_queue import FairQueue
+from tokenswift_jax.serve.observer import Observer
+from tokenswift_jax.serve.pace import Pace
+from tokenswift_jax.serve.pool import Flight, Pool
+from tokenswift_jax.serve.run import Run, RunState, Update
+from tokenswift_jax.token_log import concatenate
+
+_SHORT_CHUNK = 8  # iterations of a chunk while a prompt waits: its first token comes sooner
+_IN_FLIGHT = 2  # chunks of a pool that the device has: the next one hides the host's work on the last one
+_PROMPT_CHUNKS = 2  # chunks of a prompt between two looks at the queue while nothing decodes
+_NOTHING = concatenate([])
+_T = TypeVar("_T")
+
+Publish = Callable[[Run, Update], None]
+
+
+class BusyError(Exception):
+    """The queue is full, or the server takes no runs now.
+
+    Attributes:
+      retry_after: seconds after which it is worth another try.
+      unavailable: whether the server takes no runs at all, rather than no more.
+    """
+
+    def __init__(self, message: str, retry_after: int, *, unavailable: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after, self.unavailable = retry_after, unavailable
+
+
+class Scheduler:
+    """Admits runs to pools, lets prompts and chunks take turns, and publishes the results.
+
+    The tokens of a run depend on its request alone: not on the pool, the slot, its neighbours, pauses or restarts.
+
+    Every method may be called from any thread. `publish` runs on the scheduler's thread, once for each update of a run,
+    in order, after its journal has the tokens.
+    """
+
+    def __init__(
+        self,
+        pools: Sequence[Pool],
+        publish: Publish,
+        *,
+        max_queue: int = 64,
+        observer: Observer | None = None,
+    ) -> None:
+        """Takes pools of different lengths; `start` compiles their programs.
+
+        Args:
+          pools: the slots.
+          publish: receives every update.
+          max_queue: the most waiting runs.
+          observer: receives events for metrics.
+        """
+        self.pools = sorted(pools, key=lambda pool: (pool.size.length, pool.size.slots))
+        self.max_queue = max_queue
+        self.queue = FairQueue()
+        self.pace = Pace()
+        self._publish, self._observer = publish, observer or Observer()
+        self._flights: deque[Flight] = deque()
+        self._places: dict[Run, Pool] = {}  # admitted runs
+        self._lock = threading.Lock()  # guards the queue and the commands
+        self._wake = threading.Condition(self._lock)
+        self._commands: deque[Callable[[], None]] = deque()
+        self._stopping = False
+        self.error: str | None = None
+        self.ready = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="tokenswift-scheduler", daemon=True)
+
+    # What other threads call
+
+    def start(self) -> None:
+        """Starts the thread, which first compiles every program; `ready` is set after that."""
+        self._thread.start()
+
+    def check(self, run: Run) -> None:
+        """Raises UserError for a run that no slot has room for, or whose settings leave nothing to draw."""
+        check_drawable(run.request, self.pools[-1].engine.layout.config.vocab_size)
+        if not self.pools[-1].fits(run.request):
+            prompt, new = len(run.request.prompt_ids), run.request.max_new_tokens
+            raise UserError(
+                f"prompt ({prompt} tokens) + max_new_tokens ({new}) is above {self.pools[-1].size.length}, the longest "
+                "text that this server holds; ask for less",
+                arguments=("max_new_tokens",),
+            )
+
+    def check_queue(self) -> None:
+        """Raises BusyError unless the queue takes one more run."""
+        with self._lock:
+            self._check_queue(urgent=False)
+
+    def submit(self, run: Run, *, urgent: bool = False) -> None:
+        """Queues a run, new or paused; an `urgent` one, of a restarted server, enters a full queue too.
+
+        Raises:
+          UserError: no slot has room for it.
+          BusyError: the queue is full, or the scheduler stops.
+        """
+        self.check(run)
+        with self._lock:
+            self._check_queue(urgent)
+            run.state, run.submitted, run.begun = RunState.QUEUED, time.perf_counter(), None
+            self.queue.push(run)
+            self._wake.notify()
+
+    def cancel(self, run: Run) -> None:
+        """Ends a run wherever it is, within one chunk."""
+        self._command(lambda: self._end(run, RunState.CANCELLED, "cancelled"))
+
+    def pause(self, run: Run) -> None:
+        """Takes a run off the device within one chunk; `submit` lets it go on to the same tokens."""
+        self._command(lambda: self._pause(run))
+
+    def call(self, function: Callable[[], _T]) -> Future[_T]:
+        """Runs a function on the device's thread, between two turns."""
+        future: Future[_T] = Future()
+
+        def run() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(function())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._command(run)
+        return future
+
+    def position(self, run: Run) -> int | None:
+        """The number of waiting runs before this one; None if it does not wait."""
+        with self._lock:
+            return next((place for place, other in enumerate(self.queue.order()) if other is run), None)
+
+    def wait_seconds(self, run: Run) -> float | None:
+        """An estimate of the seconds until a waiting run begins; None where nothing is known."""
+        with self._lock:
+            ahead = 0
+            for other in self.queue.order():
+                if other is run:
+                    return self.pace.seconds(ahead + self._remaining(), self.slots)
+                ahead += other.length - len(other.tokens)
+        return None
+
+    @property
+    def slots(self) -> int:
+        """Slots of all pools."""
+        return sum(pool.size.slots for pool in self.pools)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The number of runs that wait, enter a cache, and decode."""
+        coming = sum(len(pool.coming) for pool in self.pools)
+        return {
+            "waiting": len(self.queue),
+            "prefill": coming,
+            "running": sum(len(pool.tenants) for pool in self.pools),
+        }
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Admits no more, finishes the chunks in flight, ends what has no journal, and leaves the rest to a restart."""
+        with self._lock:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    # The thread
+
+    def _main(self) -> None:
+        try:
+            for pool in self.pools:
+                pool.warm_up(lambda: self._stopping)
+            if not self._stopping:
+                self.ready.set()
+            while not self._stopping:
+                if not self.turn():
+                    self._sleep()
+            self._interrupt()
+        except BaseException as error:  # a fault of the device or of this program: say so, and answer nobody late
+            self.error = f"{type(error).__name__}: {error}"
+            self._fail_all()
+            raise
+        finally:
+            self.ready.clear()
+            for pool in self.pools:
+                pool.engine.close()
+
+    def turn(self) -> bool:
+        """One look at the queue, one chunk of each prompt, one chunk of each pool, one result; the thread's work.
+
+        Returns whether there was anything to do.
+        """
+        self._obey()
+        decoding = any(pool.tenants for pool in self.pools)
+        for pool in self.pools:
+            self._admit(pool)
+            self._advance(pool, decoding)
+            if pool.tenants and sum(flight.pool is pool for flight in self._flights) < _IN_FLIGHT:
+                hurry = bool(pool.coming) or bool(len(self.queue))
+                self._flights.append(pool.step(_SHORT_CHUNK if hurry else None))
+        if self._flights:
+            self._receive(self._flights.popleft())
+            return True
+        return any(pool.coming for pool in self.pools)
+
+    def _sleep(self) -> None:
+        self.pace.idle()
+        with self._lock:
+            while not (self._commands or self._stopping or len(self.queue)):
+                self._wake.wait()
+
+    def _obey(self) -> None:
+        while True:
+            with self._lock:
+                if not self._commands:
+                    return
+                command = self._commands.popleft()
+            command()
+
+    def _admit(self, pool: Pool) -> None:
+        """Begins the prompts that a pool has slots and memory for."""
+        length = pool.size.length
+        while pool.vacant:
+            with self._lock:
+                run = self.queue.first(lambda run: self._home(run) == length and pool.may_begin(run))
+                if run is None and not any(self._home(run) == length for run in self.queue.order()):
+                    # Nobody needs these slots: a run whose own ones are all taken may have one.
+                    run = self.queue.first(lambda run: self._may_borrow(run, pool))
+                if run is None:
+                    return
+                run.state = RunState.PREFILL
+                self._places[run] = pool
+            run.begun = time.perf_counter()
+            self._observer.admitted(run)
+            try:
+                pool.begin(run)
+            except UserError as error:
+                self._end(run, RunState.FAILED, "error", str(error))
+
+    def _home(self, run: Run) -> int:
+        """The length of the shortest slots with room for a run."""
+        return next(pool.size.length for pool in self.pools if pool.fits(run.request))
+
+    def _may_borrow(self, run: Run, pool: Pool) -> bool:
+        home = self._home(run)
+        own = [other for other in self.pools if other.size.length == home]
+        return home < pool.size.length and not any(other.vacant for other in own) and pool.may_begin(run)
+
+    def _advance(self, pool: Pool, decoding: bool) -> None:
+        """Sends chunks of prompts, fewer while texts decode, and inserts the prompts that are complete."""
+        for _ in range(1 if decoding else _PROMPT_CHUNKS):
+            for run in [run for run, prefill in pool.coming if not prefill.finished]:
+                positions = pool.advance()
+                self.queue.charge(run.owner, positions)
+                self._observer.prefilled(positions)
+        if not decoding:
+            pool.wait_for_prompts()
+        for flight in pool.arrived():
+            flight.rows[0].run.state = RunState.RUNNING
+            self._flights.append(flight)
+
+    def _receive(self, flight: Flight) -> None:
+        """Waits for a result and gives every run its tokens."""
+        result = flight.pending.result()
+        seconds = self.pace.took(int(result.counts.sum()))
+        for row, tenancy in flight.rows.items():
+            if not tenancy.active:
+                continue
+            run = tenancy.run
+            log = result.log(row, seconds, prefilled=flight.inserted)
+            if len(log):
+                self._emit(run, log)
+            if tenancy.active and result.finish[row] == Finish.NOT_A_NUMBER:
+                error = NumericsError(int(result.length[row]) + 1)
+                self._end(run, RunState.FAILED, "error", str(error))
+        self._observer.stepped(flight, result)
+
+    def _emit(self, run: Run, log: Any) -> None:
+        try:
+            update = run.take(log)
+        except WriteError as error:
+            self._end(run, RunState.FAILED, "error", str(error))
+            return
+        self.queue.charge(run.owner, len(update.log))
+        if run.first_token is None:
+            run.first_token = time.perf_counter()
+            self._observer.first_token(run)
+        if update.finish is None:
+            self._publish(run, update)
+        else:
+            self._end(run, RunState.FINISHED, update.finish, last=update)
+
+    def _end(
+        self, run: Run, state: RunState, finish: str, error: str | None = None, last: Update | None = None
+    ) -> None:
+        """Ends a run: the only place that does."""
+        if run.state.ended:
+            return
+        self._leave(run)
+        run.state, run.finish, run.error, run.ended = state, finish, error, time.perf_counter()
+        segments = run.end(finish) if last is None else last.segments
+        log = _NOTHING if last is None else last.log
+        if run.journal is not None:
+            run.journal.close()
+        self._observer.ended(run)
+        self._publish(run, Update(log, segments, state, finish, error))
+
+    def _pause(self, run: Run) -> None:
+        if run.state.ended or run.state is RunState.PAUSED:
+            return
+        self._leave(run)
+        run.state = RunState.PAUSED
+        self._publish(run, Update(_NOTHING, (), RunState.PAUSED))
+
+    def _leave(self, run: Run) -> None:
+        """Takes a run out of the queue or off its pool."""
+        with self._lock:
+            self.queue.remove(run)
+            pool = self._places.pop(run, None)
+            if pool is not None:
+                self.queue.left(run.owner)
+        if pool is not None:
+            pool.leave(run)
+
+    def _interrupt(self) -> None:
+        """Receives what is in flight, then ends the runs without a journal; those with one go on after a restart."""
+        while self._flights:
+            self._receive(self._flights.popleft())
+        self._obey()
+        for run in self._present():
+            if run.journal is None:
+                self._end(run, RunState.CANCELLED, "interrupted")
+            else:
+                self._leave(run)
+                run.journal.close()
+                self._publish(run, Update(_NOTHING, (), run.state, "interrupted"))
+
+    def _fail_all(self) -> None:
+        """Ends every run with an error; one with a journal goes on after a restart."""
+        for run in self._present():
+            with self._lock:
+                self.queue.remove(run)
+            if run.journal is not None:
+                run.journal.close()
+                self._publish(run, Update(_NOTHING, (), run.state, "interrupted"))
+                continue
+            run.state, run.finish, run.error = RunState.FAILED, "error", "the engine stopped; see the server's log"
+            self._publish(run, Update(_NOTHING, (), run.state, run.finish, run.error))
+        self._obey()
+
+    def _present(self) -> list[Run]:
+        with self._lock:
+            return [*self._places, *self.queue.order()]
+
+    def _check_queue(self, urgent: bool) -> None:
+        if self._stopping or self.error is not None:
+            raise BusyError("the server is going down", 30, unavailable=True)
+        if len(self.queue) >= self.max_queue and not urgent:
+            raise BusyError(f"{self.max_queue} requests wait, the most that this server queues", self._retry_after())
+
+    def _command(self, command: Callable[[], None]) -> None:
+        with self._lock:
+            self._commands.append(command)
+            self._wake.notify()
+
+    def _remaining(self) -> int:
+        return sum(run.length - len(run.request.prompt_ids) - len(run.tokens) for run in self._places)
+
+    def _retry_after(self) -> int:
+        """Seconds until a place in the queue is likely to be free."""
+        fewest = min((run.request.max_new_tokens - len(run.tokens) for run in self._places), default=0)
+        seconds = self.pace.seconds(fewest * max(len(self._places), 1), self.slots)
+        return 5 if seconds is None else min(max(int(seconds) + 1, 1), 120)

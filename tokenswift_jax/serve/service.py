@@ -1,0 +1,321 @@
+"""The service behind every surface: it makes runs, hands out their updates, and keeps those that outlive it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tokenswift_jax.errors import UserError, WriteError
+from tokenswift_jax.request import Request
+from tokenswift_jax.serve.channel import Channel
+from tokenswift_jax.serve.limits import Limits
+from tokenswift_jax.serve.metrics import Metrics
+from tokenswift_jax.serve.pool import Pool
+from tokenswift_jax.serve.run import Run, RunState, Update, new_id
+from tokenswift_jax.serve.run_store import RunStore, StoredRun
+from tokenswift_jax.serve.scheduler import BusyError, Scheduler
+from tokenswift_jax.token_log import TokenLog, concatenate
+
+if TYPE_CHECKING:
+    from tokenswift_jax.model import Model
+
+logger = logging.getLogger("tokenswift_jax.serve")
+_REMEMBERED = 32  # ended runs whose updates stay in memory; others are read from the folder again
+_STOP_SECONDS = 20.0  # for the chunks in flight, or for a compilation to end
+_T = TypeVar("_T")
+
+
+class Service:
+    """Runs of one model. Its methods belong to the event loop's thread, except where they say otherwise.
+
+    Attributes:
+      model, name: the target, and its name in requests and answers.
+      limits: the most that a request may ask for.
+      scheduler, store, metrics: its parts; `store` is None where nothing outlives the server.
+      fingerprint: identifies the software and the checkpoint in answers.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        pools: Sequence[Pool],
+        *,
+        name: str,
+        state_dir: Path | None,
+        limits: Limits | None = None,
+        max_queue: int = 64,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """Checks the folder; `start` compiles and resumes.
+
+        Raises:
+          UserError: the folder cannot be used.
+        """
+        self.model, self.name = model, name
+        self.limits = Limits() if limits is None else limits
+        self.metrics = Metrics(name) if metrics is None else metrics
+        self.scheduler = Scheduler(pools, self._publish, max_queue=max_queue, observer=self.metrics)
+        self.metrics.watch(self.scheduler)
+        self.store = None if state_dir is None else RunStore(state_dir / "runs", model)
+        self.created = int(time.time())
+        self.fingerprint = f"fp_{secrets.token_hex(5)}" if self.store is None else f"fp_{self.store.fingerprint[:10]}"
+        self._channels: dict[str, Channel] = {}
+        self._stored: OrderedDict[str, StoredRun] = OrderedDict()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._workers = ThreadPoolExecutor(2, "tokenswift-worker")  # tokenisation, files
+        self._scoring = ThreadPoolExecutor(1, "tokenswift-scoring")  # beside the scheduler: it compiles by length
+        self._loading = asyncio.Lock()
+        self._draining = False
+
+    @property
+    def max_length(self) -> int:
+        """Positions of the longest text that a slot holds, prompt included."""
+        return self.scheduler.pools[-1].size.length
+
+    @property
+    def ready(self) -> bool:
+        """Whether every program is compiled and requests are admitted."""
+        return self.scheduler.ready.is_set() and not self._draining
+
+    def start(self) -> None:
+        """Starts the scheduler, and the background runs that an earlier server left."""
+        self._loop = asyncio.get_running_loop()
+        self.scheduler.start()
+        self._resuming = self._loop.create_task(self._resume())
+
+    def drain(self) -> None:
+        """Admits no more, and ends the streams once the chunks in flight are stored. Any thread may call it."""
+        if not self._draining:
+            self._draining = True
+            threading.Thread(target=self.scheduler.stop, name="tokenswift-drain", daemon=True).start()
+
+    async def stop(self) -> None:
+        """Drains, and waits for it."""
+        self.drain()
+        await asyncio.to_thread(self.scheduler.stop, _STOP_SECONDS)
+        for stored in self._stored.values():  # those of paused runs; another server may take them over now
+            if stored.run.journal is not None:
+                stored.run.journal.close()
+        self._workers.shutdown(wait=False)
+        self._scoring.shutdown(wait=False)
+
+    async def work(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Runs host work beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, function, *arguments)
+
+    async def score(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """Runs teacher-forced work on the device, one call at a time, beside the scheduler."""
+        return await asyncio.get_running_loop().run_in_executor(self._scoring, function, *arguments)
+
+    @contextlib.asynccontextmanager
+    async def runs(
+        self, requests: Sequence[Request], owner: str, *, logprobs: bool = False, kind: str = "run"
+    ) -> AsyncIterator[list[Channel]]:
+        """Runs that live as long as the block: at its end, those that have not ended are cancelled.
+
+        Raises:
+          UserError: one does not fit any slot.
+          BusyError: the queue has no place for all of them.
+        """
+        self._check_ready()
+        tokenizer = self.model.tokenizer
+        made = [Run(request, owner, tokenizer, logprobs, id=new_id(kind)) for request in requests]
+        for run in made:
+            self.scheduler.check(run)
+        channels = [Channel(run) for run in made]
+        try:
+            for run, channel in zip(made, channels, strict=True):
+                self._channels[run.id] = channel
+                self.scheduler.submit(run)
+                self.metrics.submitted(run)
+            yield channels
+        finally:
+            for run in made:
+                self._channels.pop(run.id, None)
+                if not run.state.ended:
+                    self.scheduler.cancel(run)
+
+    async def create(
+        self,
+        request: Request,
+        owner: str,
+        details: dict[str, Any],
+        *,
+        kind: str = "run",
+        background: bool = True,
+        ignore_eos: bool,
+        begun: TokenLog | None = None,
+    ) -> Channel:
+        """Begins a run that the folder keeps; `begun` are the tokens that a branch has from the start.
+
+        Raises:
+          UserError, BusyError: as `runs`.
+          WriteError: the folder cannot be written.
+        """
+        self._check_ready()
+        assert self.store is not None, "there is no folder"
+        store = self.store
+        run = Run(request, owner, self.model.tokenizer, id=new_id(kind))
+        self.scheduler.check(run)
+        stored = StoredRun(run, background, details)
+        await self.work(lambda: store.create(stored, ignore_eos=ignore_eos, begun=begun))
+        channel = self._remember(stored)
+        try:
+            self.scheduler.submit(run)
+        except BusyError:
+            self._channels.pop(run.id)
+            self._stored.pop(run.id)
+            await self.work(store.delete, run)
+            raise
+        self.metrics.submitted(run)
+        return channel
+
+    async def find(self, run_id: str, owner: str) -> tuple[StoredRun, Channel] | None:
+        """A kept run of an owner, from memory or from the folder; None if there is none."""
+        stored = await self._loaded(run_id)
+        if stored is None or stored.run.owner != owner:
+            return None
+        channel = self._channels[run_id]
+        while stored.run.state.ended and not channel.ended:  # the last update is on its way from the scheduler
+            await channel.changed()
+        return stored, channel
+
+    def known(self, run_id: str) -> StoredRun | None:
+        """A kept run that is in memory."""
+        return self._stored.get(run_id)
+
+    async def settled(self, channel: Channel) -> None:
+        """Waits until a run has paused or ended."""
+        while not channel.ended and not (channel.updates and channel.updates[-1].state is RunState.PAUSED):
+            await channel.changed()
+
+    async def resumed(self, stored: StoredRun) -> None:
+        """Submits a paused run.
+
+        Raises:
+          BusyError: the queue is full; the run stays paused.
+        """
+        self.scheduler.submit(stored.run)
+        if self.store is not None:
+            await self.work(self.store.save, stored)
+
+    async def listed(self, owner: str) -> list[dict[str, Any]]:
+        """The descriptions of the kept runs of an owner, the newest first."""
+        return [] if self.store is None else await self.work(self.store.listed, owner)
+
+    async def reopened(self, stored: StoredRun, max_new_tokens: int) -> Channel:
+        """Lets a run that has ended or paused go on to a larger limit.
+
+        Raises:
+          UserError, BusyError: as `runs`; the run stays as it is.
+          WriteError: the folder cannot be written.
+        """
+        self._check_ready()
+        assert self.store is not None, "there is no folder"
+        run_id, store = stored.run.id, self.store
+        longer = replace(stored.run.request, max_new_tokens=max_new_tokens)
+        self.scheduler.check(Run(longer))
+        self.scheduler.check_queue()
+        async with self._loading:
+            self._stored.pop(run_id, None)
+            left = self._channels.pop(run_id, None)
+            if left is not None and not left.ended:
+                left.push(Update(concatenate([]), (), RunState.QUEUED, "continued"))
+            await self.work(store.reopen, stored, max_new_tokens)
+        found = await self._loaded(run_id)
+        assert found is not None, "its journal was read before"
+        if found.run.state is RunState.QUEUED:
+            self.scheduler.submit(found.run, urgent=True)
+        return self._channels[run_id]
+
+    async def delete(self, stored: StoredRun) -> None:
+        """Ends a kept run and removes everything about it."""
+        run = stored.run
+        if not run.state.ended:
+            self.scheduler.cancel(run)
+            async for _ in self._channels[run.id].read():
+                pass
+        self._stored.pop(run.id, None)
+        self._channels.pop(run.id, None)
+        if self.store is not None:
+            await self.work(self.store.delete, run)
+
+    def _check_ready(self) -> None:
+        if self.scheduler.error is not None:
+            raise BusyError("the engine has stopped; see the server's log", 30, unavailable=True)
+        if self._draining:
+            raise BusyError("the server is going down", 30, unavailable=True)
+        if not self.scheduler.ready.is_set():
+            raise BusyError("the server is compiling its programs; /ready says when it is done", 5, unavailable=True)
+
+    async def _resume(self) -> None:
+        """Submits the background runs that an earlier server left."""
+        if self.store is None:
+            return
+        for run_id in await self.work(self.store.unfinished):
+            stored = await self._loaded(run_id)
+            if stored is None or stored.run.state is not RunState.QUEUED:
+                continue
+            try:
+                self.scheduler.submit(stored.run, urgent=True)
+            except (UserError, BusyError) as error:  # one that fits no slot here waits for a server of longer texts
+                logger.warning("run %s does not go on: %s", run_id, error)
+            else:
+                logger.info("run %s goes on after %d tokens", run_id, len(stored.run.tokens))
+
+    async def _loaded(self, run_id: str) -> StoredRun | None:
+        """A kept run, from memory or from the folder."""
+        async with self._loading:  # two readers of one journal would exclude each other
+            stored = self._stored.get(run_id)
+            if stored is None and self.store is not None:
+                stored = await self.work(self.store.load, run_id)
+                if stored is not None:
+                    self._remember(stored)
+            return stored
+
+    def _remember(self, stored: StoredRun) -> Channel:
+        run = stored.run
+        updates = list(stored.updates)
+        stored.updates = []
+        if run.state.ended and (not updates or updates[-1].finish is None):
+            finish = run.finish or "cancelled"
+            updates.append(Update(concatenate([]), run.end(finish), run.state, finish, run.error))
+        channel = self._channels[run.id] = Channel(run, updates)
+        self._stored[run.id] = stored
+        ended = [each for each, other in self._stored.items() if other.run.state.ended]
+        for run_id in ended[: max(len(ended) - _REMEMBERED, 0)]:
+            self._stored.pop(run_id)
+            self._channels.pop(run_id, None)
+        return channel
+
+    def _publish(self, run: Run, update: Update) -> None:
+        """The scheduler's thread calls this."""
+        stored, keeps = self._stored.get(run.id), self.store
+        if (
+            stored is not None
+            and stored.run is run
+            and keeps is not None
+            and (update.state.ended or update.state is RunState.PAUSED)
+        ):
+            try:
+                keeps.save(stored)
+            except WriteError as error:
+                logger.error("run %s: %s", run.id, error)
+        assert self._loop is not None, "start comes first"
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody reads any more
+            self._loop.call_soon_threadsafe(self._deliver, run, update)
+
+    def _deliver(self, run: Run, update: Update) -> None:
+        channel = self._channels.get(run.id)
+        if channel is not None and channel.run is run:
+            channel.push(update)
