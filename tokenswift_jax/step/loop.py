@@ -65,14 +65,16 @@ def run_chunk(
     graph: nnx.GraphDef, plan: Plan, capacity: int, inputs: StepInputs, state: DecodeState, iterations: jax.Array
 ) -> tuple[DecodeState, Chunk]:
     """Iterates until a row has no room for another iteration in its `capacity` records, all rows have finished, or
-    `iterations` (int32 []) have run, without synchronisation with the host in between."""
+    `iterations` (int32 []) have run, without synchronisation with the host in between.
+
+    Negative `iterations`: that many run although all rows have finished, do all their work and commit nothing."""
     model = nnx.merge(graph, inputs.params)
     batch, step = state.length.shape[0], plan.depth + 1
 
     def unfinished(carry: tuple) -> jax.Array:
         state, _, counts, done = carry
-        running = (state.finish == Finish.RUNNING).any()
-        return running & (counts.max() + step <= capacity) & (done < iterations)
+        running = (state.finish == Finish.RUNNING).any() | (iterations < 0)
+        return running & (counts.max() + step <= capacity) & (done < jnp.abs(iterations))
 
     def body(carry: tuple) -> tuple:
         state, emitted, counts, done = carry
