@@ -139,6 +139,7 @@ class Engine:
         emitted: Sequence[Sequence[int]] | None = None,
         *,
         prefix: Prefix | None = None,
+        keep_hidden: bool = False,
     ) -> Prefill:
         """Begins a prefill of prompts and the tokens already emitted after them; `Prefill.advance` sends one chunk.
 
@@ -152,7 +153,8 @@ class Engine:
         emitted = [()] * len(requests) if emitted is None else emitted
         whole = self._state is None and len(requests) == self.slots
         capacity = self.layout.capacity if whole else None
-        return Prefill(self._model, self.programs, self.layout, requests, emitted, capacity, prefix)
+        own = self._model, self.programs, self.layout
+        return Prefill(*own, requests, emitted, capacity, prefix, keep_hidden=keep_hidden)
 
     def insert(self, prefill: Prefill, slots: Sequence[int] | None = None) -> Pending:
         """Puts the prefilled rows into `slots`, in order; None: the first ones.

@@ -38,7 +38,8 @@ class Planner:
         plans: list[NamedPlan],
         asked: int,
         costs: StepCosts,
-        foresee: Callable[[NamedPlan], float | None],
+        counted: Callable[[NamedPlan], float | None],
+        ngrams: Callable[[NamedPlan], float | None],
         head_share: float,
         *,
         drafts_always: bool = False,
@@ -49,11 +50,14 @@ class Planner:
           plans: the speculative plans that may run.
           asked: the most tokens of the text.
           costs: the costs of this model on this machine.
-          foresee: the tokens an iteration that a plan is foreseen to emit; None where nothing tells them.
+          counted: the tokens an iteration that a plan's draft heads would have emitted on the prompt; None: unknown.
+          ngrams: the tokens an iteration that n-grams with the plan's node budget foresee at the end of the text; None
+            for a plan without them.
           head_share: the draft LM head's share of the weights that a plain step reads.
           drafts_always: whether plain decoding is no choice (a mode asked for by name).
         """
-        self._costs, self._foresee, self._head_share, self._always = costs, foresee, head_share, drafts_always
+        self._costs, self._counted, self._ngrams = costs, counted, ngrams
+        self._head_share, self._always = head_share, drafts_always
         self._plain, self._length = plain, 1
         self._capacity = 0
         self._measured: set[NamedPlan] = set()
@@ -127,12 +131,17 @@ class Planner:
         return self._costs.is_measured(named, self._length)
 
     def tokens(self, named: NamedPlan) -> float | None:
-        """The tokens foreseen on this text, else those of earlier texts."""
-        foreseen = self._foresee(named)
+        """The most that n-grams foresee, that the prompt shows of draft heads and that earlier texts showed: to believe
+        too much costs one short chunk, to believe too little costs the text."""
+        ngrams, counted = self._ngrams(named), self._counted(named)
         if self.is_live(named):
-            return foreseen
-        found = [value for value in (foreseen, self._costs.tokens_an_iteration(named)) if value is not None]
-        return max(found, default=None)
+            return ngrams
+        heads = [tokens for tokens in (counted, self._costs.tokens_an_iteration(named)) if tokens is not None]
+        return max([*heads, ngrams or 1.0]) if heads else None
+
+    def is_remembered(self, named: NamedPlan) -> bool:
+        """Whether earlier texts showed what its drafts are worth."""
+        return self._costs.tokens_an_iteration(named) is not None
 
     def is_live(self, named: NamedPlan) -> bool:
         """Whether the foreseen tokens follow the text: n-grams alone do."""

@@ -14,11 +14,12 @@ from tokenswift_jax.engine import capacity as memory
 from tokenswift_jax.engine.device_pace import DevicePace
 from tokenswift_jax.engine.engine import Engine, Pending, StepResult
 from tokenswift_jax.engine.foresight import NgramForesight
+from tokenswift_jax.engine.heads_foresight import HeadsForesight
 from tokenswift_jax.engine.layout import Layout, scratch_of
 from tokenswift_jax.engine.planner import OF_COMPILING, Planner, measure
 from tokenswift_jax.engine.policy import FixedPlan, PlanPolicy
 from tokenswift_jax.engine.prefill import chunk_rows
-from tokenswift_jax.engine.step_costs import StepCosts, costs_of
+from tokenswift_jax.engine.step_costs import costs_of
 from tokenswift_jax.errors import NumericsError
 from tokenswift_jax.finish import REASONS, Finish
 from tokenswift_jax.progress_report import Report, phase, silent
@@ -141,7 +142,8 @@ class Session:
         self._foresight = _foresight(speculation, speculative, requests, self._emitted)
         most = max(request.max_new_tokens for request in requests)
         self._costs = costs_of(config, model.params, len(requests))
-        self._policy = _policy(speculation, plain, speculative, most, self._costs, self._foresight, model)
+        self._heads = HeadsForesight(model, speculative if _is_chosen(speculation) else ())
+        self._policy = self._policy_for(speculation, plain, speculative, most, model)
         self._plain, self._positions = plain, max(texts)
         self._accepted: dict[NamedPlan, tuple[int, int]] = {}  # tokens and iterations
         self._requests, self._report = requests, report
@@ -149,6 +151,25 @@ class Session:
         self.prefill_seconds = 0.0
         self.schedule_trace: list[dict[str, Any]] = []
         self._traced: NamedPlan | None = None
+
+    def _policy_for(
+        self, speculation: SpeculationConfig, plain: NamedPlan, plans: list[NamedPlan], asked: int, model: Model
+    ) -> PlanPolicy:
+        """The planner if knowledge chooses the plan; else the one plan that was asked for."""
+        if not _is_chosen(speculation):
+            return FixedPlan(plans[0] if plans else plain)
+        config = model.config
+        scored = config.vocab_size if config.draft_vocab is None else len(config.draft_vocab)
+        share = scored * config.hidden_size / sum(leaf.size for leaf in jax.tree.leaves(model.params))
+        always = speculation.mode != "auto"
+        own = self._heads.tokens_an_iteration, self._foreseen_by_ngrams
+        return Planner(plain, plans, asked, self._costs, *own, share, drafts_always=always)
+
+    def _foreseen_by_ngrams(self, named: NamedPlan) -> float | None:
+        """The tokens that n-grams foresee of an iteration; None for a plan without n-grams."""
+        if self._foresight is None or not _has_ngrams(named):
+            return None
+        return self._foresight.tokens_an_iteration(named.node_budget)
 
     @property
     def compile_seconds(self) -> float:
@@ -223,12 +244,15 @@ class Session:
 
     def _prefill(self) -> StepResult:
         begun, compiled_before = time.perf_counter(), self.compile_seconds
-        prefill, pace = self.engine.prefill(self._requests, self._emitted), DevicePace(self._report)
+        prefill = self.engine.prefill(self._requests, self._emitted, keep_hidden=self._heads.counts)
+        pace = DevicePace(self._report)
         with phase(self._report, "prefill", prefill.total, "positions") as so_far:
             while not prefill.finished:
                 prefill.advance()
                 if pace.wait(prefill.newest):
                     so_far(min(prefill.done, prefill.total))
+        if self._heads.counts:
+            self._heads.count(prefill, self.engine.programs)
         result = self.engine.insert(prefill).result()
         compiling = self.compile_seconds - compiled_before
         self.prefill_seconds = time.perf_counter() - begun - compiling
@@ -313,28 +337,3 @@ def _foresight(
 def _is_chosen(speculation: SpeculationConfig) -> bool:
     """Whether a policy chooses the plan: mode `auto`, or mode `tokenswift` with schedule `auto`."""
     return speculation.mode == "auto" or (speculation.mode == "tokenswift" and speculation.schedule == "auto")
-
-
-def _policy(
-    speculation: SpeculationConfig,
-    plain: NamedPlan,
-    speculative: list[NamedPlan],
-    max_new_tokens: int,
-    costs: StepCosts,
-    foresight: NgramForesight | None,
-    model: Model,
-) -> PlanPolicy:
-    """The planner if knowledge chooses the plan; else the one plan that was asked for."""
-    if not _is_chosen(speculation):
-        return FixedPlan(speculative[0] if speculative else plain)
-
-    def foresee(named: NamedPlan) -> float | None:
-        if foresight is None or not _has_ngrams(named):
-            return None
-        return foresight.tokens_an_iteration(named.node_budget)
-
-    config = model.config
-    scored = config.vocab_size if config.draft_vocab is None else len(config.draft_vocab)
-    share = scored * config.hidden_size / sum(leaf.size for leaf in jax.tree.leaves(model.params))
-    always = speculation.mode != "auto"
-    return Planner(plain, speculative, max_new_tokens, costs, foresee, share, drafts_always=always)

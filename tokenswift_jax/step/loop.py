@@ -25,6 +25,7 @@ from tokenswift_jax.speculate.drafter import CommittedText, Drafter
 from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.step.iteration import Emitted, iterate
 from tokenswift_jax.step.state import DecodeState, StepInputs
+from tokenswift_jax.step.teacher_forced_drafts import accepted_rows
 from tokenswift_jax.token_log import RECORD
 
 
@@ -124,9 +125,12 @@ def catch_up(config: ModelConfig, drafter: Drafter, settings: SequenceParams, st
 
 @functools.cache
 def compiled(kind: str, graph: nnx.GraphDef, *static: Any) -> Callable:
-    """The jitted program of a kind (`chunk`, `prefill`, `causal`, `catch_up`); its state or cache is donated."""
+    """The jitted program of a kind (`chunk`, `prefill`, `causal`, `catch_up`, `accepted rows`); its state or cache is
+    donated."""
     if kind == "chunk":
         return jax.jit(functools.partial(run_chunk, graph, *static), donate_argnums=1)
+    if kind == "accepted rows":
+        return jax.jit(functools.partial(accepted_rows, graph, *static))
     if kind in ("prefill", "causal"):
         function = prefill_chunk if kind == "prefill" else causal_chunk
         return jax.jit(functools.partial(function, graph), donate_argnums=3)
