@@ -247,6 +247,8 @@ class Chooser:
         elif not self._always:
             self._doubted = pace is not None
         self._saved += tokens - iterations * price - (self._catch_ups.get(named, 0.0) if catch_up else 0.0)
+        if named is not self._ran:
+            self._saved -= self._switches()
         extra, foreseen = tokens / iterations - 1, self._foreseen(named) - 1
         decay = ITERATION_DECAY**iterations
         a, b = self._evidence.get(_source(named), (0.0, 0.0))
@@ -328,11 +330,16 @@ class Chooser:
         return 1 + sum(0.5**depth for depth in range(1, min(named.plan.rows, named.plan.depth + 1)))
 
     def _rebuild(self, named: NamedPlan) -> float:
-        """Plain steps to prepare the drafts of a plan that did not run last."""
-        if named is self._ran or not named.plan.drafter.parts:
+        """Plain steps to take a plan that did not run last: its drafts are prepared, and chunks do not run ahead."""
+        if named is self._ran:
             return 0.0
         rebuilt = any(part.rebuilt for part in named.plan.drafter.parts)
-        return self._catch_ups.get(named, ASSUMED_REBUILD if rebuilt else 0.0)
+        return self._switches() + self._catch_ups.get(named, ASSUMED_REBUILD if rebuilt else 0.0)
+
+    def _switches(self) -> float:
+        """Plain steps that the switch to a plan and the one back from it cost; the first chunk needs no switch."""
+        step = self.plain_pace()
+        return (2 if self.tokens else 1) * OVERHEAD / step if step else 0.0
 
     def _is_fresh(self) -> bool:
         return self._paced_at is not None and self.tokens - self._paced_at <= FRESH
