@@ -27,7 +27,7 @@ FIRST, LATER = 6, 16
 MARGIN = 1.05
 # Weights of evidence on how far foreseen tokens come true: of an iteration relative to the next one of its kind; of an
 # iteration relative to a token decoded plainly later; and of the belief, in foreseen tokens, that they all come true.
-ITERATION_DECAY, TOKEN_DECAY, BELIEF = 0.9, 0.997, 1.0
+ITERATION_DECAY, TOKEN_DECAY, BELIEF = 0.8, 0.997, 1.0
 # The extra tokens of heads on a text, relative to those on its prompt or on earlier texts, are up to so many: one model
 # with 3 nodes gave 1.2 tokens an iteration of a chat at temperature 1 and 2.4 of a greedy book.
 UNSURE = 2.0

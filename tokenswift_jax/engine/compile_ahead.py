@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 
-_NAME = "tokenswift-compile"
+from tokenswift_jax.threads import COMPILING
 
 
 class CompileAhead:
@@ -30,7 +30,7 @@ class CompileAhead:
         """Sends a function of `Engine.compiling` to the thread; an error of it is raised by the future's result."""
         if self._executor is None:
             x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
-            self._executor = ThreadPoolExecutor(1, _NAME, initializer=_enter_x64, initargs=(x64,))
+            self._executor = ThreadPoolExecutor(1, COMPILING, initializer=_enter_x64, initargs=(x64,))
         return self._executor.submit(compile_them, self._closed.is_set)
 
     def close(self) -> None:
@@ -38,11 +38,6 @@ class CompileAhead:
         self._closed.set()
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
-
-
-def under_way() -> bool:
-    """Whether a thread still compiles; the interpreter would wait for it before it ends the process."""
-    return any(thread.name.startswith(_NAME) for thread in threading.enumerate())
 
 
 def _enter_x64(enabled: bool) -> None:

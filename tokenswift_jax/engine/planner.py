@@ -213,12 +213,19 @@ class Planner:
         self._here.add(named)
         if compiled:
             self._costs.add_ready(named, self._capacity, compiled)
-        most = max(OF_COMPILING * compiled, OF_TEXT * self._chooser.remaining * (self._chooser.plain_pace() or 0.0))
-        measure(engine, self._costs, self._plain, named, self._length, most)
+        measure(engine, self._costs, self._plain, named, self._length, compiled, self._chooser.remaining)
         self._chooser.admit(named)
 
 
-def measure(engine: Engine, costs: StepCosts, plain: NamedPlan, named: NamedPlan, length: int, most: float) -> None:
+def measure(
+    engine: Engine,
+    costs: StepCosts,
+    plain: NamedPlan,
+    named: NamedPlan,
+    length: int,
+    compiled: float,
+    remaining: int,
+) -> None:
     """Measures a plan and plain decoding by turns on frozen rows, unless its price at such a length is known.
 
     Args:
@@ -227,20 +234,23 @@ def measure(engine: Engine, costs: StepCosts, plain: NamedPlan, named: NamedPlan
       plain: plain decoding.
       named: a plan whose program is compiled.
       length: committed positions.
-      most: the most seconds that measuring may take; if they do not suffice for one iteration, nothing is measured.
+      compiled: seconds that compiling it took; measuring may take a share of these, or of the text.
+      remaining: tokens that the text may still get. If a share does not suffice for one iteration, nothing is measured.
     """
     if named is plain or costs.is_measured(named, length):
         return
+    rounds = REPEATED * (1 + (costs.price(named, length) or MANY))
     step = costs.plain_seconds(plain, length)
     if step is None:
+        if not compiled and OF_TEXT * remaining < rounds:
+            return
         engine.prepare(plain)
-        step = min(engine.frozen_seconds(plain, 1) for _ in range(2))
-    round_of_one = REPEATED * (1 + (costs.price(named, length) or MANY)) * step
-    iterations = min(ceil(SHORTEST / step), int(most / round_of_one))
+        step = min(engine.frozen_seconds(plain, 1) for _ in range(2)) or SHORTEST
+    iterations = min(ceil(SHORTEST / step), int(max(OF_COMPILING * compiled / step, OF_TEXT * remaining) / rounds))
     if iterations < 1:
         return
     engine.prepare(plain)
     engine.prepare(named)
     times = [engine.frozen_seconds(one, iterations) / iterations for _ in range(REPEATED) for one in (plain, named)]
     costs.add_plain_seconds(plain, length, min(times[::2]))
-    costs.add_price(named, length, min(times[1::2]) / min(times[::2]))
+    costs.add_price(named, length, min(times[1::2]) / max(min(times[::2]), 1e-9))

@@ -16,7 +16,7 @@ from tokenswift_jax.engine.engine import Engine, Pending, StepResult
 from tokenswift_jax.engine.foresight import NgramForesight
 from tokenswift_jax.engine.heads_foresight import HeadsForesight
 from tokenswift_jax.engine.layout import Layout, scratch_of
-from tokenswift_jax.engine.planner import OF_COMPILING, Planner, measure
+from tokenswift_jax.engine.planner import Planner, measure
 from tokenswift_jax.engine.policy import FixedPlan, PlanPolicy
 from tokenswift_jax.engine.prefill import chunk_rows
 from tokenswift_jax.engine.step_costs import costs_of
@@ -272,7 +272,7 @@ class Session:
         compiling = self.compile_seconds - before
         if compiling:
             self._costs.add_ready(named, self.engine.layout.capacity, compiling)
-            measure(self.engine, self._costs, self._plain, named, self._positions, OF_COMPILING * compiling)
+            measure(self.engine, self._costs, self._plain, named, self._positions, compiling, 0)
             catch_up += self.engine.prepare(named)
         return catch_up
 
