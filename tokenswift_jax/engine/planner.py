@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from math import ceil
+from statistics import median_low
 
 import jax
 
@@ -22,6 +24,7 @@ CPU_ROWS, ACCELERATOR_ROWS = 8, 123
 REPEATED = 3  # measurements of a program on frozen rows, of which the least counts; a disturbance lasts for one or two
 # Measuring may take these shares: of the time that compiling the program took, and of the text to come.
 OF_COMPILING, OF_TEXT = 0.1, 0.01
+OWN = 4  # newest prices measured on the text itself: with the kept one, two of them outvote it
 MANY = 2.0  # plain steps that an iteration is taken to cost before it is measured for the first time
 
 
@@ -65,6 +68,7 @@ class Planner:
         self._here: set[NamedPlan] = set()
         self._ahead = CompileAhead()
         self._begun = False
+        self._own: defaultdict[NamedPlan, deque[float]] = defaultdict(lambda: deque(maxlen=OWN))
         self._chooser = Chooser(plain, plans, asked, self, drafts_always=drafts_always)
         self._plain_compiled = 0.0
 
@@ -114,9 +118,11 @@ class Planner:
 
     def price(self, named: NamedPlan) -> float:
         """The price kept for this length, else an assumed one."""
-        known = self._costs.price(named, self._length)
+        known, own = self._costs.price(named, self._length), self._own[named]
         if known is not None:
-            return known
+            return median_low([known, *own])
+        if own:
+            return median_low(own)
         per_row = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
         plan = named.plan
         reads = 0
@@ -128,7 +134,7 @@ class Planner:
 
     def is_measured(self, named: NamedPlan) -> bool:
         """Whether the price was measured at about this length."""
-        return self._costs.is_measured(named, self._length)
+        return self._costs.measured(named, self._length) > 0
 
     def tokens(self, named: NamedPlan) -> float | None:
         """The most that n-grams foresee, that the prompt shows of draft heads and that earlier texts showed: to believe
@@ -153,6 +159,7 @@ class Planner:
 
     def learn_price(self, named: NamedPlan, price: float) -> None:
         """Keeps a price."""
+        self._own[named].append(price)
         self._costs.add_price(named, self._length, price)
 
     def learn_plain(self, seconds: float) -> None:
@@ -226,7 +233,8 @@ def measure(
     compiled: float,
     remaining: int,
 ) -> None:
-    """Measures a plan and plain decoding by turns on frozen rows, unless its price at such a length is known.
+    """Measures a plan and plain decoding by turns on frozen rows: when it is compiled, until its price is certain; of a
+    program that was there, only if nothing has.
 
     Args:
       engine: no chunk of it is under way.
@@ -237,7 +245,7 @@ def measure(
       compiled: seconds that compiling it took; measuring may take a share of these, or of the text.
       remaining: tokens that the text may still get. If a share does not suffice for one iteration, nothing is measured.
     """
-    if named is plain or costs.is_measured(named, length):
+    if named is plain or costs.is_certain(named, length) or (not compiled and costs.measured(named, length)):
         return
     rounds = REPEATED * (1 + (costs.price(named, length) or MANY))
     step = costs.plain_seconds(plain, length)
