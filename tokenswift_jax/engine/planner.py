@@ -63,11 +63,13 @@ class Planner:
         self._head_share, self._always = head_share, drafts_always
         self._plain, self._length = plain, 1
         self._capacity = 0
-        self._measured: set[NamedPlan] = set()
         self._coming: dict[NamedPlan, Future[float]] = {}
         self._here: set[NamedPlan] = set()
         self._ahead = CompileAhead()
         self._begun = False
+        self._prices: dict[NamedPlan, float] = {}  # at the present length
+        self._want: NamedPlan | None = None
+        self._want_known = False
         self._own: defaultdict[NamedPlan, deque[float]] = defaultdict(lambda: deque(maxlen=OWN))
         self._chooser = Chooser(plain, plans, asked, self, drafts_always=drafts_always)
         self._plain_compiled = 0.0
@@ -92,6 +94,7 @@ class Planner:
     def attend(self, engine: Engine, length: int) -> None:
         """As `PlanPolicy.attend`."""
         self._length, self._capacity = max(length, 1), engine.layout.capacity
+        self._prices.clear()
         if not self._begun:
             self._begun, self._plain_compiled = True, engine.programs.compile_seconds
             self._begin(engine)
@@ -108,6 +111,8 @@ class Planner:
     def observe(self, named: NamedPlan, tokens: int, iterations: int, seconds: float, catch_up: float = 0.0) -> None:
         """As `PlanPolicy.observe`."""
         self._length += tokens
+        self._prices.clear()
+        self._want_known = False
         self._chooser.observe(named, tokens, iterations, seconds, catch_up, alone=not self._coming)
 
     def close(self) -> None:
@@ -118,6 +123,12 @@ class Planner:
 
     def price(self, named: NamedPlan) -> float:
         """The price kept for this length, else an assumed one."""
+        found = self._prices.get(named)
+        if found is None:
+            found = self._prices[named] = self._price(named)
+        return found
+
+    def _price(self, named: NamedPlan) -> float:
         known, own = self._costs.price(named, self._length), self._own[named]
         if known is not None:
             return median_low([known, *own])
@@ -161,6 +172,7 @@ class Planner:
         """Keeps a price."""
         self._own[named].append(price)
         self._costs.add_price(named, self._length, price)
+        self._prices.clear()
 
     def learn_plain(self, seconds: float) -> None:
         """Keeps the time of a plain step."""
@@ -186,6 +198,11 @@ class Planner:
         """The plan, not here yet, that gains most on the text to come; None while another is on its way."""
         if self._coming or not self._begun:
             return None
+        if not self._want_known:
+            self._want, self._want_known = self._most_wanted(), True
+        return self._want
+
+    def _most_wanted(self) -> NamedPlan | None:
         others = [named for named in self._chooser.plans if named not in self._here]
         best = max(others, key=self._value, default=None)
         return best if best is not None and self._value(best) > 0 else None
@@ -214,6 +231,7 @@ class Planner:
             self._admit(engine, named, engine.programs.compile_seconds - before)
         else:
             self._coming[named] = self._ahead.begin(engine.compiling(named))
+            self._want_known = False
 
     def _admit(self, engine: Engine, named: NamedPlan, compiled: float) -> None:
         """Lets a plan run whose program is here, after `compiled` seconds, and measures it if nothing else has."""
@@ -221,6 +239,8 @@ class Planner:
         if compiled:
             self._costs.add_ready(named, self._capacity, compiled)
         measure(engine, self._costs, self._plain, named, self._length, compiled, self._chooser.remaining)
+        self._prices.clear()
+        self._want_known = False
         self._chooser.admit(named)
 
 
