@@ -13,7 +13,8 @@ os.environ.setdefault("NPROC", "32")  # fewer threads than virtual devices can d
 
 import jax
 
-from tokenswift_jax.engine import compile_cache
+from tokenswift_jax.engine import compile_cache, step_costs
+from tokenswift_jax.errors import UserError
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -32,6 +33,18 @@ _COMPILED_AS_FOR_A_PERSON = {
 # hundreds of tests would crash in the compiler.
 _MAPS = Path("/proc/self/maps")
 _MANY = 20_000
+
+
+@pytest.fixture(scope="session", autouse=True)
+def costs_stay_in_memory():
+    """Keeps no costs of plans between runs: other runs on this machine would decide what `auto` runs."""
+
+    def nowhere(name):
+        raise UserError(f"tests keep no {name}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_costs, "cache_folder", nowhere)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

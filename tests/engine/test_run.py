@@ -22,9 +22,9 @@ def test_catching_up_counts_as_decoding_apart_from_the_chunk_s_own_time(monkeypa
             time.sleep(DELAY)
         return run_it(self, function, *arguments, name=name)
 
-    def noted(self, named, tokens, seconds, catch_up):
+    def noted(self, named, tokens, iterations, seconds, catch_up):
         observed.append((seconds, catch_up))
-        observe(self, named, tokens, seconds, catch_up)
+        observe(self, named, tokens, iterations, seconds, catch_up)
 
     monkeypatch.setattr(CompileCache, "run", slow_catch_up)
     monkeypatch.setattr(FixedPlan, "observe", noted)

@@ -13,7 +13,7 @@ from decoded import PLAIN, assert_same, decode
 from speculations import SPECULATIONS
 
 from tokenswift_jax.engine import session
-from tokenswift_jax.engine.adaptive import Tuner
+from tokenswift_jax.engine.planner import Planner
 from tokenswift_jax.sampling import SamplingConfig
 
 TOKENS = 2048
@@ -106,19 +106,25 @@ def test_tokens_are_those_of_plain_decoding_with_drafts_over_blocks():
 @pytest.mark.parametrize("case", CASES)
 def test_tokens_are_those_of_plain_decoding_with_any_plan_of_auto(case):
     assert_same(text(case, "auto").tokens, text(case, None).tokens)
-    assert text(case, "auto").trace[0]["mode"] == "autoregressive"
 
 
-class EachInTurn(Tuner):
-    """Takes another plan with every chunk, as no measurement would."""
+class EachInTurn(Planner):
+    """Takes another plan with every chunk, as no knowledge would; waits for no program."""
+
+    waiting = False
+
+    def __init__(self, plain, plans, *arguments, **named):
+        super().__init__(plain, plans, *arguments, **named)
+        self.order, self.turn = [plain, *plans], 0
+
+    def attend(self, engine, length):
+        pass
 
     def next_plan(self):
-        return self.current, None if self.current is self.plain else 16
+        return self.order[self.turn], 16 if self.turn else None
 
-    def observe(self, named, tokens, seconds, catch_up=0.0):
-        order = [self.plain, *self.plans]
-        self._queue = []
-        self.current = order[(order.index(named) + 1) % len(order)]
+    def observe(self, named, tokens, iterations, seconds, catch_up=0.0):
+        self.turn = (self.order.index(named) + 1) % len(self.order)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +139,7 @@ class EachInTurn(Tuner):
 )
 def test_plans_may_change_at_every_chunk(monkeypatch, mode, case):
     plain = text(case, None)
-    monkeypatch.setattr(session, "Tuner", EachInTurn)
+    monkeypatch.setattr(session, "Planner", EachInTurn)
     mixed = write(case, SPECULATIONS[mode])
     assert len(mixed.trace) > 20
     assert {entry["schedule"] for entry in mixed.trace} == {None, "fused", "partial"}

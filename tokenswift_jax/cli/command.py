@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 
 from tokenswift_jax.cli import streams
 from tokenswift_jax.errors import TextWarning, UserError
+from tokenswift_jax.threads import COMPILING
 
 _NO_FLAGS: Mapping[str, str] = MappingProxyType({})
 
@@ -129,9 +131,10 @@ def leave(status: int) -> NoReturn:
     """Ends the process with a status of `exit_status`.
 
     Without `_exit`, the threads of a failed checkpoint writer print their own complaints below the command's last line
-    when the interpreter ends. `_exit` loses nothing: commands close their files, however they end.
+    when the interpreter ends; and the interpreter waits for a program that is still being compiled for a text that has
+    ended by now. `_exit` loses nothing: commands close their files, however they end.
     """
-    if status:
+    if status or any(thread.name.startswith(COMPILING) for thread in threading.enumerate()):
         os._exit(status)
     sys.exit(0)
 

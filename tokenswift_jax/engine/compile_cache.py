@@ -58,8 +58,7 @@ class CompileCache:
 
     def compile(self, function: Callable, *arguments: Any, name: str = "a program") -> jax.stages.Compiled:
         """Returns the executable of `function`, from `jax.jit`, for such arguments; reports call it `name`."""
-        leaves, structure = jax.tree.flatten(arguments)
-        key = (function, structure, tuple(map(_kind, leaves)), jax.sharding.get_abstract_mesh())
+        key = _key(function, arguments)
         executable = _executables.get(key)
         if executable is None:
             begun = time.perf_counter()
@@ -72,6 +71,16 @@ class CompileCache:
                 _executables.popitem(last=False)
         _executables.move_to_end(key)
         return executable
+
+
+def is_compiled(function: Callable, *arguments: Any) -> bool:
+    """Whether the cache has the executable of `function` for such arguments, arrays or `jax.ShapeDtypeStruct`s."""
+    return _key(function, arguments) in _executables
+
+
+def _key(function: Callable, arguments: tuple) -> tuple:
+    leaves, structure = jax.tree.flatten(arguments)
+    return function, structure, tuple(map(_kind, leaves)), jax.sharding.get_abstract_mesh()
 
 
 def _kind(leaf: Any) -> tuple:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokenswift_jax import arrays
+from tokenswift_jax.engine import compile_cache
 from tokenswift_jax.engine.compile_cache import CompileCache
 from tokenswift_jax.engine.layout import Layout, with_all_parts, with_parts_at
 from tokenswift_jax.engine.prefill import Prefill, Prefix, padded
@@ -49,6 +50,7 @@ class StepResult:
       counts: int32 [slots], number of valid records.
       finish: int32 [slots], `Finish` after the chunk.
       length: int32 [slots], committed positions after the chunk.
+      iterations: number of iterations run.
     """
 
     records: np.ndarray
@@ -56,6 +58,7 @@ class StepResult:
     counts: np.ndarray
     finish: np.ndarray
     length: np.ndarray
+    iterations: int
 
     def log(self, row: int, seconds: float, *, prefilled: bool = False) -> TokenLog:
         """The token log of one row; the chunk took `seconds`."""
@@ -78,7 +81,7 @@ class Pending:
         if logprobs is not None:
             logprobs = LogprobLog(*map(np.asarray, jax.tree.leaves(logprobs)))
         records, finish = np.asarray(chunk.emitted.records), np.asarray(chunk.finish)
-        return StepResult(records, logprobs, counts, finish, np.asarray(chunk.length))
+        return StepResult(records, logprobs, counts, finish, np.asarray(chunk.length), int(chunk.iterations))
 
 
 class Engine:
@@ -137,6 +140,7 @@ class Engine:
         *,
         prefix: Prefix | None = None,
         capacity: int | None = None,
+        keep_hidden: bool = False,
     ) -> Prefill:
         """Begins a prefill of prompts and the tokens already emitted after them; `Prefill.advance` sends one chunk.
 
@@ -148,6 +152,7 @@ class Engine:
           prefix: the K/V of the first tokens of a single request; None: none are known.
           capacity: slots per row of the prefill's own cache, at least as many as it needs; each capacity has its own
             programs. None: as many as it needs, rounded up.
+          keep_hidden: keep the hidden states of the prompt's end (`Prefill`).
 
         Raises:
           UserError, ValueError: a request does not fit the layout (`Layout.check`).
@@ -157,7 +162,8 @@ class Engine:
         emitted = [()] * len(requests) if emitted is None else emitted
         if self._state is None and len(requests) == self.slots:
             capacity = self.layout.capacity
-        return Prefill(self._model, self.programs, self.layout, requests, emitted, capacity, prefix)
+        own = self._model, self.programs, self.layout
+        return Prefill(*own, requests, emitted, capacity, prefix, keep_hidden=keep_hidden)
 
     def insert(self, prefill: Prefill, slots: Sequence[int] | None = None) -> Pending:
         """Puts the prefilled rows into `slots`, in order; None: the first ones.
@@ -216,6 +222,33 @@ class Engine:
         self._ready = named
         return seconds
 
+    def is_compiled(self, named: NamedPlan) -> bool:
+        """Whether this process has the programs of a plan."""
+        return all(compile_cache.is_compiled(*call) for call in self._calls(named))
+
+    def compiling(self, named: NamedPlan) -> Callable[[Callable[[], bool]], float]:
+        """A function, for any thread, that compiles the programs of a plan and returns the seconds it took.
+
+        It stops before the next program once the function that it is called with returns True. `programs` does not
+        count these seconds: no caller of the engine waits for them.
+        """
+        calls, own = self._calls(named), CompileCache()
+
+        def compile_them(stopped: Callable[[], bool]) -> float:
+            for call in calls:
+                if not stopped():
+                    own.compile(*call)
+            return own.compile_seconds
+
+        return compile_them
+
+    def frozen_seconds(self, named: NamedPlan, iterations: int) -> float:
+        """Seconds of so many iterations of a plan on frozen rows: they do all their work and commit nothing.
+
+        `prepare` must have named the plan since the newest chunk: frozen iterations of other plans change nothing.
+        """
+        return self._sender.submit(self._frozen_seconds, named, iterations).result()
+
     def is_ready(self, named: NamedPlan) -> bool:
         """Whether `step` may run this plan without `prepare`."""
         return named is self._ready
@@ -241,6 +274,17 @@ class Engine:
         assert self._state is not None
         self._state, chunk = self._run(named, self._state, self._inputs, iterations)
         return chunk
+
+    def _frozen_seconds(self, named: NamedPlan, iterations: int) -> float:
+        assert self._state is not None
+        finish = self._state.finish
+        frozen = replace(self._state, finish=jnp.full_like(finish, Finish.VACANT))
+        jax.block_until_ready(frozen)
+        begun = time.perf_counter()
+        state, _ = jax.block_until_ready(self._run(named, frozen, self._inputs, -iterations))
+        seconds = time.perf_counter() - begun
+        self._state = replace(state, finish=finish)
+        return seconds
 
     def _insert(self, prefill: Prefill, slots: list[int], settings: SequenceParams) -> Chunk:
         inputs = replace(self._inputs, sequence=settings)
@@ -294,6 +338,16 @@ class Engine:
         after, chunk = self.programs.run(function, *arguments, name=named.label)
         return with_all_parts(after, places, state), chunk
 
+    def _calls(self, named: NamedPlan) -> list[tuple]:
+        """The calls that compile the programs of a plan, with shapes in place of arrays."""
+        state = self.state
+        assert state is not None, "no row has entered"
+        function, places = self._program(named.plan)
+        calls = [(function, *self._arguments(named.plan, with_parts_at(state, places), self._inputs, None))]
+        if named.plan.drafter.parts:
+            calls.append(self._catching_up(named.plan.drafter, state, self._inputs.sequence))
+        return [(function, *jax.tree.map(_shape_of, arguments)) for function, *arguments in calls]
+
     def _program(self, plan: Plan) -> tuple[Callable, tuple[int, ...]]:
         """The function that runs chunks of a plan, and the places of the plan's parts in the layout."""
         found = self._programs_of.get(plan)
@@ -330,6 +384,14 @@ class Engine:
             finish=jnp.asarray(finish),
             last_positions=penalty.last_positions(jnp.asarray(tokens), jnp.asarray(lengths), vocab),
         )
+
+
+def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape of an array, placed as the array is; arrays of one device are placed nowhere in particular."""
+    single = isinstance(leaf.sharding, jax.sharding.SingleDeviceSharding)
+    return jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=None if single else leaf.sharding, weak_type=leaf.weak_type
+    )
 
 
 def _enter_x64(enabled: bool) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Sequence
 
 CHAIN = 3  # tokens of an n-gram draft below the root
-RECENT = 64  # newest tokens that an estimate covers
+DISCOUNT = 0.85  # weight of an iteration in an estimate, relative to the iteration after it
+DOUBT = 1.0  # weight of an iteration without an accepted draft, which an estimate begins with
+REPLAYED = 64  # newest tokens of a prompt that are replayed: older iterations weigh less than 0.1 in all
 SPAN = 1 << 15  # newest tokens of a prompt whose continuations count: each costs the host about 2 us
 
 
@@ -41,7 +42,7 @@ class NgramForesight:
         self._rows[row].read(token_ids)
 
     def tokens_an_iteration(self, budget: int | None) -> float:
-        """Tokens that an iteration would have emitted over the newest tokens, the least of the rows; 1 without any."""
+        """Tokens that an iteration is expected to emit, from those over the newest tokens; the least of the rows."""
         return min((self._rows[row].tokens_an_iteration(budget) for row in sorted(self._running)), default=1.0)
 
     def end(self, row: int) -> None:
@@ -56,19 +57,20 @@ class _Row:
         self._text, self._lag, self._slots = text, lag, slots
         self._known: dict[int, dict[tuple[int, ...], tuple[int, int]]] = {}
         self._inserted = max(CHAIN, len(text) - SPAN)
-        self._position = len(text) - 1
+        self._position = max(0, len(text) - 1 - REPLAYED)
         # Of each budget: continuations of a draft, and tokens of each.
         self._drafts = {
             budget: (most, CHAIN) if budget is None else (max(1, min(most, budget // CHAIN)), min(CHAIN, budget))
             for budget in budgets
         }
         self._roots = dict.fromkeys(budgets, self._position)
-        self._emitted: dict[int | None, deque[int]] = {budget: deque() for budget in budgets}
+        self._emitted = dict.fromkeys(budgets, (DOUBT, DOUBT))  # discounted: tokens, iterations
+        self.read(())
 
     def tokens_an_iteration(self, budget: int | None) -> float:
-        """The mean of the newest iterations; 1 without any."""
-        emitted = self._emitted[budget]
-        return sum(emitted) / len(emitted) if emitted else 1.0
+        """The discounted mean of the iterations so far."""
+        tokens, iterations = self._emitted[budget]
+        return tokens / iterations
 
     def read(self, token_ids: Sequence[int]) -> None:
         """Appends tokens. Replays from each root whose draft cannot reach past the text."""
@@ -91,14 +93,14 @@ class _Row:
         self._inserted = max(self._inserted, end)
 
     def _iterate(self, budget: int | None, count: int, depth: int) -> None:
-        root, emitted = self._roots[budget], self._emitted[budget]
+        root = self._roots[budget]
         known = self._known.get(self._text[root], {})
         drafts = sorted(known, key=known.__getitem__, reverse=True)[:count]
         follows = self._text[root + 1 : root + 1 + depth]
-        emitted.append(1 + max((_agreeing(draft, follows) for draft in drafts), default=0))
-        self._roots[budget] = root + emitted[-1]
-        while sum(emitted) > RECENT:
-            emitted.popleft()
+        emitted = 1 + max((_agreeing(draft, follows) for draft in drafts), default=0)
+        self._roots[budget] = root + emitted
+        tokens, iterations = self._emitted[budget]
+        self._emitted[budget] = DISCOUNT * tokens + emitted, DISCOUNT * iterations + 1
 
 
 def _agreeing(draft: Sequence[int], text: Sequence[int]) -> int:

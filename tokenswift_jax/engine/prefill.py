@@ -69,11 +69,15 @@ class Prefill:
         emitted: Sequence[Sequence[int]],
         capacity: int | None,
         prefix: Prefix | None,
+        *,
+        keep_hidden: bool = False,
     ) -> None:
         """Allocates the cache; callers use `Engine.prefill`.
 
         capacity: slots per row of the cache; None: as many as the rows need. A prefix requires a single request.
+        keep_hidden: keep the last layer's output of the newest chunks for `hidden`.
         """
+        self._keeps, self._hidden = keep_hidden, []
         self.requests, self.emitted = list(requests), [list(done) for done in emitted]
         self._model, self._programs, self._layout = model, programs, layout
         self._texts = [[*request.prompt_ids, *done] for request, done in zip(requests, emitted, strict=True)]
@@ -108,10 +112,28 @@ class Prefill:
         # Begin a last chunk early enough to end within the capacity: it computes some positions again.
         start = min(self.done, self.capacity - self._rows)
         piece = jnp.asarray(self._ids[:, start : start + self._rows])
-        function = compiled("prefill", self._model.graphdef)
+        function = compiled("causal" if self._keeps else "prefill", self._model.graphdef)
         arguments = self._model.params, piece, jnp.asarray(start, jnp.int32), self._cache
-        self._cache = self._programs.run(function, *arguments, name="prefill")
+        result = self._programs.run(function, *arguments, name="prefill")
+        if self._keeps:
+            hidden, self._cache = result
+            self._hidden = [*self._hidden[-1:], (start, hidden)]  # the last chunk alone may be short
+        else:
+            self._cache = result
         self.done = start + self._rows
+
+    def hidden(self, row: int) -> tuple[jax.Array, int]:
+        """The last layer's output [positions, hidden_size] of a row's newest positions, and the first of these."""
+        (first, hidden), *later = self._hidden
+        parts = [hidden[row]]
+        for start, more in later:
+            parts.append(more[row, first + sum(map(len, parts)) - start :])
+        return jnp.concatenate(parts), first
+
+    @property
+    def rooted(self) -> list[list[int]]:
+        """Token ids of every row, up to the root of its next step."""
+        return self._rooted
 
     @property
     def newest(self) -> FullCache:

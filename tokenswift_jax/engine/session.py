@@ -11,13 +11,15 @@ import jax
 import numpy as np
 
 from tokenswift_jax.engine import capacity as memory
-from tokenswift_jax.engine.adaptive import ACCELERATOR_ROWS, CPU_ROWS, Tuner
 from tokenswift_jax.engine.device_pace import DevicePace
 from tokenswift_jax.engine.engine import Engine, Pending, StepResult
 from tokenswift_jax.engine.foresight import NgramForesight
+from tokenswift_jax.engine.heads_foresight import HeadsForesight
 from tokenswift_jax.engine.layout import Layout, scratch_of
+from tokenswift_jax.engine.planner import Planner, measure
 from tokenswift_jax.engine.policy import FixedPlan, PlanPolicy
 from tokenswift_jax.engine.prefill import chunk_rows
+from tokenswift_jax.engine.step_costs import costs_of
 from tokenswift_jax.errors import NumericsError
 from tokenswift_jax.finish import REASONS, Finish
 from tokenswift_jax.progress_report import Report, phase, silent
@@ -27,7 +29,6 @@ from tokenswift_jax.sample.logprobs import LogprobSpec
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import plans
 from tokenswift_jax.speculate.draft_model import with_draft_model
-from tokenswift_jax.speculate.ngram_drafter import NgramDrafter
 from tokenswift_jax.speculate.plans import NamedPlan
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step.state import DecodeState
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
 _MEMORY_ARGUMENTS = ("max_new_tokens", "capacity", "draft_cache", "ngram_slots")  # they lower a session's memory
+
+# After so many iterations, a text's acceptance is worth keeping: the mean of tokens per iteration errs by about 10%.
+_ENOUGH = 16
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,35 @@ class Session:
         self.engine = Engine(model, layout, len(requests), draft_params=draft_params, report=report)
         self._foresight = _foresight(speculation, speculative, requests, self._emitted)
         most = max(request.max_new_tokens for request in requests)
-        self._policy = _policy(speculation, plain, speculative, most, self._foresight)
+        self._costs = costs_of(config, model.params, len(requests))
+        self._heads = HeadsForesight(model, speculative if _is_chosen(speculation) else ())
+        self._policy = self._policy_for(speculation, plain, speculative, most, model)
+        self._plain, self._positions = plain, max(texts)
+        self._accepted: dict[NamedPlan, tuple[int, int]] = {}  # tokens and iterations
         self._requests, self._report = requests, report
         self._running = np.ones(len(requests), bool)
         self.prefill_seconds = 0.0
         self.schedule_trace: list[dict[str, Any]] = []
+        self._traced: NamedPlan | None = None
+
+    def _policy_for(
+        self, speculation: SpeculationConfig, plain: NamedPlan, plans: list[NamedPlan], asked: int, model: Model
+    ) -> PlanPolicy:
+        """The planner if knowledge chooses the plan; else the one plan that was asked for."""
+        if not _is_chosen(speculation):
+            return FixedPlan(plans[0] if plans else plain)
+        config = model.config
+        scored = config.vocab_size if config.draft_vocab is None else len(config.draft_vocab)
+        share = scored * config.hidden_size / sum(leaf.size for leaf in jax.tree.leaves(model.params))
+        always = speculation.mode != "auto"
+        own = self._heads.tokens_an_iteration, self._foreseen_by_ngrams
+        return Planner(plain, plans, asked, self._costs, *own, share, drafts_always=always)
+
+    def _foreseen_by_ngrams(self, named: NamedPlan) -> float | None:
+        """The tokens that n-grams foresee of an iteration; None for a plan without n-grams."""
+        if self._foresight is None or not _has_ngrams(named):
+            return None
+        return self._foresight.tokens_an_iteration(named.node_budget)
 
     @property
     def compile_seconds(self) -> float:
@@ -166,6 +194,8 @@ class Session:
         try:
             yield from self._steps()
         finally:
+            self._policy.close()
+            self._keep_costs()
             self.engine.stop()
 
     def _steps(self) -> Iterator[Step]:
@@ -181,8 +211,8 @@ class Session:
         clock = time.perf_counter()
         sent = self._send(catch_up)
         while True:
-            # Do not run ahead during a trial, or before the next plan is compiled and its drafts are prepared: that
-            # time would be charged to the chunk. Otherwise the next chunk hides the host's work.
+            # Do not run ahead before the next plan is compiled and its drafts are prepared: that time would be charged
+            # to the chunk. Otherwise the next chunk hides the host's work.
             ahead = self._send() if self._can_run_ahead() else None
             result = sent.pending.result()
             now = time.perf_counter()
@@ -191,7 +221,11 @@ class Session:
             step = self._step_of(result, sent.catch_up + seconds)
             if counts.any():
                 generated += int(counts.max())
-                self._policy.observe(sent.named, int(counts[counts > 0].min()), seconds, sent.catch_up)
+                least = int(counts[counts > 0].min())
+                self._policy.observe(sent.named, least, result.iterations, seconds, sent.catch_up)
+                before = self._accepted.get(sent.named, (0, 0))
+                self._accepted[sent.named] = before[0] + least, before[1] + result.iterations
+                self._positions = max(self._positions, int(result.length.max()))
             if counts.any() or any(row.error for row in step.rows):
                 yield step
             if not self._running.any():
@@ -202,28 +236,45 @@ class Session:
                 ahead = self._send(catch_up)
             sent = ahead
 
+    def _keep_costs(self) -> None:
+        for named, (tokens, iterations) in self._accepted.items():
+            if iterations >= _ENOUGH:
+                self._costs.add_accepted(named, tokens / iterations)
+        self._costs.save()
+
     def _prefill(self) -> StepResult:
         begun, compiled_before = time.perf_counter(), self.compile_seconds
-        prefill, pace = self.engine.prefill(self._requests, self._emitted), DevicePace(self._report)
+        prefill = self.engine.prefill(self._requests, self._emitted, keep_hidden=self._heads.counts)
+        pace = DevicePace(self._report)
         with phase(self._report, "prefill", prefill.total, "positions") as so_far:
             while not prefill.finished:
                 prefill.advance()
                 if pace.wait(prefill.newest):
                     so_far(min(prefill.done, prefill.total))
+        if self._heads.counts:
+            self._heads.count(prefill, self.engine.programs)
         result = self.engine.insert(prefill).result()
         compiling = self.compile_seconds - compiled_before
         self.prefill_seconds = time.perf_counter() - begun - compiling
         return result
 
     def _can_run_ahead(self) -> bool:
-        return not self._policy.trying and self.engine.is_ready(self._policy.next_plan()[0])
+        return not self._policy.waiting and self.engine.is_ready(self._policy.next_plan()[0])
 
     def _prepare(self, generated: int) -> float:
         """Compiles the next plan and prepares its drafts, where necessary; returns the seconds that the drafts took."""
+        self._policy.attend(self.engine, self._positions)
         named, _ = self._policy.next_plan()
-        if not self.engine.is_ready(named):
+        if named is not self._traced:
             self._trace(named, generated)
-        return self.engine.prepare(named)
+        before = self.compile_seconds
+        catch_up = self.engine.prepare(named)
+        compiling = self.compile_seconds - before
+        if compiling:
+            self._costs.add_ready(named, self.engine.layout.capacity, compiling)
+            measure(self.engine, self._costs, self._plain, named, self._positions, compiling, 0)
+            catch_up += self.engine.prepare(named)
+        return catch_up
 
     def _send(self, catch_up: float = 0.0) -> _Sent:
         """Sends the next chunk to the device without waiting for it."""
@@ -231,6 +282,7 @@ class Session:
         return _Sent(named, self.engine.step(named, iterations), catch_up)
 
     def _trace(self, named: NamedPlan, generated: int) -> None:
+        self._traced = named
         self.schedule_trace.append(
             {
                 "from_token": generated,
@@ -262,8 +314,9 @@ def _ngram_lag(sampling: SamplingConfig) -> int:
     return sampling.penalty_window or 0 if sampling.repetition_penalty != 1 else 0
 
 
-def _by_ngrams(named: NamedPlan) -> bool:
-    return isinstance(named.plan.drafter, NgramDrafter)
+def _has_ngrams(named: NamedPlan) -> bool:
+    """Whether n-gram chains continue the plan's root."""
+    return named.plan.tree.ngram_k > 0 and named.plan.tree.keyed_by_root
 
 
 def _foresight(
@@ -272,35 +325,15 @@ def _foresight(
     requests: Sequence[Request],
     emitted: Sequence[Sequence[int]],
 ) -> NgramForesight | None:
-    """The foresight for the plans that a tuner may choose; None where it chooses none or none drafts by n-grams."""
-    budgets = {named.node_budget for named in speculative if _by_ngrams(named)}
-    if not budgets or not _is_tuned(speculation):
+    """The foresight for the plans that a policy may choose; None where it chooses none or none drafts by n-grams."""
+    budgets = {named.node_budget for named in speculative if _has_ngrams(named)}
+    if not budgets or not _is_chosen(speculation):
         return None
     texts = [[*request.prompt_ids, *done] for request, done in zip(requests, emitted, strict=True)]
     lags = [_ngram_lag(request.sampling) for request in requests]
     return NgramForesight(texts, lags, budgets, speculation.ngram_k, speculation.ngram_slots)
 
 
-def _is_tuned(speculation: SpeculationConfig) -> bool:
-    """Whether measurements choose the plan: mode `auto`, or mode `tokenswift` with schedule `auto`."""
+def _is_chosen(speculation: SpeculationConfig) -> bool:
+    """Whether a policy chooses the plan: mode `auto`, or mode `tokenswift` with schedule `auto`."""
     return speculation.mode == "auto" or (speculation.mode == "tokenswift" and speculation.schedule == "auto")
-
-
-def _policy(
-    speculation: SpeculationConfig,
-    plain: NamedPlan,
-    speculative: list[NamedPlan],
-    max_new_tokens: int,
-    foresight: NgramForesight | None,
-) -> PlanPolicy:
-    """The tuner if measurements choose the plan; else the one plan that was asked for."""
-    if _is_tuned(speculation):
-
-        def foresee(named: NamedPlan) -> float | None:
-            if foresight is None or not _by_ngrams(named):
-                return None
-            return foresight.tokens_an_iteration(named.node_budget)
-
-        rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
-        return Tuner(plain, speculative, max_new_tokens, foresee, rows)
-    return FixedPlan(speculative[0] if speculative else plain)

@@ -34,9 +34,9 @@ _AUTO_BUDGETS_ELSEWHERE = (15, 63)
 _NAMED_BUDGET = {"cpu": 3}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NamedPlan:
-    """A plan with its names in `schedule_trace`."""
+    """A plan with its names in `schedule_trace`. Policies look plans up often; a hash of the model would cost more."""
 
     mode: str
     schedule: str | None
@@ -89,7 +89,7 @@ def speculative_plans(
         _check_tree(speculation.tree, heads)
         plans += [_named(config, speculation, features, "tokenswift", "fused", budget) for budget in budgets]
         plans += [_named(config, speculation, features, "tokenswift", "partial", budgets[-1])]
-    elif speculation.ngram_k:
+    if mode == "auto" and speculation.ngram_k:
         plans += [_named(config, speculation, features, "ngram", None, budget) for budget in budgets]
     return plans
 

@@ -25,6 +25,7 @@ from tokenswift_jax.speculate.drafter import CommittedText, Drafter
 from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.step.iteration import Emitted, iterate
 from tokenswift_jax.step.state import DecodeState, StepInputs
+from tokenswift_jax.step.teacher_forced_drafts import accepted_rows
 from tokenswift_jax.token_log import RECORD
 
 
@@ -65,14 +66,16 @@ def run_chunk(
     graph: nnx.GraphDef, plan: Plan, capacity: int, inputs: StepInputs, state: DecodeState, iterations: jax.Array
 ) -> tuple[DecodeState, Chunk]:
     """Iterates until a row has no room for another iteration in its `capacity` records, all rows have finished, or
-    `iterations` (int32 []) have run, without synchronisation with the host in between."""
+    `iterations` (int32 []) have run, without synchronisation with the host in between.
+
+    Negative `iterations`: that many run although all rows have finished, do all their work and commit nothing."""
     model = nnx.merge(graph, inputs.params)
     batch, step = state.length.shape[0], plan.depth + 1
 
     def unfinished(carry: tuple) -> jax.Array:
         state, _, counts, done = carry
-        running = (state.finish == Finish.RUNNING).any()
-        return running & (counts.max() + step <= capacity) & (done < iterations)
+        running = (state.finish == Finish.RUNNING).any() | (iterations < 0)
+        return running & (counts.max() + step <= capacity) & (done < jnp.abs(iterations))
 
     def body(carry: tuple) -> tuple:
         state, emitted, counts, done = carry
@@ -122,9 +125,12 @@ def catch_up(config: ModelConfig, drafter: Drafter, settings: SequenceParams, st
 
 @functools.cache
 def compiled(kind: str, graph: nnx.GraphDef, *static: Any) -> Callable:
-    """The jitted program of a kind (`chunk`, `prefill`, `causal`, `catch_up`); its state or cache is donated."""
+    """The jitted program of a kind (`chunk`, `prefill`, `causal`, `catch_up`, `accepted rows`); its state or cache is
+    donated."""
     if kind == "chunk":
         return jax.jit(functools.partial(run_chunk, graph, *static), donate_argnums=1)
+    if kind == "accepted rows":
+        return jax.jit(functools.partial(accepted_rows, graph, *static))
     if kind in ("prefill", "causal"):
         function = prefill_chunk if kind == "prefill" else causal_chunk
         return jax.jit(functools.partial(function, graph), donate_argnums=3)

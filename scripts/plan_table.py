@@ -1,0 +1,118 @@
+"""Mode `auto` against five fixed plans on six texts, one table a model.
+
+    python scripts/plan_table.py --model smollm2 demo
+    python scripts/plan_table.py --model smollm2 --texts quote book --tokens 2048
+
+Every round decodes a text once with each contender, one after the other, so that a machine that slows down slows all of
+them; the fastest of a contender's rounds counts. A round before these compiles. All runs of a text must emit the same
+token ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import tokenswift_jax as ts
+from tokenswift_jax.hardware.environment import describe_environment, usable_cores
+
+PASSAGE = """The Diodon, when it has been taken out of water for a short time, and then again immersed in it, absorbs a
+considerable quantity both of water and air by the mouth, and perhaps likewise by the branchial orifices. This process
+is effected by two methods: the air is swallowed, and is then forced into the cavity of the body, its return being
+prevented by a muscular contraction which is externally visible: but the water enters in a gentle stream through the
+mouth, which is kept wide open and motionless; this latter action must, therefore, depend on suction."""
+# Of each text: the prompt, whether it is a question for the chat template, and the temperature.
+TEXTS = {
+    "quote": (f"Correct the spelling of this passage and change nothing else:\n\n{PASSAGE}", True, 0.0),
+    "json": ("List twelve animals as JSON objects with the fields name, class and legs.", True, 0.0),
+    "chat": ("What is the difference between a virus and a bacterium?", True, 0.0),
+    "book": (PASSAGE, False, 0.0),
+    "book sampled": (PASSAGE, False, 1.0),
+    "hostile": ("What is the difference between a virus and a bacterium?", True, 1.6),
+}
+NGRAMS = {
+    f"ngram {nodes}": ts.SpeculationConfig(mode="ngram", node_budget=nodes, ngram_k=20) for nodes in (1, 3, 7, 15)
+}
+HEADS = {
+    f"fused {nodes}": ts.SpeculationConfig(mode="tokenswift", schedule="fused", node_budget=nodes)
+    for nodes in (1, 3, 7)
+} | {"ngram 3": NGRAMS["ngram 3"]}
+PLAIN = {"plain": ts.SpeculationConfig(mode="autoregressive")}
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", default=["demo"], help="checkpoints; demo: the bundled one")
+    parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS), help="texts to decode")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of each text")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the fastest run of a contender counts")
+    parser.add_argument("--output", type=Path, help="JSON file that gets the rows; it states the load of the machine")
+    return parser.parse_args(argv)
+
+
+def measure(model: ts.Model, name: str, tokens: int, rounds: int) -> dict[str, Any]:
+    """One row of the table: tokens per second of every contender, and what `auto` ran."""
+    prompt, chat, temperature = TEXTS[name]
+    contenders = PLAIN | (HEADS if model.config.num_draft_heads else NGRAMS) | {"auto": ts.SpeculationConfig()}
+    asked: dict[str, Any] = {"prompt": prompt}
+    if chat and getattr(model.tokenizer, "chat_template", None):
+        asked = {"messages": [{"role": "user", "content": prompt}]}
+    sampling = ts.SamplingConfig(temperature=temperature, seed=1)
+    rates: dict[str, list[float]] = {label: [] for label in contenders}
+    ids, newest = None, None
+    for number in range(1 + rounds):
+        for label, speculation in contenders.items():
+            result = ts.generate(
+                model, **asked, sampling=sampling, speculation=speculation, max_new_tokens=tokens, ignore_eos=True
+            )
+            ids = result.token_ids if ids is None else ids
+            if result.token_ids != ids:
+                raise SystemExit(f"{name}: {label} emits other tokens than plain decoding")
+            if number:
+                rates[label].append(round(result.tokens_per_second, 2))
+            newest = result
+    assert newest is not None
+    best = {label: max(runs) for label, runs in rates.items()}
+    fixed = max(rate for label, rate in best.items() if label != "auto")
+    return {
+        "text": name,
+        "tokens": tokens,
+        "rates": rates,
+        "auto_over_best": round(best["auto"] / fixed, 3),
+        "auto_over_plain": round(best["auto"] / best["plain"], 3),
+        "trace": [(e["from_token"], e["schedule"] or e["mode"], e["node_budget"]) for e in newest.schedule_trace],
+        "reason": newest.plan_reason,
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the tables; returns 0."""
+    options = parse_arguments(argv)
+    rows: list[dict[str, Any]] = []
+    for name in options.model:
+        model = ts.load(None if name == "demo" else name)
+        for text in options.texts:
+            row = {"model": name} | measure(model, text, options.tokens, options.rounds)
+            if not rows or rows[-1]["model"] != name:
+                print(f"{name}, {options.tokens} tokens, tokens/s, best of {options.rounds} rounds")
+                print(f"{'':14}", *(f"{label:>8}" for label in row["rates"]), " auto/best auto/plain  load  auto ran")
+            rows.append(row)
+            measured: Any = row["rates"]
+            rates = (f"{max(runs):8.1f}" for runs in measured.values())
+            ran = ", ".join(f"{mode} {nodes or ''} from {at}" for at, mode, nodes in row["trace"][:6])
+            ratios = f"{row['auto_over_best']:9.2f} {row['auto_over_plain']:10.2f}"
+            print(f"{text:14}", *rates, ratios, f"{row['load_average']:6.1f}  {ran}; {row['reason']}", flush=True)
+    if options.output is not None:
+        document = describe_environment() | {"cores": usable_cores(), "rows": rows}
+        options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The tokens an iteration that draft heads would have emitted at the end of the prompt, counted during prefill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from tokenswift_jax.engine.compile_cache import CompileCache
+from tokenswift_jax.engine.prefill import Prefill
+from tokenswift_jax.model import Model
+from tokenswift_jax.request import Request
+from tokenswift_jax.sample.params import sequence_params
+from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculate.drafter import Drafter
+from tokenswift_jax.speculate.heads_drafter import CachedHeadsDrafter, HeadsDrafter
+from tokenswift_jax.speculate.merged_drafter import MergedDrafter
+from tokenswift_jax.speculate.plans import NamedPlan
+from tokenswift_jax.step.loop import compiled
+
+ROOTS = 64  # roots in all rows together: the share of accepted drafts then errs by about 6%
+_FEWEST = 8  # roots of a row; fewer tell nothing
+_NEUTRAL = Request((0,), SamplingConfig(temperature=0.0), 0)
+
+
+class HeadsForesight:
+    """Counts the drafts of heads that the prompt itself would have accepted.
+
+    A prompt is not the model's own text, and a sampled text agrees with its drafts through their common noise, so the
+    count is what a policy begins with; the iterations of the text correct it.
+    """
+
+    def __init__(self, model: Model, plans: Sequence[NamedPlan]) -> None:
+        """plans: those that may run; the ones with draft heads are counted."""
+        self._model = model
+        fused = [named for named in plans if isinstance(_levels(named.plan.drafter), HeadsDrafter)]
+        self._largest = max(fused, key=lambda named: named.plan.rows, default=None)
+        self._accepted: list[np.ndarray] = []  # of each row: the tree rows of accepted drafts, [roots, depth]
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is anything to count: the prefill must then keep its hidden states."""
+        return self._largest is not None
+
+    def count(self, prefill: Prefill, programs: CompileCache) -> None:
+        """Counts on the last positions of a finished prefill that kept its hidden states."""
+        assert self._largest is not None
+        spec, config = self._largest.plan.tree, self._model.config
+        depth, each = len(spec.widths), ROOTS // len(prefill.texts)
+        texts, found, places = prefill.rooted, [], []
+        for row, text in enumerate(texts):
+            hidden, first = prefill.hidden(row)
+            last = len(text) - 2 - depth  # the root follows this position, and `depth` tokens the root
+            begin = max(first, last + 1 - each)
+            places.append(range(begin, last + 1))
+            if len(places[-1]) < _FEWEST:
+                return
+            found.append(hidden[begin - first : last + 1 - first])
+        known = [[*text[p + 1 : p + 2 + depth], 0] for text, own in zip(texts, places, strict=True) for p in own]
+        spare = ROOTS - len(known)
+        tokens = np.pad(np.asarray(known, np.int32), ((0, spare), (0, 0)))
+        hidden = jnp.pad(jnp.concatenate(found), ((0, spare), (0, 0)))
+        settings = sequence_params([_NEUTRAL] * ROOTS, config.vocab_size)
+        function = compiled("accepted rows", self._model.graphdef, spec)
+        arguments = self._model.params, settings, hidden, jnp.asarray(tokens[:, 0]), jnp.asarray(tokens[:, 1:])
+        accepted = np.asarray(programs.run(function, *arguments, name="foresight"))
+        ends = np.cumsum([len(own) for own in places])
+        self._accepted = np.split(accepted[: ends[-1]], ends[:-1])
+
+    def tokens_an_iteration(self, named: NamedPlan) -> float | None:
+        """Tokens that an iteration of a plan with heads would have emitted, the least of the rows; None: unknown."""
+        levels = _levels(named.plan.drafter)
+        if not self._accepted or not isinstance(levels, HeadsDrafter | CachedHeadsDrafter):
+            return None
+        budget = named.plan.rows - 1
+        tokens = min(_iterated(accepted <= budget) for accepted in self._accepted)
+        # The backbone's own guess over a draft cache nearly always comes true, and the heads begin behind it.
+        return tokens + isinstance(levels, CachedHeadsDrafter)
+
+
+def _levels(drafter: Drafter) -> Drafter:
+    return drafter.candidates if isinstance(drafter, MergedDrafter) else drafter
+
+
+def _iterated(kept: np.ndarray) -> float:
+    """Tokens an iteration when each root follows the tokens that the iteration before it emitted."""
+    lengths = 1 + np.cumprod(kept, axis=1).sum(axis=1)
+    root = iterations = 0
+    while root < len(lengths):
+        root, iterations = root + int(lengths[root]), iterations + 1
+    return root / iterations
