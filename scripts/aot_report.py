@@ -1,4 +1,4 @@
-"""Compiles decoding for accelerators that need not be here, and reports what their compilers say of it.
+"""Compiles decoding for accelerators that need not be here, and reports their compilers' figures.
 
     pip install -e '.[aot]'
     python scripts/aot_report.py --target v5e h200 --model Llama-3.1-8B --step plain verify-16

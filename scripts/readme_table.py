@@ -2,7 +2,7 @@
 
     python scripts/readme_table.py benchmarks/2026-11-25-cpu.jsonl     fills both sections
     python scripts/readme_table.py                                     fills them again from the same file
-    python scripts/readme_table.py --check                             fails where the README says something else
+    python scripts/readme_table.py --check                             fails where the README differs
 
 The benchmark section comes from rows of `scripts/benchmark.py`, the demo section from the demo model's training.json
 and its model card.

@@ -43,7 +43,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs what is left to do; the exit status (that of the training command, 2 for bad input)."""
+    """Runs the remaining phases; the exit status (that of the training command, 2 for bad input)."""
     try:
         return _run(parse_arguments(argv))
     except UserError as error:

@@ -21,7 +21,7 @@ _OF_A_RUN = ("date", "load_average", "load_average_at_start")  # fields that two
 
 
 def setting(section: str, prompts: Prompts, temperature: float, seed: int) -> Row:
-    """The fields of a row that say what was asked for."""
+    """The fields of a row for the setting."""
     about = {"section": section, "prefix": len(prompts.passages[0]), "temperature": temperature, "seed": seed}
     return about | {"prompt": prompts.describe()}
 

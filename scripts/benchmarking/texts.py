@@ -1,4 +1,4 @@
-"""The prompts: passages of given books, else what the model itself writes, or random ids."""
+"""The prompts: passages of given books, else text of the model itself, or random ids."""
 
 from __future__ import annotations
 

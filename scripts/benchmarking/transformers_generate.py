@@ -59,7 +59,7 @@ class TransformersModel:
         self._model.generation_config = GenerationConfig(pad_token_id=0)
 
     def labels(self, lookup: bool) -> dict[str, Any]:
-        """The fields of a row that say what ran."""
+        """The fields of a row that name the contender."""
         mode = {"implementation": "transformers", "mode": "prompt_lookup" if lookup else "plain"}
         return mode | {"schedule": None, "node_budget": None, "torch_threads": self._torch.get_num_threads()}
 

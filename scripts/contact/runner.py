@@ -156,7 +156,7 @@ def _environment(asked: Any, name: str) -> dict[str, str]:
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ends what is left of a stage and of the processes that it began."""
+    """Ends a stage and the processes that it began."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(process.pid, sign)

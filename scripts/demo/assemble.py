@@ -85,7 +85,7 @@ def _phase(recipe: Recipe, name: str, training: Mapping[str, Any]) -> Row:
 
 def _total(phases: Sequence[Row], before: Row | None) -> Row:
     """Tokens with the backbone learning and with the heads alone, minutes (None if a part's are unknown), and the
-    shortest and longest rows while the backbone learnt; of the phases and what came before them."""
+    shortest and longest rows while the backbone learnt; of the phases and the training before them."""
     total = before or {"backbone_tokens": 0, "head_tokens": 0, "minutes": 0.0, "shortest": 0, "longest": 0}
     backbone = [phase for phase in phases if phase["settings"]["what"] == "all"]
     lengths = [phase["settings"]["max_length"] for phase in backbone]

@@ -1,4 +1,4 @@
-"""One step of one model, compiled for one target ahead of time: what its compiler says."""
+"""One step of one model, compiled ahead of time for one target, and the compiler's figures of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SMALL_COPY = 2**20  # bytes
 COPIED, PREFILL_COPIED = 0.01, 0.1
 TEMPORARY_SHARE = 0.05  # of the cache, at most
 # Of the bytes that one row must move, at most. Several rows' programs also write and read sums of split products, which
-# second-level caches hold, and whose splits are chosen on the device.
+# second-level caches hold; the device chooses the splits.
 MOVED = 1.05
 # Kernels and copies of an iteration of two layers on a GPU, at most, by step. Counted with jax 0.11.2 for an H200: 62,
 # 121 and 161 for Llama-3.1-8B; 58 and 119 for Qwen2.5-1.5B. The host waits for nothing: loops run within graphs.
@@ -47,7 +47,7 @@ _GPUS = {TARGETS["a100"]: A100, TARGETS["h200"]: H200}
 def aot_row(
     name: str, model: str, step: str, layers: int | None, capacity: int, options: dict[str, Any], dumped: Path
 ) -> dict[str, Any]:
-    """The row of one step; `good` says that it is all it must be.
+    """The row of one step; `good` is true if the step keeps all limits.
 
     Args:
       name: of the target.
@@ -59,7 +59,7 @@ def aot_row(
       dumped: where XLA and Mosaic GPU put PTX, and XLA its lists of thunks.
 
     Raises:
-      LookupError: of a GPU's kernels no PTX was found, so that nothing is known of their spills.
+      LookupError: there is no PTX of a GPU's kernels, so the spills are unknown.
     """
     target, full_config = TARGETS[name], shapes.config_of(model)
     count = devices_needed(target, full_config, capacity)
@@ -80,7 +80,7 @@ def aot_row(
     # Copies also of weights, tables and draft caches, which are smaller than a layer's cache.
     copies = [entry for entry in large_arrays(text, _SMALL_COPY) if entry.startswith("copy ")]
     caches = [entry for entry in made if " bf16[" in entry]
-    # On one device, kernels and the cache that they read left out: of the layers compiled.
+    # On one device, of the compiled layers, without our kernels and the cache that they read.
     moved, least = moved_bytes(text), roofline.step_cost(step, config, 0).bytes // count
     row: dict[str, Any] = {
         "target": name,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 
 def seconds_of(work: Callable[[], Any], repeats: int = 5) -> float:
-    """Median seconds of `work`, which returns what it made; its first call, compilation included, is not counted."""
+    """Median seconds of `work`, which returns its arrays; the first call, with its compilation, does not count."""
     jax.block_until_ready(work())
     times = []
     for _ in range(repeats):
@@ -27,7 +27,7 @@ def copy_bandwidth(size: int, passes: int = 10) -> float:
     """Bytes a second of memory traffic, read and written, of a program that rewrites `size` bytes again and again."""
     x = jax.random.normal(jax.random.key(0), (size // 4,), jnp.float32)
 
-    # Donated, or what it is given is copied before the first pass.
+    # Without donation, XLA copies the argument before the first pass.
     @partial(jax.jit, donate_argnums=0)
     def rewrite(x: jax.Array) -> jax.Array:
         # Behind the barrier two passes cannot become one.

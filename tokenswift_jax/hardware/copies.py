@@ -14,7 +14,7 @@ _IN_PLACE = {"dynamic-update-slice", "scatter"}
 def large_arrays(text: str, least: int) -> list[str]:
     """Operations outside fusions that make an array of at least so many bytes, as "operation type[shape]".
 
-    A fusion stands for its last operation; one that updates in place makes nothing. Asynchronous copies into on-chip
+    A fusion counts as its last operation; one that updates in place allocates nothing. Asynchronous copies into on-chip
     memory are reads.
     """
     _, computations = parsed(text)

@@ -20,7 +20,7 @@ from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.step.loop import compiled
 
-CALLS = 6  # timed calls of a step, the first of which is left out
+CALLS = 6  # calls of a step; the first is not timed
 ITERATIONS = 31  # of a call, as many as decoding asks for at a time
 CHUNKS = 4  # of a prompt
 
@@ -55,7 +55,7 @@ def random_model(config: ModelConfig, dtype: Any, join: bool | None = None) -> R
 
 @dataclass(frozen=True)
 class FilledStep:
-    """A step with all it takes.
+    """A step with its arguments.
 
     Attributes:
       executable: compiled.
@@ -140,7 +140,7 @@ class _Started:
         inputs, state = blank()
         self.inputs = replace(inputs, params=model.params)
         filled = []
-        # One after the other: without this a blank cache and a random one are held at once (17 GB more for an 8B).
+        # One after the other. Without this, a blank and a random cache are in memory at once (17 GB more for an 8B).
         for seed, array in enumerate((state.cache.keys, state.cache.values), start=1):
             shape = jax.ShapeDtypeStruct(array.shape, array.dtype)
             array.delete()

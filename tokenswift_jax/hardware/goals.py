@@ -1,4 +1,4 @@
-"""The goals of decoding in bfloat16 on one GPU, held against what was measured."""
+"""The goals of decoding in bfloat16 on one GPU, compared with measurements."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 PLAIN_BANDWIDTH = 0.85  # of the copy bandwidth, at least, from LONG tokens on
-PLAIN_MODELS = ("Llama-3.1-8B", "Qwen2.5-14B")  # of others the share is said and held against nothing
+PLAIN_MODELS = ("Llama-3.1-8B", "Qwen2.5-14B")  # other models have a share and no goal
 ROWS_COST = {"verify-16": 1.1, "verify-64": 1.2}  # of a plain step's time, at most, from LONG tokens on
 # Where the roofline alone takes more, its own ratio times this: after a long text 64 rows of grouped heads are bound by
 # arithmetic, and no kernel can do better.
@@ -17,7 +17,7 @@ REPLAY_ACCEPTANCE, REPLAY_SECONDS, REPLAY_MODEL = 0.6, 300.0, "Llama-3.1-8B"  # 
 
 def goals(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """A row a goal and model: its bound, the worst value measured (of a replay the best schedule's), and whether it is
-    met; or what is missing to say so. A row without a bound says what was measured where no goal is set.
+    met; or why nothing can be compared. A row without a bound has the measurement of a model without a goal.
 
     Args:
       rows: of the sections `steps` and `replay`; of one device.

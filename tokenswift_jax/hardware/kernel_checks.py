@@ -128,7 +128,7 @@ def _case(rng: np.random.Generator, rows: int, group: int, head_dim: int) -> dic
 
 
 def _in_the_cache(case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The case of rows that follow each other, and are in the cache as well; what comes after them is finite."""
+    """The case of rows that follow each other, and are in the cache as well; the slots after them are finite."""
     rows = case["queries"].shape[1]
     changed = {name: case[name].copy() for name in ("keys", "values")}
     for name, stack in changed.items():

@@ -25,7 +25,7 @@ TABLE = 64  # blocks that the draft reads: 4,096 slots
 
 
 def by_length(config: ModelConfig, lengths: tuple[int, ...], dtype: Any, bandwidth: float) -> Iterator[dict[str, Any]]:
-    """Share of the copy bandwidth at which each kernel reads what it must of a layer's cache."""
+    """Share of the copy bandwidth at which each kernel reads its necessary bytes of a layer's cache."""
     heads, dim, capacity = config.num_kv_heads, config.head_dim, _whole_blocks(max(lengths)) + ACCELERATOR_ROWS
     size = heads * dim * jnp.dtype(dtype).itemsize  # of a position's keys
     shape = (LAYERS, 1, heads, capacity, dim)
@@ -54,7 +54,7 @@ def by_length(config: ModelConfig, lengths: tuple[int, ...], dtype: Any, bandwid
     for length in lengths:
         table = min(TABLE, length // BLOCK)
         yield row("cache_scores", 1, length, size * length, _selection(table))
-    # Bound by arithmetic, and beside ours where a library's serves: which is faster is to be seen.
+    # Prefill is bound by arithmetic; where a library's kernel serves, ours is timed as well.
     by, library = served_by(asked(ACCELERATOR_ROWS), keys)
     contenders = {by: prefill_attention} | ({"tree_attention": reference.prefill_attention} if library else {})
     for (name, attend), length in itertools.product(contenders.items(), lengths):

@@ -44,7 +44,7 @@ class _Thunk:
       indent: of its line.
       kind: as XLA names it.
       turns: of a loop, how often its body runs; None where XLA does not know.
-      parts: what it holds, by the name of the part ("" where it has only one).
+      parts: the thunks within it, by the name of the part ("" where it has only one).
     """
 
     indent: int
@@ -64,7 +64,7 @@ def dumped_launches(folder: Path, program: str = "") -> Launches | None:
 
 def count_launches(thunks: str, program: str) -> Launches:
     """Launches of an iteration: of branches the larger one; of an inner loop as many turns as XLA knows that it takes,
-    or its first condition alone where XLA does not know: such loops are for what seldom happens.
+    or its first condition alone where XLA does not know: such loops run seldom.
 
     Args:
       thunks: XLA's list of them.
@@ -105,7 +105,7 @@ def _of(thunk: _Thunk, captured: bool) -> Launches:
 def _parsed(thunks: str) -> list[_Thunk]:
     """The outermost thunks, those that they hold within them."""
     root = _Thunk(-4, "", parts={"": []})
-    around = [(root, "")]  # what holds the present line, outermost first, and in which part of it the line is
+    around = [(root, "")]  # thunks around the current line, outermost first, and the part in which it is
     for line in thunks.splitlines():
         found, named = _THUNK.match(line), _PART.search(line)
         if found:
@@ -115,8 +115,8 @@ def _parsed(thunks: str) -> list[_Thunk]:
             holder.parts.setdefault(part, []).append(thunk)
             around.append((thunk, ""))
         elif named:
-            # A line of its own stands two columns within what it is a part of; but a condition's stands at the margin,
-            # and the name of what follows an empty part on that part's line: then nothing came between.
+            # A part's own line is indented by two columns within its thunk; but a condition's is at the margin, and the
+            # name of the part after an empty part is on that part's line: then nothing came between.
             if line.strip() == named[0] and named[1] != "condition":
                 while around[-1][0].indent >= len(line) - len(line.lstrip()):
                     around.pop()

@@ -32,7 +32,7 @@ def kernel_registers(dumped: Path, architecture: str, kernels: tuple[str, ...]) 
 
     Raises:
       FileNotFoundError: the assembler of the `aot` extra is not installed.
-      LookupError: the folder has no PTX of such a kernel, so that nothing can be said of it.
+      LookupError: the folder has no PTX of such a kernel, so nothing is known of it.
     """
     found: dict[str, dict[str, int]] = {}
     for path in sorted(dumped.glob("*.ptx")):

@@ -44,7 +44,7 @@ def step_cost(name: str, config: ModelConfig, length: int, itemsize: int = 2) ->
     """The least that a step (of `steps.STEPS`) at `length` committed tokens costs.
 
     Each weight that takes part and each live position of the cache is read once, each row's K/V and logits are written
-    once and read once; what a chip keeps in registers and on-chip memory costs nothing.
+    once and read once; values in registers and on-chip memory cost nothing.
     """
     layer, head, heads = _layer_weights(config), config.hidden_size * config.vocab_size, _head_weights(config)
     backbone = config.num_layers * layer

@@ -112,7 +112,7 @@ def plan_named(name: str, config: ModelConfig) -> Plan:
 
 
 def rows_of(name: str) -> int:
-    """Rows that the target verifies in a step whose name says so."""
+    """Rows that the target verifies in a step, from its name."""
     return int(name.split("-")[1])
 
 

@@ -1,4 +1,4 @@
-"""Accelerators that programs are compiled for without having one, and what their data sheets promise."""
+"""Targets of ahead-of-time compilation, and the figures of their data sheets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Target:
     """One kind of device.
 
     Attributes:
-      kind: whose kernels it runs.
+      kind: the platform, which decides the kernels.
       topology: name of a slice of 8 devices for `jax.experimental.topologies`; of a GPU its description for XLA.
       memory: bytes of one device.
       bandwidth: of its memory, bytes a second.
@@ -27,7 +27,7 @@ class Target:
 
 
 # Without a driver's version XLA takes one older than CUDA 12.3 (cost: programs without conditional and loop nodes in
-# their graphs, which is not what a machine with a present driver runs).
+# their graphs, unlike on a machine with a current driver).
 _GPU = """gpu_device_info {{
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
   threads_per_core_limit: 2048 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
@@ -63,7 +63,7 @@ def compile_without_hardware() -> None:
     """Sets the environment for it; before jax is imported."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-    # Or libtpu looks for the chips and the metadata server of a TPU machine.
+    # Without these, libtpu looks for the chips and the metadata server of a TPU machine.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5p-8"}
 
 

@@ -42,8 +42,8 @@ class _Program:
         does = operation.does
         if does == "while":
             known = re.search(r'known_trip_count":\{"n":"(\d+)"', operation.rest)
-            # The loop over iterations counts once. One inside an iteration whose turns are not known is for what seldom
-            # happens: a selection of the draft cache, a row that its few highest scores do not decide.
+            # The loop over iterations counts once. A loop inside an iteration with an unknown number of turns runs
+            # seldom: a selection of the draft cache, a row that its few highest scores do not decide.
             turns = int(known[1]) if known else int(outermost)
             return turns * self.moved(operation.called("body"), False)
         if does == "conditional":
@@ -96,8 +96,8 @@ class _Program:
 
 
 def moved_bytes(text: str) -> int:
-    """Bytes that one iteration of a program's outermost loop moves, with what comes before and after it; kernels of
-    ours excepted. Loops whose turns the compiler knows count as often as they turn."""
+    """Bytes that one iteration of a program's outermost loop moves, with the operations before and after it;
+    our own kernels excepted. A loop with a known number of turns counts as often as it turns."""
     program = _Program(text)
     return round(program.moved(program.entry))
 
@@ -120,7 +120,7 @@ def _alone(operation: Operation, operations: Computation) -> float:
     if part is not None and part < len(given):
         return 2 * _bytes(given[part].shape)
     if operation.does in ("copy-start", "slice-start"):
-        # (result, operand, context), or the other way round: what is taken is read there and written here.
+        # (result, operand, context), or the other way round: the part is read there and written here.
         both = arrays(operation.shape)[:2]
         taken = min(map(array_bytes, both))
         return taken * sum(not on_chip(array) for array in both)

@@ -34,7 +34,7 @@ class Variant:
 
     Attributes:
       join: whether linear maps of the same rows are one (`models.joined`).
-      options: of XLA, beside decoding's own.
+      options: options of XLA in addition to decoding's own.
       padded: whether products of fewer rows than PADDED_ROWS get rows of zeros.
     """
 
@@ -48,7 +48,7 @@ VARIANTS = {
     JOINED: Variant(),
     APART: Variant(join=False),
     "padded": Variant(padded=True),
-    # Without cuBLASLt, whose products are no kernels of ours in a graph.
+    # Without cuBLASLt.
     "triton": Variant(
         options={"xla_gpu_experimental_autotune_backends": "TRITON,NATIVE_EMITTER,BLOCK_LEVEL_EMITTER,CUSTOM_KERNEL"}
     ),
@@ -131,7 +131,7 @@ def _padding() -> AbstractContextManager:
         rows = x.reshape(-1, x.shape[-1])
         if rows.shape[0] >= PADDED_ROWS:
             return jnp.tensordot(x, linear.kernel[...], axes=1)
-        # Behind barriers, or XLA multiplies only what is used.
+        # Without the barriers, XLA multiplies only the rows in use.
         wide = jax.lax.optimization_barrier(jnp.pad(rows, ((0, PADDED_ROWS - rows.shape[0]), (0, 0))))
         product = jax.lax.optimization_barrier(jnp.tensordot(wide, linear.kernel[...], axes=1))
         return product[: rows.shape[0]].reshape(*x.shape[:-1], *product.shape[1:])
