@@ -1,4 +1,4 @@
-"""Programs do not grow with the batch; nothing is allocated here."""
+"""Programs do not grow with the batch, nor their kernels with the layers; nothing is allocated here."""
 
 import re
 from functools import cache
@@ -16,7 +16,7 @@ from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask, next_rows
 from tokenswift_jax.sample.features import features_of
-from tokenswift_jax.speculate.plans import speculative_plans
+from tokenswift_jax.speculate.plans import autoregressive_plan, speculative_plans
 from tokenswift_jax.step.loop import compiled
 
 CONFIG = tiny.tiny_config()
@@ -53,9 +53,12 @@ def instructions(function, batch, cache_dtype):
     return counted(jax.jit(function, donate_argnums=(4, 5)).lower(*arguments))
 
 
+def compiled_text(lowered):
+    return lowered.compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()
+
+
 def counted(lowered):
-    text = lowered.compile(compiler_options={"xla_backend_optimization_level": 0}).as_text()
-    return len(re.findall(r"^\s+(?:ROOT )?%?[\w.\-]+ = ", text, re.MULTILINE))
+    return len(re.findall(r"^\s+(?:ROOT )?%?[\w.\-]+ = ", compiled_text(lowered), re.MULTILINE))
 
 
 @pytest.mark.parametrize("cache_dtype", [None, "int8"])
@@ -64,6 +67,34 @@ def test_instructions_at_batch_1_8_and_64(function, cache_dtype):
     counts = [instructions(function, batch, cache_dtype) for batch in (1, 8, 64)]
     assert counts[1] == pytest.approx(counts[2], rel=0.02)
     assert max(counts) <= 1.3 * min(counts), counts
+
+
+def prefill_of(layers, capacity):
+    """The compiled text of a prompt's chunk, and the shape of a cache's array in it."""
+    model = tiny.tiny_config(num_hidden_layers=layers)
+    graph, params = tiny.abstract_model(model)
+    full = jax.eval_shape(lambda: empty_cache(model, 1, capacity, jnp.dtype(jnp.float32)))
+    arguments = params, ints(1, ROWS), ints(), full
+    return compiled_text(compiled("prefill", graph).lower(*arguments)), "f32[{}]".format(
+        ",".join(map(str, full.keys.shape))
+    )
+
+
+def test_kernels_do_not_grow_with_the_layers():
+    """XLA for CPU compiles equal fused computations once."""
+    kinds = []
+    for layers in (3, 6):
+        text, _ = prefill_of(layers, CAPACITY)
+        bodies = re.findall(r"^%fused_computation[^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+        kinds.append({re.sub(r"%[\w.\-]+|, metadata=\{[^}]*\}|/\*.*?\*/", "", body) for body in bodies})
+    assert len(kinds[0]) == len(kinds[1])
+
+
+@pytest.mark.parametrize("capacity", [256, CAPACITY])
+def test_prefill_copies_no_cache(capacity):
+    text, shape = prefill_of(3, capacity)
+    assert shape in text
+    assert not re.search(re.escape(shape) + r"\S* copy\(", text)
 
 
 @pytest.mark.parametrize("schedule", ["fused", "partial"])
@@ -79,3 +110,14 @@ def test_instructions_of_a_whole_chunk(schedule):
         counts.append(counted(function.lower(*arguments, jax.ShapeDtypeStruct((), jnp.int32))))
     assert counts[1] == pytest.approx(counts[2], rel=0.02)
     assert max(counts) <= 1.3 * min(counts), counts
+
+
+def test_a_chunk_returns_the_kinds_of_arrays_that_it_takes():
+    """Its second call would compile it again otherwise: a weak type is enough."""
+    sampling = SamplingConfig(temperature=0.0, min_p=None, repetition_penalty=1.0)
+    plan = autoregressive_plan(CONFIG, features_of(sampling)).plan
+    inputs, state = tiny.abstract_call(plan, PARAMS, sampling, 2, CAPACITY)
+    after, _ = jax.eval_shape(compiled("chunk", GRAPH, plan, CHUNK_TOKENS), inputs, state, ints())
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype, x.weak_type), state
+    )

@@ -64,7 +64,7 @@ class KVCache(Protocol):
         ...
 
     @property
-    def numbers(self) -> tuple[jax.Array, ...] | None:
+    def layer_indices(self) -> tuple[jax.Array, ...] | None:
         """The layers' indices, int32 [] each, if the methods should get them in place of constants."""
         ...
 

@@ -39,9 +39,7 @@ class FullCache:
       values: as `keys`, not rotated.
       key_scales, value_scales: float32 [layers, batch, kv_heads, capacity] if K/V are in 8 bits
         (`quantize.quantized`); else None.
-      numbers: for each layer its index, int32 [], where the program is for a CPU; else None. With constants in their
-        place, XLA for CPU compiles every layer's reads and writes of the cache by themselves (cost: half of the
-        compilation of a 30-layer model's prefill).
+      numbers: for each layer its index, int32 [], where the program is for a CPU; else None.
       model_dtype: static, the model's dtype if K/V are in 8 bits; None: K/V are in the model's dtype.
     """
 
@@ -74,6 +72,16 @@ class FullCache:
     @property
     def capacity(self) -> int:
         return self.keys.shape[3]
+
+    @property
+    def layer_indices(self) -> tuple[jax.Array, ...] | None:
+        """The layers' indices as values of the running program, where that is for a CPU; None: constants serve better.
+
+        With constants, XLA for CPU compiles every layer's reads and writes of the cache by themselves (cost: half of
+        the compilation of a 30-layer model's prefill). With indices, it copies a cache of one block, which it reads as
+        a whole, at every layer.
+        """
+        return self.numbers if self.capacity > BLOCK else None
 
     @property
     def dtype(self) -> jnp.dtype:

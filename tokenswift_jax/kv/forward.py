@@ -53,6 +53,6 @@ def forward_rows(model: Decoder, rows: RowBatch, cache: _Cache) -> tuple[Rows, _
         mixed, new, query, cache = cache.extend(layer, projected, rotation, rows, spec)
         return mixed, (new, query), cache
 
-    hidden, left, cache = model.hidden(rows.tokens, rows.positions, attend, cache, cache.numbers)
+    hidden, left, cache = model.hidden(rows.tokens, rows.positions, attend, cache, cache.layer_indices)
     new, query = jax.tree.map(lambda *layers: jnp.concatenate(layers), *left)
     return Rows(hidden, new, query), cache
