@@ -104,7 +104,7 @@ class Scheduler:
             self._check_queue(urgent=False)
 
     def submit(self, run: Run, *, urgent: bool = False) -> None:
-        """Queues a run, new or paused; an `urgent` one, of a restarted server, enters a full queue too.
+        """Queues a run, new or paused; an `urgent` one enters a full queue too.
 
         Raises:
           UserError: no slot has room for it.
