@@ -101,6 +101,15 @@ def test_lists_and_choices_are_numbered(live):
     assert texts == [choice["text"] for choice in answer["choices"]]
 
 
+def test_a_request_of_more_texts_than_the_queue_holds(live):
+    """A queue that is not full takes all of them: else no number of tries would ever be enough."""
+    count = live.service.scheduler.max_queue + 10
+    answer = live.post(PATH, prompt=[[5, 6]] * count, max_tokens=1, temperature=0)
+    assert len({choice["text"] for choice in answer["choices"]}) == 1
+    assert len(answer["choices"]) == count
+    live.emptied()
+
+
 def test_ends(live):
     """Stop strings, stop tokens, the least number of tokens, and the EOS that does not count."""
     text = live.alone(PROMPT, 40, seed=5)

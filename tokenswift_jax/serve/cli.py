@@ -7,13 +7,12 @@ import ipaddress
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers, with_dashes
 from tokenswift_jax.cli.converters import json_object, name, path, whole, whole_list
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.paths import state_folder
+from tokenswift_jax.paths import expanded, state_folder
 from tokenswift_jax.progress_report import Report, silent
 from tokenswift_jax.serve.extra import check_installed
 from tokenswift_jax.speculation import MODES, SpeculationConfig
@@ -64,7 +63,7 @@ def _service(options: argparse.Namespace, model: Model) -> Service:
     from tokenswift_jax.serve.metrics import Metrics
     from tokenswift_jax.serve.service import Service
 
-    served = options.served_model_name or (_DEMO_NAME if options.model is None else Path(options.model).name)
+    served = options.served_model_name or _served_name(options.model)
     given = {"mode": options.mode, "node_budget": options.node_budget, "ngram_k": options.ngram_k}
     speculation = SpeculationConfig(**{name: value for name, value in given.items() if value is not None})
     state = options.state_dir if options.state_dir is not None else state_folder()
@@ -110,6 +109,14 @@ def make_pools(
     for size in sizes:
         pools.append(Pool(model, size, plans, reserved=sum(pool.bytes for pool in pools), report=report))
     return pools
+
+
+def _served_name(asked: str | None) -> str:
+    """The model's name in requests: a hub id as it is, a folder or a file by its own name."""
+    if asked is None:
+        return _DEMO_NAME
+    place = expanded(asked)
+    return asked if not place.exists() else place.resolve().stem if place.is_file() else place.resolve().name
 
 
 def _say(phase: str, done: int, total: int, unit: str) -> None:

@@ -19,7 +19,7 @@ from tokenswift_jax.serve.pool import Flight, Pool
 from tokenswift_jax.serve.run import Run, RunState, Update
 from tokenswift_jax.token_log import concatenate
 
-_SHORT_CHUNK = 8  # iterations of a chunk while a prompt waits: its first token comes sooner
+_SHORT_CHUNK = 8  # iterations of a chunk while a prompt enters a cache: its first token comes sooner
 _IN_FLIGHT = 2  # chunks of a pool that the device has: the next one hides the host's work on the last one
 _PROMPT_CHUNKS = 2  # chunks of a prompt between two looks at the queue while nothing decodes
 _NOTHING = concatenate([])
@@ -104,7 +104,7 @@ class Scheduler:
             self._check_queue(urgent=False)
 
     def submit(self, run: Run, *, urgent: bool = False) -> None:
-        """Queues a run, new or paused; an `urgent` one, of a restarted server, enters a full queue too.
+        """Queues a run, new or paused; an `urgent` one enters a full queue too.
 
         Raises:
           UserError: no slot has room for it.
@@ -210,7 +210,7 @@ class Scheduler:
             self._admit(pool)
             self._advance(pool, decoding)
             if pool.tenants and sum(flight.pool is pool for flight in self._flights) < _IN_FLIGHT:
-                hurry = bool(pool.coming) or bool(len(self.queue))
+                hurry = any(other.coming for other in self.pools)
                 self._flights.append(pool.step(_SHORT_CHUNK if hurry else None))
         if self._flights:
             self._receive(self._flights.popleft())

@@ -125,7 +125,7 @@ class Service:
 
         Raises:
           UserError: one does not fit any slot.
-          BusyError: the queue has no place for all of them.
+          BusyError: the queue is full. One that has a place takes all runs of a request, as many as they are.
         """
         self._check_ready()
         tokenizer = self.model.tokenizer
@@ -134,9 +134,9 @@ class Service:
             self.scheduler.check(run)
         channels = [Channel(run) for run in made]
         try:
-            for run, channel in zip(made, channels, strict=True):
+            for number, (run, channel) in enumerate(zip(made, channels, strict=True)):
                 self._channels[run.id] = channel
-                self.scheduler.submit(run)
+                self.scheduler.submit(run, urgent=number > 0)
                 self.metrics.submitted(run)
             yield channels
         finally:

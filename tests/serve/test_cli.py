@@ -1,0 +1,43 @@
+"""The command `serve`: wrong flags, names, slots and memory."""
+
+import pytest
+
+from tokenswift_jax.serve import cli, extra
+from tokenswift_jax.serve.cli import _served_name
+
+pytest.importorskip("starlette")
+
+
+def test_the_name_of_a_model(tmp_path):
+    (tmp_path / "My-Model").mkdir()
+    (tmp_path / "weights.Q8.gguf").write_text("")
+    assert _served_name(None) == "tokenswift-demo"
+    assert _served_name("org/model") == "org/model"
+    assert _served_name(f"{tmp_path}/My-Model/") == "My-Model"
+    assert _served_name(str(tmp_path / "weights.Q8.gguf")) == "weights.Q8"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-length", "200000"], "--max-length 200000 exceeds the model's 131072 positions; ask for less"),
+        (["--slots", "1,0"], "--slots has a group of 0"),
+        (["--slots", "100000", "--max-length", "131072"], "are free; lower --max-length or --slots"),
+        (["--slots", "two"], "--slots"),
+        (["--api-key", "a b"], "an API key has characters that no header holds"),
+        (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--state-dir", "/proc/nowhere"], "--state-dir /proc/nowhere/runs cannot be used"),
+        (["--sing"], "unrecognized arguments: --sing; serve --help lists the flags"),
+    ],
+)
+def test_wrong_flags_are_one_line(words, message, capsys):
+    assert cli.main([*words, "--port", "0"], "serve") == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_missing_packages_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(extra, "find_spec", lambda name: None)
+    assert cli.main([], "serve") == 2
+    assert "pip install 'tokenswift_jax[serve]'" in capsys.readouterr().err
