@@ -18,9 +18,9 @@ class SpeculationConfig:
     Attributes:
       mode: `autoregressive` draws one token a step; `tokenswift` drafts with draft heads and n-grams; `medusa` drafts
         with the heads alone, on the verified state; `selfspec` drafts a chain of 4 with the backbone over the draft
-        cache; `ngram` drafts n-gram chains alone; `auto` measures and picks.
+        cache; `ngram` drafts n-gram chains alone; `auto` picks what is fastest, plain decoding among it.
       schedule: for `tokenswift`: `partial` drafts with a forward over the draft cache, `fused` reads the verified
-        hidden state; `auto` measures and picks.
+        hidden state; `auto` picks the faster one, and never decodes plainly.
       tree: candidates per depth, the backbone's first; `fused` and `medusa` do not use the first entry. None: the
         checkpoint's node set for the schedule, or one candidate of the backbone and three of each head if it has none.
       node_budget: nodes verified per iteration, best first; None for the whole tree, except that modes `tokenswift`,

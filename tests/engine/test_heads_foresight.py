@@ -35,9 +35,10 @@ def test_the_count_is_the_acceptance_of_the_device(head_type, budget):
     again.close()
 
 
-def test_a_prompt_of_a_few_tokens_counts_nothing():
+@pytest.mark.parametrize("prompts", [[[5]], [[5, 17, 3]], [[5] * 40, [17, 3]]])
+def test_a_prompt_of_a_few_tokens_counts_nothing(prompts):
     model = small_models.successor_model()
-    run = Session(model, batch_of([[5, 17, 3]], GREEDY, max_new_tokens=8), SpeculationConfig(**TREE))
+    run = Session(model, batch_of(prompts, GREEDY, max_new_tokens=8), SpeculationConfig(**TREE))
     run._prefill()
     assert {run._heads.tokens_an_iteration(named) for named in run._policy._chooser.plans} == {None}
     run.close()

@@ -1,4 +1,4 @@
-"""Kept costs: what a file gives back, what it refuses, and how disturbed, damaged and concurrent values are borne."""
+"""Kept costs: what a file gives back, what it refuses, and how disturbed, damaged and concurrent values are taken."""
 
 import json
 

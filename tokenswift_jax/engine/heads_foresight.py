@@ -19,7 +19,7 @@ from tokenswift_jax.speculate.merged_drafter import MergedDrafter
 from tokenswift_jax.speculate.plans import NamedPlan
 from tokenswift_jax.step.loop import compiled
 
-ROOTS = 64  # roots in all rows together: the share of accepted drafts then errs by about 6%
+ROOTS = 64  # roots in all rows together, or more: the share of accepted drafts then errs by about 6%
 _FEWEST = 8  # roots of a row; fewer tell nothing
 _NEUTRAL = Request((0,), SamplingConfig(temperature=0.0), 0)
 
@@ -47,8 +47,11 @@ class HeadsForesight:
         """Counts on the last positions of a finished prefill that kept its hidden states."""
         assert self._largest is not None
         spec, config = self._largest.plan.tree, self._model.config
-        depth, each = len(spec.widths), ROOTS // len(prefill.texts)
-        texts, found, places = prefill.rooted, [], []
+        texts, depth = prefill.rooted, len(spec.widths)
+        each = max(ROOTS // len(texts), _FEWEST)
+        if min(map(len, texts)) - 1 - depth < _FEWEST:
+            return
+        found, places = [], []
         for row, text in enumerate(texts):
             hidden, first = prefill.hidden(row)
             last = len(text) - 2 - depth  # the root follows this position, and `depth` tokens the root
@@ -58,10 +61,10 @@ class HeadsForesight:
                 return
             found.append(hidden[begin - first : last + 1 - first])
         known = [[*text[p + 1 : p + 2 + depth], 0] for text, own in zip(texts, places, strict=True) for p in own]
-        spare = ROOTS - len(known)
+        spare = each * len(texts) - len(known)
         tokens = np.pad(np.asarray(known, np.int32), ((0, spare), (0, 0)))
         hidden = jnp.pad(jnp.concatenate(found), ((0, spare), (0, 0)))
-        settings = sequence_params([_NEUTRAL] * ROOTS, config.vocab_size)
+        settings = sequence_params([_NEUTRAL] * (each * len(texts)), config.vocab_size)
         function = compiled("accepted rows", self._model.graphdef, spec)
         arguments = self._model.params, settings, hidden, jnp.asarray(tokens[:, 0]), jnp.asarray(tokens[:, 1:])
         accepted = np.asarray(programs.run(function, *arguments, name="foresight"))

@@ -141,7 +141,7 @@ class Session:
         self.engine = Engine(model, layout, len(requests), draft_params=draft_params, report=report)
         self._foresight = _foresight(speculation, speculative, requests, self._emitted)
         most = max(request.max_new_tokens for request in requests)
-        self._costs = costs_of(config, model.params, len(requests))
+        self._costs = costs_of(config, model.params, len(requests), cache_dtype)
         self._heads = HeadsForesight(model, speculative if _is_chosen(speculation) else ())
         self._policy = self._policy_for(speculation, plain, speculative, most, model)
         self._plain, self._positions = plain, max(texts)

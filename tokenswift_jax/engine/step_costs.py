@@ -200,11 +200,14 @@ def _positive(value: Any) -> float:
     return float(value)
 
 
-def costs_of(config: ModelConfig, params: Any, batch: int) -> StepCosts:
-    """The costs kept for a model on this machine; without a home folder, costs that are not kept."""
+def costs_of(config: ModelConfig, params: Any, batch: int, cache_dtype: str | None = None) -> StepCosts:
+    """The costs kept for a model on this machine; without a home folder, costs that are not kept.
+
+    `cache_dtype` is the number format of the full cache, as for `kv.dense.empty_cache`.
+    """
     leaves, structure = jax.tree.flatten(params)
     shapes = [(leaf.shape, str(leaf.dtype), len(leaf.sharding.device_set)) for leaf in leaves]
-    model = _digest(config, str(structure), shapes)
+    model = _digest(config, str(structure), shapes, cache_dtype)
     device = jax.devices()[0]
     cores = (len(os.sched_getaffinity(0)), _processor()) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = _digest(device.platform, device.device_kind, cores if device.platform == "cpu" else None)
@@ -219,7 +222,7 @@ def costs_of(config: ModelConfig, params: Any, batch: int) -> StepCosts:
 def label_of(named: NamedPlan) -> str:
     """The name of a plan in the file: for a person, and a digest of everything that its program depends on."""
     plan = named.plan
-    drafter = (plan.drafter, plan.tree, plan.shared_noise, plan.draft_graph is not None, plan.logprobs)
+    drafter = (plan.drafter, plan.tree, plan.shared_noise, str(plan.draft_graph), plan.logprobs)
     return f"{named.label}, {plan.features.name.lower()} {_digest(*drafter)}"
 
 
