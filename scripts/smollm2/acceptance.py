@@ -1,8 +1,9 @@
 """Tokens an iteration that draft heads give on held-out prompts: chat requests and passages of books, by nodes.
 
-    python scripts/smollm2/acceptance.py --model HEADS --books HELD_OUT/*.txt --output rows.jsonl
+    python scripts/smollm2/acceptance.py --model HEADS [HEADS ...] --books HELD_OUT/*.txt --output rows.jsonl
 
-The heads do not change the texts, so rows of several checkpoints compare.
+The heads do not change the texts. So the target writes each text once (into --texts, where later calls find it), and
+`tokenswift_jax.training.prediction` replays the iterations along it. It counts what decoding counts.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 import tokenswift_jax as ts
+from tokenswift_jax.training.prediction import Continuations, Replay, write_continuations
 
 CHAT = (
     "My neighbour plays loud music at night. Write a polite note that I can leave at the door.",
@@ -32,17 +32,51 @@ _WORDS = 120  # of a passage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints and writes a row per kind of prompt, temperature and node budget; 0."""
+    """Prints and writes a row per model, kind of prompt, temperature and node budget; 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--dtype")
+    parser.add_argument("--model", nargs="+", required=True)
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--books", type=Path, nargs="+", required=True)
     parser.add_argument("--passages", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=192)
     parser.add_argument("--nodes", type=int, nargs="+", default=[1, 3, 7])
+    parser.add_argument("--texts", type=Path, help="the texts, written if there is no such file")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(argv)
-    model = ts.load(options.model, options.dtype)
+    known: dict[str, list] = {}
+    if options.texts is not None and options.texts.exists():
+        known = json.loads(options.texts.read_text(encoding="utf-8"))
+    with options.output.open("a", encoding="utf-8") as file:
+        for name in options.model:
+            model = ts.load(name, options.dtype)
+            for kind, temperature, written in _continuations(model, known, options):
+                begun = time.perf_counter()
+                replay = Replay(model, written)
+                for nodes in options.nodes:
+                    drafting = ts.SpeculationConfig(
+                        mode="tokenswift", schedule="fused", ngram_k=0, node_budget=nodes, draft_cache=4096
+                    )
+                    found = replay.predict(drafting)
+                    row = {
+                        "model": name,
+                        "kind": kind,
+                        "temperature": temperature,
+                        "nodes": nodes,
+                        "texts": len(written.tokens),
+                        "tokens": found.tokens,
+                        "tokens_an_iteration": round(found.expected_tokens, 3),
+                        "seconds": round(time.perf_counter() - begun, 1),
+                    }
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    print(row, flush=True)
+    return 0
+
+
+def _continuations(
+    model: ts.Model, known: dict[str, list], options: argparse.Namespace
+) -> list[tuple[str, float, Continuations]]:
+    """The texts of each kind and temperature; `known` and its file get those that are new."""
     assert model.tokenizer is not None
     chats = [[{"role": "user", "content": text}] for text in CHAT]
     prompts = {
@@ -51,36 +85,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         ],
         "book": _passages(options.books, options.passages),
     }
-    with options.output.open("a", encoding="utf-8") as file:
-        for kind, texts in prompts.items():
-            ids = [model.tokenizer.encode(text, add_special_tokens=False) for text in texts]
-            for temperature in (0.0, 1.0):
-                for nodes in options.nodes:
-                    begun = time.perf_counter()
-                    results = ts.generate(
-                        model,
-                        ids,
-                        ts.SamplingConfig(temperature=temperature, seed=1),
-                        ts.SpeculationConfig(mode="tokenswift", schedule="fused", ngram_k=0, node_budget=nodes),
-                        max_new_tokens=options.tokens,
-                        ignore_eos=kind == "book",
-                    )
-                    mean = [result.mean_accepted_length for result in results]
-                    row = {
-                        "model": str(options.model),
-                        "kind": kind,
-                        "temperature": temperature,
-                        "nodes": nodes,
-                        "texts": len(results),
-                        "tokens": sum(result.generated_tokens for result in results),
-                        "tokens_an_iteration": round(float(np.mean(mean)), 3),
-                        "of_each": [round(value, 2) for value in mean],
-                        "seconds": round(time.perf_counter() - begun, 1),
-                    }
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-                    print(row, flush=True)
-    return 0
+    found = []
+    for kind, texts in prompts.items():
+        ids = [model.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        for temperature in (0.0, 1.0):
+            sampling, key = ts.SamplingConfig(temperature=temperature, seed=1), f"{kind} {temperature} {options.tokens}"
+            if key not in known:
+                known[key] = [list(text) for text in write_continuations(model, ids, sampling, options.tokens).tokens]
+                if options.texts is not None:
+                    options.texts.write_text(json.dumps(known), encoding="utf-8")
+            tokens = tuple(tuple(text) for text in known[key])
+            found.append((kind, temperature, Continuations(sampling, tuple(map(tuple, ids)), tokens)))
+    return found
 
 
 def _passages(books: Sequence[Path], count: int) -> list[str]:
