@@ -30,7 +30,7 @@ from smollm2.states import States
 from tokenswift_jax import checkpoint
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.draft_vocab import DraftVocab
-from tokenswift_jax.models.heads import SequentialHead
+from tokenswift_jax.models.heads import DraftHeads, SequentialHead
 from tokenswift_jax.training.export import write_checkpoint
 from tokenswift_jax.training.learner import Learner, load_learner
 from tokenswift_jax.training.settings import TrainingSettings
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         starts, epoch = epoch[: options.runs], epoch[options.runs :]
         tokens, hidden = _read(data, starts)
         chosen, weights = vocabulary.sample(tokens[:, 2:], draw)
-        state, loss = program.step(*state, tokens, hidden, chosen, weights, rate)
+        state, loss = program.step(state, tokens, hidden, chosen, weights, rate)
         losses.append(loss)
         visits += len(starts) * _RUN
         if step % options.report_steps == 0 or done >= 1:
@@ -165,33 +165,36 @@ class Program:
         assert learner.config.draft_vocab is not None
         self.scores = jnp.asarray(head[learner.config.draft_vocab.ids], jnp.bfloat16)
         self.norm = model.norm
+        assert model.draft_heads is not None
         self.graph = nnx.split(model.draft_heads)[0]
         self.optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.9, 0.98))
         self._rounded = jax.jit(self._round)
         self._step = jax.jit(self._one_step, donate_argnums=(0, 1))
         self._evaluate = jax.jit(self._accuracy)
 
-    def step(self, heads: Any, optimizer: Any, tokens: Any, hidden: Any, chosen: Any, weights: Any, rate: float) -> Any:
+    def step(self, state: Any, tokens: Any, hidden: Any, chosen: Any, weights: Any, rate: float) -> Any:
         """((heads, optimizer state), losses float32 [heads]) after a step."""
-        rounded = self._rounded(heads, self.scores, chosen)
-        rate = np.float32(rate)
-        heads, optimizer, loss = self._step(heads, optimizer, tokens, hidden, weights, rate, self.embeddings, rounded)
-        return (heads, optimizer), loss
+        rounded = self._rounded(state[0], self.scores, chosen)
+        *state, loss = self._step(*state, tokens, hidden, weights, np.float32(rate), self.embeddings, rounded)
+        return tuple(state), loss
 
     def _round(self, heads: Any, scores: jax.Array, chosen: jax.Array) -> Any:
         """Each head's kernels and the part of the LM head in bfloat16, each with its transpose.
 
         XLA for CPU multiplies by a transposed matrix at half the speed. Within one program it would undo the transpose.
         """
-        model, part = nnx.merge(self.graph, heads["draft_heads"]), scores[chosen]
+        model, part = self._merged(heads), scores[chosen]
         kernels = [[kernel.astype(jnp.bfloat16) for kernel in _kernels(head)] for head in model.heads]
         return [[(kernel, kernel.T) for kernel in head] for head in kernels], (part, part.T)
+
+    def _merged(self, heads: Any) -> DraftHeads:
+        return nnx.merge(self.graph, heads["draft_heads"])
 
     def _outputs(
         self, heads: Any, tokens: jax.Array, hidden: jax.Array, embeddings: jax.Array, rounded: Any
     ) -> list[jax.Array]:
         """Each head's LM-head input, [runs, positions, hidden_size]."""
-        model = nnx.merge(self.graph, heads["draft_heads"])
+        model = self._merged(heads)
         above = embeddings[tokens[:, 1:-1]].astype(jnp.float32)
         here, outputs = hidden[:, :_RUN].astype(jnp.float32), []
         for index in range(self.learner.config.num_draft_heads):
@@ -215,13 +218,15 @@ class Program:
         rounded: Any,
     ) -> Any:
         kernels, (part, columns) = rounded
-        aims = jax.nn.log_softmax(self._teacher(hidden, columns) + weights, axis=-1)
+        aims = jax.nn.log_softmax(self._teacher(hidden, columns) + weights[None, None], axis=-1)
 
         def total(heads: Any) -> tuple[jax.Array, jax.Array]:
             found, surrogate = [], jnp.float32(0)
             for index, output in enumerate(self._outputs(heads, tokens, hidden, embeddings, kernels)):
                 aim = aims[:, index : index + _RUN]
-                guess = jax.nn.log_softmax(_product(jax.lax.stop_gradient(output), columns) + weights, axis=-1)
+                guess = jax.nn.log_softmax(
+                    _product(jax.lax.stop_gradient(output), columns) + weights[None, None], axis=-1
+                )
                 share = jnp.exp(aim)
                 found.append(jnp.mean(jnp.sum(share * (aim - guess), axis=-1)))
                 slope = (jnp.exp(guess) - share).astype(jnp.bfloat16)
@@ -240,10 +245,12 @@ class Program:
         """How often a chain of greedy guesses agrees with the target's greedy choice on held-out texts."""
         starts = held.runs(_RUN, 3, np.random.default_rng(0))
         hits, shared = [], []
-        for at in range(0, len(starts) - 63, 64):
-            tokens, hidden = _read(held, starts[at : at + 64])
+        rows = min(64, len(starts))  # one shape, so one program
+        for at in range(0, len(starts) - rows + 1, rows):
+            tokens, hidden = _read(held, starts[at : at + rows])
             one, two = self._evaluate(heads, tokens, hidden, self.embeddings, self.scores)
-            hits.append(np.asarray(one)), shared.append(np.asarray(two))
+            hits.append(np.asarray(one))
+            shared.append(np.asarray(two))
         right = np.cumprod(np.concatenate(hits, axis=1), axis=0)
         return {
             "right": right.mean(axis=(1, 2)).round(3).tolist(),

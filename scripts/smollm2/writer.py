@@ -18,6 +18,7 @@ from flax import nnx
 
 from tokenswift_jax.models.config import AttentionSpec
 from tokenswift_jax.models.decoder import Attention, Decoder, causal_attention
+from tokenswift_jax.models.projected import Projected
 from tokenswift_jax.models.rope import Rotation
 
 _STEPS = 16  # tokens of a row between two looks of the host
@@ -162,16 +163,14 @@ def _cached_attention(at: jax.Array) -> Attention:
 
     def attend(
         layer: int | jax.Array,
-        queries: jax.Array,
-        keys: jax.Array,
-        values: jax.Array,
+        projected: Projected,
         rotation: Rotation,
         spec: AttentionSpec,
         carry: Any,
-    ) -> tuple[jax.Array, None, Any]:
+    ) -> tuple[jax.Array, Any, Any]:
         assert isinstance(layer, int)
         assert spec.window is None
-        queries, keys = rotation.apply(queries), rotation.apply(keys)
+        queries, keys, values = projected.rotated(rotation)
         batch, _, kv_heads, dim = keys.shape
         rows = jnp.arange(batch)
         old_keys, old_values = carry[layer]
