@@ -6,6 +6,7 @@ tests/data/smollm2 holds token ids of llama.cpp's tokenizer and greedy continuat
 
 import importlib.util
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -82,7 +83,11 @@ def test_the_checkpoint(model):
     assert (config.num_layers, config.hidden_size, config.vocab_size) == (30, 576, 49152)
     assert (config.max_position_embeddings, config.rope.theta) == (8192, 100000.0)
     assert checkpoint.open_checkpoint(model.path).config.tie_word_embeddings
-    assert sum(value.size for value in jax.tree.leaves(model.params)) in (134_515_008, 134_515_008 + 49152 * 576)
+    sizes = {name: sum(value.size for value in jax.tree.leaves(part)) for name, part in model.params.items()}
+    assert sum(sizes.values()) - sizes["draft_heads"] - sizes["draft_lm_head"] in (
+        134_515_008,
+        134_515_008 + 49152 * 576,
+    )
     assert model.eos_token_ids == (2,)
 
 
@@ -122,6 +127,15 @@ def test_drafting_begins_as_transformers_and_is_audited(model):
     assert out.token_ids == GREEDY["chat"]["token_ids"][:64]
     assert (out.audit["positions"], out.audit["mismatches"]) == (64, 0)
     assert out.mean_accepted_length > 1
+
+
+@pytest.mark.parametrize(("name", "least"), [("chat", 1.3), ("book", 1.2)])
+def test_its_own_heads_draft_the_text_of_plain_decoding(model, name, least):
+    """Prompts that no training saw; `least` is some way below what the heads reached (tokenswift_jax/smollm2_heads)."""
+    assert (model.config.num_draft_heads, model.config.draft_head_type) == (3, "sequential")
+    out = greedy(model, replace(MODES["fused"], ngram_k=0), 48, name)
+    assert out.token_ids == GREEDY[name]["token_ids"][:48]
+    assert out.mean_accepted_length > least
 
 
 @pytest.mark.slow

@@ -59,7 +59,8 @@ def load(
     """Loads a checkpoint, the bundled demo by default.
 
     Args:
-      path: directory, GGUF file, hub id, or "smollm2" (SmolLM2-135M-Instruct from its Python package).
+      path: directory, GGUF file, hub id, or "smollm2" (SmolLM2-135M-Instruct from its Python package,
+        with this project's draft heads).
       dtype: type of weights and activations; None: the checkpoint's own, float32 on CPU.
       rope_override: fields that replace those of the configuration's RoPE, such as
         {"rope_type": "yarn", "factor": 4.0}.

@@ -1,8 +1,9 @@
 """Texts for training draft heads: the model itself answers chat requests and continues passages of books.
 
-    python scripts/smollm2/write_texts.py --model smollm2 --books BOOKS/*.txt --count 8192 --output texts.jsonl
+    python scripts/smollm2/write_texts.py --model smollm2 --books BOOKS/*.txt --output TEXTS
 
-Each line is a document that `tokenswift_jax.train --data` reads: {"messages": ...} or {"text": ...}.
+TEXTS/texts.jsonl is data for `tokenswift_jax.train` ({"messages": ..} or {"text": ..} a line). TEXTS/*.npz have the
+same texts as token ids with the backbone's states over them, which `train_heads.py` reads, also while they are written.
 """
 
 from __future__ import annotations
@@ -18,90 +19,85 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tokenswift_jax as ts
 from smollm2.prompts import Prompt, prompts
+from smollm2.states import States
+from smollm2.writer import Start, Written, write
 
 _TURN = "<|im_start|>user\n"
 _END, _ANSWER = "<|im_end|>", "<|im_start|>assistant\n"
+_SHARD = 64  # texts of a file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the texts; 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--dtype")
     parser.add_argument("--books", type=Path, nargs="+", required=True)
-    parser.add_argument("--count", type=int, default=8192, help="texts")
-    parser.add_argument("--batch", type=int, default=32, help="texts at once")
-    parser.add_argument("--tokens", type=int, default=448, help="at most, of a text")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no batch that would end later")
+    parser.add_argument("--count", type=int, default=4096, help="texts")
+    parser.add_argument("--rows", type=int, default=48, help="texts at once")
+    parser.add_argument("--tokens", type=int, default=320, help="at most, of a text, with its prompt")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no shard later")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(argv)
     begun = time.monotonic()
-    model = ts.load(options.model, options.dtype)
+    model = ts.load(options.model, "float32")
     chosen = prompts(sorted(options.books), options.count, options.seed)
-    longest, written, tokens = 0.0, 0, 0
-    with options.output.open("w", encoding="utf-8") as file:
-        for first in range(0, len(chosen), options.batch):
-            if time.monotonic() - begun + longest > options.seconds:
-                break
-            start = time.monotonic()
-            batch = chosen[first : first + options.batch]
-            results = ts.generate(
-                model,
-                [_ids(model, prompt) for prompt in batch],
-                [
-                    ts.SamplingConfig(temperature=prompt.temperature, seed=options.seed, sequence=first + row)
-                    for row, prompt in enumerate(batch)
-                ],
-                ts.SpeculationConfig(mode="autoregressive"),
-                max_new_tokens=options.tokens,
-                ignore_eos=[prompt.kind == "user" for prompt in batch],
-            )
-            for prompt, result in zip(batch, results, strict=True):
-                document = _document(model, prompt, result.token_ids)
-                if document is not None:
-                    file.write(json.dumps(document, ensure_ascii=False) + "\n")
-                    written += 1
-            tokens += sum(len(result.token_ids) for result in results)
-            # The first batch compiles; later ones are shorter.
-            longest = time.monotonic() - start
-            total = time.monotonic() - begun
-            print(
-                f"{first + len(batch)}/{len(chosen)} texts, {tokens:,} tokens, {total:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
-    print(f"{written} documents, {tokens:,} tokens in {options.output}")
+    options.output.mkdir(parents=True, exist_ok=True)
+    shard: list[Written] = []
+    shards = tokens = 0
+    texts = write(
+        model.graphdef,
+        model.params,
+        [start_of(model, prompt) for prompt in chosen],
+        rows=options.rows,
+        capacity=options.tokens,
+        stops=model.eos_token_ids,
+        seed=options.seed,
+    )
+    with (options.output / "texts.jsonl").open("w", encoding="utf-8") as file:
+        for text in texts:
+            document = _document(model, chosen[text.prompt], text.tokens.tolist())
+            if document is not None:
+                file.write(json.dumps(document, ensure_ascii=False) + "\n")
+            shard.append(text)
+            if len(shard) == _SHARD:
+                States.of([(text.tokens, text.hidden) for text in shard]).save(options.output / f"{shards:05d}.npz")
+                shards, tokens = shards + 1, tokens + sum(len(text.tokens) for text in shard)
+                shard = []
+                spent = time.monotonic() - begun
+                print(f"{shards * _SHARD}/{len(chosen)} texts, {tokens:,} tokens, {spent:.0f} s", flush=True)
+                if spent > options.seconds:
+                    break
     return 0
 
 
-def _ids(model: ts.Model, prompt: Prompt) -> list[int]:
+def start_of(model: ts.Model, prompt: Prompt) -> Start:
+    """The beginning of the text after a prompt, as the model reads it."""
     tokenizer = model.tokenizer
     assert tokenizer is not None
     if prompt.kind == "book":
-        return tokenizer.encode(prompt.text)
+        return Start(tokenizer.encode(prompt.text), prompt.temperature, 1)
     if prompt.kind == "chat":
         turns = [{"role": "user", "content": prompt.text}]
         text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        stops = 1
     else:
         text = tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
         text = text[: text.index(_TURN) + len(_TURN)]
-    return tokenizer.encode(text, add_special_tokens=False)
+        stops = 2
+    return Start(tokenizer.encode(text, add_special_tokens=False), prompt.temperature, stops)
 
 
 def _document(model: ts.Model, prompt: Prompt, ids: list[int]) -> dict | None:
-    """A line of the output; None if the model wrote no chat."""
+    """A line of texts.jsonl; None if the model wrote no chat."""
     assert model.tokenizer is not None
     text = model.tokenizer.decode(ids)
     if prompt.kind == "book":
-        return {"text": f"{prompt.text}{text.removesuffix(_END)}"}
-    if prompt.kind == "chat":
-        turns = [("user", prompt.text), ("assistant", text.split(_END)[0])]
-    else:
-        user, found, rest = text.partition(f"{_END}\n{_ANSWER}")
-        if not found:
-            return None
-        turns = [("user", user), ("assistant", rest.split(_END)[0])]
+        return {"text": text.removesuffix(_END)}
+    user, found, rest = text.partition(_TURN)[2].partition(f"{_END}\n{_ANSWER}")
+    if not found:
+        return None
+    turns = [("user", user), ("assistant", rest.split(_END)[0])]
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 

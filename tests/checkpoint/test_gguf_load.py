@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import huggingface_hub
 import numpy as np
@@ -173,6 +174,35 @@ def test_smollm2_is_found_in_its_package(installed, tmp_path, monkeypatch):
     add_tokenizer(tmp_path / "written", 90)
     (tmp_path / "written").rename("smollm2")
     assert resolve("smollm2").resolve() == tmp_path / "smollm2"  # a directory of that name goes first
+
+
+def test_a_packaged_model_comes_with_heads_trained_for_it(installed, tmp_path, monkeypatch):
+    weights = resolve("smollm2", heads=False)
+    folder = tmp_path / "shipped"
+    folder.mkdir()
+    save_file(heads(32), folder / "heads.safetensors")
+    known = json.loads((weights / "config.json").read_text())
+    block = {"num_heads": 2, "head_type": "chained", "node_set": None, "base": "smollm2"}
+    block["trained_for"] = {field: known[field] for field in packaged.DECIDING}
+    (folder / "config.json").write_text(json.dumps({"tokenswift": block}))
+    monkeypatch.setitem(packaged.PACKAGED, "smollm2", replace(packaged.PACKAGED["smollm2"], heads=folder))
+    assert resolve("smollm2") == folder
+    assert packaged.is_shipped(folder)
+    assert not packaged.is_shipped(weights)
+    assert base_directory(folder) == weights
+    assert open_checkpoint("smollm2").config.num_draft_heads == 2
+    assert open_checkpoint(installed).config.num_draft_heads == 0  # a file is what it is
+    assert lasting_base(folder, None) == "smollm2"
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "config.json").write_text('{"tokenswift": {"num_heads": 0, "base": "smollm2"}}')
+    assert open_checkpoint(own).config.num_draft_heads == 0  # a checkpoint's own heads, or none, stay
+    for field in packaged.DECIDING:
+        other = block | {"trained_for": block["trained_for"] | {field: -1}}
+        (folder / "config.json").write_text(json.dumps({"tokenswift": other}))
+        assert resolve("smollm2") == weights
+    (folder / "config.json").unlink()
+    assert resolve("smollm2") == weights
 
 
 def test_without_its_package_smollm2_comes_from_the_hub(monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenswift_jax.checkpoint.converted import converted, source_name
 from tokenswift_jax.checkpoint.gguf.container import is_gguf
-from tokenswift_jax.checkpoint.packaged import PACKAGED, packaged_file
+from tokenswift_jax.checkpoint.packaged import PACKAGED, packaged_file, shipped_heads
 from tokenswift_jax.checkpoint.tensors import HEADS_FILE, INDEX_FILE
 from tokenswift_jax.checkpoint.tokenizer_check import faithful
 from tokenswift_jax.errors import UserError
@@ -31,7 +31,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SAMPLES, _SAMPLE_BYTES = 2048, 32768
 
 
-def resolve(path_or_hub_id: str | Path, report: Report = silent) -> Path:
+def resolve(path_or_hub_id: str | Path, report: Report = silent, *, heads: bool = True) -> Path:
     """A checkpoint's directory on this machine.
 
     It downloads the files of a hub id (owner/name) that are read. It converts a GGUF file, or the one of a packaged
@@ -40,6 +40,7 @@ def resolve(path_or_hub_id: str | Path, report: Report = silent) -> Path:
     Args:
       path_or_hub_id: a directory, a GGUF file, the name of a packaged model, or a hub id.
       report: receives the progress of a conversion.
+      heads: whether a packaged model comes with this project's draft heads; its weights are the base of that directory.
 
     Raises:
       UserError: no such directory, no config.json in it, a GGUF file that cannot be converted, or the download failed
@@ -60,7 +61,8 @@ def resolve(path_or_hub_id: str | Path, report: Report = silent) -> Path:
         )
     name = str(path_or_hub_id)
     if name in PACKAGED:
-        return _packaged(name, report)
+        weights = _packaged(name, report)
+        return (heads and shipped_heads(name, weights)) or weights
     if not _HUB_ID.fullmatch(name):
         raise UserError(f"no such directory: {name} (and not a hub id, which reads owner/name)")
     return _download(name, f"no directory {name}")
@@ -139,7 +141,7 @@ def base_directory(directory: Path) -> Path:
     if base is None:
         return directory
     local = directory / base
-    found = resolve(local if local.exists() else base)
+    found = resolve(local if local.exists() else base, heads=False)
     if _base(read_json(found / "config.json")) is not None:
         raise UserError(f"base {base!r} of {directory} has a base itself; name the directory that holds the weights")
     return found

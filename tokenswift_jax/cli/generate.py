@@ -42,6 +42,7 @@ def _run(options: argparse.Namespace) -> int:
     given = _read_prompt(options)
     quiet_transformers()
     from tokenswift_jax.api import stream
+    from tokenswift_jax.checkpoint.packaged import is_shipped
     from tokenswift_jax.cli.phases import Phases
     from tokenswift_jax.cli.progress import ProgressLine
     from tokenswift_jax.errors import NumericsError
@@ -57,6 +58,9 @@ def _run(options: argparse.Namespace) -> int:
         stack.callback(progress.clear)
         phases = stack.enter_context(Phases(progress, sys.stderr, enabled=not options.quiet))
         model = load(options.model, options.dtype, options.rope_override, report=phases)
+        if is_shipped(model.path) and not options.quiet:
+            progress.clear()
+            print(f"draft heads: {model.config.num_draft_heads}, from {model.path}", file=sys.stderr)
         sampling = resolve_sampling(options.sampling, model.generation_config)
         length = options.max_new_tokens or ends(model.generation_config).max_new_tokens or MAX_NEW_TOKENS
         progress.expect(length)

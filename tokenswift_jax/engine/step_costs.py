@@ -31,7 +31,7 @@ _FORMAT = 1
 # a load of 8, prices of 1.3 to 1.8 were measured as 1.9 to 5.)
 _KEPT = 5
 # A value outside these is no measurement of a step but of a clock or of another program: an iteration of several tree
-# rows does all the work of a plain step, and rows one by one would be dearer than any way to run them together.
+# rows does all the work of a plain step, and rows one by one would cost more than any way to run them together.
 _LEAST_PRICE, _MOST_PRICE_A_ROW = 0.8, 3.0
 
 _Values = dict[str, list[list[float]]]  # per length bucket: [length, value], the newest last
