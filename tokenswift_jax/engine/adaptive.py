@@ -13,17 +13,22 @@ from tokenswift_jax.speculate.plans import NamedPlan
 # tokens (the shortest text that the promise is measured on).
 ALLOWANCE, HORIZON = 0.02, 256
 # Seconds that a chunk costs beside its iterations: one plain iteration of the demo takes 1.3 ms alone and 0.55 ms among
-# eight (two cores, quiet).
+# eight (two cores, the least of four measurements).
 OVERHEAD, OVERHEAD_SHARE = 0.00075, 0.01
 # Seconds of iterations beside which that overhead is small enough. Shorter times measure nothing: on a busy machine,
 # one turn of another program (some milliseconds) would change them several times over.
 SHORTEST = OVERHEAD / OVERHEAD_SHARE
 LEAST, MOST = 4, 32  # iterations of a plain chunk
 # Iterations of the first chunk of a plan and of the later ones. A first chunk that accepts nothing loses
-# 4 x (price - 1) plain steps, 2 at the price of 4 rows on a CPU: 0.8% of HORIZON.
+# 6 x (price - 1) plain steps, 3 at the price of 4 rows on a CPU: 1.2% of HORIZON. These two, LEAST, STAKE, MARGIN, the
+# decays, BELIEF and `foresight.DISCOUNT` were compared by `scripts/policy_replay.py --vary` on 13 texts of SmolLM2 at
+# three sets of prices: with these, the choice has at least 0.98 of plain decoding's speed and 0.96 of the best single
+# plan's; without STAKE, neighbouring values of the others lost up to half of the latter on one text.
 FIRST, LATER = 6, 16
-# A plan must be so much faster than plain decoding, or than the plan in use, to be taken: a switch costs a chunk that
-# does not run ahead (measured: 1 to 2% of a chunk of LATER iterations), and estimates waver.
+# The share of the account that a stay with a plan may begin with. Without it, one stay in vain near the beginning of a
+# text takes the means of all later ones.
+STAKE = 0.4
+# A plan must be so much faster than plain decoding, or than the plan in use, to be taken: estimates waver.
 MARGIN = 1.05
 # Weights of evidence on how far foreseen tokens come true: of an iteration relative to the next one of its kind; of an
 # iteration relative to a token decoded plainly later; and of the belief, in foreseen tokens, that they all come true.
@@ -31,8 +36,12 @@ ITERATION_DECAY, TOKEN_DECAY, BELIEF = 0.8, 0.997, 1.0
 # The extra tokens of heads on a text, relative to those on its prompt or on earlier texts, are up to so many: one model
 # with 3 nodes gave 1.2 tokens an iteration of a chat at temperature 1 and 2.4 of a greedy book.
 UNSURE = 2.0
-FRESH = 512  # tokens for which a measured pace of plain decoding counts: the cache grows and machines change
-WAVERING = 1.25  # a pace so much above the expected one is doubted: quiet repetitions vary by up to 1.2
+# Tokens for which a measured pace of plain decoding counts: 512 more positions make a step of SmolLM2 at most 1.2 times
+# as long (24.2 ms at 16 positions, 31.3 at 1,024).
+FRESH = 512
+# A pace so much above the expected one is doubted. Of three measurements of the demo's plain step, the slowest took 1.2
+# times the fastest.
+WAVERING = 1.25
 CHECKED_AGAIN, LONGEST_WAIT = 256, 8192  # tokens before drafts that nothing foresees are checked; doubled in vain
 ASSUMED_REBUILD = 8.0  # assumed cost of a draft cache's first rebuild, in plain steps (measured on a CPU: 1 to 9)
 
@@ -309,9 +318,11 @@ class Chooser:
 
     def _most(self, named: NamedPlan, most: int) -> int:
         """The most iterations of a chunk that the account can lose, with a chunk under way beside it; 0: too few."""
-        left, worst = self._left() - self._rebuild(named), self._know.price(named) - 1
-        affordable = most if 2 * most * worst <= left else int(left / (2 * worst)) if worst > 0 else 0
-        return affordable if affordable >= min(most, 2) else 0
+        left, worst = self._left() - self._rebuild(named), max(self._know.price(named) - 1, 1e-6)
+        if int(left / (2 * worst)) < min(most, 2):
+            return 0
+        stake = left if named is self._ran else left * STAKE
+        return min(most, max(int(stake / (2 * worst)), 2))
 
     def _first(self, named: NamedPlan) -> int:
         """Iterations of the first chunk of a plan."""
