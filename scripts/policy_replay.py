@@ -4,7 +4,7 @@
     python scripts/policy_replay.py benchmarks/2026-11-26-policy-texts.json --vary
 
 N-gram drafts of 1, 3 and 7 nodes are replayed on each text, with three sets of prices: those of SmolLM2 on two cores as
-a user measured them (1.5 plain steps for 4 rows, 1.7 for 8), cheaper rows, and far dearer ones. Printed is the speed of
+a user measured them (1.5 plain steps for 4 rows, 1.7 for 8), cheaper rows, and far higher ones. It prints the speed of
 `auto` relative to plain decoding and to the best single plan; with --vary, the least and the mean of these for other
 values of the policy's constants, which have their values from there.
 """

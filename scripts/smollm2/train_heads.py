@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = TrainingSettings(heads=3, max_length=512, distill_weight=1.0)
     folder = checkpoint.resolve(options.model)
     learner = load_learner(folder, settings)
-    data, held = _split(_load(options.texts), options.held)
+    data, measured = _split(_load(options.texts), options.held)
     counts = _counts(data, options.books, folder, learner.config.vocab_size)
     if options.draft_vocab:
         learner = learner.over(DraftVocab.of(np.argsort(-counts, kind="stable")[: options.draft_vocab]))
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     log = (options.output / "log.jsonl").open("a", encoding="utf-8")
     exact = replace(vocabulary, scored=0)
-    print({"step": 0, **program.measure(state[0], held, exact)}, flush=True)
+    print({"step": 0, **program.measure(state[0], measured, exact)}, flush=True)
     losses: list[Any] = []
     paths = Paths(folder, (), (), options.output, default_cache())
     step, done = 0, 0.0
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "seconds": round(time.monotonic() - begun),
                 "cpu_seconds": round(time.process_time()),
                 "loss": np.mean(losses, axis=0).round(3).tolist(),
-                **program.measure(state[0], held, exact),
+                **program.measure(state[0], measured, exact),
             }
             losses = []
             log.write(json.dumps(row) + "\n")
@@ -241,13 +241,13 @@ class Program:
             heads = jax.tree.map(lambda value, update: value - rate * update, heads, updates)
         return heads, optimizer, losses
 
-    def measure(self, heads: Any, held: States, vocabulary: Vocabulary) -> dict[str, Any]:
+    def measure(self, heads: Any, measured: States, vocabulary: Vocabulary) -> dict[str, Any]:
         """How often a chain of greedy guesses agrees with the target's greedy choice on held-out texts."""
-        starts = held.runs(_RUN, 3, np.random.default_rng(0))
+        starts = measured.runs(_RUN, 3, np.random.default_rng(0))
         hits, shared = [], []
         rows = min(64, len(starts))  # one shape, so one program
         for at in range(0, len(starts) - rows + 1, rows):
-            tokens, hidden = _read(held, starts[at : at + rows])
+            tokens, hidden = _read(measured, starts[at : at + rows])
             one, two = self._evaluate(heads, tokens, hidden, self.embeddings, self.scores)
             hits.append(np.asarray(one))
             shared.append(np.asarray(two))
@@ -321,11 +321,11 @@ def _load(folders: Sequence[Path]) -> States:
     return States.load([file for folder in folders for file in sorted(folder.glob("*.npz"))])
 
 
-def _split(every: States, held: int) -> tuple[States, States]:
+def _split(every: States, count: int) -> tuple[States, States]:
     """The texts to learn from, and the first ones, which only measure."""
-    cut = every.offsets[held]
-    first = States(every.tokens[:cut], every.hidden[:cut], every.offsets[: held + 1])
-    return States(every.tokens[cut:], every.hidden[cut:], every.offsets[held:] - cut), first
+    cut = every.offsets[count]
+    first = States(every.tokens[:cut], every.hidden[:cut], every.offsets[: count + 1])
+    return States(every.tokens[cut:], every.hidden[cut:], every.offsets[count:] - cut), first
 
 
 def _read(data: States, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -318,15 +318,15 @@ def test_no_plans_no_choice():
 
 
 def test_the_reason_says_what_is_known():
-    def told(gain, foreseen, tokens=256):
+    def reason_for(gain, foreseen, tokens=256):
         device = Device({ngram(3): 1.5}, gain, foreseen, tokens=tokens)
         device.run()
         return device.chooser.reason
 
-    assert told(lambda *_: 4, lambda *_: 4.0) == (
+    assert reason_for(lambda *_: 4, lambda *_: 4.0) == (
         "ngram, 3 nodes, 4.00 tokens an iteration for the time of 1.50 plain steps"
     )
-    assert told(nothing, lambda *_: 1.1) == (
+    assert reason_for(nothing, lambda *_: 1.1) == (
         "plain decoding; of drafts, ngram, 3 nodes would be best with 1.10 tokens an iteration for the time of 1.50 "
         "plain steps"
     )

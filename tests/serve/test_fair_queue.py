@@ -1,4 +1,4 @@
-"""The order of the queue: owners get equal shares of tokens, whatever the sizes of their requests."""
+"""The order of the queue: owners get equal shares of tokens for requests of any size."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

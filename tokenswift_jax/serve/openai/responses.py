@@ -134,9 +134,9 @@ async def _read(body: dict[str, Any], service: Service, owner: str) -> _Asked:
         options.ignore(("include_obfuscation",))
     instructions, previous = fields.text("instructions"), fields.text("previous_response_id", 64)
     turns = await _history(previous, service, owner) + _turns(fields.get("input"))
-    told = ([] if instructions is None else [{"role": "system", "content": instructions}]) + turns
-    generation.check_prompt_bytes("".join(turn["content"] for turn in told), service, "input")
-    prompt = await service.work(_prompt, told, service)
+    conversation = ([] if instructions is None else [{"role": "system", "content": instructions}]) + turns
+    generation.check_prompt_bytes("".join(turn["content"] for turn in conversation), service, "input")
+    prompt = await service.work(_prompt, conversation, service)
     if settings.truncate is not None:
         prompt = prompt[-settings.truncate :]
     left = generation.room(service, len(prompt))
