@@ -129,7 +129,7 @@ def test_drafting_begins_as_transformers_and_is_audited(model):
     assert out.mean_accepted_length > 1
 
 
-@pytest.mark.parametrize(("name", "least"), [("chat", 1.3), ("book", 1.2)])
+@pytest.mark.parametrize(("name", "least"), [("chat", 1.5), ("book", 1.3)])
 def test_its_own_heads_draft_the_text_of_plain_decoding(model, name, least):
     """Prompts that no training saw; `least` is some way below what the heads reached (tokenswift_jax/smollm2_heads)."""
     assert (model.config.num_draft_heads, model.config.draft_head_type) == (3, "sequential")
