@@ -68,9 +68,11 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
             if field.metadata.get("static"):
                 continue
             value, names = getattr(tree, field.name), field.metadata.get("axes")
-            parts[field.name] = arrays.sharding(mesh, names, _AXES) if names and value is not None else None
             if names is None:
                 parts[field.name] = shardings(mesh, value)
+                continue
+            place = arrays.sharding(mesh, names, _AXES)
+            parts[field.name] = jax.tree.map(lambda _, place=place: place, value)
         return dataclasses.replace(tree, **parts)
 
     def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
