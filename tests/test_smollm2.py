@@ -139,14 +139,12 @@ def test_its_own_heads_draft_the_text_of_plain_decoding(model, name, least):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("mode", "name"), [(mode, "chat") for mode in ("autoregressive", *MODES)] + [("fused", "book")]
-)
-def test_512_tokens_of_every_mode_are_transformers(model, with_heads, mode, name):
+@pytest.mark.parametrize("mode", ["autoregressive", *MODES])
+def test_512_tokens_of_every_mode_are_transformers(model, with_heads, mode):
     speculation = PLAIN if mode == "autoregressive" else MODES[mode]
     target = with_heads if mode in ("partial", "fused", "medusa") else model
-    out = greedy(target, speculation, 512, name)
-    assert out.token_ids == GREEDY[name]["token_ids"]
+    out = greedy(target, speculation, 512, "chat")
+    assert out.token_ids == GREEDY["chat"]["token_ids"]
     assert mode in ("autoregressive", "auto") or out.mean_accepted_length > 1
 
 

@@ -115,7 +115,7 @@ REFUSED = {
     "reference: no heads": (no_heads, "tokenswift", "has no draft heads to export"),
     "reference: sequential": (sequential, "tokenswift", "it knows chained ones only"),
     "medusa: no heads": (no_heads, "medusa", "has no draft heads to export"),
-    "medusa: chained": (with_heads, "medusa", "each head goes on from the one before it"),
+    "medusa: chained": (with_heads, "medusa", "each head reads the head before it"),
     "medusa: sequential": (sequential, "medusa", "each head reads the drafted token above its guess"),
     "unknown layout": (with_heads, "eagle", "invalid choice: 'eagle'"),
 }

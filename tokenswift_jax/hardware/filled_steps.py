@@ -94,7 +94,8 @@ def filled_step(
 def _prefill(model: RandomModel, step: steps.Step, length: int) -> FilledStep:
     tokens = jnp.zeros((1, step.rows), jnp.int32)
     begin, shapes = jnp.int32(length), steps.cache_of(step)
-    cache = FullCache(_random(shapes.keys, 1), _random(shapes.values, 2))
+    numbers = shapes.numbers and tuple(jnp.int32(layer) for layer in range(len(shapes.numbers)))
+    cache = FullCache(_random(shapes.keys, 1), _random(shapes.values, 2), numbers=numbers)
     function = CompileCache().compile(step.function, model.params, tokens, begin, cache)
 
     def call() -> tuple[int, int]:
@@ -145,7 +146,8 @@ class _Started:
             shape = jax.ShapeDtypeStruct(array.shape, array.dtype)
             array.delete()
             filled.append(_random(shape, seed))
-        self.state = replace(state, cache=FullCache(*filled), length=jnp.full_like(state.length, length))
+        cache = replace(state.cache, **dict(zip(("keys", "values"), filled, strict=True)))
+        self.state = replace(state, cache=cache, length=jnp.full_like(state.length, length))
         if plan.drafter.parts:
             self.state = compiled("catch_up", None, plan.config, plan.drafter)(self.inputs.sequence, self.state)
 

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from pallas_kernels.tree_attention import reference
 from tokenswift_jax.engine.compile_cache import COMPILER_OPTIONS
 from tokenswift_jax.hardware.clock import seconds_of
 from tokenswift_jax.hardware.kernel_speed import tree_call
+from tokenswift_jax.hardware.variants import changed
 from tokenswift_jax.models.config import ModelConfig
 
 LAYERS = 8  # after 16,384 tokens of Llama-3.1-8B 537 MB: no second-level cache holds them
@@ -124,13 +124,14 @@ def lowered_variant(variant: Variant, heads: int, queries: Any, keys: Any, value
 def _as_asked(variant: Variant) -> ExitStack:
     from pallas_kernels.tree_attention import gpu
 
-    changed = ExitStack()
-    changed.enter_context(mock.patch.object(gpu, "TALL", variant.tall))
+    stack = ExitStack()
+    stack.enter_context(changed(gpu, "TALL", variant.tall))
     if variant.tile is not None:
-        changed.enter_context(mock.patch.object(gpu, "tile_for", return_value=gpu.Tile(*variant.tile)))
+        tile = gpu.Tile(*variant.tile)
+        stack.enter_context(changed(gpu, "tile_for", lambda *_, **__: tile))
     if variant.splits is not None:
-        changed.enter_context(mock.patch.object(gpu, "splits_for", return_value=variant.splits))
-    return changed
+        stack.enter_context(changed(gpu, "splits_for", lambda *_: variant.splits))
+    return stack
 
 
 def _asked(config: ModelConfig, rows: int, dtype: Any) -> jax.Array:

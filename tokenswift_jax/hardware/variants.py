@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -136,4 +135,15 @@ def _padding() -> AbstractContextManager:
         product = jax.lax.optimization_barrier(jnp.tensordot(wide, linear.kernel[...], axes=1))
         return product[: rows.shape[0]].reshape(*x.shape[:-1], *product.shape[1:])
 
-    return mock.patch.object(Linear, "sums", sums)
+    return changed(Linear, "sums", sums)
+
+
+@contextmanager
+def changed(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of this package's own has another value inside."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
