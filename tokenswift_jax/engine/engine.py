@@ -125,7 +125,8 @@ class Engine:
         vacant = sequence_params([_VACANT] * slots, layout.config.vocab_size)
         self._inputs = StepInputs(params=model.params, sequence=vacant, draft_params=draft_params)
         self._state: DecodeState | None = None
-        self._ready: NamedPlan | None = None  # the plan for which the state's drafts are prepared
+        self._ready: NamedPlan | None = None  # the plan that `step` may run
+        self._drafted: Drafter | None = None  # the drafter whose parts of the state are up to date with the rows
         self._programs_of: dict[Plan, tuple[Callable, tuple[int, ...]]] = {}
         x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
         self._sender = ThreadPoolExecutor(1, "tokenswift-engine", initializer=_enter_x64, initargs=(x64,))
@@ -179,6 +180,7 @@ class Engine:
     def step(self, named: NamedPlan, iterations: int | None = None) -> Pending:
         """Sends a chunk of iterations (None: until a row has CHUNK_TOKENS records); call `prepare` first."""
         assert self._ready is named, "the plan is not prepared"
+        self._drafted = named.plan.drafter
         return Pending(self._sender.submit(self._step, named, iterations))
 
     def evict(self, slots: Sequence[int]) -> None:
@@ -210,9 +212,9 @@ class Engine:
         seconds, before = 0.0, self.programs.compile_seconds
         state = self.state
         assert state is not None, "no row has entered"
-        ready = self._ready
-        if named.plan.drafter.parts and (ready is None or ready.plan.drafter != named.plan.drafter):
+        if named.plan.drafter.parts and self._drafted != named.plan.drafter:
             seconds = self._sender.submit(self._catch_up, named).result()
+            self._drafted = named.plan.drafter
         function, places = self._program(named.plan)
         arguments = self._arguments(named.plan, with_parts_at(state, places), self._inputs, None)
         self.programs.compile(function, *arguments, name=named.label)
@@ -294,9 +296,10 @@ class Engine:
             chunk = replace(chunk, counts=jnp.where(jnp.asarray([bool(e) for e in prefill.emitted]), 0, chunk.counts))
         adopted = self._state is None and slots == list(range(self.slots)) and prefill.capacity == self.layout.capacity
         if adopted:
-            self._state, self._inputs, self._ready = state, inputs, None
+            self._state, self._inputs, self._ready, self._drafted = state, inputs, None, None
             return chunk
         ready = self._ready
+        self._drafted = None if ready is None else ready.plan.drafter
         if ready is not None and ready.plan.drafter.parts:
             after = self.programs.run(*self._catching_up(ready.plan.drafter, state, settings), name="drafts")
             state = with_all_parts(after, self.layout.places(ready.plan.drafter), state)
