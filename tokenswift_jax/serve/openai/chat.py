@@ -17,14 +17,13 @@ from tokenswift_jax.prompt import encode_chat
 from tokenswift_jax.request import Request
 from tokenswift_jax.serve.body import read_json
 from tokenswift_jax.serve.openai import generation, logprobs
-from tokenswift_jax.serve.openai.errors import ApiError, bad, from_busy, from_user_error
+from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
 from tokenswift_jax.serve.openai.generation import Choice
 from tokenswift_jax.serve.openai.messages import read_messages
 from tokenswift_jax.serve.openai.settings import TextSettings, read_settings
 from tokenswift_jax.serve.openai.token_texts import TokenTexts
 from tokenswift_jax.serve.run import new_id
-from tokenswift_jax.serve.scheduler import BusyError
 from tokenswift_jax.serve.service import Service
 from tokenswift_jax.serve.sse import DONE, EventStream, frame, until_gone
 from tokenswift_jax.token_log import TokenLogprob
@@ -85,7 +84,7 @@ async def chat_completions(request: HttpRequest) -> Response:
     service: Service = request.app.state.service
     body = await read_json(request, service.limits)
     limit = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
-    try:
+    with translated({"max_new_tokens": limit, "min_new_tokens": "min_tokens"}):
         asked = await _read(body, service, limit)
         requests = asked.requests(service)
         if asked.stream:
@@ -94,10 +93,6 @@ async def chat_completions(request: HttpRequest) -> Response:
             return EventStream(frames, asked.fields.notice, service.metrics.disconnected)
         work = _answer(asked, requests, service, generation.owner(request))
         return JSONResponse(await until_gone(request.receive, work), headers=asked.fields.notice)
-    except UserError as error:
-        raise from_user_error(error, {"max_new_tokens": limit, "min_new_tokens": "min_tokens"}) from None
-    except BusyError as error:
-        raise from_busy(error) from None
 
 
 async def _read(body: dict[str, Any], service: Service, limit: str) -> _Asked:

@@ -17,13 +17,12 @@ from tokenswift_jax.request import Request
 from tokenswift_jax.scoring import score_tokens
 from tokenswift_jax.serve.body import read_json
 from tokenswift_jax.serve.openai import generation, logprobs
-from tokenswift_jax.serve.openai.errors import ApiError, bad, from_busy, from_user_error
+from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
 from tokenswift_jax.serve.openai.generation import Choice, Offsets
 from tokenswift_jax.serve.openai.settings import NAMES, TextSettings, read_settings
 from tokenswift_jax.serve.openai.token_texts import TokenTexts
 from tokenswift_jax.serve.run import new_id
-from tokenswift_jax.serve.scheduler import BusyError
 from tokenswift_jax.serve.service import Service
 from tokenswift_jax.serve.sse import DONE, EventStream, frame, until_gone
 from tokenswift_jax.token_log import TokenLogprob
@@ -70,7 +69,7 @@ async def completions(request: HttpRequest) -> Response:
     """Texts that continue prompts; with `echo`, and `logprobs`, also the log-probabilities of the prompts."""
     service: Service = request.app.state.service
     body = await read_json(request, service.limits)
-    try:
+    with translated(NAMES):
         asked = await _read(body, service)
         requests = asked.requests(service)
         echoed = await _echoed(asked, service) if asked.echo and asked.top is not None else {}
@@ -80,10 +79,6 @@ async def completions(request: HttpRequest) -> Response:
             return EventStream(frames, asked.fields.notice, service.metrics.disconnected)
         work = _answer(asked, requests, echoed, service, generation.owner(request))
         return JSONResponse(await until_gone(request.receive, work), headers=asked.fields.notice)
-    except UserError as error:
-        raise from_user_error(error, NAMES) from None
-    except BusyError as error:
-        raise from_busy(error) from None
 
 
 async def _read(body: dict[str, Any], service: Service) -> _Asked:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -77,3 +78,14 @@ def from_busy(error: BusyError) -> ApiError:
     if error.unavailable:
         return ApiError(503, str(error), retry_after=error.retry_after)
     return ApiError(429, str(error), code="queue_full", retry_after=error.retry_after)
+
+
+@contextmanager
+def translated(names: Mapping[str, str]) -> Iterator[None]:
+    """Turns the errors of the library and of the scheduler into answers; `names` as for `from_user_error`."""
+    try:
+        yield
+    except UserError as error:
+        raise from_user_error(error, names) from None
+    except BusyError as error:
+        raise from_busy(error) from None

@@ -17,13 +17,12 @@ from tokenswift_jax.request import Request
 from tokenswift_jax.serve.body import read_json
 from tokenswift_jax.serve.channel import Channel
 from tokenswift_jax.serve.openai import generation
-from tokenswift_jax.serve.openai.errors import ApiError, bad, from_busy, from_user_error
+from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
 from tokenswift_jax.serve.openai.messages import read_messages
 from tokenswift_jax.serve.openai.response_events import ResponseEvents, status_of
 from tokenswift_jax.serve.openai.settings import read_settings
 from tokenswift_jax.serve.run_store import StoredRun
-from tokenswift_jax.serve.scheduler import BusyError
 from tokenswift_jax.serve.service import Service
 from tokenswift_jax.serve.sse import EventStream, frame, until_gone
 
@@ -65,7 +64,7 @@ async def create(request: HttpRequest) -> Response:
     service: Service = request.app.state.service
     owner = generation.owner(request)
     body = await read_json(request, service.limits)
-    try:
+    with translated(_NAMES):
         asked = await _read(body, service, owner)
         if asked.background and not asked.stream:
             channel = await _created(asked, service, owner)
@@ -75,10 +74,6 @@ async def create(request: HttpRequest) -> Response:
         if asked.stream:
             return EventStream(_encoded(frames), asked.fields.notice, service.metrics.disconnected)
         return JSONResponse(await until_gone(request.receive, _last(frames)), headers=asked.fields.notice)
-    except UserError as error:
-        raise from_user_error(error, _NAMES) from None
-    except BusyError as error:
-        raise from_busy(error) from None
 
 
 async def retrieve(request: HttpRequest) -> Response:

@@ -15,14 +15,13 @@ from tokenswift_jax.prompt import encode, encode_chat
 from tokenswift_jax.serve.body import read_json
 from tokenswift_jax.serve.channel import Channel
 from tokenswift_jax.serve.openai import generation
-from tokenswift_jax.serve.openai.errors import ApiError, bad, from_busy, from_user_error
+from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
 from tokenswift_jax.serve.openai.messages import read_messages
 from tokenswift_jax.serve.openai.settings import NAMES, read_settings
 from tokenswift_jax.serve.run import RunState
 from tokenswift_jax.serve.run_store import StoredRun
 from tokenswift_jax.serve.runs.objects import Places, run_object, summary
-from tokenswift_jax.serve.scheduler import BusyError
 from tokenswift_jax.serve.service import Service
 from tokenswift_jax.serve.sse import EventStream, frame
 
@@ -34,7 +33,7 @@ async def create(request: HttpRequest) -> Response:
     """Begins a run of `prompt` (text or token ids) or `messages`; it needs no connection to go on."""
     service: Service = request.app.state.service
     body = await read_json(request, service.limits)
-    try:
+    with translated(NAMES):
         fields = Fields(body)
         keeping(service)
         generation.check_model(fields, service)
@@ -50,10 +49,6 @@ async def create(request: HttpRequest) -> Response:
         made = settings.request(service.model, prompt, most, 0)
         details: dict[str, Any] = {"surface": "runs", "name": name}
         channel = await service.create(made, generation.owner(request), details, ignore_eos=settings.ignore_eos)
-    except UserError as error:
-        raise from_user_error(error, NAMES) from None
-    except BusyError as error:
-        raise from_busy(error) from None
     stored, _ = await found(request, channel.run.id)
     return JSONResponse(run_object(stored, service.scheduler), 201, fields.notice)
 
@@ -105,10 +100,8 @@ async def resume(request: HttpRequest) -> Response:
     stored, _ = await found(request)
     if stored.run.state is not RunState.PAUSED:
         raise ApiError(409, f"the run is not paused: {stored.run.state.value}")
-    try:
+    with translated(NAMES):
         await service.resumed(stored)
-    except BusyError as error:
-        raise from_busy(error) from None
     return JSONResponse(run_object(stored, service.scheduler))
 
 

@@ -9,17 +9,15 @@ import numpy as np
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from tokenswift_jax.errors import UserError
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.serve.body import read_json
 from tokenswift_jax.serve.openai import generation
-from tokenswift_jax.serve.openai.errors import ApiError, bad, from_busy, from_user_error
+from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
 from tokenswift_jax.serve.openai.settings import NAMES
 from tokenswift_jax.serve.run import Run, RunState
 from tokenswift_jax.serve.runs.endpoints import NAME_CHARACTERS, found
 from tokenswift_jax.serve.runs.objects import run_object
-from tokenswift_jax.serve.scheduler import BusyError
 from tokenswift_jax.serve.service import Service
 from tokenswift_jax.token_log import SAMPLED, TokenLog, concatenate, from_columns
 
@@ -39,12 +37,8 @@ async def go_on(request: HttpRequest) -> Response:
         raise ApiError(409, f"the run is {run.state.value}; pause it first")
     if run.finish in ("eos", "stop"):
         raise ApiError(409, f"the text has come to its own end ({run.finish}); branch before it")
-    try:
+    with translated(NAMES):
         await service.reopened(stored, most)
-    except UserError as error:
-        raise from_user_error(error, NAMES) from None
-    except BusyError as error:
-        raise from_busy(error) from None
     stored, _ = await found(request)
     return JSONResponse(run_object(stored, service.scheduler), headers=fields.notice)
 
@@ -68,7 +62,7 @@ async def branch(request: HttpRequest) -> Response:
     name = fields.text("name", NAME_CHARACTERS)
     begun = concatenate([run.log.cut(at), _given(appended)])
     details: dict[str, Any] = {"surface": "runs", "name": name, "parent": run.id, "branched_at": at}
-    try:
+    with translated(NAMES):
         changed = replace(run.request, sampling=_sampling(fields, run.request.sampling), max_new_tokens=most)
         if len(begun) and Run(changed, tokenizer=service.model.tokenizer).take(begun).finish is not None:
             raise bad(
@@ -81,10 +75,6 @@ async def branch(request: HttpRequest) -> Response:
             ignore_eos=bool(parent.details.get("ignore_eos")),
             begun=begun,
         )
-    except UserError as error:
-        raise from_user_error(error, NAMES) from None
-    except BusyError as error:
-        raise from_busy(error) from None
     stored, _ = await found(request, channel.run.id)
     return JSONResponse(run_object(stored, service.scheduler), 201, fields.notice)
 
