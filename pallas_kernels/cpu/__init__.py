@@ -38,8 +38,8 @@ def serves(rows: int, *arrays: jax.Array) -> bool:
 
 @functools.cache
 def _installed() -> bool:
-    """Whether Numba is here, and a processor that multiplies and adds in one instruction."""
-    if importlib.util.find_spec("numba") is None:
+    """Whether Numba is here, and a processor that multiplies and adds in one instruction, under Linux or macOS."""
+    if importlib.util.find_spec("numba") is None or platform.system() == "Windows":
         return False
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return platform.machine().lower() in ("arm64", "aarch64")

@@ -13,10 +13,11 @@ import jax
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
+from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic as _intrinsic
 
+intrinsic: Any = _intrinsic  # Numba gives the function its first argument, the context
 HANDLER = types.intp(types.intp)  # the address of a call frame; the address of an error, or 0
 TASK = types.void(types.intp)  # the address of a piece of work
 _METADATA = 1  # XLA_FFI_Extension_Metadata
@@ -26,6 +27,7 @@ NEXT, DONE, CHUNKS, USERS, ARGUMENTS = range(5)
 
 malloc = types.ExternalFunction("malloc", types.intp(types.intp))
 free = types.ExternalFunction("free", types.void(types.intp))
+_sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
 @intrinsic
@@ -174,6 +176,19 @@ def new_work(chunks, arguments):
     head = words(work, ARGUMENTS)
     head[NEXT], head[DONE], head[CHUNKS], head[USERS] = 0, 0, chunks, 1
     return work
+
+
+@njit
+def wait(work):
+    """Returns once every chunk is done.
+
+    Without the yield, the caller takes the processor from the thread that it waits for, where others run too.
+    """
+    chunks, turns = words(work, ARGUMENTS)[CHUNKS], 0
+    while add(work + 8 * DONE, 0) < chunks:
+        turns += 1
+        if turns > 100:
+            _sched_yield()
 
 
 @njit

@@ -7,9 +7,9 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from pallas_kernels.cpu import LANES, vectors
+from pallas_kernels.cpu.calls import intrinsic
 
 _NONE = ir.Constant(vectors.vector(LANES), None)
 

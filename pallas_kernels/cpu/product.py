@@ -10,18 +10,43 @@ import jax.numpy as jnp
 import numpy as np
 from numba import cfunc, njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from pallas_kernels.cpu import LANES, vectors
 from pallas_kernels.cpu.calls import (
-    ARGUMENTS, CHUNKS, DONE, HANDLER, NEXT, TASK, add, argument, arguments, asks_for_version, data, define, floats,
-    free, malloc, new_work, register, release, result, share, size, symbol, threads, words,
-)  # fmt: skip
+    ARGUMENTS,
+    CHUNKS,
+    DONE,
+    HANDLER,
+    NEXT,
+    TASK,
+    add,
+    argument,
+    arguments,
+    asks_for_version,
+    data,
+    define,
+    floats,
+    free,
+    intrinsic,
+    malloc,
+    new_work,
+    register,
+    release,
+    result,
+    share,
+    size,
+    symbol,
+    threads,
+    wait,
+    words,
+)
 from pallas_kernels.cpu.dots import dot, dots
 
-DEEP = 8  # rows of the matrix that a step reads
-AHEAD = 8
+DEEP = 8  # lines of a matrix that a sweep reads together
+AHEAD = 8  # how many lines before their use the processor is asked to fetch them
 PARTS = 8  # of a matrix's lines, summed apart; they decide the order of the sums
+WIDE = 2048  # columns that a thread sums at a time, so that the second-level cache contains their sums
+BROAD = 8192  # a matrix with more columns is divided by columns, since the sums of its parts would need much memory
 
 
 def _sweep(rows: int, deep: int, lanes: int, ahead: int) -> Any:
@@ -42,8 +67,10 @@ def _sweep(rows: int, deep: int, lanes: int, ahead: int) -> Any:
             inputs = [line(w, w_stride, k) for k in range(deep)]
             later = [line(w, w_stride, k + ahead) for k in range(deep)] if ahead else []
             outputs = [line(y, y_stride, row) for row in range(rows)]
-            numbers = [[vectors.load(builder, vectors.place(builder, line(x, x_stride, row), k), 1) for k in range(deep)] for row in range(rows)]
-            numbers = [[vectors.splat(builder, number, lanes) for number in row] for row in numbers]
+            numbers = []
+            for row in range(rows):
+                places = [vectors.place(builder, line(x, x_stride, row), k) for k in range(deep)]
+                numbers.append([vectors.splat(builder, vectors.load(builder, at, 1), lanes) for at in places])
             with cgutils.for_range_slice(builder, begin, end, begin.type(lanes), begin.type) as (j, _):
                 weights = [vectors.load(builder, vectors.place(builder, base, j), lanes) for base in inputs]
                 for base in later:
@@ -84,35 +111,38 @@ _shallow, _narrow = _sweep(1, 1, LANES, 0), _sweep(1, 1, 1, 0)
 
 
 @njit
-def _part(x, rows, inputs, w, outputs, y, begin, end):
-    """y [rows, outputs] = x[:, begin:end] w[begin:end], read as the matrix is stored."""
-    whole = outputs // LANES * LANES
-    floats(y, rows * outputs)[:] = 0
+def _part(x, rows, inputs, w, outputs, y, begin, end, left, right):
+    """Columns left .. right-1 of y [rows, outputs] = x[:, begin:end] w[begin:end]."""
+    for row in range(rows):
+        floats(y + 4 * (row * outputs + left), right - left)[:] = 0
     deep = begin + (end - begin) // DEEP * DEEP
-    for k in range(begin, deep, DEEP):
-        ws, row = w + 4 * k * outputs, 0
-        while row < rows:
-            xs, ys = x + 4 * (row * inputs + k), y + 4 * row * outputs
-            if row + 4 <= rows:
-                if row == 0:
-                    _four(ws, outputs, ys, outputs, xs, inputs, 0, whole)
-                    _four(ws + 16 * outputs, outputs, ys, outputs, xs + 16, inputs, 0, whole)
+    whole = left + (right - left) // LANES * LANES
+    for a in range(left, whole, WIDE):
+        b = min(a + WIDE, whole)
+        for k in range(begin, deep, DEEP):
+            ws, row = w + 4 * k * outputs, 0
+            while row < rows:
+                xs, ys = x + 4 * (row * inputs + k), y + 4 * row * outputs
+                if row + 4 <= rows:
+                    if row == 0:
+                        _four(ws, outputs, ys, outputs, xs, inputs, a, b)
+                        _four(ws + 16 * outputs, outputs, ys, outputs, xs + 16, inputs, a, b)
+                    else:
+                        _four_more(ws, outputs, ys, outputs, xs, inputs, a, b)
+                        _four_more(ws + 16 * outputs, outputs, ys, outputs, xs + 16, inputs, a, b)
+                    row += 4
                 else:
-                    _four_more(ws, outputs, ys, outputs, xs, inputs, 0, whole)
-                    _four_more(ws + 16 * outputs, outputs, ys, outputs, xs + 16, inputs, 0, whole)
-                row += 4
-            else:
-                if row == 0:
-                    _one(ws, outputs, ys, outputs, xs, inputs, 0, whole)
-                else:
-                    _one_more(ws, outputs, ys, outputs, xs, inputs, 0, whole)
-                row += 1
+                    if row == 0:
+                        _one(ws, outputs, ys, outputs, xs, inputs, a, b)
+                    else:
+                        _one_more(ws, outputs, ys, outputs, xs, inputs, a, b)
+                    row += 1
     for row in range(rows):
         ys = y + 4 * row * outputs
         for k in range(deep, end):
-            _shallow(w + 4 * k * outputs, outputs, ys, outputs, x + 4 * (row * inputs + k), inputs, 0, whole)
+            _shallow(w + 4 * k * outputs, outputs, ys, outputs, x + 4 * (row * inputs + k), inputs, left, whole)
         for k in range(begin, end):
-            _narrow(w + 4 * k * outputs, outputs, ys, outputs, x + 4 * (row * inputs + k), inputs, whole, outputs)
+            _narrow(w + 4 * k * outputs, outputs, ys, outputs, x + 4 * (row * inputs + k), inputs, whole, right)
 
 
 @njit
@@ -143,9 +173,11 @@ def _work(work):
                 begin = (chunk - before) * step
                 if lines:
                     _lines(x, rows, inputs, w, outputs, y, begin, min(begin + step, outputs))
+                elif outputs > BROAD:
+                    _part(x, rows, inputs, w, outputs, y, 0, inputs, begin, min(begin + step, outputs))
                 else:
                     own = y + 4 * (chunk - before) * rows * outputs
-                    _part(x, rows, inputs, w, outputs, own, begin, min(begin + step, inputs))
+                    _part(x, rows, inputs, w, outputs, own, begin, min(begin + step, inputs), 0, outputs)
                 break
             at, before = at + 40, before + chunks
         add(work + 8 * DONE, 1)
@@ -174,6 +206,9 @@ def _products(frame, lines):
         if lines:
             step = min(max((outputs // 64 + LANES - 1) // LANES, 4), 64) * LANES
             chunks = (outputs + step - 1) // step
+        elif outputs > BROAD:
+            step = WIDE
+            chunks = (outputs + step - 1) // step
         else:
             # The parts decide the order of the sums, so the number of rows and threads does not count.
             step = (inputs + PARTS * DEEP - 1) // (PARTS * DEEP) * DEEP
@@ -185,11 +220,10 @@ def _products(frame, lines):
     words(work, ARGUMENTS)[CHUNKS] = total
     share(frame, work, _task_address(), min(threads(frame), total) - 1)
     _work(work)
-    while add(work + 8 * DONE, 0) < total:
-        pass
-    if not lines:
-        for index in range(matrices):
-            own = words(work + 8 * (ARGUMENTS + 5 + 5 * index), 5)
+    wait(work)
+    for index in range(matrices):
+        own = words(work + 8 * (ARGUMENTS + 5 + 5 * index), 5)
+        if not lines and own[2] <= BROAD:
             count = rows * own[2]
             sums = floats(data(result(frame, index)), count)
             sums[:] = floats(own[1], count)
