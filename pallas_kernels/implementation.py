@@ -28,6 +28,11 @@ def implementation() -> Implementation:
     return backend if backend in ("tpu", "gpu") else "reference"
 
 
+def for_this_process() -> bool:
+    """Whether JAX traces for the devices of this process, outside every `compiling_for`."""
+    return _override.value is None
+
+
 def interpret() -> Any:
     """The `interpret` argument of the pallas_calls traced here: that of the enclosing `compiling_for`, else False."""
     return False if _override.value is None else _override.value[1]

@@ -50,6 +50,13 @@ def make(rng, shape, lengths):
     }
 
 
+def sequence(arguments, row):
+    """The arguments of one sequence of the batch; what is stacked by layer has the batch second."""
+    stacked = ("keys", "values", "key_positions", "key_scales", "value_scales")
+    cut = slice(row, row + 1)
+    return {name: None if x is None else (x[:, cut] if name in stacked else x[cut]) for name, x in arguments.items()}
+
+
 def quantised(rng, arguments, dtype):
     """The same with a cache of small numbers and scales of another size in every slot; NaN where it was before."""
     lengths = np.asarray(arguments["lengths"])

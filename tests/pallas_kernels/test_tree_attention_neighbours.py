@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from attention_cases import LAYER, Shape, make, quantised
+from attention_cases import LAYER, Shape, make, quantised, sequence
 
 from pallas_kernels.tree_attention import tree_attention
 
@@ -18,13 +18,6 @@ def run(arguments, window):
     return tree_attention(**arguments, layer=LAYER, window=window, return_lse=True)
 
 
-def alone(arguments, row):
-    """The arguments of one sequence of the batch; what is stacked by layer has the batch second."""
-    stacked = ("keys", "values", "key_positions", "key_scales", "value_scales")
-    cut = slice(row, row + 1)
-    return {name: None if x is None else (x[:, cut] if name in stacked else x[cut]) for name, x in arguments.items()}
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("rows", "group"), [(1, 3), (5, 3), (40, 2)])
 @pytest.mark.parametrize("window", [None, 1100])
@@ -34,7 +27,7 @@ def test_a_sequence_does_not_notice_its_neighbours(dtype, rows, group, window):
         arguments = make(rng, Shape(group=group, rows=rows, dtype=dtype), LENGTHS)
         together = run(arguments, window)
         for row in range(len(LENGTHS)):
-            for part, single in zip(together, run(alone(arguments, row), window), strict=True):
+            for part, single in zip(together, run(sequence(arguments, row), window), strict=True):
                 np.testing.assert_array_equal(part[row], single[0])
 
 
@@ -43,4 +36,4 @@ def test_nor_with_a_cache_of_small_numbers():
     arguments = quantised(rng, make(rng, Shape(group=3), LENGTHS), "int8")
     together = run(arguments, None)[0]
     for row in range(len(LENGTHS)):
-        np.testing.assert_array_equal(together[row], run(alone(arguments, row), None)[0][0])
+        np.testing.assert_array_equal(together[row], run(sequence(arguments, row), None)[0][0])

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from pallas_kernels import cpu
 from tokenswift_jax import __version__
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
@@ -211,7 +212,7 @@ def costs_of(config: ModelConfig, params: Any, batch: int, cache_dtype: str | No
     device = jax.devices()[0]
     cores = (len(os.sched_getaffinity(0)), _processor()) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = _digest(device.platform, device.device_kind, cores if device.platform == "cpu" else None)
-    versions = _digest(jax.__version__, __version__, os.environ.get("XLA_FLAGS", ""))
+    versions = _digest(jax.__version__, __version__, os.environ.get("XLA_FLAGS", ""), cpu.installed())
     try:
         folder = cache_folder("costs")
     except UserError:

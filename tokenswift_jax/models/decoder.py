@@ -18,7 +18,7 @@ from flax import nnx
 from pallas_kernels.rotate_write import HeadNorms
 from tokenswift_jax.models.config import AttentionSpec, ModelConfig
 from tokenswift_jax.models.heads import DraftHeads
-from tokenswift_jax.models.layers import Linear, RMSNorm, wide_dtype
+from tokenswift_jax.models.layers import Linear, RMSNorm, linear_maps, product_of_lines, wide_dtype
 from tokenswift_jax.models.projected import Apart, Projected, Together
 from tokenswift_jax.models.rope import Rotation, rotation
 from tokenswift_jax.parallel.embedding import looked_up
@@ -77,7 +77,7 @@ class SelfAttention(nnx.Module):
         if self.qkv_proj is None:
             # Without this barrier, XLA for TPU makes the split into heads part of the matmuls, and changes the weights'
             # layout for it.
-            maps = jax.lax.optimization_barrier((self.q_proj(x), self.k_proj(x), self.v_proj(x)))
+            maps = jax.lax.optimization_barrier(linear_maps(x, (self.q_proj, self.k_proj, self.v_proj)))
             queries, keys, values = (heads.reshape(*x.shape[:2], -1, self.head_dim) for heads in maps)
             if self.q_norm is not None and self.k_norm is not None:
                 queries, keys = self.q_norm(queries), self.k_norm(keys)
@@ -102,7 +102,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.gate_up_proj is None:
-            return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+            gate, up = linear_maps(x, (self.gate_proj, self.up_proj))
+            return self.down_proj(jax.nn.silu(gate) * up)
         both = self.gate_up_proj(x)
         return self.down_proj(jax.nn.silu(both[..., 0, :]) * both[..., 1, :])
 
@@ -275,7 +276,7 @@ class Decoder(nnx.Module):
         # for a neighbouring device.
         normed = whole(normed)
         if self.lm_head is None:
-            return jnp.einsum("...d,vd->...v", normed, self.embed_tokens[...], preferred_element_type=wide)
+            return product_of_lines(normed, self.embed_tokens[...], wide)
         return self.lm_head.product(normed, wide)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,10 +12,11 @@ from flax import nnx
 from pallas_kernels.add_norm import add_norm
 from pallas_kernels.add_norm.reference import rms_norm
 from pallas_kernels.dtypes import wide_dtype
+from pallas_kernels.few_rows import product, product_of_lines, products
 from tokenswift_jax.parallel.residual import whole
 from tokenswift_jax.parallel.rules import TENSOR, split_over
 
-__all__ = ["Linear", "RMSNorm", "wide_dtype"]
+__all__ = ["Linear", "RMSNorm", "linear_maps", "product_of_lines", "wide_dtype"]
 
 
 class Linear(nnx.Module):
@@ -28,11 +32,11 @@ class Linear(nnx.Module):
 
     def product(self, x: jax.Array, wide: jnp.dtype) -> jax.Array:
         """x W [..., out], accumulated and returned in `wide`."""
-        return jnp.tensordot(x, self.kernel[...], axes=1, preferred_element_type=wide)
+        return product(x, self.kernel[...], wide)
 
     def sums(self, x: jax.Array) -> jax.Array:
         """x W [..., out], without the bias."""
-        return jnp.tensordot(x, self.kernel[...], axes=1)
+        return product(x, self.kernel[...], x.dtype)
 
     def biased(self, y: jax.Array) -> jax.Array:
         """`sums` with the bias added."""
@@ -42,6 +46,14 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.biased(self.sums(x))
+
+
+def linear_maps(x: jax.Array, maps: Sequence[Any]) -> tuple[jax.Array, ...]:
+    """The results of several linear maps of the same rows."""
+    if not all(type(each) is Linear for each in maps):
+        return tuple(each(x) for each in maps)
+    sums = products(x, [each.kernel[...] for each in maps])
+    return tuple(each.biased(y) for each, y in zip(maps, sums, strict=True))
 
 
 class RMSNorm(nnx.Module):

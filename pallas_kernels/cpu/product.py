@@ -1,0 +1,266 @@
+"""Products of a few rows with a matrix: every weight is read once, by all of XLA's threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numba import cfunc, njit, types
+from numba.core import cgutils
+
+from pallas_kernels.cpu import LANES, vectors
+from pallas_kernels.cpu.calls import (
+    ARGUMENTS,
+    CHUNKS,
+    DONE,
+    HANDLER,
+    NEXT,
+    TASK,
+    add,
+    argument,
+    arguments,
+    asks_for_version,
+    data,
+    define,
+    floats,
+    free,
+    intrinsic,
+    malloc,
+    new_work,
+    register,
+    release,
+    result,
+    share,
+    size,
+    symbol,
+    threads,
+    wait,
+    words,
+)
+from pallas_kernels.cpu.dots import dot, dots
+
+DEEP = 8  # lines of a matrix that a sweep reads together
+AHEAD = 8  # how many lines before their use the processor is asked to fetch them
+PARTS = 8  # of a matrix's lines, summed apart; they decide the order of the sums
+WIDE = 2048  # columns that a thread sums at a time, so that the second-level cache contains their sums
+BROAD = 8192  # a matrix with more columns is divided by columns, since the sums of its parts would need much memory
+
+
+def _sweep(rows: int, deep: int, lanes: int, ahead: int) -> Any:
+    """y[r, j] += x[r, :deep] @ w[:deep, j] of `rows` rows for j = begin .. end-1, in the order of the inputs.
+
+    Arguments are addresses, and strides counted in floats. `ahead`: how many of the matrix's rows further on the
+    processor is asked to fetch; 0 for none.
+    """
+
+    @intrinsic
+    def sweep(context: Any, w: Any, w_stride: Any, y: Any, y_stride: Any, x: Any, x_stride: Any, begin: Any, end: Any):
+        def generate(own: Any, builder: Any, _: Any, given: Any) -> Any:
+            w, w_stride, y, y_stride, x, x_stride, begin, end = given
+
+            def line(base: Any, stride: Any, row: int) -> Any:
+                return vectors.place(builder, base, builder.mul(stride, stride.type(row)))
+
+            inputs = [line(w, w_stride, k) for k in range(deep)]
+            later = [line(w, w_stride, k + ahead) for k in range(deep)] if ahead else []
+            outputs = [line(y, y_stride, row) for row in range(rows)]
+            numbers = []
+            for row in range(rows):
+                places = [vectors.place(builder, line(x, x_stride, row), k) for k in range(deep)]
+                numbers.append([vectors.splat(builder, vectors.load(builder, at, 1), lanes) for at in places])
+            with cgutils.for_range_slice(builder, begin, end, begin.type(lanes), begin.type) as (j, _):
+                weights = [vectors.load(builder, vectors.place(builder, base, j), lanes) for base in inputs]
+                for base in later:
+                    vectors.prefetch(builder, vectors.place(builder, base, j))
+                for row, base in enumerate(outputs):
+                    at = vectors.place(builder, base, j)
+                    sums = vectors.load(builder, at, lanes)
+                    for weight, number in zip(weights, numbers[row], strict=True):
+                        sums = vectors.fma(builder, weight, number, sums)
+                    vectors.store(builder, sums, at)
+            return own.get_dummy_value()
+
+        return types.void(*[types.intp] * 8), generate
+
+    return sweep
+
+
+@intrinsic
+def _add(context: Any, numbers: Any, sums: Any, count: Any):
+    """sums += numbers, `count` floats each."""
+
+    def generate(own: Any, builder: Any, _: Any, given: Any) -> Any:
+        numbers, sums, count = given
+        whole = builder.and_(count, count.type(-LANES))
+        for begin, end, lanes in ((count.type(0), whole, LANES), (whole, count, 1)):
+            with cgutils.for_range_slice(builder, begin, end, count.type(lanes), count.type) as (i, _):
+                at = vectors.place(builder, sums, i)
+                number = vectors.load(builder, vectors.place(builder, numbers, i), lanes)
+                vectors.store(builder, builder.fadd(vectors.load(builder, at, lanes), number), at)
+        return own.get_dummy_value()
+
+    return types.void(*[types.intp] * 3), generate
+
+
+_four, _four_more = _sweep(4, 4, LANES, AHEAD), _sweep(4, 4, LANES, 0)
+_one, _one_more = _sweep(1, 8, LANES, AHEAD), _sweep(1, 8, LANES, 0)
+_shallow, _narrow = _sweep(1, 1, LANES, 0), _sweep(1, 1, 1, 0)
+
+
+@njit
+def _part(x, rows, inputs, w, outputs, y, begin, end, left, right):
+    """Columns left .. right-1 of y [rows, outputs] = x[:, begin:end] w[begin:end]."""
+    for row in range(rows):
+        floats(y + 4 * (row * outputs + left), right - left)[:] = 0
+    deep = begin + (end - begin) // DEEP * DEEP
+    whole = left + (right - left) // LANES * LANES
+    for a in range(left, whole, WIDE):
+        b = min(a + WIDE, whole)
+        for k in range(begin, deep, DEEP):
+            ws, row = w + 4 * k * outputs, 0
+            while row < rows:
+                xs, ys = x + 4 * (row * inputs + k), y + 4 * row * outputs
+                if row + 4 <= rows:
+                    if row == 0:
+                        _four(ws, outputs, ys, outputs, xs, inputs, a, b)
+                        _four(ws + 16 * outputs, outputs, ys, outputs, xs + 16, inputs, a, b)
+                    else:
+                        _four_more(ws, outputs, ys, outputs, xs, inputs, a, b)
+                        _four_more(ws + 16 * outputs, outputs, ys, outputs, xs + 16, inputs, a, b)
+                    row += 4
+                else:
+                    if row == 0:
+                        _one(ws, outputs, ys, outputs, xs, inputs, a, b)
+                    else:
+                        _one_more(ws, outputs, ys, outputs, xs, inputs, a, b)
+                    row += 1
+    for row in range(rows):
+        ys = y + 4 * row * outputs
+        for k in range(deep, end):
+            _shallow(w + 4 * k * outputs, outputs, ys, outputs, x + 4 * (row * inputs + k), inputs, left, whole)
+        for k in range(begin, end):
+            _narrow(w + 4 * k * outputs, outputs, ys, outputs, x + 4 * (row * inputs + k), inputs, whole, right)
+
+
+@njit
+def _lines(x, rows, inputs, w, outputs, y, begin, end):
+    """Columns begin .. end-1 of y [rows, outputs] = x [rows, inputs] w.T, w [outputs, inputs]."""
+    whole = begin + (end - begin) // LANES * LANES
+    for j in range(begin, whole, LANES):
+        for row in range(rows):
+            dots(x + 4 * row * inputs, w + 4 * j * inputs, inputs, np.float32(1), y + 4 * (row * outputs + j))
+    for row in range(rows):
+        sums = floats(y + 4 * row * outputs, outputs)
+        for j in range(whole, end):
+            sums[j] = dot(x + 4 * row * inputs, w + 4 * j * inputs, inputs)
+
+
+@njit
+def _work(work):
+    head = words(work, ARGUMENTS + 6)
+    x, rows, inputs, lines, matrices = head[ARGUMENTS : ARGUMENTS + 5]
+    while True:
+        chunk = add(work + 8 * NEXT, 1)
+        if chunk >= head[CHUNKS]:
+            return
+        at, before = work + 8 * (ARGUMENTS + 5), 0
+        for _ in range(matrices):
+            w, y, outputs, step, chunks = words(at, 5)
+            if chunk < before + chunks:
+                begin = (chunk - before) * step
+                if lines:
+                    _lines(x, rows, inputs, w, outputs, y, begin, min(begin + step, outputs))
+                elif outputs > BROAD:
+                    _part(x, rows, inputs, w, outputs, y, 0, inputs, begin, min(begin + step, outputs))
+                else:
+                    own = y + 4 * (chunk - before) * rows * outputs
+                    _part(x, rows, inputs, w, outputs, own, begin, min(begin + step, inputs), 0, outputs)
+                break
+            at, before = at + 40, before + chunks
+        add(work + 8 * DONE, 1)
+
+
+@cfunc(TASK, cache=True)
+def _task(work):
+    _work(work)
+    release(work)
+
+
+define("tokenswift_product", _task)
+_task_address = symbol("tokenswift_product")
+
+
+@njit
+def _products(frame, lines):
+    x, matrices = argument(frame, 0), arguments(frame) - 1
+    rows, inputs = size(x, 0), size(x, 1)
+    work = new_work(0, 5 + 5 * matrices)
+    words(work, ARGUMENTS + 5)[ARGUMENTS:] = (data(x), rows, inputs, lines, matrices)
+    total = 0
+    for index in range(matrices):
+        y = result(frame, index)
+        outputs, place = size(y, 1), data(y)
+        if lines:
+            step = min(max((outputs // 64 + LANES - 1) // LANES, 4), 64) * LANES
+            chunks = (outputs + step - 1) // step
+        elif outputs > BROAD:
+            step = WIDE
+            chunks = (outputs + step - 1) // step
+        else:
+            # The parts decide the order of the sums, so the number of rows and threads does not count.
+            step = (inputs + PARTS * DEEP - 1) // (PARTS * DEEP) * DEEP
+            chunks = (inputs + step - 1) // step
+            place = malloc(4 * chunks * rows * outputs)
+        own = words(work + 8 * (ARGUMENTS + 5 + 5 * index), 5)
+        own[0], own[1], own[2], own[3], own[4] = data(argument(frame, index + 1)), place, outputs, step, chunks
+        total += chunks
+    words(work, ARGUMENTS)[CHUNKS] = total
+    share(frame, work, _task_address(), min(threads(frame), total) - 1)
+    _work(work)
+    wait(work)
+    for index in range(matrices):
+        own = words(work + 8 * (ARGUMENTS + 5 + 5 * index), 5)
+        if not lines and own[2] <= BROAD:
+            count = rows * own[2]
+            sums = floats(data(result(frame, index)), count)
+            sums[:] = floats(own[1], count)
+            for part in range(1, own[4]):
+                _add(own[1] + 4 * part * count, data(result(frame, index)), count)
+            free(own[1])
+    release(work)
+
+
+@cfunc(HANDLER, cache=True)
+def _by_columns(frame):
+    if not asks_for_version(frame):
+        _products(frame, 0)
+    return 0
+
+
+@cfunc(HANDLER, cache=True)
+def _by_lines(frame):
+    if not asks_for_version(frame):
+        _products(frame, 1)
+    return 0
+
+
+register("tokenswift_products", _by_columns)
+register("tokenswift_products_of_lines", _by_lines)
+
+
+def products(x: jax.Array, matrices: Sequence[jax.Array]) -> list[jax.Array]:
+    """x [rows, inputs] w of every matrix w [inputs, outputs], float32; a row's sums depend on that row alone."""
+    return _call("tokenswift_products", x, matrices, [w.shape[1] for w in matrices])
+
+
+def product_of_lines(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [rows, inputs] w.T of w [outputs, inputs], float32, inputs a multiple of 16; as `products`."""
+    return _call("tokenswift_products_of_lines", x, [w], [w.shape[0]])[0]
+
+
+def _call(name: str, x: jax.Array, matrices: Sequence[jax.Array], outputs: Sequence[int]) -> list[jax.Array]:
+    shapes = [jax.ShapeDtypeStruct((x.shape[0], count), jnp.float32) for count in outputs]
+    return list(jax.ffi.ffi_call(name, shapes, vmap_method="sequential")(x, *matrices))
