@@ -6,9 +6,10 @@
 
 Sections: `speed` (modes against plain decoding and against transformers' generate), `auto-long` (the cost of `auto`
 over long texts of several kinds), `capacity` (a large cache of which little is used against a small one), `host` (host
-work per token, by profiling). Two more run only where they are named: `protocol` (the paper's: long texts after
-prefixes of books, with acceptance, n-gram share, time per window, Distinct-n, equality and audit) and `ablations` (one
-part of drafting varied).
+work per token, by profiling). Three more run only where they are named: `tasks` (an answer, a continuation, two edits
+and a JSON list, also against llama.cpp with --llama), `protocol` (the paper's: long texts after prefixes of books, with
+acceptance, n-gram share, time per window, Distinct-n, equality and audit) and `ablations` (one part of drafting
+varied).
 
 Figures are medians of --rounds runs with their smallest and largest value. The runs of a setting are interleaved: every
 contender runs once a round on the same passage, and a ratio is the median of the rounds' ratios. `protocol` runs every
@@ -29,7 +30,7 @@ import jax
 from benchmarking.ablations import ABLATIONS, ablations
 from benchmarking.protocol import protocol
 from benchmarking.rows import RowFile
-from benchmarking.sections import auto_long, capacity, host, speed
+from benchmarking.sections import auto_long, capacity, host, speed, tasks
 from benchmarking.settings import add_flags, make_settings
 
 import tokenswift_jax as ts
@@ -39,7 +40,7 @@ from tokenswift_jax.paths import check_writable
 
 ROOT = Path(__file__).resolve().parent.parent
 USUAL = {"speed": speed, "auto-long": auto_long, "capacity": capacity, "host": host}
-SECTIONS = USUAL | {"protocol": protocol, "ablations": ablations}
+SECTIONS = USUAL | {"tasks": tasks, "protocol": protocol, "ablations": ablations}
 
 
 def main(argv: list[str] | None = None) -> int:

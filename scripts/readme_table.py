@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "tokenswift_jax" / "demo_model"
 NOT_MEASURED = "Not measured yet."
 _PLAIN, _OTHER, _LOOKUP = "autoregressive", "transformers", "transformers, prompt lookup"
+_OTHERS = (_OTHER, "llama.cpp")
 
 _SETTING = ("section", "prefix", "temperature", "contender", "text", "capacity", "new_tokens")
 
@@ -36,8 +37,10 @@ def benchmark_section(rows: list[Row]) -> str:
     """
     latest = {tuple(row.get(name) for name in _SETTING): row for row in rows if not row["quick"]}
     counted = list(latest.values())
-    speed = [row for row in counted if row["section"] == "speed"]
-    parts = [_speed_table(speed), _conditions(speed)] if speed else []
+    parts = []
+    for section in ("tasks", "speed"):
+        if rows_of_it := [row for row in counted if row["section"] == section]:
+            parts += [_speed_table(rows_of_it), _conditions(rows_of_it)]
     listed = "\n".join(f"* {note}" for note in (*_equality(counted), *_notes(counted)))
     return "\n\n".join(part for part in (*parts, listed) if part) or NOT_MEASURED
 
@@ -67,28 +70,35 @@ def demo_section(training: Row, config: Row, card: str) -> str:
 
 def _speed_table(rows: list[Row]) -> str:
     contenders = list(dict.fromkeys(row["contender"] for row in rows))
-    others = [name for name in (_OTHER, _LOOKUP) if name in contenders]
+    others = [name for name in contenders if name.startswith(_OTHERS)]
     ours = [name for name in contenders if name not in others]
-    cells = {(row["prefix"], row["temperature"], row["contender"]): _cell(row) for row in rows}
-    settings = sorted({(row["prefix"], row["temperature"]) for row in rows})
+    tasks = list(dict.fromkeys(row.get("text") for row in rows))
+    cells = {(row["prefix"], row["temperature"], row.get("text"), row["contender"]): _cell(row) for row in rows}
+    settings = sorted({key[:3] for key in cells}, key=lambda key: (*key[:2], tasks.index(key[2])))
     names = [*(name.replace(_LOOKUP, "its prompt lookup") for name in others), *(f"`{name}`" for name in ours)]
     lines = [
-        (f"{prefix:,}", f"{temperature:g}", *(cells.get((prefix, temperature, name), "") for name in (*others, *ours)))
-        for prefix, temperature in settings
+        (
+            *([] if task is None else [task]),
+            f"{prefix:,}",
+            f"{temperature:g}",
+            *(cells.get((prefix, temperature, task, name), "") for name in (*others, *ours)),
+        )
+        for prefix, temperature, task in settings
     ]
-    return table(("prompt", "temperature", *names), lines)
+    return table((*([] if tasks == [None] else ["task"]), "prompt", "temperature", *names), lines)
 
 
 def _cell(row: Row) -> str:
     ratio = row.get("speed_vs_transformers") if row["contender"] == _PLAIN else row.get("speed_vs_autoregressive")
-    shown = f" ({ratio['median']:.2f}x)" if ratio and not row["contender"].startswith(_OTHER) else ""
+    shown = f" ({ratio['median']:.2f}x)" if ratio and not row["contender"].startswith(_OTHERS) else ""
     return f"{row['tokens_per_second']['median']:,.0f}{shown}"
 
 
 def _conditions(rows: list[Row]) -> str:
     row = rows[0]
     versions = row["versions"]
-    libraries = [f"{name} {versions[name]}" for name in ("jax", _OTHER, "torch") if name in versions]
+    shown = ("jax", "numba", _OTHER, "torch", "xllamacpp")
+    libraries = [f"{name} {versions[name]}" for name in shown if name in versions]
     compared = "transformers' `generate` for `autoregressive`, `autoregressive` for the rest"
     if _OTHER not in {row["contender"] for row in rows}:
         compared = "`autoregressive`"
@@ -107,7 +117,7 @@ def _conditions(rows: list[Row]) -> str:
 
 def _equality(rows: list[Row]) -> list[str]:
     counted = [row for row in rows if "leading_tokens_equal_to_autoregressive" in row]
-    own = [row for row in counted if not row["contender"].startswith(_OTHER)]
+    own = [row for row in counted if not row["contender"].startswith(_OTHERS)]
     if not own:
         return []
     equal = [row for row in own if row["leading_tokens_equal_to_autoregressive"] == row["new_tokens"]]

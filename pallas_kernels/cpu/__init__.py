@@ -8,8 +8,10 @@ sums for any number of rows and threads.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import platform
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +35,7 @@ def serves(rows: int, *arrays: jax.Array) -> bool:
         and jax.default_backend() == "cpu"
         and jax.sharding.get_abstract_mesh().empty
         and installed()
+        and _registered()
     )
 
 
@@ -46,3 +49,15 @@ def installed() -> bool:
     from llvmlite import binding
 
     return binding.get_host_cpu_features().get("fma", False)
+
+
+@functools.cache
+def _registered() -> bool:
+    """Compiles the kernels and makes them known to XLA; False, with a warning, if one of the two libraries refuses."""
+    try:
+        importlib.import_module("pallas_kernels.cpu.product")
+        importlib.import_module("pallas_kernels.cpu.attention")
+    except Exception as error:  # a new version of either may raise anything; XLA computes the step then
+        warnings.warn(f"the Numba kernels do not load, so XLA computes every step: {error}", stacklevel=2)
+        return False
+    return True

@@ -16,7 +16,7 @@ from tokenswift_jax.speculation import SpeculationConfig
 Row = dict[str, Any]
 _DRAFTING = ("mode", "schedule", "tree", "node_budget", "ngram_k", "draft_cache", "refresh_interval", "draft_block")
 _DRAFTING += ("draft_cache_dtype", "shared_noise", "draft_weights")
-PLAIN, TRANSFORMERS = "autoregressive", "transformers"
+PLAIN, TRANSFORMERS, LLAMA = "autoregressive", "transformers", "llama.cpp"
 _OF_A_RUN = ("date", "load_average", "load_average_at_start")  # fields that two runs of one measurement do not share
 
 
@@ -50,14 +50,14 @@ def measures(results: Results, name: str) -> Row:
 def comparison(results: Results, name: str, *, greedy: bool) -> Row:
     """How many times faster than the baselines of the same rounds, and how many leading tokens are plain decoding's.
 
-    A sampled text of transformers draws from another generator, so only greedy ones can be equal.
+    Sampled texts of other programs draw from other generators, so only greedy ones can be equal.
     """
     fields: Row = {}
     own = [run.ms_per_token for run in results.runs[name]]
-    for other in (PLAIN, TRANSFORMERS):
+    for other in (PLAIN, TRANSFORMERS, *(other for other in results.runs if other.startswith(LLAMA))):
         if other in results.runs and other != name:
             fields[f"speed_vs_{other}"] = paired_ratios([run.ms_per_token for run in results.runs[other]], own)
-    if PLAIN in results.runs and name != PLAIN and (greedy or not name.startswith(TRANSFORMERS)):
+    if PLAIN in results.runs and name != PLAIN and (greedy or not name.startswith((TRANSFORMERS, LLAMA))):
         fields["leading_tokens_equal_to_autoregressive"] = same_leading_tokens(results, name, PLAIN)
     return fields
 

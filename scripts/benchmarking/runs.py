@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,15 +128,17 @@ class Results:
     warm_up_compile_seconds: dict[str, float]
 
 
-def play(contenders: Sequence[Contender], rounds: int, report: Callable[[str], None]) -> Results:
-    """Warms every contender up, then runs them round robin, so that a slow phase of the machine meets all of them; the
-    order turns by one place a round.
+def play(
+    contenders: Sequence[Contender], rounds: int, report: Callable[[str], None], warm: Collection[str] = ()
+) -> Results:
+    """Warms every contender up but those named in `warm`, then runs them round robin, so that a slow phase of the
+    machine meets all of them; the order turns by one place a round.
 
     Raises:
       RuntimeError: a fixed contender compiled after its warm-up, and that time would count as decoding.
     """
-    compile_seconds = {}
-    for contender in contenders:
+    compile_seconds = dict.fromkeys(warm, 0.0)
+    for contender in (contender for contender in contenders if contender.name not in warm):
         report(f"warm-up: {contender.name}")
         spent = [contender.run(0).compile_seconds]
         while not contender.fixed and spent[-1] and len(spent) < _WARM_UPS:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import tokenswift_jax as ts
 from benchmarking.rows import PLAIN, RowFile, comparison, measures, setting
 from benchmarking.runs import Contender, paired_ratios, play, run_ours, spread
 from benchmarking.settings import Settings, speculation_of
+from benchmarking.tasks import task_prompts
 from benchmarking.texts import Prompts, random_ids
 from tokenswift_jax.hardware.host_work import host_work, stream_seconds
 
@@ -49,6 +52,32 @@ def speed(settings: Settings, emit: RowFile) -> None:
                 emit(
                     setting("speed", prompts, temperature, asked.seed)
                     | {"contender": contender.name, **contender.labels}
+                    | measures(results, contender.name)
+                    | comparison(results, contender.name, greedy=temperature == 0)
+                )
+
+
+def tasks(settings: Settings, emit: RowFile) -> None:
+    """Tasks that people give a model, by prefix and temperature: every mode against transformers' generate and llama.cpp."""
+    asked = settings.asked
+    for prefix, temperature in itertools.product(asked.prefixes, asked.temperatures):
+        warm: set[str] = set()  # the tasks of one length and temperature run the same programs
+        for name in asked.tasks:
+            prompts = task_prompts(settings.model, asked.prompt_file, name, prefix, asked.rounds)
+            settings.report(f"tasks: {name}, {prefix:,} tokens, temperature {temperature:g}")
+            contenders = [_ours(settings, mode, prompts, temperature, asked.new_tokens) for mode in asked.modes]
+            sampling = ts.SamplingConfig(temperature=temperature, seed=asked.seed)
+            others = [llama.contender(prompts, sampling, asked.new_tokens) for llama in settings.llamas]
+            if settings.other is not None:
+                for lookup in (False, True)[: 2 if temperature == 0 else 1]:
+                    others.append(settings.other.contender(prompts, sampling, asked.new_tokens, lookup))
+            warm.update(other.name for other in others)  # nothing compiles there
+            results = play([*contenders, *others], asked.rounds, settings.report, warm)
+            warm.update(contender.name for contender in contenders)
+            for contender in [*contenders, *others]:
+                emit(
+                    setting("tasks", prompts, temperature, asked.seed)
+                    | {"text": name, "prefix": prefix, "contender": contender.name, **contender.labels}
                     | measures(results, contender.name)
                     | comparison(results, contender.name, greedy=temperature == 0)
                 )

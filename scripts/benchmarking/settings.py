@@ -13,7 +13,9 @@ from typing import Any
 import jax
 
 import tokenswift_jax as ts
+from benchmarking.llama_cpp import LlamaModel
 from benchmarking.rows import TRANSFORMERS
+from benchmarking.tasks import TASKS
 from benchmarking.texts import Prompts, passages_of_files, passages_of_the_model
 from benchmarking.transformers_generate import TransformersModel, is_available
 from tokenswift_jax.cli.converters import number, whole_list
@@ -52,6 +54,7 @@ class Settings:
       model: the checkpoint.
       prompts: one passage a round, of the longest prefix.
       other: the same weights in transformers; None where it is not measured.
+      llamas: GGUF files in llama.cpp.
       heads: a second checkpoint, for the ablation `heads`; None leaves that out.
       samplings: of the sections `protocol` and `ablations`, by name.
       contenders: of the section `protocol`, in the order in which they run.
@@ -62,6 +65,7 @@ class Settings:
     model: ts.Model
     prompts: Prompts
     other: TransformersModel | None
+    llamas: list[LlamaModel]
     heads: ts.Model | None
     samplings: dict[str, ts.SamplingConfig]
     contenders: tuple[str, ...]
@@ -96,6 +100,8 @@ def add_flags(
     add("--seed", type=int, default=0)
     add("--prompt-file", type=Path, nargs="+", help="books, or folders of *.txt (default: the model writes prompts)")
     add("--no-transformers", action="store_true", help="leave out transformers' generate")
+    add("--llama", type=Path, nargs="+", default=[], help="GGUF files of the checkpoint, for llama.cpp (tasks)")
+    add("--tasks", type=_names(TASKS), default=tuple(TASKS), help="comma separated (default: all)")
     add("--output", type=Path, help="JSON lines are appended (default: benchmarks/DATE-PLATFORM.jsonl)")
     add("--quick", action="store_true", help="tiny sizes: shows that everything runs, measures nothing")
     add = parser.add_argument_group("protocol and ablations").add_argument
@@ -136,6 +142,8 @@ def make_settings(asked: argparse.Namespace) -> Settings:
     used = {"protocol": asked.protocol_prefixes, "ablations": (asked.ablation_prefix,)}
     longest = max(max(used.get(section, asked.prefixes)) for section in asked.sections)
     passages = max(asked.rounds, asked.passages)
+    if "tasks" in asked.sections and not asked.prompt_file:
+        raise ts.UserError("--sections tasks needs --prompt-file: a book, for the passages of its prompts")
     if asked.prompt_file:
         prompts = passages_of_files(model, asked.prompt_file, longest, passages)
     else:
@@ -148,6 +156,7 @@ def make_settings(asked: argparse.Namespace) -> Settings:
         model=model,
         prompts=prompts,
         other=_transformers(asked, model, contenders),
+        llamas=[LlamaModel(file, longest + 64 + asked.new_tokens) for file in asked.llama],
         heads=None if asked.heads_checkpoint is None else ts.load(asked.heads_checkpoint, asked.dtype),
         samplings={
             name: resolve_sampling(SAMPLINGS[name] | {"seed": asked.seed}, model.generation_config)
@@ -170,7 +179,11 @@ def _contenders(asked: argparse.Namespace, model: ts.Model) -> tuple[str, ...]:
 
 def _transformers(asked: argparse.Namespace, model: Any, contenders: tuple[str, ...]) -> TransformersModel | None:
     """The other side of the comparison: where torch is installed, and on the same kind of device."""
-    wanted = "speed" in asked.sections or ("protocol" in asked.sections and TRANSFORMERS in contenders)
+    wanted = (
+        "speed" in asked.sections
+        or "tasks" in asked.sections
+        or ("protocol" in asked.sections and TRANSFORMERS in contenders)
+    )
     if asked.no_transformers or not wanted:
         return None
     if jax.default_backend() != "cpu" or not is_available():

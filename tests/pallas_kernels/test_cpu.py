@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from attention_cases import LAYER, Shape, make, sequence
 
+from pallas_kernels import cpu
 from pallas_kernels.few_rows import product, product_of_lines, products
 from pallas_kernels.implementation import compiling_for
 from pallas_kernels.tree_attention import reference, tree_attention
@@ -90,3 +91,16 @@ def test_a_broken_tree_row_spoils_the_rows_that_see_it():
     arguments |= {"tree_mask": mask, "own_values": arguments["own_values"].at[:, 1].set(jnp.inf)}
     mixed = np.asarray(tree_attention(**arguments, layer=LAYER, window=None))
     assert [np.isfinite(mixed[0, row]).all() for row in range(3)] == [True, False, True]
+
+
+def test_xla_computes_everything_where_the_kernels_do_not_load(monkeypatch):
+    def refused(name):
+        raise RuntimeError(f"{name}: an interface that XLA does not know")
+
+    x, w = np.ones((2, 32), np.float32), np.ones((32, 16), np.float32)
+    monkeypatch.setattr(cpu.importlib, "import_module", refused)
+    monkeypatch.setattr(cpu, "_registered", cpu._registered.__wrapped__)
+    with pytest.warns(UserWarning, match="XLA computes every step: pallas_kernels.cpu.product: an interface"):
+        found, by_numba = served(product, x, w, dtype=jnp.float32)
+    assert not by_numba
+    np.testing.assert_array_equal(found, np.full((2, 16), 32, np.float32))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
+from pallas_kernels import cpu
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.stats import GenerationResult
 
@@ -26,6 +28,8 @@ def closing_report(result: GenerationResult, config: ModelConfig, bytes_per_valu
         f"prefilled {result.prompt_tokens:,} tokens in {result.prefill_seconds:.2f} s",
         settings,
     ]
+    if jax.default_backend() == "cpu" and bytes_per_value == 4 and not cpu.installed():
+        lines.append("pip install numba: with it, this program reads weights faster on a CPU")
     if result.audit is not None:
         verdict = "FAILED" if result.audit_failed else "passed"
         lines.append(

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-_LIBRARIES = ("tokenswift_jax", "jax", "jaxlib", "flax", "numpy", "transformers", "torch")
+_LIBRARIES = ("tokenswift_jax", "jax", "jaxlib", "flax", "numpy", "numba", "transformers", "torch", "xllamacpp")
 
 
 def describe_environment() -> dict[str, Any]:

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tokenswift_jax.errors import UserError
 
 _IMPLEMENTATION = "threefry2x32"
 
 
-def row_keys(seed: int, sequences: jax.Array) -> jax.Array:
+def row_keys(seeds: int | jax.Array, sequences: jax.Array) -> jax.Array:
     """The key of each row of a batch: fold_in(key(seed), sequence).
 
     Args:
-      seed: in [0, 2**32).
+      seeds: in [0, 2**32), one for all rows, or uint32 [batch].
       sequences: [batch] int32 or uint32, `SamplingConfig.sequence` plus the index in the batch; it does not depend on
         the row's slot.
 
     Returns:
       [batch, 2] uint32, raw key data: as ordinary arrays the keys pass through jit, loops and donation.
     """
-    root = jax.random.key(jnp.uint32(seed), impl=_IMPLEMENTATION)
-    return jax.random.key_data(jax.vmap(lambda sequence: jax.random.fold_in(root, sequence))(sequences))
+    if isinstance(seeds, int):
+        seeds = jnp.asarray(np.full(sequences.shape, seeds, np.uint32))
+    return _row_keys(seeds, sequences)
+
+
+@jax.jit
+def _row_keys(seeds: jax.Array, sequences: jax.Array) -> jax.Array:
+    def of_row(seed: jax.Array, sequence: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(seed, impl=_IMPLEMENTATION), sequence)
+
+    return jax.random.key_data(jax.vmap(of_row)(seeds, sequences))
 
 
 def gumbel_noise(keys: jax.Array, positions: jax.Array, vocab: int) -> jax.Array:

@@ -12,7 +12,6 @@ import numpy as np
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.request import Request, check_drawable
 from tokenswift_jax.sample.gumbel import row_keys
-from tokenswift_jax.sampling import SamplingConfig
 
 WHOLE_TEXT = 2**31 - 1  # a penalty window without a limit
 _WORD = 32  # token ids per word of a token set
@@ -84,7 +83,7 @@ def sequence_params(requests: Sequence[Request], vocab: int) -> SequenceParams:
         return [neutral if value is None else value for value in values]
 
     return SequenceParams(
-        keys=jnp.concatenate([_key(config) for config in configs]),
+        keys=row_keys(*(column((getattr(c, name) for c in configs), jnp.uint32) for name in ("seed", "sequence"))),
         temperature=column((config.temperature for config in configs), real),
         top_k=column(filtered(0, "top_k"), jnp.int32),
         top_p=column(filtered(1.0, "top_p"), real),
@@ -144,7 +143,3 @@ def contains(sets: jax.Array, tokens: jax.Array) -> jax.Array:
     """Whether each row's set, uint32 [batch, words], contains its tokens, int32 [batch, count]: bool [batch, count]."""
     word = jnp.take_along_axis(sets, tokens // _WORD, axis=1, mode="clip")
     return (word >> (tokens % _WORD).astype(jnp.uint32)) & jnp.uint32(1) != 0
-
-
-def _key(config: SamplingConfig) -> jax.Array:
-    return row_keys(config.seed, jnp.asarray([config.sequence], jnp.uint32))

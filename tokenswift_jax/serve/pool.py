@@ -12,7 +12,7 @@ import jax
 from tokenswift_jax.engine.capacity import check_memory
 from tokenswift_jax.engine.engine import Engine, Pending
 from tokenswift_jax.engine.layout import Layout, scratch_of
-from tokenswift_jax.engine.prefill import Prefill, chunk_rows
+from tokenswift_jax.engine.prefill import Prefill, chunk_rows, chunk_widths
 from tokenswift_jax.kv.dense import cache_bytes, round_up
 from tokenswift_jax.progress_report import Report, silent
 from tokenswift_jax.request import Request
@@ -123,8 +123,9 @@ class Pool:
         """Allocates the slots and compiles every program that a request can need, unless that is `given_up`."""
         greedy = SamplingConfig(temperature=0.0)
         first = self._plans.variants[0]
+        lengths = [2, *(width + 1 for width in chunk_widths()[:-1])]  # a prompt for each of prefill's programs
         for number, slots in enumerate([self.staging[0], *self.staging]):
-            for length in (2, 40) if number < 2 else (40,):
+            for length in lengths if number < 2 else lengths[-1:]:
                 request = Request((0,) * length, greedy, 3)
                 for emitted in ([], [0]):
                     if given_up():
