@@ -51,10 +51,11 @@ class LlamaModel:
                 "ignore_eos": True,
                 "cache_prompt": False,
                 "return_tokens": True,
+                "verbose": True,
             }
         )
         found = json.loads(found) if isinstance(found, str) else found
-        times, ids = found["timings"], list(found["tokens"])
+        times, ids = found["timings"], list(found["__verbose"]["tokens"])
         assert times["predicted_n"] == len(ids) == new_tokens, f"{times['predicted_n']} tokens, not {new_tokens}"
         seconds = times["predicted_ms"] / 1e3
         return Run(

@@ -58,7 +58,7 @@ def speed(settings: Settings, emit: RowFile) -> None:
 
 
 def tasks(settings: Settings, emit: RowFile) -> None:
-    """Tasks that people give a model, by prefix and temperature: every mode against transformers' generate and llama.cpp."""
+    """Tasks that people give a model, by prefix and temperature: every mode, transformers' generate and llama.cpp."""
     asked = settings.asked
     for prefix, temperature in itertools.product(asked.prefixes, asked.temperatures):
         warm: set[str] = set()  # the tasks of one length and temperature run the same programs
