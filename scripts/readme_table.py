@@ -1,11 +1,11 @@
 """Writes the README's figures from the files that hold them; no figure is typed by hand.
 
-    python scripts/readme_table.py benchmarks/2026-11-25-cpu.jsonl     fills both sections
-    python scripts/readme_table.py                                     fills them again from the same file
+    python scripts/readme_table.py benchmarks/2026-11-25-cpu.jsonl     fills the section that the rows are for
+    python scripts/readme_table.py                                     fills all sections again from the same files
     python scripts/readme_table.py --check                             fails where the README differs
 
-The benchmark section comes from rows of `scripts/benchmark.py`, the demo section from the demo model's training.json
-and its model card.
+The tasks and the benchmark come from rows of `scripts/benchmark.py`, the demo section from the demo model's
+training.json and its model card.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ DEMO = ROOT / "tokenswift_jax" / "demo_model"
 NOT_MEASURED = "Not measured yet."
 _PLAIN, _OTHER, _LOOKUP = "autoregressive", "transformers", "transformers, prompt lookup"
 _OTHERS = (_OTHER, "llama.cpp")
+_FROM_ROWS = ("tasks", "benchmark")  # sections of the README with rows of scripts/benchmark.py
 
 _SETTING = ("section", "prefix", "temperature", "contender", "text", "capacity", "new_tokens")
 
@@ -156,17 +157,28 @@ def _range(values: list[Any], form: str = ",") -> str:
 
 
 def fill_readme(readme: str, source: str | None) -> str:
-    """The README with both sections filled again; `source` (None: the one it names) holds the benchmark's rows."""
-    if source is None:
-        named = re.search(r"<!-- benchmark:begin (\S+) -->", readme)
-        source = "" if named is None else str(named[1])
-    lines = (ROOT / source).read_text(encoding="utf-8").splitlines() if source else []
-    readme = fill(readme, "benchmark", benchmark_section([json.loads(line) for line in lines]), source)
+    """The README with its sections filled again. `source` has the rows of one section; the others keep their files."""
+    for name in _FROM_ROWS:
+        named = re.search(rf"<!-- {name}:begin (\S+) -->", readme)
+        own = "" if named is None else str(named[1])
+        if source is not None and name == _place_of(_rows(source)):
+            own = source
+        if own or name == "benchmark":
+            readme = fill(readme, name, benchmark_section(_rows(own)), own)
     card = DEMO / "README.md"
     demo = demo_section(
         _read(DEMO / "training.json"), _read(DEMO / "config.json"), card.read_text("utf-8") if card.exists() else ""
     )
     return fill(readme, "demo", demo)
+
+
+def _rows(source: str) -> list[Row]:
+    return [json.loads(line) for line in (ROOT / source).read_text(encoding="utf-8").splitlines()] if source else []
+
+
+def _place_of(rows: list[Row]) -> str:
+    """The section of the README for rows."""
+    return "tasks" if any(row["section"] == "tasks" for row in rows) else "benchmark"
 
 
 def _read(path: Path) -> Row:
