@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from pallas_kernels import cpu
 from tokenswift_jax import checkpoint
 from tokenswift_jax.checkpoint.directory import read_config
 from tokenswift_jax.errors import UserError
@@ -73,6 +75,8 @@ def load(
     folder = checkpoint.resolve(DEMO_MODEL if path is None else path, report)
     opened = checkpoint.open_checkpoint(folder, rope_override)
     chosen = checkpoint.chosen_dtype(opened, dtype)
+    if chosen == jnp.float32:
+        cpu.load_ahead()
     config, graphdef, params = checkpoint.load_decoder(opened, chosen, report=report)
     tokenizer = checkpoint.load_tokenizer(folder)
     generation_config = checkpoint.load_generation_config(folder)

@@ -11,6 +11,7 @@ import functools
 import importlib
 import importlib.util
 import platform
+import threading
 import warnings
 
 import jax
@@ -49,6 +50,16 @@ def installed() -> bool:
     from llvmlite import binding
 
     return binding.get_host_cpu_features().get("fma", False)
+
+
+def load_ahead() -> None:
+    """Loads the kernels in another thread if this process has a use for them.
+
+    Numba compiles them for some seconds on the first use on a machine. Without this call, the tracing of the first
+    program of a few rows waits for that; with it, Numba works while weights are read and prefill is compiled.
+    """
+    if jax.default_backend() == "cpu" and installed():
+        threading.Thread(target=_registered, name="tokenswift kernels").start()
 
 
 @functools.cache
