@@ -89,6 +89,8 @@ class Prefill:
         self._keeps, self._hidden = keep_hidden, []
         self.requests, self.emitted = list(requests), [list(done) for done in emitted]
         self._model, self._programs, self._layout = model, programs, layout
+        # Once: the look-up hashes the model's graph, which takes the demo some percent of a chunk's time.
+        self._forward = compiled("causal" if keep_hidden else "prefill", model.graphdef)
         self._texts = [[*request.prompt_ids, *done] for request, done in zip(requests, emitted, strict=True)]
         # A resumed row repeats the step that gave its newest token: its root is the token before that.
         self._rooted = [text[:-1] if done else text for text, done in zip(self._texts, self.emitted, strict=True)]
@@ -121,9 +123,8 @@ class Prefill:
         # Begin a last chunk early enough to end within the capacity: it computes some positions again.
         start = min(self.done, self.capacity - self._rows)
         piece = jnp.asarray(self._ids[:, start : start + self._rows])
-        function = compiled("causal" if self._keeps else "prefill", self._model.graphdef)
         arguments = self._model.params, piece, jnp.asarray(start, jnp.int32), self._cache
-        result = self._programs.run(function, *arguments, name="prefill")
+        result = self._programs.run(self._forward, *arguments, name="prefill")
         if self._keeps:
             hidden, self._cache = result
             self._hidden = [*self._hidden[-1:], (start, hidden)]  # the last chunk alone may be short
