@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import tokenswift_jax as ts
 from benchmarking.rows import LLAMA
@@ -13,24 +14,23 @@ from benchmarking.runs import Contender, Run
 from benchmarking.texts import Prompts
 from tokenswift_jax.hardware.environment import usable_cores
 
+_WORKER = Path(__file__).with_name("llama_worker.py")
+
 
 class LlamaModel:
     """One GGUF file in llama.cpp, on CPU with all cores; its cache is in float16, its own default."""
 
     def __init__(self, file: Path, positions: int) -> None:
         """positions: the longest text. Raises UserError without the package or the file."""
-        try:
-            llama: Any = importlib.import_module("xllamacpp")  # no dependency of the project
-        except ImportError:
-            raise ts.UserError("llama.cpp is measured by the package xllamacpp: pip install xllamacpp") from None
+        if importlib.util.find_spec("xllamacpp") is None:
+            raise ts.UserError("llama.cpp is measured by the package xllamacpp: pip install xllamacpp")
         if not file.is_file():
             raise ts.UserError(f"{file} is not a file")
-        asked = llama.CommonParams()
-        asked.model.path, asked.n_ctx, asked.n_parallel = str(file), positions, 1
-        asked.cpuparams.n_threads = asked.cpuparams_batch.n_threads = usable_cores()
-        asked.verbosity, asked.warmup = -1, False
         self.name = f"{LLAMA}, {file.stem.rpartition('.')[2] or file.stem}"
-        self._server: Any = llama.Server(asked)
+        command = [sys.executable, str(_WORKER), str(file), str(positions), str(usable_cores())]
+        self._worker = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
 
     def contender(self, prompts: Prompts, sampling: ts.SamplingConfig, new_tokens: int) -> Contender:
         """Its completion of a prompt's token ids."""
@@ -39,23 +39,14 @@ class LlamaModel:
 
     def run(self, prompt: list[int], sampling: ts.SamplingConfig, new_tokens: int) -> Run:
         """Generates exactly `new_tokens` tokens at a temperature, without filters."""
-        found = self._server.handle_completions(
-            {
-                "prompt": prompt,
-                "n_predict": new_tokens,
-                "temperature": sampling.temperature,
-                "top_k": 0,
-                "top_p": 1.0,
-                "min_p": 0.0,
-                "seed": sampling.seed,
-                "ignore_eos": True,
-                "cache_prompt": False,
-                "return_tokens": True,
-                "verbose": True,
-            }
-        )
-        found = json.loads(found) if isinstance(found, str) else found
-        times, ids = found["timings"], list(found["__verbose"]["tokens"])
+        assert self._worker.stdin is not None
+        assert self._worker.stdout is not None
+        asked = {"prompt": prompt, "n_predict": new_tokens, "ignore_eos": True, "cache_prompt": False}
+        asked |= {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": sampling.seed}
+        self._worker.stdin.write(json.dumps(asked | {"return_tokens": True, "verbose": True}) + "\n")
+        self._worker.stdin.flush()
+        found = json.loads(self._worker.stdout.readline())
+        times, ids = found["timings"], found["tokens"]
         assert times["predicted_n"] == len(ids) == new_tokens, f"{times['predicted_n']} tokens, not {new_tokens}"
         seconds = times["predicted_ms"] / 1e3
         return Run(
