@@ -102,9 +102,8 @@ def test_each_ablation_varies_one_thing():
     sets = NodeSets(partial=((0,), (0, 0)), fused=None)
     model = small_models.random_model(16, head_type="chained")
     model = replace(model, config=replace(model.config, node_sets=sets))
-    other = small_models.random_model(16, head_type="sequential")
     asked = SimpleNamespace(node_budget=5, draft_cache=64, quick=True)
-    settings = SimpleNamespace(model=model, heads=other, report=reported.append, asked=asked)
+    settings = SimpleNamespace(model=model, report=reported.append, asked=asked)
 
     def made(name, sampling=SAMPLED):
         return list(groups(settings, name, sampling))
@@ -118,9 +117,9 @@ def test_each_ablation_varies_one_thing():
         "draft_cache_dtype": [None, "int8"],
     }.items():
         (group,) = made(name)
-        assert [value for value, _ in group[2]] == values
-        assert [getattr(speculation, name) for _, speculation in group[2]] == values
-    schedules = [(value, one.schedule, one.tree) for value, one in made("tree")[0][2]]
+        assert [value for value, _ in group[1]] == values
+        assert [getattr(speculation, name) for _, speculation in group[1]] == values
+    schedules = [(value, one.schedule, one.tree) for value, one in made("tree")[0][1]]
     assert schedules == [
         ("1,1,1,1", "partial", (1, 1, 1, 1)),
         ("1,3,3,3", "partial", (1, 3, 3, 3)),
@@ -128,20 +127,18 @@ def test_each_ablation_varies_one_thing():
         ("1,1,1,1", "fused", (1, 1, 1, 1)),
         ("1,3,3,3", "fused", (1, 3, 3, 3)),
     ]
-    assert {one.node_budget for _, one in made("tree")[0][2]} == {None}
-    assert [group[1].repetition_penalty for group in made("penalty")] == [1.0, 1.4]
-    noise = [(value, one.mode, one.shared_noise) for value, one in made("shared_noise")[0][2]]
+    assert {one.node_budget for _, one in made("tree")[0][1]} == {None}
+    assert [group[0].repetition_penalty for group in made("penalty")] == [1.0, 1.4]
+    noise = [(value, one.mode, one.shared_noise) for value, one in made("shared_noise")[0][1]]
     assert noise == [
         ("on", "tokenswift", True),
         ("off", "tokenswift", False),
         ("on", "selfspec", True),
         ("off", "selfspec", False),
     ]
-    assert [group[0] for group in made("heads")] == [model, other]
     assert reported == []
-    settings.heads = None
-    assert made("shared_noise", GREEDY) == made("heads") == []
-    assert len(reported) == 2
+    assert made("shared_noise", GREEDY) == []
+    assert len(reported) == 1
 
 
 def test_a_row_is_found_by_what_was_asked_and_where(tmp_path):

@@ -27,9 +27,8 @@ _FIELDS: dict[str, tuple[tuple[Any, ...], tuple[str, ...]]] = {
 _WIDTHS = (1, 2, 3)  # candidates of every head
 _PENALTIES = (1.0, 1.1, 1.2, 1.4)
 
-
 Variants = list[tuple[Any, ts.SpeculationConfig]]  # the varied value, as a row states it, and how drafts are made
-Group = tuple[ts.Model, ts.SamplingConfig, Variants]  # settings that share a text, and so the plain decoding
+Group = tuple[ts.SamplingConfig, Variants]  # settings that share a text, and so the plain decoding
 
 
 def ablations(settings: Settings, emit: RowFile) -> None:
@@ -39,7 +38,7 @@ def ablations(settings: Settings, emit: RowFile) -> None:
     for name, sampling in settings.samplings.items():
         for ablation in asked.ablations:
             for group in groups(settings, ablation, sampling):
-                model, used, _ = group
+                used, model = group[0], settings.model
                 text = setting("ablations", prompts, used.temperature, used.seed)
                 text |= {"ablation": ablation, "sampling": name, "sampling_config": asdict(used)}
                 text |= {"asked_tokens": asked.ablation_tokens, "rounds": asked.rounds}
@@ -49,7 +48,7 @@ def ablations(settings: Settings, emit: RowFile) -> None:
 
 def _measure(settings: Settings, emit: RowFile, prompts: Prompts, text: Row, group: Group) -> None:
     """The rows of one group, plain decoding's first."""
-    model, sampling, variants = group
+    sampling, variants = group
     varied = [(None, ts.SpeculationConfig(mode=PLAIN)), *variants]
     rows: list[Row] = [
         text | {"contender": _name(value, speculation), "value": value} | labels_of(speculation)
@@ -64,7 +63,7 @@ def _measure(settings: Settings, emit: RowFile, prompts: Prompts, text: Row, gro
 
     def contender(row: Row, speculation: ts.SpeculationConfig) -> Contender:
         options = sampling, speculation, settings.asked.ablation_tokens
-        return Contender(row["contender"], lambda i: run_ours(model, prompts.of_round(i), *options), {})
+        return Contender(row["contender"], lambda i: run_ours(settings.model, prompts.of_round(i), *options), {})
 
     contenders = [contender(row, speculation) for row, (_, speculation) in zip(rows, varied, strict=True)]
     results = play(contenders, settings.asked.rounds, settings.report)
@@ -97,7 +96,7 @@ def groups(settings: Settings, ablation: str, sampling: ts.SamplingConfig) -> It
     if ablation in _FIELDS:
         values, schedules = _FIELDS[ablation]
         chosen = [(schedule, value) for schedule in schedules for value in _some(settings, values)]
-        yield settings.model, sampling, [(v, _base(settings, schedule, **{ablation: v})) for schedule, v in chosen]
+        yield sampling, [(v, _base(settings, schedule, **{ablation: v})) for schedule, v in chosen]
     else:
         yield from _OTHERS[ablation](settings, sampling)
 
@@ -120,14 +119,14 @@ def _trees(settings: Settings, sampling: ts.SamplingConfig) -> Iterator[Group]:
         for shape in [*shapes, *([None] if getattr(sets, schedule) is not None else [])]:
             name = "the node set" if shape is None else ",".join(map(str, shape))
             variants.append((name, _base(settings, schedule, tree=shape, node_budget=None, ngram_k=0)))
-    yield settings.model, sampling, variants
+    yield sampling, variants
 
 
 def _penalties(settings: Settings, sampling: ts.SamplingConfig) -> Iterator[Group]:
     """Each penalty has a text of its own."""
     for penalty in _some(settings, _PENALTIES):
         both = [(penalty, _base(settings, schedule)) for schedule in _SCHEDULES]
-        yield settings.model, replace(sampling, repetition_penalty=penalty), both
+        yield replace(sampling, repetition_penalty=penalty), both
 
 
 def _shared_noise(settings: Settings, sampling: ts.SamplingConfig) -> Iterator[Group]:
@@ -138,23 +137,12 @@ def _shared_noise(settings: Settings, sampling: ts.SamplingConfig) -> Iterator[G
     modes.append(ts.SpeculationConfig("selfspec", draft_cache=settings.asked.draft_cache))
     both = (("on", True), ("off", False))
     variants = [(name, replace(one, shared_noise=on)) for one in _some(settings, modes) for name, on in both]
-    yield settings.model, sampling, variants
-
-
-def _heads(settings: Settings, sampling: ts.SamplingConfig) -> Iterator[Group]:
-    """Two checkpoints that differ in their heads."""
-    if settings.heads is None:
-        settings.report("ablations: heads is left out without --heads-checkpoint")
-        return
-    for model in (settings.model, settings.heads):
-        kind = model.config.draft_head_type
-        yield model, sampling, [(kind, _base(settings, schedule)) for schedule in _SCHEDULES]
+    yield sampling, variants
 
 
 _OTHERS: dict[str, Callable[[Settings, ts.SamplingConfig], Iterator[Group]]] = {
     "tree": _trees,
     "penalty": _penalties,
     "shared_noise": _shared_noise,
-    "heads": _heads,
 }
 ABLATIONS = (*_FIELDS, *_OTHERS)

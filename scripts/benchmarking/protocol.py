@@ -82,13 +82,10 @@ def _measured(run: Run, windows: tuple[int, int]) -> Row:
     assert records is not None
     fields: Row = measures(Results({"": [run]}, {"": 0.0}), "")
     fields |= {"latency": stats.by_window(records, fine), "latency_coarse": stats.by_window(records, coarse)}
-    if not run.schedule_trace:
-        return fields
-    return (
-        fields
-        | drafting(records)
-        | {"text_digests": digests(run.token_ids, fine), "schedule_trace": run.schedule_trace}
-    )
+    if run.schedule_trace:
+        fields |= drafting(records)
+        fields |= {"text_digests": digests(run.token_ids, fine), "schedule_trace": run.schedule_trace}
+    return fields
 
 
 def drafting(records: TokenLog) -> Row:

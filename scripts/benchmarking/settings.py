@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import tokenswift_jax as ts
 from benchmarking.llama_cpp import LlamaModel
 from benchmarking.rows import TRANSFORMERS
 from benchmarking.tasks import TASKS
-from benchmarking.texts import Prompts, passages_of_files, passages_of_the_model
-from benchmarking.transformers_generate import TransformersModel, is_available
+from benchmarking.texts import Prompts, passages_of_files, random_ids
+from benchmarking.transformers_generate import TransformersModel
 from tokenswift_jax.cli.converters import number, whole_list
 from tokenswift_jax.modes import MODES, NEED_HEADS
 from tokenswift_jax.sampling import resolve_sampling
@@ -27,8 +28,6 @@ CONTENDERS = (
     *("autoregressive", TRANSFORMERS, "tokenswift-partial", "tokenswift-fused"),
     *("medusa", "selfspec", "ngram", "auto"),
 )
-_NODE_BUDGET = {"cpu": 3}  # CPU cores pay for every row of a verify, accelerators hardly
-_NODE_BUDGET_ELSEWHERE = 63
 # Sizes of a run and of --quick, in tokens; the paper's "20K" is 20,480. The smaller capacity of --quick is the one that
 # its other sections reserve, so that their programs serve.
 _SIZES: dict[str, tuple[Any, Any]] = {
@@ -55,7 +54,6 @@ class Settings:
       prompts: one passage a round, of the longest prefix.
       other: the same weights in transformers; None where it is not measured.
       llamas: GGUF files in llama.cpp.
-      heads: a second checkpoint, for the ablation `heads`; None leaves that out.
       samplings: of the sections `protocol` and `ablations`, by name.
       contenders: of the section `protocol`, in the order in which they run.
       report: prints a line of progress.
@@ -66,7 +64,6 @@ class Settings:
     prompts: Prompts
     other: TransformersModel | None
     llamas: list[LlamaModel]
-    heads: ts.Model | None
     samplings: dict[str, ts.SamplingConfig]
     contenders: tuple[str, ...]
     report: Callable[[str], None]
@@ -98,7 +95,7 @@ def add_flags(
     add("--node-budget", type=int, help="of tokenswift, medusa and ngram; `auto` chooses for itself")
     add("--rounds", type=int, default=3, help="timed runs of every contender (protocol: see --passages)")
     add("--seed", type=int, default=0)
-    add("--prompt-file", type=Path, nargs="+", help="books, or folders of *.txt (default: the model writes prompts)")
+    add("--prompt-file", type=Path, nargs="+", help="books, or folders of *.txt (default: random token ids)")
     add("--no-transformers", action="store_true", help="leave out transformers' generate")
     add("--llama", type=Path, nargs="+", default=[], help="GGUF files of the checkpoint, for llama.cpp (tasks)")
     add("--tasks", type=_names(TASKS), default=tuple(TASKS), help="comma separated (default: all)")
@@ -116,7 +113,6 @@ def add_flags(
     add = parser.add_argument_group("ablations").add_argument
     add("--ablations", type=_names(ablations), default=ablations, help="comma separated (default: all)")
     add("--ablation-tokens", type=int, help="of every run (default: 2048)")
-    add("--heads-checkpoint", help="a checkpoint that differs in its heads, for the ablation `heads`")
 
 
 def make_settings(asked: argparse.Namespace) -> Settings:
@@ -147,17 +143,16 @@ def make_settings(asked: argparse.Namespace) -> Settings:
     if asked.prompt_file:
         prompts = passages_of_files(model, asked.prompt_file, longest, passages)
     else:
-        _report(f"the model writes {passages} prompts of {longest:,} tokens")
-        prompts = passages_of_the_model(model, longest, passages, asked.seed)
+        prompts = random_ids(model, longest, passages, asked.seed)
     if asked.node_budget is None:
-        asked.node_budget = _NODE_BUDGET.get(jax.default_backend(), _NODE_BUDGET_ELSEWHERE)
+        # CPU cores pay for every row of a verify, accelerators hardly.
+        asked.node_budget = 3 if jax.default_backend() == "cpu" else 63
     return Settings(
         asked=asked,
         model=model,
         prompts=prompts,
         other=_transformers(asked, model, contenders),
         llamas=[LlamaModel(file, longest + 64 + asked.new_tokens) for file in asked.llama],
-        heads=None if asked.heads_checkpoint is None else ts.load(asked.heads_checkpoint, asked.dtype),
         samplings={
             name: resolve_sampling(SAMPLINGS[name] | {"seed": asked.seed}, model.generation_config)
             for name in asked.sampling
@@ -186,7 +181,7 @@ def _transformers(asked: argparse.Namespace, model: Any, contenders: tuple[str, 
     )
     if asked.no_transformers or not wanted:
         return None
-    if jax.default_backend() != "cpu" or not is_available():
+    if jax.default_backend() != "cpu" or find_spec("torch") is None:
         _report("transformers is left out: it would run on CPU, and torch must be installed")
         return None
     return TransformersModel(model)
