@@ -6,16 +6,15 @@
 
 Sections: `speed` (modes against plain decoding and against transformers' generate), `auto-long` (the cost of `auto`
 over long texts of several kinds), `capacity` (a large cache of which little is used against a small one), `host` (host
-work per token, by profiling). Three more run only where they are named: `tasks` (an answer, a continuation, two edits
-and a JSON list, also against llama.cpp with --llama), `protocol` (the paper's: long texts after prefixes of books, with
-acceptance, n-gram share, time per window, Distinct-n, equality and audit) and `ablations` (one part of drafting
-varied).
+work per token, by profiling). Two more run only where they are named: `tasks` (an answer, a continuation, two edits and
+a JSON list, also against llama.cpp with --llama) and `protocol` (the paper's: long texts after prefixes of books, with
+acceptance, n-gram share, time per window, Distinct-n, equality and audit).
 
 Figures are medians of --rounds runs with their smallest and largest value. The runs of a setting are interleaved: every
 contender runs once a round on the same passage, and a ratio is the median of the rounds' ratios. `protocol` runs every
 contender once, one after the other. Compilation is done in a warm-up or subtracted, prefill is stated apart. Run it on
-a machine that does nothing else: rows carry the load. Rows of `protocol` and `ablations` that --output holds already,
-of the same setting, machine and versions, are not measured again: a killed run is continued by the same command.
+a machine that does nothing else: rows carry the load. Rows of `protocol` that --output holds already, of the same
+setting, machine and versions, are not measured again: a killed run is continued by the same command.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from benchmarking.ablations import ABLATIONS, ablations
 from benchmarking.protocol import protocol
 from benchmarking.rows import RowFile
 from benchmarking.sections import auto_long, capacity, host, speed, tasks
@@ -48,13 +46,13 @@ _MEDIANS = {  # columns of the table: field and format
     "prefill s": ("prefill_seconds", ".2f"),
 }
 _SHOWN = {"ms_per_token", "wall_ms_per_token", *(name for name, _ in _MEDIANS.values())}
-SECTIONS = USUAL | {"tasks": tasks, "protocol": protocol, "ablations": ablations}
+SECTIONS = USUAL | {"tasks": tasks, "protocol": protocol}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measures, writes the rows as they come, prints the table; the exit status: 1 a failed audit, 2 bad input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, tuple(SECTIONS), tuple(USUAL), ABLATIONS)
+    add_flags(parser, tuple(SECTIONS), tuple(USUAL))
 
     def measured() -> int:
         rows = run(parser.parse_args(argv))

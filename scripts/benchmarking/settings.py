@@ -33,11 +33,9 @@ CONTENDERS = (
 _SIZES: dict[str, tuple[Any, Any]] = {
     "prefixes": ((1024, 8192), (64,)),
     "protocol_prefixes": ((2048, 4096, 8192), (64,)),
-    "ablation_prefix": (2048, 64),
     "new_tokens": (512, 24),
     "long_tokens": (2048, 96),
     "tokens": ((20480,), (48,)),
-    "ablation_tokens": (2048, 24),
     "capacities": ((4096, 131072), (256, 1024)),
     "windows": ((1024, 10240), (8, 16)),
 }
@@ -54,7 +52,7 @@ class Settings:
       prompts: one passage a round, of the longest prefix.
       other: the same weights in transformers; None where it is not measured.
       llamas: GGUF files in llama.cpp.
-      samplings: of the sections `protocol` and `ablations`, by name.
+      samplings: of the section `protocol`, by name.
       contenders: of the section `protocol`, in the order in which they run.
       report: prints a line of progress.
     """
@@ -76,20 +74,14 @@ def speculation_of(name: str, node_budget: int | None, draft_cache: int) -> ts.S
     return ts.SpeculationConfig(mode=mode, schedule=schedule or "auto", node_budget=budget, draft_cache=draft_cache)
 
 
-def add_flags(
-    parser: argparse.ArgumentParser, sections: tuple[str, ...], usual: tuple[str, ...], ablations: tuple[str, ...]
-) -> None:
+def add_flags(parser: argparse.ArgumentParser, sections: tuple[str, ...], usual: tuple[str, ...]) -> None:
     """Adds the flags; `sections` are known, the `usual` ones run unless others are named."""
     add = parser.add_argument
     add("--model", help="checkpoint directory or hub id (default: the bundled demo)")
     add("--dtype", help="of weights and activations")
     add("--sections", type=_names(sections), default=usual, help="comma separated; default: " + ",".join(usual))
     add("--modes", type=_names(MODES), default=("autoregressive", "tokenswift", "ngram", "auto"))
-    add(
-        "--prefixes",
-        type=whole_list("2048,4096"),
-        help="tokens before the generated ones, e.g. 2048,4096; ablations: the first",
-    )
+    add("--prefixes", type=whole_list("2048,4096"), help="tokens before the generated ones, e.g. 2048,4096")
     add("--temperatures", type=_numbers, default=(0.0, 1.0))
     add("--new-tokens", type=int, help="of a run of speed, capacity and host")
     add("--node-budget", type=int, help="of tokenswift, medusa and ngram; `auto` chooses for itself")
@@ -101,18 +93,14 @@ def add_flags(
     add("--tasks", type=_names(TASKS), default=tuple(TASKS), help="comma separated (default: all)")
     add("--output", type=Path, help="JSON lines are appended (default: benchmarks/DATE-PLATFORM.jsonl)")
     add("--quick", action="store_true", help="tiny sizes: shows that everything runs, measures nothing")
-    add = parser.add_argument_group("protocol and ablations").add_argument
+    add = parser.add_argument_group("protocol").add_argument
     add("--sampling", type=_names(SAMPLINGS), default=("checkpoint",), help="checkpoint (its defaults), greedy or both")
     add("--draft-cache", type=int, default=512, help="slots of the draft cache (default: %(default)s)")
-    add = parser.add_argument_group("protocol").add_argument
     add("--tokens", type=whole_list("2048,4096"), help="tokens to generate, e.g. 20480,102400 (default: 20480)")
     add("--contenders", type=_names(CONTENDERS), help="default: all that the checkpoint allows")
     add("--passages", type=int, default=1, help="texts of each length (default: %(default)s)")
     add("--transformers-tokens", type=int, default=2048, help="its limit; ratios are over equal windows")
     add("--audit", action="store_true", help="replay the texts of tokenswift and compare every draw")
-    add = parser.add_argument_group("ablations").add_argument
-    add("--ablations", type=_names(ablations), default=ablations, help="comma separated (default: all)")
-    add("--ablation-tokens", type=int, help="of every run (default: 2048)")
 
 
 def make_settings(asked: argparse.Namespace) -> Settings:
@@ -122,12 +110,12 @@ def make_settings(asked: argparse.Namespace) -> Settings:
       UserError: a wrong flag, checkpoint or prompt file.
     """
     if asked.prefixes:
-        asked.protocol_prefixes, asked.ablation_prefix = asked.prefixes, asked.prefixes[0]
+        asked.protocol_prefixes = asked.prefixes
     for name, sizes in _SIZES.items():
         if getattr(asked, name, None) is None:
             setattr(asked, name, sizes[asked.quick])
     least = {"rounds": 1, "passages": 1, "prefixes": 1, "new_tokens": 3, "tokens": 3, "transformers_tokens": 3}
-    for name, low in (least | {"ablation_tokens": 3}).items():
+    for name, low in least.items():
         value = getattr(asked, name)
         value = min(value) if isinstance(value, tuple) else value
         if value < low:
@@ -135,7 +123,7 @@ def make_settings(asked: argparse.Namespace) -> Settings:
     speculation_of("selfspec", None, asked.draft_cache)  # raises where the cache is too small
     model = ts.load(asked.model, asked.dtype)
     contenders = _contenders(asked, model)
-    used = {"protocol": asked.protocol_prefixes, "ablations": (asked.ablation_prefix,)}
+    used = {"protocol": asked.protocol_prefixes}
     longest = max(max(used.get(section, asked.prefixes)) for section in asked.sections)
     passages = max(asked.rounds, asked.passages)
     if "tasks" in asked.sections and not asked.prompt_file:
