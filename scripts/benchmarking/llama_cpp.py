@@ -39,21 +39,9 @@ class LlamaModel:
 
     def run(self, prompt: list[int], sampling: ts.SamplingConfig, new_tokens: int) -> Run:
         """Generates exactly `new_tokens` tokens at a temperature, without filters."""
-        found = self._server.handle_completions(
-            {
-                "prompt": prompt,
-                "n_predict": new_tokens,
-                "temperature": sampling.temperature,
-                "top_k": 0,
-                "top_p": 1.0,
-                "min_p": 0.0,
-                "seed": sampling.seed,
-                "ignore_eos": True,
-                "cache_prompt": False,
-                "return_tokens": True,
-                "verbose": True,
-            }
-        )
+        asked = {"prompt": prompt, "n_predict": new_tokens, "seed": sampling.seed, "temperature": sampling.temperature}
+        asked |= {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "ignore_eos": True, "cache_prompt": False}
+        found = self._server.handle_completions(asked | {"return_tokens": True, "verbose": True})
         found = json.loads(found) if isinstance(found, str) else found
         times, ids = found["timings"], list(found["__verbose"]["tokens"])
         assert times["predicted_n"] == len(ids) == new_tokens, f"{times['predicted_n']} tokens, not {new_tokens}"

@@ -142,7 +142,6 @@ def digests(token_ids: list[int], size: int) -> list[str]:
 
 def leading_equal(own: list[str], other: list[str], size: int, tokens: int) -> int:
     """Leading tokens that two texts of `tokens` tokens share, by their digests: all, or whole windows of `size`."""
-    same = 0
-    while same < min(len(own), len(other)) and own[same] == other[same]:
-        same += 1
+    pairs = enumerate(zip(own, other, strict=False))
+    same = next((index for index, (x, y) in pairs if x != y), min(len(own), len(other)))
     return min(same * size, tokens)

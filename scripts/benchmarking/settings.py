@@ -82,7 +82,7 @@ def add_flags(parser: argparse.ArgumentParser, sections: tuple[str, ...], usual:
     add("--sections", type=_names(sections), default=usual, help="comma separated; default: " + ",".join(usual))
     add("--modes", type=_names(MODES), default=("autoregressive", "tokenswift", "ngram", "auto"))
     add("--prefixes", type=whole_list("2048,4096"), help="tokens before the generated ones, e.g. 2048,4096")
-    add("--temperatures", type=_numbers, default=(0.0, 1.0))
+    add("--temperatures", type=lambda text: tuple(map(number, text.split(","))), default=(0.0, 1.0))
     add("--new-tokens", type=int, help="of a run of speed, capacity and host")
     add("--node-budget", type=int, help="of tokenswift, medusa and ngram; `auto` chooses for itself")
     add("--rounds", type=int, default=3, help="timed runs of every contender (protocol: see --passages)")
@@ -188,7 +188,3 @@ def _names(known: Any) -> Callable[[str], tuple[str, ...]]:
         return names
 
     return parse
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(map(number, text.split(",")))
