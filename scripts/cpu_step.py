@@ -4,64 +4,29 @@
 
 Both programs run in turn, many rounds; the table has the shortest times, in ms, and the processor time of all threads
 beside them, which other programs on the machine disturb less. The bound is the bytes of the weights and of the cache
-over the speed at which two threads read memory here (`memchr`).
+over the speed at which two threads read memory here (`hardware.clock.read_bandwidth`).
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 import tokenswift_jax as ts
 from pallas_kernels import cpu
+from tokenswift_jax.hardware.clock import read_bandwidth
 from tokenswift_jax.kv.dense import cache_bytes, empty_cache
 from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.step.loop import exact_products
-
-_PIECE, _PIECES = 8 << 20, 24  # bytes read at a time, and how many pieces there are: more than caches have room for
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Command line of the script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="checkpoint directory, name or hub id; the bundled demo without")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8])
-    parser.add_argument("--positions", type=int, nargs="+", default=[16, 1024, 4096, 7000])
-    parser.add_argument("--seconds", type=float, default=120.0, help="of measuring")
-    return parser.parse_args(argv)
-
-
-def read_speeds(threads: int, seconds: float) -> float:
-    """The best bytes a second at which `threads` threads read memory that no cache contains."""
-    memory, found = np.ones(_PIECE * _PIECES, np.uint8), 0.0
-    search = ctypes.CDLL(None).memchr
-    search.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-    part = _PIECE // threads
-
-    def read(start: int) -> tuple[float, float]:
-        begun = time.perf_counter()
-        search(memory.ctypes.data + start, 255, part)
-        return begun, time.perf_counter()
-
-    until = time.monotonic() + seconds
-    with ThreadPoolExecutor(threads) as pool:
-        while time.monotonic() < until:
-            for piece in range(_PIECES):
-                spans = list(pool.map(read, [piece * _PIECE + part * thread for thread in range(threads)]))
-                found = max(found, part * threads / (max(end for _, end in spans) - min(begin for begin, _ in spans)))
-    return found
 
 
 def step(graph: Any, params: Any, cache: Any, tokens: jax.Array, length: jax.Array) -> tuple[jax.Array, Any]:
@@ -76,14 +41,18 @@ def step(graph: Any, params: Any, cache: Any, tokens: jax.Array, length: jax.Arr
 
 def main(argv: list[str] | None = None) -> int:
     """Measures and prints; returns the exit status."""
-    arguments = parse_arguments(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="checkpoint directory, name or hub id; the bundled demo without")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 8])
+    parser.add_argument("--positions", type=int, nargs="+", default=[16, 1024, 4096, 7000])
+    parser.add_argument("--seconds", type=float, default=120.0, help="of measuring")
+    arguments = parser.parse_args(argv)
     model = ts.load(arguments.model)
     capacity = -(-(max(arguments.positions) + max(arguments.rows)) // 1024) * 1024
-    speed = {threads: read_speeds(threads, 5) for threads in (1, 2)}
+    speed = {threads: read_bandwidth(threads, 5) for threads in (1, 2)}
     load = os.getloadavg()[0]
-    print(
-        f"reads {speed[1] / 1e9:.1f} GB/s with one thread, {speed[2] / 1e9:.1f} with two; load {load:.1f}", flush=True
-    )
+    read = f"{speed[1] / 1e9:.1f} GB/s with one thread, {speed[2] / 1e9:.1f} with two"
+    print(f"reads {read}; load {load:.1f}", flush=True)
     limit, programs, caches = cpu.ROWS, {}, {}
     for name in ("numba", "xla"):
         cpu.ROWS = limit if name == "numba" else 0

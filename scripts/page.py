@@ -27,12 +27,8 @@ def fill_file(path: Path, name: str, text: str) -> None:
     path.write_text(fill(path.read_text(encoding="utf-8"), name, text), encoding="utf-8")
 
 
-def line(*cells: Any) -> str:
-    """One line of a table."""
-    return f"| {' | '.join(map(str, cells))} |"
-
-
 def table(headings: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
     """A table with its heading."""
     headings = list(headings)
-    return "\n".join([line(*headings), line(*["---"] * len(headings)), *(line(*row) for row in rows)])
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)

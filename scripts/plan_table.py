@@ -3,9 +3,8 @@
     python scripts/plan_table.py --model smollm2 demo
     python scripts/plan_table.py --model smollm2 --texts quote book --tokens 2048
 
-Every round decodes a text once with each contender, one after the other, so that a machine that slows down slows all of
-them; the fastest of a contender's rounds counts. A round before these compiles. All runs of a text must emit the same
-token ids.
+Every round decodes a text once with each contender, in turns (`benchmarking.runs.play`), so that a machine that slows
+down slows all of them; the fastest of a contender's rounds counts. All runs of a text must emit the same token ids.
 """
 
 from __future__ import annotations
@@ -17,8 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarking.rows import same_leading_tokens
+from benchmarking.runs import Contender, play, run_ours
+
 import tokenswift_jax as ts
-from tokenswift_jax.hardware.environment import describe_environment, usable_cores
+from tokenswift_jax.hardware.environment import describe_environment
+from tokenswift_jax.prompt import encode_rows
 
 PASSAGE = """The Diodon, when it has been taken out of water for a short time, and then again immersed in it, absorbs a
 considerable quantity both of water and air by the mouth, and perhaps likewise by the branchial orifices. This process
@@ -34,51 +37,33 @@ TEXTS = {
     "book sampled": (PASSAGE, False, 1.0),
     "hostile": ("What is the difference between a virus and a bacterium?", True, 1.6),
 }
-NGRAMS = {
-    f"ngram {nodes}": ts.SpeculationConfig(mode="ngram", node_budget=nodes, ngram_k=20) for nodes in (1, 3, 7, 15)
-}
-HEADS = {
-    f"fused {nodes}": ts.SpeculationConfig(mode="tokenswift", schedule="fused", node_budget=nodes)
-    for nodes in (1, 3, 7)
-} | {"ngram 3": NGRAMS["ngram 3"]}
+NGRAMS = {f"ngram {n}": ts.SpeculationConfig("ngram", node_budget=n, ngram_k=20) for n in (1, 3, 7, 15)}
+HEADS = {f"fused {n}": ts.SpeculationConfig("tokenswift", "fused", node_budget=n) for n in (1, 3, 7)}
+HEADS |= {"ngram 3": NGRAMS["ngram 3"]}
 PLAIN = {"plain": ts.SpeculationConfig(mode="autoregressive")}
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """Command line of the script."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=["demo"], help="checkpoints; demo: the bundled one")
-    parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS), help="texts to decode")
-    parser.add_argument("--tokens", type=int, default=256, help="tokens of each text")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the fastest run of a contender counts")
-    parser.add_argument("--output", type=Path, help="JSON file that gets the rows; it states the load of the machine")
-    return parser.parse_args(argv)
 
 
 def measure(model: ts.Model, name: str, tokens: int, rounds: int) -> dict[str, Any]:
     """One row of the table: tokens per second of every contender, and what `auto` ran."""
     prompt, chat, temperature = TEXTS[name]
     contenders = PLAIN | (HEADS if model.config.num_draft_heads else NGRAMS) | {"auto": ts.SpeculationConfig()}
-    asked: dict[str, Any] = {"prompt": prompt}
+    asked: tuple[Any, Any] = (prompt, None)
     if chat and getattr(model.tokenizer, "chat_template", None):
-        asked = {"messages": [{"role": "user", "content": prompt}]}
+        asked = (None, [{"role": "user", "content": prompt}])
+    (ids,) = encode_rows(*asked, model.tokenizer, model.config.vocab_size)
     sampling = ts.SamplingConfig(temperature=temperature, seed=1)
-    rates: dict[str, list[float]] = {label: [] for label in contenders}
-    ids, newest = None, None
-    for number in range(1 + rounds):
-        for label, speculation in contenders.items():
-            result = ts.generate(
-                model, **asked, sampling=sampling, speculation=speculation, max_new_tokens=tokens, ignore_eos=True
-            )
-            ids = result.token_ids if ids is None else ids
-            if result.token_ids != ids:
-                raise SystemExit(f"{name}: {label} emits other tokens than plain decoding")
-            if number:
-                rates[label].append(round(result.tokens_per_second, 2))
-            newest = result
-    assert newest is not None
+
+    def contender(label: str, speculation: ts.SpeculationConfig) -> Contender:
+        return Contender(label, lambda _: run_ours(model, ids, sampling, speculation, tokens), {}, label != "auto")
+
+    results = play([contender(*one) for one in contenders.items()], rounds, lambda _: None)
+    for label in contenders:
+        if same_leading_tokens(results, label, "plain") < tokens:
+            raise SystemExit(f"{name}: {label} emits other tokens than plain decoding")
+    rates = {label: [round(1e3 / run.ms_per_token, 2) for run in runs] for label, runs in results.runs.items()}
     best = {label: max(runs) for label, runs in rates.items()}
     fixed = max(rate for label, rate in best.items() if label != "auto")
+    newest = results.runs["auto"][-1]
     return {
         "text": name,
         "tokens": tokens,
@@ -93,23 +78,28 @@ def measure(model: ts.Model, name: str, tokens: int, rounds: int) -> dict[str, A
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the tables; returns 0."""
-    options = parse_arguments(argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", default=["demo"], help="checkpoints; demo: the bundled one")
+    parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS), help="texts to decode")
+    parser.add_argument("--tokens", type=int, default=256, help="tokens of each text")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the fastest run of a contender counts")
+    parser.add_argument("--output", type=Path, help="JSON file that gets the rows; it states the load of the machine")
+    options = parser.parse_args(argv)
     rows: list[dict[str, Any]] = []
     for name in options.model:
         model = ts.load(None if name == "demo" else name)
         for text in options.texts:
-            row = {"model": name} | measure(model, text, options.tokens, options.rounds)
+            row: dict[str, Any] = {"model": name} | measure(model, text, options.tokens, options.rounds)
             if not rows or rows[-1]["model"] != name:
                 print(f"{name}, {options.tokens} tokens, tokens/s, best of {options.rounds} rounds")
                 print(f"{'':14}", *(f"{label:>8}" for label in row["rates"]), " auto/best auto/plain  load  auto ran")
             rows.append(row)
-            measured: Any = row["rates"]
-            rates = (f"{max(runs):8.1f}" for runs in measured.values())
+            rates = (f"{max(runs):8.1f}" for runs in row["rates"].values())
             ran = ", ".join(f"{mode} {nodes or ''} from {at}" for at, mode, nodes in row["trace"][:6])
             ratios = f"{row['auto_over_best']:9.2f} {row['auto_over_plain']:10.2f}"
             print(f"{text:14}", *rates, ratios, f"{row['load_average']:6.1f}  {ran}; {row['reason']}", flush=True)
     if options.output is not None:
-        document = describe_environment() | {"cores": usable_cores(), "rows": rows}
+        document = describe_environment() | {"rows": rows}
         options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -9,7 +9,6 @@ Rows of several files are drawn together. The same rows give the same bytes.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import textwrap
@@ -18,8 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarking.rows import Row, read_rows
 from benchmarking.settings import CONTENDERS
 
+from tokenswift_jax.cli.command import exit_status
 from tokenswift_jax.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,25 +28,10 @@ PLAIN = "autoregressive"
 # Colour-blind safe (Okabe and Ito 2008), and a grey; a contender has its own in every figure.
 _COLOURS = ("#000000", "#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _COLOUR = dict(zip(CONTENDERS, _COLOURS, strict=True))
-_ITERATION = ("tokens_per_iteration", "tokens an iteration")
 _LIBRARIES = ("jax", "transformers", "torch")
 _CHARACTERS_AN_INCH = 21  # of the footer's size, with room to spare
-Row = dict[str, Any]
 Groups = dict[tuple[Any, ...], list[Row]]  # the rows of a panel
 Panels = list[tuple[str, Callable[[Any], None]]]  # title, and a function that draws into axes
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a file of JSON lines; UserError if it cannot be read or has something else."""
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name rows of the benchmark") from error
-    except ValueError:
-        raise UserError(f"{path} does not hold JSON lines; name rows of the benchmark") from None
-    if not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} holds something else than objects; name rows of the benchmark")
-    return rows
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -78,14 +64,10 @@ def figures(rows: Sequence[Row]) -> dict[str, tuple[Panels, list[Row]]]:
     varied = [row for row in kept if row.get("contender") != PLAIN]
     ablations = _grouped(varied, "ablations", lambda row: _of(row, "ablation", "sampling", "prefix", "asked_tokens"))
     drawn: dict[str, tuple[Panels, list[Row]]] = {}
+    passes = partial(_over_length, "tokens_per_iteration", "tokens an iteration")
     for name, groups, draw_panel, title in (
         ("protocol-ms-per-token", texts, partial(_over_length, "ms_per_token", "ms a token"), _title),
-        (
-            "protocol-tokens-per-iteration",
-            texts,
-            partial(_over_length, *_ITERATION),
-            _title,
-        ),
+        ("protocol-tokens-per-iteration", texts, passes, _title),
         ("protocol-speedup", texts, _speedups, _title),
         ("ablations", ablations, _ablation, lambda row: f"{row['ablation'].replace('_', ' ')}: {_title(row)}"),
     ):
@@ -238,14 +220,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="JSON lines of scripts/benchmark.py")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "figures", help="folder (default: docs/figures)")
-    arguments = parser.parse_args(argv)
-    try:
-        for path in draw([row for file in arguments.files for row in read_rows(file)], arguments.output):
-            print(path)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    def run() -> int:
+        arguments = parser.parse_args(argv)
+        print(*draw([row for file in arguments.files for row in read_rows(file)], arguments.output), sep="\n")
+        return 0
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":

@@ -166,9 +166,8 @@ def fill_readme(readme: str, source: str | None) -> str:
         if own or name == "benchmark":
             readme = fill(readme, name, benchmark_section(_rows(own)), own)
     card = DEMO / "README.md"
-    demo = demo_section(
-        _read(DEMO / "training.json"), _read(DEMO / "config.json"), card.read_text("utf-8") if card.exists() else ""
-    )
+    files = [json.loads((DEMO / name).read_text(encoding="utf-8")) for name in ("training.json", "config.json")]
+    demo = demo_section(*files, card.read_text("utf-8") if card.exists() else "")
     return fill(readme, "demo", demo)
 
 
@@ -179,10 +178,6 @@ def _rows(source: str) -> list[Row]:
 def _place_of(rows: list[Row]) -> str:
     """The section of the README for rows."""
     return "tasks" if any(row["section"] == "tasks" for row in rows) else "benchmark"
-
-
-def _read(path: Path) -> Row:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def main(argv: list[str] | None = None) -> int:

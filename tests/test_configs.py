@@ -10,7 +10,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 PAPER = sorted(
     path.stem
     for path in CONFIGS.glob("*.json")
-    if path.stem not in ("demo", "smollm2-135m-instruct", "smollm2_prompts")
+    if path.stem not in ("demo", "smollm2-135m-instruct", "smollm2-own-texts", "smollm2_prompts")
 )
 
 
@@ -30,6 +30,13 @@ def test_table_9(name):
     assert (settings.warmup_steps, settings.lr_schedule) == (50, "cosine")
     assert (settings.weight_decay, settings.betas, settings.dtype) == (0.1, (0.9, 0.999), "bfloat16")
     assert settings.distill_weight == 0
+
+
+def test_training_on_own_texts_reads_every_text_in_each_epoch():
+    settings = read_settings(CONFIGS / "smollm2-own-texts.json", {})
+    assert (settings.self_distill, settings.distill_weight, settings.keep_states) == (4096, 1.0, True)
+    assert settings.self_distill % settings.batch_size == 0
+    assert settings.max_length - settings.self_distill_prompt >= 64  # room for an answer
 
 
 def test_a_flag_overrides_its_field():

@@ -14,6 +14,7 @@ from flax import nnx
 
 from tokenswift_jax import hardware
 from tokenswift_jax.hardware import (
+    clock,
     filled_steps,
     kernel_checks,
     kernel_speed,
@@ -37,6 +38,11 @@ from tokenswift_jax.sample.features import SamplingFeatures
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/first_contact.py does
 
 from contact import plans
+
+
+def test_memory_is_read_at_about_the_speed_of_copies():
+    copied = clock.copy_bandwidth(1 << 26, passes=2)
+    assert copied / 20 < clock.read_bandwidth(1, 0.2) < 20 * copied
 
 
 @pytest.mark.parametrize("name", shapes.NAMES)

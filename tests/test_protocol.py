@@ -1,34 +1,26 @@
-"""The paper's protocol and the ablations: windows and digests of scripted records, runs on a tiny checkpoint."""
+"""The paper's protocol: windows and digests of scripted records, runs on a tiny checkpoint."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tokenswift_jax.checkpoint.save import save, state_tensors
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.models.node_sets import NodeSets
-from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.stats import by_window
 from tokenswift_jax.token_log import from_columns
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/benchmark.py does
 
-
 import benchmark
 import small_models
-from benchmarking.ablations import groups
 from benchmarking.protocol import compared, digests, leading_equal, speed_over_equal_windows
 from benchmarking.rows import RowFile, labels_of
 from benchmarking.settings import CONTENDERS, speculation_of
-
-GREEDY, SAMPLED = SamplingConfig(temperature=0.0), SamplingConfig()
 
 
 def records(offsets, milliseconds):
@@ -97,53 +89,6 @@ def test_contenders_draft_as_they_are_called():
     }
 
 
-def test_each_ablation_varies_one_thing():
-    reported = []
-    sets = NodeSets(partial=((0,), (0, 0)), fused=None)
-    model = small_models.random_model(16, head_type="chained")
-    model = replace(model, config=replace(model.config, node_sets=sets))
-    other = small_models.random_model(16, head_type="sequential")
-    asked = SimpleNamespace(node_budget=5, draft_cache=64, quick=True)
-    settings = SimpleNamespace(model=model, heads=other, report=reported.append, asked=asked)
-
-    def made(name, sampling=SAMPLED):
-        return list(groups(settings, name, sampling))
-
-    for name, values in {
-        "ngram_k": [0, 20],
-        "draft_cache": [64, 2048],
-        "refresh_interval": [16, None],
-        "node_budget": [1, 63, 1, 63],
-        "draft_weights": [None, "int4", None, "int4"],
-        "draft_cache_dtype": [None, "int8"],
-    }.items():
-        (group,) = made(name)
-        assert [value for value, _ in group[2]] == values
-        assert [getattr(speculation, name) for _, speculation in group[2]] == values
-    schedules = [(value, one.schedule, one.tree) for value, one in made("tree")[0][2]]
-    assert schedules == [
-        ("1,1,1,1", "partial", (1, 1, 1, 1)),
-        ("1,3,3,3", "partial", (1, 3, 3, 3)),
-        ("the node set", "partial", None),
-        ("1,1,1,1", "fused", (1, 1, 1, 1)),
-        ("1,3,3,3", "fused", (1, 3, 3, 3)),
-    ]
-    assert {one.node_budget for _, one in made("tree")[0][2]} == {None}
-    assert [group[1].repetition_penalty for group in made("penalty")] == [1.0, 1.4]
-    noise = [(value, one.mode, one.shared_noise) for value, one in made("shared_noise")[0][2]]
-    assert noise == [
-        ("on", "tokenswift", True),
-        ("off", "tokenswift", False),
-        ("on", "selfspec", True),
-        ("off", "selfspec", False),
-    ]
-    assert [group[0] for group in made("heads")] == [model, other]
-    assert reported == []
-    settings.heads = None
-    assert made("shared_noise", GREEDY) == made("heads") == []
-    assert len(reported) == 2
-
-
 def test_a_row_is_found_by_what_was_asked_and_where(tmp_path):
     path, here = tmp_path / "rows.jsonl", {"date": "today", "cpu": "mine", "load_average_at_start": [1.0]}
     RowFile(path, here)({"contender": "a", "sizes": (1, 2), "new_tokens": 5})
@@ -191,7 +136,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(checkpoint, tmp_path_factory):
-    """The file of a killed run that was continued, and of an ablation after it."""
+    """The file of a killed run that was continued."""
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     flags = ["--model", str(checkpoint), "--output", str(path), "--quick", "--rounds", "1"]
     protocol = [*flags, "--sections", "protocol", "--contenders"]
@@ -199,8 +144,6 @@ def measured(checkpoint, tmp_path_factory):
     with path.open("a") as file:
         file.write('{"section": "protocol", "conte')
     assert benchmark.main([*protocol, "tokenswift-fused,autoregressive", "--audit"]) == 0
-    ablation = ["--sections", "ablations", "--ablations", "ngram_k", "--prefixes", "64"]
-    assert benchmark.main([*flags, *ablation]) == 0
     return path
 
 
@@ -221,20 +164,6 @@ def test_a_killed_protocol_goes_on_and_states_what_the_paper_states(measured, ca
     assert drafted["ngram_share"] == drafted["ngram_accepted_tokens"] / drafted["accepted_tokens"]
     assert drafted["audit"]["positions"] == 48
     assert (drafted["audit"]["mismatches"], drafted["audit"]["failed"]) == (0, False)
-
-
-def test_an_ablation_compares_its_settings_with_plain_decoding(measured):
-    rows = [row for row in map(json.loads, measured.open()) if row["section"] == "ablations"]
-    assert [(row["contender"], row["value"], row["ngram_k"]) for row in rows] == [
-        ("autoregressive", None, None),
-        ("tokenswift fused, 0", 0, 0),
-        ("tokenswift fused, 20", 20, 20),
-    ]
-    for row in rows[1:]:
-        assert row["leading_tokens_equal_to_autoregressive"] == row["new_tokens"] == 24
-        assert row["tokens_per_iteration"]["median"] > 1
-        assert row["speed_vs_autoregressive"]["median"] > 0
-    assert rows[1]["ngram_share"] == 0
 
 
 def test_flags_that_the_checkpoint_or_the_draft_cache_cannot_serve(checkpoint, tmp_path, capsys):

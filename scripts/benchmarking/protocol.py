@@ -82,13 +82,10 @@ def _measured(run: Run, windows: tuple[int, int]) -> Row:
     assert records is not None
     fields: Row = measures(Results({"": [run]}, {"": 0.0}), "")
     fields |= {"latency": stats.by_window(records, fine), "latency_coarse": stats.by_window(records, coarse)}
-    if not run.schedule_trace:
-        return fields
-    return (
-        fields
-        | drafting(records)
-        | {"text_digests": digests(run.token_ids, fine), "schedule_trace": run.schedule_trace}
-    )
+    if run.schedule_trace:
+        fields |= drafting(records)
+        fields |= {"text_digests": digests(run.token_ids, fine), "schedule_trace": run.schedule_trace}
+    return fields
 
 
 def drafting(records: TokenLog) -> Row:
@@ -145,7 +142,6 @@ def digests(token_ids: list[int], size: int) -> list[str]:
 
 def leading_equal(own: list[str], other: list[str], size: int, tokens: int) -> int:
     """Leading tokens that two texts of `tokens` tokens share, by their digests: all, or whole windows of `size`."""
-    same = 0
-    while same < min(len(own), len(other)) and own[same] == other[same]:
-        same += 1
+    pairs = enumerate(zip(own, other, strict=False))
+    same = next((index for index, (x, y) in pairs if x != y), min(len(own), len(other)))
     return min(same * size, tokens)

@@ -84,9 +84,11 @@ class RowFile:
           UserError: a line of the file is not JSON; a torn last one is taken away.
         """
         self.rows: list[Row] = []
-        self._path = path
-        self._common = common
-        self._earlier = _read(path)
+        self._path, self._common = path, common
+        self._earlier = read_rows(path, torn=True) if path.exists() else []
+        if path.exists():
+            with path.open("r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
 
     def __call__(self, fields: Row) -> None:
         self.rows.append(self._common | {"load_average": load_average()} | fields)
@@ -101,16 +103,20 @@ class RowFile:
         return next(fitting, None)
 
 
-def _read(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    kept = content[: content.rfind(b"\n") + 1]
+def read_rows(path: Path, *, torn: bool = False) -> list[Row]:
+    """The rows of a file of JSON lines; `torn`: a last line without its end is none.
+
+    Raises:
+      UserError: the file cannot be read or has something else.
+    """
     try:
-        rows = [json.loads(line) for line in kept.decode("utf-8").splitlines()]
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1] if torn else content
+        rows = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); name rows of the benchmark") from error
     except ValueError:
-        raise UserError(f"{path} does not hold JSON lines; name another --output") from None
-    if kept != content:
-        with path.open("r+b") as file:
-            file.truncate(len(kept))
+        raise UserError(f"{path} does not hold JSON lines; name rows of the benchmark, or another file") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} holds something else than objects; name rows of the benchmark")
     return rows

@@ -29,6 +29,7 @@ class Run:
       prefill_tokens: tokens that came with prefill; more than 1 only where another package drafts in it.
       records: one entry a token; those of prefill have no time.
       audit: the replay's findings where it was asked for.
+      plan_reason: why the last plan ran.
     """
 
     token_ids: list[int]
@@ -41,6 +42,7 @@ class Run:
     prefill_tokens: int = 1
     records: TokenLog | None = None
     audit: dict[str, Any] | None = None
+    plan_reason: str | None = None
 
     @property
     def decoded_tokens(self) -> int:
@@ -95,6 +97,7 @@ def run_ours(
         schedule_trace=result.schedule_trace,
         records=records,
         audit=result.audit and result.audit | {"failed": result.audit_failed},
+        plan_reason=result.plan_reason,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import tokenswift_jax as ts
-from benchmarking.rows import PLAIN, RowFile, comparison, measures, setting
+from benchmarking.rows import PLAIN, Row, RowFile, comparison, labels_of, measures, setting
 from benchmarking.runs import Contender, paired_ratios, play, run_ours, spread
 from benchmarking.settings import Settings, speculation_of
 from benchmarking.tasks import task_prompts
@@ -26,35 +26,18 @@ def _ours(
     """A mode of this package, with the default sampling of transformers without filters."""
     speculation = _speculation(settings, mode)
     sampling = ts.SamplingConfig(temperature=temperature, seed=settings.asked.seed)
-    labels = {"implementation": "tokenswift_jax", "mode": mode, "node_budget": speculation.node_budget}
     return Contender(
         name=mode if capacity is None else f"{mode}, capacity {capacity:,}",
         run=lambda i: run_ours(settings.model, prompts.of_round(i), sampling, speculation, tokens, capacity),
-        labels=labels | {"schedule": speculation.schedule if mode == "tokenswift" else None},
+        labels=labels_of(speculation),
         fixed=mode != "auto",
     )
 
 
 def speed(settings: Settings, emit: RowFile) -> None:
     """Every mode against plain decoding and against transformers' generate, by prefix and temperature."""
-    asked = settings.asked
-    for prefix in asked.prefixes:
-        prompts = settings.prompts.first(prefix)
-        for temperature in asked.temperatures:
-            settings.report(f"speed: prefix {prefix:,}, temperature {temperature:g}")
-            contenders = [_ours(settings, mode, prompts, temperature, asked.new_tokens) for mode in asked.modes]
-            if settings.other is not None:
-                sampling = ts.SamplingConfig(temperature=temperature, seed=asked.seed)
-                for lookup in (False, True)[: 2 if temperature == 0 else 1]:
-                    contenders.append(settings.other.contender(prompts, sampling, asked.new_tokens, lookup))
-            results = play(contenders, asked.rounds, settings.report)
-            for contender in contenders:
-                emit(
-                    setting("speed", prompts, temperature, asked.seed)
-                    | {"contender": contender.name, **contender.labels}
-                    | measures(results, contender.name)
-                    | comparison(results, contender.name, greedy=temperature == 0)
-                )
+    for prefix, temperature in itertools.product(settings.asked.prefixes, settings.asked.temperatures):
+        _compare(settings, emit, settings.prompts.first(prefix), temperature, {"section": "speed"}, set())
 
 
 def tasks(settings: Settings, emit: RowFile) -> None:
@@ -64,23 +47,30 @@ def tasks(settings: Settings, emit: RowFile) -> None:
         warm: set[str] = set()  # the tasks of one length and temperature run the same programs
         for name in asked.tasks:
             prompts = task_prompts(settings.model, asked.prompt_file, name, prefix, asked.rounds)
-            settings.report(f"tasks: {name}, {prefix:,} tokens, temperature {temperature:g}")
-            contenders = [_ours(settings, mode, prompts, temperature, asked.new_tokens) for mode in asked.modes]
-            sampling = ts.SamplingConfig(temperature=temperature, seed=asked.seed)
-            others = [llama.contender(prompts, sampling, asked.new_tokens) for llama in settings.llamas]
-            if settings.other is not None:
-                for lookup in (False, True)[: 2 if temperature == 0 else 1]:
-                    others.append(settings.other.contender(prompts, sampling, asked.new_tokens, lookup))
-            warm.update(other.name for other in others)  # nothing compiles there
-            results = play([*contenders, *others], asked.rounds, settings.report, warm)
-            warm.update(contender.name for contender in contenders)
-            for contender in [*contenders, *others]:
-                emit(
-                    setting("tasks", prompts, temperature, asked.seed)
-                    | {"text": name, "prefix": prefix, "contender": contender.name, **contender.labels}
-                    | measures(results, contender.name)
-                    | comparison(results, contender.name, greedy=temperature == 0)
-                )
+            _compare(settings, emit, prompts, temperature, {"section": "tasks", "text": name, "prefix": prefix}, warm)
+
+
+def _compare(
+    settings: Settings, emit: RowFile, prompts: Prompts, temperature: float, about: Row, warm: set[str]
+) -> None:
+    """The rows of every mode and of other programs on the same prompts; `warm` gets the names of those that ran."""
+    asked, greedy = settings.asked, temperature == 0
+    settings.report(f"{', '.join(map(str, about.values()))}: {len(prompts.of_round(0)):,} tokens, {temperature:g}")
+    contenders = [_ours(settings, mode, prompts, temperature, asked.new_tokens) for mode in asked.modes]
+    sampling = ts.SamplingConfig(temperature=temperature, seed=asked.seed)
+    others = [llama.contender(prompts, sampling, asked.new_tokens) for llama in settings.llamas if "text" in about]
+    if settings.other is not None:
+        lookups = (False, True) if greedy else (False,)
+        others += [settings.other.contender(prompts, sampling, asked.new_tokens, lookup) for lookup in lookups]
+    if "text" in about:
+        warm.update(other.name for other in others)  # nothing compiles there
+    contenders += others
+    results = play(contenders, asked.rounds, settings.report, warm)
+    warm.update(contender.name for contender in contenders)
+    for contender in contenders:
+        row = setting(about["section"], prompts, temperature, asked.seed) | about
+        row |= {"contender": contender.name, **contender.labels} | measures(results, contender.name)
+        emit(row | comparison(results, contender.name, greedy=greedy))
 
 
 def auto_long(settings: Settings, emit: RowFile) -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import tokenswift_jax as ts
 from benchmarking.llama_cpp import LlamaModel
 from benchmarking.rows import TRANSFORMERS
 from benchmarking.tasks import TASKS
-from benchmarking.texts import Prompts, passages_of_files, passages_of_the_model
-from benchmarking.transformers_generate import TransformersModel, is_available
+from benchmarking.texts import Prompts, passages_of_files, random_ids
+from benchmarking.transformers_generate import TransformersModel
 from tokenswift_jax.cli.converters import number, whole_list
 from tokenswift_jax.modes import MODES, NEED_HEADS
 from tokenswift_jax.sampling import resolve_sampling
@@ -27,18 +28,14 @@ CONTENDERS = (
     *("autoregressive", TRANSFORMERS, "tokenswift-partial", "tokenswift-fused"),
     *("medusa", "selfspec", "ngram", "auto"),
 )
-_NODE_BUDGET = {"cpu": 3}  # CPU cores pay for every row of a verify, accelerators hardly
-_NODE_BUDGET_ELSEWHERE = 63
 # Sizes of a run and of --quick, in tokens; the paper's "20K" is 20,480. The smaller capacity of --quick is the one that
 # its other sections reserve, so that their programs serve.
 _SIZES: dict[str, tuple[Any, Any]] = {
     "prefixes": ((1024, 8192), (64,)),
     "protocol_prefixes": ((2048, 4096, 8192), (64,)),
-    "ablation_prefix": (2048, 64),
     "new_tokens": (512, 24),
     "long_tokens": (2048, 96),
     "tokens": ((20480,), (48,)),
-    "ablation_tokens": (2048, 24),
     "capacities": ((4096, 131072), (256, 1024)),
     "windows": ((1024, 10240), (8, 16)),
 }
@@ -55,8 +52,7 @@ class Settings:
       prompts: one passage a round, of the longest prefix.
       other: the same weights in transformers; None where it is not measured.
       llamas: GGUF files in llama.cpp.
-      heads: a second checkpoint, for the ablation `heads`; None leaves that out.
-      samplings: of the sections `protocol` and `ablations`, by name.
+      samplings: of the section `protocol`, by name.
       contenders: of the section `protocol`, in the order in which they run.
       report: prints a line of progress.
     """
@@ -66,7 +62,6 @@ class Settings:
     prompts: Prompts
     other: TransformersModel | None
     llamas: list[LlamaModel]
-    heads: ts.Model | None
     samplings: dict[str, ts.SamplingConfig]
     contenders: tuple[str, ...]
     report: Callable[[str], None]
@@ -79,44 +74,33 @@ def speculation_of(name: str, node_budget: int | None, draft_cache: int) -> ts.S
     return ts.SpeculationConfig(mode=mode, schedule=schedule or "auto", node_budget=budget, draft_cache=draft_cache)
 
 
-def add_flags(
-    parser: argparse.ArgumentParser, sections: tuple[str, ...], usual: tuple[str, ...], ablations: tuple[str, ...]
-) -> None:
+def add_flags(parser: argparse.ArgumentParser, sections: tuple[str, ...], usual: tuple[str, ...]) -> None:
     """Adds the flags; `sections` are known, the `usual` ones run unless others are named."""
     add = parser.add_argument
     add("--model", help="checkpoint directory or hub id (default: the bundled demo)")
     add("--dtype", help="of weights and activations")
     add("--sections", type=_names(sections), default=usual, help="comma separated; default: " + ",".join(usual))
     add("--modes", type=_names(MODES), default=("autoregressive", "tokenswift", "ngram", "auto"))
-    add(
-        "--prefixes",
-        type=whole_list("2048,4096"),
-        help="tokens before the generated ones, e.g. 2048,4096; ablations: the first",
-    )
-    add("--temperatures", type=_numbers, default=(0.0, 1.0))
+    add("--prefixes", type=whole_list("2048,4096"), help="tokens before the generated ones, e.g. 2048,4096")
+    add("--temperatures", type=lambda text: tuple(map(number, text.split(","))), default=(0.0, 1.0))
     add("--new-tokens", type=int, help="of a run of speed, capacity and host")
     add("--node-budget", type=int, help="of tokenswift, medusa and ngram; `auto` chooses for itself")
     add("--rounds", type=int, default=3, help="timed runs of every contender (protocol: see --passages)")
     add("--seed", type=int, default=0)
-    add("--prompt-file", type=Path, nargs="+", help="books, or folders of *.txt (default: the model writes prompts)")
+    add("--prompt-file", type=Path, nargs="+", help="books, or folders of *.txt (default: random token ids)")
     add("--no-transformers", action="store_true", help="leave out transformers' generate")
     add("--llama", type=Path, nargs="+", default=[], help="GGUF files of the checkpoint, for llama.cpp (tasks)")
     add("--tasks", type=_names(TASKS), default=tuple(TASKS), help="comma separated (default: all)")
     add("--output", type=Path, help="JSON lines are appended (default: benchmarks/DATE-PLATFORM.jsonl)")
     add("--quick", action="store_true", help="tiny sizes: shows that everything runs, measures nothing")
-    add = parser.add_argument_group("protocol and ablations").add_argument
+    add = parser.add_argument_group("protocol").add_argument
     add("--sampling", type=_names(SAMPLINGS), default=("checkpoint",), help="checkpoint (its defaults), greedy or both")
     add("--draft-cache", type=int, default=512, help="slots of the draft cache (default: %(default)s)")
-    add = parser.add_argument_group("protocol").add_argument
     add("--tokens", type=whole_list("2048,4096"), help="tokens to generate, e.g. 20480,102400 (default: 20480)")
     add("--contenders", type=_names(CONTENDERS), help="default: all that the checkpoint allows")
     add("--passages", type=int, default=1, help="texts of each length (default: %(default)s)")
     add("--transformers-tokens", type=int, default=2048, help="its limit; ratios are over equal windows")
     add("--audit", action="store_true", help="replay the texts of tokenswift and compare every draw")
-    add = parser.add_argument_group("ablations").add_argument
-    add("--ablations", type=_names(ablations), default=ablations, help="comma separated (default: all)")
-    add("--ablation-tokens", type=int, help="of every run (default: 2048)")
-    add("--heads-checkpoint", help="a checkpoint that differs in its heads, for the ablation `heads`")
 
 
 def make_settings(asked: argparse.Namespace) -> Settings:
@@ -126,12 +110,12 @@ def make_settings(asked: argparse.Namespace) -> Settings:
       UserError: a wrong flag, checkpoint or prompt file.
     """
     if asked.prefixes:
-        asked.protocol_prefixes, asked.ablation_prefix = asked.prefixes, asked.prefixes[0]
+        asked.protocol_prefixes = asked.prefixes
     for name, sizes in _SIZES.items():
         if getattr(asked, name, None) is None:
             setattr(asked, name, sizes[asked.quick])
     least = {"rounds": 1, "passages": 1, "prefixes": 1, "new_tokens": 3, "tokens": 3, "transformers_tokens": 3}
-    for name, low in (least | {"ablation_tokens": 3}).items():
+    for name, low in least.items():
         value = getattr(asked, name)
         value = min(value) if isinstance(value, tuple) else value
         if value < low:
@@ -139,7 +123,7 @@ def make_settings(asked: argparse.Namespace) -> Settings:
     speculation_of("selfspec", None, asked.draft_cache)  # raises where the cache is too small
     model = ts.load(asked.model, asked.dtype)
     contenders = _contenders(asked, model)
-    used = {"protocol": asked.protocol_prefixes, "ablations": (asked.ablation_prefix,)}
+    used = {"protocol": asked.protocol_prefixes}
     longest = max(max(used.get(section, asked.prefixes)) for section in asked.sections)
     passages = max(asked.rounds, asked.passages)
     if "tasks" in asked.sections and not asked.prompt_file:
@@ -147,17 +131,16 @@ def make_settings(asked: argparse.Namespace) -> Settings:
     if asked.prompt_file:
         prompts = passages_of_files(model, asked.prompt_file, longest, passages)
     else:
-        _report(f"the model writes {passages} prompts of {longest:,} tokens")
-        prompts = passages_of_the_model(model, longest, passages, asked.seed)
+        prompts = random_ids(model, longest, passages, asked.seed)
     if asked.node_budget is None:
-        asked.node_budget = _NODE_BUDGET.get(jax.default_backend(), _NODE_BUDGET_ELSEWHERE)
+        # CPU cores pay for every row of a verify, accelerators hardly.
+        asked.node_budget = 3 if jax.default_backend() == "cpu" else 63
     return Settings(
         asked=asked,
         model=model,
         prompts=prompts,
         other=_transformers(asked, model, contenders),
         llamas=[LlamaModel(file, longest + 64 + asked.new_tokens) for file in asked.llama],
-        heads=None if asked.heads_checkpoint is None else ts.load(asked.heads_checkpoint, asked.dtype),
         samplings={
             name: resolve_sampling(SAMPLINGS[name] | {"seed": asked.seed}, model.generation_config)
             for name in asked.sampling
@@ -186,7 +169,7 @@ def _transformers(asked: argparse.Namespace, model: Any, contenders: tuple[str, 
     )
     if asked.no_transformers or not wanted:
         return None
-    if jax.default_backend() != "cpu" or not is_available():
+    if jax.default_backend() != "cpu" or find_spec("torch") is None:
         _report("transformers is left out: it would run on CPU, and torch must be installed")
         return None
     return TransformersModel(model)
@@ -205,7 +188,3 @@ def _names(known: Any) -> Callable[[str], tuple[str, ...]]:
         return names
 
     return parse
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(map(number, text.split(",")))

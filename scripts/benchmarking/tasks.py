@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tokenswift_jax as ts
 from benchmarking.texts import Prompts
-from tokenswift_jax.prompt import encode, read_text
+from tokenswift_jax.prompt import encode, encode_chat, read_text
 
 _SOURCE = Path(ts.__file__).parent
 # Of each task: the words around the material, and the kind of material. None: the material itself is the prompt.
@@ -48,8 +48,4 @@ def task_prompts(model: ts.Model, files: list[Path], name: str, length: int, cou
 
 
 def _asked(model: ts.Model, content: str) -> list[int]:
-    question = [{"role": "user", "content": content}]
-    tokenizer = model.tokenizer
-    assert tokenizer is not None
-    words = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
-    return tokenizer(words, add_special_tokens=False).input_ids
+    return encode_chat([{"role": "user", "content": content}], model.tokenizer, model.config.vocab_size)

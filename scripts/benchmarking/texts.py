@@ -1,4 +1,4 @@
-"""The prompts: passages of given books, else text of the model itself, or random ids."""
+"""The prompts: passages of given books, or random ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 import tokenswift_jax as ts
-from tokenswift_jax.cli.generate import DEMO_PROMPT
 from tokenswift_jax.prompt import encode, read_text
 
 
@@ -73,27 +72,6 @@ def _files_of(path: Path) -> list[Path]:
     if not files:
         raise ts.UserError(f"the folder {path} has no *.txt")
     return files
-
-
-def passages_of_the_model(model: ts.Model, length: int, count: int, seed: int) -> Prompts:
-    """`count` passages of `length` tokens that the model writes, sampled at temperature 1, each with its own seed."""
-    start = [1] if model.tokenizer is None else encode(DEMO_PROMPT, model.tokenizer, model.config.vocab_size)
-    start = start[:length]
-    passages = []
-    for index in range(count):
-        written = []
-        if length > len(start):
-            result = ts.generate(
-                model,
-                start,
-                ts.SamplingConfig(temperature=1.0, seed=seed + index),
-                ts.SpeculationConfig(mode="autoregressive"),
-                max_new_tokens=length - len(start),
-                ignore_eos=True,
-            )
-            written = result.token_ids
-        passages.append(start + written)
-    return Prompts("the model's own continuation of a short prompt, temperature 1", tuple(passages))
 
 
 def random_ids(model: ts.Model, length: int, count: int, seed: int) -> Prompts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,11 +16,6 @@ from tokenswift_jax.hardware.environment import usable_cores
 from tokenswift_jax.token_log import PREFILL_OFFSET, from_columns
 
 LOOKUP_TOKENS = 10  # prompt_lookup_num_tokens: the value of transformers' documentation
-
-
-def is_available() -> bool:
-    """Whether torch is installed."""
-    return importlib.util.find_spec("torch") is not None
 
 
 class _Clock:

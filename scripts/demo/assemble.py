@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import jax
-import ml_dtypes
-import numpy as np
 import optax
 
+from convert.hf import convert
 from demo.recipe import Recipe
-from tokenswift_jax import __version__, checkpoint
-from tokenswift_jax.checkpoint.directory import GENERATION_FILE, companion_files, read_json
-from tokenswift_jax.checkpoint.tensors import Tensor
+from tokenswift_jax import checkpoint
+from tokenswift_jax.checkpoint.directory import GENERATION_FILE, read_json
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.hardware.environment import describe_environment
 from tokenswift_jax.training.export import TRAINING_FILE
 
 _ENDS = {"eos_token_id": 0, "bos_token_id": 0, "pad_token_id": 0}
@@ -34,29 +33,23 @@ def assemble(output: Path, recipe: Recipe, start: Path, work: Path) -> None:
     Raises:
       UserError: a phase's checkpoint cannot be read, or the last one has no heads.
     """
-    last = checkpoint.open_checkpoint(work / list(recipe.phases)[-1])
-    if not last.config.num_draft_heads:
-        raise UserError(f"{last.directory} has no draft heads")
-    tensors = [tensor.astype(np.dtype(ml_dtypes.bfloat16)) for tensor in last.tensors.values()]
-    heads = {"num_heads": last.config.num_draft_heads, "head_type": last.config.draft_head_type, "base": None}
-    heads["node_set"] = (last.hf_config.get("tokenswift") or {}).get("node_set")
-    draft = output.with_name(f"{output.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    checkpoint.save(draft, {**last.hf_config, "torch_dtype": "bfloat16", "tokenswift": heads}, tensors)
-    for file in companion_files(last.directory):
-        shutil.copyfile(file, draft / file.name)
-    training = _training(recipe, start, work, tensors)
-    for name, content in ((GENERATION_FILE, recipe.generation | _ENDS), (TRAINING_FILE, training)):
-        (draft / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    output.mkdir(exist_ok=True)
-    for file in draft.iterdir():
-        os.replace(file, output / file.name)
-    draft.rmdir()
+    last = work / list(recipe.phases)[-1]
+    if not checkpoint.open_checkpoint(last).config.num_draft_heads:
+        raise UserError(f"{last} has no draft heads")
+    output.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=output.parent) as scratch:
+        draft = Path(scratch) / "model"
+        convert([str(last), str(draft), "--dtype", "bfloat16"])
+        parameters = sum(math.prod(tensor.shape) for tensor in checkpoint.open_checkpoint(draft).tensors.values())
+        training = _training(recipe, start, work) | {"parameters": parameters}
+        for name, content in ((GENERATION_FILE, recipe.generation | _ENDS), (TRAINING_FILE, training)):
+            (draft / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for file in draft.iterdir():
+            os.replace(file, output / file.name)
 
 
-def _training(recipe: Recipe, start: Path, work: Path, tensors: Sequence[Tensor]) -> Row:
-    """The content of training.json."""
+def _training(recipe: Recipe, start: Path, work: Path) -> Row:
+    """The content of training.json, except the number of parameters."""
     phases = [_phase(recipe, name, read_json(work / name / TRAINING_FILE)) for name in recipe.phases]
     before = read_json(start / TRAINING_FILE)["in_all"] if (start / TRAINING_FILE).exists() else None
     devices = dict.fromkeys(phase["device"] for phase in phases)
@@ -65,14 +58,8 @@ def _training(recipe: Recipe, start: Path, work: Path, tensors: Sequence[Tensor]
         "phases": phases,
         "in_all": _total(phases, before),
         "text": recipe.text,
-        "parameters": sum(int(np.prod(tensor.shape)) for tensor in tensors),
         "machine": f"{platform.machine()}, {', '.join(devices)}",
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "optax": optax.__version__,
-            "tokenswift_jax": __version__,
-        },
+        "versions": describe_environment()["versions"] | {"optax": optax.__version__},
     }
 
 

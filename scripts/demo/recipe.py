@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,6 @@ def read_recipe(path: Path) -> Recipe:
         if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9_]+", name) or name in {*_KEPT_NAMES, *phases}:
             kept = ", ".join(sorted(_KEPT_NAMES))
             raise UserError(f"{path}: a phase's name is {name!r}; it must be new, of small letters, none of {kept}")
-        unknown = sorted(set(settings) - {field.name for field in fields(TrainingSettings)})
-        if unknown:
-            raise UserError(f"{path}: phase {name} has unknown settings {', '.join(unknown)}")
         try:
             phases[name] = read_settings(None, settings)
         except UserError as error:

@@ -1,6 +1,8 @@
 """The choice of plans on a simulated device: its speed relative to plain decoding and to the best plan, on any text."""
 
+import json
 from collections import deque
+from pathlib import Path
 from statistics import median_low
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import small_models
 
 from tokenswift_jax.engine.adaptive import CHECKED_AGAIN, LATER, Chooser
+from tokenswift_jax.engine.foresight import CHAIN, NgramForesight
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.speculate.heads_drafter import CachedHeadsDrafter, HeadsDrafter
@@ -308,6 +311,53 @@ def test_a_mode_asked_for_by_name_always_drafts():
     _, log = Device(prices, nothing, lambda *_: None, always=True).run()
     assert PLAIN not in {named for named, *_ in log}
     assert share(log, next(iter(prices))) > 0.5
+
+
+def emitted(text, first, nodes, slots=32):
+    """Tokens of an iteration with n-grams at each root from position `first` on, with the table of that moment."""
+    known, found = {}, {}
+    for root in range(CHAIN, len(text)):
+        own, rest = known.setdefault(text[root - CHAIN], {}), tuple(text[root - CHAIN + 1 : root + 1])
+        if rest not in own and len(own) == slots:
+            del own[min(own, key=own.__getitem__)]
+        own[rest] = own.get(rest, (0, 0))[0] + 1, root
+        if root < first:
+            continue
+        own = known.get(text[root], {})
+        drafts = sorted(own, key=own.__getitem__, reverse=True)[: max(1, nodes // CHAIN)]
+        follows = text[root + 1 : root + 1 + min(CHAIN, nodes)]
+        agreed = [sum(draft[:n] == tuple(follows[:n]) for n in range(1, len(follows) + 1)) for draft in drafts]
+        found[root] = 1 + max(agreed, default=0)
+    return found
+
+
+def decoding(stored, prices):
+    """A device that decodes a stored text, where n-grams come true as they do in it."""
+    first, text = len(stored["prompt"]), stored["prompt"] + stored["ids"]
+    gains = {nodes: emitted(text, first, nodes) for nodes in prices}
+    foresight, known = NgramForesight([text[: first + 1]], [0], prices, 20, 32), first + 1
+
+    def foreseen(named, read):
+        nonlocal known
+        foresight.read(0, text[known : first + 1 + read])
+        known = first + 1 + read
+        return foresight.tokens_an_iteration(named.node_budget)
+
+    def gain(named, position):
+        return gains[named.node_budget][first + position]
+
+    return Device(ngrams(prices), gain, foreseen, tokens=len(stored["ids"]) - 1)
+
+
+@pytest.mark.parametrize("prices", [CPU, {1: 1.1, 3: 1.2, 7: 1.5}, {1: 1.5, 3: 2.2, 7: 2.3}])
+def test_texts_of_a_model_are_decoded_almost_as_fast_as_with_their_best_plan(prices):
+    """Texts of SmolLM2: quotations, edits, JSON, chats, code, a book."""
+    file = Path(__file__).parents[2] / "benchmarks" / "2026-11-26-policy-texts.json"
+    for name, stored in json.loads(file.read_text()).items():
+        device = decoding(stored, prices)
+        speed, _ = device.run()
+        assert speed >= 0.97, name
+        assert speed >= 0.95 * device.best(), name
 
 
 def test_no_plans_no_choice():

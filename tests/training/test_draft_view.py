@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import tokenswift_jax as ts
 from tests.small_models import random_model
 from tokenswift_jax.kv.dense import empty_cache
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
+from tokenswift_jax.model import DEMO_MODEL
 from tokenswift_jax.training.draft_view import draft_view_states, prompt_rows
 from tokenswift_jax.training.forward import hidden_states
+from tokenswift_jax.training.prediction import Continuations, Replay
 from tokenswift_jax.training.windows import Batch
 
 VOCAB, LENGTH, SIZE, SINKS = 24, 64, 20, 3
@@ -71,6 +74,29 @@ def test_rows_see_what_decoding_would_show_them(prompt, windows):
     np.testing.assert_allclose(np.asarray(full), np.asarray(hidden_states(decoder, batch, "none")), atol=1e-5)
     looked_through = max(prompt, SIZE + 1)
     assert np.abs(np.asarray(seen - full))[0, looked_through:].max() > 1e-2, "the draft cache hides something"
+
+
+@pytest.mark.slow
+def test_drafts_from_these_states_are_those_that_the_engine_accepts():
+    """A real prompt that exceeds the draft cache, then greedy tokens of the demo until it would select again."""
+    model, greedy = ts.load(), ts.SamplingConfig(temperature=0.0)
+    text = (DEMO_MODEL / "README.md").read_text(encoding="utf-8")
+    prompt = model.tokenizer(text[text.index("\n") :])["input_ids"][:96]
+    asked = ts.SpeculationConfig("tokenswift", "partial", ngram_k=0, tree=(1, 2, 2, 2), draft_cache=40, draft_sinks=4)
+    result = ts.generate(model, prompt, greedy, asked, max_new_tokens=36, ignore_eos=True)
+    replay = Replay(model, Continuations(greedy, (tuple(prompt),), (tuple(result.token_ids),)))
+    everything = replace(asked, draft_cache=256)
+    blind = replay.predict(everything)
+
+    tokens = np.asarray(replay.continuations.texts, np.int32)
+    batch = Batch(tokens, np.arange(tokens.shape[1], dtype=np.int32)[None], np.ones_like(tokens))
+    decoder = nnx.merge(model.graphdef, model.params)
+    _, seen = jax.jit(lambda prompt: draft_view_states(decoder, batch, prompt, 40, 4))(jnp.int32(len(prompt)))
+    replay.hidden = replay.hidden.at[:, : tokens.shape[1]].set(seen)
+    found = replay.predict(everything)
+    accepted = np.trim_zeros(result.accepted_per_position, "b")
+    assert (found.iterations, list(found.accepted_per_position)) == (result.iterations, list(accepted))
+    assert found != blind, "the draft cache hides something"
 
 
 def test_before_the_first_selection_everything_is_seen():

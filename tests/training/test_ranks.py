@@ -12,7 +12,7 @@ from tests.small_models import VOCAB, random_model, successor_model
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.sample.gumbel import gumbel_noise, row_keys
 from tokenswift_jax.training.node_search import expected_tokens
-from tokenswift_jax.training.prediction import Replay, write_continuations
+from tokenswift_jax.training.prediction import Continuations, Replay, write_continuations
 from tokenswift_jax.training.ranks import measure_ranks
 
 PROMPTS = np.random.default_rng(0).integers(0, VOCAB, (2, 9)).tolist()
@@ -56,6 +56,28 @@ def test_along_ranks_a_whole_tree_accepts_what_its_replay_accepts(schedule):
     # A chance of nothing: filtered candidates are no nodes, and no draw either. The replay cuts a text's last run by
     # the same tokens.
     assert found == pytest.approx(prediction.expected_tokens, abs=1e-12)
+
+
+TEXT = (
+    "The road that led down to the village was covered with leaves, and the old man walked slowly, leaning upon his "
+    "stick. It was late in the autumn, and the evening came early."
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["partial", "fused"])
+def test_along_a_real_text_ranks_tell_the_drafts_that_the_engine_accepts(schedule):
+    """The demo model's text after a sentence, at temperature 1; the engine drafts whole trees of the heads."""
+    model = ts.load()
+    prompt, sampling = model.tokenizer(TEXT)["input_ids"], ts.SamplingConfig(temperature=1.0, seed=2)
+    asked = ts.SpeculationConfig(mode="tokenswift", schedule=schedule, ngram_k=0, tree=(1, 2, 2, 2))
+    result = ts.generate(model, prompt, sampling, asked, max_new_tokens=48, ignore_eos=True)
+    replay = Replay(model, Continuations(sampling, (tuple(prompt),), (tuple(result.token_ids),)))
+    widths = (1, 2, 2, 2) if schedule == "partial" else (2, 2, 2)
+    nodes = [path for d in range(1, len(widths) + 1) for path in itertools.product(*map(range, widths[:d]))]
+    found = expected_tokens(measure_ranks(model, replay, schedule), nodes)
+    assert found > 1.3
+    assert found == pytest.approx(47 / result.iterations, abs=1e-12)
 
 
 def test_a_checkpoint_without_heads_is_a_one_line_error():

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tokenswift_jax as ts
 from tests.training.small_runs import checkpoint_in
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.training import self_distill
-from tokenswift_jax.training.self_distill import choose_prompts, prompt_tokens, written_by_target
+from tokenswift_jax.training.self_distill import choose_prompts, written_by_target
 from tokenswift_jax.training.settings import TrainingSettings
 from tokenswift_jax.training.shards import corpus_of_ids
 
@@ -31,6 +32,8 @@ def model(tmp_path):
 def test_prompts_begin_pieces_all_over_the_data_and_leave_each_a_token(corpus):
     # Pieces of 32 tokens: two of document 0, one of document 1, two of document 2, none of the one-token document 3.
     assert choose_prompts(corpus, range(4), SETTINGS) == [[2, 3, 4, 5], [34, 35, 36, 37], [7, 8], [5] * 4, [5] * 4]
+    longer = replace(SETTINGS, self_distill_prompt=30)
+    assert choose_prompts(corpus, range(1, 3), longer) == [[7, 8], [7, 8], [5] * 30, [5] * 30, [5] * 7]
     few = choose_prompts(corpus, range(1, 2), SETTINGS)
     assert few == [[7, 8]] * 5
     with pytest.raises(UserError, match="no document has two tokens"):
@@ -52,7 +55,7 @@ def test_texts_are_the_targets_own_and_are_kept(model, corpus, tmp_path, monkeyp
     loaded = ts.load(model)
     for index, prompt in enumerate(choose_prompts(corpus, range(4), SETTINGS)):
         sampling = ts.SamplingConfig(seed=3, sequence=index)
-        alone = ts.generate(loaded, prompt, sampling, plain, max_new_tokens=32 - prompt_tokens(SETTINGS))
+        alone = ts.generate(loaded, prompt, sampling, plain, max_new_tokens=32 - len(prompt))
         np.testing.assert_array_equal(found.document(index), prompt + alone.token_ids)
 
     def refuse(*arguments, **named):
@@ -61,7 +64,7 @@ def test_texts_are_the_targets_own_and_are_kept(model, corpus, tmp_path, monkeyp
     assert list((tmp_path / "cache").glob("*.jsonl")) == []
     monkeypatch.setattr(self_distill, "generate", refuse)
     assert written(model, corpus, tmp_path)[0].digest == found.digest
-    for other in (dict(seed=4), dict(self_distill=6), dict(max_length=33)):
+    for other in (dict(seed=4), dict(self_distill=6), dict(max_length=33), dict(self_distill_prompt=5)):
         with pytest.raises(AssertionError, match="a second time"):
             written(model, corpus, tmp_path, TrainingSettings(**({"max_length": 32, "self_distill": 5} | other)))
 
@@ -105,8 +108,6 @@ def test_ctrl_c_while_the_target_writes_keeps_no_cut_text(model, corpus, tmp_pat
     generate = self_distill.generate
 
     def interrupted(*arguments, **named):
-        from dataclasses import replace
-
         return [replace(result, finish_reason="interrupted") for result in generate(*arguments, **named)]
 
     monkeypatch.setattr(self_distill, "generate", interrupted)

@@ -194,6 +194,8 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
         ({"distill_weight": 1.5}, "distill_weight is 1.5; it must be at least 0, at most 1"),
         ({"what": "tail"}, "what is 'tail'; known: heads, all"),
         ({"max_length": 10**6}, "exceeds the model's"),
+        ({"self_distill_prompt": 4}, "self_distill_prompt without self_distill"),
+        ({"self_distill_prompt": 24, "self_distill": 2}, "self_distill_prompt 24 leaves no token of max_length 24"),
         ({"draft_cache_prob": 0.5, "draft_cache": 512}, "draft_cache 512 holds every row of max_length 24"),
     ],
 )

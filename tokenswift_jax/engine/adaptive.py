@@ -21,9 +21,9 @@ SHORTEST = OVERHEAD / OVERHEAD_SHARE
 LEAST, MOST = 4, 32  # iterations of a plain chunk
 # Iterations of the first chunk of a plan and of the later ones. A first chunk that accepts nothing loses
 # 6 x (price - 1) plain steps, 3 at the price of 4 rows on a CPU: 1.2% of HORIZON. These two, LEAST, STAKE, MARGIN, the
-# decays, BELIEF and `foresight.DISCOUNT` were compared by `scripts/policy_replay.py --vary` on 13 texts of SmolLM2 at
-# three sets of prices: with these, the choice has at least 0.98 of plain decoding's speed and 0.96 of the best single
-# plan's; without STAKE, neighbouring values of the others lost up to half of the latter on one text.
+# decays, BELIEF and `foresight.DISCOUNT` were compared by `ed13940:scripts/policy_replay.py --vary` on 13 texts of
+# SmolLM2 at three sets of prices: with these, the choice has at least 0.98 of plain decoding's speed and 0.96 of the
+# best single plan's; without STAKE, neighbouring values of the others lost up to half of the latter on one text.
 FIRST, LATER = 6, 16
 # The share of the account that a stay with a plan may begin with. Without it, one stay in vain near the beginning of a
 # text takes the means of all later ones.

@@ -15,7 +15,7 @@ from tokenswift_jax.training.extra import check_installed
 from tokenswift_jax.training.settings import HEAD_TYPES, REMAT, SCHEDULES, WHAT, read_settings
 
 PROGRAM = "python -m tokenswift_jax.train"
-# Type, choices, metavar and help of each setting that has its own flag, by the name of the setting.
+# Type (None: a flag without a value), choices, metavar and help of each setting with a flag, by the setting's name.
 _WHOLE, _NUMBER, _TEXT = integer, number, str
 _FLAGS: dict[str, tuple[Any, Any, str | None, str]] = {
     "what": (_TEXT, WHAT, None, "draft heads alone, or the backbone too (default: heads)"),
@@ -37,6 +37,8 @@ _FLAGS: dict[str, tuple[Any, Any, str | None, str]] = {
     "distill_weight": (_NUMBER, None, "W", "share of the target's own distribution in the heads' loss (default: 0)"),
     "distill_temperature": (_NUMBER, None, "T", "default: 1"),
     "self_distill": (_WHOLE, None, "N", "learn from N texts that the target writes itself"),
+    "self_distill_prompt": (_WHOLE, None, "N", "most tokens of their prompts (default: an eighth of a row)"),
+    "keep_states": (None, None, None, "keep the backbone's hidden states for later epochs in a file"),
     "head_loss_weight": (_NUMBER, None, "W", "the heads' losses beside the backbone's (default: 1)"),
     "head_stride": (_WHOLE, None, "N", "heads learn from every Nth position (default: 1)"),
     "draft_cache_prob": (_NUMBER, None, "P", "share of steps over the draft cache (default: 0)"),
@@ -117,5 +119,9 @@ def _parser(program: str) -> Parser:
     add("--config", type=path, metavar="FILE.json", help="settings; a flag overrides its field")
     add = parser.add_argument_group("settings").add_argument
     for name, (kind, choices, metavar, text) in _FLAGS.items():
-        add("--" + name.replace("_", "-"), type=kind, choices=choices, metavar=metavar, help=text)
+        flag = "--" + name.replace("_", "-")
+        if kind is None:
+            add(flag, action="store_true", default=None, help=text)
+        else:
+            add(flag, type=kind, choices=choices, metavar=metavar, help=text)
     return parser

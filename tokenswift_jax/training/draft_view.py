@@ -3,6 +3,10 @@
 In the `partial` schedule, decoding runs only the root's own forward over the draft cache, and computed the K/V there
 with the whole text in view. So two streams go through the layers side by side: the full stream computes K/V, and the
 draft stream reads those at the positions that the draft cache selects (`tokenswift_jax.kv.draft_positions`).
+
+Training has this second form of that rule because a step needs the states at all positions of a row at once; the
+engine would take one pass per token. tests/training/test_draft_view.py compares both forms, and the drafts from these
+states with the drafts that the engine accepts.
 """
 
 from __future__ import annotations

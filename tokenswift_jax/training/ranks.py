@@ -1,4 +1,9 @@
-"""The ranks of the target's draws among the candidates of the drafts, which the search for node sets counts."""
+"""The ranks of the target's draws among the candidates of the drafts, which the search for node sets counts.
+
+The drafters rank with the same `DraftSampler`, but they make trees: at a root, a tree that contains `WIDTH` candidates
+below the drawn tokens of every depth has `WIDTH` ** depth nodes. So this module runs each head once a root, below the
+drawn tokens alone. tests/training/test_ranks.py compares the ranks with the drafts that the engine accepts.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from tokenswift_jax.training.learner import compute_dtype
 from tokenswift_jax.training.settings import TrainingSettings
 from tokenswift_jax.training.shards import Corpus, corpus_of_ids
 
-_FORMAT = 2  # a change that gives other texts for the same settings raises it
+_FORMAT = 3  # a change that gives other texts for the same settings raises it
 PROMPT_SHARE = 8  # one token in this many is the prompt's
 _TOKENS_AT_ONCE, _MOST_ROWS = 1 << 16, 32  # limits of a batch, so that its cache fits beside the parameters
 
@@ -33,8 +33,8 @@ def written_by_target(
 ) -> Corpus:
     """A corpus of `settings.self_distill` texts, each a prompt from the data and the target's own continuation.
 
-    Prompts are the first tokens, an eighth of `max_length`, of pieces spread evenly over the data. With fewer pieces
-    than texts, some pieces serve several times, with other draws. The target draws each continuation from its own
+    Prompts are the first tokens (`prompt_tokens`) of pieces spread evenly over the data. With fewer pieces than texts,
+    some pieces serve several times, with other draws. The target draws each continuation from its own
     distribution (temperature 1, no filter), up to `max_length` or an EOS; text i is number i of the seed. The folder in
     `cache` has as its name a hash of everything that decides the corpus. A killed run continues after its last whole
     batch.
@@ -42,7 +42,8 @@ def written_by_target(
     Args:
       model_dir: checkpoint directory of the target.
       corpus, documents: the data, and the numbers of the documents from which prompts may come.
-      settings: `self_distill`, `max_length`, `seed` and the dtype decide the texts; drafts do not change them.
+      settings: `self_distill`, `self_distill_prompt`, `max_length`, `seed` and the dtype decide the texts; drafts do
+        not change them.
       cache: folder of tokenised data.
       say: the stream for one line of progress a batch.
 
@@ -53,7 +54,8 @@ def written_by_target(
     dtype = compute_dtype(settings)
     span = [documents.start, documents.stop]
     what = [_FORMAT, fingerprint(model_dir), corpus.digest, span, settings.self_distill, settings.max_length]
-    key = hashlib.sha256(json.dumps([*what, settings.seed, dtype.name]).encode()).hexdigest()
+    what += [prompt_tokens(settings), settings.seed, dtype.name]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()
     vocab = read_config(model_dir)["vocab_size"]
     folder = cache / f"self-{key}"
     journal = cache / f"self-{key}.jsonl"
@@ -73,7 +75,7 @@ def written_by_target(
                     batch,
                     SamplingConfig(seed=settings.seed, sequence=first),
                     speculation,
-                    max_new_tokens=settings.max_length - prompt_tokens(settings),
+                    max_new_tokens=[settings.max_length - len(prompt) for prompt in batch],
                     min_new_tokens=0,
                     stop=(),
                 )
@@ -97,7 +99,7 @@ def written_by_target(
 
 def prompt_tokens(settings: TrainingSettings) -> int:
     """The number of tokens of a prompt, if its piece has as many."""
-    return max(1, settings.max_length // PROMPT_SHARE)
+    return settings.self_distill_prompt or max(1, settings.max_length // PROMPT_SHARE)
 
 
 def choose_prompts(corpus: Corpus, documents: range, settings: TrainingSettings) -> list[list[int]]:

@@ -57,6 +57,10 @@ class TrainingSettings:
       skip_share: share of the rows that get one jump in their positions, so that far positions occur (positional
         skip-wise training; Zhu et al. 2023).
       self_distill: number of texts that the target itself writes for training; 0 trains on the data's own texts.
+      self_distill_prompt: most tokens of the prompts that begin those texts; None for an eighth of `max_length`. A
+        document with fewer tokens is a prompt as a whole, without its last token.
+      keep_states: whether a file keeps the backbone's hidden states over each row, so that later epochs do not run the
+        frozen backbone again.
       loss_chunk: positions of a row with logits in memory at one time.
       remat: what a layer keeps for the backward pass: everything, its input, or its input in host memory.
       dtype: dtype of the forward and backward passes; None is bfloat16 on accelerators, float32 on CPU. Masters are
@@ -94,6 +98,8 @@ class TrainingSettings:
     draft_sinks: int = 16
     skip_share: float = 0.0
     self_distill: int = 0
+    self_distill_prompt: int | None = None
+    keep_states: bool = False
     loss_chunk: int = 512
     remat: str = "none"
     dtype: str | None = None
@@ -115,7 +121,8 @@ class TrainingSettings:
         least |= {"head_stride": 1, "draft_cache": 32, "draft_sinks": 0, "self_distill": 0, "loss_chunk": 1, "seed": 0}
         least |= {"save_steps": 1, "evaluate_prompts": 1, "evaluate_tokens": 8}
         least |= {name: 0 for name in ("draft_vocab", "evaluate_steps") if getattr(self, name) is not None}
-        least |= {name: 1 for name in ("max_steps", "epochs") if getattr(self, name) is not None}
+        others = ("max_steps", "epochs", "self_distill_prompt")
+        least |= {name: 1 for name in others if getattr(self, name) is not None}
         for name, low in least.items():
             check_whole(name, getattr(self, name), low)
         for name in ("learning_rate", "clip_norm", "distill_temperature"):
@@ -147,6 +154,25 @@ class TrainingSettings:
                 "self_distill trains on the target's own text, so the target must not train: what must be heads",
                 arguments=("self_distill", "what"),
             )
+        if self.self_distill_prompt is not None and not self.self_distill:
+            raise UserError(
+                "self_distill_prompt without self_distill: it sizes the prompts of texts that the target writes",
+                arguments=("self_distill_prompt", "self_distill"),
+            )
+        if (self.self_distill_prompt or 0) >= self.max_length:
+            raise UserError(
+                f"self_distill_prompt {self.self_distill_prompt} leaves no token of max_length {self.max_length} to "
+                "the target; choose a shorter prompt",
+                arguments=("self_distill_prompt", "max_length"),
+            )
+        if not isinstance(self.keep_states, bool):
+            raise UserError(f"keep_states is {self.keep_states!r}; it must be true or false")
+        if self.keep_states and (self.what == "all" or self.draft_cache_prob or self.skip_share):
+            raise UserError(
+                "keep_states needs the same hidden states in every epoch: what must be heads, draft_cache_prob and "
+                "skip_share 0",
+                arguments=("keep_states", "what", "draft_cache_prob", "skip_share"),
+            )
 
     @property
     def tokens_per_step(self) -> int:
@@ -173,9 +199,10 @@ def read_settings(config: Path | None, given: Mapping[str, Any]) -> TrainingSett
         if not isinstance(chosen, dict):
             raise UserError(f"{config} must hold a JSON object of training settings")
     known = {field.name for field in fields(TrainingSettings)}
-    unknown = sorted(set(chosen) - known)
+    unknown = sorted({*chosen, *given} - known)
     if unknown:
-        raise UserError(f"{config}: unknown settings {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        place = "" if config is None else f"{config}: "
+        raise UserError(f"{place}unknown settings {', '.join(unknown)}; known: {', '.join(sorted(known))}")
     chosen |= given
     if "max_steps" in given and "epochs" not in given:
         chosen["epochs"] = None
@@ -192,7 +219,11 @@ def read_settings(config: Path | None, given: Mapping[str, Any]) -> TrainingSett
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names of the settings (as JSON) that differ and decide the result of the run, with both values."""
+    """Names of the settings (as JSON) that differ and decide the result of the run, with both values.
+
+    A setting that `before` lacks has its default: the version that wrote it did not know that setting.
+    """
+    before = {name: value for name, value in TrainingSettings().to_json().items() if name in now} | dict(before)
     names = [name for name in {**before, **now} if name not in FREE and before.get(name) != now.get(name)]
     return [f"{name} ({before.get(name)!r} then, {now.get(name)!r} now)" for name in sorted(names)]
 

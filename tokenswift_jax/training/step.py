@@ -53,24 +53,28 @@ class StepReport:
     gradient_norm: jax.Array
 
 
-TrainStep = Callable[[TrainState, Any, Batch], tuple[TrainState, StepReport]]
+TrainStep = Callable[..., tuple[TrainState, StepReport]]
 
 
 def make_step(
     graph: nnx.GraphDef, settings: TrainingSettings, optimizer: optax.GradientTransformation, dtype: Any
 ) -> TrainStep:
-    """The jitted step (state, frozen backbone or None, batch [accumulation, batch, length]) -> (state, report).
+    """The jitted step (state, frozen backbone or None, batch [accumulation, batch, length], states) -> (state, report).
 
-    The step donates the state. The forward and backward passes run in `dtype`; the step sums gradients in float32.
+    `states` [accumulation, batch, length, hidden_size] are the backbone's hidden states where a file keeps them
+    (`kept_states`); without them, the step runs the backbone. The step donates the state. The forward and backward
+    passes run in `dtype`; the step sums gradients in float32.
     """
 
-    def sums(params: dict[str, Any], frozen: Any, batch: Batch, step: jax.Array, counts: Counts) -> tuple[Any, Sums]:
+    def sums(
+        params: dict[str, Any], frozen: Any, batch: Batch, kept: jax.Array | None, step: jax.Array, counts: Counts
+    ) -> tuple[Any, Sums]:
         heads = jax.tree.map(partial(_as, dtype), params["heads"])
         backbone = jax.tree.map(partial(_as, dtype), params["backbone"] if frozen is None else frozen)
         offset = step % settings.head_stride
         with exact_products(dtype):
             model = nnx.merge(graph, heads, backbone)
-            hidden, read = _hidden(model, batch, step, settings)
+            hidden, read = _hidden(model, batch, step, settings) if kept is None else (kept, kept)
             if frozen is not None:
                 hidden, read = jax.lax.stop_gradient((hidden, read))
             if not settings.head_loss_weight:
@@ -82,22 +86,24 @@ def make_step(
         return base + jnp.float32(settings.head_loss_weight or 1.0) * jnp.sum(guesses), Sums(base, guesses)
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, frozen: Any, batches: Batch) -> tuple[TrainState, StepReport]:
+    def step(
+        state: TrainState, frozen: Any, batches: Batch, states: jax.Array | None = None
+    ) -> tuple[TrainState, StepReport]:
         offset = state.step % settings.head_stride
         each = jax.vmap(lambda batch: count(batch, settings.heads, offset, settings.head_stride))(batches)
         counts = jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=jnp.int32), each)
         gradient = jax.grad(sums, has_aux=True)
 
-        def add(carry: Any, batch: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, carry, gradient(state.params, frozen, batch, state.step, counts)), None
+        def add(carry: Any, one: tuple[Batch, jax.Array | None]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, carry, gradient(state.params, frozen, *one, state.step, counts)), None
 
         if settings.gradient_accumulation_steps == 1:
-            one = jax.tree.map(lambda x: x[0], batches)
-            gradients, losses = gradient(state.params, frozen, one, state.step, counts)
+            one = jax.tree.map(lambda x: x[0], (batches, states))
+            gradients, losses = gradient(state.params, frozen, *one, state.step, counts)
         else:
             zero = jax.tree.map(jnp.zeros_like, state.params)
             start = (zero, Sums(jnp.float32(0), jnp.zeros((settings.heads,), jnp.float32)))
-            (gradients, losses), _ = jax.lax.scan(add, start, batches)
+            (gradients, losses), _ = jax.lax.scan(add, start, (batches, states))
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # optax mixes dtypes
             norm = optax.tree.norm(gradients)
             updates, moved = optimizer.update(gradients, state.optimizer, state.params)

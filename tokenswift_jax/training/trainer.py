@@ -20,6 +20,7 @@ from tokenswift_jax.training.checkpoints import Checkpoints, Place
 from tokenswift_jax.training.export import write_checkpoint
 from tokenswift_jax.training.frequent_tokens import frequent_tokens
 from tokenswift_jax.training.held_out import Examiner, held_out
+from tokenswift_jax.training.kept_states import KeptStates
 from tokenswift_jax.training.learner import Learner, load_learner
 from tokenswift_jax.training.metrics import MetricsWriter
 from tokenswift_jax.training.optimizer import learning_rate, make_optimizer
@@ -99,6 +100,9 @@ def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: boo
         packing = pack(corpus, length=settings.max_length, min_tokens=settings.heads + 2, documents=documents)
         facts = _facts(paths.model, settings, corpus, examined)
         run = _Run(learner, settings, packing, facts)
+        if settings.keep_states:
+            run.kept = stack.enter_context(KeptStates(folder, learner, packing))
+            print(f"hidden states: up to {run.kept.bytes / 1e6:,.0f} MB in {folder} during the run", file=say)
         if saved.latest() is not None:
             changed = differing(saved.facts(), facts)
             if changed:
@@ -172,6 +176,7 @@ class _Run:
         self.rates = {"learning_rate": learning_rate(settings, max(steps, 1), heads=settings.what == "heads")}
         if settings.what == "all" and settings.head_learning_rate is not None:
             self.rates["head_learning_rate"] = learning_rate(settings, max(steps, 1), heads=True)
+        self.kept: KeptStates | None = None
         self.tokens, self.seconds = 0, 0.0  # of this process, without the first step (compilation)
 
     def restore(self, saved: Checkpoints) -> None:
@@ -203,7 +208,8 @@ def _steps(run: _Run, saved: Checkpoints, metrics: MetricsWriter, examiner: Exam
     pending: tuple[int, StepReport, Batch] | None = None
     for number in range(begun + 1, run.steps + 1):
         batch = run.next_batch()
-        run.state, report = run.step(run.state, run.frozen, batch)
+        states = None if run.kept is None else run.kept.of(batch)
+        run.state, report = run.step(run.state, run.frozen, batch, states)
         if pending is not None:
             _read(run, metrics, *pending)
         pending = (number, report, batch)
