@@ -122,13 +122,15 @@ def write(
 def _prefill(graph: Any, params: Any, cache: Cache, tokens: jax.Array, row: jax.Array) -> tuple[jax.Array, Cache]:
     model: Decoder = nnx.merge(graph, params)
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-    hidden, left, _ = model.hidden(tokens, positions, causal_attention(model.config), None)
+    hidden, (_, new_keys, new_values), _ = model.hidden(tokens, positions, causal_attention(model.config), None)
     zero = jnp.int32(0)
 
     def put(stored: jax.Array, new: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice(stored, new.transpose(0, 2, 1, 3), (row, zero, zero, zero))
 
-    filled = [(put(keys, new[1]), put(values, new[2])) for (keys, values), new in zip(cache, left, strict=True)]
+    filled = [
+        (put(keys, new_keys[layer]), put(values, new_values[layer])) for layer, (keys, values) in enumerate(cache)
+    ]
     return hidden[0].astype(jnp.bfloat16), filled
 
 
