@@ -55,16 +55,9 @@ def extended(graph, params, cache):
     return rows, model.logits(rows[1][0].hidden)
 
 
-@pytest.mark.parametrize(
-    ("name", "windows", "join", "capacity"),
-    [
-        ("biases, untied", (None,) * LAYERS, False, 512),  # a CPU's program gets the layers' indices as values
-        ("tied, head norms, one window a layer", WINDOWS, True, 256),
-    ],
-)
-def test_a_stack_changes_no_bit(name, windows, join, capacity):
-    config, forms = decoders(name, windows, joined if join else lambda decoder: decoder)
-    cache = empty_cache(config, 2, capacity, jnp.dtype(jnp.float32))
+def test_a_stack_changes_no_bit():
+    config, forms = decoders("tied, head norms, one window a layer", WINDOWS, joined)
+    cache = empty_cache(config, 2, 512, jnp.dtype(jnp.float32))
     rng = np.random.default_rng(6)
     keys, values = (jnp.asarray(rng.normal(size=cache.keys.shape), jnp.float32) for _ in range(2))
     cache = replace(cache, keys=keys, values=values)

@@ -66,10 +66,10 @@ class _Program:
         # XLA for TPU writes no such attribute. JAX's loops of constant length count from zero to a constant.
         condition = self.computations[loop.called("condition")]
         last = root(condition)
-        limits = [condition[name] for name in last.operands if name in condition]
-        if last.does != "compare" or "direction=LT" not in last.rest or limits[-1].does != "constant":
+        if last.does != "compare" or "direction=LT" not in last.rest:
             return None
-        return int(limits[-1].rest.split(")")[0])
+        limit = condition[last.operands[1]]
+        return int(limit.rest.split(")")[0]) if limit.does == "constant" else None
 
     def _of_fusion(self, fusion: Operation, operations: Computation) -> float:
         inside = self.computations[fusion.called("calls")]
