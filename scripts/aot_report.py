@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
             options = ({} if arguments.default_options else ours) | chosen
             for model, step in ((model, step) for model in arguments.model for step in arguments.step):
                 row = aot_row(target, model, step, arguments.layers, arguments.capacity, options, Path(folder))
-                row |= {"options": chosen} if chosen else {}
+                row |= {"date": str(datetime.date.today())} | ({"options": chosen} if chosen else {})
                 print(json.dumps(row), flush=True)
                 good &= row["good"]
                 key = [row.get(name) for name in KEYS]
