@@ -39,7 +39,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--target", nargs="+", choices=names, default=names)
     parser.add_argument("--model", nargs="+", choices=[*MODELS, "tiny"], default=list(MODELS))
     parser.add_argument("--step", nargs="+", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--layers", type=int, help="compile so many layers (default: all)")
+    parser.add_argument("--layers", type=int, help="compile so many layers, fewer or more (default: the model's)")
     parser.add_argument("--default-options", action="store_true", help="compile without our options for XLA")
     parser.add_argument("--option", nargs="+", default=[], metavar="NAME=VALUE", help="options for XLA beside ours")
     parser.add_argument("--capacity", type=int, default=131072, help="slots of the cache (default: %(default)s)")
@@ -61,9 +61,11 @@ def main(argv: list[str] | None = None) -> int:
     targets.compile_without_hardware()
     if arguments.table is not None:
         from tokenswift_jax.hardware.aot import bounds
+        from tokenswift_jax.hardware.shapes import config_of
 
         for row in rows:
-            row["roofline"] = bounds(row["target"], row["model"], row["step"], row["capacity"], row["devices"])
+            config = config_of(row["model"], row["layers"])
+            row["roofline"] = bounds(row["target"], config, row["step"], row["capacity"], row["devices"])
         _write(output, rows)
         fill_file(arguments.table, "aot", as_table(rows))
         return 0
@@ -79,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
             options = ({} if arguments.default_options else ours) | chosen
             for model, step in ((model, step) for model in arguments.model for step in arguments.step):
                 row = aot_row(target, model, step, arguments.layers, arguments.capacity, options, Path(folder))
-                row |= {"options": chosen} if chosen else {}
+                row |= {"date": str(datetime.date.today())} | ({"options": chosen} if chosen else {})
                 print(json.dumps(row), flush=True)
                 good &= row["good"]
                 key = [row.get(name) for name in KEYS]

@@ -84,6 +84,18 @@ PROGRAM = """HloModule chunk
   ROOT %tuple.3 = (f32[1000]{0}) tuple(%copy.3)
 }
 
+%unknown (p.5: (f32[1000])) -> pred[] {
+  %p.5 = (f32[1000]{0}) parameter(0)
+  ROOT %custom-call.5 = pred[] custom-call(%p.5), custom_call_target="Unknown"
+}
+
+%counted (p.6: (s32[], f32[1000])) -> pred[] {
+  %constant.6 = s32[]{:T(128)} constant(7)
+  %p.6 = (s32[]{:T(128)}, f32[1000]{0}) parameter(0)
+  %get-tuple-element.6 = s32[]{:T(128)} get-tuple-element(%p.6), index=0
+  ROOT %lt.6 = pred[]{:T(512)} compare(%get-tuple-element.6, %constant.6), direction=LT
+}
+
 %iteration (p.4: (bf16[2,4096,128], f32[1000])) -> (bf16[2,4096,128], f32[1000]) {
   %p.4 = (bf16[2,4096,128]{2,1,0}, f32[1000]{0}) parameter(0)
   %cache = bf16[2,4096,128]{2,1,0} get-tuple-element(%p.4), index=0
@@ -122,6 +134,12 @@ def test_an_iteration_counts_once_and_without_kernels_or_on_chip_memory():
     part = F32 * 2 * 128 + F32
     viewed = F32 * 64 * 128
     assert moved_bytes(PROGRAM) == near + put + pair + part + viewed
+
+
+def test_a_loop_of_a_tpu_turns_as_often_as_its_condition_says():
+    """XLA for TPU writes the number of turns nowhere else."""
+    counted = PROGRAM.replace("while(%one), condition=%unknown", "while(%one), condition=%counted")
+    assert moved_bytes(counted) - moved_bytes(PROGRAM) == 7 * 2 * F32 * 1000
 
 
 @pytest.mark.parametrize(

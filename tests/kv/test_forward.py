@@ -45,8 +45,7 @@ def ints(values):
 def plain(graph, params, tokens, positions):
     """Hidden states of a whole sequence without a cache, and each layer's keys and values."""
     model = nnx.merge(graph, params)
-    hidden, left, _ = model.hidden(tokens, positions, causal_attention(model.config), None)
-    queries, keys, values = (jnp.stack(part) for part in zip(*left, strict=True))
+    hidden, (queries, keys, values), _ = model.hidden(tokens, positions, causal_attention(model.config), None)
     return hidden, (keys, values, queries)
 
 

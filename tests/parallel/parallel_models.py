@@ -11,6 +11,7 @@ from tokenswift_jax import SamplingConfig, SpeculationConfig
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.models.joined import joined
+from tokenswift_jax.models.stacked import Groups, stacked
 from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.speculate import plans
 from tokenswift_jax.step.state import StepInputs
@@ -20,8 +21,8 @@ SAMPLING = SamplingConfig(temperature=1.0, min_p=0.05, repetition_penalty=1.1, s
 CAPACITY = 256
 
 
-def model_of(kv_heads=8, join=False):
-    """(configuration, graph, parameters); `join` as decoding on a GPU has them."""
+def model_of(kv_heads=8, join=False, stack=False):
+    """(configuration, graph, parameters); `join` as decoding on a GPU has them, `stack` as deep decoders are."""
     config = model_config(
         {
             "model_type": "qwen2",  # its projections have biases
@@ -40,12 +41,13 @@ def model_of(kv_heads=8, join=False):
     )
     config = dataclasses.replace(config, num_draft_heads=3, draft_head_type="chained")
     decoder = Decoder(config, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(0))
-    return config, *nnx.split(joined(decoder) if join else decoder)
+    decoder = joined(decoder) if join else decoder
+    return config, *nnx.split(stacked(decoder, Groups(2, 1)) if stack else decoder)
 
 
-def first_call(schedule, join=False):
+def first_call(schedule, join=False, stack=False):
     """(graph, plan, inputs, state) of a text of one token; schedule `autoregressive` or one of tokenswift's."""
-    config, graph, params = model_of(join=join)
+    config, graph, params = model_of(join=join, stack=stack)
     features = features_of(SAMPLING)
     plan = plans.autoregressive_plan(config, features).plan
     if schedule != "autoregressive":

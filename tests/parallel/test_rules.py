@@ -23,9 +23,12 @@ def mesh():
     return Mesh(np.array(jax.devices()[:DEVICES]), (TENSOR,), axis_types=(AxisType.Auto,))
 
 
-@pytest.mark.parametrize(("schedule", "join"), [("autoregressive", False), ("partial", False), ("partial", True)])
-def test_eight_devices_write_the_text_of_one(mesh, schedule, join):
-    graph, plan, inputs, state = first_call(schedule, join)
+@pytest.mark.parametrize(
+    ("schedule", "join", "stack"),
+    [("autoregressive", False, False), ("partial", False, False), ("partial", True, True)],
+)
+def test_eight_devices_write_the_text_of_one(mesh, schedule, join, stack):
+    graph, plan, inputs, state = first_call(schedule, join, stack)
     run = jax.jit(lambda i, s: run_chunk(graph, plan, FEW, i, s, jnp.int32(FEW)))
     alone, chunk = run(inputs, state)
     with jax.set_mesh(mesh):
@@ -87,16 +90,20 @@ def test_weights_and_caches_are_split_and_the_rest_is_whole(mesh):
         assert any(part in name for name in found), part
 
 
-def test_joined_weights_are_split_as_their_parts_are(mesh):
-    _, _, params = model_of(join=True)
+@pytest.mark.parametrize("stack", [False, True])
+def test_joined_weights_are_split_as_their_parts_are(mesh, stack):
+    _, _, params = model_of(join=True, stack=stack)
     found = {
         ".".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path[-3:-1]): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(shardings(mesh, params))
     }
     specs = {name: sharding.spec for name, sharding in found.items()}
-    assert specs["qkv_proj.kernel"] == P(None, TENSOR, None, None), "by KV head"
-    assert specs["qkv_proj.bias"] == P(TENSOR, None, None)
-    assert specs["gate_up_proj.kernel"] == P(None, None, TENSOR), "by inner column"
+    groups = [None] if stack else []
+    assert specs["qkv_proj.kernel"] == P(*groups, None, TENSOR, None, None), "by KV head"
+    assert specs["qkv_proj.bias"] == P(*groups, TENSOR, None, None)
+    assert specs["gate_up_proj.kernel"] == P(*groups, None, None, TENSOR), "by inner column"
+    assert specs["input_layernorm.scale"] == P(*groups)
+    assert specs["lm_head.kernel"] == P(None, TENSOR)
 
 
 def test_a_model_that_cannot_be_split():

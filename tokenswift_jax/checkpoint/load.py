@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from pallas_kernels.implementation import implementation
 from tokenswift_jax.checkpoint import names
 from tokenswift_jax.checkpoint.directory import base_directory, read_config, resolve
 from tokenswift_jax.checkpoint.match import abstract_decoder, match_tensors
@@ -23,6 +24,7 @@ from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.models.hf_config import rope_override as override_rope
 from tokenswift_jax.models.joined import joined
 from tokenswift_jax.models.layers import wide_dtype
+from tokenswift_jax.models.stacked import groups_for, stacked
 from tokenswift_jax.progress_report import Report, phase, silent
 
 _DTYPE_NAMES = {str(dtype): dtype for dtype in DTYPES.values()}
@@ -92,6 +94,7 @@ def load_decoder(
     *,
     copies: bool = True,
     join: bool | None = None,
+    stack: bool = True,
     report: Report = silent,
 ) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     """Loads a decoder split into (configuration, graph, parameters); each tensor goes directly to its shards.
@@ -109,6 +112,8 @@ def load_decoder(
         head's columns for the draft vocabulary. False for training, which would change one of the two.
       join: whether linear maps of the same rows become one (`models.joined`); None: where that decodes faster (on one
         GPU). False for training.
+      stack: whether the first layers of a deep decoder become one stack where that decodes as fast
+        (`models.stacked`). False for training.
       report: receives the number of parameter bytes loaded so far.
 
     Raises:
@@ -141,10 +146,14 @@ def load_decoder(
             done += values.nbytes
             so_far(done)
     params = nnx.from_flat_state(loaded)
-    if join or (join is None and sharding is None and jax.default_backend() == "gpu"):
+    join = (sharding is None and implementation() == "gpu") if join is None else join
+    groups = groups_for(config) if stack else None
+    if join or groups:
         decoder = nnx.merge(graph, params)
-        del loaded, params, values  # or all parts stay in memory beside what is joined
-        graph, params = nnx.split(joined(decoder))
+        # Without this, all parts stay in memory beside the joined maps and the stack.
+        del loaded, params, values
+        decoder = joined(decoder) if join else decoder
+        graph, params = nnx.split(stacked(decoder, groups) if groups else decoder)
     return config, graph, params
 
 

@@ -53,7 +53,8 @@ def aot_row(
       name: of the target.
       model: of its shapes.
       step: of `steps.STEPS`.
-      layers: how many are compiled, None for all; arguments, cache and roofline are the whole model's.
+      layers: how many are compiled, None for all; arguments, cache and roofline are the whole model's, or those of a
+        deeper one of so many layers.
       capacity: slots of the cache.
       options: of XLA.
       dumped: where XLA and Mosaic GPU put PTX, and XLA its lists of thunks.
@@ -61,15 +62,15 @@ def aot_row(
     Raises:
       LookupError: there is no PTX of a GPU's kernels, so the spills are unknown.
     """
-    target, full_config = TARGETS[name], shapes.config_of(model)
+    target, config = TARGETS[name], shapes.config_of(model, layers)
+    full_config = max(config, shapes.config_of(model), key=lambda each: each.num_layers)
     count = devices_needed(target, full_config, capacity)
-    config = shapes.config_of(model, layers)
     wanted = _step(target, step, config, capacity)
     for old in (path for path in dumped.iterdir() if path.is_file()):
         old.unlink()
-    begun = time.perf_counter()
+    begun = time.perf_counter(), time.process_time()
     compiled = compile_step(target, wanted, count, options)
-    seconds = time.perf_counter() - begun
+    seconds, of_cores = time.perf_counter() - begun[0], time.process_time() - begun[1]
     memory = compiled.memory_analysis()
     cache = cache_bytes(config, 1, capacity, DTYPE) // count
     full_cache_bytes = cache_bytes(full_config, 1, capacity, DTYPE) // count
@@ -91,6 +92,7 @@ def aot_row(
         "capacity": capacity,
         "devices": count,
         "compile_seconds": round(seconds, 1),
+        "compile_core_seconds": round(of_cores, 1),
         "argument_bytes": arguments,
         "cache_bytes": full_cache_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
@@ -104,7 +106,7 @@ def aot_row(
         "least_moved_bytes": least,
         "moved_share": round(moved / least, 3),
         "share_of_memory": round((arguments + memory.temp_size_in_bytes) / target.memory, 3),
-        "roofline": bounds(name, model, step, capacity, count),
+        "roofline": bounds(name, full_config, step, capacity, count),
         "jax": jax.__version__,
     }
     if target.kind == "gpu":
@@ -172,9 +174,9 @@ def devices_needed(target: Target, config: ModelConfig, capacity: int) -> int:
     raise SystemExit(f"error: {needed / 1e9:.0f} GB do not fit 8 devices of {target.memory / 1e9:.0f} GB")
 
 
-def bounds(name: str, model: str, step: str, capacity: int, count: int) -> list[dict[str, Any]]:
+def bounds(name: str, config: ModelConfig, step: str, capacity: int, count: int) -> list[dict[str, Any]]:
     """The roofline of a step on so many of a target's devices, by length."""
-    config, found = shapes.config_of(model), []
+    found = []
     for length in (length for length in LENGTHS if length < capacity):
         cost = roofline.step_cost(step, config, length)
         least = round(1e3 * cost.seconds(TARGETS[name], count), 4)

@@ -18,6 +18,7 @@ from tokenswift_jax.kv.dense import FullCache, empty_cache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.joined import joined
+from tokenswift_jax.models.stacked import groups_for, stacked
 from tokenswift_jax.request import batch_of
 from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise
@@ -59,11 +60,13 @@ class Step:
 
 
 def decoder_shapes(config: ModelConfig, dtype: Any, join: bool) -> tuple[Any, Any]:
-    """Graph and shapes of the parameters; `join` as decoding on a GPU has them."""
+    """Graph and shapes of the parameters; `join` as decoding on a GPU has them; a deep decoder has its stack."""
+    groups = groups_for(config)
 
     def make() -> Decoder:
         decoder = Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
-        return joined(decoder) if join else decoder
+        decoder = joined(decoder) if join else decoder
+        return stacked(decoder, groups) if groups else decoder
 
     return nnx.split(nnx.eval_shape(make))
 

@@ -41,10 +41,10 @@ class _Program:
     def _of(self, operation: Operation, operations: Computation, outermost: bool) -> float:
         does = operation.does
         if does == "while":
-            known = re.search(r'known_trip_count":\{"n":"(\d+)"', operation.rest)
             # The loop over iterations counts once. A loop inside an iteration with an unknown number of turns runs
             # seldom: a selection of the draft cache, a row that its few highest scores do not decide.
-            turns = int(known[1]) if known else int(outermost)
+            turns = self._turns(operation)
+            turns = int(outermost) if turns is None else turns
             return turns * self.moved(operation.called("body"), False)
         if does == "conditional":
             return max(self.moved(branch, outermost) for branch in branches_of(operation.rest))
@@ -57,6 +57,19 @@ class _Program:
         if does == "fusion":
             return self._of_fusion(operation, operations)
         return _alone(operation, operations)
+
+    def _turns(self, loop: Operation) -> int | None:
+        """How often a loop turns; None where XLA does not know."""
+        known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
+        if known:
+            return int(known[1])
+        # XLA for TPU writes no such attribute. JAX's loops of constant length count from zero to a constant.
+        condition = self.computations[loop.called("condition")]
+        last = root(condition)
+        if last.does != "compare" or "direction=LT" not in last.rest:
+            return None
+        limit = condition[last.operands[1]]
+        return int(limit.rest.split(")")[0]) if limit.does == "constant" else None
 
     def _of_fusion(self, fusion: Operation, operations: Computation) -> float:
         inside = self.computations[fusion.called("calls")]

@@ -65,7 +65,7 @@ class KVCache(Protocol):
 
     @property
     def layer_indices(self) -> tuple[jax.Array, ...] | None:
-        """The layers' indices, int32 [] each, if the methods should get them in place of constants."""
+        """The layers' indices, int32 [] each, if the methods should get them in place of ints."""
         ...
 
     def stored(self, keys: jax.Array, values: jax.Array) -> StoredKV:

@@ -75,12 +75,14 @@ class FullCache:
 
     @property
     def layer_indices(self) -> tuple[jax.Array, ...] | None:
-        """The layers' indices as values of the running program, where that is for a CPU; None: constants serve better.
+        """The layers' indices: constants, or values of the running program where that is for a CPU, or None.
 
         With constants, XLA for CPU compiles every layer's reads and writes of the cache by themselves (cost: half of
-        the compilation of a 30-layer model's prefill). With indices, it copies a cache of one block, which it reads as
+        the compilation of a 30-layer model's prefill). With values, it copies a cache of one block, which it reads as
         a whole, at every layer.
         """
+        if self.numbers is None:
+            return tuple(jnp.int32(layer) for layer in range(self.keys.shape[0]))
         return self.numbers if self.capacity > BLOCK else None
 
     @property

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache
-from tokenswift_jax.kv.draft_cache import update_if
+from tokenswift_jax.kv.draft_cache import reaches, update_if
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMaskOverBlocks
 from tokenswift_jax.models.config import ModelConfig
 
@@ -147,16 +148,16 @@ class BlockTableShape:
         _, batch, kv_heads, entries = draft.chosen.shape
         sinks = jnp.broadcast_to(jnp.arange(fixed, dtype=jnp.int32), (batch, kv_heads, fixed))
         present = jnp.broadcast_to(newest[:, None, None], (batch, kv_heads, 1))
-        layers = []
-        for layer in range(config.num_layers):
-            window = config.sliding_windows[layer]
-            begins = jnp.full_like(committed, fixed * self.block)
-            if window is not None:
-                begins = jnp.maximum(begins, committed - window + 1)
-            ends, count = newest * self.block, entries - fixed - 1
-            best = full.top_blocks(layer, query[layer], begins, ends, count, self.block)
-            layers.append(jnp.concatenate([sinks, present, best], axis=-1))
-        chosen = jnp.where(rows[None, :, None, None], jnp.stack(layers), draft.chosen)
+        ends, count = newest * self.block, entries - fixed - 1
+
+        def of_layer(layer: jax.Array, reach: jax.Array, query: jax.Array) -> jax.Array:
+            begins = jnp.maximum(jnp.int32(fixed * self.block), committed - reach + 1)
+            best = full.top_blocks(layer, query, begins, ends, count, self.block)
+            return jnp.concatenate([sinks, present, best], axis=-1)
+
+        layers = jnp.arange(config.num_layers, dtype=jnp.int32), reaches(config), query
+        best = lax.map(lambda layer: of_layer(*layer), layers)
+        chosen = jnp.where(rows[None, :, None, None], best, draft.chosen)
         return BlockTable(chosen, jnp.where(rows, committed, draft.selected))
 
     def _newest(self, committed: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from tokenswift_jax.kv.row_batch import RowBatch
 from tokenswift_jax.models.config import ModelConfig
 
 _Tree = TypeVar("_Tree")
+_ALL = 2**30  # more positions than a text has
 
 
 def update_if(condition: jax.Array, function: Callable[[_Tree], _Tree], value: _Tree) -> _Tree:
@@ -23,6 +24,14 @@ def update_if(condition: jax.Array, function: Callable[[_Tree], _Tree], value: _
     the one that changes nothing.
     """
     return jax.lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros_like(c[0]), function(c[1])), (condition, value))[1]
+
+
+def reaches(config: ModelConfig) -> jax.Array:
+    """How many of the newest positions each layer sees, int32 [layers]: its sliding window, or more than any text has.
+
+    A selection loops over the layers: unrolled, it took most of the compilation of a program that contains it.
+    """
+    return jnp.asarray([_ALL if window is None else window for window in config.sliding_windows], jnp.int32)
 
 
 class DraftKind(Protocol):

@@ -12,7 +12,7 @@ from jax import lax
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache, empty_cache, round_up
-from tokenswift_jax.kv.draft_cache import update_if
+from tokenswift_jax.kv.draft_cache import reaches, update_if
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.models.config import ModelConfig
 
@@ -174,26 +174,27 @@ class DraftCacheShape:
         batch, kv_heads = positions.shape[1], positions.shape[2]
         sinks = jnp.broadcast_to(jnp.arange(self.sinks, dtype=jnp.int32), (batch, kv_heads, self.sinks))
         keep = rows[:, None, None]
-        for layer in range(config.num_layers):
-            window = config.sliding_windows[layer]
-            begins = jnp.full_like(committed, self.sinks)
-            if window is not None:
-                begins = jnp.maximum(begins, committed - window + 1)
-            best = full.top_positions(layer, query[layer], begins, committed, count)
-            # Without this barrier, XLA gathers every layer's rows first and needs memory for a second draft cache.
-            best, stacks = lax.optimization_barrier((best, stacks))
-            chosen = jnp.concatenate([sinks, best], axis=-1)
+        reach = reaches(config)
+
+        def one(layer: jax.Array, state: Any) -> Any:
+            stacks, positions = state
+            begins = jnp.maximum(jnp.int32(self.sinks), committed - reach[layer] + 1)
+            chosen = jnp.concatenate(
+                [sinks, full.top_positions(layer, query[layer], begins, committed, count)], axis=-1
+            )
             taken = draft.cache.converted(full.gather(layer, jnp.maximum(chosen, 0)))
 
-            def placed(stack: jax.Array, rows_taken: jax.Array, layer: int = layer) -> jax.Array:
+            def placed(stack: jax.Array, rows_taken: jax.Array) -> jax.Array:
                 here = keep if stack.ndim == 4 else keep[..., None]
                 rows_taken = jnp.where(here, rows_taken[0], stack[layer, :, :, : self.size])
-                return lax.dynamic_update_slice(stack, rows_taken[None], (layer, *[0] * (stack.ndim - 1)))
+                return _put(stack, rows_taken, layer)
 
             stacks = jax.tree.map(placed, stacks, taken)
             slot_positions = jnp.where(chosen < 0, jnp.int32(FAR_AWAY), chosen)
             slot_positions = jnp.where(keep, slot_positions, positions[layer, :, :, : self.size])
-            positions = lax.dynamic_update_slice(positions, slot_positions[None], (layer, 0, 0, 0))
+            return stacks, _put(positions, slot_positions, layer)
+
+        stacks, positions = lax.fori_loop(jnp.int32(0), jnp.int32(config.num_layers), one, (stacks, positions))
         return DraftCache(draft.cache.with_stacks(stacks), positions, jnp.where(rows, committed, draft.selected))
 
     def _copy_prefix(self, draft: DraftCache, full: FullCache, committed: jax.Array) -> DraftCache:
@@ -242,6 +243,11 @@ def _written(stacks: Any, rows: Any, slot: jax.Array) -> Any:
         return jax.tree.map(write, stacks, rows)
 
     return one(zero, stacks) if batch == 1 else lax.fori_loop(zero, jnp.int32(batch), one, stacks)
+
+
+def _put(stack: jax.Array, rows: jax.Array, layer: jax.Array) -> jax.Array:
+    """Writes a layer's first slots."""
+    return lax.dynamic_update_slice(stack, rows[None], (layer, *[jnp.int32(0)] * (stack.ndim - 1)))
 
 
 def _windowed(config: ModelConfig) -> bool:

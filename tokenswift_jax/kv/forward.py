@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 
 from tokenswift_jax.kv.cache import KVCache, StoredKV
 from tokenswift_jax.kv.row_batch import RowBatch
@@ -51,8 +50,7 @@ def forward_rows(model: Decoder, rows: RowBatch, cache: _Cache) -> tuple[Rows, _
         cache: _Cache,
     ) -> tuple[jax.Array, tuple[StoredKV, jax.Array], _Cache]:
         mixed, new, query, cache = cache.extend(layer, projected, rotation, rows, spec)
-        return mixed, (new, query), cache
+        return mixed, jax.tree.map(lambda layer: layer[0], (new, query)), cache
 
-    hidden, left, cache = model.hidden(rows.tokens, rows.positions, attend, cache, cache.layer_indices)
-    new, query = jax.tree.map(lambda *layers: jnp.concatenate(layers), *left)
+    hidden, (new, query), cache = model.hidden(rows.tokens, rows.positions, attend, cache, cache.layer_indices)
     return Rows(hidden, new, query), cache

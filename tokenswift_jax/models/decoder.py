@@ -7,7 +7,7 @@ decoder once (`nnx.split`) and run pure jitted functions of (parameters, state, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -153,9 +153,10 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """Maps token ids to hidden states to logits; has draft heads if the configuration names some.
 
-    Parameters are `embed_tokens` [V, d], `layers`, `norm`, `lm_head` (None when tied), `draft_heads` (None without
-    draft heads) and `draft_lm_head` (None without a draft vocabulary), a copy of the LM head's columns for the draft
-    vocabulary that checkpoints do not contain; their paths are HF's names with `kernel`/`scale` for `weight`.
+    Parameters are `embed_tokens` [V, d], `layers` (of a deep decoder the last ones: `stack` contains those before
+    them), `norm`, `lm_head` (None when tied), `draft_heads` (None without draft heads) and `draft_lm_head` (None
+    without a draft vocabulary), a copy of the LM head's columns for the draft vocabulary that checkpoints do not
+    contain; their paths are HF's names with `kernel`/`scale` for `weight`.
     """
 
     def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -164,6 +165,7 @@ class Decoder(nnx.Module):
         shape = (config.vocab_size, size)
         self.config = config
         self.embed_tokens = nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * scale)
+        self.stack: Any = nnx.data(None)  # `models.stacked` puts the first layers of a deep decoder here
         self.layers = nnx.List([DecoderLayer(config, dtype, rngs) for _ in range(config.num_layers)])
         self.norm = RMSNorm(size, eps=config.rms_norm_eps, dtype=dtype)
         tied = config.tie_word_embeddings
@@ -183,9 +185,9 @@ class Decoder(nnx.Module):
         attention: Attention,
         carry: Any,
         numbers: Sequence[jax.Array] | None = None,
-    ) -> tuple[jax.Array, list[Any], Any]:
-        """Returns the last layer's output [batch, rows, hidden_size], before the final norm, each layer's attention
-        output to the caller, and the carry.
+    ) -> tuple[jax.Array, Any, Any]:
+        """Returns the last layer's output [batch, rows, hidden_size], before the final norm, the layers' attention
+        outputs to the caller (arrays [layers, ...]; None without layers), and the carry.
 
         tokens and positions are int32 [batch, rows]; a position is the index in the text, never a row's index. numbers
         are the layers' indices as int32 []: JAX then traces layers of the same form once. None: constants.
@@ -193,26 +195,43 @@ class Decoder(nnx.Module):
         x = whole(self.embed(tokens))
         config = self.config
         angles = rotation(config.rope, config.head_dim, positions, wide_dtype(x.dtype))
-        left: list[Any] = []
-        if numbers is None:
-            added: jax.Array | None = None
-            for index, layer in enumerate(self.layers):
-                spec = config.attention(index)
-                x, added, of_layer, carry = layer.halves(x, added, angles, index, spec, attention, carry)
-                left.append(of_layer)
-            return x if added is None else whole(x + added), left, carry
+        added: jax.Array | None = None
+        outputs: list[Any] = []
+        if self.stack is not None:
+            x, added, of_stack, carry = self._scanned(x, angles, attention, carry)
+            outputs.append(of_stack)
+        rest = list(enumerate(self.layers, config.num_layers - len(self.layers)))
+        run = _run_traced_once(angles, attention)
+        for index, layer in rest:
+            spec = config.attention(index)
+            if numbers is None:
+                x, added, output, carry = layer.halves(x, added, angles, index, spec, attention, carry)
+            else:
+                x, added, output, carry = run(*nnx.split(layer), numbers[index], spec, x, added, carry)
+            outputs.append(_one_layer(output))
+        x = x if added is None else whole(x + added)
+        return x, _concatenated(outputs), carry
 
-        @partial(jax.jit, static_argnums=(0, 1))
-        def run(
-            graph: nnx.GraphDef, spec: AttentionSpec, params: Any, x: jax.Array, number: jax.Array, carry: Any
-        ) -> tuple[jax.Array, Any, Any]:
-            return nnx.merge(graph, params)(x, angles, number, spec, attention, carry)
+    def _scanned(
+        self, x: jax.Array, angles: Rotation, attention: Attention, carry: Any
+    ) -> tuple[jax.Array, jax.Array, Any, Any]:
+        """Runs the layers of `stack`, group after group. Returns the stream in two summands, the layers' attention
+        outputs to the caller, and the carry."""
+        graph, params = nnx.split(self.stack)
+        size, groups = len(self.stack), jax.tree.leaves(params)[0].shape[0]
 
-        for index, (layer, number) in enumerate(zip(self.layers, numbers, strict=True)):
-            graph, params = nnx.split(layer)
-            x, of_layer, carry = run(graph, config.attention(index), params, x, number, carry)
-            left.append(of_layer)
-        return x, left, carry
+        def group(state: Any, part: Any) -> Any:
+            (x, added, carry), (first, params) = state, part
+            run, outputs = _run_traced_once(angles, attention), []
+            for index, layer in enumerate(nnx.merge(graph, params)):
+                spec = self.config.attention(index)  # that of the layer in every group
+                x, added, output, carry = run(*nnx.split(layer), first + index, spec, x, added, carry)
+                outputs.append(_one_layer(output))
+            return (x, added, carry), _concatenated(outputs)
+
+        first = size * jnp.arange(groups, dtype=jnp.int32)
+        (x, added, carry), outputs = jax.lax.scan(group, (x, jnp.zeros_like(x), carry), (first, params))
+        return x, added, jax.tree.map(lambda output: output.reshape(-1, *output.shape[2:]), outputs), carry
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., vocab] in float32 (or wider) from the last layer's output."""
@@ -278,6 +297,35 @@ class Decoder(nnx.Module):
         if self.lm_head is None:
             return product_of_lines(normed, self.embed_tokens[...], wide)
         return self.lm_head.product(normed, wide)
+
+
+def _run_traced_once(angles: Rotation, attention: Attention) -> Callable[..., Any]:
+    """A layer's `halves` as a function of the layer's graph, parameters and index, and of the other arguments. JAX
+    traces and lowers it once for all layers of the same form; XLA puts its body in the place of every call."""
+
+    @partial(jax.jit, static_argnums=(0, 3))
+    def run(
+        graph: nnx.GraphDef,
+        params: Any,
+        index: jax.Array,
+        spec: AttentionSpec,
+        x: jax.Array,
+        added: jax.Array | None,
+        carry: Any,
+    ) -> tuple[jax.Array, jax.Array, Any, Any]:
+        return nnx.merge(graph, params).halves(x, added, angles, index, spec, attention, carry)
+
+    return run
+
+
+def _one_layer(output: Any) -> Any:
+    """A layer's output as that of a list of layers."""
+    return jax.tree.map(lambda array: array[None], output)
+
+
+def _concatenated(outputs: Sequence[Any]) -> Any:
+    """The outputs of several lists of layers as that of one."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs) if outputs else None
 
 
 def causal_attention(config: ModelConfig) -> Attention:

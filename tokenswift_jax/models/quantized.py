@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,12 +27,10 @@ class QuantizedLinear(nnx.Module):
     one group; int4 has groups of 128 inputs (one group if 128 does not divide the inputs).
     """
 
-    def __init__(self, linear: Linear, kind: str):
-        kernel = linear.kernel[...]
-        inputs, *outputs = kernel.shape
-        size = _GROUPS[kind]
-        groups = inputs // size if size is not None and inputs % size == 0 else 1
-        values, scale = _quantize(kernel.reshape(groups, inputs // groups, *outputs), kind)
+    def __init__(self, linear: Linear, kind: str, stack: bool = False):
+        """Quantises a map, or with `stack` the maps of several layers ([layers, in, out], `models.stacked`)."""
+        quantize = partial(_quantize, kind)
+        values, scale = (jax.vmap(quantize) if stack else quantize)(linear.kernel[...])
         self.kernel = nnx.Param(values)
         self.scale = nnx.Param(scale)
         self.bias = linear.bias
@@ -70,14 +69,12 @@ def quantized(decoder: Decoder, kind: str, *, backbone: bool) -> Decoder:
       backbone: quantise the layers too; else only the LM head and the draft heads, for drafts that read a verified
         state.
     """
-    parts: list[Any] = [decoder.draft_heads, *(decoder.layers if backbone else [])]
-    for part in parts:
-        if part is None:
-            continue
+    parts: list[Any] = [decoder.draft_heads, *([decoder.stack, *decoder.layers] if backbone else [])]
+    for part in (part for part in parts if part is not None):
         for _, module in list(nnx.iter_modules(part)):
             for name, value in list(vars(module).items()):
                 if isinstance(value, Linear):
-                    setattr(module, name, QuantizedLinear(value, kind))
+                    setattr(module, name, QuantizedLinear(value, kind, stack=part is decoder.stack))
     for name in ("lm_head", "draft_lm_head"):
         linear = getattr(decoder, name)
         if linear is not None:
@@ -85,8 +82,11 @@ def quantized(decoder: Decoder, kind: str, *, backbone: bool) -> Decoder:
     return decoder
 
 
-def _quantize(kernel: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
-    wide = kernel.astype(jnp.float32)
+def _quantize(kind: str, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    inputs, *outputs = kernel.shape
+    size = _GROUPS[kind]
+    groups = inputs // size if size is not None and inputs % size == 0 else 1
+    wide = kernel.reshape(groups, inputs // groups, *outputs).astype(jnp.float32)
     most = jnp.max(jnp.abs(wide), axis=1)
     scale = jnp.where(most > 0, most, 1) / _HIGHEST[kind]
     return jnp.round(wide / scale[:, None]).astype(kind), scale

@@ -85,7 +85,8 @@ def _parameter_spec(names: list[str]) -> P:
     names = [name for name in names if name != "value"]  # nnx wraps a parameter in a variable
     if "embed_tokens" in names:
         return _EMBEDDINGS
-    return _PARAMETERS.get((names[-2], names[-1]), P()) if len(names) > 1 else P()
+    spec = _PARAMETERS.get((names[-2], names[-1]), P()) if len(names) > 1 else P()
+    return P(None, *spec) if "stack" in names else spec  # `models.stacked`: first come groups of layers
 
 
 def _name(key: Any) -> str:

@@ -55,7 +55,7 @@ def load_learner(folder: Path, settings: TrainingSettings) -> Learner:
     """
     dtype = compute_dtype(settings)
     stored = np.dtype(np.float32) if settings.what == "all" else dtype
-    config, graph, params = checkpoint.load_decoder(folder, stored, copies=False, join=False)
+    config, graph, params = checkpoint.load_decoder(folder, stored, copies=False, join=False, stack=False)
     if settings.max_length > config.max_position_embeddings:
         raise UserError(
             f"max_length {settings.max_length} exceeds the model's {config.max_position_embeddings} positions",
