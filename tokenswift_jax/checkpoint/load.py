@@ -12,17 +12,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from tokenswift_jax.checkpoint import names
 from tokenswift_jax.checkpoint.directory import base_directory, read_config, resolve
 from tokenswift_jax.checkpoint.match import abstract_decoder, match_tensors
-from tokenswift_jax.checkpoint.tensors import DTYPES, HEADS_FILE, Index, Tensor, read_file, read_model_files, rows_of
+from tokenswift_jax.checkpoint.tensors import (
+    DTYPES,
+    HEADS_FILE,
+    Index,
+    Tensor,
+    read_file,
+    read_model_files,
+    rows_of,
+    selected,
+)
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.models.hf_config import rope_override as override_rope
 from tokenswift_jax.models.joined import joined
 from tokenswift_jax.models.layers import wide_dtype
+from tokenswift_jax.parallel.fit import fit
+from tokenswift_jax.parallel.mesh_spec import MODEL
+from tokenswift_jax.parallel.rules import parameter_sharding
 from tokenswift_jax.progress_report import Report, phase, silent
 
 _DTYPE_NAMES = {str(dtype): dtype for dtype in DTYPES.values()}
@@ -90,13 +103,15 @@ def load_decoder(
     rope_override: Mapping[str, Any] | None = None,
     sharding: Callable[[names.ParameterPath], jax.sharding.Sharding] | None = None,
     *,
+    mesh: Mesh | None = None,
     copies: bool = True,
     join: bool | None = None,
     report: Report = silent,
 ) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     """Loads a decoder split into (configuration, graph, parameters); each tensor goes directly to its shards.
 
-    The configuration is the one of the graph: untied where `copies` stores a tied head twice.
+    The configuration is the one of the graph: untied where `copies` stores a tied head twice, and with the sizes that
+    fit a mesh (`parallel.fit`).
 
     Peak host memory beyond the parameters themselves stays near one tensor.
 
@@ -105,6 +120,7 @@ def load_decoder(
       dtype: bfloat16, float16, float32 or float64; None: as `chosen_dtype`.
       rope_override: RoPE parameters to use instead of config.json's; of an open checkpoint, its own.
       sharding: returns the sharding of a parameter for its path; None: all parameters go to the default device.
+      mesh: the mesh to place all parameters on (`parallel.rules`); None: no mesh.
       copies: whether parameters may be stored twice where that decodes faster: tied embeddings on CPU, and the LM
         head's columns for the draft vocabulary. False for training, which would change one of the two.
       join: whether linear maps of the same rows become one (`models.joined`); None: where that decodes faster (on one
@@ -122,6 +138,9 @@ def load_decoder(
         # A tied head multiplies by the transposed table, which a CPU does at half the speed for several rows.
         config = replace(config, tie_word_embeddings=False)
         tensors[("lm_head", "kernel")] = head
+    if mesh is not None and (fitted := fit(config, mesh.shape[MODEL])) is not None:
+        config, found = fitted.config, {path: fitted.source(path) for path in tensors}
+        tensors = {path: selected(tensors[path], *of) if of else tensors[path] for path, of in found.items()}
     shell = abstract_decoder(config, chosen)
     if config.draft_vocab is not None:
         if copies:
@@ -135,13 +154,15 @@ def load_decoder(
     with phase(report, "loading the model", total, "bytes") as so_far:
         for path, param in wanted:
             place = local if sharding is None else sharding(path)
+            if mesh is not None:
+                place = parameter_sharding(mesh, path, param.shape)
             read = _shard_reader(tensors[path], path, chosen)
             values = jax.make_array_from_callback(param.shape, place, read)
             loaded.append((path, param.replace(values)))
             done += values.nbytes
             so_far(done)
     params = nnx.from_flat_state(loaded)
-    if join or (join is None and sharding is None and jax.default_backend() == "gpu"):
+    if join or (join is None and sharding is None and mesh is None and jax.default_backend() == "gpu"):
         decoder = nnx.merge(graph, params)
         del loaded, params, values  # or all parts stay in memory beside what is joined
         graph, params = nnx.split(joined(decoder))

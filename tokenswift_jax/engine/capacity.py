@@ -106,28 +106,40 @@ def check_memory(
     drafter_bytes: int = 0,
     arguments: Sequence[str] = (),
     cache_dtype: str | None = None,
+    devices: int = 1,
 ) -> None:
     """Checks that the full cache and `drafter_bytes` of drafters' state fit the first device.
 
-    `dtype` is the model's dtype, `cache_dtype` that of the cache's numbers (`kv.dense.empty_cache`).
+    `dtype` is the model's dtype, `cache_dtype` that of the cache's numbers (`kv.dense.empty_cache`). On a mesh of
+    several `devices`, each stores an equal part of the cache and `drafter_bytes`.
 
     Raises:
       UserError: they exceed its free memory; the message ends with `advice`, which names these `arguments`.
     """
-    needed = cache_bytes(config, batch, capacity, dtype, cache_dtype) + drafter_bytes
-    free = _free_bytes()
+    needed = cache_bytes(config, batch, capacity, dtype, cache_dtype) // devices + drafter_bytes
+    free, on = _free_bytes(devices)
     if free is not None and needed > free:
+        where = "" if devices == 1 else f" on each of {devices} devices"
         raise UserError(
-            f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB, its other arrays included, and "
-            f"{free / 1e9:.1f} GB are free; {advice}",
+            f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB{where}, its other arrays "
+            f"included, and {free / 1e9:.1f} GB are free{on}; {advice}",
             arguments=arguments,
         )
 
 
-def _free_bytes() -> int | None:
-    """Free memory of the first device, in bytes; None where the platform does not report it."""
-    device = jax.local_devices()[0]
-    stats = device.memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    return available_bytes() if device.platform == "cpu" else None
+def _free_bytes(devices: int = 1) -> tuple[int | None, str]:
+    """The least free memory among the first devices, in bytes, and, of several, words for the device that has it.
+
+    None where the platform does not report it. The virtual devices of a CPU share the host's memory.
+    """
+    used = jax.local_devices()[:devices]
+    if used[0].platform == "cpu":
+        free = available_bytes()
+        return None if free is None else free // devices, ""
+    found = {}
+    for device in used:
+        stats = device.memory_stats()
+        if stats and "bytes_limit" in stats:
+            found[device] = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    fullest = min(found, key=found.__getitem__, default=None)
+    return found.get(fullest), "" if devices == 1 or fullest is None else f" on {fullest}"
