@@ -37,8 +37,9 @@ def main() -> int:
     samplings = {
         "greedy": ts.SamplingConfig(temperature=0.0),
         "sampled": ts.SamplingConfig(temperature=0.9, min_p=0.05, repetition_penalty=1.1, penalty_window=64, seed=5),
+        "top-k, top-p": ts.SamplingConfig(temperature=1.0, top_k=50, top_p=0.9, repetition_penalty=1.1, seed=6),
     }
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="token equality over meshes")
     parser.add_argument("--model", help="default: the bundled demo")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--meshes", nargs="+", default=MESHES)
@@ -58,10 +59,10 @@ def main() -> int:
                     requests = batch_of(prompts, sampling, max_new_tokens=options.tokens)
                     pairs = zip(requests, texts[run, name, mesh], strict=True)
                     leads[run, name] = min(smallest_lead(model, *pair) for pair in pairs)
-    print(f"{'run':16}{'sampling':10}{'least lead':12}" + "".join(f"{mesh:16}" for mesh in options.meshes))
+    print(f"{'run':16}{'sampling':14}{'least lead':12}" + "".join(f"{mesh:16}" for mesh in options.meshes))
     for (run, name), lead in leads.items():
         same = {mesh: texts[run, name, mesh] == texts[run, name, "1"] for mesh in options.meshes}
-        print(f"{run:16}{name:10}{lead:<12.2g}" + "".join(f"{'same' if same[m] else 'DIFFERENT':16}" for m in same))
+        print(f"{run:16}{name:14}{lead:<12.2g}" + "".join(f"{'same' if same[m] else 'DIFFERENT':16}" for m in same))
     return int(any(found != texts[run, name, "1"] for (run, name, _), found in texts.items()))
 
 

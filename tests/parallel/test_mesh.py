@@ -1,6 +1,7 @@
 """A mesh as a person writes it, the sizes of a model that it changes, and what is placed where."""
 
 import dataclasses
+from collections import Counter
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 import tokenswift_jax as ts
 from tests.tiny import tiny_config
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.parallel import device_memory
 from tokenswift_jax.parallel.fit import ZEROS, fit
 from tokenswift_jax.parallel.mesh import make_mesh, notes_on
 from tokenswift_jax.parallel.mesh_choice import chosen_mesh
@@ -110,6 +112,13 @@ def test_one_device_is_no_mesh_and_virtual_devices_gain_nothing():
     assert (spec, why) == (MeshSpec(), "mesh auto: 1, since the 8 virtual devices share one CPU and its memory")
 
 
+def test_too_little_memory_is_noticed_before_loading(monkeypatch):
+    monkeypatch.setattr(device_memory, "available_bytes", lambda: 4_000_000)
+    line = r"mesh model=2 puts 0.0 GB of weights on each device, and .* has 0.0 GB free: 0.0 GB are missing; a larger"
+    with pytest.raises(UserError, match=line):
+        ts.load(mesh="model=2")
+
+
 def test_a_loaded_model_is_split_by_whole_heads():
     model, alone = ts.load(mesh="model=4"), ts.load()
     assert dict(model.mesh.shape) == {"data": 1, "model": 4}
@@ -133,8 +142,7 @@ def test_a_loaded_model_is_split_by_whole_heads():
         "model",
         f"{size:,}",
     ]
-    shards = {shard.device: 0 for leaf in jax.tree.leaves(model.params) for shard in leaf.addressable_shards}
+    stored = Counter()
     for leaf in jax.tree.leaves(model.params):
-        for shard in leaf.addressable_shards:
-            shards[shard.device] += shard.data.nbytes
-    assert {f"{size:,}" for size in shards.values()} == {table.split()[-1]}
+        stored.update({shard.device: shard.data.nbytes for shard in leaf.addressable_shards})
+    assert {f"{size:,}" for size in stored.values()} == {table.split()[-1]}

@@ -38,7 +38,8 @@ def teacher_forced(model: Model, texts: list[list[int]], rows: int = ROWS) -> It
         raise UserError(f"a text to score holds 1 to {limit} tokens, not {sorted({len(text) for text in texts})}")
     capacity = round_up(longest, ROWS)
     dtype = jnp.dtype(model.dtype)
-    check_memory(model.config, len(texts), capacity, dtype, advice="give fewer or shorter texts at once")
+    advice = "give fewer or shorter texts at once"
+    check_memory(model.config, len(texts), capacity, dtype, advice=advice, mesh=model.mesh)
     placement = Placement(model.mesh)
     cache = placement.make(empty_cache, model.config, len(texts), capacity, dtype)
     tokens, function = padded(texts, capacity), compiled("causal", model.graphdef)

@@ -33,6 +33,7 @@ from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.models.hf_config import rope_override as override_rope
 from tokenswift_jax.models.joined import joined
 from tokenswift_jax.models.layers import wide_dtype
+from tokenswift_jax.parallel.device_memory import check_weights
 from tokenswift_jax.parallel.fit import fit
 from tokenswift_jax.parallel.mesh_spec import MODEL
 from tokenswift_jax.parallel.rules import parameter_sharding
@@ -128,7 +129,8 @@ def load_decoder(
       report: receives the number of parameter bytes loaded so far.
 
     Raises:
-      UserError: as `open_checkpoint`; an unknown dtype, or float64 without jax_enable_x64.
+      UserError: as `open_checkpoint`; an unknown dtype, or float64 without jax_enable_x64; weights that do not fit the
+        devices of the mesh.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, rope_override)
     chosen = chosen_dtype(checkpoint, dtype)
@@ -150,6 +152,8 @@ def load_decoder(
     graph, state = nnx.split(shell)
     local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = nnx.to_flat_state(state)
+    if mesh is not None:
+        check_weights(mesh, state)
     loaded, done, total = [], 0, sum(math.prod(param.shape) for _, param in wanted) * chosen.itemsize
     with phase(report, "loading the model", total, "bytes") as so_far:
         for path, param in wanted:

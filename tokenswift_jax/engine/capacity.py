@@ -9,11 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from tokenswift_jax.engine.host_memory import available_bytes
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.device_memory import least_free
+from tokenswift_jax.parallel.mesh_spec import DATA, MODEL
 from tokenswift_jax.request import Request
 
 # The largest factor of published models (Yarn-Llama-2 128K, Llama 3.2); no advice goes beyond it.
@@ -106,40 +109,35 @@ def check_memory(
     drafter_bytes: int = 0,
     arguments: Sequence[str] = (),
     cache_dtype: str | None = None,
-    devices: int = 1,
+    mesh: Mesh | None = None,
 ) -> None:
     """Checks that the full cache and `drafter_bytes` of drafters' state fit the first device.
 
-    `dtype` is the model's dtype, `cache_dtype` that of the cache's numbers (`kv.dense.empty_cache`). On a mesh of
-    several `devices`, each stores an equal part of the cache and `drafter_bytes`.
+    `dtype` is the model's dtype, `cache_dtype` that of the cache's numbers (`kv.dense.empty_cache`). On a mesh,
+    each device stores its part of the cache, and `drafter_bytes`.
 
     Raises:
       UserError: they exceed its free memory; the message ends with `advice`, which names these `arguments`.
     """
-    needed = cache_bytes(config, batch, capacity, dtype, cache_dtype) // devices + drafter_bytes
-    free, on = _free_bytes(devices)
+    cache, where = cache_bytes(config, batch, capacity, dtype, cache_dtype), ("", "")
+    if mesh is None:
+        needed, free = cache + drafter_bytes, _free_bytes()
+    else:
+        parts = mesh.shape[MODEL] * (1 if batch % mesh.shape[DATA] else mesh.shape[DATA])
+        needed, (free, fullest) = cache // parts + drafter_bytes, least_free(list(mesh.devices.flat))
+        where = f" on each of {mesh.size} devices", f" on {fullest}"
     if free is not None and needed > free:
-        where = "" if devices == 1 else f" on each of {devices} devices"
         raise UserError(
-            f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB{where}, its other arrays "
-            f"included, and {free / 1e9:.1f} GB are free{on}; {advice}",
+            f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB{where[0]}, its other arrays "
+            f"included, and {free / 1e9:.1f} GB are free{where[1]}; {advice}",
             arguments=arguments,
         )
 
 
-def _free_bytes(devices: int = 1) -> tuple[int | None, str]:
-    """The least free memory among the first devices, in bytes, and, of several, words for the device that has it.
-
-    None where the platform does not report it. The virtual devices of a CPU share the host's memory.
-    """
-    used = jax.local_devices()[:devices]
-    if used[0].platform == "cpu":
-        free = available_bytes()
-        return None if free is None else free // devices, ""
-    found = {}
-    for device in used:
-        stats = device.memory_stats()
-        if stats and "bytes_limit" in stats:
-            found[device] = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    fullest = min(found, key=found.__getitem__, default=None)
-    return found.get(fullest), "" if devices == 1 or fullest is None else f" on {fullest}"
+def _free_bytes() -> int | None:
+    """Free memory of the first device, in bytes; None where the platform does not report it."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    return available_bytes() if device.platform == "cpu" else None

@@ -142,7 +142,7 @@ class Session:
             arguments=_MEMORY_ARGUMENTS,
             drafter_bytes=layout.drafter_bytes(slots, placement.sizes),
             cache_dtype=cache_dtype,
-            devices=1 if placement.mesh is None else placement.mesh.size,
+            mesh=placement.mesh,
         )
         self.engine = Engine(model, layout, slots, draft_params=draft_params, report=report)
         self._foresight = _foresight(speculation, speculative, requests, self._emitted)

@@ -11,15 +11,17 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from tokenswift_jax.parallel.mesh_spec import DATA
-from tokenswift_jax.parallel.rules import size_of, specs
+from tokenswift_jax.parallel.mesh_spec import DATA, MODEL
+from tokenswift_jax.parallel.rules import free_axes, size_of, specs
 
 ROWS = P(DATA)  # the spec of an array whose first dimension is the batch
 EVERY = P()  # of an array that all groups have
 
 
 def over_rows(function: Callable[..., Any], arguments: tuple, results: Any, batch: int) -> Any:
-    """Calls `function`; under a mesh with a data axis that divides the batch, each group of devices on its own rows.
+    """Calls `function`; under a mesh with a data axis, each group of devices calls it for its own rows.
+
+    If the groups cannot share the batch evenly, each of them computes all rows.
 
     Args:
       function: takes `arguments`; its results for one group have the group's rows as their batch.
@@ -29,11 +31,16 @@ def over_rows(function: Callable[..., Any], arguments: tuple, results: Any, batc
       batch: rows of all groups.
     """
     groups = size_of(DATA)
-    if groups == 1 or batch % groups:
+    if groups == 1:
         return function(*arguments)
-    given = tuple(_specs(groups, argument) for argument in arguments)
-    found = jax.tree.map(lambda result: given[result] if isinstance(result, int) else result, results, is_leaf=_is_spec)
-    return jax.shard_map(function, in_specs=given, out_specs=found, axis_names={DATA}, check_vma=False)(*arguments)
+    if batch % groups:
+        given, found = EVERY, EVERY
+    else:
+        given = tuple(_specs(groups, argument) for argument in arguments)
+        found = jax.tree.map(lambda one: given[one] if isinstance(one, int) else one, results, is_leaf=_is_spec)
+    # With one device a group, no axis is left for XLA to split, and it need not know how to split a Pallas call.
+    names = free_axes() if size_of(MODEL) == 1 else {DATA}
+    return jax.shard_map(function, in_specs=given, out_specs=found, axis_names=names, check_vma=False)(*arguments)
 
 
 def over_groups(value: jax.Array) -> jax.Array:

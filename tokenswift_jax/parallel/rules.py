@@ -150,7 +150,8 @@ def spec_of_axes(sizes: Mapping[str, int], names: tuple[str, ...], shape: tuple[
     over: list[str | None] = []
     for name, size in zip(names, shape, strict=False):
         axis = RULES.get(name)
-        over.append(axis if axis in sizes and sizes[axis] > 1 and size % sizes[axis] == 0 else None)
+        parts = sizes.get(axis, 1) if axis is not None else 1
+        over.append(axis if parts > 1 and size % parts == 0 else None)
     while over and over[-1] is None:
         over.pop()
     return P(*over)
