@@ -164,7 +164,7 @@ def test_an_interrupt_keeps_text_journal_and_stats(load, monkeypatch, capsys, tm
 
 
 def test_an_interrupt_before_the_first_token(load, monkeypatch, capsys):
-    def interrupted(*arguments, report):
+    def interrupted(*arguments, report, mesh):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model_module, "load", interrupted)
