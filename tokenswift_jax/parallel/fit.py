@@ -96,6 +96,8 @@ def _notes(config: ModelConfig, fitted: ModelConfig, copies: int) -> tuple[str, 
     stored = config.num_kv_heads * copies
     if fitted.num_kv_heads > stored:
         notes.append(f"{stored} KV heads are filled up to {fitted.num_kv_heads} with zeros")
+    if fitted.num_heads > config.num_heads:
+        notes.append(f"{config.num_heads} query heads are filled up to {fitted.num_heads} with zeros")
     if fitted.intermediate_size > config.intermediate_size:
         sizes = f"{config.intermediate_size} are filled up to {fitted.intermediate_size}"
         notes.append(f"the MLP's inner columns, {sizes} with zeros")
