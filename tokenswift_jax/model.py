@@ -18,7 +18,7 @@ from tokenswift_jax.checkpoint.directory import read_config
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.generation_config import warn_of_unknown
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.parallel.mesh import make_mesh, notes_on
+from tokenswift_jax.parallel.mesh import give_threads, make_mesh, notes_on
 from tokenswift_jax.parallel.mesh_choice import chosen_mesh
 from tokenswift_jax.parallel.mesh_spec import MeshArgument, MeshSpec, parse_mesh
 from tokenswift_jax.paths import cache_folder
@@ -85,6 +85,8 @@ def load(
       UserError: the checkpoint or the mesh cannot be used; the message says why.
     """
     asked = parse_mesh(mesh)
+    if asked != MeshSpec():
+        give_threads()
     use_compilation_cache()
     folder = checkpoint.resolve(DEMO_MODEL if path is None else path, report)
     opened = checkpoint.open_checkpoint(folder, rope_override)

@@ -29,7 +29,7 @@ def make_mesh(spec: MeshSpec) -> Mesh | None:
     """
     if spec.devices == 1:
         return None
-    devices = all_devices()
+    devices = jax.local_devices()
     count = len(devices)
     if spec.devices > count:
         found = "there is 1" if count == 1 else f"there are {count}"
@@ -38,12 +38,12 @@ def make_mesh(spec: MeshSpec) -> Mesh | None:
     return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def all_devices() -> list[Any]:
-    """The devices of this process; on a CPU with virtual devices, JAX starts with enough threads for them."""
+def give_threads() -> None:
+    """Lets JAX start with enough threads for the virtual devices of a CPU, if there are any; call it before JAX has
+    looked for devices."""
     settings: Any = jax.config  # its flags are attributes that no type declares
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or settings.jax_num_cpu_devices > 1:
         os.environ.setdefault("NPROC", _CPU_THREADS)
-    return jax.local_devices()
 
 
 def notes_on(mesh: Mesh | None, config: ModelConfig) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import jax
+
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.parallel.mesh import all_devices
 from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshSpec
 
 # Bytes a second of one device's memory, by a part of its name: data sheets of NVIDIA and Google.
@@ -23,7 +24,7 @@ def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[Me
       itemsize: bytes of a weight.
       asked: the rows and the length to expect.
     """
-    devices = all_devices()
+    devices = jax.local_devices()
     platform, kind, count = devices[0].platform, devices[0].device_kind, len(devices)
     if count == 1:
         return MeshSpec(), (f"mesh auto: 1, since there is one device ({kind})",)
