@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from tokenswift_jax import arrays
 from tokenswift_jax.arrays import axes, pytree
+from tokenswift_jax.parallel import rules
 
 
 @pytree
@@ -63,16 +64,16 @@ def test_a_field_without_axes_is_an_error():
 def test_bytes_a_device_stores():
     shapes = jax.eval_shape(lambda: tree(3, 5))
     whole = 4 * (2 * 3 * 5 + 3)
-    assert arrays.bytes_per_device(shapes, {}, {}) == whole
-    assert arrays.bytes_per_device(shapes, {"slots": "context"}, {"context": 2}) == 4 * (2 * 3 * 3 + 3)
-    assert arrays.bytes_per_device(shapes, {"batch": "data", "slots": "context"}, {"data": 3}) == 4 * (2 * 5 + 1)
+    assert rules.bytes_on_each({}, shapes) == whole
+    assert rules.bytes_on_each({"data": 3}, shapes) == whole // 3
+    assert rules.bytes_on_each({"data": 2, "model": 4}, shapes) == whole, "3 rows are not cut in two"
 
 
 def test_shardings_follow_the_names():
     mesh = Mesh(np.array(jax.devices()[:2]), ("data",), axis_types=(AxisType.Auto,))
-    named = arrays.axes_of(tree(2, 4))
-    assert arrays.sharding(mesh, named.inner.keys, {"batch": "data"}).spec == P(None, "data")
-    assert arrays.sharding(mesh, named.length, {"slots": "data"}).spec == P()
+    found = rules.shardings(mesh, tree(2, 4))
+    assert (found.inner.keys.spec, found.inner.scales, found.length.spec) == (P(None, "data"), None, P("data"))
+    assert rules.shardings(mesh, tree(3, 4)).length.spec == P(), "3 rows are not cut in two"
 
 
 @pytest.mark.parametrize("batch", [1, 3])

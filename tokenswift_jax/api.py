@@ -16,6 +16,7 @@ from tokenswift_jax.engine.journal import Journal
 from tokenswift_jax.engine.sequence import Row
 from tokenswift_jax.errors import UserError, WriteError
 from tokenswift_jax.journal_header import journal_header
+from tokenswift_jax.parallel.report import mesh_table
 from tokenswift_jax.past_run import asked_for, recorded
 from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.prompt import encode_rows, is_batch
@@ -114,6 +115,7 @@ def stream(
     logprobs_mode: str = "raw",
     messages: Any = None,
     report: Report = silent,
+    mesh_report: Callable[[str], None] | None = None,
 ) -> Generator[StreamEvent, None, None]:
     """Generates as `generate` does, and yields a `StreamEvent` for each committed chunk.
 
@@ -157,6 +159,8 @@ def stream(
             run = session.Session(
                 model, requests, speculation, emitted=emitted, capacity=capacity, logprobs=spec, report=report
             )
+            if mesh_report is not None:
+                mesh_report(mesh_table(run.engine.placement.sizes, run.engine.arrays()))
             if saved is not None:
                 saved.begin()
     except BaseException:
@@ -197,6 +201,8 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
       messages: in place of a prompt, a conversation for the tokenizer's chat template: a list of turns such as
         {"role": "user", "content": "..."}. A list of conversations is one batch.
       report: called with the progress of phases that give no text yet (`progress_report`).
+      mesh_report: called with a table of every array of the run: its dimensions, its split over the mesh's axes, and
+        its bytes on each device.
 
     Returns:
       A `GenerationResult`, or a list of them for a batch.

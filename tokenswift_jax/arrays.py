@@ -1,4 +1,5 @@
-"""Named axes of the arrays in dataclass fields: one declaration gives the slots of a batch, shardings and bytes.
+"""Named axes of the arrays in dataclass fields: one declaration gives the slots of a batch and, by
+`parallel.rules`, shardings and bytes.
 
 A dataclass declares each array with `axes(...)`; code that needs a dimension asks here instead of counting dimensions.
 """
@@ -6,14 +7,10 @@ A dataclass declares each array with `axes(...)`; code that needs a dimension as
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 BATCH = "batch"
 _Tree = TypeVar("_Tree")
@@ -107,21 +104,3 @@ def write_at(whole: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
     return jax.vmap(lambda row, part, start: jax.lax.dynamic_update_slice_in_dim(row, part, start, 0))(
         whole, new, starts
     )
-
-
-def sharding(mesh: Mesh, named: Axes, rules: Mapping[str, str]) -> NamedSharding:
-    """The sharding of an array: each named axis is split over the mesh axis that `rules` gives it, if any."""
-    over = [rules.get(name) for name in named.names]
-    while over and over[-1] is None:
-        over.pop()
-    return NamedSharding(mesh, P(*over))
-
-
-def bytes_per_device(tree: Any, rules: Mapping[str, str], mesh: Mapping[str, int]) -> int:
-    """The bytes of arrays or shapes that each device stores, given the mesh's sizes; uneven parts are rounded up."""
-    total = 0
-    for names, leaf in zip(jax.tree.leaves(axes_of(tree)), jax.tree.leaves(tree), strict=True):
-        parts = [mesh.get(rules.get(name) or "", 1) for name in names.names]
-        sizes = [-(-size // part) for size, part in zip(leaf.shape, parts, strict=True)]
-        total += math.prod(sizes) * jnp.dtype(leaf.dtype).itemsize
-    return total

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from pallas_kernels import cpu
 from tokenswift_jax import checkpoint
@@ -17,6 +18,9 @@ from tokenswift_jax.checkpoint.directory import read_config
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.generation_config import warn_of_unknown
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.mesh import give_threads, make_mesh, notes_on
+from tokenswift_jax.parallel.mesh_choice import chosen_mesh
+from tokenswift_jax.parallel.mesh_spec import MeshArgument, MeshSpec, parse_mesh
 from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.progress_report import Report, silent
 
@@ -39,6 +43,9 @@ class Model:
       dtype: name of the type of weights and activations.
       eos_token_ids: tokens that end a text: those of the checkpoint's files and the tokenizer's.
       rope_override: the argument of `load`.
+      mesh: the devices that store the parameters and run the programs; None: one device. On a mesh, `config` has the
+        sizes that fit it (`parallel.fit`).
+      mesh_notes: for a person, lines about the mesh: why it was chosen, sizes that changed, devices left over.
     """
 
     path: Path
@@ -50,6 +57,8 @@ class Model:
     dtype: str
     eos_token_ids: tuple[int, ...]
     rope_override: dict[str, Any] | None
+    mesh: Mesh | None = None
+    mesh_notes: tuple[str, ...] = ()
 
 
 def load(
@@ -57,6 +66,7 @@ def load(
     dtype: Any = None,
     rope_override: dict[str, Any] | None = None,
     report: Report = silent,
+    mesh: MeshArgument = None,
 ) -> Model:
     """Loads a checkpoint, the bundled demo by default.
 
@@ -67,17 +77,25 @@ def load(
       rope_override: fields that replace those of the configuration's RoPE, such as
         {"rope_type": "yarn", "factor": 4.0}.
       report: called with the progress of loading (`progress_report`).
+      mesh: the devices to use: "data=2,model=4" or {"data": 2, "model": 4}, 4 for model=4, or "auto" (or
+        `parallel.mesh_spec.AutoMesh` with the rows and the length to expect); None: one device.
+        Devices along `model` share weights, heads and vocabulary; those along `data` share the rows of a batch.
 
     Raises:
-      UserError: the checkpoint cannot be used; the message says why.
+      UserError: the checkpoint or the mesh cannot be used; the message says why.
     """
+    asked = parse_mesh(mesh)
+    if asked != MeshSpec():
+        give_threads()
     use_compilation_cache()
     folder = checkpoint.resolve(DEMO_MODEL if path is None else path, report)
     opened = checkpoint.open_checkpoint(folder, rope_override)
     chosen = checkpoint.chosen_dtype(opened, dtype)
-    if chosen == jnp.float32:
+    spec, why = (asked, ()) if isinstance(asked, MeshSpec) else chosen_mesh(opened.config, chosen.itemsize, asked)
+    devices = make_mesh(spec)
+    if devices is None and chosen == jnp.float32:
         cpu.load_ahead()
-    config, graphdef, params = checkpoint.load_decoder(opened, chosen, report=report)
+    config, graphdef, params = checkpoint.load_decoder(opened, chosen, mesh=devices, report=report)
     tokenizer = checkpoint.load_tokenizer(folder)
     generation_config = checkpoint.load_generation_config(folder)
     warn_of_unknown(generation_config)
@@ -91,6 +109,8 @@ def load(
         dtype=chosen.name,
         eos_token_ids=_eos_token_ids(folder, generation_config, config.vocab_size, tokenizer),
         rope_override=rope_override,
+        mesh=devices,
+        mesh_notes=(*why, *notes_on(devices, opened.config)),
     )
 
 

@@ -15,6 +15,7 @@ from flax import nnx
 from tokenswift_jax.arguments import check_model
 from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError, is_whole
+from tokenswift_jax.parallel.mesh import use
 from tokenswift_jax.prompt import Prompt, encode, is_batch
 from tokenswift_jax.sample.draw import draw
 from tokenswift_jax.sample.logprobs import logprobs_of
@@ -66,7 +67,8 @@ def score_tokens(model: Model, texts: Sequence[Prompt], top: int = 0) -> list[Sc
     parts: list[list[tuple[np.ndarray, ...]]] = [[] for _ in rows]
     for start, hidden in teacher_forced(model, rows):
         following = _following(rows, start, hidden.shape[1], 1)[..., 0]
-        found = [np.asarray(values) for values in reduce(model.params, hidden, following)]
+        with use(model.mesh):
+            found = [np.asarray(values) for values in reduce(model.params, hidden, following)]
         for row, text in enumerate(rows):
             taken = max(min(len(text) - 1 - start, hidden.shape[1]), 0)
             parts[row].append(tuple(values[row, :taken] for values in found))
@@ -98,7 +100,8 @@ def _logits(model: Model, texts: Sequence[Prompt], *, heads: bool) -> np.ndarray
     result = np.full((len(rows), longest, 1 + count, model.config.vocab_size), np.nan, np.float32)
     for start, hidden in teacher_forced(model, rows):
         following = _following(rows, start, hidden.shape[1], count) if sequential else None
-        logits = np.asarray(project(model.params, hidden, following))
+        with use(model.mesh):
+            logits = np.asarray(project(model.params, hidden, following))
         for row, text in enumerate(rows):
             taken = max(min(len(text) - start, logits.shape[1]), 0)
             result[row, start : start + taken] = logits[row, :taken]

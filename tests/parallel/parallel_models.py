@@ -45,10 +45,10 @@ def model_of(kv_heads=8, join=False, stack=False):
     return config, *nnx.split(stacked(decoder, Groups(2, 1)) if stack else decoder)
 
 
-def first_call(schedule, join=False, stack=False):
+def first_call(schedule, join=False, stack=False, sampling=SAMPLING):
     """(graph, plan, inputs, state) of a text of one token; schedule `autoregressive` or one of tokenswift's."""
     config, graph, params = model_of(join=join, stack=stack)
-    features = features_of(SAMPLING)
+    features = features_of(sampling)
     plan = plans.autoregressive_plan(config, features).plan
     if schedule != "autoregressive":
         speculation = SpeculationConfig(
@@ -56,5 +56,5 @@ def first_call(schedule, join=False, stack=False):
         )
         plan = plans.speculative_plans(config, speculation, features, "cpu")[0].plan
     state = blank_state(layout_of(plan, jnp.float32, CAPACITY), 1)
-    settings = settings_of(SAMPLING, vocab=config.vocab_size, max_new_tokens=CAPACITY - 1)
+    settings = settings_of(sampling, vocab=config.vocab_size, max_new_tokens=CAPACITY - 1)
     return graph, plan, StepInputs(params, settings), jax.block_until_ready(state)

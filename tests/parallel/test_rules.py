@@ -9,10 +9,10 @@ from jax.sharding import PartitionSpec as P
 from parallel_models import FEW, first_call, model_of
 
 from tests.engine_fixture import part_of
-from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.draft_positions import DraftCache
 from tokenswift_jax.parallel.embedding import looked_up
-from tokenswift_jax.parallel.rules import TENSOR, check_mesh, shardings
+from tokenswift_jax.parallel.mesh_spec import MODEL
+from tokenswift_jax.parallel.rules import shardings
 from tokenswift_jax.step.loop import run_chunk
 
 DEVICES = 8
@@ -20,7 +20,7 @@ DEVICES = 8
 
 @pytest.fixture(scope="module")
 def mesh():
-    return Mesh(np.array(jax.devices()[:DEVICES]), (TENSOR,), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(jax.devices()[:DEVICES]), (MODEL,), axis_types=(AxisType.Auto,))
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_eight_devices_write_the_text_of_one(mesh, schedule, join, stack):
     np.testing.assert_allclose(
         np.asarray(split_state.cache.keys)[:, :, :, :length], alone.cache.keys[:, :, :, :length], atol=1e-4
     )
-    assert split_state.cache.keys.sharding.spec == P(None, None, TENSOR), "every device keeps its own heads"
+    assert split_state.cache.keys.sharding.spec == P(None, None, MODEL), "every device keeps its own heads"
     if state.drafter:
         draft = part_of(split_state, DraftCache)
-        assert draft.cache.keys.sharding.spec == P(None, None, TENSOR)
+        assert draft.cache.keys.sharding.spec == P(None, None, MODEL)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 5)])
@@ -51,7 +51,7 @@ def test_no_device_sends_its_part_of_the_embeddings(mesh, shape):
     table = jax.random.normal(jax.random.key(0), (64, 32), jnp.bfloat16)
     tokens = jax.random.randint(jax.random.key(1), shape, 0, 64)
     with jax.set_mesh(mesh):
-        split = jax.device_put(table, NamedSharding(mesh, P(TENSOR, None)))
+        split = jax.device_put(table, NamedSharding(mesh, P(MODEL)))
         compiled = jax.jit(looked_up).lower(split, tokens).compile()
         np.testing.assert_array_equal(compiled(split, tokens), table[tokens])
     assert "all-reduce" in compiled.as_text()
@@ -66,23 +66,24 @@ def test_weights_and_caches_are_split_and_the_rest_is_whole(mesh):
     }
     found = {name.replace("']['", "."): spec for name, spec in found.items() if spec != P()}
     expected = {
-        "q_proj.kernel": P(None, TENSOR),
-        "k_proj.kernel": P(None, TENSOR),
-        "v_proj.kernel": P(None, TENSOR),
-        "q_proj.bias": P(TENSOR),
-        "k_proj.bias": P(TENSOR),
-        "v_proj.bias": P(TENSOR),
-        "o_proj.kernel": P(TENSOR, None),
-        "gate_proj.kernel": P(None, TENSOR),
-        "up_proj.kernel": P(None, TENSOR),
-        "down_proj.kernel": P(TENSOR, None),
-        "lm_head.kernel": P(None, TENSOR),
-        "embed_tokens": P(TENSOR, None),
-        "linear.kernel": P(None, TENSOR),
-        "cache.keys": P(None, None, TENSOR),
-        "cache.values": P(None, None, TENSOR),
-        "query": P(None, None, TENSOR),
-        "].positions": P(None, None, TENSOR),
+        "q_proj.kernel": P(None, MODEL),
+        "k_proj.kernel": P(None, MODEL),
+        "v_proj.kernel": P(None, MODEL),
+        "q_proj.bias": P(MODEL),
+        "k_proj.bias": P(MODEL),
+        "v_proj.bias": P(MODEL),
+        "o_proj.kernel": P(MODEL),
+        "gate_proj.kernel": P(None, MODEL),
+        "up_proj.kernel": P(None, MODEL),
+        "down_proj.kernel": P(MODEL),
+        "lm_head.kernel": P(None, MODEL),
+        "embed_tokens": P(MODEL),
+        "linear.kernel": P(None, MODEL),
+        "cache.keys": P(None, None, MODEL),
+        "cache.values": P(None, None, MODEL),
+        "query": P(None, None, MODEL),
+        "].positions": P(None, None, MODEL),
+        "last_positions": P(None, MODEL),
     }
     for name, spec in found.items():
         assert [wanted for part, wanted in expected.items() if part in name] == [spec], name
@@ -99,14 +100,8 @@ def test_joined_weights_are_split_as_their_parts_are(mesh, stack):
     }
     specs = {name: sharding.spec for name, sharding in found.items()}
     groups = [None] if stack else []
-    assert specs["qkv_proj.kernel"] == P(*groups, None, TENSOR, None, None), "by KV head"
-    assert specs["qkv_proj.bias"] == P(*groups, TENSOR, None, None)
-    assert specs["gate_up_proj.kernel"] == P(*groups, None, None, TENSOR), "by inner column"
-    assert specs["input_layernorm.scale"] == P(*groups)
-    assert specs["lm_head.kernel"] == P(None, TENSOR)
-
-
-def test_a_model_that_cannot_be_split():
-    config = model_of(kv_heads=2)[0]
-    with pytest.raises(UserError, match="num_kv_heads 2 cannot be split over 8 devices; use a divisor"):
-        check_mesh(config, DEVICES)
+    assert specs["qkv_proj.kernel"] == P(*groups, None, MODEL), "by KV head"
+    assert specs["qkv_proj.bias"] == P(*groups, MODEL)
+    assert specs["gate_up_proj.kernel"] == P(*groups, None, None, MODEL), "by inner column"
+    assert specs["input_layernorm.scale"] == P()
+    assert specs["lm_head.kernel"] == P(None, MODEL)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenswift_jax.arrays import bytes_per_device
+from tokenswift_jax.parallel.rules import bytes_on_each
 from tokenswift_jax.speculate import ngram, ngram_fill
 
 CAPACITY = 48
@@ -214,7 +214,7 @@ def test_ids_of_any_vocabulary_come_back():
 
 
 def table_bytes(batch, capacity, slots):
-    return bytes_per_device(jax.eval_shape(lambda: ngram.empty(batch, capacity, slots)), {}, {})
+    return bytes_on_each({}, jax.eval_shape(lambda: ngram.empty(batch, capacity, slots)))
 
 
 @pytest.mark.parametrize("capacity", [256, 512, 10_240, 131_072, 1_048_576])

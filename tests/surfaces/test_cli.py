@@ -31,8 +31,8 @@ def load(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = []
 
-    def substitute(*arguments, report):
-        asked.append(arguments)
+    def substitute(*arguments, report, mesh):
+        asked.append((*arguments, mesh))
         return load.model
 
     load = SimpleNamespace(asked=asked, model=model(folder, generation_config=GENERATION))
@@ -64,7 +64,7 @@ def test_without_arguments_the_demo_goes_on_from_its_opening(load, monkeypatch, 
     run = play(monkeypatch, prefilled(IDS[0]), plain(IDS[1:]))
     run.steps[-1].rows[0].log.token_ids[-1] = 0
     assert main([]) == 0
-    assert load.asked == [(None, None, None)]
+    assert load.asked == [(None, None, None, None)]
     assert run.asked["prompts"] == [byte_level()(DEMO_PROMPT).input_ids]
     assert run.asked["max_new_tokens"] == 256
     assert run.asked["sampling"] == SamplingConfig(temperature=0.5, top_k=9)
@@ -81,7 +81,7 @@ def test_flags_reach_the_run_and_come_before_the_checkpoint_s(load, monkeypatch)
         "--draft-block 16 --refresh-interval 9 --quiet"
     )
     assert main([*words.split(), "--rope-override", '{"rope_type": "yarn"}', "--stop", "zz"]) == 0
-    assert load.asked == [("m", "bfloat16", {"rope_type": "yarn"})]
+    assert load.asked == [("m", "bfloat16", {"rope_type": "yarn"}, "1x1")]
     assert run.asked["sampling"] == SamplingConfig(0.0, None, 0.9, 0.1, 0.01, 1.2, 5, 2, (3, 4), 8)
     chosen = run.asked["speculation"]
     assert (chosen.mode, chosen.schedule, chosen.tree, chosen.node_budget) == ("tokenswift", "partial", (1, 2, 2), 6)
@@ -164,7 +164,7 @@ def test_an_interrupt_keeps_text_journal_and_stats(load, monkeypatch, capsys, tm
 
 
 def test_an_interrupt_before_the_first_token(load, monkeypatch, capsys):
-    def interrupted(*arguments, report):
+    def interrupted(*arguments, report, mesh):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model_module, "load", interrupted)

@@ -58,8 +58,8 @@ FLAGS = [  # (arguments, what the line has to name)
     ("--logprobs 3 --output o", "name a file with --stats"),
     ("--logprobs -1", "--logprobs"),
     ("--logprobs-mode processed", "--logprobs-mode has no use without --logprobs"),
-    ("--mesh 2x1", "one device"),
-    ("--mesh 8", "one device"),
+    ("--mesh 2x1", "--mesh 2x1: it must be data=2,model=4, or 4 for model=4, or auto"),
+    ("--mesh model=2,context=4", "the axis context does not work yet; axes that do: data, model"),
     ("--rope-override {", "--rope-override"),
     ("--rope-override [1]", "--rope-override"),
     ("--resume", "name it with --journal"),
@@ -96,7 +96,7 @@ def scene(tmp_path, monkeypatch):
     (work / "outside.json").write_text("[1, 400]")
     (work / "none.json").write_text("[]")
     monkeypatch.chdir(work)
-    monkeypatch.setattr(model_module, "load", lambda *arguments, report: model(folder))
+    monkeypatch.setattr(model_module, "load", lambda *arguments, report, mesh=None: model(folder))
     play(monkeypatch, prefilled(5))
     return work
 
@@ -139,7 +139,9 @@ def test_what_the_checkpoint_or_the_run_refuses(scene, capsys, monkeypatch, stag
 
 
 def test_text_for_a_checkpoint_without_a_tokenizer(scene, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(model_module, "load", lambda *arguments, report: model(tmp_path / "elsewhere", tokenizer=None))
+    monkeypatch.setattr(
+        model_module, "load", lambda *arguments, report, mesh=None: model(tmp_path / "elsewhere", tokenizer=None)
+    )
     assert_refused(["--prompt", "x"], "no tokenizer; give the prompt as token ids", scene, capsys)
     assert_refused(["--prompt-ids", "outside.json", "--stop", "x"], "token id 400", scene, capsys)
 

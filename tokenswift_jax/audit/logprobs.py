@@ -15,6 +15,7 @@ from tokenswift_jax.audit.replay import text_windows
 from tokenswift_jax.audit.teacher import ROWS, teacher_forced
 from tokenswift_jax.engine.prefill import padded
 from tokenswift_jax.kv.dense import round_up
+from tokenswift_jax.parallel.mesh import use
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.logprobs import Logprobs, LogprobSpec, logprobs_of
@@ -38,7 +39,8 @@ def replayed_logprobs(model: Model, request: Request, token_ids: list[int], spec
         begin, end = max(start + 1, first), min(start + 1 + ROWS, len(text))  # the positions that this chunk scores
         if begin >= end:
             continue
-        found = program(model.params, hidden, tokens, jnp.int32(start), jnp.int32(first), settings)
+        with use(model.mesh):
+            found = program(model.params, hidden, tokens, jnp.int32(start), jnp.int32(first), settings)
         rows = slice(begin - start - 1, end - start - 1)
         parts.append(LogprobLog(*map(np.asarray, jax.tree.leaves(found))).at(0).at(rows))
     replayed = concatenate_logprobs(parts)

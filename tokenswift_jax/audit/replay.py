@@ -18,6 +18,7 @@ from tokenswift_jax.audit.teacher import ROWS, teacher_forced
 from tokenswift_jax.engine.prefill import padded
 from tokenswift_jax.kv.dense import round_up
 from tokenswift_jax.models.layers import wide_dtype
+from tokenswift_jax.parallel.mesh import use
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.draw import draw
@@ -82,7 +83,8 @@ def audit(model: Model, request: Request, token_ids: Sequence[int]) -> AuditRepo
             jnp.asarray(first, jnp.int32),
             settings,
         )
-        draws, logits = map(np.asarray, redraw(*arguments))
+        with use(model.mesh):
+            draws, logits = map(np.asarray, redraw(*arguments))
         drawn = start + 1 + np.arange(ROWS)  # the position that each row draws
         audited = (drawn >= first) & (drawn < len(text))
         positions += int(audited.sum())
@@ -90,7 +92,8 @@ def audit(model: Model, request: Request, token_ids: Sequence[int]) -> AuditRepo
         wrong = np.flatnonzero(audited & (draws != emitted))
         for at in range(0, len(wrong), _MEASURED):
             rows = wrong[at : at + _MEASURED]
-            found = measure(*arguments, jnp.asarray(np.resize(rows, _MEASURED), jnp.int32))
+            with use(model.mesh):
+                found = measure(*arguments, jnp.asarray(np.resize(rows, _MEASURED), jnp.int32))
             margins += np.asarray(found)[: len(rows)].tolist()
         broken += _undefined(request, text, logits, draws, drawn, np.flatnonzero(audited))
     wide = jnp.dtype(model.dtype).itemsize >= 4
@@ -178,7 +181,10 @@ def _logit_spread(model: Model, text: list[int]) -> float:
     sample, logits = text[:_SAMPLED_ROWS], _lm_head(model.graphdef)
 
     def computed(rows: int) -> np.ndarray:
-        chunks = [np.asarray(logits(model.params, hidden))[0] for _, hidden in teacher_forced(model, [sample], rows)]
+        chunks = []
+        for _, hidden in teacher_forced(model, [sample], rows):
+            with use(model.mesh):
+                chunks.append(np.asarray(logits(model.params, hidden))[0])
         return np.concatenate(chunks)[: len(sample)]
 
     full = computed(ROWS)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from tokenswift_jax.engine.capacity import check_memory
+from tokenswift_jax.engine.placement import Placement
 from tokenswift_jax.engine.prefill import padded
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import empty_cache, round_up
@@ -37,10 +38,14 @@ def teacher_forced(model: Model, texts: list[list[int]], rows: int = ROWS) -> It
         raise UserError(f"a text to score holds 1 to {limit} tokens, not {sorted({len(text) for text in texts})}")
     capacity = round_up(longest, ROWS)
     dtype = jnp.dtype(model.dtype)
-    check_memory(model.config, len(texts), capacity, dtype, advice="give fewer or shorter texts at once")
-    cache = empty_cache(model.config, len(texts), capacity, dtype)
+    advice = "give fewer or shorter texts at once"
+    check_memory(model.config, len(texts), capacity, dtype, advice=advice, mesh=model.mesh)
+    placement = Placement(model.mesh)
+    cache = placement.make(empty_cache, model.config, len(texts), capacity, dtype)
     tokens, function = padded(texts, capacity), compiled("causal", model.graphdef)
     for start in range(0, longest, rows):
-        piece = jnp.asarray(tokens[:, start : start + rows])
-        hidden, cache = function(model.params, piece, jnp.asarray(start, jnp.int32), cache)
+        piece = placement.rows_of(tokens[:, start : start + rows])
+        with placement.in_use():
+            given = model.params, piece, jnp.asarray(start, jnp.int32), cache
+            hidden, cache = placement.settle(function(*given))
         yield start, hidden

@@ -12,12 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from pallas_kernels.implementation import implementation
 from tokenswift_jax.checkpoint import names
 from tokenswift_jax.checkpoint.directory import base_directory, read_config, resolve
 from tokenswift_jax.checkpoint.match import abstract_decoder, match_tensors
-from tokenswift_jax.checkpoint.tensors import DTYPES, HEADS_FILE, Index, Tensor, read_file, read_model_files, rows_of
+from tokenswift_jax.checkpoint.tensors import (
+    DTYPES,
+    HEADS_FILE,
+    Index,
+    Tensor,
+    read_file,
+    read_model_files,
+    rows_of,
+    selected,
+)
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.hf_config import model_config
@@ -25,6 +35,10 @@ from tokenswift_jax.models.hf_config import rope_override as override_rope
 from tokenswift_jax.models.joined import joined
 from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.models.stacked import groups_for, stacked
+from tokenswift_jax.parallel.device_memory import check_weights
+from tokenswift_jax.parallel.fit import fit
+from tokenswift_jax.parallel.mesh_spec import MODEL
+from tokenswift_jax.parallel.rules import parameter_sharding
 from tokenswift_jax.progress_report import Report, phase, silent
 
 _DTYPE_NAMES = {str(dtype): dtype for dtype in DTYPES.values()}
@@ -92,6 +106,7 @@ def load_decoder(
     rope_override: Mapping[str, Any] | None = None,
     sharding: Callable[[names.ParameterPath], jax.sharding.Sharding] | None = None,
     *,
+    mesh: Mesh | None = None,
     copies: bool = True,
     join: bool | None = None,
     stack: bool = True,
@@ -99,7 +114,8 @@ def load_decoder(
 ) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     """Loads a decoder split into (configuration, graph, parameters); each tensor goes directly to its shards.
 
-    The configuration is the one of the graph: untied where `copies` stores a tied head twice.
+    The configuration is the one of the graph: untied where `copies` stores a tied head twice, and with the sizes that
+    fit a mesh (`parallel.fit`).
 
     Peak host memory beyond the parameters themselves stays near one tensor.
 
@@ -108,6 +124,7 @@ def load_decoder(
       dtype: bfloat16, float16, float32 or float64; None: as `chosen_dtype`.
       rope_override: RoPE parameters to use instead of config.json's; of an open checkpoint, its own.
       sharding: returns the sharding of a parameter for its path; None: all parameters go to the default device.
+      mesh: the mesh to place all parameters on (`parallel.rules`); None: no mesh.
       copies: whether parameters may be stored twice where that decodes faster: tied embeddings on CPU, and the LM
         head's columns for the draft vocabulary. False for training, which would change one of the two.
       join: whether linear maps of the same rows become one (`models.joined`); None: where that decodes faster (on one
@@ -117,7 +134,8 @@ def load_decoder(
       report: receives the number of parameter bytes loaded so far.
 
     Raises:
-      UserError: as `open_checkpoint`; an unknown dtype, or float64 without jax_enable_x64.
+      UserError: as `open_checkpoint`; an unknown dtype, or float64 without jax_enable_x64; weights that do not fit the
+        devices of the mesh.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, rope_override)
     chosen = chosen_dtype(checkpoint, dtype)
@@ -127,6 +145,9 @@ def load_decoder(
         # A tied head multiplies by the transposed table, which a CPU does at half the speed for several rows.
         config = replace(config, tie_word_embeddings=False)
         tensors[("lm_head", "kernel")] = head
+    if mesh is not None and (fitted := fit(config, mesh.shape[MODEL])) is not None:
+        config, found = fitted.config, {path: fitted.source(path) for path in tensors}
+        tensors = {path: selected(tensors[path], *of) if of else tensors[path] for path, of in found.items()}
     shell = abstract_decoder(config, chosen)
     if config.draft_vocab is not None:
         if copies:
@@ -136,18 +157,22 @@ def load_decoder(
     graph, state = nnx.split(shell)
     local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = nnx.to_flat_state(state)
+    if mesh is not None:
+        check_weights(mesh, state)
     loaded, done, total = [], 0, sum(math.prod(param.shape) for _, param in wanted) * chosen.itemsize
     with phase(report, "loading the model", total, "bytes") as so_far:
         for path, param in wanted:
             place = local if sharding is None else sharding(path)
+            if mesh is not None:
+                place = parameter_sharding(mesh, path, param.shape)
             read = _shard_reader(tensors[path], path, chosen)
             values = jax.make_array_from_callback(param.shape, place, read)
             loaded.append((path, param.replace(values)))
             done += values.nbytes
             so_far(done)
     params = nnx.from_flat_state(loaded)
-    join = (sharding is None and implementation() == "gpu") if join is None else join
-    groups = groups_for(config) if stack else None
+    join = (sharding is None and mesh is None and implementation() == "gpu") if join is None else join
+    groups = groups_for(config) if stack and mesh is None else None
     if join or groups:
         decoder = nnx.merge(graph, params)
         # Without this, all parts stay in memory beside the joined maps and the stack.

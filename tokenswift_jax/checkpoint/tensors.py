@@ -81,6 +81,23 @@ def rows_of(tensor: Tensor, rows: np.ndarray) -> Tensor:
     return Tensor(tensor.name, (len(rows), *tensor.shape[1:]), tensor.dtype, read, tensor.origin)
 
 
+def selected(tensor: Tensor, dimension: int, source: np.ndarray) -> Tensor:
+    """The tensor whose entry i of a dimension is entry `source[i]` of the given one, or zeros if that is negative."""
+    shape = (*tensor.shape[:dimension], len(source), *tensor.shape[dimension + 1 :])
+
+    def read(index: Index) -> np.ndarray:
+        wanted = source[index[dimension]]
+        there = np.flatnonzero(wanted >= 0)
+        values = np.zeros([len(range(size)[cut]) for cut, size in zip(index, shape, strict=True)], tensor.dtype)
+        if len(there):
+            first, last = int(wanted[there].min()), int(wanted[there].max()) + 1
+            part = tensor.read((*index[:dimension], slice(first, last), *index[dimension + 1 :]))
+            values[(slice(None),) * dimension + (there,)] = np.take(part, wanted[there] - first, axis=dimension)
+        return values
+
+    return Tensor(tensor.name, shape, tensor.dtype, read, tensor.origin)
+
+
 def from_array(name: str, array: np.ndarray) -> Tensor:
     """A tensor already in memory."""
     return Tensor(name, array.shape, array.dtype, lambda index: array[index], "memory")

@@ -73,13 +73,6 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def one_device(text: str) -> str:
-    """A mesh of one device: 1, 1x1, ..."""
-    if not re.fullmatch(r"1(x1)*", text):
-        raise argparse.ArgumentTypeError(f"{text!r}: one device is supported so far; give 1 or leave it out")
-    return text
-
-
 def stop_text(text: str) -> str:
     """Text of at least one character."""
     if not text:

@@ -8,9 +8,10 @@ from dataclasses import fields
 from pathlib import Path
 
 from tokenswift_jax.cli.command import Parser, with_dashes
-from tokenswift_jax.cli.converters import json_object, name, number, one_device, path, stop_text, whole, whole_list
+from tokenswift_jax.cli.converters import json_object, name, number, path, stop_text, whole, whole_list
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.modes import MODES, SCHEDULES, used_fields
+from tokenswift_jax.parallel.mesh_spec import parse_mesh
 from tokenswift_jax.paths import check_writable
 from tokenswift_jax.speculation import DRAFT_WEIGHTS, SpeculationConfig
 
@@ -49,6 +50,7 @@ def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
         raise UserError("a prompt is missing; give --prompt, --prompt-file or --prompt-ids")
     if options.chat and prompts not in (["prompt"], ["prompt_file"], *([[]] if continues else [])):
         raise UserError("--chat needs a prompt of text; give --prompt or --prompt-file")
+    parse_mesh(options.mesh)
     if options.resume and options.journal is None:
         raise UserError("--resume continues a journal; name it with --journal")
     least, most = options.min_new_tokens, options.max_new_tokens
@@ -96,7 +98,12 @@ def flag_parser(program: str = PROGRAM) -> Parser:
     add("--dtype", help="float32, bfloat16, ... (default: the checkpoint's; float32 on CPU)")
     add("--rope-override", type=json_object, metavar="JSON", help="RoPE fields for longer text than the checkpoint's")
     add("--capacity", type=whole(1), metavar="N", help="cache positions to reserve (default: as many as needed)")
-    add("--mesh", type=one_device, metavar="1", help="devices; one so far")
+    add(
+        "--mesh",
+        metavar="data=2,model=4|N|auto",
+        help="devices: groups for rows, devices that share a model (default: 1)",
+    )
+    add("--mesh-report", action="store_true", help="print every array's split and bytes on each device, on stderr")
 
     add = parser.add_argument_group("length and end").add_argument
     add("--max-new-tokens", type=whole(1), metavar="N", help=f"default: the checkpoint's, else {MAX_NEW_TOKENS}")

@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 from collections.abc import Generator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 from tokenswift_jax.cli import streams
@@ -16,6 +17,7 @@ from tokenswift_jax.cli.command import exit_status, quiet_transformers
 from tokenswift_jax.cli.flags import MAX_NEW_TOKENS, PROGRAM, flag_parser, parse
 from tokenswift_jax.cli.settings_line import settings_line
 from tokenswift_jax.errors import UserError, WriteError, writing
+from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshArgument
 from tokenswift_jax.paths import write_text
 
 if TYPE_CHECKING:
@@ -57,7 +59,10 @@ def _run(options: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         stack.callback(progress.clear)
         phases = stack.enter_context(Phases(progress, sys.stderr, enabled=not options.quiet))
-        model = load(options.model, options.dtype, options.rope_override, report=phases)
+        model = load(options.model, options.dtype, options.rope_override, report=phases, mesh=_mesh(options, given))
+        if model.mesh_notes and not options.quiet:
+            progress.clear()
+            print(*model.mesh_notes, sep="\n", file=sys.stderr)
         if is_shipped(model.path) and not options.quiet:
             progress.clear()
             print(f"draft heads: {model.config.num_draft_heads}, from {model.path}", file=sys.stderr)
@@ -81,6 +86,7 @@ def _run(options: argparse.Namespace) -> int:
             logprobs_mode=options.logprobs_mode,
             messages=[{"role": "user", "content": given}] if options.chat and given is not None else None,
             report=phases,
+            mesh_report=partial(print, file=sys.stderr) if options.mesh_report else None,
         )
         file = None
         if options.output is not None:
@@ -213,6 +219,14 @@ def _consume(events: Generator[StreamEvent, None, None], writer: _Writer) -> tup
                 writer.show(last)
     assert result is not None, "the last event carries the result"
     return result, unwritten
+
+
+def _mesh(options: argparse.Namespace, given: str | list[int] | None) -> MeshArgument:
+    """The mesh of `load`; the choice of `auto` reads the length to expect from the flags: a token is a byte or more."""
+    if options.mesh != "auto":
+        return options.mesh
+    prompt = len(given.encode()) if isinstance(given, str) else len(given or ())
+    return AutoMesh(rows=1, length=options.capacity or prompt + (options.max_new_tokens or MAX_NEW_TOKENS))
 
 
 def _read_prompt(options: argparse.Namespace) -> str | list[int] | None:

@@ -9,11 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from tokenswift_jax.engine.host_memory import available_bytes
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.device_memory import least_free
+from tokenswift_jax.parallel.mesh_spec import DATA, MODEL
 from tokenswift_jax.request import Request
 
 # The largest factor of published models (Yarn-Llama-2 128K, Llama 3.2); no advice goes beyond it.
@@ -106,20 +109,27 @@ def check_memory(
     drafter_bytes: int = 0,
     arguments: Sequence[str] = (),
     cache_dtype: str | None = None,
+    mesh: Mesh | None = None,
 ) -> None:
     """Checks that the full cache and `drafter_bytes` of drafters' state fit the first device.
 
-    `dtype` is the model's dtype, `cache_dtype` that of the cache's numbers (`kv.dense.empty_cache`).
+    `dtype` is the model's dtype, `cache_dtype` that of the cache's numbers (`kv.dense.empty_cache`). On a mesh,
+    each device stores its part of the cache, and `drafter_bytes`.
 
     Raises:
       UserError: they exceed its free memory; the message ends with `advice`, which names these `arguments`.
     """
-    needed = cache_bytes(config, batch, capacity, dtype, cache_dtype) + drafter_bytes
-    free = _free_bytes()
+    cache, where = cache_bytes(config, batch, capacity, dtype, cache_dtype), ("", "")
+    if mesh is None:
+        needed, free = cache + drafter_bytes, _free_bytes()
+    else:
+        parts = mesh.shape[MODEL] * (1 if batch % mesh.shape[DATA] else mesh.shape[DATA])
+        needed, (free, fullest) = cache // parts + drafter_bytes, least_free(list(mesh.devices.flat))
+        where = f" on each of {mesh.size} devices", f" on {fullest}"
     if free is not None and needed > free:
         raise UserError(
-            f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB, its other arrays included, and "
-            f"{free / 1e9:.1f} GB are free; {advice}",
+            f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB{where[0]}, its other arrays "
+            f"included, and {free / 1e9:.1f} GB are free{where[1]}; {advice}",
             arguments=arguments,
         )
 

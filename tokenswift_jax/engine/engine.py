@@ -17,6 +17,7 @@ from tokenswift_jax import arrays
 from tokenswift_jax.engine import compile_cache
 from tokenswift_jax.engine.compile_cache import CompileCache
 from tokenswift_jax.engine.layout import Layout, with_all_parts, with_parts_at
+from tokenswift_jax.engine.placement import Placement
 from tokenswift_jax.engine.prefill import Prefill, Prefix, padded
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.dense import FullCache, round_up
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
 CHUNK_TOKENS = 32  # records per row in one chunk: frequent enough for a reader, rare enough for the host
-_VACANT = Request((0,), SamplingConfig(temperature=0.0), 0)
+VACANT = Request((0,), SamplingConfig(temperature=0.0), 0)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Engine:
       layout: sizes and parts of the state.
       slots: number of rows in the batch.
       programs: the compiled programs and their compile time in seconds.
+      placement: the devices that store the arrays and run the programs.
     """
 
     def __init__(
@@ -122,14 +124,16 @@ class Engine:
         self.programs = CompileCache(report) if programs is None else programs
         self._model, self._report = model, report
         self._plain = plans.with_logprobs(plans.autoregressive_plan(layout.config, layout.features), layout.logprobs)
-        vacant = sequence_params([_VACANT] * slots, layout.config.vocab_size)
+        self.placement = Placement(model.mesh)
+        vacant = self._settings([VACANT] * slots)
         self._inputs = StepInputs(params=model.params, sequence=vacant, draft_params=draft_params)
         self._state: DecodeState | None = None
         self._ready: NamedPlan | None = None  # the plan that `step` may run
         self._drafted: Drafter | None = None  # the drafter whose parts of the state are up to date with the rows
         self._programs_of: dict[Plan, tuple[Callable, tuple[int, ...]]] = {}
         x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
-        self._sender = ThreadPoolExecutor(1, "tokenswift-engine", initializer=_enter_x64, initargs=(x64,))
+        entered = x64, self.placement
+        self._sender = ThreadPoolExecutor(1, "tokenswift-engine", initializer=_enter, initargs=entered)
         self._stopped = False
 
     # The five verbs
@@ -174,7 +178,7 @@ class Engine:
         while not prefill.finished:
             prefill.advance()
         slots = list(range(len(prefill.requests)) if slots is None else slots)
-        settings = sequence_params(prefill.requests, self.layout.config.vocab_size)
+        settings = self._settings(prefill.requests)
         return Pending(self._sender.submit(self._insert, prefill, slots, settings))
 
     def step(self, named: NamedPlan, iterations: int | None = None) -> Pending:
@@ -216,8 +220,9 @@ class Engine:
             seconds = self._sender.submit(self._catch_up, named).result()
             self._drafted = named.plan.drafter
         function, places = self._program(named.plan)
-        arguments = self._arguments(named.plan, with_parts_at(state, places), self._inputs, None)
-        self.programs.compile(function, *arguments, name=named.label)
+        with self.placement.in_use():
+            arguments = self._arguments(named.plan, with_parts_at(state, places), self._inputs, None)
+            self.programs.compile(function, *arguments, name=named.label)
         if self.programs.compile_seconds > before:
             # Run zero iterations first: loading the program must not count as decode time.
             self._sender.submit(self._step, named, 0).result()
@@ -226,7 +231,9 @@ class Engine:
 
     def is_compiled(self, named: NamedPlan) -> bool:
         """Whether this process has the programs of a plan."""
-        return all(compile_cache.is_compiled(*call) for call in self._calls(named))
+        calls = self._calls(named)
+        with self.placement.in_use():
+            return all(compile_cache.is_compiled(*call) for call in calls)
 
     def compiling(self, named: NamedPlan) -> Callable[[Callable[[], bool]], float]:
         """A function, for any thread, that compiles the programs of a plan and returns the seconds it took.
@@ -239,7 +246,8 @@ class Engine:
         def compile_them(stopped: Callable[[], bool]) -> float:
             for call in calls:
                 if not stopped():
-                    own.compile(*call)
+                    with self.placement.in_use():
+                        own.compile(*call)
             return own.compile_seconds
 
         return compile_them
@@ -250,6 +258,11 @@ class Engine:
         `prepare` must have named the plan since the newest chunk: frozen iterations of other plans change nothing.
         """
         return self._sender.submit(self._frozen_seconds, named, iterations).result()
+
+    def arrays(self) -> dict[str, Any]:
+        """The parameters, the settings of the rows and the shapes of the state."""
+        state = jax.eval_shape(lambda: self.layout.vacant(self.slots))
+        return {"parameters": self._inputs.params, "settings": self._inputs.sequence, "state": state}
 
     def is_ready(self, named: NamedPlan) -> bool:
         """Whether `step` may run this plan without `prepare`."""
@@ -280,7 +293,7 @@ class Engine:
     def _frozen_seconds(self, named: NamedPlan, iterations: int) -> float:
         assert self._state is not None
         finish = self._state.finish
-        frozen = replace(self._state, finish=jnp.full_like(finish, Finish.VACANT))
+        frozen = replace(self._state, finish=self.placement.rows_of(jnp.full_like(finish, Finish.VACANT)))
         jax.block_until_ready(frozen)
         begun = time.perf_counter()
         state, _ = jax.block_until_ready(self._run(named, frozen, self._inputs, -iterations))
@@ -304,7 +317,7 @@ class Engine:
             after = self.programs.run(*self._catching_up(ready.plan.drafter, state, settings), name="drafts")
             state = with_all_parts(after, self.layout.places(ready.plan.drafter), state)
         if self._state is None:
-            self._state = self.layout.vacant(self.slots)
+            self._state = self.placement.make(Layout.vacant, self.layout, self.slots)
         both = self._state, self._inputs.sequence
         for row, slot in enumerate(slots):
             one = (state, settings)
@@ -338,7 +351,7 @@ class Engine:
     ) -> tuple[DecodeState, Chunk]:
         function, places = self._program(named.plan)
         arguments = self._arguments(named.plan, with_parts_at(state, places), inputs, iterations)
-        after, chunk = self.programs.run(function, *arguments, name=named.label)
+        after, chunk = self.placement.settle(self.programs.run(function, *arguments, name=named.label))
         return with_all_parts(after, places, state), chunk
 
     def _calls(self, named: NamedPlan) -> list[tuple]:
@@ -346,10 +359,15 @@ class Engine:
         state = self.state
         assert state is not None, "no row has entered"
         function, places = self._program(named.plan)
-        calls = [(function, *self._arguments(named.plan, with_parts_at(state, places), self._inputs, None))]
+        with self.placement.in_use():
+            arguments = self._arguments(named.plan, with_parts_at(state, places), self._inputs, None)
+        calls = [(function, *arguments)]
         if named.plan.drafter.parts:
             calls.append(self._catching_up(named.plan.drafter, state, self._inputs.sequence))
         return [(function, *jax.tree.map(_shape_of, arguments)) for function, *arguments in calls]
+
+    def _settings(self, requests: Sequence[Request]) -> SequenceParams:
+        return self.placement.put(sequence_params(requests, self.layout.config.vocab_size))
 
     def _program(self, plan: Plan) -> tuple[Callable, tuple[int, ...]]:
         """The function that runs chunks of a plan, and the places of the plan's parts in the layout."""
@@ -380,13 +398,14 @@ class Engine:
             else:
                 finish[row] = Finish.LENGTH if len(done) >= request.max_new_tokens else Finish.RUNNING
         vocab = self.layout.config.vocab_size
-        return replace(
+        resumed = replace(
             state,
             tokens=jnp.asarray(tokens),
             length=jnp.asarray(lengths - 1),
             finish=jnp.asarray(finish),
             last_positions=penalty.last_positions(jnp.asarray(tokens), jnp.asarray(lengths), vocab),
         )
+        return self.placement.put(resumed)
 
 
 def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -397,9 +416,10 @@ def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
     )
 
 
-def _enter_x64(enabled: bool) -> None:
-    """Gives a new thread its maker's setting: `jax.enable_x64(...)` holds for the thread that enters it alone."""
-    jax.enable_x64(enabled).__enter__()
+def _enter(x64: bool, placement: Placement) -> None:
+    """Gives a new thread its maker's settings: `jax.enable_x64` and `jax.set_mesh` change the calling thread alone."""
+    jax.enable_x64(x64).__enter__()
+    placement.enter()
 
 
 @partial(jax.jit, donate_argnums=0)

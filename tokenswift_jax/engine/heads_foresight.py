@@ -10,6 +10,7 @@ import numpy as np
 from tokenswift_jax.engine.compile_cache import CompileCache
 from tokenswift_jax.engine.prefill import Prefill
 from tokenswift_jax.model import Model
+from tokenswift_jax.parallel.mesh import use
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample.params import sequence_params
 from tokenswift_jax.sampling import SamplingConfig
@@ -43,11 +44,11 @@ class HeadsForesight:
         """Whether there is anything to count: the prefill must then keep its hidden states."""
         return self._largest is not None
 
-    def count(self, prefill: Prefill, programs: CompileCache) -> None:
-        """Counts on the last positions of a finished prefill that kept its hidden states."""
+    def count(self, prefill: Prefill, programs: CompileCache, rows: int) -> None:
+        """Counts on the last positions of a finished prefill that kept its hidden states, in its first `rows` rows."""
         assert self._largest is not None
         spec, config = self._largest.plan.tree, self._model.config
-        texts, depth = prefill.rooted, len(spec.widths)
+        texts, depth = prefill.rooted[:rows], len(spec.widths)
         each = max(ROOTS // len(texts), _FEWEST)
         if min(map(len, texts)) - 1 - depth < _FEWEST:
             return
@@ -67,7 +68,8 @@ class HeadsForesight:
         settings = sequence_params([_NEUTRAL] * (each * len(texts)), config.vocab_size)
         function = compiled("accepted rows", self._model.graphdef, spec)
         arguments = self._model.params, settings, hidden, jnp.asarray(tokens[:, 0]), jnp.asarray(tokens[:, 1:])
-        accepted = np.asarray(programs.run(function, *arguments, name="foresight"))
+        with use(self._model.mesh):
+            accepted = np.asarray(programs.run(function, *arguments, name="foresight"))
         ends = np.cumsum([len(own) for own in places])
         self._accepted = np.split(accepted[: ends[-1]], ends[:-1])
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 
-from tokenswift_jax import arrays
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.dense import FullCache, empty_cache
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.rules import bytes_on_each
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.features import SamplingFeatures, features_of
@@ -90,18 +90,18 @@ class Layout:
             asked, present = features_of(request.sampling).name, self.features.name
             raise ValueError(f"the request needs {asked} sampling and the engine's steps contain {present}")
 
-    def state(self, tokens: jax.Array, lengths: jax.Array, cache: FullCache) -> DecodeState:
+    def state(self, tokens: jax.Array, lengths: jax.Array, cache: FullCache | None) -> DecodeState:
         """The state of token ids int32 [batch, capacity or fewer] with `lengths` int32 [batch] tokens per row.
 
-        The last token of each row is its root, and the cache contains the positions before it. The parts of the
-        drafters' state are empty (`loop.catch_up` fills them).
+        The last token of each row is its root, and the cache contains the positions before it; a caller that gives None
+        puts it in later. The parts of the drafters' state are empty (`loop.catch_up` fills them).
         """
         batch, config = lengths.shape[0], self.config
         return DecodeState(
             tokens=tokens,
             length=lengths - 1,
             finish=jnp.full((batch,), int(Finish.RUNNING), jnp.int32),
-            cache=cache,
+            cache=cache,  # pyright: ignore[reportArgumentType]
             hidden=jnp.zeros((batch, config.hidden_size), self.dtype),
             query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), self.dtype),
             last_positions=penalty.last_positions(tokens, lengths, config.vocab_size),
@@ -112,9 +112,10 @@ class Layout:
         """The places of a drafter's parts among `parts`."""
         return tuple(map(self.parts.index, drafter.parts))
 
-    def drafter_bytes(self, slots: int) -> int:
-        """Bytes of the parts of the drafters' state, for so many slots on one device."""
-        return arrays.bytes_per_device(jax.eval_shape(lambda: self.empty_parts(slots)), {}, {})
+    def drafter_bytes(self, slots: int, mesh: Mapping[str, int] | None = None) -> int:
+        """Bytes of the parts of the drafters' state for so many slots, on each device of a mesh of such sizes; None is
+        one device."""
+        return bytes_on_each(mesh or {}, jax.eval_shape(lambda: self.empty_parts(slots)))
 
     def empty_parts(self, batch: int) -> DrafterState:
         """The parts of the drafters' state for rows without text."""

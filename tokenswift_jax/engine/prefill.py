@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from tokenswift_jax.engine.compile_cache import CompileCache
 from tokenswift_jax.engine.layout import Layout
+from tokenswift_jax.engine.placement import Placement
 from tokenswift_jax.kv.dense import FullCache, round_up
 from tokenswift_jax.request import Request
 from tokenswift_jax.step.loop import compiled
@@ -104,12 +105,14 @@ class Prefill:
             assert needed <= capacity or capacity == layout.capacity, f"{capacity} slots are too few for {needed}"
             self.capacity = capacity
         self._ids = padded(self._rooted, self.capacity)
-        self._cache = layout.cache(len(requests), self.capacity)
+        self._placement = Placement(model.mesh)
+        self._cache = self._placement.make(Layout.cache, layout, len(requests), self.capacity)
         self.done, self.total = 0, longest - 1
         if prefix is not None:
             self.done = _shared(prefix.token_ids, self._rooted[0][:-1])
             slots = min(self.capacity, prefix.cache.capacity)
-            self._cache = programs.run(_insert, self._cache, prefix.cache.first(slots), name="reuse of a prefix")
+            with self._placement.in_use():
+                self._cache = programs.run(_insert, self._cache, prefix.cache.first(slots), name="reuse of a prefix")
 
     @property
     def finished(self) -> bool:
@@ -122,9 +125,10 @@ class Prefill:
             return
         # Begin a last chunk early enough to end within the capacity: it computes some positions again.
         start = min(self.done, self.capacity - self._rows)
-        piece = jnp.asarray(self._ids[:, start : start + self._rows])
+        piece = self._placement.rows_of(self._ids[:, start : start + self._rows])
         arguments = self._model.params, piece, jnp.asarray(start, jnp.int32), self._cache
-        result = self._programs.run(self._forward, *arguments, name="prefill")
+        with self._placement.in_use():
+            result = self._placement.settle(self._programs.run(self._forward, *arguments, name="prefill"))
         if self._keeps:
             hidden, self._cache = result
             self._hidden = [*self._hidden[-1:], (start, hidden)]  # the last chunk alone may be short
@@ -152,8 +156,10 @@ class Prefill:
 
     def state(self) -> DecodeState:
         """The state of the rows, which takes over the cache; its next step draws the first token of each row."""
-        lengths = jnp.asarray([len(text) for text in self._rooted], jnp.int32)
-        state = self._layout.state(jnp.asarray(self._ids), lengths, self._cache)
+        lengths = np.asarray([len(text) for text in self._rooted], np.int32)
+        given = self._placement.rows_of(self._ids), self._placement.rows_of(lengths)
+        state = self._placement.compute(partial(self._layout.state, cache=None), *given)
+        state = replace(state, cache=self._cache)
         del self._cache
         return state
 

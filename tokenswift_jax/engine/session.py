@@ -12,15 +12,16 @@ import numpy as np
 
 from tokenswift_jax.engine import capacity as memory
 from tokenswift_jax.engine.device_pace import DevicePace
-from tokenswift_jax.engine.engine import Engine, Pending, StepResult
+from tokenswift_jax.engine.engine import VACANT, Engine, Pending, StepResult
 from tokenswift_jax.engine.foresight import NgramForesight
 from tokenswift_jax.engine.heads_foresight import HeadsForesight
 from tokenswift_jax.engine.layout import Layout, scratch_of
+from tokenswift_jax.engine.placement import Placement
 from tokenswift_jax.engine.planner import Planner, measure
 from tokenswift_jax.engine.policy import FixedPlan, PlanPolicy
 from tokenswift_jax.engine.prefill import chunk_rows
 from tokenswift_jax.engine.step_costs import costs_of
-from tokenswift_jax.errors import NumericsError
+from tokenswift_jax.errors import NumericsError, UserError
 from tokenswift_jax.finish import REASONS, Finish
 from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.request import Request
@@ -117,6 +118,9 @@ class Session:
             plans.with_logprobs(named, logprobs)
             for named in plans.speculative_plans(config, speculation, features, jax.default_backend())
         ]
+        placement = Placement(model.mesh)
+        if placement.mesh is not None and speculation.draft_weights is not None:
+            raise UserError("draft_weights does not work on a mesh yet; leave it out", arguments=("draft_weights",))
         draft_params = None
         if speculation.draft_weights is not None:
             speculative, draft_params = with_draft_model(model, speculative, speculation.draft_weights)
@@ -128,25 +132,27 @@ class Session:
         )
         dtype = jax.numpy.dtype(model.dtype)
         layout = Layout.of(config, dtype, capacity, features, drafting, logprobs, cache_dtype)
+        slots = placement.rows(len(requests))
         memory.check_memory(
             config,
-            len(requests),
+            slots,
             capacity,
             dtype,
             advice=f"lower {', '.join(_MEMORY_ARGUMENTS)}",
             arguments=_MEMORY_ARGUMENTS,
-            drafter_bytes=layout.drafter_bytes(len(requests)),
+            drafter_bytes=layout.drafter_bytes(slots, placement.sizes),
             cache_dtype=cache_dtype,
+            mesh=placement.mesh,
         )
-        self.engine = Engine(model, layout, len(requests), draft_params=draft_params, report=report)
+        self.engine = Engine(model, layout, slots, draft_params=draft_params, report=report)
         self._foresight = _foresight(speculation, speculative, requests, self._emitted)
         most = max(request.max_new_tokens for request in requests)
-        self._costs = costs_of(config, model.params, len(requests), cache_dtype)
+        self._costs = costs_of(config, model.params, slots, cache_dtype)
         self._heads = HeadsForesight(model, speculative if _is_chosen(speculation) else ())
         self._policy = self._policy_for(speculation, plain, speculative, most, model)
         self._plain, self._positions = plain, max(texts)
         self._accepted: dict[NamedPlan, tuple[int, int]] = {}  # tokens and iterations
-        self._requests, self._report = requests, report
+        self._requests, self._report, self._idle = requests, report, slots - len(requests)
         self._running = np.ones(len(requests), bool)
         self.prefill_seconds = 0.0
         self.schedule_trace: list[dict[str, Any]] = []
@@ -244,7 +250,9 @@ class Session:
 
     def _prefill(self) -> StepResult:
         begun, compiled_before = time.perf_counter(), self.compile_seconds
-        prefill = self.engine.prefill(self._requests, self._emitted, keep_hidden=self._heads.counts)
+        requests = [*self._requests, *[VACANT] * self._idle]
+        emitted = [*self._emitted, *[()] * self._idle]
+        prefill = self.engine.prefill(requests, emitted, keep_hidden=self._heads.counts)
         pace = DevicePace(self._report)
         with phase(self._report, "prefill", prefill.total, "positions") as so_far:
             while not prefill.finished:
@@ -252,7 +260,7 @@ class Session:
                 if pace.wait(prefill.newest):
                     so_far(min(prefill.done, prefill.total))
         if self._heads.counts:
-            self._heads.count(prefill, self.engine.programs)
+            self._heads.count(prefill, self.engine.programs, len(self._requests))
         result = self.engine.insert(prefill).result()
         compiling = self.compile_seconds - compiled_before
         self.prefill_seconds = time.perf_counter() - begun - compiling
@@ -294,7 +302,7 @@ class Session:
 
     def _step_of(self, result: StepResult, seconds: float, *, prefilled: bool = False) -> Step:
         rows = []
-        for row in range(len(result.counts)):
+        for row in range(len(self._requests)):
             log = result.log(row, seconds, prefilled=prefilled)
             finish = Finish(int(result.finish[row]))
             error = None

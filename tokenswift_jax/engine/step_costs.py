@@ -207,7 +207,7 @@ def costs_of(config: ModelConfig, params: Any, batch: int, cache_dtype: str | No
     `cache_dtype` is the number format of the full cache, as for `kv.dense.empty_cache`.
     """
     leaves, structure = jax.tree.flatten(params)
-    shapes = [(leaf.shape, str(leaf.dtype), len(leaf.sharding.device_set)) for leaf in leaves]
+    shapes = [(leaf.shape, str(leaf.dtype), _placed(leaf)) for leaf in leaves]
     model = _digest(config, str(structure), shapes, cache_dtype)
     device = jax.devices()[0]
     cores = (len(os.sched_getaffinity(0)), _processor()) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -218,6 +218,13 @@ def costs_of(config: ModelConfig, params: Any, batch: int, cache_dtype: str | No
     except UserError:
         return StepCosts()
     return StepCosts(folder / f"{device.platform}-{machine}-{model}-{versions}-batch{batch}.json")
+
+
+def _placed(leaf: jax.Array) -> Any:
+    """The part of the key that a parameter's place gives: its number of devices, and on a mesh how it is split."""
+    mesh = getattr(leaf.sharding, "mesh", None)
+    number = len(leaf.sharding.device_set)
+    return number if mesh is None else (dict(mesh.shape), str(leaf.sharding.spec))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def label_of(named: NamedPlan) -> str:

@@ -23,7 +23,8 @@ from tokenswift_jax.hardware.targets import TARGETS, Target, devices
 from tokenswift_jax.hardware.traffic import moved_bytes
 from tokenswift_jax.kv.dense import cache_bytes
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.parallel.rules import TENSOR, check_mesh, shardings
+from tokenswift_jax.parallel.mesh_spec import MODEL
+from tokenswift_jax.parallel.rules import shardings
 
 LENGTHS = (4096, 16384, 65536, 126976)
 _SMALL_COPY = 2**20  # bytes
@@ -161,7 +162,7 @@ def compile_step(target: Target, step: steps.Step, count: int, options: dict[str
 
 
 def _mesh(target: Target, count: int) -> Mesh:
-    return Mesh(np.array(devices(target)[:count]), (TENSOR,), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(devices(target)[:count]), (MODEL,), axis_types=(AxisType.Auto,))
 
 
 def devices_needed(target: Target, config: ModelConfig, capacity: int) -> int:
@@ -169,7 +170,6 @@ def devices_needed(target: Target, config: ModelConfig, capacity: int) -> int:
     needed = roofline.parameter_bytes(config) + cache_bytes(config, 1, capacity, DTYPE)
     for count in (1, 2, 4, 8):
         if needed <= ROOM * target.memory * count and config.num_kv_heads % count == 0:
-            check_mesh(config, count)
             return count
     raise SystemExit(f"error: {needed / 1e9:.0f} GB do not fit 8 devices of {target.memory / 1e9:.0f} GB")
 

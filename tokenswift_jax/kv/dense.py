@@ -24,7 +24,8 @@ from tokenswift_jax.models.config import AttentionSpec, ModelConfig
 from tokenswift_jax.models.projected import Projected, Together
 from tokenswift_jax.models.rope import Rotation
 from tokenswift_jax.parallel.heads import over_heads
-from tokenswift_jax.parallel.rules import TENSOR, split_over
+from tokenswift_jax.parallel.mesh_spec import MODEL
+from tokenswift_jax.parallel.rules import split_over
 
 BLOCK = 256  # slots; capacities are multiples of it, so that block-wise readers never see a partial block
 
@@ -157,7 +158,7 @@ class FullCache:
         XLA updates a donated cache in place on every backend, also inside a while loop, because the write comes before
         the read. With the read first, XLA would keep the old cache and copy it.
         """
-        if isinstance(projected, Together) and self.key_scales is None and not split_over(TENSOR):
+        if isinstance(projected, Together) and self.key_scales is None and not split_over(MODEL):
             angles = rotation.cos[:, :, 0], rotation.sin[:, :, 0]
             heads, at = projected.heads, {"layer": layer, "starts": rows.lengths}
             done = rotate_write(heads, *angles, self.keys, self.values, **at, norms=projected.norms)
@@ -190,10 +191,8 @@ class FullCache:
 
     def gather(self, layer: int | jax.Array, positions: jax.Array) -> StoredKV:
         """A layer's K/V at positions int32 [batch, kv_heads, count]."""
-        batch, kv_heads, _ = positions.shape
-        row = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
-        head = jnp.arange(kv_heads, dtype=jnp.int32)[None, :, None]
-        return jax.tree.map(lambda stack: stack[layer, row, head, positions][None], self.stacks)
+        stacks = {name: stack for name, stack in vars(self.stacks).items() if stack is not None}
+        return StoredKV(**over_heads(_gathered, result=2, **stacks, layer=layer, chosen=positions))
 
     def prefix(self, slot: jax.Array, length: int) -> FullCache:
         """The first `length` (static) positions of the text in a slot (int32 []) of the batch, as a batch of one."""
@@ -202,6 +201,14 @@ class FullCache:
     def insert(self, slot: jax.Array, prefix: FullCache) -> FullCache:
         """The cache with another text's first positions, in the same form, in a slot of the batch."""
         return arrays.put_row(self, prefix, slot)
+
+
+def _gathered(layer: int | jax.Array, chosen: jax.Array, **stacks: jax.Array) -> dict[str, jax.Array]:
+    """A layer of stacks [layers, batch, kv_heads, slots, ...] at slots int32 [batch, kv_heads, count]."""
+    batch, kv_heads, _ = chosen.shape
+    row = jnp.arange(batch, dtype=jnp.int32)[:, None, None]
+    head = jnp.arange(kv_heads, dtype=jnp.int32)[None, :, None]
+    return {name: stack[layer, row, head, chosen][None] for name, stack in stacks.items()}
 
 
 def round_up(size: int, block: int = BLOCK) -> int:

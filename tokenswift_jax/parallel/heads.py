@@ -8,9 +8,11 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from tokenswift_jax.parallel.rules import TENSOR, split_over
+from tokenswift_jax.parallel.island import island
+from tokenswift_jax.parallel.mesh_spec import MODEL
+from tokenswift_jax.parallel.rules import split_over
 
-_SECOND, _THIRD = P(None, TENSOR), P(None, None, TENSOR)
+_SECOND, _THIRD = P(None, MODEL), P(None, None, MODEL)
 # The heads dimension of each argument; arguments not named here have none.
 _ARGUMENTS = {
     "queries": _THIRD,
@@ -23,27 +25,27 @@ _ARGUMENTS = {
     "value_scales": _THIRD,
     "query": _SECOND,
     "blocks": _SECOND,
+    "chosen": _SECOND,
 }
 
 
-def over_heads(kernel: Callable[..., jax.Array], result: int, **arguments: Any) -> jax.Array:
+def over_heads(kernel: Callable[..., Any], result: int, **arguments: Any) -> Any:
     """Calls a kernel; each device computes its own heads if a mesh with an axis for heads is in use.
 
     XLA cannot split a Pallas call by itself, so under `jax.set_mesh` this function splits it with `shard_map`.
 
     Args:
       kernel: takes keyword arguments only; static ones (int, None) pass through unchanged.
-      result: the heads dimension of the kernel's result.
+      result: the heads dimension of the kernel's result, or of each of its results.
       arguments: the kernel's arguments, by the kernel's parameter names.
     """
-    if not split_over(TENSOR):
+    if not split_over(MODEL):
         return kernel(**arguments)
     arrays = {name: value for name, value in arguments.items() if isinstance(value, jax.Array)}
     static = {name: value for name, value in arguments.items() if name not in arrays}
-    split = jax.shard_map(
+    split = island(
         lambda arrays: kernel(**arrays, **static),
         in_specs=({name: _ARGUMENTS.get(name, P()) for name in arrays},),
-        out_specs=P(*[None] * result, TENSOR),
-        check_vma=False,  # a Pallas call does not say how its result varies
+        out_specs=P(*[None] * result, MODEL),
     )
     return split(arrays)

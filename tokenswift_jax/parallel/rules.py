@@ -1,92 +1,165 @@
-"""The sharding of every array on a mesh: this module alone maps array dimensions to mesh axes."""
+"""The sharding of every array on a mesh: this module alone maps array dimensions to mesh axes.
+
+Each array's dimensions have names, those of a state on its fields (`arrays.axes`), those of a parameter in a table
+below. A second table gives the mesh axis of each name; names without one, and dimensions that the axis does not divide,
+are replicated.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tokenswift_jax import arrays
-from tokenswift_jax.errors import UserError
-from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.mesh_spec import DATA, MODEL
 
-TENSOR = "tensor"  # heads, the MLP's inner size and the vocabulary
+RULES = {"batch": DATA, "heads": MODEL, "kv_heads": MODEL, "inner": MODEL, "vocab": MODEL}
 
-# Specs by the last two names of a parameter's path; other parameters are replicated. Projections that read the
-# residual stream are split by column, those that write it by row, so a layer needs two sums across devices.
+# The dimensions of parameters, by the last two names of their path; other parameters are replicated. Projections that
+# read the residual stream are split by column, those that write it by row, so a layer needs two sums across devices.
 _PARAMETERS = {
-    ("qkv_proj", "kernel"): P(None, TENSOR, None, None),  # `models.joined`: by KV head
-    ("qkv_proj", "bias"): P(TENSOR, None, None),
-    ("gate_up_proj", "kernel"): P(None, None, TENSOR),
-    ("gate_up_proj", "bias"): P(None, TENSOR),
-    ("q_proj", "kernel"): P(None, TENSOR),
-    ("k_proj", "kernel"): P(None, TENSOR),
-    ("v_proj", "kernel"): P(None, TENSOR),
-    ("q_proj", "bias"): P(TENSOR),
-    ("k_proj", "bias"): P(TENSOR),
-    ("v_proj", "bias"): P(TENSOR),
-    ("o_proj", "kernel"): P(TENSOR, None),
-    ("gate_proj", "kernel"): P(None, TENSOR),
-    ("up_proj", "kernel"): P(None, TENSOR),
-    ("gate_proj", "bias"): P(TENSOR),
-    ("up_proj", "bias"): P(TENSOR),
-    ("down_proj", "kernel"): P(TENSOR, None),
-    ("lm_head", "kernel"): P(None, TENSOR),
-    ("draft_lm_head", "kernel"): P(None, TENSOR),
-    ("linear", "kernel"): P(None, TENSOR),  # draft heads
-    ("linear", "bias"): P(TENSOR),
+    ("qkv_proj", "kernel"): ("embed", "kv_heads", "group", "head_dim"),  # `models.joined`
+    ("qkv_proj", "bias"): ("kv_heads", "group", "head_dim"),
+    ("gate_up_proj", "kernel"): ("embed", "parts", "inner"),
+    ("gate_up_proj", "bias"): ("parts", "inner"),
+    ("q_proj", "kernel"): ("embed", "heads"),
+    ("k_proj", "kernel"): ("embed", "kv_heads"),
+    ("v_proj", "kernel"): ("embed", "kv_heads"),
+    ("q_proj", "bias"): ("heads",),
+    ("k_proj", "bias"): ("kv_heads",),
+    ("v_proj", "bias"): ("kv_heads",),
+    ("o_proj", "kernel"): ("heads", "embed"),
+    ("gate_proj", "kernel"): ("embed", "inner"),
+    ("up_proj", "kernel"): ("embed", "inner"),
+    ("gate_proj", "bias"): ("inner",),
+    ("up_proj", "bias"): ("inner",),
+    ("down_proj", "kernel"): ("inner", "embed"),
+    ("lm_head", "kernel"): ("embed", "vocab"),
+    ("draft_lm_head", "kernel"): ("embed", "vocab"),
+    ("linear", "kernel"): ("embed", "inner"),  # draft heads
+    ("linear", "bias"): ("inner",),
 }
-_EMBEDDINGS = P(TENSOR, None)
-# Mesh axes by the axes that fields name (`arrays.axes`): caches, their positions and queries are split by head.
-_AXES = {"kv_heads": TENSOR, "heads": TENSOR}
-
-
-def check_mesh(config: ModelConfig, devices: int) -> None:
-    """Raises UserError if a model cannot be split over this many devices."""
-    for name in ("num_kv_heads", "num_heads", "intermediate_size", "vocab_size"):
-        if getattr(config, name) % devices:
-            raise UserError(f"{name} {getattr(config, name)} cannot be split over {devices} devices; use a divisor")
+_EMBEDDINGS = ("vocab", "embed")
 
 
 def split_over(axis: str) -> bool:
-    """Whether a mesh is in use and has several devices along the axis."""
+    """Whether a mesh is in use, has several devices along the axis, and XLA splits programs over it."""
     mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and axis in mesh.axis_names and mesh.shape[axis] > 1
+    if mesh.empty or axis not in mesh.axis_names or mesh.shape[axis] == 1:
+        return False
+    return mesh.axis_types[mesh.axis_names.index(axis)] != AxisType.Manual
+
+
+def size_of(axis: str) -> int:
+    """The devices along an axis of the mesh in use, over which XLA splits programs; 1 without any."""
+    return jax.sharding.get_abstract_mesh().shape[axis] if split_over(axis) else 1
+
+
+def free_axes() -> set[str]:
+    """The axes of the mesh in use that no enclosing `shard_map` has split already."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind != AxisType.Manual}
 
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
-    """The sharding of every leaf: for a dataclass by the axes that its fields name, for parameters by the names on
-    their path; None stays None."""
+    """The sharding of every array or shape of a tree; None stays None."""
+    sizes = dict(mesh.shape)
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(sizes, tree), is_leaf=lambda x: isinstance(x, P))
+
+
+def specs(sizes: Mapping[str, int], tree: Any) -> Any:
+    """The `PartitionSpec` of every array or shape on a mesh of such sizes: by the names on the fields of dataclasses,
+    and by the names on the path of parameters; None stays None."""
+    return _mapped(tree, lambda names, leaf: spec_of_axes(sizes, names, leaf.shape))
+
+
+def named(tree: Any) -> list[tuple[str, tuple[str, ...], Any]]:
+    """The path, the names of the dimensions, and the array or shape of every leaf of a tree."""
+    found = _mapped(tree, lambda names, leaf: _Named(names, leaf))
+    leaves = jax.tree_util.tree_leaves_with_path(found, is_leaf=lambda x: isinstance(x, _Named))
+    return [(".".join(_names_on(path)), entry.names, entry.leaf) for path, entry in leaves]
+
+
+def bytes_on_each(sizes: Mapping[str, int], tree: Any) -> int:
+    """The bytes of arrays or shapes that each device of a mesh of such sizes stores."""
+    total = 0
+    for _, names, leaf in named(tree):
+        parts = [sizes.get(axis or "", 1) for axis in spec_of_axes(sizes, names, leaf.shape)]
+        total += math.prod(leaf.shape) // math.prod(parts) * jax.numpy.dtype(leaf.dtype).itemsize
+    return total
+
+
+def placed(tree: Any) -> Any:
+    """Inside a jitted function, keeps every array of dataclasses where the rules say; nothing on one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+    sizes = {axis: size_of(axis) for axis in mesh.axis_names}
+    found = specs(sizes, tree)
+    return jax.tree.map(lambda leaf, spec: jax.lax.with_sharding_constraint(leaf, spec), tree, found)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    names: tuple[str, ...]
+    leaf: Any
+
+
+def _mapped(tree: Any, function: Any) -> Any:
+    """The tree with `function` of names and leaf in place of every leaf."""
     if isinstance(tree, tuple):
-        return tuple(shardings(mesh, part) for part in tree)
+        return tuple(_mapped(part, function) for part in tree)
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         parts = {}
         for field in dataclasses.fields(tree):
             if field.metadata.get("static"):
                 continue
-            value, names = getattr(tree, field.name), field.metadata.get("axes")
-            if names is None:
-                parts[field.name] = shardings(mesh, value)
-                continue
-            place = arrays.sharding(mesh, names, _AXES)
-            parts[field.name] = jax.tree.map(lambda _, place=place: place, value)
+            value, axes = getattr(tree, field.name), field.metadata.get("axes")
+            if axes is None:
+                parts[field.name] = _mapped(value, function)
+            else:
+                parts[field.name] = jax.tree.map(lambda leaf, axes=axes: function(axes.names, leaf), value)
         return dataclasses.replace(tree, **parts)
 
-    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, _parameter_spec([_name(key) for key in path]))
+    def one(path: tuple[Any, ...], leaf: Any) -> Any:
+        return function(parameter_axes(_names_on(path)), leaf)
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def _parameter_spec(names: list[str]) -> P:
-    names = [name for name in names if name != "value"]  # nnx wraps a parameter in a variable
+def parameter_axes(path: Sequence[Any]) -> tuple[str, ...]:
+    """The names of a parameter's dimensions; () where it is replicated."""
+    names = [str(name) for name in path if name != "value"]  # nnx wraps a parameter in a variable
     if "embed_tokens" in names:
         return _EMBEDDINGS
-    spec = _PARAMETERS.get((names[-2], names[-1]), P()) if len(names) > 1 else P()
-    return P(None, *spec) if "stack" in names else spec  # `models.stacked`: first come groups of layers
+    axes = _PARAMETERS.get((names[-2], names[-1]), ()) if len(names) > 1 else ()
+    return ("groups", *axes) if axes and "stack" in names else axes  # `models.stacked`: first come groups of layers
+
+
+def parameter_sharding(mesh: Mesh, path: Sequence[Any], shape: tuple[int, ...]) -> NamedSharding:
+    """The sharding of the parameter at a path."""
+    return NamedSharding(mesh, spec_of_axes(dict(mesh.shape), parameter_axes(path), shape))
+
+
+def spec_of_axes(sizes: Mapping[str, int], names: tuple[str, ...], shape: tuple[int, ...]) -> P:
+    """The split of an array whose dimensions have these names, on a mesh of such sizes."""
+    over: list[str | None] = []
+    for name, size in zip(names, shape, strict=False):
+        axis = RULES.get(name)
+        parts = sizes.get(axis, 1) if axis is not None else 1
+        over.append(axis if parts > 1 and size % parts == 0 else None)
+    while over and over[-1] is None:
+        over.pop()
+    return P(*over)
+
+
+def _names_on(path: tuple[Any, ...]) -> list[str]:
+    return [_name(key) for key in path]
 
 
 def _name(key: Any) -> str:

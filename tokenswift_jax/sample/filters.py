@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.order_statistics import Search
 from pallas_kernels.shortlist_edges import reference, shortlist_edges
+from tokenswift_jax.parallel.island import on_every_device
 from tokenswift_jax.sample.block_topk import search_whole, shortlist, worthwhile
 from tokenswift_jax.sample.params import SequenceParams
 
@@ -105,14 +106,14 @@ def _orders_of_few(scores: jax.Array, filters: FilterParams, search: Search) -> 
     def per_row(values: jax.Array) -> jax.Array:
         return jnp.broadcast_to(values, highest.shape).reshape(-1, 1)
 
-    edges = shortlist_edges(
+    edges = on_every_device(
+        partial(shortlist_edges, search=search),
         few.scores.reshape(-1, few.scores.shape[-1]),
         per_row(highest),
         per_row(filters.keep),
         per_row(filters.top_k),
         per_row(filters.top_p),
         per_row(total),
-        search,
     )
     floor, lowest, nucleus = (edge.reshape(highest.shape) for edge in edges)
     # The shortlist contains every score above `sure`, and at least BLOCKS scores of the row are no lower.

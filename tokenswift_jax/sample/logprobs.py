@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.models.layers import wide_dtype
+from tokenswift_jax.parallel.vocabulary import best, is_shared
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.sampler import RowInputs, TextInputs, row_scores
 
@@ -45,10 +46,13 @@ class Logprobs:
 def logprobs_of(scores: jax.Array, tokens: jax.Array, top: int) -> Logprobs:
     """Log-probabilities of tokens int32 [batch, count] under the softmax of scores [batch, count, vocab]."""
     scores = scores.astype(wide_dtype(scores.dtype))
-    normaliser = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+    if is_shared(scores.shape[-1]):
+        highest, ids, normaliser = best(scores, top)
+    else:
+        normaliser = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+        highest, ids = jax.lax.top_k(scores, top)
     own = jnp.take_along_axis(scores, tokens[..., None], axis=-1, mode="clip") - normaliser
-    best, ids = jax.lax.top_k(scores, top)
-    return Logprobs(own[..., 0].astype(jnp.float32), ids.astype(jnp.int32), (best - normaliser).astype(jnp.float32))
+    return Logprobs(own[..., 0].astype(jnp.float32), ids.astype(jnp.int32), (highest - normaliser).astype(jnp.float32))
 
 
 def path_logprobs(

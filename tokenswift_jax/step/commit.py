@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from tokenswift_jax.arrays import write_at
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.forward import Rows
+from tokenswift_jax.parallel.residual import whole
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.params import contains
 from tokenswift_jax.speculate.acceptance import Acceptance
@@ -73,7 +74,8 @@ def _cut(state: DecodeState, inputs: StepInputs, walk: Acceptance, broken: jax.A
     remaining = params.stop_length - (state.length + 1)
     count = jnp.minimum(walk.accepted + 1, remaining)
     never = jnp.int32(walk.emitted.shape[1])
-    end = jnp.where(contains(params.eos, jnp.maximum(walk.emitted, 0)), steps, never).min(axis=1)
+    # Without `whole`, XLA splits the set with the vocabulary on a mesh, and sums what each device finds in its part.
+    end = jnp.where(contains(whole(params.eos), jnp.maximum(walk.emitted, 0)), steps, never).min(axis=1)
     nan = jnp.where(broken, steps, never).min(axis=1)
     finish = jnp.where(count >= remaining, Finish.LENGTH, Finish.RUNNING)
     finish, count = jnp.where(end < count, Finish.EOS, finish), jnp.minimum(count, end + 1)

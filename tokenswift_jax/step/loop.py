@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tokenswift_jax.arrays import write_at
+from tokenswift_jax.arrays import axes, pytree, write_at
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import next_rows
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.rows import EVERY, ROWS, over_groups, over_rows
+from tokenswift_jax.parallel.rules import placed
 from tokenswift_jax.sample.logprobs import Logprobs
 from tokenswift_jax.sample.params import SequenceParams
 from tokenswift_jax.speculate.drafter import CommittedText, Drafter
@@ -29,8 +31,7 @@ from tokenswift_jax.step.teacher_forced_drafts import accepted_rows
 from tokenswift_jax.token_log import RECORD
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class Chunk:
     """The results of one chunk.
 
@@ -39,14 +40,14 @@ class Chunk:
       counts: int32 [batch], number of emitted tokens that count.
       finish: int32 [batch], `DecodeState.finish` after the chunk.
       length: int32 [batch], committed positions after the chunk.
-      iterations: int32 [], number of iterations run.
+      iterations: int32 [], number of iterations run; on a mesh with a data axis, of the group that ran the most.
     """
 
     emitted: Emitted
-    counts: jax.Array
-    finish: jax.Array
-    length: jax.Array
-    iterations: jax.Array
+    counts: jax.Array = axes("batch")
+    finish: jax.Array = axes("batch")
+    length: jax.Array = axes("batch")
+    iterations: jax.Array = axes()
 
 
 @contextmanager
@@ -68,7 +69,17 @@ def run_chunk(
     """Iterates until a row has no room for another iteration in its `capacity` records, all rows have finished, or
     `iterations` (int32 []) have run, without synchronisation with the host in between.
 
-    Negative `iterations`: that many run although all rows have finished, do all their work and commit nothing."""
+    Negative `iterations`: that many run although all rows have finished, do all their work and commit nothing. On a
+    mesh with a data axis, each group of devices iterates for its own rows."""
+    given = inputs, state, iterations
+    chunk = Chunk(emitted=ROWS, counts=ROWS, finish=ROWS, length=ROWS, iterations=EVERY)  # pyright: ignore[reportArgumentType]
+    batch = state.length.shape[0]
+    return placed(over_rows(partial(_run_chunk, graph, plan, capacity), given, (1, chunk), batch))
+
+
+def _run_chunk(
+    graph: nnx.GraphDef, plan: Plan, capacity: int, inputs: StepInputs, state: DecodeState, iterations: jax.Array
+) -> tuple[DecodeState, Chunk]:
     model = nnx.merge(graph, inputs.params)
     batch, step = state.length.shape[0], plan.depth + 1
 
@@ -81,12 +92,13 @@ def run_chunk(
         state, emitted, counts, done = carry
         state, new, count = iterate(model, state, inputs, plan)
         emitted = jax.tree.map(partial(write_at, starts=counts), emitted, new)
-        return state, emitted, counts + count, done + 1
+        # Without `placed`, XLA splits some arrays of the state in the loop otherwise than around it, and gathers them.
+        return placed(state), emitted, counts + count, done + 1
 
     with exact_products(state.cache.dtype):
         carry = (state, _nothing(plan, batch, capacity), jnp.zeros((batch,), jnp.int32), jnp.zeros((), jnp.int32))
         state, emitted, counts, done = jax.lax.while_loop(unfinished, body, carry)
-    return state, Chunk(emitted, counts, state.finish, state.length, done)
+    return state, Chunk(emitted, counts, state.finish, state.length, over_groups(done))
 
 
 def _nothing(plan: Plan, batch: int, capacity: int) -> Emitted:
@@ -103,6 +115,13 @@ def causal_chunk(
 ) -> tuple[jax.Array, FullCache]:
     """The last layer's output [batch, rows, hidden_size], before the final norm, of tokens int32 [batch, rows] at
     positions start (int32 []) .., and the cache with their K/V in its slots."""
+    hidden, cache = over_rows(partial(_causal_chunk, graph), (params, tokens, start, cache), (ROWS, 3), tokens.shape[0])
+    return hidden, placed(cache)
+
+
+def _causal_chunk(
+    graph: nnx.GraphDef, params: Any, tokens: jax.Array, start: jax.Array, cache: FullCache
+) -> tuple[jax.Array, FullCache]:
     model = nnx.merge(graph, params)
     rows = next_rows(tokens, jnp.broadcast_to(start, tokens.shape[:1]))
     with exact_products(cache.dtype):
@@ -118,6 +137,11 @@ def prefill_chunk(graph: nnx.GraphDef, params: Any, tokens: jax.Array, start: ja
 def catch_up(config: ModelConfig, drafter: Drafter, settings: SequenceParams, state: DecodeState) -> DecodeState:
     """Brings the state of a drafter up to the committed length: after prefill, and before drafting resumes after
     iterations of other plans."""
+    batch = state.length.shape[0]
+    return placed(over_rows(partial(_catch_up, config, drafter), (settings, state), 1, batch))
+
+
+def _catch_up(config: ModelConfig, drafter: Drafter, settings: SequenceParams, state: DecodeState) -> DecodeState:
     text = CommittedText(config, state.tokens, state.length, settings.ngram_lag, state.cache, state.query)
     own = [part.catch_up(kept, text) for part, kept in zip(drafter.parts, state.drafter, strict=True)]
     return replace(state, drafter=tuple(own))

@@ -1,0 +1,70 @@
+"""Token equality over meshes: one text for each way to decode on each mesh, compared with the text of one device.
+
+python scripts/mesh_equality.py [--model smollm2] [--tokens 64] [--meshes 1 model=2 ...] [--runs fused selfspec ...]
+
+On a CPU it makes 8 virtual devices. It prints a table: for each run and each kind of sampling the smallest lead of a
+draw over the runner-up, in processed logits on one device, and for each mesh whether all rows have the tokens of one
+device. It exits with status 1 if any row differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+
+MESHES = ("1", "model=2", "model=4", "data=2", "data=2,model=2")
+PROMPTS = ("It was late in the autumn, and the road", "In the morning the old woman went down to the river", "Once")
+
+
+def main() -> int:
+    """Runs the matrix; 0 if all texts are those of one device."""
+    import tokenswift_jax as ts
+    from tokenswift_jax.audit.lead import smallest_lead
+    from tokenswift_jax.request import batch_of
+
+    runs = {
+        "autoregressive": ts.SpeculationConfig(mode="autoregressive"),
+        "fused": ts.SpeculationConfig(mode="tokenswift", schedule="fused", node_budget=7),
+        "partial": ts.SpeculationConfig(mode="tokenswift", schedule="partial", node_budget=7, draft_cache=64),
+        "selfspec": ts.SpeculationConfig(mode="selfspec", draft_cache=64),
+        "ngram": ts.SpeculationConfig(mode="ngram"),
+    }
+    samplings = {
+        "greedy": ts.SamplingConfig(temperature=0.0),
+        "sampled": ts.SamplingConfig(temperature=0.9, min_p=0.05, repetition_penalty=1.1, penalty_window=64, seed=5),
+        "top-k, top-p": ts.SamplingConfig(temperature=1.0, top_k=50, top_p=0.9, repetition_penalty=1.1, seed=6),
+    }
+    parser = argparse.ArgumentParser(description="token equality over meshes")
+    parser.add_argument("--model", help="default: the bundled demo")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--meshes", nargs="+", default=MESHES)
+    parser.add_argument("--runs", nargs="+", default=list(runs), choices=runs)
+    options = parser.parse_args()
+
+    texts, leads = {}, {}
+    for mesh in dict.fromkeys(("1", *options.meshes)):
+        model = ts.load(options.model, "float32", mesh=mesh)
+        prompts = [model.tokenizer(prompt).input_ids for prompt in PROMPTS]
+        for run in options.runs:
+            for name, sampling in samplings.items():
+                limits = {"max_new_tokens": options.tokens, "ignore_eos": True}
+                results = ts.generate(model, prompts, sampling, runs[run], **limits)
+                texts[run, name, mesh] = [result.token_ids for result in results]
+                if mesh == "1":
+                    requests = batch_of(prompts, sampling, max_new_tokens=options.tokens)
+                    pairs = zip(requests, texts[run, name, mesh], strict=True)
+                    leads[run, name] = min(smallest_lead(model, *pair) for pair in pairs)
+    print(f"{'run':16}{'sampling':14}{'least lead':12}" + "".join(f"{mesh:16}" for mesh in options.meshes))
+    for (run, name), lead in leads.items():
+        same = {mesh: texts[run, name, mesh] == texts[run, name, "1"] for mesh in options.meshes}
+        print(f"{run:16}{name:14}{lead:<12.2g}" + "".join(f"{'same' if same[m] else 'DIFFERENT':16}" for m in same))
+    return int(any(found != texts[run, name, "1"] for (run, name, _), found in texts.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""The collectives of a compiled chunk's loop on the model axis, counted with their bytes: no device sends logits."""
+
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import pytest
+from collectives import in_loop
+from parallel_models import FEW, first_call, model_of
+
+from tokenswift_jax import SamplingConfig
+from tokenswift_jax.parallel.mesh import make_mesh
+from tokenswift_jax.parallel.mesh_spec import MeshSpec
+from tokenswift_jax.parallel.rules import shardings
+from tokenswift_jax.step.loop import run_chunk
+
+DEVICES = 8
+
+
+@pytest.mark.parametrize("schedule", ["autoregressive", "fused", "partial"])
+def test_a_step_sums_twice_a_layer_and_gathers_no_logits(schedule):
+    graph, plan, inputs, state = first_call(schedule)
+    mesh, config = make_mesh(MeshSpec(model=DEVICES)), model_of()[0]
+    with jax.set_mesh(mesh):
+        placed = jax.device_put((inputs, state), shardings(mesh, (inputs, state)))
+        run = jax.jit(lambda i, s: run_chunk(graph, plan, FEW, i, s, jnp.int32(FEW)))
+        found = Counter(in_loop(run.lower(*placed).compile().as_text()))
+
+    def forward(rows):
+        """Two sums a layer and one for the embeddings, float32."""
+        return Counter({("all-reduce", 4 * rows * config.hidden_size): 2 * config.num_layers + 1})
+
+    rows, heads = plan.rows, config.num_draft_heads
+    expected = forward(rows)
+    expected["all-gather", DEVICES * rows * 8] += 1  # the draw: of each device a score and an id, 4 bytes each
+    expected["all-reduce", 4 * rows] += 1  # min-p: the highest score of all
+    if schedule != "autoregressive":
+        guesses = heads + (schedule == "partial")
+        widest = max(plan.tree.widths)
+        expected["all-gather", 4 * config.hidden_size] += heads  # the hidden state behind each draft head
+        # Of each device its best candidates, with their ids, and the sum of all shares.
+        local = min(widest, config.vocab_size // DEVICES)
+        expected["all-gather", DEVICES * guesses * 4 * 2 * (local + 1)] += 1
+        expected["all-reduce", 4 * guesses] += 1  # min-p
+    if schedule == "partial":
+        expected += forward(1)  # the root over the draft cache
+    assert found == expected
+
+
+def test_a_greedy_step_needs_one_merge():
+    graph, plan, inputs, state = first_call("autoregressive", sampling=SamplingConfig(temperature=0.0))
+    mesh = make_mesh(MeshSpec(model=2))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put((inputs, state), shardings(mesh, (inputs, state)))
+        run = jax.jit(lambda i, s: run_chunk(graph, plan, FEW, i, s, jnp.int32(FEW)))
+        found = Counter(in_loop(run.lower(*placed).compile().as_text()))
+    assert found == {("all-reduce", 128): 5, ("all-gather", 16): 1}

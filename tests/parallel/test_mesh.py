@@ -1,0 +1,148 @@
+"""A mesh as a person writes it, the sizes of a model that it changes, and what is placed where."""
+
+import dataclasses
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import tokenswift_jax as ts
+from tests.tiny import tiny_config
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.parallel import device_memory
+from tokenswift_jax.parallel.fit import ZEROS, fit
+from tokenswift_jax.parallel.mesh import make_mesh, notes_on
+from tokenswift_jax.parallel.mesh_choice import chosen_mesh
+from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshSpec, parse_mesh
+from tokenswift_jax.parallel.report import mesh_table
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, MeshSpec()),
+        ("1", MeshSpec()),
+        ("1x1", MeshSpec()),
+        ("4", MeshSpec(model=4)),
+        (4, MeshSpec(model=4)),
+        ("data=2,model=4", MeshSpec(2, 4)),
+        ({"model": 2, "context": 1}, MeshSpec(model=2)),
+        ("auto", AutoMesh()),
+    ],
+)
+def test_a_mesh_is_read(given, expected):
+    assert parse_mesh(given) == expected
+    if isinstance(expected, MeshSpec):
+        assert parse_mesh(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ("2x2", "mesh 2x2: it must be data=2,model=4, or 4 for model=4, or auto"),
+        ("", "mesh : it must be"),
+        (0, "mesh 0: it must be"),
+        (True, "mesh True: it must be"),
+        ("model=0", "mesh model=0: the size of model must be a whole number of at least 1"),
+        ("0", "mesh 0: the size of model must be"),
+        ("tensor=2", "mesh tensor=2: there is no axis tensor; axes: data, model"),
+        ("context=2", "mesh context=2: the axis context does not work yet; axes that do: data, model"),
+        ("data=2,data=2", "the axis data appears twice"),
+        ({"data": 1.5}, "the size of data must be a whole number"),
+    ],
+)
+def test_a_mesh_that_is_none_is_refused_in_one_line(given, line):
+    with pytest.raises(UserError) as error:
+        parse_mesh(given)
+    assert line in str(error.value)
+    assert error.value.arguments == ("mesh",)
+
+
+@pytest.mark.parametrize(
+    ("spec", "remedy"),
+    [
+        (MeshSpec(3, 4), "mesh data=3,model=4 needs 12 devices, and there are 8; data is too large: data=2 fits"),
+        (MeshSpec(1, 16), "model is too large: model=8 fits"),
+        (MeshSpec(2, 16), "model is too large: model=4 fits"),
+        (MeshSpec(16, 16), "model is too large: model=8 fits, without data"),
+    ],
+)
+def test_too_few_devices(spec, remedy):
+    with pytest.raises(UserError, match=remedy):
+        make_mesh(spec)
+
+
+def test_devices_left_over_are_named():
+    mesh, names = make_mesh(MeshSpec(2, 2)), ", ".join(map(str, jax.devices()[4:]))
+    assert notes_on(mesh, tiny_config())[-1] == f"mesh data=2,model=2 uses 4 of 8 devices; left over: {names}"
+    assert notes_on(make_mesh(MeshSpec(2, 4)), tiny_config(num_key_value_heads=4)) == ()
+    assert notes_on(None, tiny_config()) == ()
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "devices", "expected"),
+    [
+        (2, 2, 4, [[0], [1], [2], [3]]),  # each KV head on two devices, with half of its queries
+        (2, 7, 4, [[0, 1, 2, 3], [4, 5, 6, ZEROS], [7, 8, 9, 10], [11, 12, 13, ZEROS]]),
+        (3, 1, 2, [[0], [1], [2], [ZEROS]]),
+        (3, 3, 8, [[0, 1], [2, ZEROS], [3, 4], [5, ZEROS], [6, 7], [8, ZEROS], [ZEROS] * 2, [ZEROS] * 2]),
+        (1, 2, 4, [[0], [1], [ZEROS], [ZEROS]]),
+    ],
+)
+def test_heads_are_repeated_and_never_cut(kv_heads, group, devices, expected):
+    config = tiny_config(num_attention_heads=kv_heads * group, num_key_value_heads=kv_heads)
+    fitted = fit(config, devices)
+    assert fitted.heads.reshape(-1, fitted.config.group_size).tolist() == expected
+    assert fitted.config.num_kv_heads % devices == 0
+    for own, kv_head in zip(expected, fitted.kv_heads, strict=True):
+        assert all(head // group == kv_head for head in own if head != ZEROS)
+    assert sorted(head for own in expected for head in own if head != ZEROS) == list(range(kv_heads * group))
+
+
+def test_what_divides_stays_as_it_is():
+    assert fit(tiny_config(), 2) is None
+    assert fit(tiny_config(intermediate_size=50), 4).config.intermediate_size == 52
+
+
+def test_one_device_is_no_mesh_and_virtual_devices_gain_nothing():
+    assert make_mesh(MeshSpec()) is None
+    spec, (why,) = chosen_mesh(tiny_config(), 4, AutoMesh())
+    assert (spec, why) == (MeshSpec(), "mesh auto: 1, since the 8 virtual devices share one CPU and its memory")
+
+
+def test_too_little_memory_is_noticed_before_loading(monkeypatch):
+    monkeypatch.setattr(device_memory, "available_bytes", lambda: 4_000_000)
+    line = r"mesh model=2 puts 0.0 GB of weights on each device, and .* has 0.0 GB free: 0.0 GB are missing; a larger"
+    with pytest.raises(UserError, match=line):
+        ts.load(mesh="model=2")
+
+
+def test_a_loaded_model_is_split_by_whole_heads():
+    model, alone = ts.load(mesh="model=4"), ts.load()
+    assert dict(model.mesh.shape) == {"data": 1, "model": 4}
+    assert model.mesh_notes[0] == "mesh model=4: each of the 2 KV heads is stored on 2 devices"
+    assert dataclasses.replace(model.config, num_kv_heads=2) == alone.config
+    layer = model.params["layers"][0]["self_attn"]
+    keys, whole = layer["k_proj"]["kernel"][...], alone.params["layers"][0]["self_attn"]["k_proj"]["kernel"][...]
+    assert keys.sharding.spec == P(None, "model")
+    heads = np.split(np.asarray(whole), 2, axis=1)
+    for shard, head in zip(keys.addressable_shards, (0, 0, 1, 1), strict=True):
+        np.testing.assert_array_equal(shard.data, heads[head])
+    table = mesh_table(dict(model.mesh.shape), {"parameters": model.params})
+    (line,) = [line for line in table.splitlines() if "self_attn.o_proj.kernel" in line]
+    columns = [part.strip() for part in line.split("  ") if part.strip()]
+    size = 4 * whole.shape[0] * 256 * 4 // 4  # four layers, float32, four devices
+    assert columns == [
+        "parameters.layers.*.self_attn.o_proj.kernel",
+        "4",
+        "256 x 256",
+        "heads, embed",
+        "model",
+        f"{size:,}",
+    ]
+    stored = Counter()
+    for leaf in jax.tree.leaves(model.params):
+        stored.update({shard.device: shard.data.nbytes for shard in leaf.addressable_shards})
+    assert {f"{size:,}" for size in stored.values()} == {table.split()[-1]}

@@ -1,0 +1,58 @@
+"""The demo on meshes of virtual devices writes the texts of one device; `scripts/mesh_equality.py` runs more cells."""
+
+import dataclasses
+
+import pytest
+
+import tokenswift_jax as ts
+from tokenswift_jax.errors import UserError
+
+PROMPTS = ("It was late in the autumn, and the road", "Once", "In the morning the old woman")
+SAMPLED = ts.SamplingConfig(temperature=0.9, min_p=0.05, repetition_penalty=1.1, penalty_window=64, seed=5)
+PARTIAL = ts.SpeculationConfig(mode="tokenswift", schedule="partial", node_budget=7, draft_cache=24, draft_sinks=4)
+FUSED = ts.SpeculationConfig(mode="tokenswift", schedule="fused", node_budget=7)
+PLAIN = ts.SpeculationConfig(mode="autoregressive")
+TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def model():
+    loaded = {}
+
+    def of(mesh):
+        if mesh not in loaded:
+            loaded[mesh] = ts.load(mesh=mesh)
+        return loaded[mesh]
+
+    return of
+
+
+def texts(model, speculation, prompts=PROMPTS):
+    results = ts.generate(model, list(prompts), SAMPLED, speculation, max_new_tokens=TOKENS, ignore_eos=True)
+    return [result.token_ids for result in results]
+
+
+@pytest.fixture(scope="module")
+def expected(model):
+    return texts(model(None), PLAIN)
+
+
+@pytest.mark.parametrize(("mesh", "speculation"), [("model=4", PARTIAL), ("data=2,model=2", FUSED)])
+def test_a_mesh_writes_the_text_of_one_device(model, expected, mesh, speculation):
+    """Of the KV heads there are two; three rows on two groups leave one idle."""
+    assert texts(model(mesh), speculation) == expected
+
+
+def test_a_journal_goes_on_on_another_mesh(model, expected, tmp_path):
+    def run(mesh, tokens, **more):
+        limits = {"max_new_tokens": tokens, "ignore_eos": True, "journal": tmp_path / "j", **more}
+        return ts.generate(model(mesh), PROMPTS[0], SAMPLED, PLAIN, **limits)
+
+    run("data=2,model=2", 20)
+    assert run("model=4", TOKENS, resume=True).token_ids == expected[0]
+
+
+def test_draft_weights_are_refused(model):
+    narrow = dataclasses.replace(FUSED, draft_weights="int8")
+    with pytest.raises(UserError, match="draft_weights does not work on a mesh yet; leave it out"):
+        ts.generate(model("data=2,model=2"), "x", speculation=narrow, max_new_tokens=2)

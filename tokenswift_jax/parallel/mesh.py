@@ -1,0 +1,83 @@
+"""Meshes of devices: made from their written form, and the context in which programs run on one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.fit import fit
+from tokenswift_jax.parallel.mesh_spec import AXES, DATA, MODEL, MeshSpec
+
+# Each virtual device of a CPU waits in a collective with a thread of its own. Without enough threads, the collectives
+# of two devices wait for each other forever (2 cores, 2 devices, some 200 steps).
+_CPU_THREADS = "32"
+
+
+def make_mesh(spec: MeshSpec) -> Mesh | None:
+    """The mesh of a specification over the first devices; None for one device.
+
+    Raises:
+      UserError: there are too few devices; the message names the axis and a size that fits.
+    """
+    if spec.devices == 1:
+        return None
+    devices = jax.local_devices()
+    count = len(devices)
+    if spec.devices > count:
+        found = "there is 1" if count == 1 else f"there are {count}"
+        raise UserError(f"mesh {spec} needs {spec.devices} devices, and {found}; {_remedy(spec, count)}", ("mesh",))
+    chosen = np.array(devices[: spec.devices]).reshape(spec.data, spec.model)
+    return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def give_threads() -> None:
+    """Lets JAX start with enough threads for the virtual devices of a CPU, if there are any; call it before JAX has
+    looked for devices."""
+    settings: Any = jax.config  # its flags are attributes that no type declares
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or settings.jax_num_cpu_devices > 1:
+        os.environ.setdefault("NPROC", _CPU_THREADS)
+
+
+def notes_on(mesh: Mesh | None, config: ModelConfig) -> tuple[str, ...]:
+    """Lines for a person: the sizes of a model that the mesh changes, and the devices that it leaves over."""
+    if mesh is None:
+        return ()
+    fitted, model = fit(config, mesh.shape[MODEL]), mesh.shape[MODEL]
+    notes = [f"mesh {spec_of(mesh)}: {note}" for note in (fitted.notes if fitted is not None else ())]
+    if config.vocab_size % model:
+        notes.append(
+            f"mesh {spec_of(mesh)}: {model} devices cannot share {config.vocab_size} tokens evenly, so each "
+            "stores all of the embeddings and the LM head"
+        )
+    idle = jax.local_devices()[mesh.size :]
+    if idle:
+        names = ", ".join(map(str, idle))
+        notes.append(f"mesh {spec_of(mesh)} uses {mesh.size} of {mesh.size + len(idle)} devices; left over: {names}")
+    return tuple(notes)
+
+
+def spec_of(mesh: Mesh | None) -> MeshSpec:
+    """The specification of a mesh."""
+    return MeshSpec() if mesh is None else MeshSpec(mesh.shape[DATA], mesh.shape[MODEL])
+
+
+def use(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """The context in which this thread traces and runs programs for a mesh; None changes nothing."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def _remedy(spec: MeshSpec, count: int) -> str:
+    """The axis that is too large, and a size of it that fits."""
+    if spec.model <= count:
+        return f"{DATA} is too large: {DATA}={count // spec.model} fits"
+    if spec.data <= count:
+        return f"{MODEL} is too large: {MODEL}={count // spec.data} fits"
+    return f"{MODEL} is too large: {MODEL}={count} fits, without {DATA}"

@@ -1,0 +1,70 @@
+"""The mesh `auto`: chosen from the devices, the model, the length and the rows, by the bytes that a step reads."""
+
+from __future__ import annotations
+
+import jax
+
+from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshSpec
+
+# Bytes a second of one device's memory, by a part of its name: data sheets of NVIDIA and Google.
+_BANDWIDTHS = {"A100": 2.039e12, "H100": 3.35e12, "H200": 4.8e12, "v5 lite": 0.819e12, "v5p": 2.765e12, "v6": 1.64e12}
+_UNKNOWN_BANDWIDTH = 1e12
+# Seconds of one small sum across devices. GPU: 18 to 29 us, from gpt-fast's times of Llama-2-7B on 2 to 8 A100s
+# (pytorch-labs/gpt-fast, README). TPU: a few hops of 1 us each over a ring (jax-ml.github.io/scaling-book).
+_SUM_SECONDS = {"gpu": 20e-6, "tpu": 8e-6}
+_ROOM = 0.85  # share of a device's memory that weights and cache may take
+
+
+def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[MeshSpec, tuple[str, ...]]:
+    """The mesh of the least expected time for a step whose arrays fit the memory, and a line that says why.
+
+    Args:
+      config: the checkpoint's.
+      itemsize: bytes of a weight.
+      asked: the rows and the length to expect.
+    """
+    devices = jax.local_devices()
+    platform, kind, count = devices[0].platform, devices[0].device_kind, len(devices)
+    if count == 1:
+        return MeshSpec(), (f"mesh auto: 1, since there is one device ({kind})",)
+    if platform == "cpu":
+        return MeshSpec(), (f"mesh auto: 1, since the {count} virtual devices share one CPU and its memory",)
+    bandwidth = next((speed for name, speed in _BANDWIDTHS.items() if name in kind), _UNKNOWN_BANDWIDTH)
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+    weights, row = _weight_bytes(config, itemsize), _row_bytes(config, itemsize, asked.length)
+    found = []
+    for data, model in _shapes(count):
+        rows, copies = -(-asked.rows // data), -(-model // config.num_kv_heads)
+        stored = weights / model + rows * row * copies / model
+        sums = 0 if model == 1 else (2 * config.num_layers + 2) * _SUM_SECONDS.get(platform, 20e-6)
+        fits = memory is None or stored <= _ROOM * memory
+        # Of meshes that are equally fast, the one with the fewest devices.
+        found.append((not fits, stored / bandwidth + sums, data * model, data, model, stored))
+    misfit, seconds, _, data, model, stored = min(found)
+    spec = MeshSpec(data, model)
+    length = config.max_position_embeddings if asked.length is None else asked.length
+    reason = (
+        f"mesh auto: {spec} of {count} x {kind}, for {asked.rows} rows of {length} positions: {stored / 1e9:.1f} GB "
+        f"a device, {1e3 * seconds:.2f} ms a step by memory and sums"
+    )
+    return spec, (reason + (", more than a device has" if misfit else ""),)
+
+
+def _shapes(count: int) -> list[tuple[int, int]]:
+    """All pairs (data, model) of at most `count` devices in powers of two, and those of all devices."""
+    sizes = [2**power for power in range(count.bit_length()) if 2**power <= count]
+    pairs = {(data, model) for data in sizes for model in sizes if data * model <= count}
+    return sorted(pairs | {(1, count), (count, 1)})
+
+
+def _weight_bytes(config: ModelConfig, itemsize: int) -> int:
+    size, inner = config.hidden_size, config.intermediate_size
+    attention = 2 * size * config.head_dim * (config.num_heads + config.num_kv_heads)
+    tables = config.vocab_size * size * (1 if config.tie_word_embeddings else 2)
+    return itemsize * (config.num_layers * (attention + 3 * size * inner) + tables)
+
+
+def _row_bytes(config: ModelConfig, itemsize: int, length: int | None) -> int:
+    positions = config.max_position_embeddings if length is None else length
+    return 2 * itemsize * config.num_layers * config.num_kv_heads * config.head_dim * positions

@@ -1,0 +1,92 @@
+"""Scores over a vocabulary that devices share: each searches its own part, and one small merge follows.
+
+No device ever has another's scores. Ties go to the lowest id, as on one device: every device's candidates are in that
+order, and the devices are in the order of their ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from tokenswift_jax.parallel.island import island
+from tokenswift_jax.parallel.mesh_spec import MODEL
+from tokenswift_jax.parallel.rules import size_of
+
+
+def is_shared(vocab: int) -> bool:
+    """Whether the devices of the mesh in use share a vocabulary of this size."""
+    devices = size_of(MODEL)
+    return devices > 1 and vocab % devices == 0
+
+
+def highest(
+    scores: jax.Array, search: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+) -> tuple[jax.Array, jax.Array]:
+    """The id int32 [...] and the score [...] of the highest of scores [..., vocab].
+
+    A NaN is higher than every number, as for `jnp.max`.
+
+    Args:
+      scores: as the devices share them.
+      search: returns the same of one device's part.
+    """
+    vocab = scores.shape[-1]
+
+    def own(part: jax.Array) -> tuple[jax.Array, jax.Array]:
+        token, score = search(part)
+        scores, tokens = _gathered(score[..., None], _global(token, part)[..., None])
+        best = jnp.max(scores, axis=-1)
+        first = jnp.min(jnp.where(scores == best[..., None], tokens, vocab - 1), axis=-1)
+        return first, best
+
+    return island(own, in_specs=(_split(scores),), out_specs=(P(), P()))(scores)
+
+
+def best(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The k highest of scores [..., vocab], [..., k] in descending order, their ids int32 [..., k], and the logarithm
+    of the sum of all exponentials, [..., 1]."""
+
+    def own(part: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        few, tokens = lax.top_k(part, min(k, part.shape[-1]))
+        few, tokens = map(lax.optimization_barrier, (few, tokens))
+        total = jax.nn.logsumexp(part, axis=-1, keepdims=True)
+        given = jnp.concatenate([few, total], axis=-1)
+        ids = jnp.concatenate([_global(tokens.astype(jnp.int32), part), jnp.zeros(total.shape, jnp.int32)], axis=-1)
+        scores, ids = (_apart(values, given.shape[-1]) for values in _gathered(given, ids))
+        found, places = lax.top_k(scores[..., :-1].reshape(*part.shape[:-1], -1), k)
+        ids = jnp.take_along_axis(ids[..., :-1].reshape(*part.shape[:-1], -1), places, axis=-1)
+        return found, ids, jax.nn.logsumexp(scores[..., -1], axis=-1, keepdims=True)
+
+    return island(own, in_specs=(_split(scores),), out_specs=(P(), P(), P()))(scores)
+
+
+def _split(scores: jax.Array) -> P:
+    return P(*[None] * (scores.ndim - 1), MODEL)
+
+
+def _global(tokens: jax.Array, part: jax.Array) -> jax.Array:
+    """The ids of the vocabulary for the ids of one device's part."""
+    return tokens + lax.axis_index(MODEL).astype(jnp.int32) * part.shape[-1]
+
+
+def _gathered(scores: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Every device's scores and ids [..., n], as [..., devices * n] on all devices, by one collective."""
+    bits = lax.bitcast_convert_type(scores, jnp.int32)
+    words = jnp.concatenate([bits.reshape(*ids.shape[:-1], -1), ids], axis=-1)
+    every = _apart(lax.all_gather(words, MODEL, axis=words.ndim - 1, tiled=True), words.shape[-1])
+    count = ids.shape[-1]
+    bits = every[..., :-count]
+    if scores.dtype.itemsize == 8:
+        bits = bits.reshape(*bits.shape[:-1], count, 2)
+    flat = (*ids.shape[:-1], -1)
+    return lax.bitcast_convert_type(bits, scores.dtype).reshape(flat), every[..., -count:].reshape(flat)
+
+
+def _apart(values: jax.Array, count: int) -> jax.Array:
+    """[..., devices * count] as [..., devices, count]."""
+    return values.reshape(*values.shape[:-1], -1, count)
