@@ -167,7 +167,7 @@ def fill_readme(readme: str, source: str | None) -> str:
             readme = fill(readme, name, benchmark_section(_rows(own)), own)
     card = DEMO / "README.md"
     files = [json.loads((DEMO / name).read_text(encoding="utf-8")) for name in ("training.json", "config.json")]
-    demo = demo_section(*files, card.read_text("utf-8") if card.exists() else "")
+    demo = demo_section(files[0], files[1], card.read_text("utf-8") if card.exists() else "")
     return fill(readme, "demo", demo)
 
 
