@@ -360,27 +360,6 @@ def test_texts_of_a_model_are_decoded_almost_as_fast_as_with_their_best_plan(pri
         assert speed >= 0.95 * device.best(), name
 
 
-def test_heads_that_lose_at_the_beginning_do_not_keep_ngrams_from_a_short_text():
-    """Parts of the stored texts, beside heads that earlier texts spoke for and that never come true here."""
-    file, heads, shares = Path(__file__).parents[2] / "benchmarks" / "2026-11-26-policy-texts.json", fused(3), []
-    for stored in json.loads(file.read_text()).values():
-        for begin in range(0, len(stored["ids"]) - 128, 64):
-            part = {"prompt": stored["prompt"] + stored["ids"][:begin], "ids": stored["ids"][begin : begin + 128]}
-            device = decoding(part, {1: 1.28, 3: 1.42, 7: 1.75})
-            gain, foreseen = device.gain, device.foreseen
-            both = Device(
-                device.prices | {heads: 1.5},
-                lambda named, at, gain=gain: 1 if named is heads else gain(named, at),
-                lambda named, read, foreseen=foreseen: 1.8 if named is heads else foreseen(named, read),
-                tokens=127,
-            )
-            speed, _ = both.run()
-            assert speed >= 0.97
-            shares.append(speed / device.best())
-    assert len(shares) > 20
-    assert np.mean(shares) >= 0.945
-
-
 def test_no_plans_no_choice():
     chooser = Chooser(PLAIN, [], 100, Device({}, nothing, nothing))
     chooser.observe(PLAIN, 32, 32, 1.0)

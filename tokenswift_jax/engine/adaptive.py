@@ -12,11 +12,6 @@ from tokenswift_jax.speculate.plans import NamedPlan
 # (`OVERHEAD`); drafts that are not accepted may lose the other 2%, of the tokens so far, or of the first HORIZON
 # tokens (the shortest text that the promise is measured on).
 ALLOWANCE, HORIZON = 0.02, 256
-# Plans whose foreseen tokens follow the text may lose so many times as much. Without it, heads that lose the account at
-# the beginning of a short text keep n-grams from it: on 26 parts of 127 tokens of stored texts, beside heads that never
-# come true, the mean speed relative to the best plan is 0.95 with it and 0.93 without; with 2.0 it is 0.99, but some
-# texts fall below 0.97 of plain decoding.
-LIVE = 1.4
 # Seconds that a chunk costs beside its iterations: one plain iteration of the demo takes 1.3 ms alone and 0.55 ms among
 # eight (two cores, the least of four measurements).
 OVERHEAD, OVERHEAD_SHARE = 0.00075, 0.01
@@ -323,8 +318,7 @@ class Chooser:
 
     def _most(self, named: NamedPlan, most: int) -> int:
         """The most iterations of a chunk that the account can lose, with a chunk under way beside it; 0: too few."""
-        left = self._left(LIVE if self._know.is_live(named) else 1.0) - self._rebuild(named)
-        worst = max(self._know.price(named) - 1, 1e-6)
+        left, worst = self._left() - self._rebuild(named), max(self._know.price(named) - 1, 1e-6)
         if int(left / (2 * worst)) < min(most, 2):
             return 0
         stake = left if named is self._ran else left * STAKE
@@ -335,9 +329,9 @@ class Chooser:
         step = self.plain_pace()
         return FIRST if step is None else min(max(FIRST, ceil(SHORTEST / step / self._know.price(named))), LATER)
 
-    def _left(self, times: float = 1.0) -> float:
-        """Plain steps that drafts may still lose, with so many times the allowance."""
-        return self._saved + times * ALLOWANCE * max(self.tokens, min(HORIZON, self._asked))
+    def _left(self) -> float:
+        """Plain steps that drafts may still lose."""
+        return self._saved + ALLOWANCE * max(self.tokens, min(HORIZON, self._asked))
 
     def _foreseen(self, named: NamedPlan) -> float:
         found = self._know.tokens(named)
