@@ -325,6 +325,7 @@ def check():
     return Check(**settings, earlier=[], report=lambda line: None)
 
 
+@pytest.mark.long
 def test_the_sections_run_here(check):
     (copied,) = SECTIONS["copy"](check)
     assert copied["bytes_a_second"] > 1e6

@@ -59,6 +59,7 @@ def assert_clean(report, positions):
     assert (report.bound, report.failed) == (0.0, False)
 
 
+@pytest.mark.long
 def test_the_demo_greedy_and_with_every_processor(demo):
     prompt = demo.tokenizer("The old house stood at the end of the lane.").input_ids
     tokens = emitted(demo, prompt, GREEDY, ignore_eos=True)
@@ -203,6 +204,7 @@ def test_nothing_to_audit(small):
     assert_clean(found(small, [1], [], GREEDY), 0)
 
 
+@pytest.mark.long
 def test_bfloat16_allows_near_ties_and_nothing_else(folder):
     model = ts.load(folder, dtype="bfloat16")
     prompt = model.tokenizer("The old house stood at the end of the lane.").input_ids

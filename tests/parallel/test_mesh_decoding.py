@@ -39,7 +39,7 @@ def expected(model):
 
 @pytest.mark.parametrize(("mesh", "speculation"), [("model=4", PARTIAL), ("data=2,model=2", FUSED)])
 def test_a_mesh_writes_the_text_of_one_device(model, expected, mesh, speculation):
-    """Of the KV heads there are two; three rows on two groups leave one idle."""
+    """The model has two KV heads; three rows on two groups leave one idle."""
     assert texts(model(mesh), speculation) == expected
 
 

@@ -75,6 +75,7 @@ def events(answer, seconds=None):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_server_loses_nothing_that_it_sent(tmp_path):
     """One text is streamed and rejoined after each kill; another has no reader. SIGTERM ends the last server."""
     model, chance = ts.load(), random.Random(0)
