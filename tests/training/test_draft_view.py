@@ -77,6 +77,7 @@ def test_rows_see_what_decoding_would_show_them(prompt, windows):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_drafts_from_these_states_are_those_that_the_engine_accepts():
     """A real prompt that exceeds the draft cache, then greedy tokens of the demo until it would select again."""
     model, greedy = ts.load(), ts.SamplingConfig(temperature=0.0)
