@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", nargs="+", default=["demo"], help="checkpoints; demo: the bundled one")
     parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS), help="texts to decode")
     parser.add_argument("--tokens", type=int, default=256, help="tokens of each text")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds, of which the fastest run of a contender counts")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds; the fastest run of a contender counts")
     parser.add_argument("--output", type=Path, help="JSON file that gets the rows; it states the load of the machine")
     options = parser.parse_args(argv)
     rows: list[dict[str, Any]] = []

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tokenswift_jax.audit.replay import text_windows
+from tokenswift_jax.audit.replay import draw_inputs
 from tokenswift_jax.audit.teacher import ROWS, teacher_forced
 from tokenswift_jax.engine.prefill import padded
 from tokenswift_jax.kv.dense import round_up
@@ -19,10 +19,8 @@ from tokenswift_jax.parallel.mesh import use
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample.draw import top_candidates
 from tokenswift_jax.sample.features import SamplingFeatures, features_of
-from tokenswift_jax.sample.gumbel import gumbel_noise
-from tokenswift_jax.sample.params import SequenceParams, sequence_params
+from tokenswift_jax.sample.params import sequence_params
 from tokenswift_jax.sample.processors import process
-from tokenswift_jax.step.loop import exact_products
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
@@ -48,16 +46,9 @@ def smallest_lead(model: Model, request: Request, token_ids: Sequence[int]) -> f
 
 @functools.cache
 def _program(graph: nnx.GraphDef, features: SamplingFeatures) -> Callable[..., jax.Array]:
-    def run(
-        params: Any, hidden: jax.Array, tokens: jax.Array, start: jax.Array, first: jax.Array, settings: SequenceParams
-    ) -> jax.Array:
-        model = nnx.merge(graph, params)
-        vocab = model.config.vocab_size
-        with exact_products(hidden.dtype):
-            logits = model.logits(hidden)
-        drawn, _, penalised = text_windows(tokens, start, settings, vocab)
-        noise = gumbel_noise(settings.keys, drawn, vocab) if features >= SamplingFeatures.SAMPLED else None
-        generated = drawn - first
+    def run(*given: Any) -> jax.Array:
+        logits, _, noise, penalised, generated = draw_inputs(graph, features, *given)
+        settings = given[-1]
         scores = process(logits, penalised=penalised, generated=generated, settings=settings, features=features)
         _, best = top_candidates(scores, noise, 2)
         return best[0, :, 0] - best[0, :, 1]

@@ -134,21 +134,33 @@ def text_windows(
     return drawn, emitted, penalised
 
 
+def draw_inputs(
+    graph: nnx.GraphDef,
+    features: SamplingFeatures,
+    params: Any,
+    hidden: jax.Array,
+    tokens: jax.Array,
+    start: jax.Array,
+    first: jax.Array,
+    settings: SequenceParams,
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]:
+    """The inputs of the draws of one chunk, [1, ROWS, ...] each: logits, the tokens there, noise (None for greedy
+    draws), the tokens that the draws penalise, and how many tokens were generated before each draw."""
+    model = nnx.merge(graph, params)
+    vocab = model.config.vocab_size
+    with exact_products(hidden.dtype):
+        logits = model.logits(hidden)
+    drawn, emitted, penalised = text_windows(tokens, start, settings, vocab)
+    noise = gumbel_noise(settings.keys, drawn, vocab) if features >= SamplingFeatures.SAMPLED else None
+    return logits, emitted, noise, penalised, drawn - first
+
+
 @functools.cache
 def _programs(graph: nnx.GraphDef, features: SamplingFeatures) -> tuple[Callable, Callable]:
     """Two jitted functions of one chunk's hidden states: one returns the draws int32 [ROWS] and their logits [ROWS,
     vocab], the other the margins of the tokens emitted at some rows int32 [_MEASURED]."""
 
-    def prepared(
-        params: Any, hidden: jax.Array, tokens: jax.Array, start: jax.Array, first: jax.Array, settings: SequenceParams
-    ) -> tuple:
-        model = nnx.merge(graph, params)
-        vocab = model.config.vocab_size
-        with exact_products(hidden.dtype):
-            logits = model.logits(hidden)
-        drawn, emitted, penalised = text_windows(tokens, start, settings, vocab)
-        noise = gumbel_noise(settings.keys, drawn, vocab) if features >= SamplingFeatures.SAMPLED else None
-        return logits, emitted, noise, penalised, drawn - first
+    prepared = functools.partial(draw_inputs, graph, features)
 
     def redraw(
         params: Any, hidden: jax.Array, tokens: jax.Array, start: jax.Array, first: jax.Array, settings: SequenceParams
