@@ -30,7 +30,6 @@ _COLOURS = ("#000000", "#999999", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#
 _COLOUR = dict(zip(CONTENDERS, _COLOURS, strict=True))
 _LIBRARIES = ("jax", "transformers", "torch")
 _CHARACTERS_AN_INCH = 21  # of the footer's size, with room to spare
-Groups = dict[tuple[Any, ...], list[Row]]  # the rows of a panel
 Panels = list[tuple[str, Callable[[Any], None]]]  # title, and a function that draws into axes
 
 
@@ -42,7 +41,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """
     found = figures(rows)
     if not found:
-        raise UserError("nothing to draw: no rows of the sections protocol or ablations (not of --quick)")
+        raise UserError("nothing to draw: no rows of the section protocol (not of --quick)")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -59,43 +58,24 @@ def figures(rows: Sequence[Row]) -> dict[str, tuple[Panels, list[Row]]]:
     """
     kept = [row for row in rows if row.get("quick") is False]
     order = {name: place for place, name in enumerate(CONTENDERS)}
-    texts = _grouped(kept, "protocol", lambda row: (*_of(row, "sampling", "prefix", "asked_tokens"), _text(row)))
-    texts = {key: sorted(own, key=lambda row: order[row["contender"]]) for key, own in sorted(texts.items())}
-    varied = [row for row in kept if row.get("contender") != PLAIN]
-    ablations = _grouped(varied, "ablations", lambda row: _of(row, "ablation", "sampling", "prefix", "asked_tokens"))
+    groups: dict[tuple[Any, ...], dict[str, Row]] = {}
+    for row in kept:
+        if row.get("section") == "protocol":
+            key = tuple(row[name] for name in ("sampling", "prefix", "asked_tokens", "checkpoint"))
+            key += (row["prompt"]["digest"],)
+            groups.setdefault(key, {})[row["contender"]] = row
+    texts = [sorted(own.values(), key=lambda row: order[row["contender"]]) for _, own in sorted(groups.items())]
+    compared = [[row for row in own if "speed_vs_autoregressive" in row] for own in texts]
     drawn: dict[str, tuple[Panels, list[Row]]] = {}
-    passes = partial(_over_length, "tokens_per_iteration", "tokens an iteration")
-    for name, groups, draw_panel, title in (
-        ("protocol-ms-per-token", texts, partial(_over_length, "ms_per_token", "ms a token"), _title),
-        ("protocol-tokens-per-iteration", texts, passes, _title),
-        ("protocol-speedup", texts, _speedups, _title),
-        ("ablations", ablations, _ablation, lambda row: f"{row['ablation'].replace('_', ' ')}: {_title(row)}"),
+    for name, panels_of, draw_panel in (
+        ("protocol-ms-per-token", texts, partial(_over_length, "ms_per_token", "ms a token")),
+        ("protocol-tokens-per-iteration", texts, partial(_over_length, "tokens_per_iteration", "tokens an iteration")),
+        ("protocol-speedup", compared, _speedups),
     ):
-        used = groups
-        if draw_panel is _speedups:
-            used = {key: [row for row in own if "speed_vs_autoregressive" in row] for key, own in groups.items()}
-        panels = [(title(own[0]), partial(draw_panel, own)) for own in used.values() if own]
+        panels: Panels = [(_title(own[0]), partial(draw_panel, own)) for own in panels_of if own]
         if panels:
-            drawn[name] = panels, [row for own in groups.values() for row in own]
+            drawn[name] = panels, [row for own in texts for row in own]
     return drawn
-
-
-def _grouped(rows: Sequence[Row], section: str, key: Callable[[Row], tuple[Any, ...]]) -> Groups:
-    """The rows of a section by `key`."""
-    groups: dict[tuple[Any, ...], dict[tuple[Any, ...], Row]] = {}
-    for row in rows:
-        if row.get("section") == section:
-            own = tuple(row.get(name) for name in ("contender", "node_budget", "draft_cache", "heads_of"))
-            groups.setdefault(key(row), {})[own if section == "ablations" else own[:1]] = row
-    return {found: list(own.values()) for found, own in groups.items()}
-
-
-def _of(row: Row, *names: str) -> tuple[Any, ...]:
-    return tuple(row[name] for name in names)
-
-
-def _text(row: Row) -> tuple[str, str]:
-    return row["prompt"]["digest"], row["checkpoint"]
 
 
 def _title(row: Row) -> str:
@@ -136,24 +116,6 @@ def _speedups(rows: list[Row], axes: Any) -> None:
     axes.axvline(1, color="#555555", linewidth=0.8)
     axes.set_xlabel(f"times {PLAIN}, over equal windows", fontsize=8)
     axes.margins(x=0.55)
-
-
-def _ablation(rows: list[Row], axes: Any) -> None:
-    """Bars are tokens an iteration; labels add the acceptance and the speed."""
-    contenders, palette = [row["contender"] for row in rows], {"partial": "#0072B2", "fused": "#D55E00"}
-    names = [
-        name.removeprefix("tokenswift ") + (f", {row['node_budget']} nodes" if contenders.count(name) > 1 else "")
-        for name, row in zip(contenders, rows, strict=True)
-    ]
-    medians = [
-        [row[name]["median"] for name in ("tokens_per_iteration", "acceptance_rate", "speed_vs_autoregressive")]
-        for row in rows
-    ]
-    labels = [f"{tokens:.2f}, alpha {alpha:.2f}, {speed:.2f}x" for tokens, alpha, speed in medians]
-    fills = [palette.get(row["schedule"] or row["mode"], "#009E73") for row in rows]
-    _bars(axes, names, [tokens for tokens, _, _ in medians], fills, labels)
-    axes.margins(x=0.6)
-    axes.set_xlabel(f"tokens an iteration; acceptance; times {PLAIN}", fontsize=7)
 
 
 def _bars(axes: Any, names: list[str], heights: list[float], fills: list[str], labels: list[str]) -> None:

@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pallas_kernels import cpu
+from tests import tiny
 from tokenswift_jax import hardware
 from tokenswift_jax.hardware import (
     clock,
+    cpu_step,
     filled_steps,
     kernel_checks,
     kernel_speed,
@@ -43,6 +46,17 @@ from contact import plans
 def test_memory_is_read_at_about_the_speed_of_copies():
     copied = clock.copy_bandwidth(1 << 26, passes=2)
     assert copied / 20 < clock.read_bandwidth(1, 0.2) < 20 * copied
+
+
+def test_a_cpus_steps_are_timed_with_their_bytes():
+    model = tiny.tiny_model(tiny.tiny_config())
+    limit = cpu.ROWS
+    found = cpu_step.cpu_steps(model, positions=(16, 40), rows=(1, 3), seconds=0)
+    assert limit == cpu.ROWS
+    assert [(one.positions, one.rows) for one in found] == [(16, 1), (16, 3), (40, 1), (40, 3)]
+    assert all(part > 0 for one in found for part in (*one.numba, *one.xla))
+    a_position = 2 * 2 * 2 * 8 * 4  # K and V, 2 layers, 2 KV heads, 8 numbers of 4 bytes
+    assert found[2].bytes_read - found[0].bytes_read == 24 * a_position
 
 
 @pytest.mark.parametrize("name", shapes.NAMES)

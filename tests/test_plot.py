@@ -52,28 +52,20 @@ def text(contender, times, ratio):
     return row("protocol", contender, draft_depth=9, **fields)
 
 
-def variant(value, tokens):
-    fields = {"ablation": "ngram_k", "value": value, "schedule": "fused", "node_budget": 3, "draft_cache": None}
-    fields |= {"tokens_per_iteration": {"median": tokens}, "acceptance_rate": {"median": 0.4}, "heads_of": "m"}
-    return row("ablations", f"tokenswift fused, {value}", speed_vs_autoregressive={"median": 1.5}, **fields)
-
-
 ROWS = [
     text("autoregressive", [1.0, 2.0, 3.0], None),
     text("tokenswift-fused", [0.5, 0.7, 0.9], 2.8),
-    variant(0, 2.0),
-    variant(20, 2.5),
 ]
 
 
 def test_a_file_becomes_figures_that_are_the_same_every_time(tmp_path, capsys):
     source = tmp_path / "rows.jsonl"
     source.write_text("".join(json.dumps(one) + "\n" for one in ROWS))
-    names = ["protocol-ms-per-token", "protocol-tokens-per-iteration", "protocol-speedup", "ablations"]
+    names = ["protocol-ms-per-token", "protocol-tokens-per-iteration", "protocol-speedup"]
     for folder in ("one", "two"):
         assert plot.main([str(source), "--output", str(tmp_path / folder / "figures")]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[:4] == [str(tmp_path / "one" / "figures" / f"{name}.png") for name in names]
+    assert printed[:3] == [str(tmp_path / "one" / "figures" / f"{name}.png") for name in names]
     for name in names:
         first, again = (tmp_path / folder / "figures" / f"{name}.png" for folder in ("one", "two"))
         assert first.read_bytes() == again.read_bytes()
@@ -83,7 +75,6 @@ def test_a_file_becomes_figures_that_are_the_same_every_time(tmp_path, capsys):
 
 
 def test_only_what_was_measured_is_drawn():
-    assert list(figures([variant(0, 2.0)])) == ["ablations"]
     assert "protocol-ms-per-token" in figures([text("autoregressive", [1.0], None)])
     assert figures([one | {"quick": True} for one in ROWS]) == {}
     assert figures([{"kernel": "tree_attention"}]) == {}
@@ -99,7 +90,7 @@ def test_the_footer_names_every_machine_once():
 
 def test_files_that_cannot_be_drawn(tmp_path, capsys, monkeypatch):
     source = tmp_path / "rows.jsonl"
-    source.write_text(json.dumps(variant(0, 2.0) | {"quick": True}))
+    source.write_text(json.dumps(ROWS[0] | {"quick": True}))
     assert plot.main([str(source)]) == 2
     assert "nothing to draw" in capsys.readouterr().err
     for content, message in (("{torn", "does not hold JSON lines"), ("[1]", "something else than objects")):

@@ -162,12 +162,8 @@ def _contenders(asked: argparse.Namespace, model: ts.Model) -> tuple[str, ...]:
 
 def _transformers(asked: argparse.Namespace, model: Any, contenders: tuple[str, ...]) -> TransformersModel | None:
     """The other side of the comparison: where torch is installed, and on the same kind of device."""
-    wanted = (
-        "speed" in asked.sections
-        or "tasks" in asked.sections
-        or ("protocol" in asked.sections and TRANSFORMERS in contenders)
-    )
-    if asked.no_transformers or not wanted:
+    wanted = {"speed", "tasks", *(["protocol"] if TRANSFORMERS in contenders else [])}
+    if asked.no_transformers or not wanted & set(asked.sections):
         return None
     if jax.default_backend() != "cpu" or find_spec("torch") is None:
         _report("transformers is left out: it would run on CPU, and torch must be installed")
