@@ -29,10 +29,17 @@ _COMPILED_AS_FOR_A_PERSON = {
     "pallas_kernels/test_tree_attention_neighbours.py",
     *(f"lossless/test_lossless_{name}.py" for name in ("demo", "float64", "modes", "quantised_cache", "transformers")),
 }
+# Files of few and long tests. Were they last, one core would run them while the other waits (cost: over a minute).
+_FIRST = ("test_smollm2.py", "test_smollm2_long.py", "test_end_to_end.py")
 # Linux allows a process 65,530 memory maps, and every executable for CPU takes some: a worker that has compiled for
 # hundreds of tests would crash in the compiler.
 _MAPS = Path("/proc/self/maps")
 _MANY = 20_000
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the long files first; the rest stays in the order of the names."""
+    items.sort(key=lambda item: item.path.name not in _FIRST)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -56,7 +56,13 @@ def test_a_cpus_steps_are_timed_with_their_bytes():
     assert [(one.positions, one.rows) for one in found] == [(16, 1), (16, 3), (40, 1), (40, 3)]
     assert all(part > 0 for one in found for part in (*one.numba, *one.xla))
     a_position = 2 * 2 * 2 * 8 * 4  # K and V, 2 layers, 2 KV heads, 8 numbers of 4 bytes
-    assert found[2].bytes_read - found[0].bytes_read == 24 * a_position
+    assert found[2].cost.bytes - found[0].cost.bytes == 24 * a_position
+    plain = roofline.step_cost("plain", model.config, 16, itemsize=4)
+    assert (found[0].cost.bytes, found[0].cost.operations) == (plain.bytes, plain.operations)
+    products = cpu_step.numpy_products(model.config, (1, 3), rounds=1)
+    assert set(products) == {1, 3}
+    assert min(products.values()) > 0
+    assert cpu_step.multiply_speed(64, 1) > 0
 
 
 @pytest.mark.parametrize("name", shapes.NAMES)

@@ -244,7 +244,7 @@ class Session:
 
     def _keep_costs(self) -> None:
         for named, (tokens, iterations) in self._accepted.items():
-            if iterations >= _ENOUGH:
+            if iterations >= _ENOUGH and named.plan.drafter.parts:
                 self._costs.add_accepted(named, tokens / iterations)
         self._costs.save()
 
@@ -280,6 +280,9 @@ class Session:
         compiling = self.compile_seconds - before
         if compiling:
             self._costs.add_ready(named, self.engine.layout.capacity, compiling)
+        if compiling and self.engine.is_compiled(
+            self._plain
+        ):  # else measuring costs the compilation of another program
             measure(self.engine, self._costs, self._plain, named, self._positions, compiling, 0)
             catch_up += self.engine.prepare(named)
         return catch_up

@@ -10,13 +10,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from pallas_kernels import cpu
-from tokenswift_jax.kv.dense import cache_bytes, empty_cache
+from tokenswift_jax.hardware.roofline import Cost, forward_cost
+from tokenswift_jax.kv.dense import empty_cache
 from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.model import Model
+from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.step.loop import exact_products
 
 
@@ -27,14 +30,14 @@ class CpuStep:
     Attributes:
       positions, rows: committed positions in the cache, and verified rows.
       numba, xla: seconds and processor seconds of all threads, with the Numba kernels and with XLA alone.
-      bytes_read: of the weights and of the cache's live part, each once.
+      cost: the least that the step reads, writes and computes.
     """
 
     positions: int
     rows: int
     numba: tuple[float, float]
     xla: tuple[float, float]
-    bytes_read: int
+    cost: Cost
 
 
 def cpu_steps(model: Model, positions: Sequence[int], rows: Sequence[int], seconds: float) -> list[CpuStep]:
@@ -61,13 +64,41 @@ def cpu_steps(model: Model, positions: Sequence[int], rows: Sequence[int], secon
             spent = time.perf_counter() - begun, time.process_time() - used
             times.setdefault((name, count, length), []).append(spent)
     shortest = {key: tuple(min(part) for part in zip(*own, strict=True)) for key, own in times.items()}
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
-    read = {n: weights + cache_bytes(model.config, 1, n, jnp.dtype(jnp.float32)) for n in positions}
     return [
-        CpuStep(n, count, shortest["numba", count, n], shortest["xla", count, n], read[n])
+        CpuStep(n, count, shortest["numba", count, n], shortest["xla", count, n], cost)
         for n in positions
         for count in rows
+        for cost in [forward_cost(model.config, count, n, 4)]
     ]
+
+
+def numpy_products(config: ModelConfig, rows: Sequence[int], rounds: int = 10) -> dict[int, float]:
+    """Seconds of a step's products with its weights by NumPy, that is by a BLAS library: the shortest of some rounds,
+    by rows. Nothing else of a step is computed."""
+    size, inner = config.hidden_size, config.num_heads * config.head_dim
+    joined = inner + 2 * config.num_kv_heads * config.head_dim
+    gate_up, down = (size, 2 * config.intermediate_size), (config.intermediate_size, size)
+    shapes = config.num_layers * [(size, joined), (inner, size), gate_up, down] + [(size, config.vocab_size)]
+    matrices = [np.ones(shape, np.float32) for shape in shapes]
+    given = {(shape[0], count): np.ones((count, shape[0]), np.float32) for shape in shapes for count in rows}
+    shortest = dict.fromkeys(rows, float("inf"))
+    for _ in range(rounds):
+        for count in rows:
+            begun = time.perf_counter()
+            for matrix in matrices:
+                np.matmul(given[matrix.shape[0], count], matrix)
+            shortest[count] = min(shortest[count], time.perf_counter() - begun)
+    return shortest
+
+
+def multiply_speed(size: int = 2048, rounds: int = 10) -> float:
+    """The best operations a second of NumPy's product of two square float32 matrices."""
+    square, shortest = np.ones((size, size), np.float32), float("inf")
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        np.matmul(square, square)
+        shortest = min(shortest, time.perf_counter() - begun)
+    return 2 * size**3 / shortest
 
 
 def _step(graph: Any, params: Any, cache: Any, tokens: jax.Array, length: jax.Array) -> tuple[jax.Array, Any]:

@@ -66,6 +66,15 @@ def step_cost(name: str, config: ModelConfig, length: int, itemsize: int = 2) ->
     return Cost(tuple(parts))
 
 
+def forward_cost(config: ModelConfig, rows: int, length: int, itemsize: int = 2) -> Cost:
+    """The least that a forward of so many rows and their logits at `length` committed tokens costs (`step_cost`)."""
+    head = config.hidden_size * config.vocab_size
+    backbone = config.num_layers * _layer_weights(config)
+    cell = config.num_layers * 2 * config.num_kv_heads * config.head_dim
+    parts = _pass(config, backbone, cell, rows, length, itemsize)
+    return Cost((*parts, *_logits(config, head, rows, itemsize)))
+
+
 def parameter_bytes(config: ModelConfig, itemsize: int = 2) -> int:
     """Bytes of all weights, draft heads included."""
     tables = (1 if config.tie_word_embeddings else 2) * config.hidden_size * config.vocab_size
