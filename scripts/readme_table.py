@@ -37,8 +37,7 @@ def benchmark_section(rows: list[Row]) -> str:
     Rows of `--quick` measure nothing and are passed over; of two rows of one setting the later one counts.
     """
     latest = {tuple(row.get(name) for name in _SETTING): row for row in rows if not row["quick"]}
-    counted = list(latest.values())
-    parts = []
+    counted, parts = list(latest.values()), []
     for section in ("tasks", "speed"):
         if rows_of_it := [row for row in counted if row["section"] == section]:
             parts += [_speed_table(rows_of_it), _conditions(rows_of_it)]
@@ -103,13 +102,14 @@ def _conditions(rows: list[Row]) -> str:
     compared = "transformers' `generate` for `autoregressive`, `autoregressive` for the rest"
     if _OTHER not in {row["contender"] for row in rows}:
         compared = "`autoregressive`"
-    runs = sorted({row["runs"] for row in rows})
+    runs = _range([row["runs"] for row in rows])
+    runs = "one run each, in turn" if runs == "1" else f"median of {runs} interleaved runs"
     passes = [row["tokens_per_iteration"]["median"] for row in rows if row["contender"] == "tokenswift"]
     lengths = {f"{one['new_tokens']} new tokens after {one['prefix']:,}": None for one in rows}
     drafted = f" `tokenswift`: {_range(passes, '.2f')} tokens a pass." if passes else ""
     return (
-        f"Tokens a second after prefill, {' and '.join(lengths)}, median of {_range(runs)} interleaved runs; in "
-        f"brackets times {compared}.{drafted} {row['model'].capitalize()} in {row['dtype']}, prompts: "
+        f"Tokens a second after prefill, {' and '.join(lengths)}, {runs}; in "
+        f"brackets times {compared}.{drafted} Model: {row['model']} in {row['dtype']}, prompts: "
         f"{row['prompt']['source']}. {row['cpu']}, {row['cores']} cores, {row['device']} backend, load "
         f"{row['load_average_at_start'][0] if row['load_average_at_start'] else 'unknown'} at the start; "
         f"{', '.join(libraries)}; {row['date'][:10]}."
