@@ -125,25 +125,39 @@ def _total(context: Any, weights: Any, count: Any):
     return types.float32(types.intp, types.intp), generate
 
 
-@intrinsic
-def _mix(context: Any, weights: Any, values: Any, dim: Any, count: Any, sums: Any):
-    """sums[:64] += weights[i] * values[i, :64] over `count` slots of values [count, dim]."""
+def _mix(queries: int) -> Any:
+    """sums[q, :64] += weights[q, i] * values[i, :64] of some queries over `count` slots of values [count, dim].
 
-    def generate(own: Any, builder: Any, _: Any, given: Any) -> Any:
-        weights, values, dim, count, sums = given
-        places = [vectors.place(builder, sums, lane) for lane in range(0, _WIDTH, LANES)]
-        parts = [cgutils.alloca_once_value(builder, vectors.load(builder, at)) for at in places]
-        with cgutils.for_range_slice(builder, count.type(0), count, count.type(1), count.type) as (i, _):
-            weight = vectors.splat(builder, vectors.load(builder, vectors.place(builder, weights, i), 1))
-            line = vectors.place(builder, values, builder.mul(i, dim))
-            for part, lane in zip(parts, range(0, _WIDTH, LANES), strict=True):
-                value = vectors.load(builder, vectors.place(builder, line, lane))
-                builder.store(vectors.fma(builder, value, weight, builder.load(part)), part)
-        for part, at in zip(parts, places, strict=True):
-            vectors.store(builder, builder.load(part), at)
-        return own.get_dummy_value()
+    The sums are `stride` floats apart, the weights BLOCK.
+    """
 
-    return types.void(*[types.intp] * 5), generate
+    @intrinsic
+    def mix(context: Any, weights: Any, values: Any, dim: Any, count: Any, sums: Any, stride: Any):
+        def generate(own: Any, builder: Any, _: Any, given: Any) -> Any:
+            weights, values, dim, count, sums, stride = given
+            lanes = range(0, _WIDTH, LANES)
+            lines = [vectors.place(builder, sums, builder.mul(stride, stride.type(query))) for query in range(queries)]
+            places = [[vectors.place(builder, line, lane) for lane in lanes] for line in lines]
+            parts = [[cgutils.alloca_once_value(builder, vectors.load(builder, at)) for at in line] for line in places]
+            with cgutils.for_range_slice(builder, count.type(0), count, count.type(1), count.type) as (i, _):
+                line = vectors.place(builder, values, builder.mul(i, dim))
+                numbers = [vectors.load(builder, vectors.place(builder, line, lane)) for lane in lanes]
+                at = vectors.place(builder, weights, i)
+                for query, own_parts in enumerate(parts):
+                    weight = vectors.splat(builder, vectors.load(builder, vectors.place(builder, at, query * BLOCK), 1))
+                    for part, number in zip(own_parts, numbers, strict=True):
+                        builder.store(vectors.fma(builder, number, weight, builder.load(part)), part)
+            for line, own_parts in zip(places, parts, strict=True):
+                for at, part in zip(line, own_parts, strict=True):
+                    vectors.store(builder, builder.load(part), at)
+            return own.get_dummy_value()
+
+        return types.void(*[types.intp] * 6), generate
+
+    return mix
+
+
+_mix_four, _mix_two, _mix_one = (_mix(queries) for queries in (4, 2, 1))
 
 
 @njit
@@ -168,10 +182,19 @@ def _block(queries, count, keys, values, dim, slots, scale, scores, out):
         own[2:] = 0
     for slot in range(0, slots, _TILE):
         taken = min(_TILE, slots - slot)
-        for row in range(count):
-            for d in range(0, dim, _WIDTH):
-                sums = out + 4 * (row * (dim + 2) + 2 + d)
-                _mix(scores + 4 * (row * BLOCK + slot), values + 4 * (slot * dim + d), dim, taken, sums)
+        for d in range(0, dim, _WIDTH):
+            part, row = values + 4 * (slot * dim + d), 0
+            while row < count:
+                weights, sums = scores + 4 * (row * BLOCK + slot), out + 4 * (row * (dim + 2) + 2 + d)
+                if row + 4 <= count:
+                    _mix_four(weights, part, dim, taken, sums, dim + 2)
+                    row += 4
+                elif row + 2 <= count:
+                    _mix_two(weights, part, dim, taken, sums, dim + 2)
+                    row += 2
+                else:
+                    _mix_one(weights, part, dim, taken, sums, dim + 2)
+                    row += 1
 
 
 @njit

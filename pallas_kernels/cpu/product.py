@@ -105,8 +105,8 @@ def _add(context: Any, numbers: Any, sums: Any, count: Any):
     return types.void(*[types.intp] * 3), generate
 
 
-_four, _four_more = _sweep(4, 4, LANES, AHEAD), _sweep(4, 4, LANES, 0)
-_one, _one_more = _sweep(1, 8, LANES, AHEAD), _sweep(1, 8, LANES, 0)
+# More rows at a time read the sums from the first-level cache less often: it takes longer than the multiplications.
+_eight, _four, _two, _one = (_sweep(rows, DEEP, LANES, AHEAD) for rows in (8, 4, 2, 1))
 _shallow, _narrow = _sweep(1, 1, LANES, 0), _sweep(1, 1, 1, 0)
 
 
@@ -123,19 +123,17 @@ def _part(x, rows, inputs, w, outputs, y, begin, end, left, right):
             ws, row = w + 4 * k * outputs, 0
             while row < rows:
                 xs, ys = x + 4 * (row * inputs + k), y + 4 * row * outputs
-                if row + 4 <= rows:
-                    if row == 0:
-                        _four(ws, outputs, ys, outputs, xs, inputs, a, b)
-                        _four(ws + 16 * outputs, outputs, ys, outputs, xs + 16, inputs, a, b)
-                    else:
-                        _four_more(ws, outputs, ys, outputs, xs, inputs, a, b)
-                        _four_more(ws + 16 * outputs, outputs, ys, outputs, xs + 16, inputs, a, b)
+                if row + 8 <= rows:
+                    _eight(ws, outputs, ys, outputs, xs, inputs, a, b)
+                    row += 8
+                elif row + 4 <= rows:
+                    _four(ws, outputs, ys, outputs, xs, inputs, a, b)
                     row += 4
+                elif row + 2 <= rows:
+                    _two(ws, outputs, ys, outputs, xs, inputs, a, b)
+                    row += 2
                 else:
-                    if row == 0:
-                        _one(ws, outputs, ys, outputs, xs, inputs, a, b)
-                    else:
-                        _one_more(ws, outputs, ys, outputs, xs, inputs, a, b)
+                    _one(ws, outputs, ys, outputs, xs, inputs, a, b)
                     row += 1
     for row in range(rows):
         ys = y + 4 * row * outputs
