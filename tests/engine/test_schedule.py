@@ -141,8 +141,18 @@ def work(executed, *drafters):
     return sum(one.work for one in executed if one.drafter in drafters)
 
 
-def test_drafts_that_are_never_accepted_cost_three_percent_at_most(device):
+def test_drafts_that_are_never_accepted_cost_three_percent_at_most(device, monkeypatch):
+    sent, send = [], session.Session._send
+
+    def logged(self, catch_up=0.0):
+        found = send(self, catch_up)
+        sent.append((type(found.named.plan.drafter), device.generated))
+        return found
+
+    monkeypatch.setattr(session.Session, "_send", logged)
     text, executed = write(device, AUTO, TOKENS)
+    looks = [i for i in range(1, len(sent) - 1) if sent[i][0] is FUSED is not sent[i - 1][0]]
+    assert all(sent[i + 1][1] > sent[i][1] for i in looks), "a plan's first chunk is read before another is sent"
     assert not text.sources.any(), "a draft was accepted"
     assert FUSED in {one.drafter for one in executed}, "drafts were looked at"
     assert work(executed, *PRICES) <= TOKENS / 0.97
