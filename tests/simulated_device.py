@@ -184,7 +184,7 @@ EARLIER = (None, {1: 1.35, 3: 1.7, 7: 1.85}, {1: 1.1, 3: 1.15, 7: 1.2})
 
 
 def stored_texts():
-    """Texts of SmolLM2 by name, as `scripts/policy_texts.py` records them."""
+    """Texts of SmolLM2 by name, as benchmarks/README.md says."""
     return json.loads(TEXTS.read_text(encoding="utf-8"))
 
 
