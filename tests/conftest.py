@@ -25,6 +25,7 @@ _COMPILED_AS_FOR_A_PERSON = {
     "test_end_to_end.py",
     "test_smollm2_long.py",
     "audit/test_replay.py",
+    "documents/test_workers.py",
     "engine/test_batch.py",
     "pallas_kernels/test_tree_attention_neighbours.py",
     *(f"lossless/test_lossless_{name}.py" for name in ("demo", "float64", "modes", "quantised_cache", "transformers")),

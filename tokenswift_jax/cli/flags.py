@@ -17,9 +17,11 @@ from tokenswift_jax.speculation import DRAFT_WEIGHTS, SpeculationConfig
 
 PROGRAM = "python -m tokenswift_jax.generate"
 MAX_NEW_TOKENS = 256  # where neither a flag nor the checkpoint says
+LEASE_SECONDS = 180
+"""Seconds without a renewal after which a document's worker is taken for dead. NFS may show a date a minute late."""
 SAMPLING = (
     *("temperature", "top_k", "top_p", "min_p", "eta_cutoff", "repetition_penalty", "penalty_window"),
-    *("min_tokens_to_keep", "suppress_tokens", "seed"),
+    *("min_tokens_to_keep", "suppress_tokens", "seed", "sequence"),
 )
 SPECULATION = tuple(field.name for field in fields(SpeculationConfig))
 
@@ -34,8 +36,26 @@ def parse(argv: Sequence[str], parser: Parser | None = None) -> argparse.Namespa
     options = parser.parse_args(with_dashes(argv))
     options.sampling = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
     options.speculation = {name: value for name in SPECULATION if (value := getattr(options, name)) is not None}
+    if options.documents is not None:
+        _check_documents(options, parser.flags)
+    elif options.lease_seconds is not None or options.retry_failed:
+        raise UserError("--lease-seconds and --retry-failed belong to --documents; leave them out or give a folder")
     _check(options, parser.flags)
     return options
+
+
+def _check_documents(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
+    """Refuses flags for one text, and gives those for many their defaults."""
+    names = "prompt", "prompt_file", "prompt_ids", "stats", "journal", "sequence"
+    given = [name for name in names if getattr(options, name) is not None]
+    given += [name for name in ("resume", "show_acceptance", "mesh_report") if getattr(options, name)]
+    if given:
+        listed = ", ".join(flags[name] for name in given)
+        raise UserError(f"--documents has a prompt, a journal and statistics for each document; leave out {listed}")
+    if options.output is None:
+        raise UserError("--documents needs a folder for the texts; name it with --output")
+    if options.lease_seconds is None:
+        options.lease_seconds = LEASE_SECONDS
 
 
 def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
@@ -46,9 +66,10 @@ def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
     if len(prompts) > 1:
         raise UserError(f"{named(prompts)} contradict each other; give one of them")
     continues = options.resume and options.journal is not None and options.journal.exists()  # it has the prompt
-    if not prompts and options.model is not None and not continues:
+    many = options.documents is not None
+    if not prompts and options.model is not None and not continues and not many:
         raise UserError("a prompt is missing; give --prompt, --prompt-file or --prompt-ids")
-    if options.chat and prompts not in (["prompt"], ["prompt_file"], *([[]] if continues else [])):
+    if options.chat and not many and prompts not in (["prompt"], ["prompt_file"], *([[]] if continues else [])):
         raise UserError("--chat needs a prompt of text; give --prompt or --prompt-file")
     parse_mesh(options.mesh)
     if options.resume and options.journal is None:
@@ -61,11 +82,11 @@ def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
     if unused:  # a flag without effect is an error
         mode = "tokenswift --schedule fused" if (mode, schedule) == ("tokenswift", "fused") else mode
         raise UserError(f"--mode {mode} has no use for {named(unused)}; leave out one or the other")
-    if options.logprobs is not None and options.stats is None:
+    if options.logprobs is not None and options.stats is None and not many:
         raise UserError("--logprobs goes into the statistics; name a file with --stats FILE.json")
     if options.logprobs is None and options.logprobs_mode != "raw":
         raise UserError("--logprobs-mode has no use without --logprobs K; leave out one or give the other")
-    written = [kind for kind in ("output", "stats", "journal") if getattr(options, kind) is not None]
+    written = [kind for kind in ("output", "stats", "journal") if getattr(options, kind) is not None and not many]
     places = {getattr(options, kind).resolve() for kind in written}
     if len(places) < len(written):
         raise UserError(f"{named(written)} name one file twice; give each its own")
@@ -86,14 +107,21 @@ def flag_parser(program: str = PROGRAM) -> Parser:
         description="Generate text from a checkpoint: several tokens a pass, exactly the text that plain "
         "autoregressive decoding gives for the same seed. Text goes to stdout, progress to stderr.",
         epilog="Sampling: a flag, else the checkpoint's generation_config.json, else neutral. Exit status: 0; "
-        "1 a failed audit; 2 bad input; 130 interrupted, 141 the reader of a pipe has left (text, journal and stats "
-        "are kept).",
+        "1 a failed audit or document; 2 bad input; 130 interrupted, 141 the reader of a pipe has left (text, journal "
+        "and stats are kept).",
     )
     add = parser.add_argument_group("model and prompt").add_argument
     add("--model", type=name, metavar="DIR|FILE.gguf|HUB_ID", help="checkpoint, or smollm2 (default: the bundled demo)")
     add("--prompt", metavar="TEXT", help="default, with the bundled demo: a built-in opening")
     add("--prompt-file", type=name, metavar="FILE|-", help="UTF-8 text; - reads standard input")
     add("--prompt-ids", type=name, metavar="FILE.json|-", help="one list of token ids; - reads standard input")
+    add(
+        "--documents",
+        type=path,
+        metavar="DIR",
+        help="a folder of prompts (.txt, .md, .jsonl); --output is the folder of their texts; any number of processes "
+        "on a shared disk may run this command together",
+    )
     add("--chat", action="store_true", help="put the prompt into the tokenizer's chat template")
     add("--dtype", help="float32, bfloat16, ... (default: the checkpoint's; float32 on CPU)")
     add("--rope-override", type=json_object, metavar="JSON", help="RoPE fields for longer text than the checkpoint's")
@@ -133,6 +161,7 @@ def flag_parser(program: str = PROGRAM) -> Parser:
     add("--min-tokens-to-keep", type=whole(1), metavar="N", help="fewest tokens that a filter leaves")
     add("--suppress-tokens", type=whole_list("5,17"), metavar="IDS", help="never drawn, such as 5,17")
     add("--seed", type=whole(0), metavar="S", help="below 2**32 (default: 0)")
+    add("--sequence", type=whole(0), metavar="N", help="which text of that seed (default: 0)")
 
     add = parser.add_argument_group("speculation (never changes the text)").add_argument
     add("--mode", choices=sorted(MODES), help="default: auto")
@@ -171,7 +200,7 @@ def flag_parser(program: str = PROGRAM) -> Parser:
     )
 
     add = parser.add_argument_group("output").add_argument
-    add("--output", type=path, metavar="FILE", help="write the text there too, as it is committed")
+    add("--output", type=path, metavar="FILE|DIR", help="write the text there too, as it is committed")
     add("--stats", type=path, metavar="FILE.json", help="write the statistics and token ids")
     add(
         "--logprobs", type=whole(0), metavar="K", help="log-probabilities of each token and the K likeliest, in --stats"
@@ -184,6 +213,14 @@ def flag_parser(program: str = PROGRAM) -> Parser:
     )
     add("--journal", type=path, metavar="FILE", help="keep every emitted token on disk")
     add("--resume", action="store_true", help="continue the journal's run (or begin it)")
+    add(
+        "--lease-seconds",
+        type=whole(1),
+        metavar="N",
+        help="with --documents: a process that shows no life for so long loses its document to another (default: "
+        f"{LEASE_SECONDS})",
+    )
+    add("--retry-failed", action="store_true", help="with --documents: try documents again that have failed")
     add("--audit", action="store_true", help="replay the text through the target and compare every draw")
     add(
         "--show-acceptance",

@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
-from tokenswift_jax.cli import streams
+from tokenswift_jax.cli import documents, streams
 from tokenswift_jax.cli.command import exit_status, quiet_transformers
 from tokenswift_jax.cli.flags import MAX_NEW_TOKENS, PROGRAM, flag_parser, parse
 from tokenswift_jax.cli.settings_line import settings_line
@@ -33,11 +33,17 @@ _PLAIN = "\x1b[0m"
 
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
-    """Runs the command; returns its exit status (0, 1 failed audit, 2 bad input, 130 interrupted, 141 no reader)."""
+    """Runs the command; returns its exit status (0, 1 failed audit or documents, 2 bad input, 130 interrupted, 141 no
+    reader)."""
     parser = flag_parser(program)
     # The command takes the messages of a chat as a prompt and this flag.
     flags = parser.flags | {"messages": "--chat"}
-    return exit_status(lambda: _run(parse(sys.argv[1:] if argv is None else argv, parser)), flags=flags)
+
+    def run() -> int:
+        options = parse(sys.argv[1:] if argv is None else argv, parser)
+        return _run(options) if options.documents is None else documents.run(options, flags)
+
+    return exit_status(run, flags=flags)
 
 
 def _run(options: argparse.Namespace) -> int:

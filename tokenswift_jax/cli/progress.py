@@ -48,6 +48,11 @@ class ProgressLine:
         """Sets the number of tokens of the whole text."""
         self._total = total
 
+    def begin(self, total: int) -> None:
+        """Starts over, for another text of at most so many tokens."""
+        self._total, self._done, self._accepted, self._depth = total, 0, 0, 0
+        self._marks.clear()
+
     def add(self, records: TokenLog) -> None:
         """Adds a chunk to the counts."""
         counts = acceptance(records)

@@ -10,7 +10,7 @@ from tokenswift_jax.generation_config import FILE
 from tokenswift_jax.sampling import SamplingConfig
 
 _FILTERS = ("temperature", "top_k", "top_p", "min_p", "eta_cutoff", "min_tokens_to_keep")
-_ALWAYS = ("repetition_penalty", "penalty_window", "suppress_tokens", "seed")  # a greedy text uses them too
+_ALWAYS = ("repetition_penalty", "penalty_window", "suppress_tokens", "seed", "sequence")  # a greedy text uses them too
 _ENDS = {"max_new_tokens": "max_new_tokens", "min_new_tokens": "min_new_tokens", "stop": "stop_strings"}
 
 

@@ -1,0 +1,74 @@
+"""Two real workers on one folder, one of them killed in a document: the other finishes all, with the texts of single
+runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tokenswift_jax as ts
+from tokenswift_jax.documents.source import Document
+from tokenswift_jax.sampling import resolve_sampling
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = {
+    "autumn": "It was late in the autumn, and the road",
+    "once": "Once",
+    "river": "The old woman went to the river",
+}
+TOKENS = 600  # half a second: time to be killed in
+SETTINGS = ["--max-new-tokens", str(TOKENS), "--ignore-eos", "--mode", "autoregressive", "--temperature", "0.9"]
+
+
+def worker(folder, *more):
+    words = ["--documents", folder / "in", "--output", folder / "out", *SETTINGS, "--seed", "5", *more]
+    command = [sys.executable, "-m", "tokenswift_jax.generate", *map(str, words)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+def lines(path):
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a signal that cannot be caught")
+def test_a_killed_worker_s_document_is_finished_by_the_other(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, prompt in PROMPTS.items():
+        (tmp_path / f"in/{name}.txt").write_text(prompt)
+    workers = {process.pid: process for process in (worker(tmp_path) for _ in range(2))}
+    try:
+        journal, lease = tmp_path / "out/autumn.journal", tmp_path / "out/.autumn.lease-1"
+        while lines(journal) < 4:
+            assert all(process.poll() is None for process in workers.values())
+            time.sleep(0.002)
+        killed = workers.pop(json.loads(lease.read_text())["pid"])
+        killed.kill()
+        killed.wait()
+        assert not (tmp_path / "out/autumn.json").exists(), "killed too late to show anything"
+        copied = lines(journal)
+        (other,) = workers.values()
+        shown = other.communicate(timeout=300)[1]
+        assert other.returncode == 0, shown
+    finally:
+        for process in workers.values():
+            process.kill()
+    assert "3 of 3 documents done" in shown
+    assert copied < lines(journal)
+    report = {line["document"]: line for line in map(json.loads, (tmp_path / "out/report.jsonl").open())}
+    model = ts.load()
+    given = {"temperature": 0.9, "seed": 5}
+    for name, prompt in PROMPTS.items():
+        sequence = Document(name, tmp_path).sequence
+        sampling = resolve_sampling({**given, "sequence": sequence}, model.generation_config)
+        alone = ts.generate(model, prompt, sampling, max_new_tokens=TOKENS, ignore_eos=True)
+        assert (tmp_path / f"out/{name}.txt").read_text() == alone.text
+        statistics = json.loads((tmp_path / f"out/{name}.json").read_text())
+        assert statistics["token_ids"] == alone.token_ids
+        assert report[name]["status"] == "done"
+        assert (report[name]["sequence"], report[name]["tokens"]) == (sequence, TOKENS)
+    assert not [name for name in os.listdir(tmp_path / "out") if "lease" in name]

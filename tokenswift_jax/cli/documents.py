@@ -1,0 +1,198 @@
+"""`generate --documents`: one worker of those that write the texts of a folder of prompts."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from tokenswift_jax.cli.command import in_flags, quiet_transformers
+from tokenswift_jax.cli.flags import MAX_NEW_TOKENS
+from tokenswift_jax.documents.lease import Lease, Leases
+from tokenswift_jax.documents.results import REPORT, Results, output_folder
+from tokenswift_jax.documents.source import Document, documents_in
+from tokenswift_jax.documents.worker import LostError, work
+from tokenswift_jax.errors import UserError
+from tokenswift_jax.parallel.mesh_spec import AutoMesh
+
+if TYPE_CHECKING:
+    from tokenswift_jax.model import Model
+    from tokenswift_jax.sampling import SamplingConfig
+    from tokenswift_jax.speculation import SpeculationConfig
+    from tokenswift_jax.stats import GenerationResult
+
+_LOOKS = 20  # at documents that others have, in the time after which they are taken over
+_LONGEST_PAUSE = 5.0  # seconds between two looks
+
+
+def run(options: argparse.Namespace, flags: Mapping[str, str]) -> int:
+    """Works until every document is done or has failed; returns the exit status (0 all are done, 1 some have failed).
+
+    Raises:
+      UserError: the folders or the values for all documents are wrong.
+      KeyboardInterrupt: Ctrl-C or SIGTERM; the document under way is open for other workers at once.
+    """
+    documents, others = documents_in(options.documents)
+    results = Results(output_folder(options.output, options.documents))
+    quiet_transformers()
+    from tokenswift_jax.cli.phases import Phases
+    from tokenswift_jax.cli.progress import ProgressLine
+    from tokenswift_jax.generation_config import ends
+    from tokenswift_jax.model import load
+    from tokenswift_jax.sampling import resolve_sampling
+    from tokenswift_jax.speculation import SpeculationConfig
+
+    resolve_sampling(options.sampling, None)  # rejects wrong values before the model is loaded
+    speculation = SpeculationConfig(**options.speculation)
+    talks = not options.quiet
+    if others and talks:
+        print(f"left out, since they are no documents: {', '.join(others)}", file=sys.stderr)
+    progress = ProgressLine(sys.stderr, MAX_NEW_TOKENS, enabled=talks)
+    with _terminated_as_interrupted(), Phases(progress, sys.stderr, enabled=talks) as phases:
+        mesh = AutoMesh(rows=1, length=options.capacity) if options.mesh == "auto" else options.mesh
+        model = load(options.model, options.dtype, options.rope_override, report=phases, mesh=mesh)
+        progress.clear()
+        if model.mesh_notes and talks:
+            print(*model.mesh_notes, sep="\n", file=sys.stderr)
+        sampling = resolve_sampling(options.sampling, model.generation_config)
+        length = options.max_new_tokens or ends(model.generation_config).max_new_tokens or MAX_NEW_TOKENS
+        results.claim(_job(options, model, sampling, length))
+        if options.retry_failed:
+            results.forget_failures(documents)
+        written = 0
+
+        def write(document: Document, lease: Lease) -> GenerationResult:
+            progress.begin(length)
+            try:
+                return _write(document, lease, model, sampling, speculation, options, length, results, progress, phases)
+            except UserError as error:
+                raise UserError(in_flags(error, flags)) from error
+            finally:
+                progress.clear()
+
+        def settled(document: Document, result: GenerationResult | None, reason: str) -> None:
+            nonlocal written
+            written += result is not None
+            if result is None:
+                print(f"{document.name} failed: {reason}", file=sys.stderr)
+            elif talks:
+                rate = f"{result.tokens_per_second:,.1f} tokens/s"
+                print(f"{document.name}: {result.generated_tokens:,} tokens, {rate}", file=sys.stderr)
+
+        leases = Leases(results.folder, options.lease_seconds)
+        pause = min(options.lease_seconds / _LOOKS, _LONGEST_PAUSE)
+        try:
+            work(documents, results, leases, write, pause=pause, settled=settled)
+        finally:
+            lines = results.report(documents)
+    failed = [line["document"] for line in lines if line["status"] == "failed"]
+    doubtful = [line["document"] for line in lines if line.get("audit_failed")]
+    if talks:
+        done = sum(line["status"] == "done" for line in lines)
+        print(f"{done} of {len(lines)} documents done, {written} by this worker", file=sys.stderr)
+    if failed:
+        _name(failed, f"failed; {results.folder / REPORT} says why; --retry-failed tries them again")
+    if doubtful:
+        _name(doubtful, "did not pass the audit")
+    return int(bool(failed or doubtful))
+
+
+def _write(
+    document: Document,
+    lease: Lease,
+    model: Model,
+    sampling: SamplingConfig,
+    speculation: SpeculationConfig,
+    options: argparse.Namespace,
+    length: int,
+    results: Results,
+    progress: Any,
+    phases: Any,
+) -> GenerationResult:
+    """Writes one document's text, from the end of its journal on if there is one."""
+    from tokenswift_jax.api import stream
+
+    prompt, result = document.prompt(), None
+    events = stream(
+        model,
+        None if options.chat else prompt,
+        replace(sampling, sequence=document.sequence),
+        speculation,
+        max_new_tokens=length,
+        min_new_tokens=options.min_new_tokens,
+        ignore_eos=options.ignore_eos,
+        stop=options.stop,
+        journal=results.journal(document),
+        resume=True,
+        audit=options.audit,
+        capacity=options.capacity,
+        logprobs=options.logprobs,
+        logprobs_mode=options.logprobs_mode,
+        messages=[{"role": "user", "content": prompt}] if options.chat else None,
+        report=phases,
+    )
+    try:
+        for event in events:
+            result = event.result or result
+            if lease.lost.is_set():
+                raise LostError
+            if len(event.records):
+                progress.add(event.records)
+                progress.draw()
+                phases.printed()
+    finally:
+        events.close()
+    assert result is not None, "the last event carries the result"
+    if result.finish_reason == "interrupted" or (options.audit and result.audit is None):
+        raise KeyboardInterrupt
+    return result
+
+
+def _job(options: argparse.Namespace, model: Model, sampling: SamplingConfig, length: int) -> dict[str, Any]:
+    """Everything that the texts depend on besides the documents, and the form of the results."""
+    from tokenswift_jax import checkpoint
+
+    own = {name: value for name, value in asdict(sampling).items() if name != "sequence"}
+    return {
+        "checkpoint": checkpoint.fingerprint(model.path),
+        "dtype": model.dtype,
+        "rope_override": model.rope_override,
+        "eos_token_ids": model.eos_token_ids,
+        **own,
+        "max_new_tokens": length,
+        "min_new_tokens": options.min_new_tokens,
+        "ignore_eos": options.ignore_eos,
+        "stop": options.stop,
+        "chat": options.chat,
+    }
+
+
+def _name(documents: list[str], what: str) -> None:
+    shown = ", ".join(documents[:5]) + (f" and {len(documents) - 5} others" if len(documents) > 5 else "")
+    print(f"error: {shown} {what}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Lets SIGTERM, by which clusters announce that they take a machine away, end the block as Ctrl-C does.
+
+    Without it, Python ends at once, and other workers find out only when the lease has not been renewed.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

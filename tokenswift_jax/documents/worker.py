@@ -1,0 +1,100 @@
+"""One of the workers that write the texts of many documents: it takes open documents until none is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from tokenswift_jax.documents.lease import Lease, Leases
+from tokenswift_jax.documents.results import Results
+from tokenswift_jax.documents.source import Document
+from tokenswift_jax.errors import NumericsError, UserError, WriteError
+from tokenswift_jax.stats import GenerationResult
+
+_OUT_OF_MEMORY = "memory ran out on the way; ask for a shorter text, or give a shorter document"
+
+
+class LostError(Exception):
+    """Another worker has taken the document over."""
+
+
+def work(
+    documents: Sequence[Document],
+    results: Results,
+    leases: Leases,
+    write: Callable[[Document, Lease], GenerationResult],
+    *,
+    pause: float,
+    settled: Callable[[Document, GenerationResult | None, str], None],
+) -> None:
+    """Writes documents until each one is done or has failed, whichever worker did it.
+
+    While others have the last documents, this worker waits, so that it can take them over.
+
+    Args:
+      documents: all of the job.
+      results: the folder of their results.
+      leases: the leases in that folder.
+      write: returns the text of a document; it raises LostError soon after its lease is lost.
+      pause: seconds between two looks at documents that others have.
+      settled: receives each document that this worker has settled: its result, or None and the reason.
+
+    Raises:
+      KeyboardInterrupt: `write` ended for that reason; the document is open, and its journal has the text so far.
+      OSError: the folder cannot be written.
+    """
+    while True:
+        listing = results.listing()
+        remaining = [document for document in documents if not results.is_settled(document, listing)]
+        if not remaining:
+            return
+        written = 0
+        for document in remaining:
+            lease = leases.take(document.name, listing)
+            if lease is None:
+                continue
+            try:
+                # Its last worker may have settled it after the listing.
+                if not results.is_settled(document):
+                    written += 1
+                    _settle(document, results, lease, write, settled)
+            finally:
+                lease.release()
+        if not written:
+            time.sleep(pause)
+
+
+def _settle(
+    document: Document,
+    results: Results,
+    lease: Lease,
+    write: Callable[[Document, Lease], GenerationResult],
+    settled: Callable[[Document, GenerationResult | None, str], None],
+) -> None:
+    """Writes one document and its files; an error that concerns this document alone becomes its failure."""
+    if lease.number > 1:
+        results.take_over_journal(document)
+    try:
+        result = write(document, lease)
+    except LostError:
+        return
+    except (UserError, NumericsError) as error:
+        found: GenerationResult | str = str(error)
+    except WriteError:
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        found = _OUT_OF_MEMORY
+    else:
+        found = result
+    lease.renew()
+    if lease.lost.is_set():
+        return
+    if isinstance(found, str):
+        results.failed(document, found)
+        settled(document, None, found)
+    else:
+        own = {"document": document.name, **found.to_dict()}
+        results.done(document, found.text, own | ({"audit_failed": found.audit_failed} if found.audit else {}))
+        settled(document, found, "")
