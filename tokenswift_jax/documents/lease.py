@@ -26,7 +26,7 @@ _RENEWALS = 8  # in the time after which others take over
 
 
 class Lease:
-    """A document's lease in this process's possession; a thread renews it.
+    """The lease of a document that this process has; a thread renews it.
 
     Attributes:
       number: 1, or one more than that of the lease that this one took over.

@@ -15,7 +15,7 @@ _OUT_OF_MEMORY = "memory ran out on the way; ask for a shorter text, or give a s
 
 
 class LostError(Exception):
-    """Another worker has taken the document over."""
+    """The document is in the hands of a worker that has taken it over."""
 
 
 def work(
