@@ -18,6 +18,7 @@ from tokenswift_jax.errors import UserError, WriteError
 from tokenswift_jax.journal_header import journal_header
 from tokenswift_jax.parallel.report import mesh_table
 from tokenswift_jax.past_run import asked_for, recorded
+from tokenswift_jax.processes.agreement import agreed, several
 from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.prompt import encode_rows, is_batch
 from tokenswift_jax.request import Request
@@ -129,7 +130,8 @@ def stream(
     speculation = SpeculationConfig() if speculation is None else speculation
     check_call(model, speculation, capacity=capacity, audit=audit, resume=resume, journal=journal)
     size = model.config.vocab_size
-    past_run = recorded(journal, prompt, messages, size) if resume and journal is not None else None
+    _check_processes(audit=audit, replays=logprobs is not None and resume)
+    past_run = agreed(lambda: recorded(journal, prompt, messages, size)) if resume and journal is not None else None
     prompts = None
     if past_run is not None:
         prompts = None if past_run.prompt_ids is None else [past_run.prompt_ids]
@@ -137,7 +139,8 @@ def stream(
         min_new_tokens = past_run.min_new_tokens if min_new_tokens is None else min_new_tokens
         stop = past_run.stops if stop is None else stop
     if prompts is None:
-        prompts = encode_rows(prompt, messages, model.tokenizer, size)
+        tokenizer = model.tokenizer
+        prompts = agreed(lambda: encode_rows(prompt, messages, tokenizer, size))
     requests = requests_for(
         model,
         prompts,
@@ -149,10 +152,17 @@ def stream(
     )
     spec = logprob_spec(logprobs, logprobs_mode, size)
     call = _Call(model, requests, is_batch(prompt, messages), spec, speculation, ignore_eos, audit, report)
-    saved = _open_journal(call, journal, resume, asked_for(prompt, messages))
+    saved: Journal | None = None
+
+    def opened() -> tuple[list[TokenLog], list[dict[str, Any]]]:
+        nonlocal saved
+        saved = _open_journal(call, journal, resume, asked_for(prompt, messages))
+        return ([], []) if saved is None else (saved.parts, saved.schedule_trace)
+
+    parts, traced = agreed(opened)
     try:
         rows = [Row(model.tokenizer, request) for request in requests]
-        past = [rows[0].take(part) for part in saved.parts if rows[0].finish is None] if saved is not None else []
+        past = [rows[0].take(part) for part in parts if rows[0].finish is None]
         run = None
         if rows[0].finish is None:  # only a journal can have ended the row by now
             emitted = [concatenate(rows[0].parts).token_ids.tolist()] if past else None
@@ -167,7 +177,8 @@ def stream(
         if saved is not None:
             saved.close()
         raise
-    return _events(call, rows, [StreamEvent(0, tuple(text), kept) for kept, text in past], run, saved)
+    earlier = [StreamEvent(0, tuple(text), kept) for kept, text in past]
+    return _events(call, rows, earlier, run, saved, ScheduleTrace(traced))
 
 
 @_with_parameters_of(stream)
@@ -219,9 +230,13 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
 
 
 def _events(
-    call: _Call, rows: list[Row], past: list[StreamEvent], run: Session | None, journal: Journal | None
+    call: _Call,
+    rows: list[Row],
+    past: list[StreamEvent],
+    run: Session | None,
+    journal: Journal | None,
+    trace: ScheduleTrace,
 ) -> Generator[StreamEvent, None, None]:
-    trace = ScheduleTrace(journal.schedule_trace if journal is not None else ())
     withheld = [""] * len(rows)
     errors: dict[int, str] = {}
     unwritten: WriteError | None = None
@@ -328,6 +343,16 @@ def _logprobs(call: _Call, request: Request, records: TokenLog) -> list[TokenLog
 
         found = replayed_logprobs(call.model, request, token_ids, call.logprobs)
     return [] if found is None else found.of(token_ids)
+
+
+def _check_processes(*, audit: bool, replays: bool) -> None:
+    """Raises UserError for a replay of a text that several processes write: process 0 alone knows the text's end."""
+    if several() and (audit or replays):
+        named = ("audit",) if audit else ("logprobs", "resume")
+        raise UserError(
+            f"{' and '.join(named)} replay the text, which works in one process; leave it out, or start one process",
+            arguments=named,
+        )
 
 
 def _device() -> str:

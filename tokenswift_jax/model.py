@@ -22,6 +22,7 @@ from tokenswift_jax.parallel.mesh import give_threads, make_mesh, notes_on
 from tokenswift_jax.parallel.mesh_choice import chosen_mesh
 from tokenswift_jax.parallel.mesh_spec import MeshArgument, MeshSpec, parse_mesh
 from tokenswift_jax.paths import cache_folder
+from tokenswift_jax.processes.agreement import agreed
 from tokenswift_jax.progress_report import Report, silent
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
@@ -91,7 +92,9 @@ def load(
     folder = checkpoint.resolve(DEMO_MODEL if path is None else path, report)
     opened = checkpoint.open_checkpoint(folder, rope_override)
     chosen = checkpoint.chosen_dtype(opened, dtype)
-    spec, why = (asked, ()) if isinstance(asked, MeshSpec) else chosen_mesh(opened.config, chosen.itemsize, asked)
+    spec, why = asked, ()
+    if not isinstance(spec, MeshSpec):
+        spec, why = agreed(lambda: chosen_mesh(opened.config, chosen.itemsize, spec))
     devices = make_mesh(spec)
     if devices is None and chosen == jnp.float32:
         cpu.load_ahead()

@@ -31,6 +31,7 @@ def python(*words):
 HELP = [
     (["tokenswift_jax"], "commands:"),
     (["tokenswift_jax", "generate"], "--show-acceptance"),
+    (["tokenswift_jax", "launch"], "--processes"),
     (["tokenswift_jax", "train"], "--head-type"),
     (["tokenswift_jax", "evaluate"], "--store"),
     (["tokenswift_jax", "convert"], "export"),
@@ -80,9 +81,9 @@ def test_every_entry_of_the_tables_is_a_command(command):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "a command is missing; known: generate, train, evaluate, serve, convert"),
-        (["sing"], "unknown command 'sing' of tokenswift; known commands: generate, train, evaluate, serve, convert"),
-        (["--quiet"], "unknown flag '--quiet' of tokenswift; known commands: generate, train, evaluate, serve,"),
+        ([], "a command is missing; known: generate, launch, train, evaluate, serve, convert"),
+        (["sing"], "unknown command 'sing' of tokenswift; known commands: generate, launch, train, evaluate"),
+        (["--quiet"], "unknown flag '--quiet' of tokenswift; known commands: generate, launch, train, evaluate, serve"),
         (["convert"], "a command is missing; known: hf, export"),
         (["convert", "gguf"], "unknown command 'gguf' of tokenswift convert; known commands: hf, export"),
         (["generate", "--sing"], "unrecognized arguments: --sing; tokenswift generate --help lists the flags"),

@@ -28,6 +28,7 @@ class Command:
 
 COMMANDS = {
     "generate": Command("tokenswift_jax.cli.generate", "write text from a checkpoint"),
+    "launch": Command("tokenswift_jax.cli.launch", "several processes of generate on this machine"),
     "train": Command("tokenswift_jax.training.cli", "train draft heads for a checkpoint"),
     "evaluate": Command("tokenswift_jax.evaluate", "measure a checkpoint's draft heads on held-out text"),
     "serve": Command("tokenswift_jax.serve.cli", "serve a checkpoint behind OpenAI's interface"),

@@ -13,10 +13,13 @@ from tokenswift_jax.errors import UserError
 from tokenswift_jax.modes import MODES, SCHEDULES, used_fields
 from tokenswift_jax.parallel.mesh_spec import parse_mesh
 from tokenswift_jax.paths import check_writable
+from tokenswift_jax.processes.cluster import find_cluster
 from tokenswift_jax.speculation import DRAFT_WEIGHTS, SpeculationConfig
 
 PROGRAM = "python -m tokenswift_jax.generate"
 MAX_NEW_TOKENS = 256  # where neither a flag nor the checkpoint says
+STUCK_SECONDS = 1800
+"""Seconds without progress in several processes; the largest programs compile for several minutes."""
 LEASE_SECONDS = 180
 """Seconds without a renewal after which a document's worker is taken for dead. NFS may show a date a minute late."""
 SAMPLING = (
@@ -36,6 +39,10 @@ def parse(argv: Sequence[str], parser: Parser | None = None) -> argparse.Namespa
     options = parser.parse_args(with_dashes(argv))
     options.sampling = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
     options.speculation = {name: value for name in SPECULATION if (value := getattr(options, name)) is not None}
+    cluster = find_cluster(options.coordinator, options.num_processes, options.process_id)
+    options.cluster = None if options.documents is not None else cluster  # documents: each process is a worker
+    if options.cluster is not None and options.cluster.number:
+        return options  # process 0 reads and writes the files
     if options.documents is not None:
         _check_documents(options, parser.flags)
     elif options.lease_seconds is not None or options.retry_failed:
@@ -46,7 +53,7 @@ def parse(argv: Sequence[str], parser: Parser | None = None) -> argparse.Namespa
 
 def _check_documents(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
     """Refuses flags for one text, and gives those for many their defaults."""
-    names = "prompt", "prompt_file", "prompt_ids", "stats", "journal", "sequence"
+    names = "prompt", "prompt_file", "prompt_ids", "stats", "journal", "sequence", "coordinator"
     given = [name for name in names if getattr(options, name) is not None]
     given += [name for name in ("resume", "show_acceptance", "mesh_report") if getattr(options, name)]
     if given:
@@ -132,6 +139,17 @@ def flag_parser(program: str = PROGRAM) -> Parser:
         help="devices: groups for rows, devices that share a model (default: 1)",
     )
     add("--mesh-report", action="store_true", help="print every array's split and bytes on each device, on stderr")
+
+    add = parser.add_argument_group("several processes (default: the variables of JAX, SLURM, Open MPI)").add_argument
+    add("--coordinator", type=name, metavar="HOST:PORT", help="where process 0 listens")
+    add("--num-processes", type=whole(1), metavar="N", help="processes that share the mesh")
+    add("--process-id", type=whole(0), metavar="I", help="this process's number, from 0; 0 reads and writes all files")
+    add(
+        "--stuck-seconds",
+        type=whole(1),
+        metavar="N",
+        help=f"end with each thread's place after so long without progress (default: {STUCK_SECONDS})",
+    )
 
     add = parser.add_argument_group("length and end").add_argument
     add("--max-new-tokens", type=whole(1), metavar="N", help=f"default: the checkpoint's, else {MAX_NEW_TOKENS}")

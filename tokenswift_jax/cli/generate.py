@@ -8,11 +8,11 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
-from tokenswift_jax.cli import documents, streams
+from tokenswift_jax.cli import streams
 from tokenswift_jax.cli.command import exit_status, quiet_transformers
 from tokenswift_jax.cli.flags import MAX_NEW_TOKENS, PROGRAM, flag_parser, parse
 from tokenswift_jax.cli.settings_line import settings_line
@@ -41,14 +41,30 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
 
     def run() -> int:
         options = parse(sys.argv[1:] if argv is None else argv, parser)
-        return _run(options) if options.documents is None else documents.run(options, flags)
+        if options.documents is None:
+            return _run(options, flags)
+        from tokenswift_jax.cli import documents
+
+        return documents.run(options, flags)
 
     return exit_status(run, flags=flags)
 
 
-def _run(options: argparse.Namespace) -> int:
-    given = _read_prompt(options)
+def _run(options: argparse.Namespace, flags: Mapping[str, str]) -> int:
+    if options.cluster is None:
+        return _write(options, _read_prompt(options))
+    from tokenswift_jax.cli.processes import joined
+    from tokenswift_jax.processes.agreement import agreed
+
+    leads = options.cluster.number == 0
+    with joined(options, flags):
+        status = _write(options, agreed(lambda: _read_prompt(options)))
+    return status if leads else 0  # process 0 alone has the text's end
+
+
+def _write(options: argparse.Namespace, given: str | list[int] | None) -> int:
     quiet_transformers()
+    from tokenswift_jax import checkpoint
     from tokenswift_jax.api import stream
     from tokenswift_jax.checkpoint.packaged import is_shipped
     from tokenswift_jax.cli.phases import Phases
@@ -56,6 +72,7 @@ def _run(options: argparse.Namespace) -> int:
     from tokenswift_jax.errors import NumericsError
     from tokenswift_jax.generation_config import ends
     from tokenswift_jax.model import load
+    from tokenswift_jax.processes.agreement import compare
     from tokenswift_jax.sampling import resolve_sampling
     from tokenswift_jax.speculation import SpeculationConfig
 
@@ -66,6 +83,8 @@ def _run(options: argparse.Namespace) -> int:
         stack.callback(progress.clear)
         phases = stack.enter_context(Phases(progress, sys.stderr, enabled=not options.quiet))
         model = load(options.model, options.dtype, options.rope_override, report=phases, mesh=_mesh(options, given))
+        if options.cluster is not None:
+            compare("checkpoint", {"checkpoint": checkpoint.fingerprint(model.path)})
         if model.mesh_notes and not options.quiet:
             progress.clear()
             print(*model.mesh_notes, sep="\n", file=sys.stderr)

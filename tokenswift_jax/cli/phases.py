@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TextIO
 
 from tokenswift_jax.cli.progress import ProgressLine
+from tokenswift_jax.processes import watchdog
 
 _SECONDS_BETWEEN_LINES = 10.0  # for streams that cannot rewrite a line: rare enough for a log
 _SECONDS_BETWEEN_TICKS = 1.0  # a terminal shows whole seconds
@@ -75,6 +76,7 @@ class Phases:
 
     def __call__(self, phase: str, done: int, total: int, unit: str) -> None:
         """Takes one report (`progress_report.Report`)."""
+        watchdog.beat()
         if not self._enabled:
             return
         with self._lock:

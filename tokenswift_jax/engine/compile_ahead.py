@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 
+from tokenswift_jax.processes.agreement import several
 from tokenswift_jax.threads import COMPILING
 
 
@@ -22,9 +23,10 @@ class CompileAhead:
 
     @staticmethod
     def has_a_core() -> bool:
-        """Whether a core is left for the thread, and programs run on one device; a mesh belongs to its thread."""
+        """Whether a core is left for the thread, and programs run on one device; a mesh belongs to its thread. In
+        several processes, all have to compile the same programs in one order."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return cores > 1 and jax.sharding.get_abstract_mesh().empty
+        return cores > 1 and jax.sharding.get_abstract_mesh().empty and not several()
 
     def begin(self, compile_them: Callable[[Callable[[], bool]], float]) -> Future[float]:
         """Sends a function of `Engine.compiling` to the thread; an error of it is raised by the future's result."""

@@ -293,7 +293,7 @@ class Engine:
     def _frozen_seconds(self, named: NamedPlan, iterations: int) -> float:
         assert self._state is not None
         finish = self._state.finish
-        frozen = replace(self._state, finish=self.placement.rows_of(jnp.full_like(finish, Finish.VACANT)))
+        frozen = replace(self._state, finish=self.placement.rows_of(np.full(finish.shape, Finish.VACANT, np.int32)))
         jax.block_until_ready(frozen)
         begun = time.perf_counter()
         state, _ = jax.block_until_ready(self._run(named, frozen, self._inputs, -iterations))
@@ -352,7 +352,7 @@ class Engine:
         function, places = self._program(named.plan)
         arguments = self._arguments(named.plan, with_parts_at(state, places), inputs, iterations)
         after, chunk = self.placement.settle(self.programs.run(function, *arguments, name=named.label))
-        return with_all_parts(after, places, state), chunk
+        return with_all_parts(after, places, state), self.placement.readable(chunk)
 
     def _calls(self, named: NamedPlan) -> list[tuple]:
         """The calls that compile the programs of a plan, with shapes in place of arrays."""
@@ -385,13 +385,13 @@ class Engine:
 
     def _resumed(self, prefill: Prefill, state: DecodeState) -> DecodeState:
         """The state whose roots are the newest emitted tokens; it discards the draws of the step before them."""
-        texts, drawn = prefill.texts, np.asarray(state.tokens)
+        texts, drawn = prefill.texts, self.placement.read(state.tokens)
         tokens = padded(texts, prefill.capacity)
         lengths = np.asarray([len(text) for text in texts], np.int32)
-        finish = np.asarray(state.finish).copy()
+        finish, rooted = self.placement.read(state.finish).copy(), self.placement.read(state.length)
         for row, (request, done) in enumerate(zip(prefill.requests, prefill.emitted, strict=True)):
             if not done:
-                lengths[row] = int(np.asarray(state.length)[row]) + 1
+                lengths[row] = int(rooted[row]) + 1
                 tokens[row] = drawn[row]
             elif done[-1] in request.eos_token_ids:
                 finish[row] = Finish.EOS

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokenswift_jax.engine.compile_cache import CompileCache
+from tokenswift_jax.engine.placement import Placement
 from tokenswift_jax.engine.prefill import Prefill
 from tokenswift_jax.model import Model
 from tokenswift_jax.parallel.mesh import use
@@ -69,7 +70,7 @@ class HeadsForesight:
         function = compiled("accepted rows", self._model.graphdef, spec)
         arguments = self._model.params, settings, hidden, jnp.asarray(tokens[:, 0]), jnp.asarray(tokens[:, 1:])
         with use(self._model.mesh):
-            accepted = np.asarray(programs.run(function, *arguments, name="foresight"))
+            accepted = Placement(self._model.mesh).read(programs.run(function, *arguments, name="foresight"))
         ends = np.cumsum([len(own) for own in places])
         self._accepted = np.split(accepted[: ends[-1]], ends[:-1])
 

@@ -36,6 +36,11 @@ class Placement:
         """The sizes of the mesh's axes; {} without a mesh."""
         return {} if self.mesh is None else dict(self.mesh.shape)
 
+    @property
+    def _spread(self) -> bool:
+        """Whether the mesh has devices of several processes."""
+        return self.mesh is not None and self.mesh.is_multi_process
+
     def rows(self, batch: int) -> int:
         """The rows, at least `batch`, that the mesh's groups share evenly."""
         groups = self.sizes.get(DATA, 1)
@@ -68,11 +73,22 @@ class Placement:
             return jnp.asarray(values)
         groups = self.sizes[DATA]
         spec = P(DATA) if values.shape[0] % groups == 0 else P()
-        return jax.device_put(values, NamedSharding(self.mesh, spec))
+        return _put(values, NamedSharding(self.mesh, spec))
 
     def put(self, tree: _Tree) -> _Tree:
         """The tree on the mesh's devices."""
-        return tree if self.mesh is None else jax.device_put(tree, shardings(self.mesh, tree))
+        return tree if self.mesh is None else jax.tree.map(_put, tree, shardings(self.mesh, tree))
+
+    def readable(self, results: _Tree) -> _Tree:
+        """The results with all their values on the devices of each process, for the host to read.
+
+        All processes have to call it, in one order.
+        """
+        return _replicated(self.mesh)(results) if self._spread else results
+
+    def read(self, values: jax.Array) -> np.ndarray:
+        """All values of an array, on the host; in several processes, all have to call it."""
+        return np.asarray(self.readable(values))
 
     def settle(self, results: _Tree) -> _Tree:
         """Waits for the results of a program, where the next one must not begin before: on a mesh of virtual devices.
@@ -82,6 +98,26 @@ class Placement:
         if self.mesh is not None and self.mesh.devices.flat[0].platform == "cpu":
             jax.block_until_ready(results)
         return results
+
+
+def _put(values: Any, where: NamedSharding) -> jax.Array:
+    """The values on a mesh. If it has devices of several processes, each process puts its part of values that it has.
+
+    Without the callback, JAX compares the values of all processes, by a program that would have to run at the same
+    moment in each.
+    """
+    if not where.mesh.is_multi_process:  # pyright: ignore[reportAttributeAccessIssue]
+        return jax.device_put(values, where)
+    if isinstance(values, jax.Array) and not values.is_fully_addressable:
+        return values if values.sharding == where else jax.jit(lambda x: x, out_shardings=where)(values)
+    host = np.asarray(values)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+
+@functools.lru_cache(maxsize=8)
+def _replicated(mesh: Mesh | None) -> Callable[[Any], Any]:
+    assert mesh is not None
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, P()))
 
 
 @functools.lru_cache(maxsize=64)

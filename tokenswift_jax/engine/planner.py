@@ -108,6 +108,10 @@ class Planner:
         if wanted is not None:
             self._fetch(engine, wanted, wait=False)
 
+    def measure(self, engine: Engine, function: Callable[[Engine], None]) -> None:
+        """As `PlanPolicy.measure`."""
+        function(engine)
+
     def next_plan(self) -> tuple[NamedPlan, int | None]:
         """As `PlanPolicy.next_plan`."""
         return self._chooser.next_plan()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from tokenswift_jax.engine.engine import Engine
 from tokenswift_jax.speculate.plans import NamedPlan
@@ -29,6 +30,11 @@ class PlanPolicy(Protocol):
           engine: no chunk of it is under way.
           length: committed positions of the longest row.
         """
+        ...
+
+    def measure(self, engine: Engine, function: Callable[[Any], None]) -> None:
+        """Calls a function that measures programs of the engine. Where several processes share the programs, process 0
+        alone calls it, and the others repeat the calls of its engine."""
         ...
 
     def next_plan(self) -> tuple[NamedPlan, int | None]:
@@ -63,6 +69,10 @@ class FixedPlan:
 
     def attend(self, engine: Engine, length: int) -> None:
         """Has nothing to get ready: the session prepares the plan."""
+
+    def measure(self, engine: Engine, function: Callable[[Any], None]) -> None:
+        """Calls the function."""
+        function(engine)
 
     def next_plan(self) -> tuple[NamedPlan, int | None]:
         """The fixed plan, for whole chunks."""

@@ -23,6 +23,8 @@ from tokenswift_jax.engine.prefill import chunk_rows
 from tokenswift_jax.engine.step_costs import costs_of
 from tokenswift_jax.errors import NumericsError, UserError
 from tokenswift_jax.finish import REASONS, Finish
+from tokenswift_jax.processes.agreement import leads
+from tokenswift_jax.processes.policy import agreed_policy
 from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample.features import features_for
@@ -149,7 +151,9 @@ class Session:
         most = max(request.max_new_tokens for request in requests)
         self._costs = costs_of(config, model.params, slots, cache_dtype)
         self._heads = HeadsForesight(model, speculative if _is_chosen(speculation) else ())
-        self._policy = self._policy_for(speculation, plain, speculative, most, model)
+        self._policy = agreed_policy(
+            lambda: self._policy_for(speculation, plain, speculative, most, model), [plain, *speculative]
+        )
         self._plain, self._positions = plain, max(texts)
         self._accepted: dict[NamedPlan, tuple[int, int]] = {}  # tokens and iterations
         self._requests, self._report, self._idle = requests, report, slots - len(requests)
@@ -246,7 +250,8 @@ class Session:
         for named, (tokens, iterations) in self._accepted.items():
             if iterations >= _ENOUGH and named.plan.drafter.parts:
                 self._costs.add_accepted(named, tokens / iterations)
-        self._costs.save()
+        if leads():
+            self._costs.save()
 
     def _prefill(self) -> StepResult:
         begun, compiled_before = time.perf_counter(), self.compile_seconds
@@ -283,7 +288,10 @@ class Session:
         if compiling and self.engine.is_compiled(
             self._plain
         ):  # else measuring costs the compilation of another program
-            measure(self.engine, self._costs, self._plain, named, self._positions, compiling, 0)
+            costs, at = self._costs, self._positions
+            self._policy.measure(
+                self.engine, lambda engine: measure(engine, costs, self._plain, named, at, compiling, 0)
+            )
             catch_up += self.engine.prepare(named)
         return catch_up
 

@@ -21,9 +21,12 @@ def least_free(devices: Sequence[Any]) -> tuple[int | None, str]:
     """
     if devices[0].platform == "cpu":
         free = available_bytes()
-        return None if free is None else free // len(devices), str(devices[0])
+        own = sum(device.process_index == jax.process_index() for device in devices)
+        return None if free is None else free // max(own, 1), str(devices[0])
     found = {}
     for device in devices:
+        if device.process_index != jax.process_index():  # its own process looks at it
+            continue
         stats = device.memory_stats()
         if stats and "bytes_limit" in stats:
             found[device] = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -43,7 +46,7 @@ def check_weights(mesh: Mesh, params: Any) -> None:
     free, device = least_free(list(mesh.devices.flat))
     if free is None or needed <= free:
         return
-    unused = len(jax.local_devices()) > mesh.size
+    unused = jax.device_count() > mesh.size
     lacking = f"{(needed - free) / 1e9:.1f} GB are missing"
     advice = "a larger model axis stores less on each" if unused else "there is no device left to share them"
     raise UserError(

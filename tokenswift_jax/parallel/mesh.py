@@ -24,16 +24,36 @@ _CPU_THREADS = "32"
 def make_mesh(spec: MeshSpec) -> Mesh | None:
     """The mesh of a specification over the first devices; None for one device.
 
+    In several processes, as many of each process's, so that all of them run the programs.
+
     Raises:
-      UserError: there are too few devices; the message names the axis and a size that fits.
+      UserError: there are too few devices; the message names the axis and a size that fits. Or the processes cannot
+        share the mesh evenly.
     """
-    if spec.devices == 1:
+    processes = jax.process_count()
+    if spec.devices == 1 and processes == 1:
         return None
-    devices = jax.local_devices()
+    devices = jax.devices()
     count = len(devices)
+    if spec.devices % processes:
+        raise UserError(
+            f"mesh {spec} has {spec.devices} devices, which {processes} processes cannot share evenly; "
+            f"{MODEL}={count} uses all devices",
+            ("mesh",),
+        )
     if spec.devices > count:
         found = "there is 1" if count == 1 else f"there are {count}"
         raise UserError(f"mesh {spec} needs {spec.devices} devices, and {found}; {_remedy(spec, count)}", ("mesh",))
+    if processes > 1:
+        share = spec.devices // processes
+        own = [[one for one in devices if one.process_index == process] for process in range(processes)]
+        short = next((process for process in range(processes) if len(own[process]) < share), None)
+        if short is not None:
+            raise UserError(
+                f"mesh {spec} needs {share} devices of each process, and process {short} has {len(own[short])}",
+                ("mesh",),
+            )
+        devices = [one for part in own for one in part[:share]]
     chosen = np.array(devices[: spec.devices]).reshape(spec.data, spec.model)
     return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -57,7 +77,7 @@ def notes_on(mesh: Mesh | None, config: ModelConfig) -> tuple[str, ...]:
             f"mesh {spec_of(mesh)}: {model} devices cannot share {config.vocab_size} tokens evenly, so each "
             "stores all of the embeddings and the LM head"
         )
-    idle = jax.local_devices()[mesh.size :]
+    idle = [device for device in jax.devices() if device not in {*mesh.devices.flat}]
     if idle:
         names = ", ".join(map(str, idle))
         notes.append(f"mesh {spec_of(mesh)} uses {mesh.size} of {mesh.size + len(idle)} devices; left over: {names}")

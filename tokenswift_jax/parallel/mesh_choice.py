@@ -25,7 +25,7 @@ def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[Me
       asked: the rows and the length to expect.
     """
     devices = jax.local_devices()
-    platform, kind, count = devices[0].platform, devices[0].device_kind, len(devices)
+    platform, kind, count = devices[0].platform, devices[0].device_kind, jax.device_count()
     if count == 1:
         return MeshSpec(), (f"mesh auto: 1, since there is one device ({kind})",)
     if platform == "cpu":

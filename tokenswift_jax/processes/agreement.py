@@ -1,0 +1,152 @@
+"""Decisions that are the same in all processes: process 0 makes them, and the others receive its messages.
+
+Messages go through the key-value store of JAX's coordination service, not through the devices: a program that sends
+would have to run between the same chunks in every process, and two threads would race for that.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+
+from tokenswift_jax.errors import UserError
+
+_T = TypeVar("_T")
+
+_PIECE = 1 << 20  # bytes of one value in the store
+_KEPT = 256  # newest messages that stay in the store; no process is so far behind, since each chunk waits for all
+_POLL = 2_000  # milliseconds; a wait in pieces, so that signals and the watchdog find the thread awake
+_FACTS_SECONDS = 600.0  # that all processes have to load what they compare
+
+
+def several() -> bool:
+    """Whether this run has several processes."""
+    return jax.process_count() > 1
+
+
+def leads() -> bool:
+    """Whether this process decides: it is process 0, or alone."""
+    return jax.process_index() == 0
+
+
+class Channel:
+    """Messages from process 0 to all others, in one order."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    def send(self, message: Any) -> None:
+        """Sends a message to all other processes, from process 0."""
+        name, data = self._name(), pickle.dumps(message)
+        store, pieces = _store(), max(-(-len(data) // _PIECE), 1)
+        for piece in range(pieces):
+            store.key_value_set_bytes(f"{name}/{piece}", data[piece * _PIECE : (piece + 1) * _PIECE])
+        store.key_value_set(f"{name}/pieces", str(pieces))
+        if self._count > _KEPT:
+            store.key_value_delete(f"tokenswift/message/{self._count - _KEPT}/")
+
+    def receive(self) -> Any:
+        """The next message, in another process than 0; waits for it."""
+        name = self._name()
+        pieces = int(_waited(lambda: _store().blocking_key_value_get(f"{name}/pieces", _POLL)))
+        parts = [_waited(lambda at=at: _store().blocking_key_value_get_bytes(f"{name}/{at}", _POLL))
+                 for at in range(pieces)]  # fmt: skip
+        return pickle.loads(b"".join(parts))
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"tokenswift/message/{self._count}"
+
+
+_CHANNEL = Channel()
+
+
+def channel() -> Channel:
+    """The channel of this run."""
+    return _CHANNEL
+
+
+def agreed(decide: Callable[[], _T]) -> _T:
+    """The result of `decide` in process 0, in all processes; alone, just its result.
+
+    Raises:
+      UserError, OSError: process 0 raised it.
+    """
+    if not several():
+        return decide()
+    if not leads():
+        result, error = channel().receive()
+        if error is not None:
+            raise error
+        return result
+    try:
+        result = decide()
+    except (UserError, OSError) as error:
+        channel().send((None, UserError(f"process 0: {error}")))
+        raise
+    channel().send((result, None))
+    return result
+
+
+def compare(stage: str, facts: Mapping[str, Any]) -> None:
+    """Checks that all processes have the same facts; call it in all of them.
+
+    Args:
+      stage: identifies the comparison.
+      facts: values by the name that a person knows them by.
+
+    Raises:
+      UserError: one process differs from process 0; it names the facts.
+    """
+    if not several():
+        return
+    store, own = _store(), json.dumps(dict(facts), sort_keys=True, default=str)
+    store.key_value_set(f"tokenswift/facts/{stage}/{jax.process_index()}", own)
+
+    def differences() -> list[str]:
+        found = []
+        for process in range(1, jax.process_count()):
+            key = f"tokenswift/facts/{stage}/{process}"
+            theirs = json.loads(_waited(lambda key=key: store.blocking_key_value_get(key, _POLL), _FACTS_SECONDS))
+            mine = json.loads(own)
+            found += [
+                f"{name} is {_short(theirs.get(name))} in process {process} and {_short(mine.get(name))} in process 0"
+                for name in sorted({*mine, *theirs})
+                if mine.get(name) != theirs.get(name)
+            ]
+        return found
+
+    found = agreed(differences)
+    if found:
+        raise UserError(f"the processes differ: {'; '.join(found[:3])}; start all of them alike")
+
+
+def _waited(get: Callable[[], _T], seconds: float | None = None) -> _T:
+    """The result of a get that raises while there is none; waits so long, or without an end."""
+    begun = time.monotonic()
+    while True:
+        try:
+            return get()
+        except Exception as error:  # jaxlib's class for a deadline differs by version
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise
+            if seconds is not None and time.monotonic() - begun > seconds:
+                raise UserError("a process has not answered; see its messages") from None
+
+
+def _store() -> Any:
+    from jax._src import distributed  # JAX has no public name for the store
+
+    client = distributed.global_state.client
+    assert client is not None, "jax.distributed is not initialised"
+    return client
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
