@@ -34,9 +34,10 @@ def joined(options: argparse.Namespace, flags: Mapping[str, str]) -> Iterator[No
     from tokenswift_jax.processes import cluster, interrupts, watchdog
     from tokenswift_jax.processes.agreement import compare
 
-    cluster.joined(options.cluster)
     seconds = STUCK_SECONDS if options.stuck_seconds is None else options.stuck_seconds
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_own_stdout(leads=options.cluster.number == 0))
+        cluster.joined(options.cluster)
         stack.enter_context(watchdog.watched(seconds))
         stack.enter_context(interrupts.noted())
         facts = {flags.get(name, name): value for name, value in vars(options).items() if name not in _OWN}
@@ -51,10 +52,31 @@ def joined(options: argparse.Namespace, flags: Mapping[str, str]) -> Iterator[No
         if line is not None:
             print(line, file=sys.stderr)
         if options.cluster.number:
-            null = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-            stack.enter_context(contextlib.redirect_stdout(null))
             options.quiet, options.mesh_report = True, False
             options.output = options.stats = options.prompt = options.prompt_file = options.prompt_ids = None
         yield
         watchdog.beat()
         jax.distributed.shutdown()
+
+
+@contextlib.contextmanager
+def _own_stdout(*, leads: bool) -> Iterator[None]:
+    """Keeps stdout for the text of process 0: Gloo and NCCL print there, and now print to stderr."""
+    try:
+        sys.stdout.flush()
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):  # not a stream of the operating system
+        yield
+        return
+    before = os.dup(number)
+    text = os.fdopen(os.dup(before) if leads else os.open(os.devnull, os.O_WRONLY), "w", encoding=sys.stdout.encoding)
+    os.dup2(sys.stderr.fileno(), number)
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+        text.flush()
+    finally:
+        os.dup2(before, number)
+        os.close(before)
+        with contextlib.suppress(OSError):
+            text.close()

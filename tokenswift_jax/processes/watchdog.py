@@ -41,5 +41,5 @@ def _watch(seconds: float, ended: threading.Event) -> None:
     while not ended.wait(min(max(_last + seconds - time.monotonic(), 0.05), 5.0)):
         if time.monotonic() - _last >= seconds:
             print(f"error: no progress for {seconds:g} s; this is where each thread is:", file=sys.stderr, flush=True)
-            faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+            faulthandler.dump_traceback(all_threads=True)
             os._exit(1)
