@@ -10,17 +10,21 @@ import sys
 import ray
 
 
-@ray.remote(num_gpus=1, max_retries=10, retry_exceptions=False)
+@ray.remote(max_retries=10, retry_exceptions=True)
 def worker(words):
-    """Runs one worker; Ray sets CUDA_VISIBLE_DEVICES for it. Returns its exit status."""
-    return subprocess.run([sys.executable, "-m", "tokenswift_jax.generate", *words], check=False).returncode
+    """Runs one worker; Ray sets CUDA_VISIBLE_DEVICES for it. Returns its exit status, unless a signal ended it."""
+    status = subprocess.run([sys.executable, "-m", "tokenswift_jax.generate", *words], check=False).returncode
+    if status < 0:
+        raise RuntimeError(f"signal {-status} ended a worker")  # Ray tries again
+    return status
 
 
 def main():
     """Starts the workers and waits for them; the exit status is the largest of theirs."""
     count, *words = sys.argv[1:]
     ray.init()
-    return max(ray.get([worker.remote(words) for _ in range(int(count))]))
+    gpus = min(1, ray.cluster_resources().get("GPU", 0))
+    return max(ray.get([worker.options(num_gpus=gpus).remote(words) for _ in range(int(count))]))
 
 
 if __name__ == "__main__":

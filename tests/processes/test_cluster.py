@@ -39,6 +39,7 @@ def test_a_cluster_only_where_there_is_one(environment, expected):
 
 
 def test_flags_come_first():
+    assert find_cluster(None, 1, None, SLURM) is None
     assert find_cluster("h:1", 2, 0, SLURM) == Cluster(2, 0, "h:1", "the flags")
 
 

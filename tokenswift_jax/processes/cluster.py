@@ -44,13 +44,16 @@ def find_cluster(
     """The processes that flags or the environment name; None: this process is alone.
 
     Flags come first, then JAX's own variables, then those of SLURM and Open MPI if they count several tasks, then those
-    of a TPU with several workers. A shell inside a SLURM job has a count of its own, but no task, and is alone.
+    of a TPU with several workers. A shell inside a SLURM job has a count of its own, but no task, and is alone; so is a
+    process with `num_processes` 1 and no other flag, wherever it runs.
 
     Raises:
       UserError: one of the values is missing, malformed or out of range.
     """
     names = ("coordinator", "num_processes", "process_id")
     given = (coordinator, num_processes, process_id)
+    if given == (None, 1, None):
+        return None
     if any(value is not None for value in given):
         absent = [name for name, value in zip(names, given, strict=True) if value is None]
         if absent:
