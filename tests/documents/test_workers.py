@@ -16,12 +16,8 @@ from tokenswift_jax.documents.source import Document
 from tokenswift_jax.sampling import resolve_sampling
 
 ROOT = Path(__file__).parents[2]
-PROMPTS = {
-    "autumn": "It was late in the autumn, and the road",
-    "once": "Once",
-    "river": "The old woman went to the river",
-}
-TOKENS = 600  # half a second: time to be killed in
+PROMPTS = {"autumn": "It was late in the autumn, and the road", "once": "Once"}
+TOKENS = 320  # time to be killed in
 SETTINGS = ["--max-new-tokens", str(TOKENS), "--ignore-eos", "--mode", "autoregressive", "--temperature", "0.9"]
 
 
@@ -43,7 +39,7 @@ def test_a_killed_worker_s_document_is_finished_by_the_other(tmp_path):
     workers = {process.pid: process for process in (worker(tmp_path) for _ in range(2))}
     try:
         journal, lease = tmp_path / "out/autumn.journal", tmp_path / "out/.autumn.lease-1"
-        while lines(journal) < 4:
+        while lines(journal) < 3:
             assert all(process.poll() is None for process in workers.values())
             time.sleep(0.002)
         killed = workers.pop(json.loads(lease.read_text())["pid"])
@@ -57,7 +53,7 @@ def test_a_killed_worker_s_document_is_finished_by_the_other(tmp_path):
     finally:
         for process in workers.values():
             process.kill()
-    assert "3 of 3 documents done" in shown
+    assert "2 of 2 documents done" in shown
     assert copied < lines(journal)
     report = {line["document"]: line for line in map(json.loads, (tmp_path / "out/report.jsonl").open())}
     model = ts.load()

@@ -56,9 +56,10 @@ def children(process):
     return [int(word) for word in path.read_text().split()]
 
 
-def test_two_processes_write_the_text_of_one_device(tmp_path):
-    """The default mode: process 0 chooses plans by its own measurements."""
-    process = launched(tmp_path, "model=2", 48)
+@pytest.mark.parametrize("mode", ["autoregressive", pytest.param("auto", marks=pytest.mark.long)])
+def test_two_processes_write_the_text_of_one_device(tmp_path, mode):
+    """With mode auto, process 0 chooses plans by its own measurements."""
+    process = launched(tmp_path, "model=2", 48, "--mode", mode)
     text, shown = finished(process)
     assert process.returncode == 0, shown
     expected = alone(48)

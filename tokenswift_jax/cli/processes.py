@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from tokenswift_jax.cli.command import quiet_transformers
 from tokenswift_jax.cli.flags import STUCK_SECONDS
 
-# Options that process 0 alone uses, or that differ by nature.
+# Options that process 0 alone uses, that differ by nature, or that repeat others.
 _OWN = {"prompt", "prompt_file", "prompt_ids", "output", "stats", "journal", "quiet", "show_acceptance", "mesh_report"}
-_OWN |= {"coordinator", "process_id", "cluster", "stuck_seconds"}
+_OWN |= {"coordinator", "process_id", "cluster", "stuck_seconds", "sampling", "speculation"}
 _VARIABLES = ("XLA_FLAGS", "JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION")  # they change programs
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenswift_jax.errors import UserError
 
@@ -93,7 +94,7 @@ def joined(cluster: Cluster) -> None:
     give_threads()
     # The programs of a CPU need an implementation for several processes; on other devices this has no effect.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    known = {} if cluster.address is None else {"coordinator_address": cluster.address}
+    known: dict[str, Any] = {} if cluster.address is None else {"coordinator_address": cluster.address}
     if cluster.source in ("the flags", "JAX's variables"):
         known |= {"num_processes": cluster.count, "process_id": cluster.number}
         if _DEVICES not in os.environ:  # else JAX gives one GPU to each task of SLURM

@@ -64,9 +64,9 @@ class _Leader:
         self._sent((self._plans.index(named), iterations))
         return named, iterations
 
-    def observe(self, *chunk: Any) -> None:
+    def observe(self, named: NamedPlan, tokens: int, iterations: int, seconds: float, catch_up: float = 0.0) -> None:
         """Passes the measurements on."""
-        self._own.observe(*chunk)
+        self._own.observe(named, tokens, iterations, seconds, catch_up)
 
     def close(self) -> None:
         """Ends the own policy's work, and the text in the other processes."""
@@ -111,7 +111,7 @@ class _Follower:
         plan, iterations = self._received()
         return self._plans[plan], iterations
 
-    def observe(self, *chunk: Any) -> None:
+    def observe(self, named: NamedPlan, tokens: int, iterations: int, seconds: float, catch_up: float = 0.0) -> None:
         """Ignores the measurements."""
 
     def close(self) -> None:
