@@ -31,6 +31,7 @@ def lines(path):
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a signal that cannot be caught")
 def test_a_killed_worker_s_document_is_finished_by_the_other(tmp_path):
     (tmp_path / "in").mkdir()

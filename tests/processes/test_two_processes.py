@@ -15,6 +15,7 @@ import pytest
 import tokenswift_jax as ts
 from tokenswift_jax.sampling import resolve_sampling
 
+pytestmark = pytest.mark.long  # each starts two processes that compile
 ROOT = Path(__file__).parents[2]
 PROMPT = "It was late in the autumn, and the road"
 GIVEN = {"temperature": 0.9, "min_p": 0.05, "repetition_penalty": 1.1, "penalty_window": 64, "seed": 5}
@@ -56,7 +57,7 @@ def children(process):
     return [int(word) for word in path.read_text().split()]
 
 
-@pytest.mark.parametrize("mode", ["autoregressive", pytest.param("auto", marks=pytest.mark.long)])
+@pytest.mark.parametrize("mode", ["autoregressive", "auto"])
 def test_two_processes_write_the_text_of_one_device(tmp_path, mode):
     """With mode auto, process 0 chooses plans by its own measurements."""
     process = launched(tmp_path, "model=2", 48, "--mode", mode)
@@ -68,7 +69,6 @@ def test_two_processes_write_the_text_of_one_device(tmp_path, mode):
     assert "2 processes, 2 devices, 1 of them here" in shown
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("mesh", ["model=4", "data=2,model=2", "data=4"])
 def test_two_processes_with_two_devices_each(tmp_path, mesh):
     more = ["--mode", "tokenswift", "--schedule", "auto"]
@@ -78,7 +78,6 @@ def test_two_processes_with_two_devices_each(tmp_path, mesh):
     assert json.loads((tmp_path / "stats.json").read_text())["token_ids"] == alone(48).token_ids
 
 
-@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in Linux's list")
 @pytest.mark.parametrize(("victim", "named"), [(0, signal.SIGKILL), (1, signal.SIGKILL), ("launcher", signal.SIGINT)])
 def test_a_text_goes_on_in_one_process(tmp_path, victim, named):
@@ -109,7 +108,6 @@ def test_a_text_goes_on_in_one_process(tmp_path, victim, named):
     assert again.token_ids == alone(more).token_ids
 
 
-@pytest.mark.long
 def test_a_journal_of_one_process_goes_on_in_two(tmp_path):
     model = ts.load()
     sampling = resolve_sampling(GIVEN, model.generation_config)
@@ -120,7 +118,6 @@ def test_a_journal_of_one_process_goes_on_in_two(tmp_path):
     assert json.loads((tmp_path / "stats.json").read_text())["token_ids"] == alone(48).token_ids
 
 
-@pytest.mark.long
 def test_processes_that_were_not_started_alike(tmp_path):
     processes = []
     port = 20000 + os.getpid() % 20000
