@@ -20,7 +20,7 @@ from tokenswift_jax.generation_config import warn_of_unknown
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.mesh import give_threads, make_mesh, notes_on
 from tokenswift_jax.parallel.mesh_choice import chosen_mesh
-from tokenswift_jax.parallel.mesh_spec import MeshArgument, MeshSpec, parse_mesh
+from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshArgument, MeshSpec, parse_mesh
 from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.processes.agreement import agreed
 from tokenswift_jax.progress_report import Report, silent
@@ -92,9 +92,11 @@ def load(
     folder = checkpoint.resolve(DEMO_MODEL if path is None else path, report)
     opened = checkpoint.open_checkpoint(folder, rope_override)
     chosen = checkpoint.chosen_dtype(opened, dtype)
-    spec, why = asked, ()
-    if not isinstance(spec, MeshSpec):
-        spec, why = agreed(lambda: chosen_mesh(opened.config, chosen.itemsize, spec))
+    if isinstance(asked, AutoMesh):
+        auto = asked
+        spec, why = agreed(lambda: chosen_mesh(opened.config, chosen.itemsize, auto))
+    else:
+        spec, why = asked, ()
     devices = make_mesh(spec)
     if devices is None and chosen == jnp.float32:
         cpu.load_ahead()
