@@ -108,6 +108,7 @@ def stream(
     min_new_tokens: int | Sequence[int] | None = None,
     ignore_eos: bool | Sequence[bool] = False,
     stop: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+    stop_on_repetition: bool | Sequence[bool] = False,
     journal: str | Path | None = None,
     resume: bool = False,
     audit: bool = False,
@@ -149,6 +150,7 @@ def stream(
         min_new_tokens=min_new_tokens,
         ignore_eos=ignore_eos,
         stop=stop,
+        stop_on_repetition=stop_on_repetition,
     )
     spec = logprob_spec(logprobs, logprobs_mode, size)
     call = _Call(model, requests, is_batch(prompt, messages), spec, speculation, ignore_eos, audit, report)
@@ -186,7 +188,8 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
     """Generates text; a seed gives the same tokens with every `speculation`.
 
     KeyboardInterrupt ends the text early and is not raised again: the result's finish_reason is "interrupted".
-    `max_new_tokens`, `min_new_tokens`, `ignore_eos` and `stop` take one value, or a list with one value per prompt.
+    `max_new_tokens`, `min_new_tokens`, `ignore_eos`, `stop` and `stop_on_repetition` take one value, or a list with one
+    value per prompt.
 
     Args:
       model: from `load`.
@@ -200,6 +203,8 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
       ignore_eos: EOS tokens do not end the text.
       stop: strings that end the text; it ends before them. A special token by its name ends it too. A list of lists
         has one entry per prompt. None: the `stop_strings` of the checkpoint's generation_config, if any.
+      stop_on_repetition: end the text, with finish_reason "repetition", at the token with which its newest max(3 p, 48)
+        tokens have a period p of at most 128 tokens.
       journal: file for every emitted token (one prompt only).
       resume: continue the journal's run, or begin it where there is no file yet. The run goes on with the token ids of
         its prompt and the EOS ids that the journal has: a template or tokenizer that has changed since then does not

@@ -31,6 +31,7 @@ def requests_for(
     min_new_tokens: int | Sequence[int] | None,
     ignore_eos: bool | Sequence[bool],
     stop: str | Sequence[str] | Sequence[Sequence[str]] | None,
+    stop_on_repetition: bool | Sequence[bool],
 ) -> list[Request]:
     """The requests of a batch; the checkpoint's generation_config.json gives what is None.
 
@@ -51,18 +52,29 @@ def requests_for(
     else:
         shortest = _one_each("min_new_tokens", min_new_tokens, count)
     ignored = _one_each("ignore_eos", ignore_eos, count)
+    guarded = _one_each("stop_on_repetition", stop_on_repetition, count)
     stops = [ends.stops] * count if stop is None else _stops(stop, count)
     requests = []
     for row, prompt in enumerate(prompts):
         _check_lengths(longest[row], shortest[row])
         check_flag("ignore_eos", ignored[row])
+        check_flag("stop_on_repetition", guarded[row])
         if stops[row] and model.tokenizer is None:
             if stop is None:
                 raise UserError(f"{FILE} has stop_strings, which need a tokenizer, and this checkpoint has none")
             raise UserError("stop needs text, and this checkpoint has no tokenizer; leave it out", arguments=("stop",))
         eos = () if ignored[row] else tuple(model.eos_token_ids)
         ending = stop_token_ids(stops[row], model.tokenizer)
-        request = Request(prompt, configs[row], int(longest[row]), int(shortest[row]), eos, stops[row], ending)
+        request = Request(
+            prompt_ids=prompt,
+            sampling=configs[row],
+            max_new_tokens=int(longest[row]),
+            min_new_tokens=int(shortest[row]),
+            eos_token_ids=eos,
+            stops=stops[row],
+            stop_token_ids=ending,
+            stop_on_repetition=bool(guarded[row]),
+        )
         check_drawable(request, model.config.vocab_size)
         requests.append(request)
     return requests

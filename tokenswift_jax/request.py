@@ -21,6 +21,7 @@ class Request:
       eos_token_ids: tokens that end the text; empty where EOS is ignored, and then `min_new_tokens` has no effect.
       stops: strings that end the text.
       stop_token_ids: special tokens among `stops`, which give no text: each ends the text as a stop string does.
+      stop_on_repetition: whether a loop (`RepetitionGuard`) ends the text.
     """
 
     prompt_ids: Sequence[int]
@@ -30,6 +31,7 @@ class Request:
     eos_token_ids: tuple[int, ...] = ()
     stops: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    stop_on_repetition: bool = False
 
 
 def check_drawable(request: Request, vocab: int) -> None:

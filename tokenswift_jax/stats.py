@@ -23,7 +23,7 @@ class GenerationResult:
       text: the generated text, without the prompt; it ends before a stop string; "" without a tokenizer.
       sequence: number of the random sequence: `SamplingConfig.sequence` plus the index in the batch.
       token_ids: the emitted token ids, with the token that completes a stop string and with an EOS.
-      finish_reason: "length", "eos", "stop", "interrupted" or, in a batch, "error".
+      finish_reason: "length", "eos", "stop", "repetition", "interrupted" or, in a batch, "error".
       iterations: target passes after prefill; generated_tokens = 1 + accepted_tokens + iterations.
       draft_depth: sum over iterations of the tree depth offered.
       ngram_accepted_tokens: accepted tokens that only the n-gram table proposed.

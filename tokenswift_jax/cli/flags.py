@@ -167,6 +167,11 @@ def flag_parser(program: str = PROGRAM) -> Parser:
         metavar="TEXT",
         help="end before this text; repeatable (default: the checkpoint's)",
     )
+    add(
+        "--stop-on-repetition",
+        action="store_true",
+        help="end once the text repeats itself: 3 copies of at most 128 tokens, 48 tokens or more",
+    )
 
     add = parser.add_argument_group("sampling").add_argument
     add("--temperature", type=number, metavar="T", help="0 is greedy")

@@ -103,6 +103,7 @@ def _write(options: argparse.Namespace, given: str | list[int] | None) -> int:
             min_new_tokens=options.min_new_tokens,
             ignore_eos=options.ignore_eos,
             stop=options.stop,
+            stop_on_repetition=options.stop_on_repetition,
             journal=options.journal,
             resume=options.resume,
             audit=options.audit,

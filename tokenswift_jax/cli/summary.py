@@ -8,6 +8,7 @@ import numpy as np
 from pallas_kernels import cpu
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.stats import GenerationResult
+from tokenswift_jax.text.repetition import first_loop
 
 
 def closing_report(result: GenerationResult, config: ModelConfig, bytes_per_value: int, settings: str) -> str:
@@ -16,7 +17,7 @@ def closing_report(result: GenerationResult, config: ModelConfig, bytes_per_valu
     depth = f"{result.accepted_tokens:,} of {result.draft_depth:,} drafted tokens accepted"
     lines = [
         f"{result.generated_tokens:,} tokens in {result.decode_seconds:.2f} s, "
-        f"{result.tokens_per_second:,.1f} tokens/s; ended by {_ENDS[result.finish_reason]}",
+        f"{result.tokens_per_second:,.1f} tokens/s; ended by {_end(result)}",
         f"{result.mean_accepted_length:.2f} tokens an iteration over {result.iterations:,} iterations",
         f"{depth} ({result.acceptance_rate:.1%}), {result.ngram_accepted_tokens:,} by n-grams alone"
         if result.draft_depth
@@ -37,6 +38,13 @@ def closing_report(result: GenerationResult, config: ModelConfig, bytes_per_valu
             f"target's draw, largest margin {result.audit['max_margin']:.3g}"
         )
     return "\n".join(lines)
+
+
+def _end(result: GenerationResult) -> str:
+    loop = first_loop(result.token_ids) if result.finish_reason == "repetition" else None
+    if loop is None:
+        return _ENDS[result.finish_reason]
+    return f"a repetition: {loop.period:,} tokens, again and again from token {loop.start + 1:,} on"
 
 
 _ENDS = {"length": "the length asked for", "eos": "an EOS", "stop": "a stop string", "interrupted": "an interrupt"}

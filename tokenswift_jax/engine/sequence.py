@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from tokenswift_jax.request import Request
 from tokenswift_jax.text.detokenizer import Decodes
+from tokenswift_jax.text.repetition import RepetitionGuard
 from tokenswift_jax.text.transcript import Segment, Transcript
 from tokenswift_jax.token_log import SAMPLED, TokenLog
 
@@ -17,30 +18,37 @@ class Row:
     Attributes:
       parts: the kept records of each chunk.
       text: the text released so far.
-      finish: "stop", "eos" or "length" once the row has ended; "interrupted" or "error" if one of these ended it.
+      widths: characters of text that each token completed, those that the row still keeps back included.
+      finish: "stop", "eos", "length" or "repetition" once the row has ended; "interrupted" or "error" if one of these
+        ended it.
     """
 
     tokenizer: Decodes | None
     request: Request
     parts: list[TokenLog] = field(default_factory=list)
     text: str = ""
+    widths: list[int] = field(default_factory=list)
     finish: str | None = None
 
     def __post_init__(self) -> None:
         self._transcript = Transcript(self.tokenizer, self.request.prompt_ids, self.request.stops)
+        self._guard = RepetitionGuard() if self.request.stop_on_repetition else None
         self._count = 0
 
     def take(self, records: TokenLog) -> tuple[TokenLog, list[Segment]]:
         """Adds a chunk up to the token that ends the row.
 
-        That is the end of a stop string, a stop token, an EOS or the last of `max_new_tokens`, whichever comes first.
+        That is the end of a stop string, a stop token, an EOS, the last of `max_new_tokens` or the token that completes
+        a loop; the first of them counts, and of those at one token the one named first.
 
         Returns the kept records and the released text.
         """
         segments: list[Segment] = []
-        taken = 0
+        loop = None if self._guard is None else self._guard.scan(records.token_ids)
+        taken, looping = 0, None if loop is None else loop.end - self._count
         for token, source in zip(records.token_ids.tolist(), records.sources.tolist(), strict=True):
             taken += 1
+            before = self._transcript.characters
             if token in self.request.eos_token_ids:
                 self.finish = "eos"
             else:
@@ -49,6 +57,9 @@ class Row:
                     self.finish = "stop"
                 elif self._count + taken == self.request.max_new_tokens:
                     self.finish = "length"
+                elif taken == looping:
+                    self.finish = "repetition"
+            self.widths.append(self._transcript.characters - before)
             if self.finish is not None:
                 break
         if self.finish is not None:

@@ -12,12 +12,17 @@ Segment = tuple[str, int]  # a piece of text and the source of the token that co
 
 
 class Transcript:
-    """A detokenizer and a stop scanner in one; without a tokenizer it stays empty."""
+    """A detokenizer and a stop scanner in one; without a tokenizer it stays empty.
+
+    Attributes:
+      characters: those of the text so far, with those that it still keeps back for the scanner.
+    """
 
     def __init__(self, tokenizer: Decodes | None, prompt_ids: Sequence[int], stops: Sequence[str] = ()):
         self._detokenizer = Detokenizer(tokenizer, prompt_ids) if tokenizer is not None else None
         self._scanner = StopScanner(stops)
         self._waiting: deque[Segment] = deque()
+        self.characters = 0
 
     def push(self, token_id: int, source: int) -> list[Segment]:
         """The text that one token releases."""
@@ -35,6 +40,7 @@ class Transcript:
 
     def _take(self, piece: str, source: int) -> list[Segment]:
         if piece:
+            self.characters += len(piece)
             self._waiting.append((piece, source))
         return self._release(len(self._scanner.push(piece)))
 
