@@ -82,6 +82,11 @@ class TokenLog:
     def __len__(self) -> int:
         return len(self.token_ids)
 
+    def part(self, start: int, end: int) -> TokenLog:
+        """The tokens from `start` to `end`."""
+        columns = [getattr(self, name)[start:end] for name in COLUMNS]
+        return TokenLog(*columns, None if self.logprobs is None else self.logprobs.at(slice(start, end)))
+
     def cut(self, count: int) -> TokenLog:
         """The first `count` tokens, with the time of all tokens, because it was spent."""
         kept = self.seconds[:count]

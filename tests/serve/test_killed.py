@@ -32,8 +32,8 @@ SMALL = ("--max-length", str(TOKENS + 40), "--slots", "2", "--mode", "autoregres
 class Process:
     """A server in a process of its own, once it is ready."""
 
-    def __init__(self, state):
-        command = [sys.executable, "-m", "tokenswift_jax.serve", *SMALL, "--state-dir", str(state)]
+    def __init__(self, state, flags=SMALL):
+        command = [sys.executable, "-m", "tokenswift_jax.serve", *flags, "--state-dir", str(state)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
         self.port = 0

@@ -1,14 +1,20 @@
 """`/v1/runs`: followed, paused, continued beyond their limit, branched, downloaded, listed to their owners."""
 
 import json
+import shlex
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from live import Live, until
 
+from tokenswift_jax import stats
+from tokenswift_jax.cli.generate import main
 from tokenswift_jax.scoring import score_tokens
+from tokenswift_jax.text.repetition import first_loop
 
 pytest.importorskip("starlette")
+from tokenswift_jax.serve.run import RunState
 
 PROMPT = "It was late in the autumn, and the road"
 PATH = "/v1/runs"
@@ -182,3 +188,103 @@ def test_runs_of_another_server(tmp_path):
     ended(second, paused)
     assert follow(second, paused)[0] == second.alone(PROMPT, 150, seed=5).text
     second.stop()
+
+
+LOOPING = {"temperature": 0.0, "repetition_penalty": 1.0}
+
+
+def looping(live, how, **settings):
+    """A greedy text of the demo, which soon repeats itself, and the loop."""
+    run_id = begin(live, 120, **LOOPING, on_repetition=how, **settings)
+    until(lambda: state(live, run_id)["state"] in ("paused", "finished"), "it does not end")
+    loop = first_loop(live.alone(PROMPT, 120, **LOOPING).token_ids)
+    return run_id, loop
+
+
+def test_a_loop_pauses_or_ends_a_run_at_its_own_token(live):
+    """The place depends on the text alone; a run that is resumed goes on within the same loop."""
+    expected = live.alone(PROMPT, 120, **LOOPING)
+    run_id, loop = looping(live, "pause")
+    run = state(live, run_id)
+    assert (run["state"], run["tokens"], run["finish_reason"]) == ("paused", loop.end, None)
+    assert run["loops"] == [{"start": loop.start, "period": loop.period, "end": loop.end}]
+    live.emptied()
+    made = live.send(f"{PATH}/{run_id}/branch", {"at": loop.start, "temperature": 1.0, "seed": 3})[2]
+    assert made["settings"]["on_repetition"] == "pause"
+    live.send(f"{PATH}/{made['id']}", method="DELETE")
+    live.post(f"{PATH}/{run_id}/resume")
+    assert ended(live, run_id)["finish_reason"] == "length"
+    assert text(live, run_id) == follow(live, run_id)[0] == expected.text
+    assert [each for event in follow(live, run_id)[1] for each in event["loops"]] == run["loops"]
+    end_id, _ = looping(live, "end")
+    run = state(live, end_id)
+    assert (run["state"], run["tokens"], run["finish_reason"]) == ("finished", loop.end, "repetition")
+    assert live.send(f"{PATH}/{end_id}/continue", {"max_tokens": 130})[0] == 409
+    off_id, _ = looping(live, "off")
+    run = state(live, off_id)
+    assert (run["tokens"], run["finish_reason"], len(run["loops"])) == (120, "length", 1)
+    assert live.send(PATH, {"prompt": PROMPT, "on_repetition": "stop"})[0] == 400
+
+
+def test_a_run_paused_at_a_loop_is_paused_after_a_restart_and_goes_on_once_it_has_been_resumed(live):
+    store = live.service.store
+    run_id, loop = looping(live, "pause")
+    stored = live.service.known(run_id)
+    description = store.folder / run_id / "run.json"
+    whole = json.loads(description.read_text())
+    assert whole["state"] == "paused"
+    stored.run.journal.close()
+    description.write_text(json.dumps(whole | {"state": "active"}))  # killed before it was written
+    loaded = store.load(run_id)
+    assert (loaded.run.state, len(loaded.run.tokens)) == ("paused", loop.end)
+    loaded.run.journal.close()
+    loaded.pass_loop()
+    loaded.run.state = RunState.QUEUED
+    store.save(loaded)  # killed before its next token
+    loaded = store.load(run_id)
+    assert loaded.run.state == "queued"
+    loaded.run.journal.close()
+
+
+def test_events_place_each_token_in_the_text_and_count_what_was_drafted(live):
+    run_id = begin(live, seed=4)
+    ended(live, run_id)
+    expected = live.alone(PROMPT, 60, seed=4)
+    seen, events = follow(live, run_id)
+    widths = [width for event in events for width in event["widths"]]
+    assert (len(widths), sum(widths)) == (60, len(expected.text))
+    places = np.cumsum([0, *widths])
+    texts = [live.model.tokenizer.decode([token]) for token in expected.token_ids]
+    assert [seen[a:b] for a, b in pairwise(places)] == texts
+    iterations = [pair for event in events for pair in event["iterations"]]
+    assert sum(count for count, _ in iterations) == 60
+    log = live.service.known(run_id).run.log
+    assert stats.acceptance(log)["draft_depth"] == sum(offered for _, offered in iterations)
+    assert stats.acceptance(log)["accepted_tokens"] == sum(count - 1 for count, _ in iterations)
+
+
+def test_the_probabilities_of_a_token(live):
+    run_id = begin(live, 20, seed=8)
+    ended(live, run_id)
+    lines = live.send(f"{PATH}/{run_id}/text.jsonl?logprobs=3")[2].decode().splitlines()[1:]
+    for at in (7, 0, 19):
+        line, found = json.loads(lines[at]), live.send(f"{PATH}/{run_id}/tokens/{at}?top=3")[2]
+        assert (found["index"], found["token_id"], found["text"]) == (at, line["token_id"], line["text"])
+        assert (found["source"], found["logprob"]) == (line["source"], line["logprob"])
+        assert [[each["token_id"], each["logprob"]] for each in found["top"]] == line["top"]
+    for wrong, status in (("tokens/20", 404), ("tokens/-1", 404), ("tokens/x", 404), ("tokens/1?top=99", 400)):
+        assert live.send(f"{PATH}/{run_id}/{wrong}")[0] == status
+
+
+@pytest.mark.parametrize("asked", [{"seed": 4}, {"temperature": 0.0, "stop": ["the"], "min_p": 0.0}])
+def test_the_command_of_a_run_writes_its_text(live, asked, capsys):
+    run_id = begin(live, 30, **asked)
+    ended(live, run_id)
+    line = live.send(f"{PATH}/{run_id}/command")[2]
+    assert line["prompt"] == PROMPT
+    program, *flags = shlex.split(line["command"].removeprefix("python -m "))
+    assert program == "tokenswift_jax.generate"
+    assert main([*flags, "--quiet", "--mode", "autoregressive"]) == 0
+    assert capsys.readouterr().out == text(live, run_id)
+    made = live.send(f"{PATH}/{run_id}/branch", {"at": 3})[2]
+    assert live.send(f"{PATH}/{made['id']}/command")[2]["command"] is None

@@ -13,7 +13,7 @@ from tokenswift_jax.serve import cli
 from tokenswift_jax.serve.security import Guard, Keys
 
 BODY = {"prompt": "It was", "max_tokens": 2}
-PATHS = ("/v1/models", "/metrics", "/tokenizer_info", "/v1/nothing", "/")
+PATHS = ("/v1/models", "/metrics", "/tokenizer_info", "/v1/nothing", "/page/nothing")
 
 
 def test_keys_are_compared_whole_and_name_their_owners():
@@ -37,7 +37,7 @@ def guarded(live):
 
 
 def test_everything_but_health_needs_a_key(guarded):
-    for path in ("/health", "/ready"):
+    for path in ("/health", "/ready", "/", "/page/main.js"):
         assert guarded.send(path)[0] == 200
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic secret"}, {"x-api-key": "secre"}):
         for path in PATHS:

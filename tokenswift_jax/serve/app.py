@@ -13,11 +13,13 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tokenswift_jax.errors import WriteError
+from tokenswift_jax.serve import page_files
 from tokenswift_jax.serve.openai import models, responses
 from tokenswift_jax.serve.openai.chat import chat_completions
 from tokenswift_jax.serve.openai.completions import completions
 from tokenswift_jax.serve.openai.errors import ApiError
-from tokenswift_jax.serve.runs import endpoints
+from tokenswift_jax.serve.runs import endpoints, probabilities
+from tokenswift_jax.serve.runs.command import command
 from tokenswift_jax.serve.runs.download import download
 from tokenswift_jax.serve.runs.lineage import branch, go_on
 from tokenswift_jax.serve.security import Guard, Keys
@@ -27,6 +29,8 @@ from tokenswift_jax.serve.sse import GoneError
 _CLIENT_GONE = 499  # nginx's status; nobody reads it
 
 ROUTES = (
+    Route("/", page_files.index),
+    Route(page_files.PREFIX + "{name}", page_files.asset),
     Route("/health", models.health),
     Route("/ready", models.ready),
     Route("/metrics", models.metrics),
@@ -49,6 +53,8 @@ ROUTES = (
     Route("/v1/runs/{id}/continue", go_on, methods=["POST"]),
     Route("/v1/runs/{id}/branch", branch, methods=["POST"]),
     Route("/v1/runs/{id}/text.{kind}", download),
+    Route("/v1/runs/{id}/tokens/{at}", probabilities.token),
+    Route("/v1/runs/{id}/command", command),
     Route("/tokenize", models.tokenize, methods=["POST"]),
     Route("/detokenize", models.detokenize, methods=["POST"]),
     Route("/tokenizer_info", models.tokenizer_info),
@@ -75,6 +81,7 @@ def create_app(service: Service, *, keys: Sequence[str] = (), hosts: Sequence[st
     handlers = {ApiError: _api_error, HTTPException: _http_error, GoneError: _gone, WriteError: _unwritten}
     app = Starlette(routes=ROUTES, lifespan=lifespan, exception_handlers=handlers)  # pyright: ignore[reportArgumentType]
     app.state.service = service
+    app.state.probabilities = probabilities.Probabilities(service)
     return Guard(app, Keys(keys), hosts)
 
 

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
+
+import numpy as np
 
 from tokenswift_jax.engine.journal import Journal
 from tokenswift_jax.engine.sequence import Row
 from tokenswift_jax.request import Request
 from tokenswift_jax.text.detokenizer import Decodes
+from tokenswift_jax.text.repetition import Loop, RepetitionGuard
 from tokenswift_jax.text.transcript import Segment
 from tokenswift_jax.token_log import TokenLog, concatenate
+
+
+class OnRepetition(StrEnum):
+    """The effect of a loop on a run: OFF shows it to readers, PAUSE also pauses the run there, END ends it there."""
+
+    OFF = "off"
+    PAUSE = "pause"
+    END = "end"
 
 
 class RunState(StrEnum):
@@ -45,9 +57,11 @@ class Update:
       log: the new tokens.
       segments: the released text, each piece with the source of the token that completed it.
       state: the state after the update.
-      finish: "stop", "eos" or "length" for a finished run; "cancelled", "interrupted" or "error" for other ends;
-        "continued" where the run goes on beyond its limit, to readers who come again.
+      finish: "stop", "eos", "length" or "repetition" for a finished run; "cancelled", "interrupted" or "error" for
+        other ends; "continued" where the run goes on beyond its limit, to readers who come again.
       error: the reason of a failure, one line.
+      widths: characters of text that each new token completed; `segments` may keep the last ones back.
+      loops: the loops that were long enough with one of the new tokens.
     """
 
     log: TokenLog
@@ -55,6 +69,8 @@ class Update:
     state: RunState = RunState.RUNNING
     finish: str | None = None
     error: str | None = None
+    widths: tuple[int, ...] = ()
+    loops: tuple[Loop, ...] = ()
 
     @property
     def text(self) -> str:
@@ -76,9 +92,11 @@ class Run:
       owner: who asked, for fairness and for who may see it: a hash of the key.
       tokenizer: None: the run has no text.
       logprobs: whether its tokens come with log-probabilities.
+      on_repetition: the effect of a loop; None: nobody looks for any.
       journal: the file that outlives the server; None: the run lives in memory alone.
       row: tokens and text so far.
       tokens: the emitted token ids.
+      loops: the loops found in them.
       created: seconds since 1970.
       begun, first_token, ended: seconds of `time.perf_counter` when the run got a prefill, its first token, its end.
     """
@@ -87,6 +105,7 @@ class Run:
     owner: str = ""
     tokenizer: Decodes | None = None
     logprobs: bool = False
+    on_repetition: OnRepetition | None = None
     journal: Journal | None = None
     id: str = field(default_factory=lambda: new_id("run"))
     state: RunState = RunState.QUEUED
@@ -98,10 +117,12 @@ class Run:
     first_token: float | None = None
     ended: float | None = None
     tokens: list[int] = field(default_factory=list)
+    loops: list[Loop] = field(default_factory=list)
     trace: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.row = Row(self.tokenizer, self.request)
+        self._guard = None if self.on_repetition is None else RepetitionGuard()
 
     @property
     def length(self) -> int:
@@ -113,17 +134,51 @@ class Run:
         """All emitted tokens."""
         return concatenate(list(self.row.parts))  # the scheduler's thread may add one meanwhile
 
+    @property
+    def looping(self) -> bool:
+        """Whether the newest token completed a loop at which the run has to pause."""
+        found = bool(self.loops) and self.loops[-1].end == len(self.tokens)
+        return found and self.on_repetition is OnRepetition.PAUSE and self.row.finish is None
+
     def take(self, log: TokenLog) -> Update:
-        """Adds a chunk, to the journal too; the tokens after the end of the text do not count.
+        """Adds a chunk up to the token that ends the text or pauses the run, to the journal too.
 
         Raises:
           WriteError: the journal cannot be written; the run keeps its tokens, but no reader may see them.
         """
+        loops: list[Loop] = []
+        if self.on_repetition is OnRepetition.PAUSE and (loops := self._scanned(log.token_ids, most=1)):
+            log = log.cut(loops[0].end - len(self.tokens))
+        update = self.add(log, loops)
+        if self.journal is not None and len(update.log):
+            self.journal.append(update.log, [])
+        return update
+
+    def add(self, log: TokenLog, loops: Sequence[Loop] = ()) -> Update:
+        """Adds tokens up to the end of the text; `loops` are those that the guard has found in them already."""
+        before, places = len(self.tokens), len(self.row.widths)
+        found = [*loops, *self._scanned(log.token_ids[self._seen - before :])]
         kept, segments = self.row.take(log)
-        if self.journal is not None and len(kept):
-            self.journal.append(kept, [])
         self.tokens += kept.token_ids.tolist()
-        return Update(kept, tuple(segments), self.state, self.row.finish)
+        found = [loop for loop in found if loop.end <= len(self.tokens)]
+        self.loops += found
+        widths = tuple(self.row.widths[places:])
+        return Update(kept, tuple(segments), self.state, self.row.finish, widths=widths, loops=tuple(found))
+
+    @property
+    def _seen(self) -> int:
+        return len(self.tokens) if self._guard is None else self._guard.seen
+
+    def _scanned(self, token_ids: np.ndarray, most: int | None = None) -> list[Loop]:
+        """The loops that the next tokens complete, at most so many; the guard reads no further."""
+        found: list[Loop] = []
+        begun = self._seen
+        while self._guard is not None and len(found) != most:
+            loop = self._guard.scan(token_ids[self._guard.seen - begun :])
+            if loop is None:
+                break
+            found.append(loop)
+        return found
 
     def end(self, finish: str) -> tuple[Segment, ...]:
         """Ends the text after its last token; returns the text held back until now."""
@@ -136,9 +191,7 @@ def restored(run: Run, parts: list[TokenLog]) -> list[Update]:
     for part in parts:
         if run.row.finish is not None:
             break
-        kept, segments = run.row.take(part)
-        run.tokens += kept.token_ids.tolist()
-        updates.append(Update(kept, tuple(segments), RunState.RUNNING, run.row.finish))
+        updates.append(replace(run.add(part), state=RunState.RUNNING))
     if run.row.finish is not None:
         run.state, run.finish = RunState.FINISHED, run.row.finish
         updates[-1] = replace(updates[-1], state=RunState.FINISHED)

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,14 @@ from tokenswift_jax.errors import UserError, writing
 from tokenswift_jax.journal_header import journal_header
 from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
-from tokenswift_jax.serve.run import Run, RunState, Update, restored
+from tokenswift_jax.serve.run import OnRepetition, Run, RunState, Update, restored
 from tokenswift_jax.token_log import TokenLog
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
 _ID = re.compile(r"[a-z]+_[0-9a-f]{32}")
+_RECORD = 1024  # tokens of a record of a branch's first tokens: an event of 100K would stall a page
 _JOURNAL, _DESCRIPTION = "journal", "run.json"
 
 
@@ -43,6 +45,10 @@ class StoredRun:
     background: bool
     details: dict[str, Any]
     updates: list[Update] = field(default_factory=list)
+
+    def pass_loop(self) -> None:
+        """Notes that the run goes on though it has paused at a loop here; `save` stores that."""
+        self.details["passed_loop"] = len(self.run.tokens)
 
 
 class RunStore:
@@ -86,7 +92,10 @@ class RunStore:
         self.save(stored)
         run.journal.begin()
         if begun is not None and len(begun):
-            stored.updates.append(run.take(begun))
+            for start in range(0, len(begun), _RECORD):
+                update = run.add(begun.part(start, start + _RECORD))
+                run.journal.append(update.log, [])
+                stored.updates.append(update)
 
     def reopen(self, stored: StoredRun, max_new_tokens: int) -> None:
         """Gives a run that has ended or paused a larger limit; the next `load` finds it ready to go on.
@@ -99,6 +108,7 @@ class RunStore:
             run.journal.close()
             run.journal = None
         run.request = replace(run.request, max_new_tokens=max_new_tokens)
+        stored.pass_loop()
         run.state, run.finish, run.error = RunState.QUEUED, None, None
         self.save(stored)
 
@@ -186,8 +196,16 @@ class RunStore:
             eos_token_ids=() if ignored else tuple(header["eos_token_ids"]),
             stops=tuple(header["stop"]),
             stop_token_ids=tuple(described["stop_token_ids"]),
+            stop_on_repetition=details.get("on_repetition") == OnRepetition.END,
         )
-        run = Run(request, described["owner"], self._model.tokenizer, id=run_id, created=described["created"])
+        run = Run(
+            request,
+            described["owner"],
+            self._model.tokenizer,
+            id=run_id,
+            created=described["created"],
+            on_repetition=on_repetition(details),
+        )
         run.journal = journal = self._journal(run, ignored)
         updates = restored(run, journal.parts)
         journal.parts = []
@@ -195,6 +213,8 @@ class RunStore:
             run.state, run.finish, run.error = RunState(described["state"]), described["finish"], described["error"]
         elif not run.state.ended and not described["background"]:
             run.state, run.finish = RunState.CANCELLED, "interrupted"
+        elif run.looping and details.get("passed_loop") != len(run.tokens):
+            run.state = RunState.PAUSED  # the server was killed between the last token and the description
         if run.state.ended:
             journal.close()
             run.journal = None
@@ -209,6 +229,12 @@ class RunStore:
 
     def _of(self, run_id: str) -> Path:
         return self.folder / run_id
+
+
+def on_repetition(details: Mapping[str, Any]) -> OnRepetition | None:
+    """The effect of a loop that the details of a run name."""
+    name = details.get("on_repetition")
+    return None if name is None else OnRepetition(name)
 
 
 def _described(place: Path) -> dict[str, Any]:

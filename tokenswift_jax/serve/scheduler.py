@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from tokenswift_jax.errors import NumericsError, UserError, WriteError
@@ -299,7 +300,9 @@ class Scheduler:
         if run.first_token is None:
             run.first_token = time.perf_counter()
             self._observer.first_token(run)
-        if update.finish is None:
+        if update.finish is None and run.looping:
+            self._pause(run, update)
+        elif update.finish is None:
             self._publish(run, update)
         else:
             self._end(run, RunState.FINISHED, update.finish, last=update)
@@ -312,19 +315,18 @@ class Scheduler:
             return
         self._leave(run)
         run.state, run.finish, run.error, run.ended = state, finish, error, time.perf_counter()
-        segments = run.end(finish) if last is None else last.segments
-        log = _NOTHING if last is None else last.log
+        last = Update(_NOTHING, run.end(finish)) if last is None else last
         if run.journal is not None:
             run.journal.close()
         self._observer.ended(run)
-        self._publish(run, Update(log, segments, state, finish, error))
+        self._publish(run, replace(last, state=state, finish=finish, error=error))
 
-    def _pause(self, run: Run) -> None:
+    def _pause(self, run: Run, last: Update | None = None) -> None:
         if run.state.ended or run.state is RunState.PAUSED:
             return
         self._leave(run)
         run.state = RunState.PAUSED
-        self._publish(run, Update(_NOTHING, (), RunState.PAUSED))
+        self._publish(run, replace(Update(_NOTHING) if last is None else last, state=RunState.PAUSED))
 
     def _leave(self, run: Run) -> None:
         """Takes a run out of the queue or off its pool."""

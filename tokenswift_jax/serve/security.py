@@ -13,9 +13,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tokenswift_jax.serve.openai.errors import ApiError
+from tokenswift_jax.serve.page_files import public_paths
 
 logger = logging.getLogger("tokenswift_jax.serve")
-PUBLIC = frozenset({"/health", "/ready"})  # they tell nothing but whether the server works
+# Health tells nothing but whether the server works, the page nothing at all.
+PUBLIC = frozenset({"/health", "/ready"}) | public_paths()
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 HEADER_BYTES = 16 * 1024
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -73,6 +73,7 @@ class Server(uvicorn.Server):
         host, port = self._listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"listening on http://{shown}:{port}/v1", flush=True)
+        print(f"page: http://{shown}:{port}/", flush=True)
         self._announcer = asyncio.ensure_future(self._announce())
 
     async def _announce(self) -> None:

@@ -22,7 +22,7 @@ from tokenswift_jax.serve.limits import Limits
 from tokenswift_jax.serve.metrics import Metrics
 from tokenswift_jax.serve.pool import Pool
 from tokenswift_jax.serve.run import Run, RunState, Update, new_id
-from tokenswift_jax.serve.run_store import RunStore, StoredRun
+from tokenswift_jax.serve.run_store import RunStore, StoredRun, on_repetition
 from tokenswift_jax.serve.scheduler import BusyError, Scheduler
 from tokenswift_jax.token_log import TokenLog, concatenate
 
@@ -165,7 +165,7 @@ class Service:
         self._check_ready()
         assert self.store is not None, "there is no folder"
         store = self.store
-        run = Run(request, owner, self.model.tokenizer, id=new_id(kind))
+        run = Run(request, owner, self.model.tokenizer, id=new_id(kind), on_repetition=on_repetition(details))
         self.scheduler.check(run)
         stored = StoredRun(run, background, details)
         await self.work(lambda: store.create(stored, ignore_eos=ignore_eos, begun=begun))
@@ -206,6 +206,7 @@ class Service:
           BusyError: the queue is full; the run stays paused.
         """
         self.scheduler.submit(stored.run)
+        stored.pass_loop()
         if self.store is not None:
             await self.work(self.store.save, stored)
 
@@ -290,6 +291,8 @@ class Service:
         if run.state.ended and (not updates or updates[-1].finish is None):
             finish = run.finish or "cancelled"
             updates.append(Update(concatenate([]), run.end(finish), run.state, finish, run.error))
+        elif run.state is RunState.PAUSED:
+            updates.append(Update(concatenate([]), (), run.state))
         channel = self._channels[run.id] = Channel(run, updates)
         self._stored[run.id] = stored
         ended = [each for each, other in self._stored.items() if other.run.state.ended]

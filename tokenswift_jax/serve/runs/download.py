@@ -21,7 +21,7 @@ from tokenswift_jax.serve.service import Service
 from tokenswift_jax.token_log import TokenLogprob
 
 _KINDS = {"txt": "text/plain", "md": "text/markdown", "jsonl": "application/jsonl"}
-_SOURCES = ("target", "head", "ngram")
+SOURCES = ("target", "head", "ngram")
 
 
 async def download(request: HttpRequest) -> Response:
@@ -69,7 +69,7 @@ def _written(
 ) -> Iterator[str]:
     yield json.dumps(first, ensure_ascii=False) + "\n"
     for number, (token, source) in enumerate(zip(token_ids, sources, strict=False)):
-        line: dict[str, Any] = {"token_id": token, "text": texts.text(token), "source": _SOURCES[source]}
+        line: dict[str, Any] = {"token_id": token, "text": texts.text(token), "source": SOURCES[source]}
         if entries is not None:
             line["logprob"] = max(entries[number].logprob, -9999.0)
             line["top"] = [list(pair) for pair in entries[number].top if pair[1] > -math.inf]

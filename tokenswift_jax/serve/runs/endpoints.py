@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -19,7 +20,7 @@ from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
 from tokenswift_jax.serve.openai.messages import read_messages
 from tokenswift_jax.serve.openai.settings import NAMES, read_settings
-from tokenswift_jax.serve.run import RunState
+from tokenswift_jax.serve.run import OnRepetition, RunState
 from tokenswift_jax.serve.run_store import StoredRun
 from tokenswift_jax.serve.runs.objects import Places, run_object, summary
 from tokenswift_jax.serve.service import Service
@@ -39,6 +40,7 @@ async def create(request: HttpRequest) -> Response:
         generation.check_model(fields, service)
         settings = read_settings(fields, service.model, service.limits)
         name = fields.text("name", NAME_CHARACTERS)
+        looping = read_on_repetition(fields) or OnRepetition.OFF
         prompt = await service.work(_prompt, fields, service)
         if settings.truncate is not None:
             prompt = prompt[-settings.truncate :]
@@ -47,7 +49,8 @@ async def create(request: HttpRequest) -> Response:
         if most is None:
             most = min(ends(service.model.generation_config).max_new_tokens or left, left)
         made = settings.request(service.model, prompt, most, 0)
-        details: dict[str, Any] = {"surface": "runs", "name": name}
+        made = replace(made, stop_on_repetition=looping is OnRepetition.END)
+        details: dict[str, Any] = {"surface": "runs", "name": name, "on_repetition": looping}
         channel = await service.create(made, generation.owner(request), details, ignore_eos=settings.ignore_eos)
     stored, _ = await found(request, channel.run.id)
     return JSONResponse(run_object(stored, service.scheduler), 201, fields.notice)
@@ -120,6 +123,7 @@ async def delete(request: HttpRequest) -> Response:
     """Ends a run and removes everything about it."""
     stored, _ = await found(request)
     await request.app.state.service.delete(stored)
+    request.app.state.probabilities.forget(stored.run.id)
     return JSONResponse({"id": stored.run.id, "object": "run", "deleted": True})
 
 
@@ -135,6 +139,14 @@ async def found(request: HttpRequest, run_id: str | None = None) -> tuple[Stored
     if known is None or known[0].details.get("surface") != "runs":
         raise ApiError(404, f"there is no run {run_id[:64]!r}", code="run_not_found")
     return known
+
+
+def read_on_repetition(fields: Fields) -> OnRepetition | None:
+    """The field `on_repetition`; None where it is absent."""
+    name = fields.text("on_repetition")
+    if name is not None and name not in set(OnRepetition):
+        raise fields.wrong("on_repetition", name, f"one of {', '.join(OnRepetition)}")
+    return None if name is None else OnRepetition(name)
 
 
 def keeping(service: Service) -> None:

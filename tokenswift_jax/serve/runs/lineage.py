@@ -15,8 +15,8 @@ from tokenswift_jax.serve.openai import generation
 from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
 from tokenswift_jax.serve.openai.settings import NAMES
-from tokenswift_jax.serve.run import Run, RunState
-from tokenswift_jax.serve.runs.endpoints import NAME_CHARACTERS, found
+from tokenswift_jax.serve.run import OnRepetition, Run, RunState
+from tokenswift_jax.serve.runs.endpoints import NAME_CHARACTERS, found, read_on_repetition
 from tokenswift_jax.serve.runs.objects import run_object
 from tokenswift_jax.serve.service import Service
 from tokenswift_jax.token_log import SAMPLED, TokenLog, concatenate, from_columns
@@ -35,7 +35,7 @@ async def go_on(request: HttpRequest) -> Response:
         raise bad(f"max_tokens must be above {run.request.max_new_tokens}, the run's limit", "max_tokens")
     if run.state not in (RunState.FINISHED, RunState.PAUSED, RunState.CANCELLED):
         raise ApiError(409, f"the run is {run.state.value}; pause it first")
-    if run.finish in ("eos", "stop"):
+    if run.finish in ("eos", "stop", "repetition"):
         raise ApiError(409, f"the text has come to its own end ({run.finish}); branch before it")
     with translated(NAMES):
         await service.reopened(stored, most)
@@ -61,9 +61,22 @@ async def branch(request: HttpRequest) -> Response:
     most = run.request.max_new_tokens if most is None else most
     name = fields.text("name", NAME_CHARACTERS)
     begun = concatenate([run.log.cut(at), _given(appended)])
-    details: dict[str, Any] = {"surface": "runs", "name": name, "parent": run.id, "branched_at": at}
+    looping = read_on_repetition(fields) or run.on_repetition or OnRepetition.OFF
+    details: dict[str, Any] = {
+        "surface": "runs",
+        "name": name,
+        "parent": run.id,
+        "branched_at": at,
+        "on_repetition": looping,
+        "passed_loop": len(begun),
+    }
     with translated(NAMES):
-        changed = replace(run.request, sampling=_sampling(fields, run.request.sampling), max_new_tokens=most)
+        changed = replace(
+            run.request,
+            sampling=_sampling(fields, run.request.sampling),
+            max_new_tokens=most,
+            stop_on_repetition=looping is OnRepetition.END,
+        )
         if len(begun) and Run(changed, tokenizer=service.model.tokenizer).take(begun).finish is not None:
             raise bad(
                 "the text ends within the tokens that the branch begins with; keep fewer, or raise max_tokens", "at"

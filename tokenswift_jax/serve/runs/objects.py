@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from tokenswift_jax.serve.run import Run, RunState, Update
 from tokenswift_jax.serve.run_store import StoredRun
 from tokenswift_jax.serve.scheduler import Scheduler
+from tokenswift_jax.token_log import TokenLog
 
 _NEWEST = 64  # chunks that a run's pace is measured on
 
@@ -33,12 +36,14 @@ def run_object(stored: StoredRun, scheduler: Scheduler) -> dict[str, Any]:
         "error": run.error,
         "parent": details.get("parent"),
         "branched_at": details.get("branched_at"),
+        "loops": [asdict(loop) for loop in run.loops],
         "settings": {
             **asdict(request.sampling),
             "min_tokens": request.min_new_tokens,
             "ignore_eos": bool(details.get("ignore_eos")),
             "stop": list(request.stops),
             "stop_token_ids": list(request.stop_token_ids),
+            "on_repetition": run.on_repetition,
         },
     }
 
@@ -67,6 +72,14 @@ def summary(description: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def iterations(log: TokenLog) -> list[list[int]]:
+    """Tokens and offered depth of each iteration of a chunk; the token of a prefill is one that was offered nothing."""
+    starts = np.flatnonzero(log.offsets <= 0)
+    lengths = np.diff(np.append(starts, len(log)))
+    offered = np.where(log.offsets[starts] == 0, log.offered[starts], 0)
+    return [list(pair) for pair in zip(lengths.tolist(), offered.tolist(), strict=True)]
+
+
 def event_of(update: Update, tokens: int, offset: int) -> dict[str, Any]:
     """The data of one event.
 
@@ -80,6 +93,9 @@ def event_of(update: Update, tokens: int, offset: int) -> dict[str, Any]:
         "offset": offset,
         "token_ids": update.log.token_ids.tolist(),
         "sources": update.log.sources.tolist(),
+        "widths": list(update.widths),
+        "iterations": iterations(update.log),
+        "loops": [asdict(loop) for loop in update.loops],
         "segments": [list(segment) for segment in update.segments],
         "text": update.text,
         "seconds": float(update.log.seconds.sum()),
