@@ -279,10 +279,7 @@ function askBranch(at, token = null) {
 }
 
 $("branch").addEventListener("click", () => askBranch(inspector.index ?? open.tokens - (ENDS.includes(open.state) ? 1 : 0)));
-$("loop-show").addEventListener("click", () => {
-  setFollow(false);
-  view.showLoop(view.loops.at(-1) ?? open.loops.at(-1));
-});
+$("loop-show").addEventListener("click", () => view.showLoop(view.loops.at(-1) ?? open.loops.at(-1)));
 $("loop-branch").addEventListener("click", () => askBranch((view.loops.at(-1) ?? open.loops.at(-1)).start));
 
 // New runs
@@ -316,6 +313,7 @@ function setFollow(on) {
 }
 
 $("follow").addEventListener("change", () => setFollow($("follow").checked));
+view.text.onReveal = () => setFollow(false); // a person looks at a place
 let top = 0;
 $("text").addEventListener("scroll", () => {
   const element = $("text");
@@ -339,7 +337,6 @@ $("search-back").addEventListener("click", () => seek(-1));
 
 function seek(by) {
   if (view.search.asked !== $("search").value || !view.search.found.length) view.search.find($("search").value);
-  if (view.search.found.length) setFollow(false);
   view.search.step(by);
 }
 

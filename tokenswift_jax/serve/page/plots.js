@@ -2,6 +2,7 @@
 
 const BUCKET = 32; // tokens
 const POINTS = 160; // of a plot
+const BASE = 18; // pixels of a plot that its line leaves to the number at the top
 const GRAM = 4; // tokens of a sequence that counts as repeated
 
 export class Plots {
@@ -100,7 +101,7 @@ function lines(pen, values, most, width, height, { ink }) {
       open = false;
       continue;
     }
-    const x = index * step, y = height - 2 - (value / most) * (height - 6);
+    const x = index * step, y = height - 2 - (value / most) * (height - BASE);
     if (open) pen.lineTo(x, y);
     else pen.moveTo(x, y);
     if (values.length === 1) pen.lineTo(width, y);
@@ -113,7 +114,7 @@ function bars(pen, values, most, width, height, { ink }) {
   pen.fillStyle = ink;
   const step = width / Math.max(values.length, 6);
   for (const [index, value] of values.entries()) {
-    const tall = (value / most) * (height - 6);
+    const tall = (value / most) * (height - BASE);
     pen.fillRect(index * step + 3, height - 2 - tall, Math.max(step - 6, 1), tall);
   }
 }

@@ -12,6 +12,7 @@ export class Text {
   constructor(element, onBlock) {
     this.element = element;
     this.onBlock = onBlock;
+    this.onReveal = () => {};
     this.ofNode = new WeakMap();
     this.clear();
   }
@@ -135,6 +136,7 @@ export class Text {
   reveal(unit) {
     const block = this.blockAt(unit);
     if (!block) return;
+    this.onReveal();
     block.element.scrollIntoView({ block: "start" }); // the blocks before it may have been estimates until now
     const range = document.createRange();
     range.setStart(block.node, Math.min(Math.max(unit - block.start, 0), block.length));

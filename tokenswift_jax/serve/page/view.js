@@ -25,6 +25,7 @@ export class View {
     this.plots = new Plots(parts.plots);
     this.words = parts.words;
     this.follow = true;
+    this.loops = [];
     this.reading = null;
     this.drawn = 0;
   }
