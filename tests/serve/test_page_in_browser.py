@@ -101,7 +101,7 @@ def shown(page):
 
 
 def until(page, condition, seconds=30):
-    """Waits for a condition in the page; the page's policy forbids playwright's own way, which evaluates a string there."""
+    """Waits for a condition; playwright's own way evaluates a string in the page, which its policy forbids."""
     end = time.monotonic() + seconds
     while not page.evaluate(condition):
         assert time.monotonic() < end, condition
