@@ -1,5 +1,7 @@
 // Plots of a run: speed and repetition by position, acceptance by depth.
 
+import { pause } from "/page/slices.js";
+
 const BUCKET = 32; // tokens
 const POINTS = 160; // of a plot
 const BASE = 18; // pixels of a plot that its line leaves to the number at the top
@@ -43,9 +45,12 @@ export class Plots {
     }
   }
 
-  draw() {
-    if (!this.dirty) return;
+  // Draws each plot in a task of its own: the first use of a canvas and of its font takes the browser long.
+  async draw() {
+    if (!this.dirty || this.drawing) return;
     this.dirty = false;
+    this.drawing = true;
+    await pause();
     const buckets = Math.ceil(this.count / BUCKET), step = Math.max(1, Math.ceil(buckets / POINTS));
     const speed = [], repeat = [];
     for (let start = 0; start < buckets; start += step) {
@@ -62,10 +67,14 @@ export class Plots {
     const total = this.seconds.reduce((sum, each) => sum + (each ?? 0), 0);
     const all = this.repeated.reduce((sum, each) => sum + (each ?? 0), 0);
     this.show("speed", lines, speed, null, total > 0 ? `${round(this.count / total)} tokens/s on average` : "");
+    await pause();
     this.show("repeat", lines, repeat, 1, this.count ? `${Math.round((100 * all) / this.count)}% seen before` : "");
+    await pause();
     this.show("depth", bars, shares, 1, shares.length
       ? shares.slice(0, 4).map((share) => `${Math.round(100 * share)}%`).join(" ") + (shares.length > 4 ? " …" : "")
       : "nothing drafted");
+    this.drawing = false;
+    if (this.dirty && !this.count) this.draw(); // another run came meanwhile
   }
 
   show(name, draw, values, top, said) {
