@@ -88,13 +88,13 @@ class RunStore:
         with writing(self.folder):
             self._of(run.id).mkdir(mode=0o700)
         stored.details["ignore_eos"] = ignore_eos
-        run.journal = self._journal(run, ignore_eos)
+        run.journal = journal = self._journal(run, ignore_eos)
         self.save(stored)
-        run.journal.begin()
+        journal.begin()
         if begun is not None and len(begun):
             for start in range(0, len(begun), _RECORD):
                 update = run.add(begun.part(start, start + _RECORD))
-                run.journal.append(update.log, [])
+                journal.append(update.log, [])
                 stored.updates.append(update)
 
     def reopen(self, stored: StoredRun, max_new_tokens: int) -> None:
