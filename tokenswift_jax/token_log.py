@@ -84,8 +84,8 @@ class TokenLog:
 
     def part(self, start: int, end: int) -> TokenLog:
         """The tokens from `start` to `end`."""
-        columns = [getattr(self, name)[start:end] for name in COLUMNS]
-        return TokenLog(*columns, None if self.logprobs is None else self.logprobs.at(slice(start, end)))
+        columns = {name: getattr(self, name)[start:end] for name in COLUMNS}
+        return TokenLog(**columns, logprobs=None if self.logprobs is None else self.logprobs.at(slice(start, end)))
 
     def cut(self, count: int) -> TokenLog:
         """The first `count` tokens, with the time of all tokens, because it was spent."""
