@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.implementation import compiling_for
 from tests.engine_fixture import part_of, settings_of
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache
@@ -29,7 +30,6 @@ from tokenswift_jax.speculate.tree import build
 from tokenswift_jax.speculate.tree_expand import shared_levels
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 from tokenswift_jax.step import verify as verification
-from tokenswift_jax.step.accept import walk
 from tokenswift_jax.step.commit import commit
 from tokenswift_jax.step.draft import draft_tree
 from tokenswift_jax.step.state import DecodeState, StepInputs
@@ -70,8 +70,9 @@ def penalised(logits, window):
     return scores
 
 
-def iteration(monkeypatch):
-    """One iteration as `iterate` runs it, with a target and heads whose logits are the page's: every value it makes."""
+def iteration(monkeypatch, way):
+    """One iteration as `iterate` runs it, with a target and heads whose logits are the page's: every value it makes;
+    its tree, walk and n-grams by the reference or by a GPU's kernels, interpreted."""
     text = [IDS[word] for word in listed("text")]
     n, rows = len(text) - 1, len(table("tree"))
     target = {int(row["row"]): numbers(row) for row in table("target")}
@@ -121,12 +122,12 @@ def iteration(monkeypatch):
         tree, state = draft_tree(model, state_before(text, config), inputs, plan, noise)
         found, verified = verification.verify(model, state, inputs, plan, tree, noise)
         draws, broken, computed = found.draws, found.broken, found.computed
-        walked = walk(tree, draws, plan.depth)
-        after, records, count = commit(verified, inputs, plan, tree, walked, broken, computed)
+        after, walked, records, count = commit(verified, inputs, plan, tree, draws, broken, computed)
         return noise, tree, draws, verified, walked, after, records, count, positions_run.pop(), candidates_run.pop()
 
     names = ("noise", "tree", "draws", "verified", "walk", "after", "records", "count", "positions", "candidates")
-    found = jax.device_get(run())  # JAX compiles a program for every index into an array on the device
+    with compiling_for(way, interpret=way != "reference"):
+        found = jax.device_get(run())  # JAX compiles a program for every index into an array on the device
     return SimpleNamespace(text=text, n=n, target=target, **dict(zip(names, found, strict=True)))
 
 
@@ -150,10 +151,10 @@ def state_before(text, config):
     )
 
 
-@pytest.fixture(scope="module")
-def example():
+@pytest.fixture(scope="module", params=["reference", "gpu"])
+def example(request):
     with pytest.MonkeyPatch.context() as monkeypatch:
-        return iteration(monkeypatch)
+        return iteration(monkeypatch, request.param)
 
 
 def test_the_noise(example):

@@ -90,17 +90,3 @@ def take_row(tree: _Tree, slot: jax.Array) -> _Tree:
         return jax.lax.dynamic_slice_in_dim(whole, slot, 1, axis=names.batch)
 
     return jax.tree.map(take, axes_of(tree), tree)
-
-
-def write_at(whole: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
-    """Writes new [batch, count, ...] into an array [batch, size, ...] at starts int32 [batch] of its second dimension.
-
-    The program is the same for every batch size, unlike one update per row. The caller keeps starts + count within the
-    size.
-    """
-    if whole.shape[0] == 1:
-        at = (jnp.int32(0), starts[0], *[jnp.int32(0)] * (whole.ndim - 2))
-        return jax.lax.dynamic_update_slice(whole, new, at)
-    return jax.vmap(lambda row, part, start: jax.lax.dynamic_update_slice_in_dim(row, part, start, 0))(
-        whole, new, starts
-    )

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenswift_jax.sample.penalty import advance, last_positions, row_penalised, text_penalised
+from pallas_kernels.commit_text.reference import advance
+from tokenswift_jax.sample.penalty import last_positions, row_penalised, text_penalised
 
 VOCAB, CAPACITY, BATCH = 7, 24, 2
 WHOLE_TEXT = 2**31 - 1

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tokenswift_jax.parallel.mesh_spec import DATA, MODEL
+from tokenswift_jax.parallel.mesh_spec import AXES, DATA, MODEL
 
 RULES = {"batch": DATA, "heads": MODEL, "kv_heads": MODEL, "inner": MODEL, "vocab": MODEL}
 
@@ -58,6 +58,11 @@ def split_over(axis: str) -> bool:
 def size_of(axis: str) -> int:
     """The devices along an axis of the mesh in use, over which XLA splits programs; 1 without any."""
     return jax.sharding.get_abstract_mesh().shape[axis] if split_over(axis) else 1
+
+
+def one_device() -> bool:
+    """Whether XLA splits the program that JAX traces here over no axis: XLA cannot split a Pallas call by itself."""
+    return not any(split_over(axis) for axis in AXES)
 
 
 def free_axes() -> set[str]:

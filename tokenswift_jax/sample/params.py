@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.commit_text.reference import contains
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.request import Request, check_drawable
 from tokenswift_jax.sample.gumbel import row_keys
@@ -137,9 +138,3 @@ def subset(sets: jax.Array, ids: jax.Array) -> jax.Array:
     bits = jnp.pad(inside, ((0, 0), (0, words * _WORD - count))).reshape(-1, words, _WORD)
     shifts = jnp.arange(_WORD, dtype=jnp.uint32)
     return jnp.sum(bits.astype(jnp.uint32) << shifts[None, None, :], axis=-1, dtype=jnp.uint32)
-
-
-def contains(sets: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Whether each row's set, uint32 [batch, words], contains its tokens, int32 [batch, count]: bool [batch, count]."""
-    word = jnp.take_along_axis(sets, tokens // _WORD, axis=1, mode="clip")
-    return (word >> (tokens % _WORD).astype(jnp.uint32)) & jnp.uint32(1) != 0

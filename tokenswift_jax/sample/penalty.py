@@ -33,26 +33,6 @@ def last_positions(tokens: jax.Array, length: jax.Array, vocab: int) -> jax.Arra
     return jax.vmap(one)(tokens, length)
 
 
-def advance(last: jax.Array, tokens: jax.Array, before: jax.Array, after: jax.Array, most: int) -> jax.Array:
-    """`last_positions` after the text grew; it writes `most` entries per row for a window of any size.
-
-    Args:
-      last: [batch, vocab] int32, of the text of length `before`.
-      tokens: [batch, capacity] int32, the text, new tokens included.
-      before: [batch] int32, length of the text that `last` describes.
-      after: [batch] int32, length now, in [before, before + most].
-      most: the most new tokens, static.
-
-    Returns:
-      [batch, vocab] int32.
-    """
-    positions = before[:, None] + jnp.arange(most, dtype=jnp.int32)[None, :]
-    new = jnp.take_along_axis(tokens, positions, axis=1, mode="clip")
-    new = jnp.where(positions < after[:, None], new, last.shape[1])
-    rows = jnp.arange(last.shape[0], dtype=jnp.int32)[:, None]
-    return last.at[rows, new].max(positions, mode="drop")
-
-
 def row_penalised(
     last: jax.Array, length: jax.Array, path_tokens: jax.Array, depths: jax.Array, window: jax.Array
 ) -> jax.Array:

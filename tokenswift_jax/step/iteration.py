@@ -10,9 +10,7 @@ from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.gumbel import gumbel_noise
 from tokenswift_jax.sample.logprobs import Logprobs, path_logprobs
-from tokenswift_jax.speculate.acceptance import Acceptance
 from tokenswift_jax.speculate.plan import Plan
-from tokenswift_jax.step.accept import walk
 from tokenswift_jax.step.commit import commit
 from tokenswift_jax.step.draft import draft_tree
 from tokenswift_jax.step.state import DecodeState, StepInputs
@@ -48,17 +46,10 @@ def iterate(
         noise = jnp.where((inputs.sequence.temperature > 0)[:, None, None], noise, 0)
     tree, state = draft_tree(model, state, inputs, plan, noise)
     verified, state = verify(model, state, inputs, plan, tree, noise)
-    draws = verified.draws
-    won = walk(tree, draws, plan.depth) if plan.depth else _root_walk(draws)
-    state, records, count = commit(state, inputs, plan, tree, won, verified.broken, verified.computed)
+    found = verified.draws, verified.broken, verified.computed
+    state, won, records, count = commit(state, inputs, plan, tree, *found)
     logprobs = None
     if plan.logprobs is not None:
         walked = verified.rows, verified.texts, won.path, won.emitted
         logprobs = path_logprobs(plan.logprobs, *walked, plan.features)
     return state, Emitted(records, logprobs), count
-
-
-def _root_walk(draws: jax.Array) -> Acceptance:
-    """The walk of a tree that contains only its root."""
-    zeros = jnp.zeros_like(draws)
-    return Acceptance(path=zeros, accepted=zeros[:, 0], emitted=draws)

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tokenswift_jax.arrays import axes, pytree, write_at
+from pallas_kernels.commit_text.reference import write_at
+from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.forward import forward_rows

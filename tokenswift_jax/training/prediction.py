@@ -24,6 +24,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from pallas_kernels.commit_text.reference import advance
 from tokenswift_jax.api import generate
 from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError
@@ -204,7 +205,7 @@ def _program(graph: nnx.GraphDef, plan: Plan, partial: bool) -> Callable:
             accepted = jnp.where(count > 0, count - 1, jnp.int32(plan.depth + 1))
             histogram = histogram.at[accepted].add(1, mode="drop")
             after = length + count
-            last_positions = penalty.advance(last_positions, tokens, length + 1, after + 1, plan.depth + 1)
+            last_positions = advance(last_positions, tokens, length + 1, after + 1, plan.depth + 1)
             own = drafter.observe(own, Outcome(committed(after), length, cache.stacks, plan.tree, tree, won))
             return after, last_positions, own, histogram
 
