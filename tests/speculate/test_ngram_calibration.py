@@ -28,7 +28,9 @@ def table():
 
 @functools.partial(jax.jit, static_argnums=0)
 def _observe(shape, record, known, tree, walk, running):
-    return ngram_calibration.observe(record, shape, known, tree, walk, running)
+    key = ngram_calibration.judged_key(shape, tree, walk)
+    _, best = ngram.updated(known, jnp.zeros((2, 4), jnp.int32), jnp.zeros(2, jnp.int32), 1, key, shape.ngram_k)
+    return ngram_calibration.observe(record, shape, best, tree, walk, running)
 
 
 def observe(shape, record, root, emitted, accepted=(0, 0), running=(True, True), nodes=()):

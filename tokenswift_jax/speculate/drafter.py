@@ -20,7 +20,8 @@ from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.speculate.acceptance import Acceptance
 from tokenswift_jax.speculate.candidates import DraftSampler
-from tokenswift_jax.speculate.tree import Tree, build
+from tokenswift_jax.speculate.drafted_tree import drafted_tree
+from tokenswift_jax.speculate.tree import Tree
 from tokenswift_jax.speculate.tree_expand import TreeDepth
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 
@@ -183,4 +184,4 @@ def propose_levels(
 ) -> tuple[Tree, DrafterState, FullCache]:
     """`Drafter.propose` with the tree of the levels alone."""
     levels, own, cache = drafter.levels(model, roots, own)
-    return build(roots.tree, roots.token, levels), own, cache
+    return drafted_tree(roots.tree, roots.token, levels), own, cache

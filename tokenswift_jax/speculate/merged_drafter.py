@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.speculate import ngram, ngram_calibration
+from tokenswift_jax.speculate.drafted_tree import drafted_tree
 from tokenswift_jax.speculate.drafter import (
     CommittedText,
     DrafterState,
@@ -22,7 +22,7 @@ from tokenswift_jax.speculate.drafter import (
     StateSizes,
 )
 from tokenswift_jax.speculate.ngram_drafter import NgramDrafter
-from tokenswift_jax.speculate.tree import Tree, build
+from tokenswift_jax.speculate.tree import Tree
 
 
 @pytree
@@ -77,21 +77,18 @@ class MergedDrafter:
         """The merged tree. Chains continue the root or, if the tree says so, each candidate of depth 1."""
         *theirs, table, calibration = own
         levels, theirs, cache = self.candidates.levels(model, roots, tuple(theirs))
-        first = roots.token[:, None] if roots.tree.keyed_by_root else levels[0].tokens
-        chains = ngram.lookup(table, first, roots.tree.ngram_k)
         factor = ngram_calibration.factor(calibration.record)
-        tree = build(roots.tree, roots.token, levels, chains, factor)
+        tree = drafted_tree(roots.tree, roots.token, levels, table, factor)
         return tree, (*theirs, table, calibration), cache
 
     def observe(self, own: DrafterState, outcome: Outcome) -> DrafterState:
         """Moves both drafters on, and records whether an n-gram was right."""
         *theirs, table, calibration = own
         theirs = self.candidates.observe(tuple(theirs), outcome)
-        text, before = outcome.text, outcome.before
-        moved = text.length > before
-        record = ngram_calibration.observe(calibration.record, outcome.spec, table, outcome.tree, outcome.walk, moved)
-        # Hits are never negative, so this changes nothing. Without it, XLA writes the table before `observe` reads it
-        # and copies all of it.
-        end = jnp.where(record[:, 0] >= 0, text.ngrams_end, before - text.ngram_lag)
-        table = self.ngrams.inserted(table, outcome, end)
+        text, spec = outcome.text, outcome.spec
+        key = ngram_calibration.judged_key(spec, outcome.tree, outcome.walk)
+        table, best = ngram.updated(table, text.tokens, text.ngrams_end, outcome.most, key, spec.ngram_k)
+        assert best is not None
+        moved = text.length > outcome.before
+        record = ngram_calibration.observe(calibration.record, spec, best, outcome.tree, outcome.walk, moved)
         return (*theirs, table, Calibration(record))

@@ -19,22 +19,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
+from pallas_kernels.ngram_table import ngram_update, reference
+from pallas_kernels.ngram_table.sets import FIELDS, ROWS, BestContinuation
 from tokenswift_jax.arrays import axes, pytree
-from tokenswift_jax.speculate.ngram_sets import (
-    COUNT,
-    FIELDS,
-    FIRST,
-    LAST,
-    LENGTH,
-    ROWS,
-    choose,
-    grams_at,
-    placed,
-    read,
-    write,
-)
+from tokenswift_jax.parallel.rules import TENSOR, split_over
 
 
 @pytree
@@ -42,8 +31,9 @@ class NgramTable:
     """Continuations of first tokens, with the count and the latest position of each.
 
     Attributes:
-        entries: int32 `[batch, sets, 6 * 2 * slots]`. A set (`ngram_sets`) is one slice, so that a lookup reads one and
-            an insertion writes one; with 32 slots it has 384 words, a multiple of the 128 that TPUs store together.
+        entries: int32 `[batch, sets, 6 * 2 * slots]`. A set (`ngram_table.sets`) is one slice, so that a lookup reads
+            one and an insertion writes one; with 32 slots it has 384 words, a multiple of the 128 that TPUs store
+            together.
         inserted: int32 `[batch]`. The table has processed every 4-gram that ends at a position < `inserted`.
     """
 
@@ -81,24 +71,18 @@ def insert(table: NgramTable, tokens: jax.Array, eligible: jax.Array, most: int)
         most: static bound on the insertions of this call, a few (`ngram_fill.fill` takes any number); later calls
             insert the rest.
     """
-    start = jnp.maximum(table.inserted, LENGTH - 1)
-    stop = jnp.minimum(eligible, start + most)
-    ends = start[:, None] + jnp.arange(most, dtype=jnp.int32)[None, :]
-    grams = grams_at(tokens, ends)
-    first = grams[..., 0]
-    home = first % table.entries.shape[1]
-    sets = read(table.entries, first)
-    places = []
-    # This code reads and writes the table once, so each step also updates the copies of its set that the other
-    # insertions read.
-    for step in range(most):
-        fields, place = choose(sets[:, step], grams[:, step], ends[:, step], 1)
-        place = jnp.where(ends[:, step] < stop, place, -1)
-        sets = placed(sets, fields[:, None], jnp.where(home == home[:, step, None], place[:, None], -1))
-        places.append(place)
-    place = jnp.stack(places, axis=1)
-    fields = jnp.take_along_axis(sets, place[..., None, None], axis=-1, mode="clip")[..., 0]
-    return NgramTable(write(table.entries, first, fields, place), jnp.maximum(table.inserted, stop))
+    return updated(table, tokens, eligible, most)[0]
+
+
+def updated(
+    table: NgramTable, tokens: jax.Array, eligible: jax.Array, most: int, key: jax.Array | None = None, k: int = 0
+) -> tuple[NgramTable, BestContinuation | None]:
+    """`insert`, and the best continuation of a key before it; None without a key. The first column of `key`, int32
+    `[batch, any]`, is the key."""
+    # XLA cannot split a kernel over a mesh.
+    update = reference.ngram_update if split_over(TENSOR) else ngram_update
+    done = update(table.entries, table.inserted, tokens, eligible, most=most, key=key, k=k)
+    return NgramTable(done.entries, done.inserted), done.best
 
 
 def lookup(table: NgramTable, first: jax.Array, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -113,24 +97,4 @@ def lookup(table: NgramTable, first: jax.Array, k: int) -> tuple[jax.Array, jax.
         continuations int32 `[batch, keys, k, 3]`, counts int32 `[batch, keys, k]` in descending order (0: none), and
         totals int32 `[batch, keys]`, the sum of all counts in the table row of that first token.
     """
-    # Without an axis for the table rows of a set, XLA on a CPU splits a sum over more than 32 entries into two loops
-    # (31 us per lookup instead of 2).
-    sets = read(table.entries, first).reshape(*first.shape, FIELDS, ROWS, table.slots)
-    own = sets[..., FIRST, :, :] == first[..., None, None]
-    sets = jnp.where(own[..., None, :, :], sets, 0)
-    count, last = sets[..., COUNT, :, :], sets[..., LAST, :, :]
-    # Pairwise comparison gives the ranks: XLA compiles it to one small loop, and a sort to many. No two entries of a
-    # table row end at the same position; the entries of other table rows are zeros here and share the last rank.
-    other_count, other_last = count[..., None, None, :, :], last[..., None, None, :, :]
-    count_, last_ = count[..., None, None], last[..., None, None]
-    ahead = (other_count > count_) | ((other_count == count_) & (other_last > last_))
-    rank = jnp.sum(ahead, axis=(-2, -1), dtype=jnp.int32)
-    place = jnp.arange(k, dtype=jnp.int32).reshape(*(1,) * first.ndim, k, 1, 1)
-    entry = lax.broadcasted_iota(jnp.int32, count.shape, count.ndim - 2) * table.slots
-    entry += lax.broadcasted_iota(jnp.int32, count.shape, count.ndim - 1)
-    chosen = jnp.max(jnp.where(rank[..., None, :, :] == place, entry[..., None, :, :], -1), axis=(-2, -1))
-    fields = sets.reshape(*first.shape, FIELDS, -1)
-    picked = jnp.take_along_axis(fields, chosen[..., None, :], axis=-1, mode="clip")
-    picked = jnp.where(chosen[..., None, :] >= 0, picked, 0)
-    continuations = jnp.moveaxis(picked[..., FIRST + 1 :, :], -2, -1)
-    return continuations, picked[..., COUNT, :], jnp.sum(count, axis=(-2, -1), dtype=jnp.int32)
+    return reference.lookup(table.entries, first, k)

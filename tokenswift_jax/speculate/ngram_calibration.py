@@ -10,9 +10,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tokenswift_jax.speculate import ngram
+from pallas_kernels.ngram_table.sets import BestContinuation
 from tokenswift_jax.speculate.acceptance import Acceptance
-from tokenswift_jax.speculate.ngram import NgramTable
 from tokenswift_jax.speculate.tree import Tree
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 
@@ -37,8 +36,14 @@ def factor(record: jax.Array) -> jax.Array:
     return jnp.minimum((hits + PRIOR) / (claims + PRIOR), 1)
 
 
+def judged_key(shape: TreeSpec, tree: Tree, walk: Acceptance) -> jax.Array:
+    """The accepted key of each row, whose most frequent continuation `observe` judges: the first column of the result,
+    int32 `[batch, any]`."""
+    return tree.tokens if shape.keyed_by_root else walk.emitted
+
+
 def observe(
-    record: jax.Array, shape: TreeSpec, table: NgramTable, tree: Tree, walk: Acceptance, running: jax.Array
+    record: jax.Array, shape: TreeSpec, best: BestContinuation, tree: Tree, walk: Acceptance, running: jax.Array
 ) -> jax.Array:
     """Updates the record after an iteration.
 
@@ -50,21 +55,16 @@ def observe(
     Args:
         record: float32 `[batch, 2]`, as `factor` takes it.
         shape: the tree's shape, with chains.
-        table: the n-gram table from which the tree was built.
+        best: the best continuation of `judged_key` in the table from which the tree was built (`ngram.updated`).
         tree: the verified tree.
         walk: the iteration's acceptance.
         running: bool `[batch]`.
     """
-    if shape.keyed_by_root:
-        key, followed, seen = tree.tokens[:, 0], walk.emitted[:, 0], running
-    else:
-        key, followed, seen = walk.emitted[:, 0], walk.emitted[:, 1], running & (walk.accepted > 0)
+    followed = walk.emitted[:, shape.key_depth]
+    seen = running if shape.keyed_by_root else running & (walk.accepted > 0)
     below = tree.valid & (tree.parents == walk.path[:, shape.key_depth, None]) & (tree.depths == shape.key_depth + 1)
-    continuations, counts, totals = ngram.lookup(table, key[:, None], shape.ngram_k)
-    first, counts = continuations[:, 0, :, 0], counts[:, 0]
-    by_heads = below & ~tree.drafted_by_ngram_only & (tree.tokens == first[:, :1])
-    seen &= (counts[:, 0] > 0) & ~by_heads.any(axis=1)
-    through = jnp.sum(jnp.where(first == first[:, :1], counts, 0), axis=1, dtype=jnp.int32)
-    claim = through.astype(jnp.float32) / (totals[:, 0] + 1).astype(jnp.float32)
-    hit = (first[:, 0] == followed).astype(jnp.float32)
+    by_heads = below & ~tree.drafted_by_ngram_only & (tree.tokens == best.following[:, None])
+    seen &= (best.count > 0) & ~by_heads.any(axis=1)
+    claim = best.through.astype(jnp.float32) / (best.total + 1).astype(jnp.float32)
+    hit = (best.following == followed).astype(jnp.float32)
     return jnp.where(seen[:, None], jnp.float32(DECAY) * record + jnp.stack([hit, claim], axis=1), record)

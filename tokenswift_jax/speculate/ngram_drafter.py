@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jax
-
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.speculate import ngram, ngram_fill
+from tokenswift_jax.speculate.drafted_tree import drafted_tree
 from tokenswift_jax.speculate.drafter import (
     CommittedText,
     DrafterState,
@@ -19,7 +18,7 @@ from tokenswift_jax.speculate.drafter import (
     StateSizes,
 )
 from tokenswift_jax.speculate.ngram import NgramTable
-from tokenswift_jax.speculate.tree import Tree, build
+from tokenswift_jax.speculate.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,8 @@ class NgramDrafter:
     def propose(self, model: Decoder, roots: Roots, own: DrafterState) -> tuple[Tree, DrafterState, FullCache]:
         """The tree of the root's chains."""
         (table,) = own
-        chains = ngram.lookup(table, roots.token[:, None], roots.tree.ngram_k)
-        return build(roots.tree, roots.token, [], chains), own, roots.cache
+        return drafted_tree(roots.tree, roots.token, [], table), own, roots.cache
 
     def observe(self, own: DrafterState, outcome: Outcome) -> DrafterState:
         """Inserts the n-grams of the newly committed positions."""
-        return (self.inserted(own[0], outcome, outcome.text.ngrams_end),)
-
-    def inserted(self, table: NgramTable, outcome: Outcome, end: jax.Array) -> NgramTable:
-        """The table with the 4-grams that end before `end`, int32 [batch]."""
-        return ngram.insert(table, outcome.text.tokens, end, outcome.most)
+        return (ngram.insert(own[0], outcome.text.tokens, outcome.text.ngrams_end, outcome.most),)

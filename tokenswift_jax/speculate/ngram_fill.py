@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.ngram_table.sets import LENGTH, choose, grams_at, read, write
 from tokenswift_jax.speculate.ngram import NgramTable
-from tokenswift_jax.speculate.ngram_sets import LENGTH, choose, grams_at, read, write
 
 _LAST = 2**31 - 1
 

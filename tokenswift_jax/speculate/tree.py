@@ -23,7 +23,7 @@ from tokenswift_jax.speculate.tree_spec import TreeSpec
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["tokens", "parents", "depths", "valid", "drafted_by_ngram_only", "mask", "deepest"],
+    data_fields=["tokens", "parents", "depths", "valid", "drafted_by_ngram_only", "mask", "deepest", "path_tokens"],
     meta_fields=[],
 )
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Tree:
         drafted_by_ngram_only: bool `[batch, rows]`; a chain drafted the node and no head did.
         mask: bool `[batch, rows, rows]`; a tree row sees its ancestors and itself, an invalid one only itself.
         deepest: int32 `[batch]`, the greatest depth of a valid tree row: the depth offered.
+        path_tokens: int32 `[batch, rows, depth]`, the tokens on each tree row's path (`path_tokens_of`); None where
+            they were not computed with the tree.
     """
 
     tokens: jax.Array
@@ -47,6 +49,16 @@ class Tree:
     drafted_by_ngram_only: jax.Array
     mask: jax.Array
     deepest: jax.Array
+    path_tokens: jax.Array | None = None
+
+
+def path_tokens_of(tree: Tree, depth: int) -> jax.Array:
+    """The tokens on each tree row's path, int32 [batch, rows, depth]: entry j is at depth j + 1, its own is last."""
+    if tree.path_tokens is not None:
+        return tree.path_tokens
+    level = jnp.arange(1, depth + 1, dtype=jnp.int32)[None, None, :, None]
+    there = tree.mask[:, :, None, :] & (tree.depths[:, None, None, :] == level) & tree.valid[:, None, None, :]
+    return jnp.sum(jnp.where(there, tree.tokens[:, None, None, :], 0), axis=-1, dtype=jnp.int32)
 
 
 def build(

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import jax
-import jax.numpy as jnp
 
 from tokenswift_jax.kv.forward import Rows, forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sample.sampler import RowInputs, TextInputs, draw_rows
 from tokenswift_jax.speculate.plan import Plan
-from tokenswift_jax.speculate.tree import Tree
+from tokenswift_jax.speculate.tree import Tree, path_tokens_of
 from tokenswift_jax.step.state import DecodeState, StepInputs
 
 
@@ -44,14 +43,7 @@ def verify(
     positions = state.length[:, None] + tree.depths
     batch = RowBatch(tree.tokens, positions, state.length, TreeMask(tree.mask))
     computed, cache = forward_rows(model, batch, state.cache)
-    rows = RowInputs(model.logits(computed.hidden), tree.depths, path_tokens(tree, plan.depth))
+    rows = RowInputs(model.logits(computed.hidden), tree.depths, path_tokens_of(tree, plan.depth))
     texts = TextInputs(state.length + 1, state.last_positions, noise, inputs.sequence)
     draws, broken = draw_rows(rows, texts, plan.features)
     return Verified(draws, broken, computed, rows, texts), replace(state, cache=cache)
-
-
-def path_tokens(tree: Tree, depth: int) -> jax.Array:
-    """The tokens on each tree row's path, int32 [batch, rows, depth]: entry j is at depth j + 1, its own is last."""
-    level = jnp.arange(1, depth + 1, dtype=jnp.int32)[None, None, :, None]
-    there = tree.mask[:, :, None, :] & (tree.depths[:, None, None, :] == level) & tree.valid[:, None, None, :]
-    return jnp.sum(jnp.where(there, tree.tokens[:, None, None, :], 0), axis=-1, dtype=jnp.int32)

@@ -6,6 +6,8 @@ last token at the newest occurrence, the first token, and the three tokens that 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -14,7 +16,37 @@ LENGTH = 4
 FIELDS = 2 + LENGTH
 COUNT, LAST, FIRST = 0, 1, 2
 ROWS = 2  # full table rows that fit a set
-_NONE = 2**31 - 1
+NONE = 2**31 - 1
+
+
+class BestContinuation(NamedTuple):
+    """The most frequent continuation of a first token, ties to the most recent one; zeros if there is none.
+
+    Attributes:
+      following: int32 `[batch]`, its first token.
+      count: int32 `[batch]`.
+      through: int32 `[batch]`, the counts of those of the k most frequent continuations that begin with `following`.
+      total: int32 `[batch]`, the counts of all continuations.
+    """
+
+    following: jax.Array
+    count: jax.Array
+    through: jax.Array
+    total: jax.Array
+
+
+class NgramUpdate(NamedTuple):
+    """The table after an insertion.
+
+    Attributes:
+      entries: int32 `[batch, sets, 6 * entries]`, the table.
+      inserted: int32 `[batch]`.
+      best: of the first token that was looked up before the insertion; None without one.
+    """
+
+    entries: jax.Array
+    inserted: jax.Array
+    best: BestContinuation | None
 
 
 def grams_at(tokens: jax.Array, ends: jax.Array) -> jax.Array:
@@ -66,9 +98,9 @@ def choose(sets: jax.Array, grams: jax.Array, ends: jax.Array, weight: jax.Array
     same = (sets[..., FIRST:, :] == grams[..., None]) & (count > 0)[..., None, :]
     own, known = same[..., 0, :], same.all(axis=-2)
     # A known continuation scores below the others of its table row, and its score encodes its count.
-    score = jnp.where(own, jnp.where(known, count - _NONE, count), _NONE)
-    free = jnp.where(count > 0, _NONE, place)
-    none = jnp.int32(_NONE)
+    score = jnp.where(own, jnp.where(known, count - NONE, count), NONE)
+    free = jnp.where(count > 0, NONE, place)
+    none = jnp.int32(NONE)
     # With one reduction, a GPU runs one kernel and a CPU one loop.
     least, _, given_up, free, size = lax.reduce(
         (score, last, place, free, own.astype(jnp.int32)),
@@ -76,9 +108,9 @@ def choose(sets: jax.Array, grams: jax.Array, ends: jax.Array, weight: jax.Array
         _both,
         (count.ndim - 1,),
     )
-    grows = (size < count.shape[-1] // ROWS) & (free < _NONE) & (least >= 0)
-    taken = jnp.where(grows, free, jnp.where(least < _NONE, given_up, -1))
-    grown = jnp.where(least < 0, least + _NONE, 0) + weight
+    grows = (size < count.shape[-1] // ROWS) & (free < NONE) & (least >= 0)
+    taken = jnp.where(grows, free, jnp.where(least < NONE, given_up, -1))
+    grown = jnp.where(least < 0, least + NONE, 0) + weight
     return jnp.concatenate([jnp.stack([grown, ends], axis=-1), grams], axis=-1), taken
 
 
