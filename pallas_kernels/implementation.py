@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,19 @@ from pallas_kernels.gpus import Gpu, attached
 
 Implementation = Literal["reference", "tpu", "gpu"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
+
+# Their GPU code uses Pallas' Triton back end, which jax 0.11 deprecated. `prefill_attention` runs on tokamax's kernels.
+NEED_TRITON = (
+    "add_norm",
+    "cache_scores",
+    "commit_text",
+    "draft_tree",
+    "ngram_table",
+    "rotate_write",
+    "shortlist_edges",
+    "sparse_attention",
+    "tree_attention",
+)
 
 _log = logging.getLogger("pallas_kernels")
 _logged: set[str] = set()
@@ -77,9 +91,17 @@ def choose(kernel: str, available: tuple[Implementation, ...] = IMPLEMENTATIONS)
       available: the implementations in the folder; "reference" is always one, and replaces a wanted one that is not.
     """
     wanted = implementation()
+    if wanted == "gpu" and kernel in NEED_TRITON and not has_triton():
+        say_once(f"{kernel}: reference; this jax has no Triton back end of Pallas, and jax below 0.13 has one")
+        return "reference"
     chosen: Implementation = wanted if wanted in available else "reference"
     say_once(f"{kernel}: {chosen}{' (interpreted)' if interpret() and chosen != 'reference' else ''}")
     return chosen
+
+
+def has_triton() -> bool:
+    """Whether the installed jax has Pallas' Triton back end."""
+    return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
 
 
 def say_once(message: str) -> None:
