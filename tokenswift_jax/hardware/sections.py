@@ -13,7 +13,16 @@ import jax
 import jax.numpy as jnp
 
 from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
-from tokenswift_jax.hardware import kernel_checks, kernel_speed, profiler, roofline, shapes, tile_sweep, variants
+from tokenswift_jax.hardware import (
+    bookkeeping_checks,
+    kernel_checks,
+    kernel_speed,
+    profiler,
+    roofline,
+    shapes,
+    tile_sweep,
+    variants,
+)
 from tokenswift_jax.hardware.clock import copy_bandwidth, product_rate
 from tokenswift_jax.hardware.filled_steps import filled_step, milliseconds_a_pass, random_model
 from tokenswift_jax.hardware.texts import texts
@@ -95,8 +104,9 @@ def copy(check: Check) -> Rows:
 
 
 def kernels(check: Check) -> Rows:
-    """Kernels against their definitions in float64, then their bandwidth by length."""
+    """Kernels against their definitions, in float64 or exactly, then their bandwidth by length."""
     yield from kernel_checks.check_kernels(check.dtype)
+    yield from bookkeeping_checks.check_bookkeeping()
     yield from kernel_speed.by_length(shapes.config_of(check.model), check.lengths, check.dtype, check.ceilings()[0])
 
 
