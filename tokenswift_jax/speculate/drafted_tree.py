@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import draft_tree
 from pallas_kernels.draft_tree import Candidates, Chains, Slots
-from tokenswift_jax.parallel.rules import TENSOR, split_over
+from tokenswift_jax.parallel.rules import one_device
 from tokenswift_jax.speculate import ngram
 from tokenswift_jax.speculate.ngram import NgramTable
 from tokenswift_jax.speculate.tree import Tree, build
@@ -37,8 +37,8 @@ def drafted_tree(
     if table is not None:
         scale = jnp.ones(root.shape, jnp.float32) if ngram_scale is None else ngram_scale
         chains = Chains(table.entries, scale)
-    # XLA cannot split a kernel over a mesh, and the kernel has one key.
-    if shape.keys <= 1 and not split_over(TENSOR) and draft_tree.fits(slots_of(shape), chains):
+    # The kernel has one key.
+    if shape.keys <= 1 and one_device() and draft_tree.fits(slots_of(shape), chains):
         candidates = None
         if levels:
             arrays = ((level.tokens, level.score, level.parents) for level in levels)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from pallas_kernels.ngram_table import ngram_update, reference
 from pallas_kernels.ngram_table.sets import FIELDS, ROWS, BestContinuation
 from tokenswift_jax.arrays import axes, pytree
-from tokenswift_jax.parallel.rules import TENSOR, split_over
+from tokenswift_jax.parallel.rules import one_device
 
 
 @pytree
@@ -79,8 +79,7 @@ def updated(
 ) -> tuple[NgramTable, BestContinuation | None]:
     """`insert`, and the best continuation of a key before it; None without a key. The first column of `key`, int32
     `[batch, any]`, is the key."""
-    # XLA cannot split a kernel over a mesh.
-    update = reference.ngram_update if split_over(TENSOR) else ngram_update
+    update = ngram_update if one_device() else reference.ngram_update
     done = update(table.entries, table.inserted, tokens, eligible, most=most, key=key, k=k)
     return NgramTable(done.entries, done.inserted), done.best
 
