@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -37,9 +39,9 @@ def ngram_update(
     best = None
     if key is not None:
         best = best_continuation(entries, key[:, 0], k)
-        # Counts are never negative, so this changes nothing. Without it, XLA writes the table before the lookup reads
-        # it and copies all of it.
-        eligible = jnp.where(best.count >= 0, eligible, inserted)
+        # No field is ever negative, so this changes nothing. Without it, XLA writes the table before it has read every
+        # field and copies all of the table.
+        eligible = jnp.where(reduce(jnp.minimum, best) >= 0, eligible, inserted)
     start = jnp.maximum(inserted, LENGTH - 1)
     stop = jnp.minimum(eligible, start + most)
     ends = start[:, None] + jnp.arange(most, dtype=jnp.int32)[None, :]
