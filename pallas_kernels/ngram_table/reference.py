@@ -64,10 +64,12 @@ def ngram_update(
 
 def best_continuation(entries: jax.Array, key: jax.Array, k: int) -> BestContinuation:
     """`NgramUpdate.best` of first tokens int32 [batch]."""
-    continuations, counts, totals = lookup(entries, key[:, None], k)
-    first, counts = continuations[:, 0, :, 0], counts[:, 0]
-    through = jnp.sum(jnp.where(first == first[:, :1], counts, 0), axis=1, dtype=jnp.int32)
-    return BestContinuation(first[:, 0], counts[:, 0], through, totals[:, 0])
+    sets, rank = (found[:, 0] for found in _ranked(entries, key[:, None]))
+    count, second = sets[:, COUNT], sets[:, FIRST + 1]
+    best = (rank == 0) & (count > 0)
+    following = _sum(jnp.where(best, second, 0))
+    through = _sum(jnp.where((rank < k) & (second == following[:, None, None]), count, 0))
+    return BestContinuation(following, jnp.max(count, axis=(-2, -1)), through, _sum(count))
 
 
 def lookup(entries: jax.Array, first: jax.Array, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -82,6 +84,22 @@ def lookup(entries: jax.Array, first: jax.Array, k: int) -> tuple[jax.Array, jax
         continuations int32 `[batch, keys, k, 3]`, counts int32 `[batch, keys, k]` in descending order (0: none), and
         totals int32 `[batch, keys]`, the sum of all counts in the table row of that first token.
     """
+    sets, rank = _ranked(entries, first)
+    count = sets[..., COUNT, :, :]
+    place = jnp.arange(k, dtype=jnp.int32).reshape(*(1,) * first.ndim, k, 1, 1)
+    entry = lax.broadcasted_iota(jnp.int32, count.shape, count.ndim - 2) * count.shape[-1]
+    entry += lax.broadcasted_iota(jnp.int32, count.shape, count.ndim - 1)
+    chosen = jnp.max(jnp.where(rank[..., None, :, :] == place, entry[..., None, :, :], -1), axis=(-2, -1))
+    fields = sets.reshape(*first.shape, FIELDS, -1)
+    picked = jnp.take_along_axis(fields, chosen[..., None, :], axis=-1, mode="clip")
+    picked = jnp.where(chosen[..., None, :] >= 0, picked, 0)
+    continuations = jnp.moveaxis(picked[..., FIRST + 1 :, :], -2, -1)
+    return continuations, picked[..., COUNT, :], _sum(count)
+
+
+def _ranked(entries: jax.Array, first: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sets of first tokens [batch, keys], int32 [batch, keys, 6, table rows, slots], with zeros for other tokens'
+    entries, and the ranks of the entries, int32 [batch, keys, table rows, slots]: 0 for the most frequent one."""
     slots = entries.shape[-1] // (FIELDS * ROWS)
     # Without an axis for the table rows of a set, XLA on a CPU splits a sum over more than 32 entries into two loops
     # (31 us per lookup instead of 2).
@@ -93,14 +111,9 @@ def lookup(entries: jax.Array, first: jax.Array, k: int) -> tuple[jax.Array, jax
     # table row end at the same position; the entries of other table rows are zeros here and share the last rank.
     other_count, other_last = count[..., None, None, :, :], last[..., None, None, :, :]
     count_, last_ = count[..., None, None], last[..., None, None]
-    ahead = (other_count > count_) | ((other_count == count_) & (other_last > last_))
-    rank = jnp.sum(ahead, axis=(-2, -1), dtype=jnp.int32)
-    place = jnp.arange(k, dtype=jnp.int32).reshape(*(1,) * first.ndim, k, 1, 1)
-    entry = lax.broadcasted_iota(jnp.int32, count.shape, count.ndim - 2) * slots
-    entry += lax.broadcasted_iota(jnp.int32, count.shape, count.ndim - 1)
-    chosen = jnp.max(jnp.where(rank[..., None, :, :] == place, entry[..., None, :, :], -1), axis=(-2, -1))
-    fields = sets.reshape(*first.shape, FIELDS, -1)
-    picked = jnp.take_along_axis(fields, chosen[..., None, :], axis=-1, mode="clip")
-    picked = jnp.where(chosen[..., None, :] >= 0, picked, 0)
-    continuations = jnp.moveaxis(picked[..., FIRST + 1 :, :], -2, -1)
-    return continuations, picked[..., COUNT, :], jnp.sum(count, axis=(-2, -1), dtype=jnp.int32)
+    return sets, _sum((other_count > count_) | ((other_count == count_) & (other_last > last_)))
+
+
+def _sum(values: jax.Array) -> jax.Array:
+    """The sum over all entries of a set."""
+    return jnp.sum(values, axis=(-2, -1), dtype=jnp.int32)
