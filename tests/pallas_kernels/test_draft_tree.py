@@ -78,7 +78,7 @@ def test_the_kernel_is_the_definition(name):
 
 
 def test_the_trees_that_the_kernel_takes():
-    """Of the plans' sizes; several keys and sets of other sizes go to the definition."""
+    """The kernel takes trees of the plans' sizes; several keys and sets of other sizes go to the definition."""
     for shape, slots, kernel in (
         (TreeSpec((3, 3, 3), 20, node_budget=15), 32, True),
         (TreeSpec((1, 3, 3, 3), 20, node_budget=63, keyed_by_root=False), 32, True),
