@@ -94,25 +94,25 @@ def _text(most: int, k: int | None, sets: int, *refs: Any) -> None:
     inserted = inserted_ref[text]
     start = jnp.maximum(inserted, LENGTH - 1)
     stop = jnp.minimum(eligible_ref[text], start + most)
-    grams, homes, held = [], [], []
+    grams, homes, read_sets = [], [], []
     for step in range(most):
         at = [jnp.clip(start + step + back, 0, capacity - 1) for back in range(1 - LENGTH, 1)]
         grams.append([tokens_ref[text, one] for one in at])
         home, its_set = read(grams[-1][0])
         homes.append(home)
-        held.append(its_set)
+        read_sets.append(its_set)
     if k is not None:
         key = key_ref[0][text, 0]
         for ref, value in zip(best_ref, best_of(read(key)[1], key, k), strict=True):
             ref[text] = value
     taken, made = [], []
     for step in range(most):
-        fields, at = chosen(held[step], grams[step], start + step, place)
+        fields, at = chosen(read_sets[step], grams[step], start + step, place)
         at = jnp.where(start + step < stop, at, -1)
         # Later insertions into the set see this one. An earlier one of the same entry must write the same fields,
         # because a GPU does not keep the order of two threads' writes.
         for later in range(step + 1, most):
-            held[later] = held[later].where((place == at) & (homes[later] == homes[step]), fields)
+            read_sets[later] = read_sets[later].where((place == at) & (homes[later] == homes[step]), fields)
         for earlier in range(step):
             again = (taken[earlier] == at) & (homes[earlier] == homes[step])
             made[earlier] = made[earlier].where(again, fields)
