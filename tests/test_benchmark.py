@@ -235,9 +235,8 @@ def test_quick_run_measures_every_section(checkpoint, tmp_path, capsys):
         if row["section"] == "capacity" and row["capacity"] == 1024:
             assert row["time_vs_capacity_256"]["median"] > 0
         if row["section"] == "auto-long" and row["mode"] == "auto":
-            assert row["schedule_trace"][0] == {
-                "from_token": 1, "mode": "autoregressive", "schedule": None, "node_budget": None
-            }  # fmt: skip
+            first = row["schedule_trace"][0]  # plain decoding, or a look at the heads
+            assert (first["from_token"], first["mode"]) in {(1, "autoregressive"), (1, "tokenswift")}
             assert row["wall_speed_vs_autoregressive"]["median"] > 0
     printed = capsys.readouterr().out
     assert printed.strip() == benchmark.format_table(rows)
