@@ -32,6 +32,15 @@ _COMPILED_AS_FOR_A_PERSON = {
 }
 # Files of few and long tests. Were they last, one core would run them while the other waits (cost: over a minute).
 _FIRST = ("test_smollm2.py", "test_smollm2_long.py", "test_end_to_end.py")
+# Files, or folders of them, that take more than about 20 seconds. `pytest -n 2 --dist loadfile -m "not slow"` takes
+# less than six minutes without them.
+_SLOW = (
+    *("audit/", "lossless/", "test_end_to_end", "test_hardware", "test_smollm2", "training/test_trainer"),
+    *(f"engine/test_{name}" for name in ("batch", "engine", "frozen_rows", "logprobs")),
+    *("pallas_kernels/test_prefill_attention", "pallas_kernels/test_tree_attention_kernels"),
+    *("parallel/test_mesh_decoding", "serve/test_runs", "serve/test_scheduler", "speculate/test_tree"),
+    *("step/test_memory", "surfaces/test_closed_streams", "training/test_prediction"),
+)
 # Linux allows a process 65,530 memory maps, and every executable for CPU takes some: a worker that has compiled for
 # hundreds of tests would crash in the compiler.
 _MAPS = Path("/proc/self/maps")
@@ -39,7 +48,11 @@ _MANY = 20_000
 
 
 def pytest_collection_modifyitems(items):
-    """Puts the long files first; the rest stays in the order of the names."""
+    """Marks the slow files, and puts the long ones first; the rest stays in the order of the names."""
+    for item in items:
+        own = item.path.relative_to(Path(__file__).parent).as_posix()
+        if own.startswith(_SLOW) or item.get_closest_marker("long"):
+            item.add_marker("slow")
     items.sort(key=lambda item: item.path.name not in _FIRST)
 
 
