@@ -3,7 +3,7 @@
     python scripts/cpu_step.py --model smollm2 --rows 1 4 8 --positions 16 1024 4096 7000
 
 The table has the shortest times in ms, and the processor time of all threads. The bound is a roofline: each part takes
-its bytes at the speed at which two threads read memory here, or its operations at that of NumPy's square product.
+its bytes at the speed at which two threads read memory here, or its operations at that of XLA's square product.
 """
 
 import argparse
@@ -12,8 +12,8 @@ import os
 import jax
 
 import tokenswift_jax as ts
-from tokenswift_jax.hardware.clock import read_bandwidth
-from tokenswift_jax.hardware.cpu_step import cpu_steps, multiply_speed, numpy_products
+from tokenswift_jax.hardware.clock import product_rate, read_bandwidth
+from tokenswift_jax.hardware.cpu_step import cpu_steps, numpy_products
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", help="checkpoint directory, name or hub id; the bundled demo without")
@@ -23,7 +23,7 @@ parser.add_argument("--seconds", type=float, default=120.0, help="of measuring")
 options = parser.parse_args()
 model = ts.load(options.model)
 one, two = (read_bandwidth(threads, 5) for threads in (1, 2))
-speed, load = multiply_speed(), os.getloadavg()[0]
+speed, load = product_rate(2048, "float32"), os.getloadavg()[0]
 print(f"reads {one / 1e9:.1f} GB/s with one thread, {two / 1e9:.1f} with two; computes {speed / 1e9:.0f} GFLOP/s")
 for rows, seconds in numpy_products(model.config, options.rows).items():
     print(f"NumPy's products with the weights alone, {rows} rows: {1e3 * seconds:.1f} ms", flush=True)

@@ -62,7 +62,7 @@ def test_a_cpus_steps_are_timed_with_their_bytes():
     products = cpu_step.numpy_products(model.config, (1, 3), rounds=1)
     assert set(products) == {1, 3}
     assert min(products.values()) > 0
-    assert cpu_step.multiply_speed(64, 1) > 0
+    assert clock.product_rate(64, jnp.float32, 1) > 0
 
 
 @pytest.mark.parametrize("name", shapes.NAMES)

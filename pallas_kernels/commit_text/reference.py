@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.commit_text.rows import Committed, Ends, Text, TreeRows, Walk
 
-_WORD = 32  # token ids per word of a token set
+WORD = 32  # token ids per word of a token set
 
 
 def commit_text(tree: TreeRows, text: Text, ends: Ends, depth: int) -> Committed:
@@ -58,8 +58,8 @@ def cut(won: Walk, broken: jax.Array, text: Text, ends: Ends) -> tuple[jax.Array
 
 def contains(sets: jax.Array, tokens: jax.Array) -> jax.Array:
     """Whether each row's set, uint32 [batch, words], contains its tokens, int32 [batch, count]: bool [batch, count]."""
-    word = jnp.take_along_axis(sets, tokens // _WORD, axis=1, mode="clip")
-    return (word >> (tokens % _WORD).astype(jnp.uint32)) & jnp.uint32(1) != 0
+    word = jnp.take_along_axis(sets, tokens // WORD, axis=1, mode="clip")
+    return (word >> (tokens % WORD).astype(jnp.uint32)) & jnp.uint32(1) != 0
 
 
 def advance(last: jax.Array, tokens: jax.Array, before: jax.Array, after: jax.Array, most: int) -> jax.Array:

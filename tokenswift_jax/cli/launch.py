@@ -111,12 +111,12 @@ def _watched(processes: Sequence[subprocess.Popen], *, together: bool) -> int:
         # One that a signal has ended comes before those that noticed its end.
         for number in sorted(ended, key=lambda number: processes[number].returncode >= 0):
             code = processes[number].returncode
+            ending = f"process {number} (pid {processes[number].pid}) {_end(code)}"
             if code and not status:
                 status = code if code > 0 else 128 - code
-                first, ends_at = f"process {number} (pid {processes[number].pid}) {_end(code)}", time.monotonic()
-                ends_at += _GRACE
+                first, ends_at = ending, time.monotonic() + _GRACE
             if code and (code < 0 or not together):
-                print(f"process {number} (pid {processes[number].pid}) {_end(code)}", file=sys.stderr)
+                print(ending, file=sys.stderr)
         if running and together and time.monotonic() >= ends_at:
             listed = ", ".join(map(str, running))
             print(f"{first}; ended process {listed} too, since they work together", file=sys.stderr)

@@ -91,16 +91,6 @@ def numpy_products(config: ModelConfig, rows: Sequence[int], rounds: int = 10) -
     return shortest
 
 
-def multiply_speed(size: int = 2048, rounds: int = 10) -> float:
-    """The best operations a second of NumPy's product of two square float32 matrices."""
-    square, shortest = np.ones((size, size), np.float32), float("inf")
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        np.matmul(square, square)
-        shortest = min(shortest, time.perf_counter() - begun)
-    return 2 * size**3 / shortest
-
-
 def _step(graph: Any, params: Any, cache: Any, tokens: jax.Array, length: jax.Array) -> tuple[jax.Array, Any]:
     """The greedy tokens after a path of rows [1, rows] behind `length` positions, and the cache."""
     rows = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]

@@ -46,33 +46,26 @@ def step_cost(name: str, config: ModelConfig, length: int, itemsize: int = 2) ->
     Each weight that takes part and each live position of the cache is read once, each row's K/V and logits are written
     once and read once; values in registers and on-chip memory cost nothing.
     """
-    layer, head, heads = _layer_weights(config), config.hidden_size * config.vocab_size, _head_weights(config)
-    backbone = config.num_layers * layer
-    cell = config.num_layers * 2 * config.num_kv_heads * config.head_dim  # a position's elements of K and V
-    draft = _pass(config, backbone, cell, 1, min(length, DRAFT_CACHE), itemsize)
+    head, heads = config.hidden_size * config.vocab_size, _head_weights(config)
+    draft = _pass(config, 1, min(length, DRAFT_CACHE), itemsize)
     # Three chained heads and the backbone give their candidates from one product with the LM head.
     guess = _product(heads, 1, itemsize) + _product(head, 1 + config.num_draft_heads, itemsize)
     guess.append((4 * 2 * (1 + config.num_draft_heads) * config.vocab_size, 0))
     if name == "prefill":
-        parts = _pass(config, backbone, cell, ACCELERATOR_ROWS, length, itemsize)
+        parts = _pass(config, ACCELERATOR_ROWS, length, itemsize)
     elif name == "plain":
-        parts = [*_pass(config, backbone, cell, 1, length, itemsize), *_logits(config, head, 1, itemsize)]
+        return forward_cost(config, 1, length, itemsize)
     elif name == "draft":
         parts = [*draft, *guess]
     else:
-        rows = rows_of(name)
-        parts = [*_pass(config, backbone, cell, rows, length, itemsize), *_logits(config, head, rows, itemsize)]
-        parts += [*guess, *(draft if name.startswith("partial") else [])]
+        parts = [*forward_cost(config, rows_of(name), length, itemsize).parts, *guess]
+        parts += draft if name.startswith("partial") else []
     return Cost(tuple(parts))
 
 
 def forward_cost(config: ModelConfig, rows: int, length: int, itemsize: int = 2) -> Cost:
     """The least that a forward of so many rows and their logits at `length` committed tokens costs (`step_cost`)."""
-    head = config.hidden_size * config.vocab_size
-    backbone = config.num_layers * _layer_weights(config)
-    cell = config.num_layers * 2 * config.num_kv_heads * config.head_dim
-    parts = _pass(config, backbone, cell, rows, length, itemsize)
-    return Cost((*parts, *_logits(config, head, rows, itemsize)))
+    return Cost((*_pass(config, rows, length, itemsize), *_logits(config, rows, itemsize)))
 
 
 def parameter_bytes(config: ModelConfig, itemsize: int = 2) -> int:
@@ -95,14 +88,15 @@ def _product(weights: int, rows: int, itemsize: int) -> list[tuple[int, int]]:
     return [(weights * itemsize, 2 * weights * rows)]
 
 
-def _pass(
-    config: ModelConfig, backbone: int, cell: int, rows: int, length: int, itemsize: int
-) -> list[tuple[int, int]]:
+def _pass(config: ModelConfig, rows: int, length: int, itemsize: int) -> list[tuple[int, int]]:
     """A forward of so many rows over `length` cached positions: weights, cache read, own K/V written."""
+    backbone = config.num_layers * _layer_weights(config)
+    cell = config.num_layers * 2 * config.num_kv_heads * config.head_dim  # a position's elements of K and V
     attention = 4 * config.num_layers * config.num_heads * config.head_dim * rows * (length + rows)
     return [*_product(backbone, rows, itemsize), (cell * (length + rows) * itemsize, attention)]
 
 
-def _logits(config: ModelConfig, head: int, rows: int, itemsize: int) -> list[tuple[int, int]]:
+def _logits(config: ModelConfig, rows: int, itemsize: int) -> list[tuple[int, int]]:
     """The LM head, and its logits in float32 written and read once."""
+    head = config.hidden_size * config.vocab_size
     return [*_product(head, rows, itemsize), (4 * 2 * rows * config.vocab_size, 0)]

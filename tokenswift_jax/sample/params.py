@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.commit_text.reference import contains
+from pallas_kernels.commit_text.reference import WORD, contains
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.request import Request, check_drawable
 from tokenswift_jax.sample.gumbel import row_keys
 
 WHOLE_TEXT = 2**31 - 1  # a penalty window without a limit
-_WORD = 32  # token ids per word of a token set
 
 
 @pytree
@@ -116,16 +115,16 @@ def without_filters(settings: SequenceParams) -> SequenceParams:
 def token_set(ids: Iterable[int], vocab: int) -> np.ndarray:
     """A set of token ids as uint32 [ceil(vocab / 32)]: id i is bit i % 32 of word i // 32. The set leaves out ids
     beyond the vocabulary, which are never drawn."""
-    words = np.zeros(-(-vocab // _WORD), np.uint32)
+    words = np.zeros(-(-vocab // WORD), np.uint32)
     for token in ids:
         if token < vocab:
-            words[token // _WORD] |= np.uint32(1) << np.uint32(token % _WORD)
+            words[token // WORD] |= np.uint32(1) << np.uint32(token % WORD)
     return words
 
 
 def members(sets: jax.Array, vocab: int) -> jax.Array:
     """Whether each set, uint32 [..., words], contains each id: bool [..., vocab]."""
-    shifts = jax.lax.broadcasted_iota(jnp.uint32, (*sets.shape, _WORD), sets.ndim)
+    shifts = jax.lax.broadcasted_iota(jnp.uint32, (*sets.shape, WORD), sets.ndim)
     spread = (sets[..., None] >> shifts) & jnp.uint32(1)
     return spread.reshape(*sets.shape[:-1], -1)[..., :vocab] != 0
 
@@ -133,8 +132,8 @@ def members(sets: jax.Array, vocab: int) -> jax.Array:
 def subset(sets: jax.Array, ids: jax.Array) -> jax.Array:
     """The sets uint32 [batch, words] over other numbers: number i is in a result iff `ids[i]` is in the set."""
     count = ids.shape[0]
-    words = -(-count // _WORD)
+    words = -(-count // WORD)
     inside = contains(sets, jnp.broadcast_to(ids, (sets.shape[0], count)))
-    bits = jnp.pad(inside, ((0, 0), (0, words * _WORD - count))).reshape(-1, words, _WORD)
-    shifts = jnp.arange(_WORD, dtype=jnp.uint32)
+    bits = jnp.pad(inside, ((0, 0), (0, words * WORD - count))).reshape(-1, words, WORD)
+    shifts = jnp.arange(WORD, dtype=jnp.uint32)
     return jnp.sum(bits.astype(jnp.uint32) << shifts[None, None, :], axis=-1, dtype=jnp.uint32)
