@@ -43,7 +43,9 @@ WAIT = "import time; time.sleep(60)"
 
 
 def test_all_end(programs, capfd):
-    program = "import os; print(os.environ['JAX_PROCESS_ID'], os.environ['JAX_NUM_PROCESSES'], flush=True)"
+    # One write, since an unbuffered print makes several, between which the other process may print.
+    line = "os.environ['JAX_PROCESS_ID'] + ' ' + os.environ['JAX_NUM_PROCESSES'] + chr(10)"
+    program = f"import os; os.write(1, ({line}).encode())"
     assert programs(program, program) == 0
     assert sorted(capfd.readouterr().out.splitlines()) == ["0 2", "1 2"]
 
