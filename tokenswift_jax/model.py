@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,9 @@ from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshArgument, MeshSpec, 
 from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.processes.agreement import agreed
 from tokenswift_jax.progress_report import Report, silent
+from tokenswift_jax.step.loop import compiled
 
+_Value = TypeVar("_Value")
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 # A compilation below this is cheaper than its cache file; most of a decoder's small programs are above it.
 _MIN_COMPILE_SECONDS = 0.1
@@ -60,6 +63,18 @@ class Model:
     rope_override: dict[str, Any] | None
     mesh: Mesh | None = None
     mesh_notes: tuple[str, ...] = ()
+    _kept: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, name: Hashable, make: Callable[[], _Value]) -> _Value:
+        """The value that `make` gives, which it makes once for each name."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
+
+    def program(self, kind: str, *static: Hashable) -> Callable:
+        """The jitted function `step.loop.compiled(kind, graphdef, *static)`, without hashing the graph for every text
+        (cost: about a millisecond each time)."""
+        return self.once((kind, *static), lambda: compiled(kind, self.graphdef, *static))
 
 
 def load(

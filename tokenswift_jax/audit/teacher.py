@@ -13,7 +13,6 @@ from tokenswift_jax.engine.placement import Placement
 from tokenswift_jax.engine.prefill import padded
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import empty_cache, round_up
-from tokenswift_jax.step.loop import compiled
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
@@ -42,7 +41,7 @@ def teacher_forced(model: Model, texts: list[list[int]], rows: int = ROWS) -> It
     check_memory(model.config, len(texts), capacity, dtype, advice=advice, mesh=model.mesh)
     placement = Placement(model.mesh)
     cache = placement.make(empty_cache, model.config, len(texts), capacity, dtype)
-    tokens, function = padded(texts, capacity), compiled("causal", model.graphdef)
+    tokens, function = padded(texts, capacity), model.program("causal")
     for start in range(0, longest, rows):
         piece = placement.rows_of(tokens[:, start : start + rows])
         with placement.in_use():

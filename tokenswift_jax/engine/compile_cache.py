@@ -58,7 +58,7 @@ class CompileCache:
 
     def compile(self, function: Callable, *arguments: Any, name: str = "a program") -> jax.stages.Compiled:
         """Returns the executable of `function`, from `jax.jit`, for such arguments; reports call it `name`."""
-        key = _key(function, arguments)
+        key = key_of(function, *arguments)
         executable = _executables.get(key)
         if executable is None:
             begun = time.perf_counter()
@@ -73,12 +73,13 @@ class CompileCache:
         return executable
 
 
-def is_compiled(function: Callable, *arguments: Any) -> bool:
-    """Whether the cache has the executable of `function` for such arguments, arrays or `jax.ShapeDtypeStruct`s."""
-    return _key(function, arguments) in _executables
+def has(key: tuple) -> bool:
+    """Whether the cache has the executable of a key."""
+    return key in _executables
 
 
-def _key(function: Callable, arguments: tuple) -> tuple:
+def key_of(function: Callable, *arguments: Any) -> tuple:
+    """The key of the executable of `function` for such arguments, arrays or `jax.ShapeDtypeStruct`s."""
     leaves, structure = jax.tree.flatten(arguments)
     return function, structure, tuple(map(_kind, leaves)), jax.sharding.get_abstract_mesh()
 

@@ -231,9 +231,11 @@ class Engine:
 
     def is_compiled(self, named: NamedPlan) -> bool:
         """Whether this process has the programs of a plan."""
-        calls = self._calls(named)
-        with self.placement.in_use():
-            return all(compile_cache.is_compiled(*call) for call in calls)
+        if self._inputs.draft_params is not None:
+            return all(map(compile_cache.has, self._keys(named)))
+        # Once: every text asks for each plan, and the keys of one plan take 0.4 ms.
+        keys = self._model.once(("keys", named.plan, self.layout, self.slots), lambda: self._keys(named))
+        return all(map(compile_cache.has, keys))
 
     def compiling(self, named: NamedPlan) -> Callable[[Callable[[], bool]], float]:
         """A function, for any thread, that compiles the programs of a plan and returns the seconds it took.
@@ -241,7 +243,10 @@ class Engine:
         It stops before the next program once the function that it is called with returns True. `programs` does not
         count these seconds: no caller of the engine waits for them.
         """
-        calls, own = self._calls(named), CompileCache()
+        # Shapes in place of arrays: the next chunk takes over the buffers.
+        with self.placement.in_use():
+            calls = [(function, *jax.tree.map(_shape_of, given)) for function, *given in self._calls(named)]
+        own = CompileCache()
 
         def compile_them(stopped: Callable[[], bool]) -> float:
             for call in calls:
@@ -354,17 +359,19 @@ class Engine:
         after, chunk = self.placement.settle(self.programs.run(function, *arguments, name=named.label))
         return with_all_parts(after, places, state), self.placement.readable(chunk)
 
+    def _keys(self, named: NamedPlan) -> list[tuple]:
+        with self.placement.in_use():
+            return [compile_cache.key_of(*call) for call in self._calls(named)]
+
     def _calls(self, named: NamedPlan) -> list[tuple]:
-        """The calls that compile the programs of a plan, with shapes in place of arrays."""
+        """The calls that compile the programs of a plan: their functions and arguments."""
         state = self.state
         assert state is not None, "no row has entered"
         function, places = self._program(named.plan)
-        with self.placement.in_use():
-            arguments = self._arguments(named.plan, with_parts_at(state, places), self._inputs, None)
-        calls = [(function, *arguments)]
+        calls = [(function, *self._arguments(named.plan, with_parts_at(state, places), self._inputs, None))]
         if named.plan.drafter.parts:
             calls.append(self._catching_up(named.plan.drafter, state, self._inputs.sequence))
-        return [(function, *jax.tree.map(_shape_of, arguments)) for function, *arguments in calls]
+        return calls
 
     def _settings(self, requests: Sequence[Request]) -> SequenceParams:
         return self.placement.put(sequence_params(requests, self.layout.config.vocab_size))
@@ -372,8 +379,8 @@ class Engine:
     def _program(self, plan: Plan) -> tuple[Callable, tuple[int, ...]]:
         """The function that runs chunks of a plan, and the places of the plan's parts in the layout."""
         found = self._programs_of.get(plan)
-        if found is None:  # the look-up hashes the model's graph: a fraction of a millisecond
-            function = compiled("chunk", self._model.graphdef, plan, CHUNK_TOKENS + plan.depth)
+        if found is None:
+            function = self._model.program("chunk", plan, CHUNK_TOKENS + plan.depth)
             found = self._programs_of[plan] = function, self.layout.places(plan.drafter)
         return found
 

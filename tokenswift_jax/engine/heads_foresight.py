@@ -19,7 +19,6 @@ from tokenswift_jax.speculate.drafter import Drafter
 from tokenswift_jax.speculate.heads_drafter import CachedHeadsDrafter, HeadsDrafter
 from tokenswift_jax.speculate.merged_drafter import MergedDrafter
 from tokenswift_jax.speculate.plans import NamedPlan
-from tokenswift_jax.step.loop import compiled
 
 ROOTS = 64  # roots in all rows together, or more: the share of accepted drafts then errs by about 6%
 _FEWEST = 8  # roots of a row; fewer tell nothing
@@ -39,6 +38,7 @@ class HeadsForesight:
         fused = [named for named in plans if isinstance(_levels(named.plan.drafter), HeadsDrafter)]
         self._largest = max(fused, key=lambda named: named.plan.rows, default=None)
         self._accepted: list[np.ndarray] = []  # of each row: the tree rows of accepted drafts, [roots, depth]
+        self._within: dict[int, float] = {}  # tokens an iteration within a node budget, counted from these
 
     @property
     def counts(self) -> bool:
@@ -67,7 +67,7 @@ class HeadsForesight:
         tokens = np.pad(np.asarray(known, np.int32), ((0, spare), (0, 0)))
         hidden = jnp.pad(jnp.concatenate(found), ((0, spare), (0, 0)))
         settings = sequence_params([_NEUTRAL] * (each * len(texts)), config.vocab_size)
-        function = compiled("accepted rows", self._model.graphdef, spec)
+        function = self._model.program("accepted rows", spec)
         arguments = self._model.params, settings, hidden, jnp.asarray(tokens[:, 0]), jnp.asarray(tokens[:, 1:])
         with use(self._model.mesh):
             accepted = Placement(self._model.mesh).read(programs.run(function, *arguments, name="foresight"))
@@ -80,7 +80,9 @@ class HeadsForesight:
         if not self._accepted or not isinstance(levels, HeadsDrafter | CachedHeadsDrafter):
             return None
         budget = named.plan.rows - 1
-        tokens = min(_iterated(accepted <= budget) for accepted in self._accepted)
+        if budget not in self._within:  # the policy asks at every chunk
+            self._within[budget] = min(_iterated(accepted <= budget) for accepted in self._accepted)
+        tokens = self._within[budget]
         # The backbone's own guess over a draft cache nearly always comes true, and the heads begin behind it.
         return tokens + isinstance(levels, CachedHeadsDrafter)
 

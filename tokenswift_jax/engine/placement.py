@@ -59,14 +59,6 @@ class Placement:
         """Calls `function`, which makes arrays; on a mesh, each device makes its own part of them."""
         return function(*static) if self.mesh is None else _maker(self.mesh, function, static)()
 
-    def compute(self, function: Callable[..., _Tree], *arguments: jax.Array) -> _Tree:
-        """Calls `function` of arrays once; on a mesh, each device computes its own part of the results."""
-        if self.mesh is None:
-            return function(*arguments)
-        with self.in_use():
-            where = shardings(self.mesh, jax.eval_shape(function, *arguments))
-            return jax.jit(function, out_shardings=where)(*arguments)
-
     def rows_of(self, values: np.ndarray | jax.Array) -> jax.Array:
         """An array [batch, ...] on the devices."""
         if self.mesh is None:

@@ -149,9 +149,12 @@ def _catch_up(config: ModelConfig, drafter: Drafter, settings: SequenceParams, s
 
 
 @functools.cache
-def compiled(kind: str, graph: nnx.GraphDef, *static: Any) -> Callable:
-    """The jitted program of a kind (`chunk`, `prefill`, `causal`, `catch_up`, `accepted rows`); its state or cache is
-    donated."""
+def compiled(kind: str, graph: nnx.GraphDef | None, *static: Any) -> Callable:
+    """The jitted program of a kind (`chunk`, `prefill`, `causal`, `catch_up`, `accepted rows`, `state`); its state or
+    cache is donated. `Model.program` finds those of a model sooner."""
+    if kind == "state":
+        (layout,) = static
+        return jax.jit(lambda tokens, lengths: placed(layout.state(tokens, lengths, cache=None)))
     if kind == "chunk":
         return jax.jit(functools.partial(run_chunk, graph, *static), donate_argnums=1)
     if kind == "accepted rows":
