@@ -44,8 +44,8 @@ def process(
     """
     scores = logits.astype(wide_dtype(logits.dtype))
     early = (generated < settings.min_new_tokens[:, None])[:, :, None]
-    blocked = settings.suppressed[:, None, :] | jnp.where(early, settings.eos[:, None, :], jnp.uint32(0))
-    scores = jnp.where(members(blocked, scores.shape[-1]), -jnp.inf, scores)
+    suppressed, eos = (members(sets, scores.shape[-1])[:, None] for sets in (settings.suppressed, settings.eos))
+    scores = jnp.where(suppressed | (early & eos), -jnp.inf, scores)
     theta = _over_rows(settings.repetition_penalty, scores)
     scores = jnp.where(penalised, jnp.where(scores < 0, scores * theta, scores / theta), scores)
     if features < SamplingFeatures.SAMPLED:
