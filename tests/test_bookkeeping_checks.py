@@ -6,9 +6,10 @@ from tokenswift_jax.hardware import bookkeeping_checks
 
 def test_interpreted_kernels_are_right_and_a_wrong_one_is_found(monkeypatch):
     monkeypatch.setattr(bookkeeping_checks, "SHAPES", {16: bookkeeping_checks.SHAPES[16]})
+    monkeypatch.setattr(bookkeeping_checks, "LISTED", 128)
     with compiling_for("gpu", interpret=True):
         rows = list(bookkeeping_checks.check_bookkeeping())
-    assert [row["kernel"] for row in rows] == ["commit_text", "draft_tree", "ngram_table"]
+    assert [row["kernel"] for row in rows] == ["commit_text", "draft_tree", "ngram_table", "shortlist_edges"]
     assert all(row["good"] for row in rows)
 
     right, calls = bookkeeping_checks.commit_text, []

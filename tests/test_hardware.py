@@ -309,6 +309,8 @@ def test_a_loop_within_a_graph_is_no_launch_of_the_host():
     [
         ("plain", 2, {"nodes": 52, "graphs": 0, "waits": 0}, True),
         ("plain", 2, {"nodes": 53, "graphs": 0, "waits": 0}, False),
+        ("verify-16-topkp", 2, {"nodes": 97, "graphs": 0, "waits": 0}, True),
+        ("verify-16-topkp", 2, {"nodes": 99, "graphs": 0, "waits": 0}, False),
         ("plain", 2, {"nodes": 50, "graphs": 1, "waits": 1}, False),
         ("plain", 32, {"nodes": 700, "graphs": 1, "waits": 1}, True),
         ("prefill", 2, {"nodes": 700, "graphs": 1, "waits": 1}, True),

@@ -31,7 +31,7 @@ def shortlist_edges(
     """As `pallas_kernels.shortlist_edges`, for scores [..., count] and settings that broadcast to [..., 1].
 
     Args:
-      total: as there; None where `scores` are the whole row.
+      total: the sum of the weights there; None where `scores` are the whole row.
       condition: skips searches that no row needs.
     """
     nothing = jnp.full_like(highest, -jnp.inf)
@@ -45,8 +45,8 @@ def shortlist_edges(
         if total is None:
             return nucleus_edge(scores, highest, counted, top_p, search)
         # The shortlist contains all tokens that top-k keeps, unless they reach its end.
-        weights = jnp.where(scores < counted, 0, jnp.exp(scores - highest))
-        listed = jnp.sum(weights, axis=-1, keepdims=True)
+        own = jnp.where(scores < counted, 0, jnp.exp(scores - highest))
+        listed = jnp.sum(own, axis=-1, keepdims=True)
         return nucleus_edge(scores, highest, counted, top_p, search, jnp.where(by_k, listed, total))
 
     return floor, counted, jnp.where(by_p, condition(by_p, nucleus, counted), counted)

@@ -13,6 +13,7 @@ COUNT = 128
 KEEP = np.array([1, 1, 3, 1, 7, 1, 2, 1])
 TOP_K = np.array([0, 5, 0, 20, 2, 0, 200, 1])
 TOP_P = np.array([1.0, 1.0, 0.9, 0.5, 0.3, 0.99, 0.8, 0.0])
+SHARES = np.array([[0.25, 0.5, 0.0, 0.25]], np.float32)  # of a row's weight, in its parts
 WAYS = {"bit by bit": ("reference", ONE_BIT), "few passes": ("reference", FEW_PASSES), "gpu": ("gpu", ONE_BIT)}
 
 
@@ -31,9 +32,10 @@ def found(way, scores, chosen=slice(None), total=None):
     settings = [scores.max(axis=1), KEEP.astype(np.int32), TOP_K.astype(np.int32), TOP_P.astype(np.float32), total]
     given = [jnp.asarray(values[chosen, None]) for values in settings[1:4]]
     highest, total = (jnp.asarray(np.asarray(values, np.float32)[chosen, None]) for values in (settings[0], total))
+    parts = total * jnp.asarray(SHARES)
     with compiling_for(name, interpret=name != "reference"):
         edges = jax.jit(lambda *given: shortlist_edges(*given, search))(
-            jnp.asarray(scores[chosen]), highest, *given, total
+            jnp.asarray(scores[chosen]), highest, *given, parts
         )
     return [np.asarray(edge)[:, 0] for edge in edges]
 
@@ -66,6 +68,18 @@ def test_the_kernel_gives_a_row_alone_what_it_gives_among_others():
     for row in range(len(KEEP)):
         alone = found("gpu", scores, slice(row, row + 1), total)
         np.testing.assert_array_equal([edge[0] for edge in alone], [edge[row] for edge in together])
+
+
+@pytest.mark.parametrize("name", ["reference", "gpu"])
+def test_rows_of_a_text_share_its_settings(name):
+    scores = jnp.asarray(rows())
+    highest = scores.max(axis=1, keepdims=True)
+    of_texts = [jnp.asarray([[value], [other]]) for value, other in ((1, 3), (5, 0))] + [jnp.float32([[0.9], [0.5]])]
+    of_rows = [jnp.repeat(values, 4, axis=0) for values in of_texts]
+    with compiling_for(name, interpret=name != "reference"):
+        shared, own = (shortlist_edges(scores, highest, *given, highest, ONE_BIT) for given in (of_texts, of_rows))
+    jax.tree.map(np.testing.assert_array_equal, shared, own)
+    assert (np.asarray(own[1]) > -np.inf).ravel().tolist() == [True] * 4 + [False] * 4
 
 
 def test_a_float64_row_is_searched_by_the_reference():

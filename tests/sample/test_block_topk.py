@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.order_statistics import ONE_BIT, kth_largest, nucleus_edge
+from pallas_kernels.implementation import compiling_for
+from pallas_kernels.order_statistics import FEW_PASSES, ONE_BIT, kth_largest, nucleus_edge
 from tests.engine_fixture import settings_of
 from tokenswift_jax.sample import filters as filters_module
 from tokenswift_jax.sample.block_topk import BLOCKS, WIDTH, search_whole, shortlist, worthwhile
 from tokenswift_jax.sample.features import features_of
+from tokenswift_jax.sample.filters import FilterParams, threshold
 from tokenswift_jax.sample.processors import process
 from tokenswift_jax.sampling import SamplingConfig
 
@@ -52,6 +54,7 @@ def processed(config, rows):
         {"top_k": 4000, "top_p": 0.8},
         {"top_p": 0.1, "min_tokens_to_keep": 12},
         {"top_k": 3, "min_tokens_to_keep": 9, "min_p": 0.2},
+        {"top_k": 300, "eta_cutoff": 0.02},
     ],
     ids=str,
 )
@@ -60,6 +63,17 @@ def test_a_shortlist_does_not_change_what_is_kept(asked, monkeypatch):
     actual = processed(config, rows)
     monkeypatch.setattr(filters_module, "worthwhile", lambda vocab: False)
     np.testing.assert_array_equal(actual, processed(config, rows))
+
+
+def test_a_gpu_keeps_what_a_search_of_all_scores_keeps():
+    """Two texts with settings of their own: the kernel adds the parts of a row's weight."""
+    scores = jnp.asarray(rows_of_scores()).reshape(2, 3, VOCAB)
+    asked = [SamplingConfig(top_p=0.95), SamplingConfig(top_k=20, top_p=0.8, min_tokens_to_keep=2)]
+    filters = [FilterParams.of(settings_of(config, vocab=VOCAB, batch=1), scores.dtype) for config in asked]
+    both = jax.tree.map(lambda *values: jnp.concatenate(values), *filters)
+    with compiling_for("gpu", interpret=True):
+        found = jax.jit(lambda *given: threshold(*given, search=FEW_PASSES, listed=True))(scores, both)
+    np.testing.assert_array_equal(found, threshold(scores, both, search=ONE_BIT, listed=False))
 
 
 def test_which_answers_are_exact():

@@ -1,4 +1,5 @@
-"""The kernels of an iteration's bookkeeping on this machine's device against their definitions on its CPU, exactly."""
+"""The kernels of an iteration's bookkeeping and draws on this machine's device against their definitions on its CPU,
+exactly."""
 
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ import numpy as np
 
 from pallas_kernels.commit_text import Ends, Text, commit_text
 from pallas_kernels.implementation import compiling_for
+from pallas_kernels.order_statistics import ONE_BIT
+from pallas_kernels.shortlist_edges import shortlist_edges
 from tokenswift_jax.speculate import ngram, ngram_fill
 from tokenswift_jax.speculate.drafted_tree import drafted_tree
 from tokenswift_jax.speculate.tree import Tree
@@ -19,6 +22,7 @@ from tokenswift_jax.speculate.tree_spec import TreeSpec
 from tokenswift_jax.step.accept import tree_rows
 
 BATCH, CAPACITY, VOCAB, SLOTS = 16, 256, 40, 32
+LISTED = 4096  # scores of a shortlist
 SHAPES = {
     16: TreeSpec((3, 3, 3), 20, node_budget=15),
     64: TreeSpec((1, 3, 3, 3), 20, node_budget=63, keyed_by_root=False),
@@ -63,7 +67,9 @@ def _iteration(shape: TreeSpec, given: dict[str, Any]) -> dict[str, Any]:
         text = _committed(shape, plain, given).text
     updated = ngram.updated(table, text.tokens, text.length - 2, shape.depth + 1, given["tokens"], shape.ngram_k)
     fields = tree.tokens, tree.parents, tree.depths, tree.valid, tree.drafted_by_ngram_only, tree.mask, tree.deepest
-    return {"draft_tree": fields, "commit_text": done, "ngram_table": updated}
+    scores, highest, keep, top_k, top_p, weights = given["draw"]
+    edges = shortlist_edges(scores, highest, keep, top_k, top_p, weights, ONE_BIT)
+    return {"draft_tree": fields, "commit_text": done, "ngram_table": updated, "shortlist_edges": edges}
 
 
 def _committed(shape: TreeSpec, tree: Tree, given: dict[str, Any]) -> Any:
@@ -101,4 +107,17 @@ def _given(shape: TreeSpec, seed: int) -> dict[str, Any]:
         "entries": table.entries,
         "inserted": table.inserted,
         "candidates": candidates,
+        "draw": _draw(rng),
     }
+
+
+def _draw(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Arguments of `shortlist_edges`, two rows a text. No sum of weights is within 1e-4 of the share that a nucleus
+    must reach, so no rounding moves an edge."""
+    scores = rng.normal(scale=3, size=(2 * BATCH, LISTED)).astype(np.float32)
+    highest = scores.max(axis=1, keepdims=True)
+    total = np.exp(scores.astype(np.float64) - highest).sum(axis=1, keepdims=True)
+    settings = rng.integers(1, 9, (BATCH, 1)), rng.integers(0, 100, (BATCH, 1)) * (rng.random((BATCH, 1)) < 0.7)
+    keep, top_k = (values.astype(np.int32) for values in settings)
+    top_p = np.where(rng.random((BATCH, 1)) < 0.7, rng.uniform(0.1, 0.9, (BATCH, 1)), 1).astype(np.float32)
+    return scores, highest, keep, top_k, top_p, np.broadcast_to(total / LISTED, scores.shape).astype(np.float32)

@@ -65,36 +65,40 @@ def search_whole(
     scores: jax.Array,
     params: _Params,
     found: _Found,
-    exact: jax.Array,
+    settled: jax.Array,
     together: int,
 ) -> _Found:
-    """Replaces the entries of `found` that are not exact by the results of a search over all scores of their rows.
+    """Replaces the entries of `found` that are not settled by the results of a search over all scores of their rows.
 
     The loop gathers and searches a few rows at a time, however many rows need it. They stay in a cache while the search
     reads them repeatedly, and a row's result does not depend on its neighbours.
 
     Args:
       search: a function from scores [rows, vocab] and parameters [rows, 1] to their entries of `found`, [rows, 1] each.
-      scores: [..., vocab].
-      params: arrays that broadcast to [..., 1].
-      found: arrays [..., 1].
-      exact: bool [..., 1].
+      scores: [texts, rows, vocab].
+      params: arrays [texts, rows, 1], or [texts, 1, 1] for all rows of a text.
+      found: arrays [texts, rows, 1].
+      settled: bool [texts, rows, 1].
       together: the most scores to search at a time, in whole rows, but at least one row.
     """
     rows = scores.reshape(-1, scores.shape[-1])
     size = min(rows.shape[0], max(1, together // rows.shape[1]))
-    params = jax.tree.map(lambda values: jnp.broadcast_to(values, exact.shape).reshape(-1, 1), params)
+
+    def of_rows(values: jax.Array, chosen: jax.Array) -> jax.Array:
+        # The loop reads a text's parameter where it is. XLA would launch a kernel to copy it to every row.
+        flat = values.reshape(-1, 1)
+        return flat[chosen // (rows.shape[0] // flat.shape[0])]
 
     def some(state: tuple[jax.Array, _Found]) -> tuple[jax.Array, _Found]:
         done, found = state
         _, chosen = jax.lax.top_k(~done, size)
-        new = search(rows[chosen], jax.tree.map(lambda values: values[chosen], params))
+        new = search(rows[chosen], jax.tree.map(lambda values: of_rows(values, chosen), params))
 
         def kept_where_done(old: jax.Array, new: jax.Array) -> jax.Array:
             return old.at[chosen].set(jnp.where(done[chosen], old[chosen], new[:, 0]), unique_indices=True)
 
         return done.at[chosen].set(True, unique_indices=True), jax.tree.map(kept_where_done, found, new)
 
-    begin = exact.reshape(-1), jax.tree.map(lambda values: values.reshape(-1), found)
+    begin = settled.reshape(-1), jax.tree.map(lambda values: values.reshape(-1), found)
     _, ended = jax.lax.while_loop(lambda state: ~jnp.all(state[0]), some, begin)
     return jax.tree.map(lambda values, shaped: values.reshape(shaped.shape), ended, found)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from pallas_kernels.order_statistics import Search
 from pallas_kernels.shortlist_edges import reference, shortlist_edges
 from tokenswift_jax.parallel.island import on_every_device
-from tokenswift_jax.sample.block_topk import search_whole, shortlist, worthwhile
+from tokenswift_jax.parallel.rules import one_device
+from tokenswift_jax.sample.block_topk import WIDTH, search_whole, shortlist, worthwhile
 from tokenswift_jax.sample.params import SequenceParams
 
 
@@ -20,7 +21,7 @@ from tokenswift_jax.sample.params import SequenceParams
 class FilterParams:
     """The filters' settings, shaped to broadcast over scores.
 
-    Every array is [batch, 1, 1] for scores [batch, rows, vocab], or [rows, 1] for scores [rows, vocab].
+    Every array is [texts, 1, 1] for scores [texts, rows, vocab], or [rows, 1] for scores [rows, vocab].
 
     Attributes:
       top_k: int32; 0 is off.
@@ -51,18 +52,41 @@ _Orders = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def threshold(scores: jax.Array, filters: FilterParams, *, search: Search, listed: bool) -> jax.Array:
-    """[batch, rows, 1]: the lowest score that every filter keeps.
+    """[texts, rows, 1]: the lowest score that every filter keeps.
 
     Args:
-      scores: [batch, rows, vocab].
+      scores: [texts, rows, vocab].
       filters: the settings.
       search: how to search, static.
       listed: static; whether to gather the highest scores in a shortlist first, where that pays.
     """
-    orders = _orders if listed and worthwhile(scores.shape[-1]) else _orders_of_all
-    highest, floor, lowest = orders(scores, filters, search)
+    if not (listed and worthwhile(scores.shape[-1])):
+        orders = _orders_of_all(scores, filters, search)
+        return _with_eta(scores, filters, orders, _with_min_p(filters, orders))
+    orders, exact = _orders_of_few(scores, filters, search)
+
+    def settle(scores: jax.Array, known: tuple[FilterParams, _Orders, jax.Array]) -> jax.Array:
+        filters, orders, exact = known
+        searched = jax.lax.cond(jnp.all(exact), lambda: orders, lambda: _orders_of_all(scores, filters, search))
+        orders = jax.tree.map(partial(jnp.where, exact), orders, searched)
+        return _with_eta(scores, filters, orders, _with_min_p(filters, orders))
+
+    # Few rows need all their scores. They do it in one loop, because XLA launches each branch of its own for all rows.
+    settled = exact & (filters.eta_cutoff == 0)
+    known = filters, orders, exact
+    return search_whole(settle, scores, known, _with_min_p(filters, orders), settled, search.together)
+
+
+def _with_min_p(filters: FilterParams, orders: _Orders) -> jax.Array:
+    """The lowest score that top-k, top-p and min-p keep, [..., 1]."""
+    highest, floor, lowest = orders
     edge = highest + jnp.log(filters.min_p)
-    lowest = jnp.maximum(lowest, jnp.minimum(edge, floor))
+    return jnp.maximum(lowest, jnp.minimum(edge, floor))
+
+
+def _with_eta(scores: jax.Array, filters: FilterParams, orders: _Orders, lowest: jax.Array) -> jax.Array:
+    """The lowest score that eta_cutoff keeps of those from `lowest` on, [..., 1]."""
+    highest, floor, _ = orders
 
     def eta_edge() -> jax.Array:
         weights = jnp.where(scores < lowest, 0, jnp.exp(scores - highest))
@@ -78,13 +102,6 @@ def threshold(scores: jax.Array, filters: FilterParams, *, search: Search, liste
     return jnp.where(on, reference.if_any(on, eta_edge, lowest), lowest)
 
 
-def _orders(scores: jax.Array, filters: FilterParams, search: Search) -> _Orders:
-    """Searches the shortlist of every row, then all scores of the rows that their shortlist does not decide."""
-    found, exact = _orders_of_few(scores, filters, search)
-    whole = partial(_orders_of_all, search=search)
-    return search_whole(whole, scores, filters, found, exact, search.together)
-
-
 def _orders_of_all(scores: jax.Array, filters: FilterParams, search: Search) -> _Orders:
     """Searches all scores of every row, [..., vocab]."""
     highest = jnp.max(scores, axis=-1, keepdims=True)
@@ -94,26 +111,16 @@ def _orders_of_all(scores: jax.Array, filters: FilterParams, search: Search) -> 
 
 
 def _orders_of_few(scores: jax.Array, filters: FilterParams, search: Search) -> tuple[_Orders, jax.Array]:
-    """Searches the shortlist of every row; also returns for which rows the result is exact, bool [batch, rows, 1]."""
+    """Searches the shortlist of every row; also returns for which rows the result is exact, bool [texts, rows, 1]."""
     few = shortlist(scores)
     highest = few.highest
     by_k, by_p = filters.top_k > 0, filters.top_p < 1
-    # Without top-k, the weight of every score counts. A row's sum does not depend on the filters of its neighbours.
-    total = reference.if_any(
-        by_p & ~by_k, lambda: jnp.sum(jnp.exp(scores - highest), axis=-1, keepdims=True), jnp.ones_like(highest)
-    )
-
-    def per_row(values: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(values, highest.shape).reshape(-1, 1)
-
     edges = on_every_device(
         partial(shortlist_edges, search=search),
         few.scores.reshape(-1, few.scores.shape[-1]),
-        per_row(highest),
-        per_row(filters.keep),
-        per_row(filters.top_k),
-        per_row(filters.top_p),
-        per_row(total),
+        highest.reshape(-1, 1),
+        *(values.reshape(-1, 1) for values in (filters.keep, filters.top_k, filters.top_p)),
+        _weights(scores, highest, filters, apart=search.unroll and one_device()),
     )
     floor, lowest, nucleus = (edge.reshape(highest.shape) for edge in edges)
     # The shortlist contains every score above `sure`, and at least BLOCKS scores of the row are no lower.
@@ -121,3 +128,28 @@ def _orders_of_few(scores: jax.Array, filters: FilterParams, search: Search) -> 
     exact &= ~by_k | (lowest >= few.sure)
     exact &= ~by_p | ((nucleus > few.sure) & (~by_k | (lowest > few.sure)))
     return (highest, floor, jnp.maximum(lowest, jnp.minimum(nucleus, floor))), exact
+
+
+def _weights(scores: jax.Array, highest: jax.Array, filters: FilterParams, *, apart: bool) -> jax.Array:
+    """The sums of exp(score - highest) over the parts of every row, [texts * rows, parts]; without top-k, a nucleus
+    counts the weight of every score. A row's sums do not depend on its neighbours' filters.
+
+    Args:
+      scores: [texts, rows, vocab].
+      highest: [texts, rows, 1].
+      filters: the settings.
+      apart: static; whether a row has many parts, which the search kernel adds: a GPU adds a whole row in two kernels.
+        Else it has one and an empty one, and the sum is 1 where no row needs it.
+    """
+    if apart:
+        parts = 1 << (-(-scores.shape[-1] // WIDTH) - 1).bit_length()
+        filled = [(0, 0)] * (scores.ndim - 1) + [(0, WIDTH * parts - scores.shape[-1])]
+        blocks = jnp.pad(scores, filled, constant_values=-jnp.inf).reshape(*scores.shape[:-1], WIDTH, parts)
+        return jnp.sum(jnp.exp(blocks - highest[..., None]), axis=-2).reshape(-1, parts)
+
+    def whole_sums() -> jax.Array:
+        return jnp.sum(jnp.exp(scores - highest), axis=-1, keepdims=True)
+
+    needed = (filters.top_p < 1) & (filters.top_k == 0)
+    sums = reference.if_any(needed, whole_sums, jnp.ones_like(highest)).reshape(-1, 1)
+    return jnp.pad(sums, [(0, 0), (0, 1)])
