@@ -400,16 +400,22 @@ def test_goals_are_compared_with_the_worst_measurement():
     assert (replayed["value"], replayed["at_most"], replayed["met"]) == (280.0, 300.0, True)
 
 
-def test_the_goal_of_several_rows_is_what_the_roofline_leaves_possible():
-    """After 126,976 tokens 64 rows cost 1.25 of a plain step at best: within 5 percent of that is met, 1.2 or not."""
+def test_the_goal_of_64_rows_is_what_the_roofline_leaves_possible():
+    """Within 5 percent of its own ratio at each length: 1.1 after 16,384 tokens, 1.25 after 126,976; 16 rows may cost
+    1.1 even where it asks for less."""
     rows = [timed("plain", 16384, 4.0, 0.9, floor=3.0), timed("plain", 126976, 8.0, 0.9, floor=6.0)]
-    rows += [timed("verify-64", 16384, 4.8, 0.8, floor=3.3), timed("verify-64", 126976, 10.4, 0.8, floor=7.5)]
+    rows += [timed("verify-64", 16384, 4.6, 0.8, floor=3.3), timed("verify-64", 126976, 10.4, 0.8, floor=7.5)]
     _, _, wide, _ = goals(rows)
     assert wide["length"] == 16384, "the nearest to its own bound"
-    assert (wide["value"], wide["at_most"], wide["met"]) == (pytest.approx(1.2), pytest.approx(1.2), True)
+    assert (wide["value"], wide["at_most"], wide["met"]) == (pytest.approx(1.15), pytest.approx(1.155), True)
     _, _, wide, _ = goals([*rows[:3], timed("verify-64", 126976, 10.8, 0.8, floor=7.5)])
     assert (wide["length"], wide["value"], wide["at_most"]) == (126976, 1.35, pytest.approx(1.3125))
     assert not wide["met"]
+    # Heads without groups: the roofline of 64 rows is a plain step's, and 1.1 of it is too much.
+    _, narrow, wide, _ = goals(
+        [*rows[:1], timed("verify-16", 16384, 4.4, 0.8, floor=3.0), timed("verify-64", 16384, 4.4, 0.8, floor=3.0)]
+    )
+    assert (narrow["at_most"], narrow["met"], wide["at_most"], wide["met"]) == (1.1, True, pytest.approx(1.05), False)
 
 
 def test_goals_are_of_one_model_and_of_one_process_where_they_can_be():

@@ -13,13 +13,15 @@ import jax
 from tokenswift_jax.engine.adaptive import SHORTEST, Chooser
 from tokenswift_jax.engine.compile_ahead import CompileAhead
 from tokenswift_jax.engine.engine import CHUNK_TOKENS, Engine
+from tokenswift_jax.engine.row_costs import RowCosts
 from tokenswift_jax.engine.step_costs import StepCosts
 from tokenswift_jax.speculate.drafter import DraftWeights
 from tokenswift_jax.speculate.ngram_drafter import NgramDrafter
 from tokenswift_jax.speculate.plans import NamedPlan
 
 # Before an iteration is measured, n rows are assumed to cost n / CPU_ROWS plain steps more: 4 rows of a 135M model on
-# two cores cost 1.5. An H200 needs 1.13 plain steps for 16 rows of an 8B.
+# two cores cost 1.5. An H200 needs 1.13 plain steps for 16 rows of an 8B. Where the roofline (`RowCosts`) alone asks
+# for more, that is assumed: 64 rows of an 8B took 1.6 plain steps of an H200 after 16,384 tokens and 2.4 after 126,976.
 CPU_ROWS, ACCELERATOR_ROWS = 8, 123
 REPEATED = 3  # measurements of a program on frozen rows, of which the least counts; a disturbance lasts for one or two
 # Measuring may take these shares: of the time that compiling the program took, and of the text to come.
@@ -45,6 +47,7 @@ class Planner:
         ngrams: Callable[[NamedPlan], float | None],
         head_share: float,
         *,
+        row_costs: RowCosts | None = None,
         drafts_always: bool = False,
     ) -> None:
         """
@@ -57,10 +60,11 @@ class Planner:
           ngrams: the tokens an iteration that n-grams with the plan's node budget foresee at the end of the text; None
             for a plan without them.
           head_share: the draft LM head's share of the weights that a plain step reads.
+          row_costs: the device's roofline; None: unknown.
           drafts_always: whether plain decoding is no choice (a mode asked for by name).
         """
         self._costs, self._counted, self._ngrams = costs, counted, ngrams
-        self._head_share, self._always = head_share, drafts_always
+        self._head_share, self._row_costs, self._always = head_share, row_costs, drafts_always
         self._plain, self._length = plain, 1
         self._capacity = 0
         self._coming: dict[NamedPlan, Future[float]] = {}
@@ -144,12 +148,14 @@ class Planner:
             return median_low(own)
         per_row = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
         plan = named.plan
+        verified = 1 + plan.rows / per_row
+        if self._row_costs is not None:
+            verified = max(verified, self._row_costs.price(plan.rows, self._length))
         reads = 0
         if plan.drafter.weights >= DraftWeights.HEADS:
             levels = min(len(plan.tree.widths), plan.config.num_draft_heads)
             reads = levels if plan.tree.per_parent else min(levels, 1)
-        forwards = 1 + (plan.drafter.weights >= DraftWeights.LAYERS)
-        return forwards + plan.rows / per_row + reads * self._head_share
+        return verified + (plan.drafter.weights >= DraftWeights.LAYERS) + reads * self._head_share
 
     def is_measured(self, named: NamedPlan) -> bool:
         """Whether the price was measured at about this length."""

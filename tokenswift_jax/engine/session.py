@@ -20,9 +20,11 @@ from tokenswift_jax.engine.placement import Placement
 from tokenswift_jax.engine.planner import Planner, measure
 from tokenswift_jax.engine.policy import FixedPlan, PlanPolicy
 from tokenswift_jax.engine.prefill import chunk_rows
+from tokenswift_jax.engine.row_costs import row_costs_of
 from tokenswift_jax.engine.step_costs import costs_of
 from tokenswift_jax.errors import NumericsError, UserError
 from tokenswift_jax.finish import REASONS, Finish
+from tokenswift_jax.parallel.mesh_spec import DATA
 from tokenswift_jax.processes.agreement import leads
 from tokenswift_jax.processes.policy import agreed_policy
 from tokenswift_jax.progress_report import Report, phase, silent
@@ -116,25 +118,27 @@ class Session:
         config = model.config
         features = features_for(request.sampling for request in requests)
         plain = plans.with_logprobs(plans.autoregressive_plan(config, features), logprobs)
+        self._emitted = [list(done) for done in emitted] if emitted is not None else [[] for _ in requests]
+        texts = [len(r.prompt_ids) + len(done) for r, done in zip(requests, self._emitted, strict=True)]
+        placement = Placement(model.mesh)
+        slots, dtype = placement.rows(len(requests)), jax.numpy.dtype(model.dtype)
+        self._row_costs = row_costs_of(config, dtype, slots // placement.sizes.get(DATA, 1), cache_dtype)
+        ends = max(len(request.prompt_ids) + request.max_new_tokens for request in requests)
+        budgets = self._row_costs and self._row_costs.node_budgets(max(texts), ends)
         speculative = [
             plans.with_logprobs(named, logprobs)
-            for named in plans.speculative_plans(config, speculation, features, jax.default_backend())
+            for named in plans.speculative_plans(config, speculation, features, jax.default_backend(), budgets)
         ]
-        placement = Placement(model.mesh)
         if placement.mesh is not None and speculation.draft_weights is not None:
             raise UserError("draft_weights does not work on a mesh yet; leave it out", arguments=("draft_weights",))
         draft_params = None
         if speculation.draft_weights is not None:
             speculative, draft_params = with_draft_model(model, speculative, speculation.draft_weights)
-        self._emitted = [list(done) for done in emitted] if emitted is not None else [[] for _ in requests]
-        texts = [len(r.prompt_ids) + len(done) for r, done in zip(requests, self._emitted, strict=True)]
         drafting = [named.plan for named in speculative]
         capacity = memory.capacity_for(
             config, requests, scratch_of(drafting), chunk_rows(max(texts)), capacity, model.rope_override
         )
-        dtype = jax.numpy.dtype(model.dtype)
         layout = Layout.of(config, dtype, capacity, features, drafting, logprobs, cache_dtype)
-        slots = placement.rows(len(requests))
         memory.check_memory(
             config,
             slots,
@@ -173,7 +177,8 @@ class Session:
         share = scored * config.hidden_size / sum(leaf.size for leaf in jax.tree.leaves(model.params))
         always = speculation.mode != "auto"
         own = self._heads.tokens_an_iteration, self._foreseen_by_ngrams
-        return Planner(plain, plans, asked, self._costs, *own, share, drafts_always=always)
+        known = self._costs, *own, share
+        return Planner(plain, plans, asked, *known, row_costs=self._row_costs, drafts_always=always)
 
     def _foreseen_by_ngrams(self, named: NamedPlan) -> float | None:
         """The tokens that n-grams foresee of an iteration; None for a plan without n-grams."""

@@ -14,12 +14,12 @@ import numpy as np
 from flax import nnx
 
 from pallas_kernels import cpu
-from tokenswift_jax.hardware.roofline import Cost, forward_cost
 from tokenswift_jax.kv.dense import empty_cache
 from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.model import Model
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.models.forward_cost import Cost, forward_cost
 from tokenswift_jax.step.loop import exact_products
 
 

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tokenswift_jax.parallel.device_rates import RATES
+
 
 @dataclass(frozen=True)
 class Target:
@@ -49,13 +51,13 @@ _H200 = _GPU.format(
     "cuda_compute_capability { major: 9 minor: 0 }",
 )
 
-# Memory, bandwidth and operations as NVIDIA's and Google's data sheets give them for one GPU or chip.
+# Memory as NVIDIA's and Google's data sheets give it for one GPU or chip.
 TARGETS: dict[str, Target] = {
-    "v5e": Target("tpu", "v5e:2x4", 16 * 2**30, 0.819e12, 197e12),
-    "v5p": Target("tpu", "v5p:2x2x2", 95 * 2**30, 2.765e12, 459e12),
-    "v6e": Target("tpu", "v6e:2x4", 32 * 2**30, 1.64e12, 918e12),
-    "a100": Target("gpu", _A100, 80 * 10**9, 2.039e12, 312e12),
-    "h200": Target("gpu", _H200, 141 * 10**9, 4.8e12, 989e12),
+    "v5e": Target("tpu", "v5e:2x4", 16 * 2**30, *RATES["v5 lite"]),
+    "v5p": Target("tpu", "v5p:2x2x2", 95 * 2**30, *RATES["v5p"]),
+    "v6e": Target("tpu", "v6e:2x4", 32 * 2**30, *RATES["v6"]),
+    "a100": Target("gpu", _A100, 80 * 10**9, *RATES["A100"]),
+    "h200": Target("gpu", _H200, 141 * 10**9, *RATES["H200"]),
 }
 
 

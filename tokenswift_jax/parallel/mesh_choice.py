@@ -5,11 +5,10 @@ from __future__ import annotations
 import jax
 
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.device_rates import rates_of
 from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshSpec
 
-# Bytes a second of one device's memory, by a part of its name: data sheets of NVIDIA and Google.
-_BANDWIDTHS = {"A100": 2.039e12, "H100": 3.35e12, "H200": 4.8e12, "v5 lite": 0.819e12, "v5p": 2.765e12, "v6": 1.64e12}
-_UNKNOWN_BANDWIDTH = 1e12
+_UNKNOWN_BANDWIDTH = 1e12  # bytes a second of a device's memory
 # Seconds of one small sum across devices. GPU: 18 to 29 us, from gpt-fast's times of Llama-2-7B on 2 to 8 A100s
 # (pytorch-labs/gpt-fast, README). TPU: a few hops of 1 us each over a ring (jax-ml.github.io/scaling-book).
 _SUM_SECONDS = {"gpu": 20e-6, "tpu": 8e-6}
@@ -30,7 +29,8 @@ def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[Me
         return MeshSpec(), (f"mesh auto: 1, since there is one device ({kind})",)
     if platform == "cpu":
         return MeshSpec(), (f"mesh auto: 1, since the {count} virtual devices share one CPU and its memory",)
-    bandwidth = next((speed for name, speed in _BANDWIDTHS.items() if name in kind), _UNKNOWN_BANDWIDTH)
+    rates = rates_of(kind)
+    bandwidth = _UNKNOWN_BANDWIDTH if rates is None else rates.bandwidth
     memory = (devices[0].memory_stats() or {}).get("bytes_limit")
     weights, row = _weight_bytes(config, itemsize), _row_bytes(config, itemsize, asked.length)
     found = []

@@ -25,8 +25,8 @@ from tokenswift_jax.speculation import SpeculationConfig
 
 _WIDTH = 3  # candidates of a head without a node set (the paper's tree: 1,3,3,3)
 _CHAIN = 4  # tokens that `selfspec` drafts (TriForce's and MagicDec's gamma)
-# Node budgets that `auto` tries if the caller gives none. A CPU's time grows with every tree row; an accelerator's
-# depends on the bytes alone.
+# Node budgets that `auto` tries if neither the caller nor the device's roofline (`engine.row_costs`) gives any. A CPU's
+# time grows with every tree row; an accelerator's depends on the bytes alone after a short text.
 _AUTO_BUDGETS = {"cpu": (1, 3, 7)}
 _AUTO_BUDGETS_ELSEWHERE = (15, 63)
 # A CPU pays for every verified row: SmolLM2-135M on two cores, as a user measured it, decodes plainly in 30 ms a token,
@@ -63,10 +63,25 @@ def with_logprobs(named: NamedPlan, logprobs: LogprobSpec | None) -> NamedPlan:
 
 
 def speculative_plans(
-    config: ModelConfig, speculation: SpeculationConfig, features: SamplingFeatures, platform: str
+    config: ModelConfig,
+    speculation: SpeculationConfig,
+    features: SamplingFeatures,
+    platform: str,
+    budgets: tuple[int, ...] | None = None,
 ) -> list[NamedPlan]:
     """The speculative plans that the configuration allows: one for a fixed mode, several for `auto`, none for
-    `autoregressive`. Raises UserError if the checkpoint lacks the draft heads that they need."""
+    `autoregressive`.
+
+    Args:
+      config: the model's.
+      speculation: settings of the drafts.
+      features: the sampling features of the plans.
+      platform: of the device, as JAX names it.
+      budgets: the node budgets, rising, that `auto` tries if `speculation` has none; None: the platform's.
+
+    Raises:
+      UserError: the checkpoint lacks the draft heads that they need.
+    """
     mode, schedule, heads = speculation.mode, speculation.schedule, config.num_draft_heads
     if mode in ("tokenswift", "medusa"):
         if not heads:
@@ -81,7 +96,7 @@ def speculative_plans(
         return [_named(config, speculation, features, mode, None, _budget(speculation, platform))]
     if mode == "tokenswift" and schedule != "auto":
         return [_named(config, speculation, features, mode, schedule, _budget(speculation, platform))]
-    budgets = _AUTO_BUDGETS.get(platform, _AUTO_BUDGETS_ELSEWHERE)
+    budgets = budgets or _AUTO_BUDGETS.get(platform, _AUTO_BUDGETS_ELSEWHERE)
     if speculation.node_budget is not None:
         budgets = (speculation.node_budget,)
     plans: list[NamedPlan] = []
