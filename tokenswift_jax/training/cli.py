@@ -59,7 +59,7 @@ _FLAGS: dict[str, tuple[Any, Any, str | None, str]] = {
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Runs the command and returns its exit status: 0, 1 a loss that is not a number, 2 bad input, 130 interrupted,
     141 the reader of a pipe has left."""
-    parser, words = _parser(program), with_dashes(sys.argv[1:] if argv is None else argv)
+    parser, words = trainer_parser(program), with_dashes(sys.argv[1:] if argv is None else argv)
     return exit_status(
         lambda: _run(parser.parse_args(words)),
         flags=parser.flags,
@@ -99,7 +99,8 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _parser(program: str) -> Parser:
+def trainer_parser(program: str) -> Parser:
+    """The parser of the command's flags; errors call the command `program`."""
     parser = Parser(
         prog=program,
         allow_abbrev=False,
