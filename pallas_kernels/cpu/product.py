@@ -41,11 +41,13 @@ from pallas_kernels.cpu.calls import (
     words,
 )
 from pallas_kernels.cpu.dots import dot, dots
+from pallas_kernels.cpu.tiles import COLUMNS, FETCHED, SQUARE, columns_of, lines
 
 DEEP = 8  # lines of a matrix that a sweep reads together
 AHEAD = 8  # how many lines before their use the processor is asked to fetch them
 PARTS = 8  # of a matrix's lines, summed apart; they decide the order of the sums
 WIDE = 2048  # columns that a thread sums at a time, so that the second-level cache contains their sums
+LITTLE = 2**19  # numbers of a matrix that a cache contains from step to step: tiles suit it better than sweeps
 BROAD = 8192  # a matrix with more columns is divided by columns, since the sums of its parts would need much memory
 
 
@@ -115,8 +117,27 @@ def _part(x, rows, inputs, w, outputs, y, begin, end, left, right):
     """Columns left .. right-1 of y [rows, outputs] = x[:, begin:end] w[begin:end]."""
     for row in range(rows):
         floats(y + 4 * (row * outputs + left), right - left)[:] = 0
-    deep = begin + (end - begin) // DEEP * DEEP
     whole = left + (right - left) // LANES * LANES
+    tall, wide = 0, left
+    if rows > 8 or (rows >= 4 and inputs * outputs <= LITTLE):
+        step, tall = LANES * COLUMNS, rows // SQUARE * SQUARE
+        wide += (whole - left) // step * step
+        for j in range(left, wide, step):
+            ws = w + 4 * (begin * outputs + j)
+            columns_of(ws, outputs, y + 4 * j, outputs, x + 4 * begin, inputs, end - begin, tall)
+    for first, count, start in ((0, tall, wide), (tall, rows - tall, left)):  # one call: LLVM compiles a copy for each
+        ys = y + 4 * first * outputs
+        _sweeps(x + 4 * first * inputs, count, inputs, w, outputs, ys, begin, end, start, whole)
+    for row in range(rows):
+        ys = y + 4 * row * outputs
+        for k in range(begin, end):
+            _narrow(w + 4 * k * outputs, outputs, ys, outputs, x + 4 * (row * inputs + k), inputs, whole, right)
+
+
+@njit
+def _sweeps(x, rows, inputs, w, outputs, y, begin, end, left, whole):
+    """Adds to the columns left .. whole-1, whole vectors."""
+    deep = begin + (end - begin) // DEEP * DEEP
     for a in range(left, whole, WIDE):
         b = min(a + WIDE, whole)
         for k in range(begin, deep, DEEP):
@@ -139,16 +160,20 @@ def _part(x, rows, inputs, w, outputs, y, begin, end, left, right):
         ys = y + 4 * row * outputs
         for k in range(deep, end):
             _shallow(w + 4 * k * outputs, outputs, ys, outputs, x + 4 * (row * inputs + k), inputs, left, whole)
-        for k in range(begin, end):
-            _narrow(w + 4 * k * outputs, outputs, ys, outputs, x + 4 * (row * inputs + k), inputs, whole, right)
 
 
 @njit
-def _lines(x, rows, inputs, w, outputs, y, begin, end):
+def _by_line(x, rows, inputs, w, outputs, y, begin, end):
     """Columns begin .. end-1 of y [rows, outputs] = x [rows, inputs] w.T, w [outputs, inputs]."""
     whole = begin + (end - begin) // LANES * LANES
+    together = rows // SQUARE * SQUARE
     for j in range(begin, whole, LANES):
-        for row in range(rows):
+        for row in range(0, together, SQUARE):
+            for line in range(j, j + LANES, SQUARE):
+                ys = y + 4 * (row * outputs + line)
+                later = w + 4 * (line + LANES + row // SQUARE % 2 * FETCHED) * inputs
+                lines(x + 4 * row * inputs, w + 4 * line * inputs, inputs, ys, outputs, later)
+        for row in range(together, rows):
             dots(x + 4 * row * inputs, w + 4 * j * inputs, inputs, np.float32(1), y + 4 * (row * outputs + j))
     for row in range(rows):
         sums = floats(y + 4 * row * outputs, outputs)
@@ -159,7 +184,7 @@ def _lines(x, rows, inputs, w, outputs, y, begin, end):
 @njit
 def _work(work):
     head = words(work, ARGUMENTS + 6)
-    x, rows, inputs, lines, matrices = head[ARGUMENTS : ARGUMENTS + 5]
+    x, rows, inputs, by_line, matrices = head[ARGUMENTS : ARGUMENTS + 5]
     while True:
         chunk = add(work + 8 * NEXT, 1)
         if chunk >= head[CHUNKS]:
@@ -169,8 +194,8 @@ def _work(work):
             w, y, outputs, step, chunks = words(at, 5)
             if chunk < before + chunks:
                 begin = (chunk - before) * step
-                if lines:
-                    _lines(x, rows, inputs, w, outputs, y, begin, min(begin + step, outputs))
+                if by_line:
+                    _by_line(x, rows, inputs, w, outputs, y, begin, min(begin + step, outputs))
                 elif outputs > BROAD:
                     _part(x, rows, inputs, w, outputs, y, 0, inputs, begin, min(begin + step, outputs))
                 else:
@@ -192,16 +217,16 @@ _task_address = symbol("tokenswift_product")
 
 
 @njit
-def _products(frame, lines):
+def _products(frame, by_line):
     x, matrices = argument(frame, 0), arguments(frame) - 1
     rows, inputs = size(x, 0), size(x, 1)
     work = new_work(0, 5 + 5 * matrices)
-    words(work, ARGUMENTS + 5)[ARGUMENTS:] = (data(x), rows, inputs, lines, matrices)
+    words(work, ARGUMENTS + 5)[ARGUMENTS:] = (data(x), rows, inputs, by_line, matrices)
     total = 0
     for index in range(matrices):
         y = result(frame, index)
         outputs, place = size(y, 1), data(y)
-        if lines:
+        if by_line:
             step = min(max((outputs // 64 + LANES - 1) // LANES, 4), 64) * LANES
             chunks = (outputs + step - 1) // step
         elif outputs > BROAD:
@@ -221,7 +246,7 @@ def _products(frame, lines):
     wait(work)
     for index in range(matrices):
         own = words(work + 8 * (ARGUMENTS + 5 + 5 * index), 5)
-        if not lines and own[2] <= BROAD:
+        if not by_line and own[2] <= BROAD:
             count = rows * own[2]
             sums = floats(data(result(frame, index)), count)
             sums[:] = floats(own[1], count)

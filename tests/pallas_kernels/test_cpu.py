@@ -46,7 +46,7 @@ def test_products_are_right_and_a_row_does_not_notice_the_others(inputs):
 
 def test_products_of_lines_are_right_and_a_row_does_not_notice_the_others():
     w, alone = RNG.standard_normal((1003, 592), dtype=np.float32), None
-    for count in (1, 3, 16):
+    for count in (1, 3, 6, 16):
         x = rows(count, 592).reshape(1, count, 592)
         y, by_numba = served(product_of_lines, x, w, dtype=jnp.float32)
         assert by_numba
