@@ -17,7 +17,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
-MESHES = ("1", "model=2", "model=4", "data=2", "data=2,model=2")
+MESHES = ("1", "model=2", "model=4", "context=2", "context=4", "model=2,context=2", "data=2", "data=2,model=2")
 PROMPTS = ("It was late in the autumn, and the road", "In the morning the old woman went down to the river", "Once")
 
 
@@ -59,10 +59,10 @@ def main() -> int:
                     requests = batch_of(prompts, sampling, max_new_tokens=options.tokens)
                     pairs = zip(requests, texts[run, name, mesh], strict=True)
                     leads[run, name] = min(smallest_lead(model, *pair) for pair in pairs)
-    print(f"{'run':16}{'sampling':14}{'least lead':12}" + "".join(f"{mesh:16}" for mesh in options.meshes))
+    print(f"{'run':16}{'sampling':14}{'least lead':12}" + "".join(f"{mesh:18}" for mesh in options.meshes))
     for (run, name), lead in leads.items():
         same = {mesh: texts[run, name, mesh] == texts[run, name, "1"] for mesh in options.meshes}
-        print(f"{run:16}{name:14}{lead:<12.2g}" + "".join(f"{'same' if same[m] else 'DIFFERENT':16}" for m in same))
+        print(f"{run:16}{name:14}{lead:<12.2g}" + "".join(f"{'same' if same[m] else 'DIFFERENT':18}" for m in same))
     return int(any(found != texts[run, name, "1"] for (run, name, _), found in texts.items()))
 
 

@@ -26,7 +26,8 @@ def top_positions(
     ends: jax.Array,
     count: int,
     key_scales: jax.Array | None = None,
-) -> jax.Array:
+    with_scores: bool = False,
+) -> Any:
     """Positions int32 [batch, kv_heads, count] of the best-scoring keys, best first; -1 where too few are eligible.
 
     The score of a key for a KV head is the sum over its query group of q.k, unnormalised (paper, Eq. 2).
@@ -38,10 +39,10 @@ def top_positions(
       begins, ends: int32 [batch]; positions begins .. ends-1 are eligible. Others may contain anything, NaN included.
       count: how many positions to return.
       key_scales: [layers, batch, kv_heads, capacity], the factor of each key; None for 1.
+      with_scores: whether to return (scores, positions), with scores in float32 or wider, -inf where there is none.
     """
-    return top_blocks(
-        query, keys, layer=layer, begins=begins, ends=ends, count=count, block_size=1, key_scales=key_scales
-    )
+    options: dict[str, Any] = {"layer": layer, "begins": begins, "ends": ends, "key_scales": key_scales}
+    return top_blocks(query, keys, count=count, block_size=1, with_scores=with_scores, **options)
 
 
 def top_blocks(
@@ -54,7 +55,8 @@ def top_blocks(
     count: int,
     block_size: int,
     key_scales: jax.Array | None = None,
-) -> jax.Array:
+    with_scores: bool = False,
+) -> Any:
     """Numbers int32 [batch, kv_heads, count] of the best-scoring blocks, best first; -1 where too few are eligible.
 
     Block i contains the slots i * block_size .. (i + 1) * block_size - 1. Its score is that of its best eligible key,
@@ -76,11 +78,12 @@ def top_blocks(
         case "gpu":
             from pallas_kernels.cache_scores.gpu import cache_scores
         case "reference":
-            return reference.top_blocks(query, keys, count=count, block_size=block_size, **options)
+            found = reference.top_blocks(query, keys, count=count, block_size=block_size, **options)
+            return found if with_scores else found[1]
     scores = cache_scores(query, keys, **options)
     _, kv_heads, capacity = scores.shape
     chunk = min(CHUNK, capacity)
-    return running_top(
+    found = running_top(
         lambda start: lax.dynamic_slice_in_dim(scores, start, chunk, axis=2),
         begins=begins,
         ends=ends,
@@ -91,3 +94,4 @@ def top_blocks(
         chunk=chunk,
         dtype=scores.dtype,
     )
+    return found if with_scores else found[1]

@@ -22,8 +22,8 @@ def top_blocks(
     count: int,
     block_size: int,
     key_scales: jax.Array | None,
-) -> jax.Array:
-    """`pallas_kernels.cache_scores.top_blocks`; it scores the keys chunk by chunk."""
+) -> tuple[jax.Array, jax.Array]:
+    """`pallas_kernels.cache_scores.top_blocks` with the scores; it scores the keys chunk by chunk."""
     batch, _, head_dim = query.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
     summed = summed_group(query, kv_heads)

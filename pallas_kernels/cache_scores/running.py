@@ -20,9 +20,9 @@ def running_top(
     chunk: int,
     block_size: int,
     dtype: jnp.dtype,
-) -> jax.Array:
-    """Numbers int32 [batch, kv_heads, count] of the best-scoring blocks of slots, best first; -1 where too few are
-    eligible. With blocks of one slot they are positions.
+) -> tuple[jax.Array, jax.Array]:
+    """Scores [batch, kv_heads, count] of the best-scoring blocks of slots, best first, -inf where too few are eligible,
+    and their numbers int32 of the same shape, -1 there. With blocks of one slot the numbers are positions.
 
     A block has the score of its best eligible slot. The loop calls `chunk_scores` only for chunks between the first
     and the last eligible slot of the batch.
@@ -57,4 +57,4 @@ def running_top(
     shape = (batch, kv_heads, count)
     best = (jnp.full(shape, -jnp.inf, dtype), jnp.full(shape, -1, jnp.int32))
     first = jnp.maximum(begins.min(), 0) // chunk
-    return lax.fori_loop(first, (ends.max() + chunk - 1) // chunk, fold, best)[1]
+    return lax.fori_loop(first, (ends.max() + chunk - 1) // chunk, fold, best)

@@ -29,9 +29,13 @@ def sparse_attention(
     scale: float | None = None,
     key_scales: jax.Array | None = None,
     value_scales: jax.Array | None = None,
-) -> jax.Array:
+    return_lse: bool = False,
+) -> Any:
     """Softmax attention of tree rows over named blocks of the cache and over each other, as
     [batch, rows, query_heads, head_dim].
+
+    With `return_lse` it also returns the natural logarithm of each softmax's denominator, [batch, rows, query_heads],
+    as `tree_attention` does.
 
     Args:
       queries: [batch, rows, query_heads, head_dim], rotated.
@@ -43,7 +47,7 @@ def sparse_attention(
         appears twice.
       block_size: slots a block; block i contains the slots i * block_size .. (i + 1) * block_size - 1.
       lengths: int32 [batch], slots of the cache in use.
-      tree_mask: bool [batch, rows, rows]; row i sees row j. Every row sees at least itself.
+      tree_mask: bool [batch, rows, rows]; row i sees row j. Without `return_lse`, every row sees at least itself.
       positions: int32 [batch, rows], index in the text; read only under a sliding window.
       window: size of the sliding window: how many newest positions a row may see, its own included; None for all.
       scale: factor of the products of queries and keys; None for head_dim ** -0.5.
@@ -66,6 +70,7 @@ def sparse_attention(
         "scale": queries.shape[-1] ** -0.5 if scale is None else scale,
         "key_scales": key_scales,
         "value_scales": value_scales,
+        "return_lse": return_lse,
     }
     # Without these late imports, a process on CPU waits for the import of Pallas, which it never uses.
     match choose("sparse_attention"):

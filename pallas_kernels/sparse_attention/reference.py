@@ -25,7 +25,8 @@ def sparse_attention(
     scale: float,
     key_scales: jax.Array | None,
     value_scales: jax.Array | None,
-) -> jax.Array:
+    return_lse: bool = False,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     """`pallas_kernels.sparse_attention.sparse_attention`: it gathers the named blocks, then takes one softmax."""
     batch, rows, query_heads, head_dim = queries.shape
     kv_heads = keys.shape[2]
@@ -66,7 +67,11 @@ def sparse_attention(
     all_values = jnp.where(finite[..., None], all_values, jnp.zeros((), all_values.dtype))
     mixed = jnp.einsum("bhgrc,bhcd->bhgrd", weights.astype(all_values.dtype), all_values, preferred_element_type=wide)
     mixed = jnp.where(spoiled, jnp.nan, mixed).astype(queries.dtype)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, rows, query_heads, head_dim)
+    mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, rows, query_heads, head_dim)
+    if not return_lse:
+        return mixed
+    lse = jax.nn.logsumexp(scores, axis=-1)
+    return mixed, lse.transpose(0, 3, 1, 2).reshape(batch, rows, query_heads)
 
 
 def named_slots(blocks: jax.Array, block_size: int, lengths: jax.Array) -> jax.Array:

@@ -49,7 +49,8 @@ def sparse_attention(
     scale: float,
     key_scales: jax.Array | None,
     value_scales: jax.Array | None,
-) -> jax.Array:
+    return_lse: bool = False,
+) -> Any:
     """`reference.sparse_attention` by the TPU kernel; raises ValueError beyond the limits above."""
     batch, rows, query_heads, head_dim = queries.shape
     kv_heads, capacity = keys.shape[2], keys.shape[3]
@@ -114,13 +115,18 @@ def sparse_attention(
     buffer = (2, head_dim, columns) if slots_minor else (2, columns, head_dim)
     padded_rows = grouped.shape[2]
     scored = batch * query_heads * rows * (slots.shape[2] + rows)
-    mixed = pl.pallas_call(
+    results, result_specs = [jax.ShapeDtypeStruct(grouped.shape, queries.dtype)], [of_sequence(grouped)[1]]
+    if return_lse:
+        # The log-sum-exp is repeated along the lanes, because the last dimension of a block fills them anyway.
+        results.append(jax.ShapeDtypeStruct((batch, kv_heads, padded_rows, LANES), jnp.float32))
+        result_specs.append(pl.BlockSpec((None, kv_heads, padded_rows, LANES), lambda b, *_: (b, 0, 0, 0)))
+    mixed, *lse = pl.pallas_call(
         partial(attend, problem, tuple(given)),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=len(scalars),
             grid=(batch,),
             in_specs=[spec for _, spec in given.values()],
-            out_specs=of_sequence(grouped)[1],
+            out_specs=result_specs,
             scratch_shapes=[
                 pltpu.VMEM(buffer, keys.dtype),
                 pltpu.VMEM(buffer, values.dtype),
@@ -130,7 +136,7 @@ def sparse_attention(
                 pltpu.VMEM((padded_rows, head_dim), jnp.float32),
             ],
         ),
-        out_shape=jax.ShapeDtypeStruct(grouped.shape, queries.dtype),
+        out_shape=results,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary",), vmem_limit_bytes=64 * 2**20),
         interpret=interpret(),
         name="sparse_attention",
@@ -141,7 +147,11 @@ def sparse_attention(
         ),
     )(*scalars, *(array for array, _ in given.values()))
     mixed = mixed[:, :, : group * rows].reshape(batch, kv_heads, group, rows, head_dim)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
+    mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(queries.shape)
+    if not return_lse:
+        return mixed
+    each = lse[0][:, :, : group * rows, 0].reshape(batch, kv_heads, group, rows)
+    return mixed, each.transpose(0, 3, 1, 2).reshape(batch, rows, query_heads)
 
 
 def _check(queries: jax.Array, capacity: int, tile: int) -> None:

@@ -5,6 +5,7 @@ The kernel keeps scores as exponents of two (scaled by log2 e), because the hard
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 LOWEST = float(jnp.finfo(jnp.float32).min)
+LN_2 = math.log(2)
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,13 @@ def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
     rows' own block.
 
     `refs` are the scalars layer, lengths, tile starts (-1: fetch nothing), whether a step is whole, steps of a head and
-    of a sequence, blocks; the inputs that `names` names; the output [heads, rows, head_dim]; two buffers each for keys
-    and values, their semaphores, and the running peak, normaliser and mix.
+    of a sequence, blocks; the inputs that `names` names; the output [heads, rows, head_dim]; the log-sum-exp
+    [heads, rows, lanes] if the caller wants it; two buffers each for keys and values, their semaphores, and the running
+    peak, normaliser and mix.
     """
     layer_ref, lengths_ref, starts_ref, whole_ref, taken_ref, total_ref, blocks_ref = refs[:7]
     inputs = dict(zip(names, refs[7:], strict=False))
-    out_ref, key_buffer, value_buffer, semaphores, peak_ref, norm_ref, mix_ref = refs[7 + len(names) :]
+    out_ref, *lse_ref, key_buffer, value_buffer, semaphores, peak_ref, norm_ref, mix_ref = refs[7 + len(names) :]
     sequence = pl.program_id(0)
     layer, length = layer_ref[0], lengths_ref[sequence]
     columns = p.tiles * p.tile
@@ -148,6 +151,8 @@ def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
         fold(head, inputs["own_keys"][head], jnp.where(finite, values, 0.0), visible, None, None, False)
         mixed = jnp.where(spoiled, jnp.nan, mix_ref[...] / norm_ref[:, :1])
         out_ref[head] = mixed.astype(out_ref.dtype)
+        if lse_ref:
+            lse_ref[0][head] = (peak_ref[...] + jnp.log2(norm_ref[...])) * LN_2
 
     def walk(index, carry):
         head, step = carry

@@ -47,7 +47,8 @@ def tree_attention(
     """Softmax attention of tree rows over a cache prefix and over each other, as [batch, rows, query_heads, head_dim].
 
     With `return_lse` it also returns the natural logarithm of each softmax's denominator, [batch, rows, query_heads] in
-    float32 or wider, by which a caller can merge attention over several parts of a text.
+    float32 or wider, by which a caller can merge attention over several parts of a text. In such a part a row need not
+    see itself; where it sees nothing, the logarithm is -inf and the result means nothing.
 
     Args:
       queries: [batch, rows, query_heads, head_dim], rotated.
@@ -56,7 +57,7 @@ def tree_attention(
       own_keys, own_values: [batch, rows, kv_heads, head_dim] of the tree rows themselves.
       layer: the layer of the cache to read; an int or int32 [].
       lengths: int32 [batch], slots of the cache in use.
-      tree_mask: bool [batch, rows, rows]; row i sees row j. Every row sees at least itself.
+      tree_mask: bool [batch, rows, rows]; row i sees row j. Without `return_lse`, every row sees at least itself.
       positions: int32 [batch, rows], index in the text; read only under a sliding window.
       window: size of the sliding window: how many newest positions a row may see, its own included; None for all.
       scale: factor of the products of queries and keys.

@@ -22,6 +22,7 @@ from pallas_kernels.prefill_attention.one_sequence import layer_begins, numbered
 
 BLOCK = 128  # slots
 TILE = 128  # rows of a program: two warpgroups of 64
+LOWEST = float(jnp.finfo(jnp.float32).min)
 Parts = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -80,7 +81,9 @@ def tall_attention(
         return x.reshape(rows * group, heads, -1)
 
     out, lse = as_members(out), as_members(lse)[..., 0]
-    highest = jnp.maximum(peak.max(axis=0), lse)
+    # A row that sees nothing has a log-sum-exp of -inf and a meaningless result.
+    out = jnp.where(lse[..., None] == -jnp.inf, 0.0, out)
+    highest = jnp.maximum(jnp.maximum(peak.max(axis=0), lse), LOWEST)
     # A split without slots has a peak of -inf and adds nothing.
     weight, of_rest = jnp.exp(peak - highest[None]), jnp.exp(lse - highest)
     total = (weight * total).sum(axis=0) + of_rest

@@ -140,3 +140,17 @@ def check(run, arguments, window=None):
     bound = magnitude * eps * (2 if eps > 1e-6 else 64)
     difference = abs(widened(actual) - mixed)
     assert np.all(difference <= bound), (difference / bound).max()
+
+
+def check_without_own_rows(run, arguments, window=None):
+    """The result and the log-sum-exp of run(arguments, window) where no row sees any of the rows, as where another
+    device attends over them."""
+    arguments = arguments | {"tree_mask": jnp.zeros_like(arguments["tree_mask"])}
+    mixed, lse = run(arguments, window)
+    expected = log_sum_exp(arguments, window)
+    np.testing.assert_allclose(lse, expected, rtol=0, atol=1e-5)
+    with np.errstate(invalid="ignore"):
+        whole, _ = dense(arguments, window)
+    seen = np.isfinite(expected)
+    assert 0 < seen.sum() < seen.size
+    np.testing.assert_allclose(widened(mixed)[seen], whole[seen], rtol=0, atol=1e-5)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from sparse_cases import Shape, check, make
+from sparse_cases import Shape, check, make, without_own_rows
 
 from pallas_kernels.sparse_attention import sparse_attention
 
@@ -23,6 +23,7 @@ def test_reference(shape):
     rng = np.random.default_rng(0)
     for lengths in ([1024, 0, 515], [1, 31, 33], [512, 511, 513]):
         check(make(rng, shape, lengths), shape)
+    check(without_own_rows(make(rng, shape, [600, 0])), shape)
 
 
 def test_blocks_must_divide_the_capacity():

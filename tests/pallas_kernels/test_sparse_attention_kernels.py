@@ -10,7 +10,7 @@ import sparse_cases
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
 from jax.experimental.pallas import tpu as pltpu
 from lowering import calls_a_kernel
-from sparse_cases import Shape, make
+from sparse_cases import Shape, make, without_own_rows
 
 from pallas_kernels.gpus import A100, Gpu
 from pallas_kernels.implementation import compiling_for
@@ -48,6 +48,7 @@ def test_shapes(name, shape):
     rng = np.random.default_rng(0)
     for lengths in LENGTHS:
         check(name, make(rng, shape, lengths), shape)
+    check(name, without_own_rows(make(rng, shape, [515, 0, 33])), shape)
 
 
 def test_on_gpu_alone():

@@ -21,6 +21,11 @@ def run(arguments, window=None):
     return tree_attention(**arguments, layer=LAYER, window=window)
 
 
+@partial(jax.jit, static_argnames="window")
+def run_with_lse(arguments, window=None):
+    return tree_attention(**arguments, layer=LAYER, window=window, return_lse=True)
+
+
 check = partial(attention_cases.check, run)
 
 
@@ -109,7 +114,8 @@ def test_scores_of_any_size_do_not_overflow():
 def test_log_sum_exp(window):
     """The log-sum-exp is that of the scores a row sees, and the first output stays the same."""
     arguments = make(np.random.default_rng(8), Shape(group=3, rows=4, capacity=2304), [1500, 0, 300])
-    mixed, lse = tree_attention(**arguments, layer=LAYER, window=window, return_lse=True)
+    mixed, lse = run_with_lse(arguments, window)
     np.testing.assert_array_equal(mixed, tree_attention(**arguments, layer=LAYER, window=window))
     assert lse.dtype == jnp.float32
     np.testing.assert_allclose(lse, log_sum_exp(arguments, window), rtol=0, atol=1e-5)
+    attention_cases.check_without_own_rows(run_with_lse, arguments, window)

@@ -1,14 +1,18 @@
-"""The collectives of a compiled chunk's loop on the model axis, counted with their bytes: no device sends logits."""
+"""The collectives of a compiled chunk's loop, counted with their bytes: no device sends logits or its cache."""
 
+import re
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import pytest
 from collectives import in_loop
-from parallel_models import FEW, first_call, model_of
+from parallel_models import CAPACITY, FEW, first_call, model_of
 
 from tokenswift_jax import SamplingConfig
+from tokenswift_jax.kv.context_cache import full_cache
+from tokenswift_jax.kv.cyclic import Cyclic
 from tokenswift_jax.parallel.mesh import make_mesh
 from tokenswift_jax.parallel.mesh_spec import MeshSpec
 from tokenswift_jax.parallel.rules import shardings
@@ -55,3 +59,24 @@ def test_a_greedy_step_needs_one_merge():
         run = jax.jit(lambda i, s: run_chunk(graph, plan, FEW, i, s, jnp.int32(FEW)))
         found = Counter(in_loop(run.lower(*placed).compile().as_text()))
     assert found == {("all-reduce", 128): 5, ("all-gather", 16): 1}
+
+
+def test_under_context_a_layer_gathers_once():
+    """Results of attention with their log-sum-exp; the weights are on every device, so nothing else is sent but by a
+    selection: scores and positions, and the K/V of the draft cache."""
+    graph, plan, inputs, state = first_call("partial")
+    mesh, config = make_mesh(MeshSpec(context=2)), plan.config
+    state = replace(state, cache=full_cache(config, 1, CAPACITY, jnp.dtype(jnp.float32), None, Cyclic(2)))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put((inputs, state), shardings(mesh, (inputs, state)))
+        run = jax.jit(lambda i, s: run_chunk(graph, plan, FEW, i, s, jnp.int32(FEW)), donate_argnums=1)
+        text = run.lower(*placed).compile().as_text()
+    selected = 24 - 4  # of each KV head; `first_call`
+    expected = Counter(
+        {("all-gather", 2 * plan.rows * config.num_heads * (config.head_dim + 1) * 4): config.num_layers}
+    )
+    expected["all-gather", 2 * config.num_kv_heads * selected * 8] += 1  # of each a score and a position, 4 bytes each
+    expected["all-reduce", 2 * config.num_kv_heads * 24 * config.head_dim * 4] += 1  # keys and values, sinks included
+    assert Counter(in_loop(text)) == expected
+    slots = full_cache(config, 1, CAPACITY, jnp.dtype(jnp.float32), None, Cyclic(2)).keys.shape[4]
+    assert not re.findall(rf"f32\[\S*{slots},{config.head_dim}\]\S* copy\(", text), "XLA copies the cache"

@@ -28,7 +28,8 @@ from tokenswift_jax.parallel.report import mesh_table
         ("4", MeshSpec(model=4)),
         (4, MeshSpec(model=4)),
         ("data=2,model=4", MeshSpec(2, 4)),
-        ({"model": 2, "context": 1}, MeshSpec(model=2)),
+        ("context=4,model=2", MeshSpec(model=2, context=4)),
+        ({"model": 2, "stage": 1}, MeshSpec(model=2)),
         ("auto", AutoMesh()),
     ],
 )
@@ -47,8 +48,8 @@ def test_a_mesh_is_read(given, expected):
         (True, "mesh True: it must be"),
         ("model=0", "mesh model=0: the size of model must be a whole number of at least 1"),
         ("0", "mesh 0: the size of model must be"),
-        ("tensor=2", "mesh tensor=2: there is no axis tensor; axes: data, model"),
-        ("context=2", "mesh context=2: the axis context does not work yet; axes that do: data, model"),
+        ("tensor=2", "mesh tensor=2: there is no axis tensor; axes: data, context, model"),
+        ("stage=2", "mesh stage=2: the axis stage does not work yet; axes that do: data, context, model"),
         ("data=2,data=2", "the axis data appears twice"),
         ({"data": 1.5}, "the size of data must be a whole number"),
     ],
@@ -67,6 +68,9 @@ def test_a_mesh_that_is_none_is_refused_in_one_line(given, line):
         (MeshSpec(1, 16), "model is too large: model=8 fits"),
         (MeshSpec(2, 16), "model is too large: model=4 fits"),
         (MeshSpec(16, 16), "model is too large: model=8 fits, without data"),
+        (MeshSpec(model=2, context=8), "mesh model=2,context=8 needs 16 devices, and there are 8; .*: context=4 fits"),
+        (MeshSpec(data=16, context=16), "context is too large: context=8 fits, without data"),
+        (MeshSpec(4, 4, 4), "they are too large together: model=4 fits, without data and context"),
     ],
 )
 def test_too_few_devices(spec, remedy):
@@ -121,7 +125,7 @@ def test_too_little_memory_is_noticed_before_loading(monkeypatch):
 
 def test_a_loaded_model_is_split_by_whole_heads():
     model, alone = ts.load(mesh="model=4"), ts.load()
-    assert dict(model.mesh.shape) == {"data": 1, "model": 4}
+    assert dict(model.mesh.shape) == {"data": 1, "context": 1, "model": 4}
     assert model.mesh_notes[0] == "mesh model=4: each of the 2 KV heads is stored on 2 devices"
     assert dataclasses.replace(model.config, num_kv_heads=2) == alone.config
     layer = model.params["layers"][0]["self_attn"]

@@ -7,11 +7,16 @@ import pytest
 import tokenswift_jax as ts
 from tokenswift_jax.errors import UserError
 
-PROMPTS = ("It was late in the autumn, and the road", "Once", "In the morning the old woman")
+WALK = "In the morning the old woman went down to the river, and the children followed her. "
+PROMPTS = ("It was late in the autumn, and the road", "Once", 4 * WALK)
 SAMPLED = ts.SamplingConfig(temperature=0.9, min_p=0.05, repetition_penalty=1.1, penalty_window=64, seed=5)
 PARTIAL = ts.SpeculationConfig(mode="tokenswift", schedule="partial", node_budget=7, draft_cache=24, draft_sinks=4)
 FUSED = ts.SpeculationConfig(mode="tokenswift", schedule="fused", node_budget=7)
 PLAIN = ts.SpeculationConfig(mode="autoregressive")
+BLOCKS = dataclasses.replace(PARTIAL, draft_cache=64, draft_block=16)
+SELF = ts.SpeculationConfig(mode="selfspec", draft_cache=24, draft_sinks=4)
+MODES = {"autoregressive": PLAIN, "fused": FUSED, "partial": PARTIAL, "blocks": BLOCKS, "selfspec": SELF}
+MODES |= {"ngram": ts.SpeculationConfig(mode="ngram")}
 TOKENS = 40
 
 
@@ -37,10 +42,17 @@ def expected(model):
     return texts(model(None), PLAIN)
 
 
-@pytest.mark.parametrize(("mesh", "speculation"), [("model=4", PARTIAL), ("data=2,model=2", FUSED)])
+@pytest.mark.parametrize(("mesh", "speculation"), [("model=4,context=2", PARTIAL), ("data=2,model=2", FUSED)])
 def test_a_mesh_writes_the_text_of_one_device(model, expected, mesh, speculation):
     """The model has two KV heads; three rows on two groups leave one idle."""
     assert texts(model(mesh), speculation) == expected
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mesh", ["context=2", "context=4", "model=2,context=2", "data=2,context=2"])
+@pytest.mark.parametrize("mode", ["autoregressive", "fused", "partial", "blocks", "selfspec", "ngram"])
+def test_a_split_cache_writes_the_text_of_one_device(model, expected, mesh, mode):
+    assert texts(model(mesh), MODES[mode]) == expected
 
 
 def test_a_journal_goes_on_on_another_mesh(model, expected, tmp_path):
@@ -49,7 +61,7 @@ def test_a_journal_goes_on_on_another_mesh(model, expected, tmp_path):
         return ts.generate(model(mesh), PROMPTS[0], SAMPLED, PLAIN, **limits)
 
     run("data=2,model=2", 20)
-    assert run("model=4", TOKENS, resume=True).token_ids == expected[0]
+    assert run("model=4,context=2", TOKENS, resume=True).token_ids == expected[0]
 
 
 def test_draft_weights_are_refused(model):

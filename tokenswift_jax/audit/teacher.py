@@ -12,7 +12,8 @@ from tokenswift_jax.engine.capacity import check_memory
 from tokenswift_jax.engine.placement import Placement
 from tokenswift_jax.engine.prefill import padded
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.kv.dense import empty_cache, round_up
+from tokenswift_jax.kv.context_cache import full_cache
+from tokenswift_jax.kv.dense import round_up
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
@@ -40,7 +41,7 @@ def teacher_forced(model: Model, texts: list[list[int]], rows: int = ROWS) -> It
     advice = "give fewer or shorter texts at once"
     check_memory(model.config, len(texts), capacity, dtype, advice=advice, mesh=model.mesh)
     placement = Placement(model.mesh)
-    cache = placement.make(empty_cache, model.config, len(texts), capacity, dtype)
+    cache = placement.make(full_cache, model.config, len(texts), capacity, dtype, None, placement.cyclic())
     tokens, function = padded(texts, capacity), model.program("causal")
     for start in range(0, longest, rows):
         piece = placement.rows_of(tokens[:, start : start + rows])

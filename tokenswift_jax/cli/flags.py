@@ -135,8 +135,8 @@ def flag_parser(program: str = PROGRAM) -> Parser:
     add("--capacity", type=whole(1), metavar="N", help="cache positions to reserve (default: as many as needed)")
     add(
         "--mesh",
-        metavar="data=2,model=4|N|auto",
-        help="devices: groups for rows, devices that share a model (default: 1)",
+        metavar="data=2,model=4,context=2|N|auto",
+        help="devices: groups for rows, devices that share a model, and that share a text's cache (default: 1)",
     )
     add("--mesh-report", action="store_true", help="print every array's split and bytes on each device, on stderr")
 

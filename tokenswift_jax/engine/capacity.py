@@ -13,10 +13,11 @@ from jax.sharding import Mesh
 
 from tokenswift_jax.engine.host_memory import available_bytes
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.kv.cyclic import Cyclic
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.device_memory import least_free
-from tokenswift_jax.parallel.mesh_spec import DATA, MODEL
+from tokenswift_jax.parallel.mesh_spec import CONTEXT, DATA, MODEL
 from tokenswift_jax.request import Request
 
 # The largest factor of published models (Yarn-Llama-2 128K, Llama 3.2); no advice goes beyond it.
@@ -119,10 +120,12 @@ def check_memory(
     Raises:
       UserError: they exceed its free memory; the message ends with `advice`, which names these `arguments`.
     """
-    cache, where = cache_bytes(config, batch, capacity, dtype, cache_dtype), ("", "")
+    where = ("", "")
     if mesh is None:
-        needed, free = cache + drafter_bytes, _free_bytes()
+        needed, free = cache_bytes(config, batch, capacity, dtype, cache_dtype) + drafter_bytes, _free_bytes()
     else:
+        slots = Cyclic(mesh.shape[CONTEXT]).slots(capacity)
+        cache = cache_bytes(config, batch, slots, dtype, cache_dtype)
         parts = mesh.shape[MODEL] * (1 if batch % mesh.shape[DATA] else mesh.shape[DATA])
         needed, (free, fullest) = cache // parts + drafter_bytes, least_free(list(mesh.devices.flat))
         where = f" on each of {mesh.size} devices", f" on {fullest}"

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.finish import Finish
-from tokenswift_jax.kv.dense import FullCache, empty_cache
+from tokenswift_jax.kv.context_cache import full_cache
+from tokenswift_jax.kv.cyclic import Cyclic
+from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.rules import bytes_on_each
 from tokenswift_jax.request import Request
@@ -35,6 +37,7 @@ class Layout:
       logprobs: the log-probabilities of emitted tokens that the steps give; None: none.
       parts: the parts of the drafters' state, each once, whether one plan uses it or several.
       cache_dtype: dtype of the full cache's K/V, as for `kv.dense.empty_cache`; None: the model's.
+      cyclic: the turns of the devices that share the cache's length; None: its length is not split.
     """
 
     config: ModelConfig
@@ -45,6 +48,7 @@ class Layout:
     logprobs: LogprobSpec | None
     parts: tuple[StatePart, ...]
     cache_dtype: str | None = None
+    cyclic: Cyclic | None = None
 
     @staticmethod
     def of(
@@ -55,6 +59,7 @@ class Layout:
         plans: Sequence[Plan],
         logprobs: LogprobSpec | None = None,
         cache_dtype: str | None = None,
+        cyclic: Cyclic | None = None,
     ) -> Layout:
         """The layout that serves all of `plans`."""
         parts = [part for plan in plans for part in plan.drafter.parts]
@@ -67,6 +72,7 @@ class Layout:
             logprobs=logprobs,
             parts=tuple(dict.fromkeys(parts)),
             cache_dtype=cache_dtype,
+            cyclic=cyclic,
         )
 
     def check(self, request: Request) -> None:
@@ -130,7 +136,7 @@ class Layout:
 
     def cache(self, batch: int, capacity: int) -> FullCache:
         """A full cache of zeros."""
-        return empty_cache(self.config, batch, capacity, self.dtype, self.cache_dtype)
+        return full_cache(self.config, batch, capacity, self.dtype, self.cache_dtype, self.cyclic)
 
 
 def scratch_of(plans: Sequence[Plan]) -> int:

@@ -14,8 +14,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tokenswift_jax.kv.cyclic import BLOCK, Cyclic
 from tokenswift_jax.parallel.mesh import use
-from tokenswift_jax.parallel.mesh_spec import DATA
+from tokenswift_jax.parallel.mesh_spec import CONTEXT, DATA
 from tokenswift_jax.parallel.rules import shardings
 
 _Tree = TypeVar("_Tree")
@@ -45,6 +46,14 @@ class Placement:
         """The rows, at least `batch`, that the mesh's groups share evenly."""
         groups = self.sizes.get(DATA, 1)
         return -(-batch // groups) * groups
+
+    def cyclic(self, draft_block: int | None = None) -> Cyclic | None:
+        """How the devices share a cache's length; None: they do not.
+
+        draft_block: positions of the blocks that a draft cache selects; None: it selects single ones, or there is none.
+        """
+        devices = self.sizes.get(CONTEXT, 1)
+        return None if devices == 1 else Cyclic(devices, draft_block or BLOCK)
 
     def in_use(self) -> AbstractContextManager[Any]:
         """The context in which a thread traces and runs programs here."""

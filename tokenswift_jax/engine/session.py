@@ -138,7 +138,8 @@ class Session:
         capacity = memory.capacity_for(
             config, requests, scratch_of(drafting), chunk_rows(max(texts)), capacity, model.rope_override
         )
-        layout = Layout.of(config, dtype, capacity, features, drafting, logprobs, cache_dtype)
+        cyclic = placement.cyclic(speculation.draft_block)
+        layout = Layout.of(config, dtype, capacity, features, drafting, logprobs, cache_dtype, cyclic)
         memory.check_memory(
             config,
             slots,

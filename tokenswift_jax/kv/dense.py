@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import field, replace
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,7 @@ from tokenswift_jax.models.config import AttentionSpec, ModelConfig
 from tokenswift_jax.models.projected import Projected, Together
 from tokenswift_jax.models.rope import Rotation
 from tokenswift_jax.parallel.heads import over_heads
-from tokenswift_jax.parallel.mesh_spec import MODEL
-from tokenswift_jax.parallel.rules import split_over
+from tokenswift_jax.parallel.rules import one_device
 
 BLOCK = 256  # slots; capacities are multiples of it, so that block-wise readers never see a partial block
 
@@ -56,7 +55,7 @@ class FullCache:
         """Every array: keys, values, and their scales if there are any."""
         return StoredKV(self.keys, self.values, self.key_scales, self.value_scales)
 
-    def with_stacks(self, stacks: StoredKV) -> FullCache:
+    def with_stacks(self, stacks: StoredKV) -> Self:
         """Returns the same cache with other arrays."""
         return replace(
             self,
@@ -69,6 +68,10 @@ class FullCache:
     def first(self, slots: int) -> FullCache:
         """Copies the first `slots` slots of every row."""
         return self.with_stacks(jax.tree.map(lambda stack: stack[:, :, :, :slots], self.stacks))
+
+    def in_order(self, positions: int) -> StoredKV:
+        """The K/V of the first `positions` (static), in text order."""
+        return self.first(positions).stacks
 
     @property
     def capacity(self) -> int:
@@ -84,7 +87,7 @@ class FullCache:
         """
         if self.numbers is None:
             return tuple(jnp.int32(layer) for layer in range(self.keys.shape[0]))
-        return self.numbers if self.capacity > BLOCK else None
+        return self.numbers if self.keys.shape[-2] > BLOCK else None
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -158,7 +161,7 @@ class FullCache:
         XLA updates a donated cache in place on every backend, also inside a while loop, because the write comes before
         the read. With the read first, XLA would keep the old cache and copy it.
         """
-        if isinstance(projected, Together) and self.key_scales is None and not split_over(MODEL):
+        if isinstance(projected, Together) and self.key_scales is None and one_device():
             angles = rotation.cos[:, :, 0], rotation.sin[:, :, 0]
             heads, at = projected.heads, {"layer": layer, "starts": rows.lengths}
             done = rotate_write(heads, *angles, self.keys, self.values, **at, norms=projected.norms)

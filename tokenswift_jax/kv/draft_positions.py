@@ -199,7 +199,7 @@ class DraftCacheShape:
 
     def _copy_prefix(self, draft: DraftCache, full: FullCache, committed: jax.Array) -> DraftCache:
         """Slots 0.. hold positions 0..; what lies past the committed length is scratch in both caches."""
-        first = draft.cache.converted(full.first(min(self.size, full.capacity)).stacks)
+        first = draft.cache.converted(full.in_order(min(self.size, full.capacity)))
         stacks = jax.tree.map(
             lambda stack, rows: lax.dynamic_update_slice(stack, rows, (0,) * stack.ndim), draft.cache.stacks, first
         )

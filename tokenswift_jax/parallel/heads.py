@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from tokenswift_jax.parallel.island import island
 from tokenswift_jax.parallel.mesh_spec import MODEL
-from tokenswift_jax.parallel.rules import split_over
+from tokenswift_jax.parallel.rules import one_device
 
 _SECOND, _THIRD = P(None, MODEL), P(None, None, MODEL)
 # The heads dimension of each argument; arguments not named here have none.
@@ -30,7 +30,7 @@ _ARGUMENTS = {
 
 
 def over_heads(kernel: Callable[..., Any], result: int, **arguments: Any) -> Any:
-    """Calls a kernel; each device computes its own heads if a mesh with an axis for heads is in use.
+    """Calls a kernel; each device computes its own heads on a mesh of several devices.
 
     XLA cannot split a Pallas call by itself, so under `jax.set_mesh` this function splits it with `shard_map`.
 
@@ -39,7 +39,7 @@ def over_heads(kernel: Callable[..., Any], result: int, **arguments: Any) -> Any
       result: the heads dimension of the kernel's result, or of each of its results.
       arguments: the kernel's arguments, by the kernel's parameter names.
     """
-    if not split_over(MODEL):
+    if one_device():
         return kernel(**arguments)
     arrays = {name: value for name, value in arguments.items() if isinstance(value, jax.Array)}
     static = {name: value for name, value in arguments.items() if name not in arrays}

@@ -1,4 +1,4 @@
-"""Islands: parts of a program that each device of the model axis computes by itself, inside what XLA splits."""
+"""Islands: parts of a program that each device of a mesh computes by itself, inside what XLA splits."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from tokenswift_jax.parallel.mesh_spec import MODEL
-from tokenswift_jax.parallel.rules import free_axes, split_over
+from tokenswift_jax.parallel.rules import free_axes, one_device
 
 
 def island(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
@@ -25,10 +24,10 @@ def island(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Calla
 
 
 def on_every_device(function: Callable[..., Any], *arguments: jax.Array) -> Any:
-    """Calls `function`; on a mesh, every device of the model axis computes all of it.
+    """Calls `function`; on a mesh, every device computes all of it.
 
     All devices have the arguments. XLA does not know that it may replicate a Pallas call that has nothing to split.
     """
-    if not split_over(MODEL):
+    if one_device():
         return function(*arguments)
     return island(function, in_specs=P(), out_specs=P())(*arguments)

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.fit import fit
-from tokenswift_jax.parallel.mesh_spec import AXES, DATA, MODEL, MeshSpec
+from tokenswift_jax.parallel.mesh_spec import AXES, CONTEXT, DATA, MODEL, MeshSpec
 
 # Each virtual device of a CPU waits in a collective with a thread of its own. Without enough threads, the collectives
 # of two devices wait for each other forever (2 cores, 2 devices, some 200 steps).
@@ -54,7 +54,7 @@ def make_mesh(spec: MeshSpec) -> Mesh | None:
                 ("mesh",),
             )
         devices = [one for part in own for one in part[:share]]
-    chosen = np.array(devices[: spec.devices]).reshape(spec.data, spec.model)
+    chosen = np.array(devices[: spec.devices]).reshape(spec.data, spec.context, spec.model)
     return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -86,7 +86,7 @@ def notes_on(mesh: Mesh | None, config: ModelConfig) -> tuple[str, ...]:
 
 def spec_of(mesh: Mesh | None) -> MeshSpec:
     """The specification of a mesh."""
-    return MeshSpec() if mesh is None else MeshSpec(mesh.shape[DATA], mesh.shape[MODEL])
+    return MeshSpec() if mesh is None else MeshSpec(mesh.shape[DATA], mesh.shape[MODEL], mesh.shape[CONTEXT])
 
 
 def use(mesh: Mesh | None) -> AbstractContextManager[Any]:
@@ -96,8 +96,12 @@ def use(mesh: Mesh | None) -> AbstractContextManager[Any]:
 
 def _remedy(spec: MeshSpec, count: int) -> str:
     """The axis that is too large, and a size of it that fits."""
-    if spec.model <= count:
-        return f"{DATA} is too large: {DATA}={count // spec.model} fits"
-    if spec.data <= count:
-        return f"{MODEL} is too large: {MODEL}={count // spec.data} fits"
-    return f"{MODEL} is too large: {MODEL}={count} fits, without {DATA}"
+    sizes = {DATA: spec.data, CONTEXT: spec.context, MODEL: spec.model}
+    for axis, size in sizes.items():
+        others = spec.devices // size
+        if others <= count:
+            return f"{axis} is too large: {axis}={count // others} fits"
+    kept = MODEL if spec.model > 1 else CONTEXT
+    rest = " and ".join(axis for axis in sizes if axis != kept and sizes[axis] > 1)
+    why = f"{kept} is too large" if sizes[kept] > count else "they are too large together"
+    return f"{why}: {kept}={min(sizes[kept], count)} fits, without {rest}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import jax
 
 from tokenswift_jax.models.config import ModelConfig
@@ -34,15 +36,17 @@ def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[Me
     memory = (devices[0].memory_stats() or {}).get("bytes_limit")
     weights, row = _weight_bytes(config, itemsize), _row_bytes(config, itemsize, asked.length)
     found = []
-    for data, model in _shapes(count):
-        rows, copies = -(-asked.rows // data), -(-model // config.num_kv_heads)
-        stored = weights / model + rows * row * copies / model
-        sums = 0 if model == 1 else (2 * config.num_layers + 2) * _SUM_SECONDS.get(platform, 20e-6)
+    for spec in _shapes(count):
+        rows, copies = -(-asked.rows // spec.data), -(-spec.model // config.num_kv_heads)
+        stored = weights / spec.model + rows * row * copies / (spec.model * spec.context)
+        sums = 0 if spec.model == 1 else 2 * config.num_layers + 2
+        sums += 0 if spec.context == 1 else config.num_layers  # a gather a layer
         fits = memory is None or stored <= _ROOM * memory
+        seconds = stored / bandwidth + sums * _SUM_SECONDS.get(platform, 20e-6)
         # Of meshes that are equally fast, the one with the fewest devices.
-        found.append((not fits, stored / bandwidth + sums, data * model, data, model, stored))
-    misfit, seconds, _, data, model, stored = min(found)
-    spec = MeshSpec(data, model)
+        found.append((not fits, seconds, spec.devices, spec.data, spec.model, spec.context, stored))
+    misfit, seconds, _, data, model, context, stored = min(found)
+    spec = MeshSpec(data, model, context)
     length = config.max_position_embeddings if asked.length is None else asked.length
     reason = (
         f"mesh auto: {spec} of {count} x {kind}, for {asked.rows} rows of {length} positions: {stored / 1e9:.1f} GB "
@@ -51,11 +55,12 @@ def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[Me
     return spec, (reason + (", more than a device has" if misfit else ""),)
 
 
-def _shapes(count: int) -> list[tuple[int, int]]:
-    """All pairs (data, model) of at most `count` devices in powers of two, and those of all devices."""
+def _shapes(count: int) -> list[MeshSpec]:
+    """All meshes of at most `count` devices in powers of two, and those of all devices along one axis."""
     sizes = [2**power for power in range(count.bit_length()) if 2**power <= count]
-    pairs = {(data, model) for data in sizes for model in sizes if data * model <= count}
-    return sorted(pairs | {(1, count), (count, 1)})
+    meshes = [MeshSpec(*each) for each in product(sizes, repeat=3)]
+    alone = [MeshSpec(data=count), MeshSpec(model=count), MeshSpec(context=count)]
+    return [spec for spec in meshes if spec.devices <= count] + alone
 
 
 def _weight_bytes(config: ModelConfig, itemsize: int) -> int:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from tokenswift_jax.errors import UserError, is_whole
 
 DATA = "data"  # the rows of a batch
+CONTEXT = "context"  # the length of the full cache
 MODEL = "model"  # heads, the MLP's inner size and the vocabulary
-AXES = (DATA, MODEL)  # the last one joins neighbouring devices
-_LATER = ("context", "stage")
+AXES = (DATA, CONTEXT, MODEL)  # the last one joins neighbouring devices
+_LATER = ("stage",)
 _FORMS = "data=2,model=4, or 4 for model=4, or auto"
 
 
@@ -38,18 +39,20 @@ class MeshSpec:
     Attributes:
       data: groups of devices; each group computes its own rows of a batch.
       model: devices of a group, which share the weights and the heads.
+      context: parts of a group; each part has all the weights and its share of the positions of the full cache.
     """
 
     data: int = 1
     model: int = 1
+    context: int = 1
 
     @property
     def devices(self) -> int:
         """The number of devices of the mesh."""
-        return self.data * self.model
+        return self.data * self.model * self.context
 
     def __str__(self) -> str:
-        sizes = [f"{name}={getattr(self, name)}" for name in AXES if getattr(self, name) > 1]
+        sizes = [f"{name}={getattr(self, name)}" for name in (DATA, MODEL, CONTEXT) if getattr(self, name) > 1]
         return ",".join(sizes) or "1"
 
 

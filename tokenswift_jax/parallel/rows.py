@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from tokenswift_jax.parallel.mesh_spec import DATA, MODEL
+from tokenswift_jax.parallel.mesh_spec import CONTEXT, DATA, MODEL
 from tokenswift_jax.parallel.rules import free_axes, size_of, specs
 
 ROWS = P(DATA)  # the spec of an array whose first dimension is the batch
@@ -39,7 +39,7 @@ def over_rows(function: Callable[..., Any], arguments: tuple, results: Any, batc
         given = tuple(_specs(groups, argument) for argument in arguments)
         found = jax.tree.map(lambda one: given[one] if isinstance(one, int) else one, results, is_leaf=_is_spec)
     # With one device a group, no axis is left for XLA to split, and it need not know how to split a Pallas call.
-    names = free_axes() if size_of(MODEL) == 1 else {DATA}
+    names = free_axes() if size_of(MODEL) == size_of(CONTEXT) == 1 else {DATA}
     return jax.shard_map(function, in_specs=given, out_specs=found, axis_names=names, check_vma=False)(*arguments)
 
 

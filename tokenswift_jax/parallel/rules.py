@@ -16,9 +16,9 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tokenswift_jax.parallel.mesh_spec import AXES, DATA, MODEL
+from tokenswift_jax.parallel.mesh_spec import AXES, CONTEXT, DATA, MODEL
 
-RULES = {"batch": DATA, "heads": MODEL, "kv_heads": MODEL, "inner": MODEL, "vocab": MODEL}
+RULES = {"batch": DATA, "context": CONTEXT, "heads": MODEL, "kv_heads": MODEL, "inner": MODEL, "vocab": MODEL}
 
 # The dimensions of parameters, by the last two names of their path; other parameters are replicated. Projections that
 # read the residual stream are split by column, those that write it by row, so a layer needs two sums across devices.

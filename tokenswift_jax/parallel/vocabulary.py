@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
+from tokenswift_jax.parallel.gathered import apart, gathered
 from tokenswift_jax.parallel.island import island
 from tokenswift_jax.parallel.mesh_spec import MODEL
 from tokenswift_jax.parallel.rules import size_of
@@ -39,7 +40,7 @@ def highest(
 
     def own(part: jax.Array) -> tuple[jax.Array, jax.Array]:
         token, score = search(part)
-        scores, tokens = _gathered(score[..., None], _global(token, part)[..., None])
+        scores, tokens = gathered(score[..., None], _global(token, part)[..., None], MODEL)
         best = jnp.max(scores, axis=-1)
         first = jnp.min(jnp.where(scores == best[..., None], tokens, vocab - 1), axis=-1)
         return first, best
@@ -57,7 +58,7 @@ def best(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         total = jax.nn.logsumexp(part, axis=-1, keepdims=True)
         given = jnp.concatenate([few, total], axis=-1)
         ids = jnp.concatenate([_global(tokens.astype(jnp.int32), part), jnp.zeros(total.shape, jnp.int32)], axis=-1)
-        scores, ids = (_apart(values, given.shape[-1]) for values in _gathered(given, ids))
+        scores, ids = (apart(values, given.shape[-1]) for values in gathered(given, ids, MODEL))
         found, places = lax.top_k(scores[..., :-1].reshape(*part.shape[:-1], -1), k)
         ids = jnp.take_along_axis(ids[..., :-1].reshape(*part.shape[:-1], -1), places, axis=-1)
         return found, ids, jax.nn.logsumexp(scores[..., -1], axis=-1, keepdims=True)
@@ -72,21 +73,3 @@ def _split(scores: jax.Array) -> P:
 def _global(tokens: jax.Array, part: jax.Array) -> jax.Array:
     """The ids of the vocabulary for the ids of one device's part."""
     return tokens + lax.axis_index(MODEL).astype(jnp.int32) * part.shape[-1]
-
-
-def _gathered(scores: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Every device's scores and ids [..., n], as [..., devices * n] on all devices, by one collective."""
-    bits = lax.bitcast_convert_type(scores, jnp.int32)
-    words = jnp.concatenate([bits.reshape(*ids.shape[:-1], -1), ids], axis=-1)
-    every = _apart(lax.all_gather(words, MODEL, axis=words.ndim - 1, tiled=True), words.shape[-1])
-    count = ids.shape[-1]
-    bits = every[..., :-count]
-    if scores.dtype.itemsize == 8:
-        bits = bits.reshape(*bits.shape[:-1], count, 2)
-    flat = (*ids.shape[:-1], -1)
-    return lax.bitcast_convert_type(bits, scores.dtype).reshape(flat), every[..., -count:].reshape(flat)
-
-
-def _apart(values: jax.Array, count: int) -> jax.Array:
-    """[..., devices * count] as [..., devices, count]."""
-    return values.reshape(*values.shape[:-1], -1, count)
