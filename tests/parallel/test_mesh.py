@@ -2,14 +2,17 @@
 
 import dataclasses
 from collections import Counter
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 import tokenswift_jax as ts
 from tests.tiny import tiny_config
+from tokenswift_jax.engine import capacity
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.parallel import device_memory
 from tokenswift_jax.parallel.fit import ZEROS, fit
@@ -114,6 +117,37 @@ def test_one_device_is_no_mesh_and_virtual_devices_gain_nothing():
     assert make_mesh(MeshSpec()) is None
     spec, (why,) = chosen_mesh(tiny_config(), 4, AutoMesh())
     assert (spec, why) == (MeshSpec(), "mesh auto: 1, since the 8 virtual devices share one CPU and its memory")
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "devices", "length", "expected"),
+    [
+        (8, 8, 1_000_000, MeshSpec(model=8)),  # every device has its own head: nothing is left for `context` to save
+        (8, 16, 1_000_000, MeshSpec(model=8, context=2)),
+        (2, 8, 131_072, MeshSpec(model=8)),  # a short cache is not worth its gathers
+        (2, 8, 1_000_000, MeshSpec(model=2, context=4)),
+        (1, 2, 1_000_000, MeshSpec(context=2)),
+    ],
+)
+def test_auto_splits_the_length_of_long_texts_once_heads_run_out(monkeypatch, kv_heads, devices, length, expected):
+    """A model of 8B parameters in bfloat16 on GPUs of 80 GB."""
+    card = SimpleNamespace(platform="gpu", device_kind="H100", memory_stats=lambda: {"bytes_limit": 80 * 10**9})
+    monkeypatch.setattr(jax, "local_devices", lambda: [card])
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    sizes = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+    config = tiny_config(num_key_value_heads=kv_heads, head_dim=128, vocab_size=128_256, **sizes)
+    spec, (why,) = chosen_mesh(config, 2, AutoMesh(length=length))
+    assert spec == expected
+    assert f"{spec} of {devices} x H100, for 1 rows of {length} positions" in why
+
+
+def test_devices_share_the_memory_of_a_cache(monkeypatch):
+    """2^20 positions of 256 bytes need 67 MB on each of four devices, half of them 34 MB."""
+    monkeypatch.setattr(device_memory, "available_bytes", lambda: 4 * 60_000_000)
+    for mesh in (MeshSpec(context=4), MeshSpec(model=2, context=2)):
+        with pytest.raises(UserError, match=r"on each of 4 devices.*; lower it"):
+            capacity.check_memory(tiny_config(), 1, 2**20, jnp.float32, advice="lower it", mesh=make_mesh(mesh))
+        capacity.check_memory(tiny_config(), 1, 2**19, jnp.float32, advice="lower it", mesh=make_mesh(mesh))
 
 
 def test_too_little_memory_is_noticed_before_loading(monkeypatch):
