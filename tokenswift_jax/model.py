@@ -95,7 +95,8 @@ def load(
       report: called with the progress of loading (`progress_report`).
       mesh: the devices to use: "data=2,model=4" or {"data": 2, "model": 4}, 4 for model=4, or "auto" (or
         `parallel.mesh_spec.AutoMesh` with the rows and the length to expect); None: one device.
-        Devices along `model` share weights, heads and vocabulary; those along `data` share the rows of a batch.
+        Devices along `model` share weights, heads and vocabulary; those along `context` share the positions of the
+        full cache; those along `data` share the rows of a batch.
 
     Raises:
       UserError: the checkpoint or the mesh cannot be used; the message says why.

@@ -62,8 +62,8 @@ def test_a_greedy_step_needs_one_merge():
 
 
 def test_under_context_a_layer_gathers_once():
-    """Results of attention with their log-sum-exp; the weights are on every device, so nothing else is sent but by a
-    selection: scores and positions, and the K/V of the draft cache."""
+    """Results of attention with their log-sum-exp. The MLPs, which the devices share, sum once a layer, and a selection
+    gathers scores and positions and sums the K/V of the draft cache."""
     graph, plan, inputs, state = first_call("partial")
     mesh, config = make_mesh(MeshSpec(context=2)), plan.config
     state = replace(state, cache=full_cache(config, 1, CAPACITY, jnp.dtype(jnp.float32), None, Cyclic(2)))
@@ -75,6 +75,9 @@ def test_under_context_a_layer_gathers_once():
     expected = Counter(
         {("all-gather", 2 * plan.rows * config.num_heads * (config.head_dim + 1) * 4): config.num_layers}
     )
+    for rows in (plan.rows, 1):  # the target over the tree, the root over the draft cache
+        expected["all-reduce", 4 * rows * config.hidden_size] += config.num_layers
+    expected["all-gather", 4 * config.hidden_size] += config.num_draft_heads
     expected["all-gather", 2 * config.num_kv_heads * selected * 8] += 1  # of each a score and a position, 4 bytes each
     expected["all-reduce", 2 * config.num_kv_heads * 24 * config.head_dim * 4] += 1  # keys and values, sinks included
     assert Counter(in_loop(text)) == expected

@@ -111,6 +111,7 @@ def test_heads_are_repeated_and_never_cut(kv_heads, group, devices, expected):
 def test_what_divides_stays_as_it_is():
     assert fit(tiny_config(), 2) is None
     assert fit(tiny_config(intermediate_size=50), 4).config.intermediate_size == 52
+    assert fit(tiny_config(intermediate_size=50), 2, context=4).config.intermediate_size == 56
 
 
 def test_one_device_is_no_mesh_and_virtual_devices_gain_nothing():
@@ -125,7 +126,7 @@ def test_one_device_is_no_mesh_and_virtual_devices_gain_nothing():
         (8, 8, 1_000_000, MeshSpec(model=8)),  # every device has its own head: nothing is left for `context` to save
         (8, 16, 1_000_000, MeshSpec(model=8, context=2)),
         (2, 8, 131_072, MeshSpec(model=8)),  # a short cache is not worth its gathers
-        (2, 8, 1_000_000, MeshSpec(model=2, context=4)),
+        (2, 8, 1_000_000, MeshSpec(context=8)),  # a collective a layer less than with `model` too
         (1, 2, 1_000_000, MeshSpec(context=2)),
     ],
 )
@@ -158,19 +159,23 @@ def test_too_little_memory_is_noticed_before_loading(monkeypatch):
 
 
 def test_a_loaded_model_is_split_by_whole_heads():
-    model, alone = ts.load(mesh="model=4"), ts.load()
-    assert dict(model.mesh.shape) == {"data": 1, "context": 1, "model": 4}
-    assert model.mesh_notes[0] == "mesh model=4: each of the 2 KV heads is stored on 2 devices"
+    model, alone = ts.load(mesh="model=4,context=2"), ts.load()
+    assert dict(model.mesh.shape) == {"data": 1, "context": 2, "model": 4}
+    assert model.mesh_notes[0] == "mesh model=4,context=2: each of the 2 KV heads is stored on 2 devices"
     assert dataclasses.replace(model.config, num_kv_heads=2) == alone.config
     layer = model.params["layers"][0]["self_attn"]
     keys, whole = layer["k_proj"]["kernel"][...], alone.params["layers"][0]["self_attn"]["k_proj"]["kernel"][...]
     assert keys.sharding.spec == P(None, "model")
     heads = np.split(np.asarray(whole), 2, axis=1)
-    for shard, head in zip(keys.addressable_shards, (0, 0, 1, 1), strict=True):
+    for shard, head in zip(keys.addressable_shards, 2 * (0, 0, 1, 1), strict=True):
         np.testing.assert_array_equal(shard.data, heads[head])
     table = mesh_table(dict(model.mesh.shape), {"parameters": model.params})
     (line,) = [line for line in table.splitlines() if "self_attn.o_proj.kernel" in line]
     columns = [part.strip() for part in line.split("  ") if part.strip()]
+    assert layer["o_proj"]["kernel"][...].sharding.spec == P("model")
+    inner = model.params["layers"][0]["mlp"]
+    assert inner["up_proj"]["kernel"][...].sharding.spec == P(None, ("model", "context"))
+    assert inner["down_proj"]["kernel"][...].sharding.spec == P(("model", "context"))
     size = 4 * whole.shape[0] * 256 * 4 // 4  # four layers, float32, four devices
     assert columns == [
         "parameters.layers.*.self_attn.o_proj.kernel",

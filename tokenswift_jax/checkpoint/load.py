@@ -37,7 +37,7 @@ from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.models.stacked import groups_for, stacked
 from tokenswift_jax.parallel.device_memory import check_weights
 from tokenswift_jax.parallel.fit import fit
-from tokenswift_jax.parallel.mesh_spec import MODEL
+from tokenswift_jax.parallel.mesh_spec import CONTEXT, MODEL
 from tokenswift_jax.parallel.rules import parameter_sharding
 from tokenswift_jax.progress_report import Report, phase, silent
 
@@ -145,7 +145,7 @@ def load_decoder(
         # A tied head multiplies by the transposed table, which a CPU does at half the speed for several rows.
         config = replace(config, tie_word_embeddings=False)
         tensors[("lm_head", "kernel")] = head
-    if mesh is not None and (fitted := fit(config, mesh.shape[MODEL])) is not None:
+    if mesh is not None and (fitted := fit(config, mesh.shape[MODEL], mesh.shape[CONTEXT])) is not None:
         config, found = fitted.config, {path: fitted.source(path) for path in tensors}
         tensors = {path: selected(tensors[path], *of) if of else tensors[path] for path, of in found.items()}
     shell = abstract_decoder(config, chosen)

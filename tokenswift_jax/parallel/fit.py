@@ -1,4 +1,4 @@
-"""A model's sizes fitted to the model axis: every device gets whole heads and as many inner columns as its neighbours.
+"""A model's sizes fitted to a mesh: every device gets whole heads and as many inner columns as its neighbours.
 
 A head is never cut. With fewer KV heads than devices, several devices store the same KV head, each with a part of its
 query heads; where the numbers do not divide, heads and inner columns of zeros fill the rest. Zeros change no sum: the
@@ -55,8 +55,9 @@ class Fit:
         return None
 
 
-def fit(config: ModelConfig, devices: int) -> Fit | None:
-    """The model fitted to so many devices of the model axis; None where it fits as it is."""
+def fit(config: ModelConfig, devices: int, context: int = 1) -> Fit | None:
+    """The model fitted to so many devices of the model axis, and of the context axis, which shares inner columns too;
+    None where it fits as it is."""
     kv_heads, group = _kv_heads(config.num_kv_heads, devices), config.group_size
     copies = max(np.bincount(kv_heads[kv_heads >= 0]).max(), 1)
     share = -(-group // copies)  # query heads of each copy of a KV head
@@ -68,7 +69,7 @@ def fit(config: ModelConfig, devices: int) -> Fit | None:
         if kv_head >= 0:
             seen[kv_head] += share
     inner = np.arange(config.intermediate_size)
-    inner = np.concatenate([inner, np.full(-len(inner) % devices, ZEROS)])
+    inner = np.concatenate([inner, np.full(-len(inner) % (devices * context), ZEROS)])
     fitted = replace(config, num_heads=len(heads), num_kv_heads=len(kv_heads), intermediate_size=len(inner))
     if fitted == config:
         return None

@@ -70,7 +70,7 @@ def notes_on(mesh: Mesh | None, config: ModelConfig) -> tuple[str, ...]:
     """Lines for a person: the sizes of a model that the mesh changes, and the devices that it leaves over."""
     if mesh is None:
         return ()
-    fitted, model = fit(config, mesh.shape[MODEL]), mesh.shape[MODEL]
+    fitted, model = fit(config, mesh.shape[MODEL], mesh.shape[CONTEXT]), mesh.shape[MODEL]
     notes = [f"mesh {spec_of(mesh)}: {note}" for note in (fitted.notes if fitted is not None else ())]
     if config.vocab_size % model:
         notes.append(

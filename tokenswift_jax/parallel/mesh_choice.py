@@ -34,13 +34,14 @@ def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[Me
     rates = rates_of(kind)
     bandwidth = _UNKNOWN_BANDWIDTH if rates is None else rates.bandwidth
     memory = (devices[0].memory_stats() or {}).get("bytes_limit")
-    weights, row = _weight_bytes(config, itemsize), _row_bytes(config, itemsize, asked.length)
+    (others, inner), row = _weight_bytes(config, itemsize), _row_bytes(config, itemsize, asked.length)
     found = []
     for spec in _shapes(count):
         rows, copies = -(-asked.rows // spec.data), -(-spec.model // config.num_kv_heads)
-        stored = weights / spec.model + rows * row * copies / (spec.model * spec.context)
-        sums = 0 if spec.model == 1 else 2 * config.num_layers + 2
-        sums += 0 if spec.context == 1 else config.num_layers  # a gather a layer
+        stored = others / spec.model + (inner + rows * row * copies) / (spec.model * spec.context)
+        # Two sums a layer; along `context` alone one, and a gather in any case.
+        sums = (0 if spec.model == 1 else config.num_layers + 2) + (0 if spec.context == 1 else config.num_layers)
+        sums += config.num_layers if spec.model * spec.context > 1 else 0
         fits = memory is None or stored <= _ROOM * memory
         seconds = stored / bandwidth + sums * _SUM_SECONDS.get(platform, 20e-6)
         # Of meshes that are equally fast, the one with the fewest devices.
@@ -63,11 +64,12 @@ def _shapes(count: int) -> list[MeshSpec]:
     return [spec for spec in meshes if spec.devices <= count] + alone
 
 
-def _weight_bytes(config: ModelConfig, itemsize: int) -> int:
+def _weight_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:
+    """Bytes of the weights without the MLPs, and of the MLPs."""
     size, inner = config.hidden_size, config.intermediate_size
     attention = 2 * size * config.head_dim * (config.num_heads + config.num_kv_heads)
     tables = config.vocab_size * size * (1 if config.tie_word_embeddings else 2)
-    return itemsize * (config.num_layers * (attention + 3 * size * inner) + tables)
+    return itemsize * (config.num_layers * attention + tables), itemsize * config.num_layers * 3 * size * inner
 
 
 def _row_bytes(config: ModelConfig, itemsize: int, length: int | None) -> int:

@@ -39,7 +39,7 @@ class MeshSpec:
     Attributes:
       data: groups of devices; each group computes its own rows of a batch.
       model: devices of a group, which share the weights and the heads.
-      context: parts of a group; each part has all the weights and its share of the positions of the full cache.
+      context: parts of a group, each of `model` devices, which share the positions of the full cache and the MLPs.
     """
 
     data: int = 1

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from tokenswift_jax.parallel.rules import named, spec_of_axes
+from tokenswift_jax.parallel.rules import axes_in, named, spec_of_axes
 
 _HEADER = ("array", "count", "shape", "axes", "split", "bytes a device")
 
@@ -23,10 +23,9 @@ def mesh_table(sizes: Mapping[str, int], trees: Mapping[str, Any]) -> str:
     lines: dict[tuple[str, ...], list[int]] = {}
     for title, tree in trees.items():
         for name, axes, leaf in named(tree):
-            spec = spec_of_axes(sizes, axes, leaf.shape)
-            parts = math.prod(sizes[axis] for axis in spec if axis is not None)
-            own = math.prod(leaf.shape) // parts * jnp.dtype(leaf.dtype).itemsize
-            split = ", ".join(str(axis) for axis in spec if axis is not None) or "replicated"
+            over = axes_in(spec_of_axes(sizes, axes, leaf.shape))
+            own = math.prod(leaf.shape) // math.prod(sizes[axis] for axis in over) * jnp.dtype(leaf.dtype).itemsize
+            split = ", ".join(over) or "replicated"
             shape = " x ".join(map(str, leaf.shape)) or "scalar"
             kind = re.sub(r"\.\d+(?=\.)", ".*", f"{title}.{name.removesuffix('.value')}")
             found = lines.setdefault((kind, shape, ", ".join(axes), split), [0, 0])

@@ -1,8 +1,8 @@
 """The sharding of every array on a mesh: this module alone maps array dimensions to mesh axes.
 
 Each array's dimensions have names, those of a state on its fields (`arrays.axes`), those of a parameter in a table
-below. A second table gives the mesh axis of each name; names without one, and dimensions that the axis does not divide,
-are replicated.
+below. A second table gives the mesh axes of each name; names without any, and dimensions that no axis divides, are
+replicated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from jax.sharding import PartitionSpec as P
 
 from tokenswift_jax.parallel.mesh_spec import AXES, CONTEXT, DATA, MODEL
 
-RULES = {"batch": DATA, "context": CONTEXT, "heads": MODEL, "kv_heads": MODEL, "inner": MODEL, "vocab": MODEL}
+# Of several axes the first ones that divide a dimension share it.
+RULES = {
+    "batch": (DATA,),
+    "context": (CONTEXT,),
+    "heads": (MODEL,),
+    "kv_heads": (MODEL,),
+    "inner": (MODEL, CONTEXT),
+    "vocab": (MODEL,),
+}
 
 # The dimensions of parameters, by the last two names of their path; other parameters are replicated. Projections that
 # read the residual stream are split by column, those that write it by row, so a layer needs two sums across devices.
@@ -94,9 +102,15 @@ def bytes_on_each(sizes: Mapping[str, int], tree: Any) -> int:
     """The bytes of arrays or shapes that each device of a mesh of such sizes stores."""
     total = 0
     for _, names, leaf in named(tree):
-        parts = [sizes.get(axis or "", 1) for axis in spec_of_axes(sizes, names, leaf.shape)]
-        total += math.prod(leaf.shape) // math.prod(parts) * jax.numpy.dtype(leaf.dtype).itemsize
+        parts = math.prod(sizes[axis] for axis in axes_in(spec_of_axes(sizes, names, leaf.shape)))
+        total += math.prod(leaf.shape) // parts * jax.numpy.dtype(leaf.dtype).itemsize
     return total
+
+
+def axes_in(spec: P) -> tuple[str, ...]:
+    """The mesh axes over which a spec splits an array."""
+    entries = [(entry,) if isinstance(entry, str) else entry or () for entry in spec]
+    return tuple(axis for entry in entries for axis in entry)
 
 
 def placed(tree: Any) -> Any:
@@ -153,11 +167,12 @@ def parameter_sharding(mesh: Mesh, path: Sequence[Any], shape: tuple[int, ...]) 
 
 def spec_of_axes(sizes: Mapping[str, int], names: tuple[str, ...], shape: tuple[int, ...]) -> P:
     """The split of an array whose dimensions have these names, on a mesh of such sizes."""
-    over: list[str | None] = []
+    over: list[str | tuple[str, ...] | None] = []
     for name, size in zip(names, shape, strict=False):
-        axis = RULES.get(name)
-        parts = sizes.get(axis, 1) if axis is not None else 1
-        over.append(axis if parts > 1 and size % parts == 0 else None)
+        axes = tuple(axis for axis in RULES.get(name, ()) if sizes.get(axis, 1) > 1)
+        while size % math.prod(sizes[axis] for axis in axes):
+            axes = axes[:-1]
+        over.append(axes if len(axes) > 1 else axes[0] if axes else None)
     while over and over[-1] is None:
         over.pop()
     return P(*over)
