@@ -119,6 +119,10 @@ class KVCache(Protocol):
         """A layer's K/V at positions int32 [batch, kv_heads, count]."""
         ...
 
+    def in_order(self, positions: int) -> StoredKV:
+        """The K/V of the first `positions` (static) of every text, in text order."""
+        ...
+
     def first(self, slots: int) -> Self:
         """The first slots (static) of every text."""
         ...
