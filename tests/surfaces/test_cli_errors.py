@@ -59,7 +59,7 @@ FLAGS = [  # (arguments, what the line has to name)
     ("--logprobs -1", "--logprobs"),
     ("--logprobs-mode processed", "--logprobs-mode has no use without --logprobs"),
     ("--mesh 2x1", "--mesh 2x1: it must be data=2,model=4, or 4 for model=4, or auto"),
-    ("--mesh model=2,context=4", "the axis context does not work yet; axes that do: data, model"),
+    ("--mesh model=2,stage=4", "the axis stage does not work yet; axes that do: data, context, model"),
     ("--rope-override {", "--rope-override"),
     ("--rope-override [1]", "--rope-override"),
     ("--resume", "name it with --journal"),
