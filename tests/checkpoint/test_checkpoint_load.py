@@ -55,7 +55,7 @@ def test_shards_are_read_straight_to_their_devices():
     mesh = jax.make_mesh((4,), ("model",), devices=jax.devices()[:4])
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "model"))
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    params = flat(FAMILIES / "llama2", sharding=lambda path: split if path[-1] == "kernel" else whole)
+    params = flat(FAMILIES / "llama2", sharding=lambda path, _: split if path[-1] == "kernel" else whole)
     for path, expected in flat(FAMILIES / "llama2").items():
         np.testing.assert_array_equal(params[path], expected)
     kernel = params[("layers", 0, "mlp", "down_proj", "kernel")]

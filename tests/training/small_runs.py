@@ -48,10 +48,10 @@ def paths_in(folder: Path, output: str = "out") -> Paths:
     return Paths(model=model, data=(str(data),), held_out=(), output=folder / output, cache=folder / "cache")
 
 
-def run(paths: Paths, *, resume: bool = False, **settings) -> str:
+def run(paths: Paths, *, resume: bool = False, mesh=None, **settings) -> str:
     """Trains; returns what it said."""
     say = io.StringIO()
-    train(paths, TrainingSettings(**(SMALL | settings)), resume=resume, strict=False, say=say)
+    train(paths, TrainingSettings(**(SMALL | settings)), resume=resume, strict=False, say=say, mesh=mesh)
     return say.getvalue()
 
 

@@ -104,7 +104,7 @@ def load_decoder(
     source: str | Path | Checkpoint,
     dtype: str | Any | None = None,
     rope_override: Mapping[str, Any] | None = None,
-    sharding: Callable[[names.ParameterPath], jax.sharding.Sharding] | None = None,
+    sharding: Callable[[names.ParameterPath, tuple[int, ...]], jax.sharding.Sharding] | None = None,
     *,
     mesh: Mesh | None = None,
     copies: bool = True,
@@ -123,7 +123,8 @@ def load_decoder(
       source: a checkpoint directory, an id on the hub, or an open checkpoint.
       dtype: bfloat16, float16, float32 or float64; None: as `chosen_dtype`.
       rope_override: RoPE parameters to use instead of config.json's; of an open checkpoint, its own.
-      sharding: returns the sharding of a parameter for its path; None: all parameters go to the default device.
+      sharding: returns the sharding of a parameter for its path and shape; None: all parameters go to the default
+        device.
       mesh: the mesh to place all parameters on (`parallel.rules`); None: no mesh.
       copies: whether parameters may be stored twice where that decodes faster: tied embeddings on CPU, and the LM
         head's columns for the draft vocabulary. False for training, which would change one of the two.
@@ -162,7 +163,7 @@ def load_decoder(
     loaded, done, total = [], 0, sum(math.prod(param.shape) for _, param in wanted) * chosen.itemsize
     with phase(report, "loading the model", total, "bytes") as so_far:
         for path, param in wanted:
-            place = local if sharding is None else sharding(path)
+            place = local if sharding is None else sharding(path, param.shape)
             if mesh is not None:
                 place = parameter_sharding(mesh, path, param.shape)
             read = _shard_reader(tensors[path], path, chosen)

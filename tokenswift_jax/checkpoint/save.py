@@ -32,10 +32,11 @@ def state_tensors(state: nnx.State) -> list[Tensor]:
     Copies of others (`names.COPIES`) are left out.
     """
     flat = nnx.to_flat_state(state)
-    return [_parameter_tensor(path, param) for path, param in flat if path[0] not in names.COPIES]
+    return [parameter_tensor(path, param) for path, param in flat if path[0] not in names.COPIES]
 
 
-def _parameter_tensor(path: names.ParameterPath, param: nnx.Variable) -> Tensor:
+def parameter_tensor(path: names.ParameterPath, param: nnx.Variable) -> Tensor:
+    """The parameter at a path with HF's name and layout."""
     values, flip = param[...], names.is_transposed(path)
 
     def read(index: Index) -> np.ndarray:

@@ -80,7 +80,8 @@ class Checkpoints:
             raise _full(self.folder, error) from None
 
     def restore(self, like: TrainState) -> tuple[TrainState, Place]:
-        """The newest checkpoint in the structure of `like`."""
+        """The newest checkpoint in the structure of `like`, whose shapes and shardings the arrays have, from any
+        mesh."""
         step = self.latest()
         restored = self._manager.restore(
             step,

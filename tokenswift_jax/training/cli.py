@@ -11,6 +11,7 @@ from typing import Any
 from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers, with_dashes
 from tokenswift_jax.cli.converters import integer, number, path
 from tokenswift_jax.cli.converters import name as model_name
+from tokenswift_jax.parallel.mesh_spec import parse_mesh
 from tokenswift_jax.training.extra import check_installed
 from tokenswift_jax.training.settings import HEAD_TYPES, REMAT, SCHEDULES, WHAT, read_settings
 
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
 def _run(options: argparse.Namespace) -> int:
     given = {name: value for name in _FLAGS if (value := getattr(options, name)) is not None}
     settings = read_settings(options.config, given)
+    parse_mesh(options.mesh)
     check_installed()
     # Without this flag, XLA for GPU may use operations that do not repeat bit for bit. XLA reads it when it starts.
     flags = os.environ.get("XLA_FLAGS", "")
@@ -91,7 +93,9 @@ def _run(options: argparse.Namespace) -> int:
         hub_id=checkpoint.named_on_hub(named),
     )
     try:
-        written = train(paths, settings, resume=options.resume, strict=options.strict, say=sys.stderr)
+        written = train(
+            paths, settings, resume=options.resume, strict=options.strict, say=sys.stderr, mesh=options.mesh
+        )
     except TrainingStoppedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -117,6 +121,11 @@ def trainer_parser(program: str) -> Parser:
     add("--output", type=path, required=True, metavar="DIR", help="checkpoint directory to write")
     add("--data-cache", type=path, metavar="DIR", help="folder of tokenised data")
     add("--resume", action="store_true", help="continue the run in --output (or begin it)")
+    add(
+        "--mesh",
+        metavar="data=8|data=2,model=4|auto",
+        help="devices that share rows and state, and those that share each matrix (default: 1)",
+    )
     add("--config", type=path, metavar="FILE.json", help="settings; a flag overrides its field")
     add = parser.add_argument_group("settings").add_argument
     for name, (kind, choices, metavar, text) in _FLAGS.items():

@@ -18,12 +18,13 @@ import jax
 import jax.numpy as jnp
 
 from tokenswift_jax.models.config import AttentionSpec, ModelConfig
-from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.decoder import Decoder, DecoderLayer
 from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.models.projected import Projected
 from tokenswift_jax.models.rope import Rotation, rotation
 from tokenswift_jax.training.attention import packed_attention
-from tokenswift_jax.training.forward import ATTENTION_BLOCK
+from tokenswift_jax.training.forward import ATTENTION_BLOCK, gathered_layer
+from tokenswift_jax.training.shares import ONE_DEVICE, Shares
 from tokenswift_jax.training.windows import Batch
 
 _PROMPT_STREAM = 0x6472  # keeps these draws independent of every other use of the seed
@@ -38,7 +39,7 @@ def prompt_rows(seed: int, step: jax.Array, length: int) -> tuple[jax.Array, jax
 
 
 def draft_view_states(
-    model: Decoder, batch: Batch, prompt: jax.Array, size: int, sinks: int
+    model: Decoder, batch: Batch, prompt: jax.Array, size: int, sinks: int, shares: Shares = ONE_DEVICE
 ) -> tuple[jax.Array, jax.Array]:
     """Hidden states [batch, length, hidden_size] over the full cache and over the draft cache.
 
@@ -52,17 +53,23 @@ def draft_view_states(
       batch: packed rows.
       prompt: int32 [], tokens of the text at the first selection.
       size, sinks: slots of the draft cache, and how many of them contain the first positions.
+      shares: the devices of the run; each layer's matrices are gathered here.
     """
     config = model.config
     attention = packed_attention(batch.positions, batch.segments, ATTENTION_BLOCK)
     angles = rotation(config.rope, config.head_dim, batch.positions, wide_dtype(jnp.float32))
-    full = draft = model.embed_tokens[...][batch.tokens]
-    for index, layer in enumerate(model.layers):
-        spec = config.attention(index)
+    full = draft = shares.by_rows(model.embed_tokens[...][batch.tokens])
+
+    def run(layer: DecoderLayer, index: int, full: jax.Array, draft: jax.Array) -> tuple[jax.Array, jax.Array]:
+        layer, spec = gathered_layer(layer, shares), config.attention(index)
         full, (queries, keys, values), _ = layer(full, angles, index, spec, attention, None)
         ranks, begins = _selections(config, index, queries, keys, batch, prompt, size, sinks)
         look = functools.partial(_attend_draft, config, batch, keys, values, ranks, begins, size, sinks)
         draft, _, _ = layer(draft, angles, index, spec, look, None)
+        return shares.by_rows(full), shares.by_rows(draft)
+
+    for index, layer in enumerate(model.layers):
+        full, draft = shares.gathers_again(functools.partial(run, layer, index))(full, draft)
     return full, draft
 
 

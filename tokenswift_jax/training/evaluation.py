@@ -15,6 +15,7 @@ import numpy as np
 from tokenswift_jax.checkpoint.directory import read_json
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.model import Model
+from tokenswift_jax.parallel.mesh import use
 from tokenswift_jax.sampling import SamplingConfig, resolve_sampling
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.training.accuracy import Accuracy, measure_accuracy
@@ -158,27 +159,28 @@ def evaluate(
     if not len(windows) or windows.shape[1] < prompt_tokens:
         longest = windows.shape[1] if len(windows) else 0
         raise UserError(f"held-out text of {prompt_tokens} tokens a prompt is needed, the longest has {longest}")
-    accuracy = measure_accuracy(model, windows)
-    if sampling is None:
-        sampling = resolve_sampling({"seed": seed}, model.generation_config)
-    if continuations is None:
-        chosen = np.linspace(0, len(windows) - 1, min(prompts, len(windows))).astype(int)
-        texts = [windows[index, :prompt_tokens].tolist() for index in chosen]
-        continuations = [
-            write_continuations(model, texts, replace(sampling, temperature=temperature), continuation)
-            for temperature in TEMPERATURES
-        ]
-    if max(len(tokens) for written in continuations for tokens in written.tokens) < 2:
-        raise UserError("the model ends every text at once; give other prompts to predict anything from")
-    replays = [Replay(model, written) for written in continuations]
-    base = SpeculationConfig() if speculation is None else speculation
-    outlooks = []
-    for schedule in SCHEDULES:
-        asked = replace(base, mode="tokenswift", schedule=schedule)
-        predictions = tuple(replay.predict(asked) for replay in replays)
-        ranks = [measure_ranks(model, replay, schedule) for replay in replays]
-        outlooks.append(_outlook(schedule, predictions, ranks, min(WIDTH, model.config.vocab_size), budgets))
-    return Evaluation(accuracy, TEMPERATURES, tuple(outlooks), tuple(continuations))
+    with use(model.mesh):
+        accuracy = measure_accuracy(model, windows)
+        if sampling is None:
+            sampling = resolve_sampling({"seed": seed}, model.generation_config)
+        if continuations is None:
+            chosen = np.linspace(0, len(windows) - 1, min(prompts, len(windows))).astype(int)
+            texts = [windows[index, :prompt_tokens].tolist() for index in chosen]
+            continuations = [
+                write_continuations(model, texts, replace(sampling, temperature=temperature), continuation)
+                for temperature in TEMPERATURES
+            ]
+        if max(len(tokens) for written in continuations for tokens in written.tokens) < 2:
+            raise UserError("the model ends every text at once; give other prompts to predict anything from")
+        replays = [Replay(model, written) for written in continuations]
+        base = SpeculationConfig() if speculation is None else speculation
+        outlooks = []
+        for schedule in SCHEDULES:
+            asked = replace(base, mode="tokenswift", schedule=schedule)
+            predictions = tuple(replay.predict(asked) for replay in replays)
+            ranks = [measure_ranks(model, replay, schedule) for replay in replays]
+            outlooks.append(_outlook(schedule, predictions, ranks, min(WIDTH, model.config.vocab_size), budgets))
+        return Evaluation(accuracy, TEMPERATURES, tuple(outlooks), tuple(continuations))
 
 
 def _outlook(

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from flax import nnx
 
+from tokenswift_jax import checkpoint
+from tokenswift_jax.checkpoint.save import parameter_tensor
 from tokenswift_jax.model import Model, load
 from tokenswift_jax.training.evaluation import evaluate
 from tokenswift_jax.training.learner import Learner
@@ -18,6 +20,7 @@ from tokenswift_jax.training.metrics import MetricsWriter
 from tokenswift_jax.training.prediction import Continuations
 from tokenswift_jax.training.settings import TrainingSettings
 from tokenswift_jax.training.shards import Corpus, tokenise
+from tokenswift_jax.training.shares import ONE_DEVICE, Shares
 
 _ENOUGH = 20  # fewest documents from which some are held out
 _SHARE = 100  # one document in this many is held out
@@ -78,10 +81,17 @@ class Examiner:
     """
 
     def __init__(
-        self, path: Path, learner: Learner, examined: HeldOut, settings: TrainingSettings, say: TextIO
+        self,
+        path: Path,
+        learner: Learner,
+        examined: HeldOut,
+        settings: TrainingSettings,
+        say: TextIO,
+        shares: Shares = ONE_DEVICE,
     ) -> None:
         self._learner, self._settings, self._say = learner, settings, say
-        self._loaded = load(path)
+        # Without this, the parameters of the file stay in memory beside those in training.
+        self._loaded = replace(load(path, mesh=shares.decoding), params=None)
         self._windows = windows(examined, min(_WINDOW_TOKENS, learner.config.max_position_embeddings), _WINDOWS)
         self._continuations: Sequence[Continuations] | None = None
         self._graph: Any = None
@@ -89,6 +99,8 @@ class Examiner:
 
     def model(self, params: dict[str, Any]) -> Model:
         """The target with the heads (and the backbone) in training."""
+        if self._loaded.mesh is not None:
+            return self._shared(params)
         learner = self._learner
         cast = jax.tree.map(lambda leaf: leaf.astype(learner.dtype), params)
         whole = nnx.merge(learner.graph, cast["heads"], cast.get("backbone", learner.backbone))
@@ -96,6 +108,22 @@ class Examiner:
         self._graph = self._graph or graph  # without one shared object, JAX compiles every program again
         name = str(np.dtype(learner.dtype))
         return replace(self._loaded, config=learner.config, graphdef=self._graph, params=state, dtype=name)
+
+    def _shared(self, params: dict[str, Any]) -> Model:
+        """The same on a mesh: the loader gives each device the part that it decodes with, as of a checkpoint whose
+        tensors the trained parameters replace. Those parts exist during an evaluation alone."""
+        loaded, learner = self._loaded, self._learner
+        opened = checkpoint.open_checkpoint(loaded.path, loaded.rope_override)
+        trained = {
+            path: parameter_tensor(path, param) for state in params.values() for path, param in nnx.to_flat_state(state)
+        }
+        names = set(trained) | {path for path in opened.tensors if path[0] != "draft_heads"}
+        tensors = {path: trained.get(path) or opened.tensors[path] for path in names}
+        opened = replace(opened, config=learner.config, tensors=tensors)
+        config, graph, state = checkpoint.load_decoder(opened, learner.dtype, mesh=loaded.mesh)
+        self._graph = self._graph or graph  # without one shared object, JAX compiles every program again
+        name = str(np.dtype(learner.dtype))
+        return replace(loaded, config=config, graphdef=self._graph, params=state, dtype=name)
 
     def examine(self, params: dict[str, Any], step: int, metrics: MetricsWriter) -> float:
         """Evaluates the parameters, writes the metrics, prints the table, and returns the held-out loss.

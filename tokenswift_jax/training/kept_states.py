@@ -16,22 +16,23 @@ from tokenswift_jax.errors import writing
 from tokenswift_jax.step.loop import exact_products
 from tokenswift_jax.training.forward import hidden_states
 from tokenswift_jax.training.learner import Learner
+from tokenswift_jax.training.shares import ONE_DEVICE, Shares
 from tokenswift_jax.training.windows import Batch, Packing
 
 
 class KeptStates:
     """A file with the states of the rows read so far; it disappears with this process.
 
-    Each row goes through the backbone alone, so its states do not depend on its batch. A resumed run, which begins with
-    an empty file, computes the same bits.
+    Each row goes through the backbone alone on its device, so its states do not depend on its batch. A resumed run,
+    which begins with an empty file, computes the same bits.
 
     Attributes:
       bytes: the size of the file after an epoch.
     """
 
-    def __init__(self, folder: Path, learner: Learner, packing: Packing) -> None:
+    def __init__(self, folder: Path, learner: Learner, packing: Packing, shares: Shares = ONE_DEVICE) -> None:
         """Opens the file in `folder`, which is made where it is missing; WriteError if that cannot be written."""
-        self._folder, self._learner = folder, learner
+        self._folder, self._learner, self._shares = folder, learner, shares
         self._shape = (packing.length, learner.config.hidden_size)
         self._dtype = np.dtype(learner.dtype)
         self._row_bytes = self._dtype.itemsize * packing.length * learner.config.hidden_size
@@ -44,9 +45,11 @@ class KeptStates:
         # The pass reads no head, and the steps donate the first values of the heads.
         heads = jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), learner.heads)
 
-        def states(backbone: Any, row: Batch) -> jax.Array:
-            with exact_products(learner.dtype):
-                return hidden_states(nnx.merge(learner.graph, heads, backbone), row, "none")[0]
+        def states(backbone: Any, rows: Batch) -> jax.Array:
+            backbone = shares.gathered(backbone, layers=False)
+            with exact_products(learner.dtype), shares.kernels():
+                decoder = nnx.merge(learner.graph, heads, backbone)
+                return hidden_states(decoder, jax.tree.map(lambda x: x[0], rows), "none", shares)
 
         self._states = jax.jit(states)
 
@@ -62,19 +65,30 @@ class KeptStates:
         Raises:
           WriteError: the file cannot grow.
         """
-        rows = zip(*(np.asarray(part).reshape(-1, part.shape[-1]) for part in batch), strict=True)
-        found = [self._of_row(Batch(*row)) for row in rows]
+        rows = [Batch(*row) for row in zip(*(part.reshape(-1, part.shape[-1]) for part in batch), strict=True)]
+        missing = {key: row for row in rows if (key := _key(row)) not in self._places}
+        self._compute(list(missing.values()))
+        found = [self._of_row(row) for row in rows]
         return np.stack(found).reshape(*batch.tokens.shape, self._shape[-1])
 
+    def _compute(self, rows: list[Batch]) -> None:
+        """Writes the states of rows that the file does not have; each group of devices computes one row at a time."""
+        groups = self._shares.groups
+        for first in range(0, len(rows), groups):
+            some = rows[first : first + groups]
+            filled = [*some, *[some[0]] * (groups - len(some))]
+            given = Batch(*(np.stack(part)[None] for part in zip(*filled, strict=True)))
+            states = np.asarray(self._states(self._learner.backbone, self._shares.put_rows(given)))
+            for row, own in zip(some, states, strict=False):
+                with writing(self._folder):
+                    self._file.seek(len(self._places) * self._row_bytes)
+                    self._file.write(own.tobytes())
+                self._places[_key(row)] = len(self._places)
+
     def _of_row(self, row: Batch) -> np.ndarray:
-        key = hashlib.blake2b(b"".join(part.tobytes() for part in row), digest_size=16).digest()
-        place = self._places.get(key)
-        if place is not None:
-            self._file.seek(place * self._row_bytes)
-            return np.frombuffer(self._file.read(self._row_bytes), self._dtype).reshape(self._shape)
-        states = np.asarray(self._states(self._learner.backbone, Batch(*(part[None] for part in row))))
-        with writing(self._folder):
-            self._file.seek(len(self._places) * self._row_bytes)
-            self._file.write(states.tobytes())
-        self._places[key] = len(self._places)
-        return states
+        self._file.seek(self._places[_key(row)] * self._row_bytes)
+        return np.frombuffer(self._file.read(self._row_bytes), self._dtype).reshape(self._shape)
+
+
+def _key(row: Batch) -> bytes:
+    return hashlib.blake2b(b"".join(part.tobytes() for part in row), digest_size=16).digest()

@@ -19,6 +19,8 @@ from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.draft_vocab import DraftVocab
 from tokenswift_jax.models.node_sets import NO_NODE_SETS
 from tokenswift_jax.training.settings import TrainingSettings
+from tokenswift_jax.training.shares import ONE_DEVICE, Shares
+from tokenswift_jax.training.state_memory import check_memory
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,22 @@ class Learner:
         return replace(self, config=config, graph=_graph(config, jax.tree.leaves(self.backbone)[0].dtype))
 
 
-def load_learner(folder: Path, settings: TrainingSettings) -> Learner:
+def load_learner(folder: Path, settings: TrainingSettings, shares: Shares = ONE_DEVICE) -> Learner:
     """Reads the checkpoint. It keeps heads of the wanted type and number, and replaces other heads by fresh ones.
 
+    On the devices of a mesh, each parameter of the checkpoint goes to its shares directly.
+
     Raises:
-      UserError: the checkpoint is invalid, or `max_length` exceeds its positions.
+      UserError: the checkpoint is invalid, `max_length` exceeds its positions, or the devices have too little memory.
     """
     dtype = compute_dtype(settings)
     stored = np.dtype(np.float32) if settings.what == "all" else dtype
-    config, graph, params = checkpoint.load_decoder(folder, stored, copies=False, join=False, stack=False)
+    opened = checkpoint.open_checkpoint(folder)
+    check_memory(opened.config, settings, stored, shares)
+    place = None if shares.mesh is None else shares.sharding
+    config, graph, params = checkpoint.load_decoder(
+        opened, stored, sharding=place, copies=False, join=False, stack=False
+    )
     if settings.max_length > config.max_position_embeddings:
         raise UserError(
             f"max_length {settings.max_length} exceeds the model's {config.max_position_embeddings} positions",

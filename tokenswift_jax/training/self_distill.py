@@ -22,6 +22,7 @@ from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.training.learner import compute_dtype
 from tokenswift_jax.training.settings import TrainingSettings
 from tokenswift_jax.training.shards import Corpus, corpus_of_ids
+from tokenswift_jax.training.shares import ONE_DEVICE, Shares
 
 _FORMAT = 3  # a change that gives other texts for the same settings raises it
 PROMPT_SHARE = 8  # one token in this many is the prompt's
@@ -29,7 +30,13 @@ _TOKENS_AT_ONCE, _MOST_ROWS = 1 << 16, 32  # limits of a batch, so that its cach
 
 
 def written_by_target(
-    model_dir: Path, corpus: Corpus, documents: range, settings: TrainingSettings, cache: Path, say: TextIO
+    model_dir: Path,
+    corpus: Corpus,
+    documents: range,
+    settings: TrainingSettings,
+    cache: Path,
+    say: TextIO,
+    shares: Shares = ONE_DEVICE,
 ) -> Corpus:
     """A corpus of `settings.self_distill` texts, each a prompt from the data and the target's own continuation.
 
@@ -46,6 +53,7 @@ def written_by_target(
         not change them.
       cache: folder of tokenised data.
       say: the stream for one line of progress a batch.
+      shares: the devices of the run; the target decodes on all of them, which share it along the model axis.
 
     Raises:
       UserError: no document has two tokens, the cache cannot be written, or a batch does not fit in memory.
@@ -63,7 +71,7 @@ def written_by_target(
     def texts() -> Iterator[list[int]]:
         written = _read_journal(journal, vocab)
         yield from written
-        model = load(model_dir, dtype)
+        model = load(model_dir, dtype, mesh=shares.decoding)
         speculation = SpeculationConfig(draft_cache=settings.draft_cache, draft_sinks=settings.draft_sinks)
         prompts = choose_prompts(corpus, documents, settings)
         rows = min(max(_TOKENS_AT_ONCE // settings.max_length, 1), _MOST_ROWS)

@@ -18,8 +18,9 @@ SCHEDULES = ("cosine", "linear", "constant")
 # Of SmolLM2's 49,152 tokens, the 16,384 most frequent ones of ten books are 98.4% of those books and 96.4% of three
 # held-out ones; 8,192 are 94.0% and 91.3% (public-domain novels, 3.3M tokens).
 DRAFT_VOCAB = 16384
-# Fields that may differ when a run is resumed: they decide when the run saves or evaluates, not what it learns.
-FREE = ("save_steps", "evaluate_steps", "evaluate_prompts", "evaluate_tokens")
+# Fields that may differ when a run is resumed: they decide when the run saves or evaluates, and on which devices it
+# runs, not what it learns.
+FREE = ("save_steps", "evaluate_steps", "evaluate_prompts", "evaluate_tokens", "mesh", "devices")
 
 
 @dataclass(frozen=True)

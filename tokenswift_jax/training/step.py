@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.step.loop import exact_products
@@ -18,6 +20,7 @@ from tokenswift_jax.training.draft_view import draft_view_states, prompt_rows
 from tokenswift_jax.training.forward import hidden_states
 from tokenswift_jax.training.losses import Counts, Sums, count, loss_sums
 from tokenswift_jax.training.settings import TrainingSettings
+from tokenswift_jax.training.shares import ONE_DEVICE, Shares
 from tokenswift_jax.training.windows import Batch
 
 
@@ -57,14 +60,28 @@ TrainStep = Callable[..., tuple[TrainState, StepReport]]
 
 
 def make_step(
-    graph: nnx.GraphDef, settings: TrainingSettings, optimizer: optax.GradientTransformation, dtype: Any
+    graph: nnx.GraphDef,
+    settings: TrainingSettings,
+    optimizer: optax.GradientTransformation,
+    dtype: Any,
+    shares: Shares = ONE_DEVICE,
+    like: TrainState | None = None,
 ) -> TrainStep:
     """The jitted step (state, frozen backbone or None, batch [accumulation, batch, length], states) -> (state, report).
 
     `states` [accumulation, batch, length, hidden_size] are the backbone's hidden states where a file keeps them
     (`kept_states`); without them, the step runs the backbone. The step donates the state. The forward and backward
-    passes run in `dtype`; the step sums gradients in float32.
+    passes run in `dtype`; the step sums gradients in float32, and devices of a mesh sum theirs in `dtype`.
+
+    Args:
+      graph: the decoder's structure, to merge with (heads, backbone).
+      settings, optimizer, dtype: those of the run.
+      shares: the devices of the run.
+      like: a state of the run's shapes, by which a step on a mesh places the state that it returns.
     """
+    placed: dict[str, Any] = {}
+    if shares.mesh is not None and like is not None:
+        placed["out_shardings"] = shares.shardings(like), NamedSharding(shares.mesh, P())
 
     def sums(
         params: dict[str, Any], frozen: Any, batch: Batch, kept: jax.Array | None, step: jax.Array, counts: Counts
@@ -72,9 +89,10 @@ def make_step(
         heads = jax.tree.map(partial(_as, dtype), params["heads"])
         backbone = jax.tree.map(partial(_as, dtype), params["backbone"] if frozen is None else frozen)
         offset = step % settings.head_stride
-        with exact_products(dtype):
+        heads, backbone = shares.gathered(heads), shares.gathered(backbone, layers=False)
+        with exact_products(dtype), shares.kernels():
             model = nnx.merge(graph, heads, backbone)
-            hidden, read = _hidden(model, batch, step, settings) if kept is None else (kept, kept)
+            hidden, read = _hidden(model, batch, step, settings, shares) if kept is None else (kept, kept)
             if frozen is not None:
                 hidden, read = jax.lax.stop_gradient((hidden, read))
             if not settings.head_loss_weight:
@@ -85,7 +103,7 @@ def make_step(
         # Adam is independent of the scale of the gradients of the heads, so one weight serves heads and backbone.
         return base + jnp.float32(settings.head_loss_weight or 1.0) * jnp.sum(guesses), Sums(base, guesses)
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0, **placed)
     def step(
         state: TrainState, frozen: Any, batches: Batch, states: jax.Array | None = None
     ) -> tuple[TrainState, StepReport]:
@@ -94,14 +112,18 @@ def make_step(
         counts = jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=jnp.int32), each)
         gradient = jax.grad(sums, has_aux=True)
 
+        def added(carry: Any, more: Any) -> Any:
+            gradients, losses = jax.tree.map(jnp.add, carry, more)
+            return shares.split(gradients), losses
+
         def add(carry: Any, one: tuple[Batch, jax.Array | None]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, carry, gradient(state.params, frozen, *one, state.step, counts)), None
+            return added(carry, gradient(state.params, frozen, *one, state.step, counts)), None
 
         if settings.gradient_accumulation_steps == 1:
             one = jax.tree.map(lambda x: x[0], (batches, states))
             gradients, losses = gradient(state.params, frozen, *one, state.step, counts)
         else:
-            zero = jax.tree.map(jnp.zeros_like, state.params)
+            zero = shares.split(jax.tree.map(jnp.zeros_like, state.params))
             start = (zero, Sums(jnp.float32(0), jnp.zeros((settings.heads,), jnp.float32)))
             (gradients, losses), _ = jax.lax.scan(add, start, (batches, states))
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # optax mixes dtypes
@@ -113,11 +135,13 @@ def make_step(
     return step
 
 
-def _hidden(model: Decoder, batch: Batch, step: jax.Array, settings: TrainingSettings) -> tuple[jax.Array, jax.Array]:
+def _hidden(
+    model: Decoder, batch: Batch, step: jax.Array, settings: TrainingSettings, shares: Shares
+) -> tuple[jax.Array, jax.Array]:
     """The hidden states for the backbone's loss and those that the heads read, [batch, length, hidden_size] each."""
 
     def whole() -> tuple[jax.Array, jax.Array]:
-        hidden = hidden_states(model, batch, settings.remat)
+        hidden = hidden_states(model, batch, settings.remat, shares)
         return hidden, hidden
 
     if not settings.draft_cache_prob:
@@ -125,7 +149,7 @@ def _hidden(model: Decoder, batch: Batch, step: jax.Array, settings: TrainingSet
     chance, prompt = prompt_rows(settings.seed, step, batch.tokens.shape[1])
 
     def through() -> tuple[jax.Array, jax.Array]:
-        return draft_view_states(model, batch, prompt, settings.draft_cache, settings.draft_sinks)
+        return draft_view_states(model, batch, prompt, settings.draft_cache, settings.draft_sinks, shares)
 
     return jax.lax.cond(chance < settings.draft_cache_prob, through, whole)
 

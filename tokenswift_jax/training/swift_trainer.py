@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.parallel.mesh_spec import MeshArgument
 
 
 class SwiftTrainer:
@@ -38,6 +39,7 @@ class SwiftTrainer:
         strict: bool = False,
         data_cache: str | Path | None = None,
         progress: TextIO | None = None,
+        mesh: MeshArgument = None,
         **settings: Any,
     ) -> Path:
         """Trains, and returns the checkpoint directory, which `tokenswift_jax.load` and the commands read.
@@ -50,6 +52,8 @@ class SwiftTrainer:
           strict: a broken line of the data is an error.
           data_cache: folder for tokenised data.
           progress: stream for progress; standard error by default.
+          mesh: the devices: "data=8" for eight that share the rows of a batch and the state of the run, "auto" for all;
+            None: one device.
           settings: fields of `TrainingSettings`, such as `batch_size=8, epochs=3`.
 
         Raises:
@@ -76,7 +80,7 @@ class SwiftTrainer:
             cache=default_cache() if data_cache is None else Path(data_cache),
             hub_id=hub_id,
         )
-        return train(paths, chosen, resume=resume, strict=strict, say=progress or sys.stderr)
+        return train(paths, chosen, resume=resume, strict=strict, say=progress or sys.stderr, mesh=mesh)
 
 
 def _paths(given: str | Path | Sequence[str | Path]) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ import numpy as np
 from tokenswift_jax import checkpoint
 from tokenswift_jax.checkpoint.directory import fingerprint
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.parallel.mesh import spec_of
+from tokenswift_jax.parallel.mesh_spec import MeshArgument
 from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.training.checkpoints import Checkpoints, Place
 from tokenswift_jax.training.export import write_checkpoint
@@ -24,8 +26,11 @@ from tokenswift_jax.training.kept_states import KeptStates
 from tokenswift_jax.training.learner import Learner, load_learner
 from tokenswift_jax.training.metrics import MetricsWriter
 from tokenswift_jax.training.optimizer import learning_rate, make_optimizer
+from tokenswift_jax.training.run_mesh import run_mesh
 from tokenswift_jax.training.settings import DRAFT_VOCAB, TrainingSettings, differing
 from tokenswift_jax.training.shards import Corpus, tokenise
+from tokenswift_jax.training.shares import ONE_DEVICE, Shares
+from tokenswift_jax.training.state_memory import state_bytes
 from tokenswift_jax.training.step import StepReport, TrainState, make_step
 from tokenswift_jax.training.windows import Batch, Packing, batches, pack
 
@@ -63,17 +68,36 @@ def default_cache() -> Path:
     return cache_folder("data")
 
 
-def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: bool, say: TextIO) -> Path:
+def train(
+    paths: Paths,
+    settings: TrainingSettings,
+    *,
+    resume: bool,
+    strict: bool,
+    say: TextIO,
+    mesh: MeshArgument = None,
+) -> Path:
     """Trains, writes the checkpoint directory `paths.output`, and returns it.
 
     With `resume`, a killed run continues from its newest checkpoint with the same steps that it would have taken: its
-    losses and final weights equal those of an uninterrupted run (same kind of device, mesh and versions).
+    losses and final weights equal those of an uninterrupted run (same kind of device, mesh and versions). On another
+    mesh, sums across devices have another order, and the weights differ in their last bits.
+
+    Args:
+      paths, settings: files and choices of the run.
+      resume: whether to continue the run in `paths.output`.
+      strict: whether a broken line of the data is an error.
+      say: the stream for progress.
+      mesh: the devices, as for `load`: those along `data` share the rows of a batch, and parameters, gradients and
+        optimizer state (`shares`); those along `model` share each matrix too. None: one device.
 
     Raises:
-      UserError: an error in model, data or settings, a place that cannot be written, or a resume with other settings.
+      UserError: an error in model, data, settings or mesh, a place that cannot be written, or a resume with other
+        settings.
       TrainingStoppedError: the loss is not a number.
     """
-    folder = paths.output / STATE_FOLDER
+    devices, lines = run_mesh(mesh, settings)
+    shares, folder = Shares(devices), paths.output / STATE_FOLDER
     with ExitStack() as stack:
         saved = Checkpoints(folder / "steps")
         stack.callback(saved.close)
@@ -82,10 +106,17 @@ def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: boo
                 f"output {paths.output} holds a training run; continue it with resume=True, or name another folder",
                 arguments=("output", "resume"),
             )
+        for line in lines:
+            print(line, file=say)
         tokenizer = checkpoint.load_tokenizer(paths.model)
         if tokenizer is None:
             raise UserError(f"{paths.model} has no tokenizer; training on text needs one")
-        learner = load_learner(paths.model, settings)
+        learner = load_learner(paths.model, settings, shares)
+        if devices is not None:
+            stored = jax.tree.leaves(learner.backbone)[0].dtype
+            own, whole = (state_bytes(learner.config, settings, stored, each) for each in (shares, ONE_DEVICE))
+            sizes = f"{own / 1e6:,.1f} MB on each device; one alone would need {whole / 1e6:,.1f} MB"
+            print(f"mesh {spec_of(devices)}: parameters, gradients and optimizer state take {sizes}", file=say)
         corpus = tokenise(paths.data, tokenizer, paths.cache, strict=strict, vocab_size=learner.config.vocab_size)
         print(f"data: {corpus.report()}", file=say)
         documents, examined = held_out(
@@ -94,28 +125,31 @@ def train(paths: Paths, settings: TrainingSettings, *, resume: bool, strict: boo
         if settings.self_distill:
             from tokenswift_jax.training.self_distill import written_by_target
 
-            corpus = written_by_target(paths.model, corpus, documents, settings, paths.cache, say)
+            corpus = written_by_target(paths.model, corpus, documents, settings, paths.cache, say, shares)
             documents = range(corpus.documents)
         learner = _with_draft_vocab(learner, corpus, documents, settings, say)
         packing = pack(corpus, length=settings.max_length, min_tokens=settings.heads + 2, documents=documents)
-        facts = _facts(paths.model, settings, corpus, examined)
-        run = _Run(learner, settings, packing, facts)
+        facts = _facts(paths.model, settings, corpus, shares)
+        run = _Run(learner, settings, packing, facts, shares)
         if settings.keep_states:
-            run.kept = stack.enter_context(KeptStates(folder, learner, packing))
+            run.kept = stack.enter_context(KeptStates(folder, learner, packing, shares))
             print(f"hidden states: up to {run.kept.bytes / 1e6:,.0f} MB in {folder} during the run", file=say)
         if saved.latest() is not None:
-            changed = differing(saved.facts(), facts)
+            before = saved.facts()
+            changed = differing(before, facts)
             if changed:
                 raise UserError(f"{folder} was started with other settings: {'; '.join(changed)}; resume with its own")
             run.restore(saved)
-            print(f"resumed at step {int(run.state.step)}", file=say)
+            then, now = before.get("mesh", "1"), facts["mesh"]
+            moved = "" if then == now else f" (mesh {then} then, {now} now: the last bits of the weights may differ)"
+            print(f"resumed at step {int(run.state.step)}{moved}", file=say)
         metrics = MetricsWriter(
             folder / METRICS_FILE, folder / "tensorboard", resume_at=int(run.state.step) + 1 if resume else None
         )
         stack.enter_context(metrics)
         examiner = None
         if examined is not None and settings.evaluate_steps != 0:
-            examiner = Examiner(paths.model, learner, examined, settings, say)
+            examiner = Examiner(paths.model, learner, examined, settings, say, shares)
         try:
             _steps(run, saved, metrics, examiner, say)
         finally:
@@ -147,8 +181,11 @@ def _with_draft_vocab(
 class _Run:
     """The parameters of a run, its data and their order."""
 
-    def __init__(self, learner: Learner, settings: TrainingSettings, packing: Packing, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, learner: Learner, settings: TrainingSettings, packing: Packing, facts: dict[str, Any], shares: Shares
+    ) -> None:
         self.learner, self.settings, self.packing, self.facts = learner, settings, packing, facts
+        self.shares = shares
         rows = settings.batch_size * settings.gradient_accumulation_steps
         steps = settings.max_steps
         if steps is None:
@@ -168,11 +205,11 @@ class _Run:
         self.frozen: Any = learner.backbone
         if settings.what == "all":
             params["backbone"], self.frozen = learner.backbone, None
-        # Without device_put, the first state is uncommitted but a step returns a committed one, so JAX compiles the
-        # second step again.
-        begin = TrainState(jnp.int32(0), params, optimizer.init(params))
-        self.state = jax.device_put(begin, jax.local_devices()[0])
-        self.step = make_step(learner.graph, settings, optimizer, learner.dtype)
+        # Without `put`, the first state is uncommitted but a step returns a committed one, so JAX compiles the second
+        # step again.
+        params = shares.put(params)
+        self.state = TrainState(shares.put(jnp.int32(0)), params, shares.make(optimizer.init, params))
+        self.step = make_step(learner.graph, settings, optimizer, learner.dtype, shares, self.state)
         self.rates = {"learning_rate": learning_rate(settings, max(steps, 1), heads=settings.what == "heads")}
         if settings.what == "all" and settings.head_learning_rate is not None:
             self.rates["head_learning_rate"] = learning_rate(settings, max(steps, 1), heads=True)
@@ -181,14 +218,19 @@ class _Run:
 
     def restore(self, saved: Checkpoints) -> None:
         """Restores the parameters and the data iterator from the newest checkpoint."""
-        self.state, place = saved.restore(self.state)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state)
+        # Without this, the first state and the restored one are in memory together.
+        jax.tree.map(lambda x: x.delete(), self.state)
+        self.state, place = saved.restore(like)
         self.data.set_state(place.data)
 
     def next_batch(self) -> Batch:
-        """The next batch, each array int32 [accumulation, batch, length]."""
+        """The next batch, each array int32 [accumulation, batch, length]. Where the devices cannot share a micro-batch
+        evenly, rows of padding fill it, which no loss counts."""
         settings = self.settings
         shape = (settings.gradient_accumulation_steps, settings.batch_size, settings.max_length)
-        return Batch(*(np.ascontiguousarray(x).reshape(shape) for x in next(self.data)))
+        widths = ((0, 0), (0, self.shares.rows(settings.batch_size) - settings.batch_size), (0, 0))
+        return Batch(*(np.pad(np.ascontiguousarray(x).reshape(shape), widths) for x in next(self.data)))
 
     def place(self) -> Place:
         """The run's `Place` for a checkpoint."""
@@ -197,8 +239,8 @@ class _Run:
     def recorded_facts(self) -> dict[str, Any]:
         """The description of the training that the checkpoint directory contains."""
         speed = round(self.tokens / self.seconds) if self.seconds else None
-        device = jax.devices()[0].device_kind
-        return {"steps": self.steps, "settings": self.settings.to_json(), "tokens_per_second": speed, "device": device}
+        where = {"device": jax.devices()[0].device_kind, "mesh": self.facts["mesh"]}
+        return {"steps": self.steps, "settings": self.settings.to_json(), "tokens_per_second": speed} | where
 
 
 def _steps(run: _Run, saved: Checkpoints, metrics: MetricsWriter, examiner: Examiner | None, say: TextIO) -> None:
@@ -209,7 +251,8 @@ def _steps(run: _Run, saved: Checkpoints, metrics: MetricsWriter, examiner: Exam
     for number in range(begun + 1, run.steps + 1):
         batch = run.next_batch()
         states = None if run.kept is None else run.kept.of(batch)
-        run.state, report = run.step(run.state, run.frozen, batch, states)
+        run.state, report = run.step(run.state, run.frozen, *run.shares.put_rows((batch, states)))
+        run.shares.settle(report)
         if pending is not None:
             _read(run, metrics, *pending)
         pending = (number, report, batch)
@@ -264,7 +307,7 @@ def _progress(run: _Run, number: int, report: StepReport, since: float) -> str:
     return f"step {number}/{run.steps}: {base}heads {losses}{speed}"
 
 
-def _facts(model: Path, settings: TrainingSettings, corpus: Corpus, examined: Any) -> dict[str, Any]:
+def _facts(model: Path, settings: TrainingSettings, corpus: Corpus, shares: Shares) -> dict[str, Any]:
     versions = {"jax_version": jax.__version__, "device_kind": jax.devices()[0].device_kind}
-    data = {"model": fingerprint(model), "data": corpus.digest, "devices": jax.device_count()}
+    data = {"model": fingerprint(model), "data": corpus.digest, "mesh": str(spec_of(shares.mesh))}
     return settings.to_json() | data | versions
