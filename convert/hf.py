@@ -1,4 +1,7 @@
-"""`python -m convert.hf SRC DST` converts an HF, GGUF or published TokenSwift checkpoint to this project's layout."""
+"""`python -m convert.hf SRC DST` converts an HF, GGUF or published TokenSwift checkpoint to this project's layout.
+
+With `--orbax` the weights become an orbax checkpoint. SRC may have one too, so that a second conversion leads back.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +37,8 @@ def convert(arguments: list[str], parser: Parser | None = None) -> str:
     with new_directory(options.destination) as folder:
         dtype = None if options.dtype is None else parse_dtype(options.dtype)
         file = gguf_file(options.source)
-        if file is None:
-            summary = write_layout(open_checkpoint(options.source), folder, dtype)
+        if file is None or options.orbax:
+            summary = write_layout(open_checkpoint(options.source), folder, dtype, orbax=options.orbax)
         else:
             summary = summary_of(convert_gguf(file, folder, dtype), heads=0)
     return f"wrote {options.destination}: {summary}"
@@ -47,9 +50,12 @@ def _parser(program: str) -> Parser:
         description="A checkpoint of transformers, a published TokenSwift one, or GGUF, to this project's layout.",
     )
     parser.add_argument(
-        "source", metavar="SRC", help="checkpoint directory, GGUF file, smollm2, or hub id (owner/name)"
+        "source",
+        metavar="SRC",
+        help="checkpoint directory (safetensors or orbax), GGUF file, smollm2, or hub id (owner/name)",
     )
     parser.add_argument("destination", metavar="DST", type=path, help="new or empty directory")
+    parser.add_argument("--orbax", action="store_true", help="write the weights as an orbax checkpoint (DST/orbax)")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="cast the weights")
     return parser
 

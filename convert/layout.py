@@ -19,7 +19,14 @@ from tokenswift_jax.checkpoint.tensors import Tensor
 from tokenswift_jax.errors import UserError
 
 
-def write_layout(checkpoint: Checkpoint, folder: Path, dtype: np.dtype | None, *, reference_heads: bool = False) -> str:
+def write_layout(
+    checkpoint: Checkpoint,
+    folder: Path,
+    dtype: np.dtype | None,
+    *,
+    reference_heads: bool = False,
+    orbax: bool = False,
+) -> str:
     """Writes a complete checkpoint (including a base) in this project's layout, cast if a dtype is given.
 
     Args:
@@ -28,6 +35,7 @@ def write_layout(checkpoint: Checkpoint, folder: Path, dtype: np.dtype | None, *
       dtype: the dtype of the written tensors; None: no cast.
       reference_heads: whether to store draft heads among the model's tensors, under the reference program's names, and
         to omit the fields of draft heads that only this project has (the node set).
+      orbax: whether to write an orbax checkpoint in place of safetensors files.
 
     Returns:
       A summary for a person.
@@ -40,7 +48,7 @@ def write_layout(checkpoint: Checkpoint, folder: Path, dtype: np.dtype | None, *
         tensors = [tensor.astype(dtype) for tensor in tensors]
     if reference_heads:
         tensors, config = _as_reference(checkpoint, tensors, config)
-    save(folder, config, tensors)
+    save(folder, config, tensors, orbax=orbax)
     for file in companion_files(checkpoint.directory):
         shutil.copyfile(file, folder / file.name)
     return summary_of(tensors, checkpoint.config.num_draft_heads)

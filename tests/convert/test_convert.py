@@ -6,6 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from safetensors.numpy import load_file, save_file
 from convert.export import export
 from convert.hf import convert
 from tests.checkpoint.checkpoints_made_here import FAMILIES, add_tokenizer, copy, heads, set_config
-from tokenswift_jax.checkpoint import load_tokenizer, open_checkpoint
+from tokenswift_jax.checkpoint import fingerprint, load_decoder, load_tokenizer, open_checkpoint
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.parallel.mesh import make_mesh
+from tokenswift_jax.parallel.mesh_spec import MeshSpec
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT.parent / "shared" / "golden"
@@ -47,6 +50,27 @@ def test_round_trip_is_bit_identical(tmp_path, name):
         assert (tmp_path / "back" / file).read_bytes() == (source / file).read_bytes()
     text = "w7 w119"
     assert load_tokenizer(tmp_path / "back").encode(text) == load_tokenizer(source).encode(text)
+
+
+def test_orbax_and_back(tmp_path):
+    source, _ = copy("qwen2", tmp_path / "source")
+    save_file(heads(32), source / "heads.safetensors")
+    set_config(source, tokenswift={"num_heads": 2, "head_type": "chained"})
+    convert([str(source), str(tmp_path / "plain"), "--dtype", "bfloat16"])
+    convert([str(source), str(tmp_path / "orbax"), "--dtype", "bfloat16", "--orbax"])
+    assert not list((tmp_path / "orbax").glob("*.safetensors"))
+    convert([str(tmp_path / "orbax"), str(tmp_path / "back")])
+    for file in ("model.safetensors", "heads.safetensors", "config.json"):
+        assert (tmp_path / "back" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
+    # Straight from it onto a mesh: each device has its part of what the other layout gives it.
+    mesh = make_mesh(MeshSpec(model=2))
+    loaded = [load_decoder(tmp_path / name, mesh=mesh)[2] for name in ("plain", "orbax")]
+    pairs = zip(*map(jax.tree.leaves, loaded), strict=True)
+    assert all(a.sharding == b.sharding and (np.asarray(a) == np.asarray(b)).all() for a, b in pairs)
+    assert fingerprint(tmp_path / "orbax") != fingerprint(tmp_path / "plain")
+    (tmp_path / "orbax" / "orbax" / "_METADATA").write_text("{}")
+    with pytest.raises(UserError, match="is not a readable orbax checkpoint"):
+        open_checkpoint(tmp_path / "orbax")
 
 
 def test_sharded_source_with_buffers(tmp_path):

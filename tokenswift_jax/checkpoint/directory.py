@@ -12,6 +12,7 @@ from typing import Any
 
 from tokenswift_jax.checkpoint.converted import converted, source_name
 from tokenswift_jax.checkpoint.gguf.container import is_gguf
+from tokenswift_jax.checkpoint.orbax_weights import ORBAX_FOLDER
 from tokenswift_jax.checkpoint.packaged import PACKAGED, packaged_file, shipped_heads
 from tokenswift_jax.checkpoint.tensors import HEADS_FILE, INDEX_FILE
 from tokenswift_jax.checkpoint.tokenizer_check import faithful
@@ -256,13 +257,13 @@ def companion_files(directory: Path) -> list[Path]:
 def fingerprint(directory: Path) -> str:
     """A hash (64 hex digits) that identifies a checkpoint: its configuration and weights, including its base's.
 
-    The hash covers all of config.json. It covers the size and the header of each safetensors file and 2,048 evenly
+    The hash covers all of config.json. It covers the size and the header of each file of weights and 2,048 evenly
     spaced pieces of 32 KiB, which is all of a file up to 64 MiB.
     """
     digest = hashlib.sha256()
     for place in dict.fromkeys((directory, base_directory(directory))):
         digest.update((place / "config.json").read_bytes())
-        for file in sorted(place.glob("*.safetensors")):
+        for file in sorted([*place.glob("*.safetensors"), *(place / ORBAX_FOLDER).glob("**/d/*")]):
             _hash_sampled(file, digest)
     return digest.hexdigest()
 

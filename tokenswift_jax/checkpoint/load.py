@@ -18,11 +18,13 @@ from pallas_kernels.implementation import implementation
 from tokenswift_jax.checkpoint import names
 from tokenswift_jax.checkpoint.directory import base_directory, read_config, resolve
 from tokenswift_jax.checkpoint.match import abstract_decoder, match_tensors
+from tokenswift_jax.checkpoint.orbax_weights import ORBAX_FOLDER, read_orbax
 from tokenswift_jax.checkpoint.tensors import (
     DTYPES,
     HEADS_FILE,
     Index,
     Tensor,
+    owned,
     read_file,
     read_model_files,
     rows_of,
@@ -79,7 +81,8 @@ def open_checkpoint(path_or_hub_id: str | Path, rope_override: Mapping[str, Any]
         hf_config = override_rope(hf_config, rope_override)
     config = model_config(hf_config)
     base = base_directory(directory)
-    stored = {names.canonical(tensor.name): tensor for tensor in read_model_files(base)}
+    read = read_orbax(base / ORBAX_FOLDER) if (base / ORBAX_FOLDER).is_dir() else read_model_files(base)
+    stored = {names.canonical(tensor.name): tensor for tensor in read}
     if (directory / HEADS_FILE).is_file():
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(names.HEAD_PREFIX)}
         stored |= {names.canonical(tensor.name): tensor for tensor in read_file(directory / HEADS_FILE)}
@@ -167,7 +170,7 @@ def load_decoder(
             if mesh is not None:
                 place = parameter_sharding(mesh, path, param.shape)
             read = _shard_reader(tensors[path], path, chosen)
-            values = jax.make_array_from_callback(param.shape, place, read)
+            values = _array(param.shape, place, read)
             loaded.append((path, param.replace(values)))
             done += values.nbytes
             so_far(done)
@@ -183,16 +186,33 @@ def load_decoder(
     return config, graph, params
 
 
-def _shard_reader(tensor: Tensor, path: names.ParameterPath, dtype: np.dtype) -> Callable[[Index | None], np.ndarray]:
+def _shard_reader(tensor: Tensor, path: names.ParameterPath, dtype: np.dtype) -> Callable[[Index], np.ndarray]:
     tensor = tensor.astype(dtype)
 
-    def read(index: Index | None) -> np.ndarray:
-        assert index is not None
+    def read(index: Index) -> np.ndarray:
         if names.is_transposed(path):
-            return tensor.read(index[::-1]).T
-        return tensor.read(index)
+            return owned(tensor.read(index[::-1])).T
+        return owned(tensor.read(index))
 
     return read
+
+
+def _array(shape: tuple[int, ...], place: jax.sharding.Sharding, read: Callable[[Index], np.ndarray]) -> jax.Array:
+    """The array of a sharding, read shard by shard; devices with the same shard get it from one read.
+
+    Without this, the host has the shards of all its devices in memory beside the devices' own (cost: twice the largest
+    parameter on a CPU).
+    """
+    parts: dict[str, tuple[Index, list[Any]]] = {}
+    for device, index in place.addressable_devices_indices_map(shape).items():
+        assert index is not None
+        parts.setdefault(str(index), (index, []))[1].append(device)
+    arrays = []
+    for index, devices in parts.values():
+        values = read(index)
+        arrays += [jax.device_put(values, device) for device in devices]
+        jax.block_until_ready(arrays)
+    return jax.make_array_from_single_device_arrays(shape, place, arrays)
 
 
 def parse_dtype(name: str | Any) -> np.dtype:

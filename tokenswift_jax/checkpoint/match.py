@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from tokenswift_jax.checkpoint import names
-from tokenswift_jax.checkpoint.tensors import Tensor
+from tokenswift_jax.checkpoint.tensors import Tensor, same_values
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.processes.agreement import agreed
 
 _LISTED = 8  # tensors named in one message
 
@@ -42,7 +42,7 @@ def match_tensors(
     stored = {name: tensor for name, tensor in stored.items() if not names.is_harmless(name)}
     head, table = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
     if config.tie_word_embeddings and head is not None and table is not None:
-        if head.shape != table.shape or head.dtype != table.dtype or not np.array_equal(head.values(), table.values()):
+        if head.shape != table.shape or head.dtype != table.dtype or not agreed(lambda: same_values(head, table)):
             raise UserError(
                 f"{origin} ties its embeddings (tie_word_embeddings) but has an lm_head.weight of its own values"
             )

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from tokenswift_jax.checkpoint import names
+from tokenswift_jax.checkpoint.orbax_weights import ORBAX_FOLDER, write_orbax
 from tokenswift_jax.checkpoint.tensors import HEADS_FILE, Index, Tensor, write_file, write_model_files
 from tokenswift_jax.paths import write_text
 
@@ -48,7 +49,12 @@ def parameter_tensor(path: names.ParameterPath, param: nnx.Variable) -> Tensor:
 
 
 def save(
-    directory: Path, hf_config: Mapping[str, Any], tensors: Sequence[Tensor], *, shard_bytes: int = SHARD_BYTES
+    directory: Path,
+    hf_config: Mapping[str, Any],
+    tensors: Sequence[Tensor],
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    orbax: bool = False,
 ) -> None:
     """Writes config.json, `model*.safetensors` and, when there are draft heads, `heads.safetensors`.
 
@@ -58,13 +64,16 @@ def save(
       tensors: tensors with HF's names. Those of draft heads go to their own file; if there are no others, `save` writes
         no model file (then `tokenswift.base` names the model).
       shard_bytes: the size in bytes above which a model is split into shards with an index.
+      orbax: whether to write an orbax checkpoint of all tensors (`orbax_weights`) in place of safetensors files.
     """
     ordered = sorted(tensors, key=lambda tensor: tensor.name)
     heads = [tensor for tensor in ordered if tensor.name.startswith(names.HEAD_PREFIX)]
     model = [tensor for tensor in ordered if not tensor.name.startswith(names.HEAD_PREFIX)]
-    if model:
+    if orbax:
+        write_orbax(directory / ORBAX_FOLDER, ordered)
+    elif model:
         write_model_files(directory, model, shard_bytes)
-    if heads:
+    if heads and not orbax:
         write_file(directory / HEADS_FILE, heads)
     text = json.dumps(hf_config, indent=2)
     # Without this, a draft vocabulary takes a line for each of its tokens.

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
+import mmap
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from tokenswift_jax.errors import UserError, writing
 from tokenswift_jax.paths import write_text
+from tokenswift_jax.processes.agreement import agreed
 
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -26,6 +32,9 @@ WHOLE_FILE = "model.safetensors"
 HEADS_FILE = "heads.safetensors"
 
 Index = tuple[slice, ...]
+_BLOCK_BYTES = 1 << 22
+_OFF_PAGE = 16
+_PRIVATE: dict[str, Any] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if os.name == "posix" else {}
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,8 @@ class Tensor:
       name: in HF's spelling.
       shape: as stored.
       dtype: as stored.
-      read: returns the part of the values that an index of slices selects.
+      read: returns the part of the values that an index of slices selects. It may be a view of the file, which takes
+        memory that the kernel can drop: copy it (`owned`) to keep it.
       origin: the file that contains it, for messages.
     """
 
@@ -62,13 +72,53 @@ class Tensor:
 
         def cast(index: Index) -> np.ndarray:
             values = self.read(index)
-            with np.errstate(over="ignore"):
-                narrow = values.astype(dtype)
-            if not np.isfinite(narrow).all() and np.isfinite(values).all():
-                raise UserError(f"{self.name} in {self.origin} has values beyond the range of {dtype}")
+            narrow = scratch(values.shape, dtype)
+            for part in _blocks(values.shape, values.dtype.itemsize):
+                with np.errstate(over="ignore"):
+                    narrow[part] = values[part]
+                if not np.isfinite(narrow[part]).all() and np.isfinite(values[part]).all():
+                    raise UserError(f"{self.name} in {self.origin} has values beyond the range of {dtype}")
             return narrow
 
         return Tensor(self.name, self.shape, dtype, cast, self.origin)
+
+
+def owned(values: np.ndarray) -> np.ndarray:
+    """The values in memory of their own: a copy of a view of a file, anything else as it is."""
+    if not isinstance(values, np.memmap):
+        return values
+    copied = scratch(values.shape, values.dtype)
+    copied[...] = values
+    return copied
+
+
+def scratch(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array without values; the system takes its memory back as soon as nothing refers to it.
+
+    Without it, malloc keeps the memory of each array for the next, between those of the parameters (cost: 50 MB for a
+    checkpoint of 370 MB).
+    """
+    count = math.prod(shape)
+    if count * dtype.itemsize < _BLOCK_BYTES // 4:
+        return np.empty(shape, dtype)
+    # An array at the start of a page could become the device's own memory, which no program may then overwrite.
+    memory = mmap.mmap(-1, count * dtype.itemsize + _OFF_PAGE, **_PRIVATE)
+    return np.frombuffer(memory, dtype, count, _OFF_PAGE).reshape(shape)
+
+
+def same_values(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one shape and dtype have equal values; memory contains a few megabytes of them."""
+    blocks = _blocks(one.shape, one.dtype.itemsize)
+    rest = (slice(None),) * (len(one.shape) - 1)
+    return all(np.array_equal(one.read((part, *rest)), other.read((part, *rest))) for part in blocks)
+
+
+def _blocks(shape: tuple[int, ...], itemsize: int) -> list[Any]:
+    """The rows of an array in slices of a few megabytes; all of a scalar."""
+    if not shape:
+        return [...]
+    rows = max(1, _BLOCK_BYTES // max(1, math.prod(shape[1:]) * itemsize))
+    return [slice(first, first + rows) for first in range(0, shape[0], rows)]
 
 
 def rows_of(tensor: Tensor, rows: np.ndarray) -> Tensor:
@@ -104,32 +154,43 @@ def from_array(name: str, array: np.ndarray) -> Tensor:
 
 
 def read_file(path: Path) -> list[Tensor]:
-    """The tensors of one safetensors file; reads only the header.
+    """The tensors of one safetensors file; process 0 alone reads its header, and each process the slices it needs.
 
     Raises:
       UserError: the file is missing, truncated or not safetensors, or contains a dtype that no decoder has.
     """
+    contents = functools.cache(lambda: np.memmap(path, np.uint8, "r"))
+    return [
+        Tensor(name, shape, DTYPES[code], _reader(contents, DTYPES[code], shape, start), str(path))
+        for name, code, shape, start in agreed(lambda: _header(path))
+    ]
+
+
+def _header(path: Path) -> list[tuple[str, str, tuple[int, ...], int]]:
+    """The name, the dtype's code, the shape and the first byte of every tensor of a file."""
     try:
-        handle = safe_open(path, framework="numpy")  # checks that the data is as long as the header says
-        names = list(handle.keys())
+        safe_open(path, framework="numpy")  # checks that the data is as long as the header says
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(length))
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable safetensors file (truncated?): {_line(error)}") from None
-    tensors = []
-    for name in names:
-        part = handle.get_slice(name)
-        code = part.get_dtype()
-        if code not in DTYPES:
-            raise UserError(f"{name} in {path} is stored as {code}; known: {', '.join(DTYPES)}")
-        tensors.append(Tensor(name, tuple(part.get_shape()), DTYPES[code], _reader(handle, name), str(path)))
-    return tensors
+    entries.pop("__metadata__", None)
+    found = []
+    for name, entry in entries.items():
+        if entry["dtype"] not in DTYPES:
+            raise UserError(f"{name} in {path} is stored as {entry['dtype']}; known: {', '.join(DTYPES)}")
+        found.append((name, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]))
+    return found
 
 
-def _reader(handle: safe_open, name: str) -> Callable[[Index], np.ndarray]:
+def _reader(
+    contents: Callable[[], np.memmap], dtype: np.dtype, shape: tuple[int, ...], start: int
+) -> Callable[[Index], np.ndarray]:
+    size = math.prod(shape) * dtype.itemsize
+
     def read(index: Index) -> np.ndarray:
-        part = handle.get_slice(name)
-        # safetensors rejects a bare `:` in some positions, so a whole dimension needs explicit bounds
-        bounds = tuple(slice(*cut.indices(size)[:2]) for cut, size in zip(index, part.get_shape(), strict=True))
-        return np.asarray(part[bounds])
+        return contents()[start : start + size].view(dtype).reshape(shape)[index]
 
     return read
 
