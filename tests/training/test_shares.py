@@ -140,6 +140,12 @@ def test_a_mesh_that_does_not_fit_is_one_line(place, mesh, message):
         run(paths_in(place, "refused"), mesh=mesh, **SHORT)
 
 
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="training runs in one process, on the devices of one machine"):
+        run_mesh("data=2", TrainingSettings())
+
+
 def test_auto_says_why_it_chose():
     assert run_mesh("auto", TrainingSettings()) == (
         None,

@@ -18,7 +18,8 @@ def run_mesh(given: MeshArgument, settings: TrainingSettings) -> tuple[Mesh | No
     JAX must not have looked for devices before, if they are virtual ones of a CPU (`give_threads`).
 
     Raises:
-      UserError: no mesh, one of an axis that training does not use, or of more devices than there are.
+      UserError: no mesh, one of an axis that training does not use, or of more devices than there are; several
+        processes.
     """
     asked = parse_mesh(given)
     if asked != MeshSpec():
@@ -30,6 +31,8 @@ def run_mesh(given: MeshArgument, settings: TrainingSettings) -> tuple[Mesh | No
             f"{DATA}={spec.devices} uses as many devices",
             arguments=("mesh",),
         )
+    if jax.process_count() > 1:
+        raise UserError("training runs in one process, on the devices of one machine; start one", arguments=("mesh",))
     mesh = make_mesh(spec)
     if mesh is None:
         return None, tuple(lines)
