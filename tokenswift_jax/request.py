@@ -22,6 +22,8 @@ class Request:
       stops: strings that end the text.
       stop_token_ids: special tokens among `stops`, which give no text: each ends the text as a stop string does.
       stop_on_repetition: whether a loop (`RepetitionGuard`) ends the text.
+      predicted_ids: token ids of a text that this one may resemble. N-gram drafts come from it too; no token depends on
+        it.
     """
 
     prompt_ids: Sequence[int]
@@ -32,6 +34,7 @@ class Request:
     stops: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     stop_on_repetition: bool = False
+    predicted_ids: Sequence[int] = ()
 
 
 def check_drawable(request: Request, vocab: int) -> None:

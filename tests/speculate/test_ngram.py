@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenswift_jax.parallel.rules import bytes_on_each
-from tokenswift_jax.speculate import ngram, ngram_fill
+from tokenswift_jax.speculate import ngram, ngram_fill, predicted_text
 
 CAPACITY = 48
 KEYS = 8  # of an alphabet; what is looked up
@@ -32,7 +32,7 @@ class DictTable:
     def __init__(self, slots, sets):
         self.slots, self.sets, self.rows, self.used = slots, sets, {}, {}
 
-    def insert(self, text, eligible):
+    def insert(self, text, eligible, position=0):
         for end in range(3, max(eligible, 3)):
             first, *continuation = text[end - 3 : end + 1]
             row, continuation = self.rows.setdefault(first, {}), tuple(continuation)
@@ -44,7 +44,7 @@ class DictTable:
                     del row[min(row, key=row.__getitem__)]
                 else:
                     continue
-            row[continuation] = (row.get(continuation, (0, 0))[0] + 1, end)
+            row[continuation] = (row.get(continuation, (0, 0))[0] + 1, position + end)
         return self
 
     def lookup(self, first, k):
@@ -151,6 +151,25 @@ def test_a_batch_row_equals_the_row_alone(rows, sizes, fill):
     for i, table in enumerate(alone):
         np.testing.assert_array_equal(together.entries[i], table.entries[0])
         assert int(together.inserted[i]) == int(table.inserted[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(drawn=texts(), before=st.lists(texts(), min_size=2, max_size=2), sizes=tables, width=st.sampled_from([5, 64]))
+def test_predictions_come_before_the_text_and_in_any_pieces(drawn, before, sizes, width):
+    """One row has a prediction and the other another one; both have the same text after it."""
+    text, alphabet = drawn
+    predictions, tokens = [each for each, _ in before], padded([text, text])
+    table = ngram.empty(2, sizes[1], sizes[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predicted_text, "_WIDTH", width)
+        for piece in predicted_text.pieces(predictions):
+            table = predicted_text.enter(table, jnp.asarray(piece))
+    table = FILLS[0](table, tokens, jnp.asarray([len(text)] * 2, jnp.int32))
+    for row, prediction in enumerate(predictions):
+        expected = DictTable(sizes[0], table.entries.shape[1])
+        expected.insert(prediction, len(prediction), -len(prediction)).insert(text, len(text))
+        found = look(table, [alphabet] * 2, sizes[0])[row]
+        assert found == [expected.lookup(token, sizes[0]) for token in alphabet]
 
 
 @pytest.mark.parametrize("vocab", [4, 2048, 200_000])

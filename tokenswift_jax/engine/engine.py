@@ -26,8 +26,8 @@ from tokenswift_jax.request import Request
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.params import SequenceParams, sequence_params
 from tokenswift_jax.sampling import SamplingConfig
-from tokenswift_jax.speculate import plans
-from tokenswift_jax.speculate.drafter import Drafter
+from tokenswift_jax.speculate import plans, predicted_text
+from tokenswift_jax.speculate.drafter import Drafter, DrafterState
 from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.plans import NamedPlan
 from tokenswift_jax.step.loop import Chunk, compiled
@@ -312,6 +312,8 @@ class Engine:
         if any(prefill.emitted):
             state = self._resumed(prefill, state)
             chunk = replace(chunk, counts=jnp.where(jnp.asarray([bool(e) for e in prefill.emitted]), 0, chunk.counts))
+        predicted = [request.predicted_ids for request in prefill.requests]
+        state = replace(state, drafter=self._predicted(state.drafter, predicted))
         adopted = self._state is None and slots == list(range(self.slots)) and prefill.capacity == self.layout.capacity
         if adopted:
             self._state, self._inputs, self._ready, self._drafted = state, inputs, None, None
@@ -330,6 +332,14 @@ class Engine:
         self._state, sequence = both
         self._inputs = replace(self._inputs, sequence=sequence)
         return chunk
+
+    def _predicted(self, parts: DrafterState, predictions: Sequence[Sequence[int]]) -> DrafterState:
+        """The parts of new rows, whose n-gram tables also contain the 4-grams of the rows' predictions."""
+        own = list(parts)
+        for place in predicted_text.tables(self.layout.parts):
+            for piece in map(self.placement.rows_of, predicted_text.pieces(predictions)):
+                own[place] = self.programs.run(predicted_text.enter, own[place], piece, name="predictions")
+        return tuple(own)
 
     def _replace(self, change: Callable[[DecodeState], DecodeState]) -> None:
         if self._state is not None:

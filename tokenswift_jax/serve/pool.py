@@ -126,7 +126,7 @@ class Pool:
         lengths = [2, *(width + 1 for width in chunk_widths()[:-1])]  # a prompt for each of prefill's programs
         for number, slots in enumerate([self.staging[0], *self.staging]):
             for length in lengths if number < 2 else lengths[-1:]:
-                request = Request((0,) * length, greedy, 3)
+                request = Request((0,) * length, greedy, 3, predicted_ids=(0,) * (number == 0))
                 for emitted in ([], [0]):
                     if given_up():
                         return
@@ -144,6 +144,11 @@ class Pool:
     def fits(self, request: Request) -> bool:
         """Whether a slot has room for the request."""
         return len(request.prompt_ids) + request.max_new_tokens <= self.size.length
+
+    @property
+    def drafts_ngrams(self) -> bool:
+        """Whether its plans draft n-grams."""
+        return any(named.plan.tree.ngram_k for named in self._plans.variants)
 
     @property
     def vacant(self) -> list[int]:

@@ -83,6 +83,11 @@ class Service:
         return self.scheduler.pools[-1].size.length
 
     @property
+    def drafts_ngrams(self) -> bool:
+        """Whether drafts may come from n-grams, and so from a predicted text."""
+        return self.scheduler.pools[0].drafts_ngrams
+
+    @property
     def ready(self) -> bool:
         """Whether every program is compiled and requests are admitted."""
         return self.scheduler.ready.is_set() and not self._draining

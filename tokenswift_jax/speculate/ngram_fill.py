@@ -21,6 +21,7 @@ def fill(
     table: NgramTable,
     tokens: jax.Array,
     eligible: jax.Array,
+    first: jax.Array | int = 0,
     *,
     block: int = 4096,
     tile: int | None = None,
@@ -34,6 +35,7 @@ def fill(
         table: the table so far; XLA updates it in place if it is donated.
         tokens: int32 `[batch, capacity]`, the text by position.
         eligible: int32 `[batch]`, number of positions that 4-grams may come from, may be negative.
+        first: int32 `[batch]`, the position that the table records for `tokens[:, 0]`.
         block: positions per block.
         tile: the most 4-grams that one step inserts; None: few on a CPU, where each 4-gram costs time, and many on
             accelerators, where each step does.
@@ -47,8 +49,9 @@ def fill(
     def one_block(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         entries, start = carry
         queue, number = _queue(tokens, start, eligible, width, entries.shape[1])
-        return _insert_queue(entries, tokens, queue, number, tile, steps), start + width
+        return _insert_queue(entries, tokens, queue, number, places, tile, steps), start + width
 
+    places = jnp.broadcast_to(jnp.asarray(first, jnp.int32), eligible.shape)[:, None]
     start = jnp.maximum(table.inserted, LENGTH - 1)
     entries, _ = lax.while_loop(lambda carry: (carry[1] < eligible).any(), one_block, (table.entries, start))
     return NgramTable(entries, jnp.maximum(table.inserted, eligible))
@@ -84,9 +87,16 @@ def _queue(tokens: jax.Array, start: jax.Array, stop: jax.Array, width: int, set
 
 
 def _insert_queue(
-    entries: jax.Array, tokens: jax.Array, queue: jax.Array, number: jax.Array, tile: int, steps: int
+    entries: jax.Array,
+    tokens: jax.Array,
+    queue: jax.Array,
+    number: jax.Array,
+    first: jax.Array,
+    tile: int,
+    steps: int,
 ) -> jax.Array:
-    """Inserts a queue of `_queue`; each step inserts the next 4-grams of one rank."""
+    """Inserts a queue of `_queue`, with positions from `first` int32 `[batch, 1]` on; each step inserts the next
+    4-grams of one rank."""
     batch = jnp.arange(queue.shape[0], dtype=jnp.int32)[:, None]
     ahead = jnp.arange(min(tile, queue.shape[1]), dtype=jnp.int32)
 
@@ -96,7 +106,7 @@ def _insert_queue(
         rank, end, weight = jnp.moveaxis(queue.at[batch, at].get(mode="clip"), -1, 0)
         together = (rank == rank[:, :1]) & (at < number[:, None])
         grams = grams_at(tokens, end)
-        fields, place = choose(read(entries, grams[..., 0]), grams, end, weight)
+        fields, place = choose(read(entries, grams[..., 0]), grams, end + first, weight)
         entries = write(entries, grams[..., 0], fields, jnp.where(together, place, -1))
         return entries, done + jnp.sum(together, axis=1, dtype=jnp.int32)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
 from tokenswift_jax.serve.openai.generation import Choice
 from tokenswift_jax.serve.openai.messages import read_messages
+from tokenswift_jax.serve.openai.prediction import prediction_tokens, read_prediction
 from tokenswift_jax.serve.openai.settings import TextSettings, read_settings
 from tokenswift_jax.serve.openai.token_texts import TokenTexts
 from tokenswift_jax.serve.run import new_id
@@ -59,6 +60,7 @@ class _Asked:
       most: tokens of each answer.
       limit: the field that gave `most`, for errors.
       top: likeliest tokens to show; None: no log-probabilities.
+      prediction: token ids that the answers may resemble; None: none were given.
     """
 
     fields: Fields
@@ -73,10 +75,12 @@ class _Asked:
     every_usage: bool
     return_ids: bool
     token_texts: TokenTexts
+    prediction: list[int] | None
 
     def requests(self, service: Service) -> list[Request]:
         """The requests of all choices."""
-        return [self.settings.request(service.model, self.prompt, self.most, choice) for choice in range(self.n)]
+        given = service.model, self.prompt, self.most
+        return [self.settings.request(*given, choice, self.prediction or ()) for choice in range(self.n)]
 
 
 async def chat_completions(request: HttpRequest) -> Response:
@@ -110,6 +114,7 @@ async def _read(body: dict[str, Any], service: Service, limit: str) -> _Asked:
     stream = fields.flag("stream")
     include, every = generation.stream_options(fields, stream)
     prompt = await service.work(_encoded, turns, service)
+    prediction = await service.work(read_prediction, fields, service)
     if settings.truncate is not None:
         prompt = prompt[-settings.truncate :]
     left = generation.room(service, len(prompt))
@@ -127,6 +132,7 @@ async def _read(body: dict[str, Any], service: Service, limit: str) -> _Asked:
         every_usage=every,
         return_ids=fields.flag("return_token_ids"),
         token_texts=TokenTexts(model.tokenizer, as_ids=fields.flag("return_tokens_as_token_ids")),
+        prediction=prediction,
     )
 
 
@@ -151,11 +157,13 @@ class _Shape:
             "seed": asked.settings.sampling.seed,
         }
 
-    def answer(self, choices: list[dict[str, Any]], tokens: int | None) -> dict[str, Any]:
-        """The whole object; `tokens` None: without usage."""
+    def answer(self, shown: list[dict[str, Any]], tokens: int | None, choices: Sequence[Choice] = ()) -> dict[str, Any]:
+        """The whole object; `tokens` None: without usage; `choices` complete the counts of a prediction."""
         found = None if tokens is None else generation.usage([self._asked.prompt], tokens)
+        if found is not None and self._asked.prediction is not None and choices:
+            found["completion_tokens_details"] = prediction_tokens(self._asked.prediction, choices)
         extra: dict[str, Any] = {"prompt_token_ids": self._asked.prompt} if self._asked.return_ids else {}
-        return {**self._head, "choices": choices, "usage": found, **extra}
+        return {**self._head, "choices": shown, "usage": found, **extra}
 
     def choice(
         self, choice: Choice, content: dict[str, Any], ids: list[int], entries: list[TokenLogprob]
@@ -178,7 +186,7 @@ async def _answer(asked: _Asked, requests: list[Request], service: Service, owne
     for choice in choices:
         message = {"role": "assistant", "content": choice.text, "refusal": None}
         shown.append(shape.choice(choice, {"message": message}, choice.token_ids, choice.logprobs))
-    return shape.answer(shown, sum(len(choice.token_ids) for choice in choices))
+    return shape.answer(shown, sum(len(choice.token_ids) for choice in choices), choices)
 
 
 async def _frames(asked: _Asked, requests: list[Request], service: Service, owner: str) -> AsyncGenerator[bytes, None]:
@@ -203,5 +211,5 @@ async def _frames(asked: _Asked, requests: list[Request], service: Service, owne
             yield frame(error.body)
             return
     if asked.include_usage:
-        yield frame(shape.answer([], tokens))
+        yield frame(shape.answer([], tokens, choices))
     yield DONE

@@ -20,6 +20,7 @@ from tokenswift_jax.serve.openai import generation, logprobs
 from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
 from tokenswift_jax.serve.openai.generation import Choice, Offsets
+from tokenswift_jax.serve.openai.prediction import prediction_tokens, read_prediction
 from tokenswift_jax.serve.openai.settings import NAMES, TextSettings, read_settings
 from tokenswift_jax.serve.openai.token_texts import TokenTexts
 from tokenswift_jax.serve.run import new_id
@@ -38,6 +39,7 @@ class _Asked:
       texts: the prompts as text; None for prompts of ids.
       most: tokens of each text; 0 scores the prompts alone, with `echo`.
       top: likeliest tokens to show; None: no log-probabilities.
+      prediction: token ids that the texts may resemble; None: none were given.
     """
 
     fields: Fields
@@ -53,13 +55,14 @@ class _Asked:
     every_usage: bool
     return_ids: bool
     token_texts: TokenTexts
+    prediction: list[int] | None
 
     def requests(self, service: Service) -> list[Request]:
         """The requests of all choices, those of the first prompt first."""
         if not self.most:
             return []
         return [
-            self.settings.request(service.model, prompt, self.most, choice)
+            self.settings.request(service.model, prompt, self.most, choice, self.prediction or ())
             for prompt in self.prompts
             for choice in range(self.n)
         ]
@@ -97,6 +100,7 @@ async def _read(body: dict[str, Any], service: Service) -> _Asked:
     top = fields.whole("logprobs", 0, limits.logprobs)
     special = fields.flag("add_special_tokens", True)
     prompts, texts = await service.work(_prompts, fields, service, special)
+    prediction = await service.work(read_prediction, fields, service)
     if len(prompts) * n > limits.runs:
         raise bad(f"{len(prompts)} prompts times n {n} is above {limits.runs}, the most texts of one request", "n")
     if settings.truncate is not None:
@@ -121,6 +125,7 @@ async def _read(body: dict[str, Any], service: Service) -> _Asked:
         every_usage=every,
         return_ids=fields.flag("return_token_ids"),
         token_texts=TokenTexts(model.tokenizer, as_ids=fields.flag("return_tokens_as_token_ids")),
+        prediction=prediction,
     )
 
 
@@ -183,10 +188,12 @@ class _Shape:
         }
         self._offsets: dict[int, Offsets] = {}
 
-    def answer(self, choices: list[dict[str, Any]], tokens: int | None) -> dict[str, Any]:
-        """The whole object; `tokens` None: without usage."""
+    def answer(self, shown: list[dict[str, Any]], tokens: int | None, choices: Sequence[Choice] = ()) -> dict[str, Any]:
+        """The whole object; `tokens` None: without usage; `choices` complete the counts of a prediction."""
         found = None if tokens is None else generation.usage(self._asked.prompts, tokens)
-        return {**self._head, "choices": choices, "usage": found}
+        if found is not None and self._asked.prediction is not None and choices:
+            found["completion_tokens_details"] = prediction_tokens(self._asked.prediction, choices)
+        return {**self._head, "choices": shown, "usage": found}
 
     def prompt_text(self, number: int) -> str:
         """The text of a prompt, for `echo`."""
@@ -249,7 +256,7 @@ async def _answer(
             whole["prompt_token_ids"] = asked.prompts[index // asked.n]
             whole["token_ids"] = choices[index].token_ids if choices else []
         shown.append(whole)
-    return shape.answer(shown, sum(len(choice.token_ids) for choice in choices))
+    return shape.answer(shown, sum(len(choice.token_ids) for choice in choices), choices)
 
 
 async def _frames(
@@ -280,7 +287,7 @@ async def _frames(
             yield frame(error.body)
             return
     if asked.include_usage:
-        yield frame(shape.answer([], tokens))
+        yield frame(shape.answer([], tokens, choices))
     yield DONE
 
 

@@ -44,6 +44,7 @@ class Fields:
         """Errors put `prefix` before the names of fields, for an object inside another."""
         self.body, self._prefix = body, prefix
         self._known: set[str] = set()
+        self._without_effect: list[str] = []
 
     def get(self, name: str) -> Any:
         """The value of a field without a check; None where it is absent."""
@@ -135,14 +136,18 @@ class Fields:
         """Names fields that change nothing here."""
         self._known.update(names)
 
+    def without_effect(self, name: str) -> None:
+        """Names a field that changes nothing on this server, and that `notice` reports."""
+        self._without_effect.append(name)
+
     @property
     def unknown(self) -> list[str]:
-        """The names of the fields that nobody read."""
-        return [name for name in self.body if name not in self._known]
+        """The names of the fields that nobody read, and of those without effect."""
+        return [name for name in self.body if name not in self._known or name in self._without_effect]
 
     @property
     def notice(self) -> dict[str, str]:
-        """A header that names the unknown fields, which had no effect; empty if there are none."""
+        """A header that names the fields that had no effect; empty if there are none."""
         names = [name for name in self.unknown if name.isascii() and name.isprintable() and len(name) <= 64]
         return {"x-ignored-fields": ", ".join(names[:_NAMES_SHOWN])} if names else {}
 

@@ -30,7 +30,7 @@ class Choice:
       index: its number in the answer.
       prompt_ids: the prompt.
       channel: the updates of its run.
-      text, token_ids, logprobs, finish: what it has so far.
+      text, token_ids, sources, logprobs, finish: its result so far; `sources` as `TokenLog` has them.
     """
 
     index: int
@@ -38,6 +38,7 @@ class Choice:
     channel: Channel
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str | None = None
 
@@ -53,6 +54,7 @@ class Choice:
         entries = [] if update.log.logprobs is None else update.log.logprobs.of(ids)
         self.text += update.text
         self.token_ids += ids
+        self.sources += update.log.sources.tolist()
         self.logprobs += entries
         self.finish = None if update.finish is None else FINISH[update.finish]
         return ids, entries

@@ -33,10 +33,15 @@ def _turn(turn: Any, place: str, param: str) -> dict[str, str]:
     if role not in _ROLES:
         known = ", ".join(_ROLES)
         raise bad(f"{place} has a role that is not known; known: {known}", param)
-    return {"role": "system" if role == "developer" else role, "content": _text(turn.get("content"), place, param)}
+    return {"role": "system" if role == "developer" else role, "content": text_of(turn.get("content"), place, param)}
 
 
-def _text(content: Any, place: str, param: str) -> str:
+def text_of(content: Any, place: str, param: str) -> str:
+    """The text of a content: its own, or that of its parts.
+
+    Raises:
+      ApiError: there is none, or a part is not text; the message calls it `place`.
+    """
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:

@@ -38,6 +38,7 @@ _REFUSED = {
     "top_logprobs": (0,),
     "max_tool_calls": (),
     "moderation": (),
+    "prediction": (),
 }
 _MOST_CHARACTERS = {"key": 64, "value": 512}  # OpenAI's, of metadata
 

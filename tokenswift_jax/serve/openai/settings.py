@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "guided_grammar": (),
     "guided_decoding_backend": (),
     "grammar": (),
-    "prediction": (),
     "use_beam_search": (False,),
     "length_penalty": (1,),
     "early_stopping": (False,),
@@ -76,7 +76,14 @@ class TextSettings:
     min_tokens: int
     truncate: int | None
 
-    def request(self, model: Model, prompt_ids: list[int], max_tokens: int, choice: int) -> Request:
+    def request(
+        self,
+        model: Model,
+        prompt_ids: list[int],
+        max_tokens: int,
+        choice: int,
+        predicted_ids: Sequence[int] = (),
+    ) -> Request:
         """The request for one choice.
 
         Raises:
@@ -90,6 +97,7 @@ class TextSettings:
             eos_token_ids=() if self.ignore_eos else tuple(model.eos_token_ids),
             stops=self.stops,
             stop_token_ids=(*stop_token_ids(self.stops, model.tokenizer), *self.stop_ids),
+            predicted_ids=predicted_ids,
         )
         check_drawable(request, model.config.vocab_size)
         return request

@@ -38,6 +38,7 @@ async def create(request: HttpRequest) -> Response:
         fields = Fields(body)
         keeping(service)
         generation.check_model(fields, service)
+        fields.refuse({"prediction": ()})
         settings = read_settings(fields, service.model, service.limits)
         name = fields.text("name", NAME_CHARACTERS)
         looping = read_on_repetition(fields) or OnRepetition.OFF
