@@ -68,7 +68,7 @@ class Live:
             connection.request(method, path, data, {"content-type": "application/json", **(headers or {})})
             answer = connection.getresponse()
             content = answer.read()
-            if answer.headers.get("content-type", "") == "application/json":
+            if content and answer.headers.get("content-type", "") == "application/json":
                 content = json.loads(content)
             return answer.status, answer.headers, content
 

@@ -18,6 +18,7 @@ from tokenswift_jax.serve.openai import models, responses
 from tokenswift_jax.serve.openai.chat import chat_completions
 from tokenswift_jax.serve.openai.completions import completions
 from tokenswift_jax.serve.openai.errors import ApiError
+from tokenswift_jax.serve.openapi import openapi
 from tokenswift_jax.serve.runs import endpoints, probabilities
 from tokenswift_jax.serve.runs.command import command
 from tokenswift_jax.serve.runs.download import download
@@ -34,6 +35,7 @@ ROUTES = (
     Route("/health", models.health),
     Route("/ready", models.ready),
     Route("/metrics", models.metrics),
+    Route("/openapi.json", openapi),
     Route("/v1/models", models.models),
     Route("/v1/models/{name:path}", models.model),
     Route("/v1/completions", completions, methods=["POST"]),
