@@ -5,15 +5,12 @@ import http.client
 import json
 import os
 import random
-import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from live import WAIT
+from process import Process
 
 import tokenswift_jax as ts
 from tokenswift_jax.sampling import resolve_sampling
@@ -23,43 +20,9 @@ pytest.importorskip("uvicorn")
 
 # 20 kills: KILLS=20 pytest tests/serve/test_killed.py
 KILLS = int(os.environ.get("KILLS", 1))
-ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "It was late in the autumn, and the road"
 TOKENS = 400 + 100 * KILLS  # a life between two kills writes fewer than 100
 SMALL = ("--max-length", str(TOKENS + 40), "--slots", "2", "--mode", "autoregressive", "--port", "0")
-
-
-class Process:
-    """A server in a process of its own, once it is ready."""
-
-    def __init__(self, state, flags=SMALL):
-        command = [sys.executable, "-m", "tokenswift_jax.serve", *flags, "--state-dir", str(state)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-        self.port = 0
-        for line in self.process.stdout:
-            if found := re.match(r"listening on http://127\.0\.0\.1:(\d+)/v1", line):
-                self.port = int(found[1])
-            if line.startswith("ready"):
-                return
-        raise AssertionError("the server ended before it was ready")
-
-    def kill(self, number):
-        self.process.send_signal(number)
-        status = self.process.wait(WAIT)
-        self.process.stdout.close()
-        return status
-
-    def open(self, path, body=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT)
-        data = None if body is None else json.dumps(body)
-        connection.request("GET" if body is None else "POST", path, data, {"content-type": "application/json"})
-        return connection, connection.getresponse()
-
-    def get(self, path, body=None):
-        connection, answer = self.open(path, body)
-        with contextlib.closing(connection):
-            return json.loads(answer.read())
 
 
 def events(answer, seconds=None):
@@ -80,7 +43,7 @@ def test_a_killed_server_loses_nothing_that_it_sent(tmp_path):
     """One text is streamed and rejoined after each kill; another has no reader. SIGTERM ends the last server."""
     model, chance = ts.load(), random.Random(0)
     state, asked = tmp_path / "state", {"input": PROMPT, "max_output_tokens": TOKENS, "background": True}
-    server = Process(state)
+    server = Process(state, SMALL)
     quiet = server.get("/v1/responses", {**asked, "seed": 8})
     connection, answer = server.open("/v1/responses", {**asked, "seed": 9, "stream": True})
     seen, kills = [], 0
@@ -89,7 +52,7 @@ def test_a_killed_server_loses_nothing_that_it_sent(tmp_path):
         server.kill(signal.SIGKILL)
         kills += 1
         connection.close()
-        server = Process(state)
+        server = Process(state, SMALL)
         if not seen:  # killed before the first event reached anyone: ask again
             connection, answer = server.open("/v1/responses", {**asked, "seed": 9, "stream": True})
             continue
