@@ -52,12 +52,14 @@ def alone(index):
 
 @functools.cache
 def pools(mode):
-    """A short and a long pool, ready."""
+    """A short and a long pool, ready; with several texts they draft at random."""
     features = (SamplingFeatures.GREEDY, SamplingFeatures.FILTERED) if mode == "fused" else (SamplingFeatures.FILTERED,)
     plans = PlanSet(model().config, SPECULATIONS[mode], features)
     made = [Pool(model(), size, plans) for size in (SHORT, LONG)]
     for pool in made:
         pool.warm_up()
+        if pool.value is not None:
+            pool.value.pays = functools.partial(np.random.default_rng(0).choice, [True, False])
     return made
 
 

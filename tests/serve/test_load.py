@@ -100,8 +100,10 @@ def test_short_requests_beside_a_long_run(server):
     alone, _ = long.pace(lambda: time.sleep(4))
     beside, seconds = long.pace(lambda: arriving(server, 1000, interval))
     long.end()
-    print(f"\nshort requests, one every {1000 * interval:.0f} ms: p95 {1000 * p95(idle):.0f} ms idle, "
-          f"{1000 * p95(seconds):.0f} ms beside a long run, which has {beside:.0f} tokens/s of {alone:.0f}")  # fmt: skip
+    times = f"p95 {1000 * p95(idle):.0f} ms idle, {1000 * p95(seconds):.0f} ms beside a long run"
+    print(
+        f"\nshort requests, one every {1000 * interval:.0f} ms: {times}, which has {beside:.0f} tokens/s of {alone:.0f}"
+    )
     assert p95(seconds) <= 3 * p95(idle)
     assert beside >= 0.7 * alone
 

@@ -40,9 +40,10 @@ class PlanSet:
         """Raises UserError if the checkpoint lacks the draft heads that the speculation asks for."""
         self.spec = LogprobSpec(min(TOP_LOGPROBS, config.vocab_size))
         self.features = tuple(sorted(features))
-        self._plain = {each: serving_plan(config, speculation, each) for each in self.features}
+        self._drafted = {each: serving_plan(config, speculation, each) for each in self.features}
+        self._undrafted = {each: plans.autoregressive_plan(config, each) for each in self.features}
         # Runs with log-probabilities are rare: they share one variant.
-        self._with_logprobs = plans.with_logprobs(self._plain[self.features[-1]], self.spec)
+        self._with_logprobs = plans.with_logprobs(self._drafted[self.features[-1]], self.spec)
 
     @property
     def drafting(self) -> list[Plan]:
@@ -55,16 +56,28 @@ class PlanSet:
         return self._with_logprobs.label
 
     @property
+    def drafts(self) -> bool:
+        """Whether the plans draft anything."""
+        return self._with_logprobs.plan.rows > 1
+
+    @property
+    def undrafted(self) -> list[NamedPlan]:
+        """The variants of plain decoding, for pools in which drafts do not pay."""
+        return list(self._undrafted.values())
+
+    @property
     def variants(self) -> list[NamedPlan]:
         """All variants, to compile before the first request."""
-        return [*self._plain.values(), self._with_logprobs]
+        return [*self._drafted.values(), self._with_logprobs]
 
-    def named(self, settings: Iterable[SamplingConfig], logprobs: bool) -> NamedPlan:
-        """The cheapest variant that serves rows of such settings."""
+    def named(self, settings: Iterable[SamplingConfig], logprobs: bool, *, drafted: bool = True) -> NamedPlan:
+        """The cheapest variant for rows of such settings; if not `drafted`, one of plain decoding, except for rows
+        with log-probabilities."""
         if logprobs:
             return self._with_logprobs
         needed = max(map(features_of, settings))
-        return self._plain[next(each for each in self.features if each >= needed)]
+        variants = self._drafted if drafted else self._undrafted
+        return variants[next(each for each in self.features if each >= needed)]
 
 
 def serving_plan(config: ModelConfig, speculation: SpeculationConfig, features: SamplingFeatures) -> NamedPlan:

@@ -10,20 +10,25 @@ from typing import TYPE_CHECKING
 import jax
 
 from tokenswift_jax.engine.capacity import check_memory
-from tokenswift_jax.engine.engine import Engine, Pending
+from tokenswift_jax.engine.engine import Engine, Pending, StepResult
 from tokenswift_jax.engine.layout import Layout, scratch_of
 from tokenswift_jax.engine.prefill import Prefill, chunk_rows, chunk_widths
 from tokenswift_jax.kv.dense import cache_bytes, round_up
 from tokenswift_jax.progress_report import Report, silent
 from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.serve.draft_value import DraftValue
 from tokenswift_jax.serve.plan_set import PlanSet
 from tokenswift_jax.serve.run import Run
+from tokenswift_jax.speculate.plans import NamedPlan
+from tokenswift_jax.token_log import RECORD
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
 _SMALLEST = 1024  # slots of the smallest cache that a prompt enters before it moves to its slot
+_TIMED = 8  # iterations whose time tells the cost of a plan
+_OFFSET = RECORD.index("offsets")
 _GROWTH = 4  # factor from one such size to the next: every size costs five programs
 
 
@@ -50,12 +55,14 @@ class Flight:
       rows: the tenancies by their row in the result.
       pending: the result.
       inserted: whether this is an insertion; else it is a chunk.
+      drafted: whether it is a chunk with drafts.
     """
 
     pool: Pool
     rows: dict[int, Tenancy]
     pending: Pending
     inserted: bool = False
+    drafted: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ class Pool:
       engine: the engine of the slots.
       tenants: the runs in the slots.
       coming: the runs whose prompts enter a cache, in the order in which they take turns.
+      value: the value of drafts to several texts; None where they have no choice.
     """
 
     def __init__(
@@ -118,6 +126,7 @@ class Pool:
         self.engine = Engine(model, layout, size.slots, report=report)
         self.tenants: dict[int, Tenancy] = {}
         self.coming: deque[tuple[Run, Prefill]] = deque()
+        self.value: DraftValue | None = None
 
     def warm_up(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Allocates the slots and compiles every program that a request can need, unless that is `given_up`."""
@@ -134,11 +143,17 @@ class Pool:
                     self.engine.insert(prefill, [0]).result()
                     if number == 0:  # with a plan prepared, an insertion also brings the row's drafts up to date
                         self.engine.prepare(first)
-        for named in self._plans.variants:
+        chosen = self.size.slots > 1 and self._plans.drafts
+        seconds: dict[NamedPlan, float] = {}
+        for named in [*self._plans.variants, *(self._plans.undrafted if chosen else ())]:
             if given_up():
                 return
             self.engine.prepare(named)
             self.engine.step(named, 1).result()
+            if chosen:
+                seconds[named] = min(self.engine.frozen_seconds(named, _TIMED) for _ in range(3))
+        if chosen:
+            self.value = DraftValue(seconds[self._plans.variants[0]], seconds[self._plans.undrafted[0]])
         self.engine.evict([0])
 
     def fits(self, request: Request) -> bool:
@@ -185,6 +200,8 @@ class Pool:
             slot = next(slot for slot in range(self.size.slots) if slot not in self.tenants)
             tenancy = self.tenants[slot] = Tenancy(run, slot)
             self.coming.remove(entry)
+            if self.value is not None and run.request.predicted_ids:
+                self.value.retry()
             flights.append(Flight(self, {0: tenancy}, self.engine.insert(prefill, [slot]), inserted=True))
         return flights
 
@@ -196,10 +213,19 @@ class Pool:
     def step(self, iterations: int | None) -> Flight:
         """Sends a chunk of at most so many iterations (None: a whole chunk)."""
         runs = [tenancy.run for tenancy in self.tenants.values()]
-        named = self._plans.named([run.request.sampling for run in runs], any(run.logprobs for run in runs))
+        drafted = self.value is None or len(runs) == 1 or self.value.pays()
+        settings, logprobs = [run.request.sampling for run in runs], any(run.logprobs for run in runs)
+        named = self._plans.named(settings, logprobs, drafted=drafted)
         self.engine.prepare(named)
         rows = {tenancy.slot: tenancy for tenancy in self.tenants.values()}
-        return Flight(self, rows, self.engine.step(named, iterations))
+        return Flight(self, rows, self.engine.step(named, iterations), drafted=named.plan.rows > 1)
+
+    def learn(self, flight: Flight, result: StepResult) -> None:
+        """Takes from the result of a chunk how many tokens its drafts gave."""
+        if self.value is not None and flight.drafted:
+            records = [result.records[row, : result.counts[row]] for row in flight.rows]
+            begun = sum(int((each[:, _OFFSET] == 0).sum()) for each in records)
+            self.value.took(sum(map(len, records)), begun)
 
     def leave(self, run: Run) -> None:
         """Frees the slot of a run, or drops its prefill."""

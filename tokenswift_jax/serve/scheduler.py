@@ -237,7 +237,10 @@ class Scheduler:
         length = pool.size.length
         while pool.vacant:
             with self._lock:
-                run = self.queue.first(lambda run: self._home(run) == length and pool.may_begin(run))
+                if self._alone():
+                    run = self.queue.first(lambda run: pool is self._narrowest(run))
+                else:
+                    run = self.queue.first(lambda run: self._home(run) == length and self._may_begin(run, pool))
                 if run is None and not any(self._home(run) == length for run in self.queue.order()):
                     # Nobody needs these slots: a run whose own ones are all taken may have one.
                     run = self.queue.first(lambda run: self._may_borrow(run, pool))
@@ -256,10 +259,25 @@ class Scheduler:
         """The length of the shortest slots with room for a run."""
         return next(pool.size.length for pool in self.pools if pool.fits(run.request))
 
+    def _alone(self) -> bool:
+        """Whether one run waits and nothing else is here."""
+        return len(self.queue) == 1 and not any(pool.tenants or pool.coming for pool in self.pools)
+
+    def _narrowest(self, run: Run) -> Pool:
+        """The pool in which a run that is alone pays for the fewest rows."""
+        return min((pool for pool in self.pools if pool.fits(run.request)), key=lambda pool: pool.size.slots)
+
+    def _may_begin(self, run: Run, pool: Pool) -> bool:
+        """Whether a run that is not alone may enter a pool: runs in one wide pool decode together, and those in several
+        pools in turns."""
+        wider = [other for other in self.pools if other.size.length == pool.size.length]
+        wider = [other for other in wider if other.size.slots > pool.size.slots and other.vacant]
+        return not wider and pool.may_begin(run)
+
     def _may_borrow(self, run: Run, pool: Pool) -> bool:
         home = self._home(run)
         own = [other for other in self.pools if other.size.length == home]
-        return home < pool.size.length and not any(other.vacant for other in own) and pool.may_begin(run)
+        return home < pool.size.length and not any(other.vacant for other in own) and self._may_begin(run, pool)
 
     def _advance(self, pool: Pool, decoding: bool) -> None:
         """Sends chunks of prompts, fewer while texts decode, and inserts the prompts that are complete."""
@@ -288,6 +306,7 @@ class Scheduler:
             if tenancy.active and result.finish[row] == Finish.NOT_A_NUMBER:
                 error = NumericsError(int(result.length[row]) + 1)
                 self._end(run, RunState.FAILED, "error", str(error))
+        flight.pool.learn(flight, result)
         self._observer.stepped(flight, result)
 
     def _emit(self, run: Run, log: Any) -> None:
