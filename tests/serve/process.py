@@ -12,6 +12,9 @@ from pathlib import Path
 from live import WAIT
 
 ROOT = Path(__file__).resolve().parents[2]
+# As for a person: without the quick compilation and the threads of tests/conftest.py.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")}
+ENVIRONMENT |= {"PYTHONPATH": str(ROOT)}
 
 
 class Process:
@@ -19,8 +22,7 @@ class Process:
 
     def __init__(self, state, flags=()):
         command = [sys.executable, "-m", "tokenswift_jax.serve", *flags, "--state-dir", str(state)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
         self.port = 0
         for line in self.process.stdout:
             if found := re.match(r"listening on http://127\.0\.0\.1:(\d+)/v1", line):

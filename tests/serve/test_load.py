@@ -8,6 +8,8 @@ import random
 import re
 import socket
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -16,18 +18,14 @@ import pytest
 
 pytest.importorskip("uvicorn")
 from live import WAIT, until
-from process import Process
-
-import tokenswift_jax as ts
-from tokenswift_jax.sampling import resolve_sampling
-from tokenswift_jax.speculation import SpeculationConfig
+from process import ENVIRONMENT, Process
 
 pytestmark = pytest.mark.long
 
 PATH = "/v1/completions"
 PROMPT = "It was late in the autumn, and the road"
 SHORT = {"prompt": PROMPT, "max_tokens": 16, "seed": 1}
-LENGTH = 16384
+LENGTH = 8192
 MOST = 600
 KEYS = ("first", "second")
 
@@ -166,26 +164,40 @@ def gauges(server):
     return {name: float(value) for name, value in found.items()}
 
 
+GENERATE = f"""
+import sys, time
+import tokenswift_jax as ts
+from tokenswift_jax.sampling import resolve_sampling
+from tokenswift_jax.speculation import SpeculationConfig
+model = ts.load()
+sampling = resolve_sampling({{"seed": 3}}, model.generation_config)
+drafts = SpeculationConfig(mode="tokenswift", schedule="fused")
+for _ in sys.stdin:
+    begun = time.perf_counter()
+    ts.generate(model, {PROMPT!r}, sampling, drafts, max_new_tokens={MOST}, ignore_eos=True)
+    print(time.perf_counter() - begun, flush=True)
+"""
+
+
 def test_cost(server):
     """One client against `generate` in the same mode, and eight clients against one, in turns."""
     body = {"prompt": PROMPT, "max_tokens": MOST, "seed": 3, "ignore_eos": True}
-    model = ts.load()
-    plan = SpeculationConfig(mode="tokenswift", schedule="fused")
+    command = [sys.executable, "-c", GENERATE]
     rates = {"generate": [], "one": [], "eight": []}
-    for turn in range(4):
-        begun = time.perf_counter()
-        text = ts.generate(model, PROMPT, resolve_sampling({"seed": 3}, model.generation_config), plan,
-                           max_new_tokens=MOST, ignore_eos=True)  # fmt: skip
-        took = time.perf_counter() - begun
-        one, answer = ask(server, body)
-        assert answer["choices"][0]["text"] == text.text
-        begun = time.perf_counter()
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda number: ask(server, {**body, "seed": number}), range(8)))
-        eight = time.perf_counter() - begun
-        if turn:  # the first one compiles
-            for name, rate in zip(rates, (MOST / took, MOST / one, 8 * MOST / eight), strict=True):
-                rates[name].append(rate)
+    with subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as beside:
+        for turn in range(4):
+            beside.stdin.write("\n")
+            beside.stdin.flush()
+            took = float(beside.stdout.readline())
+            one, _ = ask(server, body)
+            begun = time.perf_counter()
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(lambda number: ask(server, {**body, "seed": number}), range(8)))
+            eight = time.perf_counter() - begun
+            if turn:  # the first one compiles
+                for name, rate in zip(rates, (MOST / took, MOST / one, 8 * MOST / eight), strict=True):
+                    rates[name].append(rate)
+        beside.stdin.close()
     found = {name: statistics.median(each) for name, each in rates.items()}
     print("\ntokens/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in found.items()))
     assert found["one"] >= 0.97 * found["generate"]

@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.serve.run import RunState
-from tokenswift_jax.serve.scheduler import BusyError
+from tokenswift_jax.request import Request
+from tokenswift_jax.serve.pool import PoolSize
+from tokenswift_jax.serve.run import Run, RunState
+from tokenswift_jax.serve.scheduler import BusyError, Scheduler
 
 # All modes, 500 schedules: SCHEDULES=100 pytest tests/serve/test_scheduler.py -k schedule
 SCHEDULES = int(os.environ.get("SCHEDULES", 4))
@@ -118,6 +120,50 @@ def test_short_requests_borrow_idle_slots_of_the_long_pool():
         guests.scheduler.turn()
     assert guests.scheduler.counts["waiting"] == 0
     guests.finish()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "placed"),
+    [
+        ([5], [(1, 400)]),
+        ([5, 5], [(4, 400), (4, 400)]),
+        ([5] * 5, [*[(4, 400)] * 4, (2, 100)]),
+        ([5] * 8, [*[(4, 400)] * 4, (2, 100), (2, 100), (1, 400)]),
+        ([5] * 7 + [300], [*[(4, 400)] * 4, (2, 100), (2, 100), (1, 400)]),
+        ([300], [(1, 400)]),
+        ([300] * 6, [*[(4, 400)] * 4, (1, 400)]),
+    ],
+)
+def test_runs_enter_few_and_wide_pools_and_leave_a_slot_for_longer_ones(lengths, placed):
+    """Pools without an engine: one slot and four for texts of 400 positions, two for texts of 100."""
+
+    class Places:
+        def __init__(self, slots, length):
+            self.size, self.tenants, self.coming, self.begun = PoolSize(slots, length), {}, [], []
+
+        @property
+        def vacant(self):
+            return range(self.size.slots - len(self.begun))
+
+        def fits(self, request):
+            return request.max_new_tokens < self.size.length
+
+        def may_begin(self, run):
+            return True
+
+        def begin(self, run):
+            self.begun.append(run)
+
+    sizes = (1, 400), (4, 400), (2, 100)
+    scheduler = Scheduler([Places(*size) for size in sizes], lambda run, update: None)
+    runs = [Run(Request((1,), request(0).sampling, length)) for length in lengths]
+    for run in runs:
+        scheduler.queue.push(run)
+    for pool in scheduler.pools * 2:  # two turns
+        scheduler._admit(pool)
+    found = [(pool.size.slots, pool.size.length) for pool in scheduler.pools for _ in pool.begun]
+    assert sorted(found) == sorted(placed)
+    assert len(scheduler.queue) == len(lengths) - len(placed)
 
 
 def test_the_owner_with_fewer_tokens_comes_first():

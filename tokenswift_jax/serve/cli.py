@@ -26,7 +26,7 @@ PROGRAM = "python -m tokenswift_jax.serve"
 KEY_VARIABLE = "TOKENSWIFT_API_KEY"
 _MAX_LENGTH, _SHORT_LENGTH, _SHORT_SLOTS = 8192, 2048, 2
 # Each group of slots has programs of its own width. A single text decodes in the first group at the cost of one row.
-_SLOTS = (1, 3)
+_SLOTS, _MORE_SLOTS, _MORE_BYTES = (1, 3), (1, 8), 2**30
 _DEMO_NAME = "tokenswift-demo"
 # The demo continues stories; a conversation is its text, turn by turn.
 _DEMO_TEMPLATE = "{{ messages | map(attribute='content') | join('\\n\\n') }}"
@@ -81,26 +81,33 @@ def make_pools(
     model: Model,
     speculation: SpeculationConfig,
     max_length: int | None = None,
-    slots: Sequence[int] = _SLOTS,
+    slots: Sequence[int] | None = None,
     short_slots: int = _SHORT_SLOTS,
     report: Report = silent,
 ) -> list[Pool]:
     """The groups of slots for texts of up to `max_length` tokens, and `short_slots` more for short ones alone.
 
+    By default the groups have 1 and 3 slots, or 1 and 8 where the K/V of these take at most 1 GiB.
     A server of texts not much longer than short ones has no slots for these alone.
 
     Raises:
       UserError: the length exceeds the model's positions, or the slots the memory.
     """
+    import jax
+
+    from tokenswift_jax.kv.dense import cache_bytes
     from tokenswift_jax.serve.plan_set import PlanSet
     from tokenswift_jax.serve.pool import Pool, PoolSize
 
-    if not all(slots):
+    if slots is not None and not all(slots):
         raise UserError("slots has a group of 0; give at least 1 for each", ("slots",))
     limit = model.config.max_position_embeddings
     length = min(_MAX_LENGTH, limit) if max_length is None else max_length
     if length > limit:
         raise UserError(f"max_length {length} exceeds the model's {limit} positions; ask for less", ("max_length",))
+    if slots is None:
+        dtype = jax.tree.leaves(model.params)[0].dtype
+        slots = _MORE_SLOTS if cache_bytes(model.config, sum(_MORE_SLOTS), length, dtype) <= _MORE_BYTES else _SLOTS
     sizes = [PoolSize(count, length) for count in slots]
     if short_slots and length >= 2 * _SHORT_LENGTH:
         sizes.append(PoolSize(short_slots, _SHORT_LENGTH))
@@ -188,7 +195,11 @@ def _parser(program: str) -> Parser:
     )
     add("--state-dir", type=path, metavar="FOLDER", help="for runs that outlive the server (default: XDG_STATE_HOME's)")
     add("--max-length", type=whole(2), metavar="N", help=f"longest text, prompt included (default: {_MAX_LENGTH})")
-    add("--slots", type=whole_list("1,3"), default=_SLOTS, help="texts at once, by groups that decode in turns (1,3)")
+    add(
+        "--slots",
+        type=whole_list("1,3"),
+        help="texts at once, by groups that decode in turns (1,8 for small models, else 1,3)",
+    )
     add(
         "--short-slots", type=whole(0), default=_SHORT_SLOTS, help=f"more, for texts up to {_SHORT_LENGTH} tokens alone"
     )

@@ -234,16 +234,9 @@ class Scheduler:
 
     def _admit(self, pool: Pool) -> None:
         """Begins the prompts that a pool has slots and memory for."""
-        length = pool.size.length
         while pool.vacant:
             with self._lock:
-                if self._alone():
-                    run = self.queue.first(lambda run: pool is self._narrowest(run))
-                else:
-                    run = self.queue.first(lambda run: self._home(run) == length and self._may_begin(run, pool))
-                if run is None and not any(self._home(run) == length for run in self.queue.order()):
-                    # Nobody needs these slots: a run whose own ones are all taken may have one.
-                    run = self.queue.first(lambda run: self._may_borrow(run, pool))
+                run = self.queue.first(self._wanted_by(pool))
                 if run is None:
                     return
                 run.state = RunState.PREFILL
@@ -259,25 +252,29 @@ class Scheduler:
         """The length of the shortest slots with room for a run."""
         return next(pool.size.length for pool in self.pools if pool.fits(run.request))
 
-    def _alone(self) -> bool:
-        """Whether one run waits and nothing else is here."""
-        return len(self.queue) == 1 and not any(pool.tenants or pool.coming for pool in self.pools)
+    def _wanted_by(self, pool: Pool) -> Callable[[Run], bool]:
+        """Whether a waiting run should enter the pool now."""
+        longest = max(map(self._home, self.queue.order()), default=0)
+        return lambda run: self._chosen(run, longest) is pool and pool.may_begin(run)
 
-    def _narrowest(self, run: Run) -> Pool:
-        """The pool in which a run that is alone pays for the fewest rows."""
-        return min((pool for pool in self.pools if pool.fits(run.request)), key=lambda pool: pool.size.slots)
+    def _chosen(self, run: Run, longest: int) -> Pool | None:
+        """The pool that a waiting run should enter; None: it has to wait.
 
-    def _may_begin(self, run: Run, pool: Pool) -> bool:
-        """Whether a run that is not alone may enter a pool: runs in one wide pool decode together, and those in several
-        pools in turns."""
-        wider = [other for other in self.pools if other.size.length == pool.size.length]
-        wider = [other for other in wider if other.size.slots > pool.size.slots and other.vacant]
-        return not wider and pool.may_begin(run)
+        `longest` is the length of the slots that the longest waiting run needs.
 
-    def _may_borrow(self, run: Run, pool: Pool) -> bool:
+        Alone, it pays for the fewest rows in the narrowest pool. Otherwise the widest one is best: runs of one pool
+        decode together, and those of several pools in turns. Slots longer than it needs are for longer runs: it leaves
+        them the last one, and enters that only if its own are taken and no longer run waits.
+        """
         home = self._home(run)
-        own = [other for other in self.pools if other.size.length == home]
-        return home < pool.size.length and not any(other.vacant for other in own) and self._may_begin(run, pool)
+        vacant = [pool for pool in self.pools if pool.fits(run.request) and pool.vacant]
+        if len(self.queue) == 1 and not self._places:
+            return min(vacant, key=lambda pool: pool.size.slots, default=None)
+        own = [pool for pool in vacant if pool.size.length == home]
+        longer = [pool for pool in vacant if pool.size.length > home]
+        if longest > home or (own and sum(len(pool.vacant) for pool in longer) < 2):
+            longer = []
+        return max([*own, *longer], key=lambda pool: pool.size.slots, default=None)
 
     def _advance(self, pool: Pool, decoding: bool) -> None:
         """Sends chunks of prompts, fewer while texts decode, and inserts the prompts that are complete."""
