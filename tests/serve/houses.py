@@ -51,11 +51,11 @@ def alone(index):
 
 
 @functools.cache
-def pools(mode):
-    """A short and a long pool, ready; with several texts they draft at random."""
+def pools(mode, sizes=(SHORT, LONG)):
+    """Pools, ready; with several texts they draft at random."""
     features = (SamplingFeatures.GREEDY, SamplingFeatures.FILTERED) if mode == "fused" else (SamplingFeatures.FILTERED,)
     plans = PlanSet(model().config, SPECULATIONS[mode], features)
-    made = [Pool(model(), size, plans) for size in (SHORT, LONG)]
+    made = [Pool(model(), size, plans) for size in sizes]
     for pool in made:
         pool.warm_up()
         if pool.value is not None:
@@ -70,9 +70,11 @@ class Guests:
       heard: the updates that were published, by run.
     """
 
-    def __init__(self, mode, max_queue=64):
+    def __init__(self, mode, max_queue=64, sizes=(SHORT, LONG)):
         self.heard = {}
-        self.scheduler = Scheduler(pools(mode), lambda run, update: self.heard[run].append(update), max_queue=max_queue)
+        self.scheduler = Scheduler(
+            pools(mode, sizes), lambda run, update: self.heard[run].append(update), max_queue=max_queue
+        )
         self.runs = {}
 
     def arrive(self, index, owner="", logprobs=False, **changes):

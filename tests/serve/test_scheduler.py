@@ -6,12 +6,13 @@ import os
 import numpy as np
 import pytest
 from decoded import assert_same
-from houses import COUNT, LONG, MODES, Guests, alone, model, request
+from houses import COUNT, LONG, MODES, SHORT, Guests, alone, model, request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.request import Request
+from tokenswift_jax.serve import scheduler as scheduler_module
 from tokenswift_jax.serve.pool import PoolSize
 from tokenswift_jax.serve.run import Run, RunState
 from tokenswift_jax.serve.scheduler import BusyError, Scheduler
@@ -164,6 +165,28 @@ def test_runs_enter_few_and_wide_pools_and_leave_a_slot_for_longer_ones(lengths,
     found = [(pool.size.slots, pool.size.length) for pool in scheduler.pools for _ in pool.begun]
     assert sorted(found) == sorted(placed)
     assert len(scheduler.queue) == len(lengths) - len(placed)
+
+
+def test_a_run_that_began_alone_joins_the_others(monkeypatch):
+    """It leaves a pool of one slot for a wider one, and has the tokens that it has alone; a long text stays."""
+    for most, expected in ((1024, [(2, 2)]), (3, [(1, 1), (2, 1)])):
+        monkeypatch.setattr(scheduler_module, "_GATHERED", most)
+        guests = Guests("fused", sizes=(PoolSize(1, SHORT.length), SHORT))
+        first = guests.arrive(0, max_new_tokens=SHORT.length - 2)
+        while len(first.tokens) < 2:
+            guests.scheduler.turn()
+        assert [pool.size.slots for pool in guests.scheduler.pools if pool.tenants] == [1]
+        guests.arrive(4)
+        seen = []
+        for _ in range(4):
+            guests.scheduler.turn()
+            found = [(pool.size.slots, len(pool.tenants) + len(pool.coming)) for pool in guests.scheduler.pools]
+            seen.append([each for each in found if each[1]])
+        assert expected in seen
+        guests.finish()
+        guests.emptied()
+        for index in (0, 4):
+            assert_same(guests.runs[index].tokens[: len(alone(index).tokens)], alone(index).tokens)
 
 
 def test_the_owner_with_fewer_tokens_comes_first():

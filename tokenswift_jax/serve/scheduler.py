@@ -22,6 +22,7 @@ from tokenswift_jax.token_log import concatenate
 
 _SHORT_CHUNK = 8  # iterations of a chunk while a prompt enters a cache: its first token comes sooner
 _IN_FLIGHT = 2  # chunks of a pool that the device has: the next one hides the host's work on the last one
+_GATHERED = 1024  # tokens of the longest text that moves to a wider pool
 _PROMPT_CHUNKS = 2  # chunks of a prompt between two looks at the queue while nothing decodes
 _NOTHING = concatenate([])
 _T = TypeVar("_T")
@@ -208,6 +209,7 @@ class Scheduler:
         self._obey()
         decoding = any(pool.tenants for pool in self.pools)
         for pool in self.pools:
+            self._gather(pool)
             self._admit(pool)
             self._advance(pool, decoding)
             if pool.tenants and sum(flight.pool is pool for flight in self._flights) < _IN_FLIGHT:
@@ -247,6 +249,23 @@ class Scheduler:
                 pool.begin(run)
             except UserError as error:
                 self._end(run, RunState.FAILED, "error", str(error))
+
+    def _gather(self, pool: Pool) -> None:
+        """Lets runs that began alone join the others in a wider pool, where their prompt and tokens enter once more.
+
+        Without it, two pools decode in turns until such a run ends. Long texts stay: to enter costs more.
+        """
+        for run in [tenancy.run for tenancy in pool.tenants.values()]:
+            if len(run.request.prompt_ids) + len(run.tokens) > _GATHERED:
+                continue
+            wider = self._chosen(run, self._home(run))
+            if wider is None or wider.size.slots <= pool.size.slots or not (wider.tenants or wider.coming):
+                continue
+            if wider.may_begin(run):
+                self._leave(run)
+                with self._lock:
+                    run.state = RunState.QUEUED
+                    self.queue.push(run, front=True)
 
     def _home(self, run: Run) -> int:
         """The length of the shortest slots with room for a run."""

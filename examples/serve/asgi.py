@@ -1,0 +1,20 @@
+"""The server as an ASGI application: MODEL=DIR TOKENSWIFT_API_KEY=SECRET uvicorn --factory asgi:build
+
+One process: the application owns the device and its folder of runs.
+"""
+
+import os
+from pathlib import Path
+
+import tokenswift_jax as ts
+from tokenswift_jax.serve.app import create_app
+from tokenswift_jax.serve.cli import make_pools
+from tokenswift_jax.serve.service import Service
+
+
+def build():
+    """The application; it compiles its programs once it is started."""
+    model = ts.load(os.environ.get("MODEL"))
+    pools = make_pools(model, ts.SpeculationConfig(), int(os.environ.get("MAX_LENGTH", "8192")))
+    state = Path(os.environ.get("STATE_DIR", "state"))
+    return create_app(Service(model, pools, name="model", state_dir=state), keys=[os.environ["TOKENSWIFT_API_KEY"]])
