@@ -15,6 +15,7 @@ from tokenswift_jax.serve.service import Service
 def build():
     """The application; it compiles its programs once it is started."""
     model = ts.load(os.environ.get("MODEL"))
-    pools = make_pools(model, ts.SpeculationConfig(), int(os.environ.get("MAX_LENGTH", "8192")))
+    longest = os.environ.get("MAX_LENGTH")
+    pools = make_pools(model, ts.SpeculationConfig(), int(longest) if longest else None)
     state = Path(os.environ.get("STATE_DIR", "state"))
     return create_app(Service(model, pools, name="model", state_dir=state), keys=[os.environ["TOKENSWIFT_API_KEY"]])

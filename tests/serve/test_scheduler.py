@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.request import Request
 from tokenswift_jax.serve import scheduler as scheduler_module
-from tokenswift_jax.serve.pool import PoolSize
+from tokenswift_jax.serve.pool import PoolSize, Tenancy
 from tokenswift_jax.serve.run import Run, RunState
 from tokenswift_jax.serve.scheduler import BusyError, Scheduler
 
@@ -165,6 +165,48 @@ def test_runs_enter_few_and_wide_pools_and_leave_a_slot_for_longer_ones(lengths,
     found = [(pool.size.slots, pool.size.length) for pool in scheduler.pools for _ in pool.begun]
     assert sorted(found) == sorted(placed)
     assert len(scheduler.queue) == len(lengths) - len(placed)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("wide", [3, 8])
+def test_no_run_goes_back_and_forth_between_pools(wide, waits):
+    """Pools without an engine. A long text has the slot of one; short ones take the rest, and longer ones may wait."""
+
+    class Tenancies:
+        def __init__(self, slots, length):
+            self.size, self.tenants, self.coming = PoolSize(slots, length), {}, []
+
+        @property
+        def vacant(self):
+            return [slot for slot in range(self.size.slots) if slot not in self.tenants]
+
+        def fits(self, request):
+            return request.max_new_tokens < self.size.length
+
+        def may_begin(self, run):
+            return bool(self.vacant) and not (waits and run.request.max_new_tokens > 3000)
+
+        def begin(self, run):
+            begun.append(run)
+            self.tenants[self.vacant[0]] = Tenancy(run, self.vacant[0])
+
+        def leave(self, run):
+            self.tenants = {slot: each for slot, each in self.tenants.items() if each.run is not run}
+
+    begun = []
+    scheduler = Scheduler([Tenancies(*size) for size in ((1, 4000), (wide, 4000), (2, 1000))], lambda *_: None)
+    arrivals = [(0, 2000, 1500), *[(3, 5, 5)] * (wide + 1), *[(6, 3500, 5)] * 2, (9, 5, 5)]
+    for turn in range(40):
+        for at, length, prompt in arrivals:
+            if at == turn:
+                scheduler.queue.push(Run(Request((1,) * prompt, request(0).sampling, length)))
+        for pool in scheduler.pools:
+            scheduler._gather(pool)
+            scheduler._admit(pool)
+        if turn == 20:
+            settled = len(begun)
+    assert len(begun) == settled
+    assert max(map(begun.count, begun)) <= 2
 
 
 def test_a_run_that_began_alone_joins_the_others(monkeypatch):

@@ -12,8 +12,9 @@ import jax
 
 from tokenswift_jax.progress_report import Report, phase, silent
 
-# More than one long run ever needs; an executable costs host memory only.
-_KEPT = 64
+# More than one long run ever needs, and a server with several groups of slots (some 15 each); an executable costs host
+# memory only.
+_KEPT = 256
 # XLA makes the kernels of an iteration a graph and, with WHILE in the first option, also the loop around them. Without
 # it, the host waits after every iteration to read whether another follows (cost on an H200: 33 to 47 us).
 # Without the second option, XLA may merge matmuls that share an input by concatenating their weights (cost: a copy of

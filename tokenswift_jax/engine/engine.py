@@ -234,7 +234,8 @@ class Engine:
         if self._inputs.draft_params is not None:
             return all(map(compile_cache.has, self._keys(named)))
         # Once: every text asks for each plan, and the keys of one plan take 0.4 ms.
-        keys = self._model.once(("keys", named.plan, self.layout, self.slots), lambda: self._keys(named))
+        place = "keys", named.plan, self.layout, self.slots, jnp.result_type(float)
+        keys = self._model.once(place, lambda: self._keys(named))
         return all(map(compile_cache.has, keys))
 
     def compiling(self, named: NamedPlan) -> Callable[[Callable[[], bool]], float]:

@@ -273,9 +273,10 @@ class Session:
         if self._heads.counts:
             self._heads.count(prefill, self.engine.programs, len(self._requests))
         inserted = self.engine.insert(prefill)
-        fixed = self._policy.next_plan()[0] if isinstance(self._policy, FixedPlan) else None
-        if fixed is not None and not fixed.plan.drafter.parts and self.engine.is_compiled(fixed):
-            self.engine.prepare(fixed)  # while the device works; catching up with drafts would wait for it
+        if isinstance(self._policy, FixedPlan) and self.engine.state is not None:
+            fixed, _ = self._policy.next_plan()
+            if not fixed.plan.drafter.parts and self.engine.is_compiled(fixed):
+                self.engine.prepare(fixed)  # while the device works; catching up with drafts would wait for it
         result = inserted.result()
         compiling = self.compile_seconds - compiled_before
         self.prefill_seconds = time.perf_counter() - begun - compiling

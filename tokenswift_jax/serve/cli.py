@@ -26,7 +26,9 @@ PROGRAM = "python -m tokenswift_jax.serve"
 KEY_VARIABLE = "TOKENSWIFT_API_KEY"
 _MAX_LENGTH, _SHORT_LENGTH, _SHORT_SLOTS = 8192, 2048, 2
 # Each group of slots has programs of its own width. A single text decodes in the first group at the cost of one row.
-_SLOTS, _MORE_SLOTS, _MORE_BYTES = (1, 3), (1, 8), 2**30
+_SLOTS, _MORE_BYTES = (1, 3), 2**30
+# Four texts of four tree rows are the most that a CPU's own kernels (`pallas_kernels.cpu`) multiply.
+_MORE_SLOTS, _MORE_SLOTS_OF_A_CPU = (1, 8), (1, 4)
 _DEMO_NAME = "tokenswift-demo"
 # The demo continues stories; a conversation is its text, turn by turn.
 _DEMO_TEMPLATE = "{{ messages | map(attribute='content') | join('\\n\\n') }}"
@@ -87,7 +89,7 @@ def make_pools(
 ) -> list[Pool]:
     """The groups of slots for texts of up to `max_length` tokens, and `short_slots` more for short ones alone.
 
-    By default the groups have 1 and 3 slots, or 1 and 8 where the K/V of these take at most 1 GiB.
+    By default the groups have 1 and 3 slots, or 1 and 8 (a CPU: 1 and 4) where the K/V of these take at most 1 GiB.
     A server of texts not much longer than short ones has no slots for these alone.
 
     Raises:
@@ -107,7 +109,8 @@ def make_pools(
         raise UserError(f"max_length {length} exceeds the model's {limit} positions; ask for less", ("max_length",))
     if slots is None:
         dtype = jax.tree.leaves(model.params)[0].dtype
-        slots = _MORE_SLOTS if cache_bytes(model.config, sum(_MORE_SLOTS), length, dtype) <= _MORE_BYTES else _SLOTS
+        more = _MORE_SLOTS_OF_A_CPU if jax.default_backend() == "cpu" else _MORE_SLOTS
+        slots = more if cache_bytes(model.config, sum(more), length, dtype) <= _MORE_BYTES else _SLOTS
     sizes = [PoolSize(count, length) for count in slots]
     if short_slots and length >= 2 * _SHORT_LENGTH:
         sizes.append(PoolSize(short_slots, _SHORT_LENGTH))
@@ -198,7 +201,7 @@ def _parser(program: str) -> Parser:
     add(
         "--slots",
         type=whole_list("1,3"),
-        help="texts at once, by groups that decode in turns (1,8 for small models, else 1,3)",
+        help="texts at once, by groups that decode in turns (small models: 1,8, on a CPU 1,4; else 1,3)",
     )
     add(
         "--short-slots", type=whole(0), default=_SHORT_SLOTS, help=f"more, for texts up to {_SHORT_LENGTH} tokens alone"

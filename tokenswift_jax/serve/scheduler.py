@@ -245,27 +245,32 @@ class Scheduler:
                 self._places[run] = pool
             run.begun = time.perf_counter()
             self._observer.admitted(run)
-            try:
-                pool.begin(run)
-            except UserError as error:
-                self._end(run, RunState.FAILED, "error", str(error))
+            self._begin(run, pool)
+
+    def _begin(self, run: Run, pool: Pool) -> None:
+        try:
+            pool.begin(run)
+        except UserError as error:
+            self._end(run, RunState.FAILED, "error", str(error))
 
     def _gather(self, pool: Pool) -> None:
         """Lets runs that began alone join the others in a wider pool, where their prompt and tokens enter once more.
 
-        Without it, two pools decode in turns until such a run ends. Long texts stay: to enter costs more.
+        Without it, two pools decode in turns until such a run ends. Long texts stay: to enter costs more. A run moves
+        to wider pools alone, and past the queue: from the queue, it could enter the pool that it left.
         """
         for run in [tenancy.run for tenancy in pool.tenants.values()]:
             if len(run.request.prompt_ids) + len(run.tokens) > _GATHERED:
                 continue
-            wider = self._chosen(run, self._home(run))
+            with self._lock:
+                wider = self._chosen(run, self._longest())
             if wider is None or wider.size.slots <= pool.size.slots or not (wider.tenants or wider.coming):
                 continue
             if wider.may_begin(run):
-                self._leave(run)
+                pool.leave(run)
                 with self._lock:
-                    run.state = RunState.QUEUED
-                    self.queue.push(run, front=True)
+                    run.state, self._places[run] = RunState.PREFILL, wider
+                self._begin(run, wider)
 
     def _home(self, run: Run) -> int:
         """The length of the shortest slots with room for a run."""
@@ -273,20 +278,25 @@ class Scheduler:
 
     def _wanted_by(self, pool: Pool) -> Callable[[Run], bool]:
         """Whether a waiting run should enter the pool now."""
-        longest = max(map(self._home, self.queue.order()), default=0)
+        longest = self._longest()
         return lambda run: self._chosen(run, longest) is pool and pool.may_begin(run)
 
-    def _chosen(self, run: Run, longest: int) -> Pool | None:
-        """The pool that a waiting run should enter; None: it has to wait.
+    def _longest(self) -> int:
+        """The length of the slots that the longest waiting run needs; 0: none waits."""
+        return max(map(self._home, self.queue.order()), default=0)
 
-        `longest` is the length of the slots that the longest waiting run needs.
+    def _chosen(self, run: Run, longest: int) -> Pool | None:
+        """The pool that a run should enter, or the one that it is in; None: it has to wait. `longest` is `_longest()`.
 
         Alone, it pays for the fewest rows in the narrowest pool. Otherwise the widest one is best: runs of one pool
         decode together, and those of several pools in turns. Slots longer than it needs are for longer runs: it leaves
         them the last one, and enters that only if its own are taken and no longer run waits.
         """
         home = self._home(run)
-        vacant = [pool for pool in self.pools if pool.fits(run.request) and pool.vacant]
+        present = self._places.get(run)
+        open_to = [pool for pool in self.pools if pool.fits(run.request) and (pool.vacant or pool is present)]
+        # A pool whose cache for prompts is taken would let the run wait beside others that are idle.
+        vacant = [pool for pool in open_to if pool is present or pool.may_begin(run)] or open_to
         if len(self.queue) == 1 and not self._places:
             return min(vacant, key=lambda pool: pool.size.slots, default=None)
         own = [pool for pool in vacant if pool.size.length == home]

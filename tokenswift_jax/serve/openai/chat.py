@@ -186,7 +186,8 @@ async def _answer(asked: _Asked, requests: list[Request], service: Service, owne
     for choice in choices:
         message = {"role": "assistant", "content": choice.text, "refusal": None}
         shown.append(shape.choice(choice, {"message": message}, choice.token_ids, choice.logprobs))
-    return shape.answer(shown, sum(len(choice.token_ids) for choice in choices), choices)
+    tokens = sum(len(choice.token_ids) for choice in choices)
+    return await service.work(shape.answer, shown, tokens, choices)  # to compare with a prediction may take long
 
 
 async def _frames(asked: _Asked, requests: list[Request], service: Service, owner: str) -> AsyncGenerator[bytes, None]:
@@ -211,5 +212,5 @@ async def _frames(asked: _Asked, requests: list[Request], service: Service, owne
             yield frame(error.body)
             return
     if asked.include_usage:
-        yield frame(shape.answer([], tokens, choices))
+        yield frame(await service.work(shape.answer, [], tokens, choices))
     yield DONE

@@ -256,7 +256,8 @@ async def _answer(
             whole["prompt_token_ids"] = asked.prompts[index // asked.n]
             whole["token_ids"] = choices[index].token_ids if choices else []
         shown.append(whole)
-    return shape.answer(shown, sum(len(choice.token_ids) for choice in choices), choices)
+    tokens = sum(len(choice.token_ids) for choice in choices)
+    return await service.work(shape.answer, shown, tokens, choices)  # to compare with a prediction may take long
 
 
 async def _frames(
@@ -287,7 +288,7 @@ async def _frames(
             yield frame(error.body)
             return
     if asked.include_usage:
-        yield frame(shape.answer([], tokens, choices))
+        yield frame(await service.work(shape.answer, [], tokens, choices))
     yield DONE
 
 

@@ -60,17 +60,17 @@ def prediction_tokens(prediction: Sequence[int], choices: Sequence[Choice]) -> d
     prediction that a text lacks. A text has a token of the other if both share it and two tokens beside it.
     """
     accepted = rejected = 0
+    predicted = set(_grams(prediction))
     for choice in choices:
         drafted = np.asarray(choice.sources, np.int32) != SAMPLED
-        accepted += int((_shared(choice.token_ids, prediction) & drafted).sum())
-        rejected += int((~_shared(prediction, choice.token_ids)).sum())
+        accepted += int((_shared(choice.token_ids, predicted) & drafted).sum())
+        rejected += int((~_shared(prediction, set(_grams(choice.token_ids)))).sum())
     return {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": rejected}
 
 
-def _shared(tokens: Sequence[int], others: Sequence[int]) -> np.ndarray:
-    """For each token, whether it is part of a few in a row that the others have too."""
+def _shared(tokens: Sequence[int], known: set[tuple[int, ...]]) -> np.ndarray:
+    """For each token, whether it is part of a few in a row that are known."""
     found = np.zeros(len(tokens), bool)
-    known = set(_grams(others))
     for place, gram in enumerate(_grams(tokens)):
         if gram in known:
             found[place : place + _GRAM] = True
