@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from safetensors.numpy import load_file, save_file
 from small_runs import paths_in, run, weights
 
@@ -113,6 +114,29 @@ def test_a_gradient_has_the_parts_of_its_parameter():
     np.testing.assert_array_equal(gradient, np.full((16, 32), 8))
     assert shares.sharding(("norm", "scale"), (32,)).is_fully_replicated
     assert shares.sharding(("mlp", "up_proj", "kernel"), (9, 7)).is_fully_replicated
+    # Between the two passes it keeps the part too: the backward pass gathers again.
+    _, back = jax.vjp(shares.gathers_again(lambda *given: jnp.sin(loss(*given))), params, rows[0])
+    kept = [leaf for leaf in jax.tree.leaves(back) if leaf.shape == (16, 32)]
+    assert kept
+    assert all(leaf.addressable_shards[0].data.shape == (16, 4) for leaf in kept)
+
+
+@pytest.mark.parametrize(
+    ("size", "heads", "split"),
+    [(2, (9, 3), ()), (3, (9, 3), ("q_proj", "k_proj", "v_proj", "o_proj")), (4, (8, 2), ("q_proj", "o_proj"))],
+)
+def test_the_model_axis_cuts_no_head(size, heads, split):
+    """SmolLM2's 9 heads and 3 K/V heads on two and three devices, and grouped heads of which it divides the larger
+    number."""
+    wide, narrow = (64 * count for count in heads)
+    shapes = {"q_proj": (wide, wide), "k_proj": (wide, narrow), "v_proj": (wide, narrow), "o_proj": (wide, wide)}
+    found = {}
+    for name, shape in {**shapes, "up_proj": (wide, 1536)}.items():
+        place = Shares(make_mesh(MeshSpec(data=2, model=size)), heads).sharding((name, "kernel"), shape)
+        assert isinstance(place, NamedSharding)
+        assert "data" in place.spec
+        found[name] = "model" in place.spec
+    assert found == {name: name in split for name in shapes} | {"up_proj": True}
 
 
 @pytest.mark.parametrize("mesh", ["data=2", None])
@@ -132,7 +156,9 @@ def test_a_run_goes_on_on_another_mesh(place, mesh):
     ("mesh", "message"),
     [
         ("data=16", "mesh data=16 needs 16 devices, and there are 8; data is too large: data=8 fits"),
-        ("rows=2", "mesh rows=2: there is no axis rows"),
+        ("rows=2", "mesh rows=2: there is no axis rows; axes: data, model$"),
+        ("stage=2", "mesh stage=2: the axis stage does not work yet; axes that do: data, model$"),
+        ("context=2", "mesh context=2: training shares rows over data and matrices over model, and over no other axis"),
     ],
 )
 def test_a_mesh_that_does_not_fit_is_one_line(place, mesh, message):

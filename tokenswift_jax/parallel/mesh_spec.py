@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tokenswift_jax.errors import UserError, is_whole
@@ -12,6 +12,7 @@ DATA = "data"  # the rows of a batch
 CONTEXT = "context"  # the length of the full cache
 MODEL = "model"  # heads, the MLP's inner size and the vocabulary
 AXES = (DATA, CONTEXT, MODEL)  # the last one joins neighbouring devices
+TRAINING_AXES = (DATA, MODEL)
 _LATER = ("stage",)
 _FORMS = "data=2,model=4, or 4 for model=4, or auto"
 
@@ -56,8 +57,12 @@ class MeshSpec:
         return ",".join(sizes) or "1"
 
 
-def parse_mesh(given: MeshArgument) -> MeshSpec | AutoMesh:
+def parse_mesh(given: MeshArgument, axes: Sequence[str] = AXES) -> MeshSpec | AutoMesh:
     """The mesh that an argument names; None is one device.
+
+    Args:
+      given: the argument.
+      axes: the axes that the caller uses; errors name these.
 
     Raises:
       UserError: the argument names no mesh, or an axis that does not work yet.
@@ -81,9 +86,9 @@ def parse_mesh(given: MeshArgument) -> MeshSpec | AutoMesh:
     sizes: dict[str, int] = {}
     for name, size in pairs:
         if name in _LATER and size != 1:
-            raise _wrong(given, f"the axis {name} does not work yet; axes that do: {', '.join(AXES)}")
+            raise _wrong(given, f"the axis {name} does not work yet; axes that do: {', '.join(axes)}")
         if name not in (*AXES, *_LATER):
-            raise _wrong(given, f"there is no axis {name}; axes: {', '.join(AXES)}")
+            raise _wrong(given, f"there is no axis {name}; axes: {', '.join(axes)}")
         if name in sizes:
             raise _wrong(given, f"the axis {name} appears twice")
         if not is_whole(size, 1):

@@ -11,7 +11,7 @@ from typing import Any
 from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers, with_dashes
 from tokenswift_jax.cli.converters import integer, number, path
 from tokenswift_jax.cli.converters import name as model_name
-from tokenswift_jax.parallel.mesh_spec import parse_mesh
+from tokenswift_jax.parallel.mesh_spec import TRAINING_AXES, parse_mesh
 from tokenswift_jax.training.extra import check_installed
 from tokenswift_jax.training.settings import HEAD_TYPES, REMAT, SCHEDULES, WHAT, read_settings
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
 def _run(options: argparse.Namespace) -> int:
     given = {name: value for name in _FLAGS if (value := getattr(options, name)) is not None}
     settings = read_settings(options.config, given)
-    parse_mesh(options.mesh)
+    parse_mesh(options.mesh, TRAINING_AXES)
     check_installed()
     # Without this flag, XLA for GPU may use operations that do not repeat bit for bit. XLA reads it when it starts.
     flags = os.environ.get("XLA_FLAGS", "")

@@ -7,7 +7,15 @@ from jax.sharding import Mesh
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.parallel.mesh import give_threads, make_mesh
-from tokenswift_jax.parallel.mesh_spec import DATA, MODEL, AutoMesh, MeshArgument, MeshSpec, parse_mesh
+from tokenswift_jax.parallel.mesh_spec import (
+    DATA,
+    MODEL,
+    TRAINING_AXES,
+    AutoMesh,
+    MeshArgument,
+    MeshSpec,
+    parse_mesh,
+)
 from tokenswift_jax.training.settings import TrainingSettings
 
 
@@ -21,7 +29,7 @@ def run_mesh(given: MeshArgument, settings: TrainingSettings) -> tuple[Mesh | No
       UserError: no mesh, one of an axis that training does not use, or of more devices than there are; several
         processes.
     """
-    asked = parse_mesh(given)
+    asked = parse_mesh(given, TRAINING_AXES)
     if asked != MeshSpec():
         give_threads()
     spec, lines = _chosen() if isinstance(asked, AutoMesh) else (asked, [])

@@ -34,9 +34,12 @@ class Shares:
 
     Attributes:
       mesh: the devices; None: one device, on which every method returns its argument or does nothing.
+      heads: the model's attention heads and its K/V heads. The model axis cuts no head. Where it does not divide their
+        number, each device along it stores all of their matrices.
     """
 
     mesh: Mesh | None = None
+    heads: tuple[int, int] = (1, 1)
 
     @property
     def groups(self) -> int:
@@ -156,7 +159,10 @@ class Shares:
 
     def _model_spec(self, names: tuple[Any, ...], shape: tuple[int, ...]) -> P:
         assert self.mesh is not None
-        return spec_of_axes({MODEL: self.mesh.shape[MODEL]}, parameter_axes(names), shape)
+        axes = parameter_axes(names)
+        counts: dict[str, int] = dict(zip(("heads", "kv_heads"), self.heads, strict=True))
+        sizes = tuple(counts.get(axis, size) for axis, size in zip(axes, shape, strict=False))
+        return spec_of_axes({MODEL: self.mesh.shape[MODEL]}, axes, sizes)
 
 
 ONE_DEVICE = Shares()
@@ -169,7 +175,10 @@ def _gather(whole: NamedSharding, part: NamedSharding, leaf: jax.Array) -> jax.A
 
 
 def _gather_forward(whole: NamedSharding, part: NamedSharding, leaf: jax.Array) -> tuple[jax.Array, None]:
-    return _gather(whole, part, leaf), None
+    # Without a constraint of its own here, `_all_but_gathered` meets the call of `_gather`, and each device keeps the
+    # gathered matrices of all layers (cost: the whole model).
+    del part
+    return jax.lax.with_sharding_constraint(leaf, whole), None
 
 
 def _gather_backward(whole: NamedSharding, part: NamedSharding, _: None, gradient: jax.Array) -> tuple[jax.Array]:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokenswift_jax import checkpoint
-from tokenswift_jax.checkpoint.directory import fingerprint
+from tokenswift_jax.checkpoint.directory import fingerprint, read_config
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.parallel.mesh import spec_of
 from tokenswift_jax.parallel.mesh_spec import MeshArgument
 from tokenswift_jax.paths import cache_folder
@@ -97,7 +98,7 @@ def train(
       TrainingStoppedError: the loss is not a number.
     """
     devices, lines = run_mesh(mesh, settings)
-    shares, folder = Shares(devices), paths.output / STATE_FOLDER
+    folder = paths.output / STATE_FOLDER
     with ExitStack() as stack:
         saved = Checkpoints(folder / "steps")
         stack.callback(saved.close)
@@ -111,6 +112,8 @@ def train(
         tokenizer = checkpoint.load_tokenizer(paths.model)
         if tokenizer is None:
             raise UserError(f"{paths.model} has no tokenizer; training on text needs one")
+        config = model_config(read_config(paths.model))
+        shares = Shares(devices, (config.num_heads, config.num_kv_heads))
         learner = load_learner(paths.model, settings, shares)
         if devices is not None:
             stored = jax.tree.leaves(learner.backbone)[0].dtype
