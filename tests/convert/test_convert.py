@@ -1,6 +1,7 @@
 """convert.hf and convert.export: round trips to the byte, the reference's checkpoints, refusals that write nothing."""
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -9,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -68,9 +70,36 @@ def test_orbax_and_back(tmp_path):
     pairs = zip(*map(jax.tree.leaves, loaded), strict=True)
     assert all(a.sharding == b.sharding and (np.asarray(a) == np.asarray(b)).all() for a, b in pairs)
     assert fingerprint(tmp_path / "orbax") != fingerprint(tmp_path / "plain")
+    # Beside other weights, a folder of that name is none of the checkpoint.
+    shutil.copytree(tmp_path / "plain", tmp_path / "both")
+    (tmp_path / "both" / "orbax").mkdir()
+    assert open_checkpoint(tmp_path / "both").config == open_checkpoint(tmp_path / "plain").config
+    data = max((tmp_path / "orbax" / "orbax").glob("**/d/*"), key=lambda file: file.stat().st_size)
+    half = data.read_bytes()[: data.stat().st_size // 2]
+    for damage in (lambda: data.write_bytes(half), data.unlink):
+        damage()
+        with pytest.raises(UserError, match=r"orbax is damaged or incomplete: \S+ cannot be read \("):
+            load_decoder(tmp_path / "orbax")
     (tmp_path / "orbax" / "orbax" / "_METADATA").write_text("{}")
     with pytest.raises(UserError, match="is not a readable orbax checkpoint"):
         open_checkpoint(tmp_path / "orbax")
+    shutil.rmtree(tmp_path / "orbax" / "orbax")
+    orbax.checkpoint.PyTreeCheckpointer().save(tmp_path / "orbax" / "orbax", {"params": [np.ones(2)], "name": "other"})
+    with pytest.raises(UserError, match="is not a readable orbax checkpoint"):
+        open_checkpoint(tmp_path / "orbax")
+
+
+def test_orbax_on_a_full_disk_is_one_line(tmp_path):
+    """A limit on the size of files stands for the full disk."""
+    resource = pytest.importorskip("resource", reason="a system without limits on files")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write \S+/new: File too large$"):
+            convert([str(FAMILIES / "llama2"), str(tmp_path / "new"), "--orbax"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_sharded_source_with_buffers(tmp_path):

@@ -22,6 +22,8 @@ from tokenswift_jax.checkpoint.orbax_weights import ORBAX_FOLDER, read_orbax
 from tokenswift_jax.checkpoint.tensors import (
     DTYPES,
     HEADS_FILE,
+    INDEX_FILE,
+    WHOLE_FILE,
     Index,
     Tensor,
     owned,
@@ -81,7 +83,9 @@ def open_checkpoint(path_or_hub_id: str | Path, rope_override: Mapping[str, Any]
         hf_config = override_rope(hf_config, rope_override)
     config = model_config(hf_config)
     base = base_directory(directory)
-    read = read_orbax(base / ORBAX_FOLDER) if (base / ORBAX_FOLDER).is_dir() else read_model_files(base)
+    in_files = any((base / name).is_file() for name in (WHOLE_FILE, INDEX_FILE))
+    in_orbax = not in_files and (base / ORBAX_FOLDER).is_dir()
+    read = read_orbax(base / ORBAX_FOLDER) if in_orbax else read_model_files(base)
     stored = {names.canonical(tensor.name): tensor for tensor in read}
     if (directory / HEADS_FILE).is_file():
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(names.HEAD_PREFIX)}

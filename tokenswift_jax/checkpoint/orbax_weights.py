@@ -17,6 +17,7 @@ import numpy as np
 
 from tokenswift_jax.checkpoint import names
 from tokenswift_jax.checkpoint.tensors import DTYPES, Index, Tensor, scratch
+from tokenswift_jax.checkpoint.tensorstore_errors import system_error
 from tokenswift_jax.errors import UserError, writing
 from tokenswift_jax.processes.agreement import agreed
 
@@ -48,7 +49,12 @@ def write_orbax(folder: Path, tensors: Sequence[Tensor]) -> None:
     known = ocp.type_handlers.create_type_handler_registry((Tensor, _handler()))
     chunks = _mapped(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
     with writing(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=known)) as writer:
-        writer.save(folder.resolve(), args=ocp.args.PyTreeSave(tree, save_args=chunks))
+        try:
+            writer.save(folder.resolve(), args=ocp.args.PyTreeSave(tree, save_args=chunks))
+        except ValueError as error:  # also a tensor that cannot be read, or not be cast
+            if (reason := system_error(error)) is None:
+                raise
+            raise reason from error
 
 
 def read_orbax(folder: Path) -> list[Tensor]:
@@ -78,11 +84,13 @@ def _contents(folder: Path) -> list[tuple[str, tuple[int, ...], str]]:
     _silence()
     try:
         described: Any = ocp.PyTreeCheckpointer().metadata(folder.resolve())
-        described = described.item_metadata.tree
-    except Exception as error:  # orbax and tensorstore raise many kinds
+        found: list[tuple[str, tuple[int, ...], str]] = []
+        _mapped(
+            lambda entry: found.append((entry.name, tuple(entry.shape), str(np.dtype(entry.dtype)))),
+            described.item_metadata.tree,
+        )
+    except Exception as error:  # orbax and tensorstore raise many kinds, and other programs store other trees
         raise UserError(f"{folder} is not a readable orbax checkpoint: {' '.join(str(error).split())[:200]}") from None
-    found: list[tuple[str, tuple[int, ...], str]] = []
-    _mapped(lambda entry: found.append((entry.name, tuple(entry.shape), str(np.dtype(entry.dtype)))), described)
     return found
 
 
@@ -90,6 +98,14 @@ def _reader(folder: Path, name: str) -> Callable[[Index], np.ndarray]:
     """Reads slices through tensorstore, a few rows of chunks at a time: it decodes chunks in memory of its own."""
 
     def read(index: Index) -> np.ndarray:
+        try:
+            return values_of(index)
+        except (OSError, ValueError) as error:
+            cause = system_error(error) or error
+            reason = cause.strerror if isinstance(cause, OSError) else " ".join(str(cause).split())[:200]
+            raise UserError(f"{folder} is damaged or incomplete: {name} cannot be read ({reason})") from None
+
+    def values_of(index: Index) -> np.ndarray:
         import tensorstore as ts
 
         described = json.loads((folder / _METADATA).read_text(encoding="utf-8"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import re
 import sys
 import threading
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from tokenswift_jax.checkpoint.tensorstore_errors import system_error
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.training.step import TrainState
 
@@ -124,10 +123,8 @@ def _loss(metrics: dict[str, float]) -> float:
 
 def _full(folder: Path, error: Exception) -> UserError:
     _silence_threads()
-    reason = " ".join(str(error).split())[-200:]
-    code = re.search(r"os_error_code='(\d+)'", reason)
-    if code:  # tensorstore reports the error code of the system in this form
-        reason = os.strerror(int(code[1]))
+    found = system_error(error)
+    reason = " ".join(str(error).split())[-200:] if found is None else found.strerror
     return UserError(
         f"cannot write a checkpoint ({reason}); make room and continue with resume=True, from those in {folder}",
         arguments=("resume",),
