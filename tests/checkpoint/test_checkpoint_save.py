@@ -1,6 +1,7 @@
 """Saving, and the files beside the weights: tokenizer, generation defaults, fingerprint."""
 
 import json
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tokenswift_jax.checkpoint import (
+    directory,
     fingerprint,
     load_decoder,
     load_generation_config,
@@ -20,7 +22,7 @@ from tokenswift_jax.checkpoint import (
     state_tensors,
 )
 from tokenswift_jax.checkpoint.load import abstract_decoder
-from tokenswift_jax.checkpoint.tensors import from_array, read_file, write_file
+from tokenswift_jax.checkpoint.tensors import Tensor, from_array, read_file, rows_of, write_file
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.prompt import encode
@@ -121,6 +123,15 @@ def test_a_broken_generation_config_is_one_line(tmp_path):
         load_generation_config(folder)
 
 
+def test_rows_of_a_matrix_are_read_from_their_range():
+    values, seen = np.arange(40.0, dtype=np.float32).reshape(20, 2), []
+    whole = Tensor("m", values.shape, values.dtype, lambda index: seen.append(index) or values[index], "")
+    rows = np.array([1, 4, 9, 11, 12, 19])
+    part = rows_of(whole, rows).read((slice(2, 5), slice(1, 2)))
+    np.testing.assert_array_equal(part, values[[9, 11, 12], 1:])
+    assert [values[index].shape for index in seen] == [(4, 1)]
+
+
 def test_fingerprint_changes_with_weights_and_configuration_only(tmp_path):
     folder, tensors = copy("llama2", tmp_path / "model")
     first = fingerprint(folder)
@@ -138,6 +149,21 @@ def test_fingerprint_changes_with_weights_and_configuration_only(tmp_path):
     save_file(heads(32), folder / "heads.safetensors")
     seen.add(fingerprint(folder))
     assert len(seen) == 5
+
+
+def test_a_fingerprint_reads_headers_of_safetensors_files_alone(tmp_path, monkeypatch):
+    folder, _ = copy("llama2", tmp_path / "model")
+    data = folder / "orbax" / "d" / "data"
+    data.parent.mkdir(parents=True)
+    with data.open("wb") as file:  # a length of 80 MB, as other bytes of a data file may read
+        file.write((80 << 20).to_bytes(8, "little"))
+        file.truncate(80 << 20)
+    seen = []
+    kind = SimpleNamespace(update=lambda part: seen.append(len(part)), hexdigest=lambda: "")
+    monkeypatch.setattr(directory, "hashlib", SimpleNamespace(sha256=lambda: kind))
+    fingerprint(folder)
+    assert max(seen) < 1 << 20
+    assert sum(seen) < 65 << 20
 
 
 def test_fingerprint_covers_the_base(tmp_path):

@@ -257,8 +257,8 @@ def companion_files(directory: Path) -> list[Path]:
 def fingerprint(directory: Path) -> str:
     """A hash (64 hex digits) that identifies a checkpoint: its configuration and weights, including its base's.
 
-    The hash covers all of config.json. It covers the size and the header of each file of weights and 2,048 evenly
-    spaced pieces of 32 KiB, which is all of a file up to 64 MiB.
+    The hash covers all of config.json. It covers the size of each file of weights, the header of a safetensors file,
+    and 2,048 evenly spaced pieces of 32 KiB, which is all of a file up to 64 MiB.
     """
     digest = hashlib.sha256()
     for place in dict.fromkeys((directory, base_directory(directory))):
@@ -272,8 +272,9 @@ def _hash_sampled(file: Path, digest: Any) -> None:
     size = file.stat().st_size
     digest.update(f"{file.name} {size}\n".encode())
     with file.open("rb") as stream:
-        header = int.from_bytes(stream.read(8), "little")
-        digest.update(stream.read(min(header, size)))
+        if file.suffix == ".safetensors":
+            header = int.from_bytes(stream.read(8), "little")
+            digest.update(stream.read(min(header, size)))
         step = max(_SAMPLE_BYTES, size // _SAMPLES)
         for offset in range(0, size, step):
             stream.seek(offset)

@@ -126,7 +126,9 @@ def rows_of(tensor: Tensor, rows: np.ndarray) -> Tensor:
 
     def read(index: Index) -> np.ndarray:
         chosen, columns = index
-        return tensor.read((slice(None), columns))[rows[chosen]]
+        wanted = rows[chosen]
+        first, last = int(wanted.min()), int(wanted.max()) + 1
+        return tensor.read((slice(first, last), columns))[wanted - first]
 
     return Tensor(tensor.name, (len(rows), *tensor.shape[1:]), tensor.dtype, read, tensor.origin)
 
