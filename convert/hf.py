@@ -6,6 +6,8 @@ With `--orbax` the weights become an orbax checkpoint. SRC may have one too, so 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from convert.command import run
 from tokenswift_jax.cli.command import Parser, leave
@@ -29,7 +31,7 @@ def convert(arguments: list[str], parser: Parser | None = None) -> str:
     options = (parser or _parser(PROGRAM)).parse_args(arguments)
     from convert.layout import summary_of, write_layout
     from tokenswift_jax.checkpoint import open_checkpoint
-    from tokenswift_jax.checkpoint.directory import gguf_file
+    from tokenswift_jax.checkpoint.directory import gguf_file, resolve
     from tokenswift_jax.checkpoint.gguf.conversion import convert_gguf
     from tokenswift_jax.checkpoint.load import parse_dtype
     from tokenswift_jax.checkpoint.new_directory import new_directory
@@ -37,8 +39,14 @@ def convert(arguments: list[str], parser: Parser | None = None) -> str:
     with new_directory(options.destination) as folder:
         dtype = None if options.dtype is None else parse_dtype(options.dtype)
         file = gguf_file(options.source)
-        if file is None or options.orbax:
-            summary = write_layout(open_checkpoint(options.source), folder, dtype, orbax=options.orbax)
+        if file is None:
+            checkpoint = open_checkpoint(resolve(options.source, heads=False))
+            summary = write_layout(checkpoint, folder, dtype, orbax=options.orbax)
+        elif options.orbax:
+            # Without this folder, `resolve` keeps the conversion to float32 in the cache folder (cost: its disk space).
+            with TemporaryDirectory(dir=folder) as plain:
+                convert_gguf(file, Path(plain), dtype)
+                summary = write_layout(open_checkpoint(plain), folder, None, orbax=True)
         else:
             summary = summary_of(convert_gguf(file, folder, dtype), heads=0)
     return f"wrote {options.destination}: {summary}"

@@ -192,6 +192,15 @@ def test_a_packaged_model_comes_with_heads_trained_for_it(installed, tmp_path, m
     assert base_directory(folder) == weights
     assert open_checkpoint("smollm2").config.num_draft_heads == 2
     assert open_checkpoint(installed).config.num_draft_heads == 0  # a file is what it is
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    for source, name in (("smollm2", "weights-alone"), (installed, "of-a-file")):
+        convert([str(source), str(tmp_path / name), "--orbax"])
+        assert open_checkpoint(tmp_path / name).config.num_draft_heads == 0
+        assert {path.name for path in (tmp_path / name).iterdir() if path.is_dir()} == {"orbax"}
+    assert not (tmp_path / "other").exists()  # no conversion to safetensors stays
+    convert([str(tmp_path / "of-a-file"), str(tmp_path / "back")])
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (weights / "model.safetensors").read_bytes()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert lasting_base(folder, None) == "smollm2"
     own = tmp_path / "own"
     own.mkdir()
