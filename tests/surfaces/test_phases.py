@@ -71,8 +71,9 @@ def test_a_real_run_reports_loading_prefill_and_each_program_by_its_name():
     done = [report[1] for report in read]
     assert done == sorted(set(done))
     assert (done[0], done[1], done[-1]) == (0, 256, 1499)
-    names = ["compiling prefill", "compiling plain decoding", "compiling the drafts of fused, 3 nodes"]
-    names += ["preparing the drafts of fused, 3 nodes", "compiling fused, 3 nodes"]
+    names = ["compiling prefill", "compiling the state of new rows", "compiling plain decoding"]
+    names += [f"{doing} the drafts of fused, 3 nodes" for doing in ("compiling", "preparing")]
+    names += ["compiling fused, 3 nodes"]
     assert [name for name in reported.begun() if name != "prefill"] == names
     reported.clear()
     ts.generate(demo, prompt, None, speculation, max_new_tokens=2, ignore_eos=True, capacity=2304, report=reported)

@@ -168,7 +168,7 @@ def test_a_mesh_that_does_not_fit_is_one_line(place, mesh, message):
 
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(UserError, match="training runs in one process, on the devices of one machine"):
+    with pytest.raises(UserError, match="training runs in one process, and its mesh is of one machine"):
         run_mesh("data=2", TrainingSettings())
 
 
@@ -181,7 +181,9 @@ def test_auto_says_why_it_chose():
 
 def test_too_little_memory_is_an_error_before_loading(place, monkeypatch):
     monkeypatch.setattr(state_memory, "least_free", lambda devices: (20_000, str(devices[0])))
-    message = r"state on each device, and cpu:0 has 2e-05 GB free: 0.000\d+ GB are missing; a larger data axis"
+    message = (
+        r"state on each device of this mesh, and cpu:0 has 2e-05 GB free: 0.000\d+ GB are missing; a larger data axis"
+    )
     with pytest.raises(UserError, match=message):
         run(paths_in(place, "refused"), mesh="data=2", **SHORT)
     config, settings = open_checkpoint(place / "model").config, TrainingSettings(what="all")

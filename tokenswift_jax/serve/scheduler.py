@@ -322,6 +322,9 @@ class Scheduler:
         """Waits for a result and gives every run its tokens."""
         result = flight.pending.result()
         seconds = self.pace.took(int(result.counts.sum()))
+        # Before the runs: who sees the end of one finds it in the metrics.
+        flight.pool.learn(flight, result)
+        self._observer.stepped(flight, result)
         for row, tenancy in flight.rows.items():
             if not tenancy.active:
                 continue
@@ -332,8 +335,6 @@ class Scheduler:
             if tenancy.active and result.finish[row] == Finish.NOT_A_NUMBER:
                 error = NumericsError(int(result.length[row]) + 1)
                 self._end(run, RunState.FAILED, "error", str(error))
-        flight.pool.learn(flight, result)
-        self._observer.stepped(flight, result)
 
     def _emit(self, run: Run, log: Any) -> None:
         try:

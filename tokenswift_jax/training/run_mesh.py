@@ -40,7 +40,9 @@ def run_mesh(given: MeshArgument, settings: TrainingSettings) -> tuple[Mesh | No
             arguments=("mesh",),
         )
     if jax.process_count() > 1:
-        raise UserError("training runs in one process, on the devices of one machine; start one", arguments=("mesh",))
+        raise UserError(
+            "training runs in one process, and its mesh is of one machine's devices; start one", arguments=("mesh",)
+        )
     mesh = make_mesh(spec)
     if mesh is None:
         return None, tuple(lines)

@@ -50,7 +50,7 @@ def check_memory(config: ModelConfig, settings: TrainingSettings, stored: np.dty
     unused = jax.device_count() > len(devices)
     remedy = "a larger data axis stores less on each" if unused else "there is no device left to share them"
     raise UserError(
-        f"training puts {needed / 1e9:.3g} GB of parameters, gradients and optimizer state on each device, and "
-        f"{device} has {free / 1e9:.3g} GB free: {(needed - free) / 1e9:.3g} GB are missing; {remedy}",
+        f"training puts {needed / 1e9:.3g} GB of parameters, gradients and optimizer state on each device of this "
+        f"mesh, and {device} has {free / 1e9:.3g} GB free: {(needed - free) / 1e9:.3g} GB are missing; {remedy}",
         arguments=("mesh",),
     )
