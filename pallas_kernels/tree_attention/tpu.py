@@ -116,14 +116,10 @@ def tree_attention(
     more_rows, more_columns = tiles * tile - group * rows, own_most * own_columns - rows
     own = [_padded(x.transpose(0, 2, 1, 3), 2, more_columns) for x in (own_keys, own_values)]
     mask = _padded(jnp.repeat(tree_mask, group, axis=1), 1, more_rows)
-    if not interpret():  # interpreters have one memory
-        # Where a whole cache fits the chip's fast memory, as a draft cache does, XLA would copy it there and back for
-        # the writes of a few layers (cost: 18% of the bytes of a draft of Qwen2.5-14B on a v5e).
-        keys, values = (pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (keys, values))
     given: dict[str, tuple[Any, pl.BlockSpec]] = {
         "queries": (_padded(_by_head(queries, kv_heads), 2, more_rows), row_spec),
-        "keys": (keys.swapaxes(3, 4) if slots_minor else keys, cache_spec),
-        "values": (values.swapaxes(3, 4) if slots_minor else values, cache_spec),
+        "keys": (_in_large_memory(keys.swapaxes(3, 4) if slots_minor else keys), cache_spec),
+        "values": (_in_large_memory(values.swapaxes(3, 4) if slots_minor else values), cache_spec),
         "own_keys": (own[0], own_spec),
         "own_values": (own[1], own_spec),
         "mask": (_padded(mask, 2, more_columns).astype(jnp.int8), mask_spec),
@@ -174,6 +170,17 @@ def tree_attention(
         return mixed
     each = lse[0][:, :, : group * rows, 0].reshape(batch, kv_heads, rows, group)
     return mixed, each.transpose(0, 2, 1, 3).reshape(batch, rows, query_heads)
+
+
+def _in_large_memory(cache: jax.Array) -> jax.Array:
+    """The cache, which XLA leaves where it is.
+
+    Where a whole cache fits the chip's fast memory, as a draft cache does, XLA would copy it there and back for the
+    writes of a few layers (cost: 18% of the bytes of a draft of Qwen2.5-14B on a v5e).
+    """
+    if interpret():  # interpreters have one memory
+        return cache
+    return pltpu.with_memory_space_constraint(cache, pltpu.HBM)
 
 
 def _by_head(queries: jax.Array, kv_heads: int) -> jax.Array:
