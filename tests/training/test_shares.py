@@ -126,8 +126,8 @@ def test_a_gradient_has_the_parts_of_its_parameter():
     [(2, (9, 3), ()), (3, (9, 3), ("q_proj", "k_proj", "v_proj", "o_proj")), (4, (8, 2), ("q_proj", "o_proj"))],
 )
 def test_the_model_axis_cuts_no_head(size, heads, split):
-    """SmolLM2's 9 heads and 3 K/V heads on two and three devices, and grouped heads of which it divides the larger
-    number."""
+    """SmolLM2 has 9 query heads and 3 K/V heads: two devices divide neither number, three divide both. Of 8 and 2, four
+    devices divide the first."""
     wide, narrow = (64 * count for count in heads)
     shapes = {"q_proj": (wide, wide), "k_proj": (wide, narrow), "v_proj": (wide, narrow), "o_proj": (wide, wide)}
     found = {}

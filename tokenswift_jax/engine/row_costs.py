@@ -21,7 +21,7 @@ from tokenswift_jax.parallel.device_rates import DeviceRates, rates_of
 ATTENTION_RATES = {"H100": 0.31, "H200": 0.31}
 # A verification may cost so many plain steps, by the roofline, to be one of no extra time: the goal for 16 rows.
 NO_EXTRA_TIME = 1.1
-# Tree rows of which plans have one: multiples of the 8 rows that a tile of 16 contains at 2 query heads a KV head.
+# The tree rows that a plan may have are multiples of 8: a tile of 16 contains 8 rows at 2 query heads a KV head.
 FEWEST, MOST, STEP = 4, 64, 8
 NARROW = 16  # tree rows of a second plan, whose drafts are the likeliest ones
 

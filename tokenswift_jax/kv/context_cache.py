@@ -21,7 +21,7 @@ from pallas_kernels.tree_attention import tree_attention
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.cyclic import Cyclic
-from tokenswift_jax.kv.dense import FullCache, empty_cache
+from tokenswift_jax.kv.dense import FullCache, empty_cache, write_chosen_rows
 from tokenswift_jax.kv.row_batch import Causal, RowBatch, TreeMask, TreeMaskOverBlocks
 from tokenswift_jax.models.config import AttentionSpec, ModelConfig
 from tokenswift_jax.parallel import context
@@ -234,34 +234,13 @@ def _written(stacks: StoredKV, new: StoredKV, layer: jax.Array, at: jax.Array, c
     """A device's arrays with the rows that it stores of `new` [layers', batch, kv_heads, rows, ...], whose first row of
     each text is that of position `at` int32 [batch].
 
-    A device's slots for consecutive positions follow each other; the update covers as many slots as it can need, and
-    writes their old content where it needs fewer. The loop over the batch is that of `dense.write_rows`.
+    A device's slots for consecutive positions follow each other, as many as it can need.
     """
-    device, zero = context.this_device(), jnp.zeros((), jnp.int32)
-    batch, rows, slots = at.shape[0], new.keys.shape[3], stacks.keys.shape[3]
+    device = context.this_device()
+    rows, slots = new.keys.shape[3], stacks.keys.shape[3]
     most = cyclic.most(rows)
     begins = jnp.minimum(cyclic.below(at, device), slots - most)
     stored = cyclic.position(begins[:, None] + jnp.arange(most, dtype=jnp.int32)[None, :], device)
     source = stored - at[:, None]  # the row that each slot takes
-    meant = ((source >= 0) & (source < rows))[None, :, None, :]
-    source = jnp.clip(source, 0, rows - 1)[None, :, None, :]
-
-    def of_slots(rows: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(rows, source if rows.ndim == 4 else source[..., None], axis=3)
-
-    taken = jax.tree.map(of_slots, new)
-
-    def one(index: jax.Array, stacks: StoredKV) -> StoredKV:
-        begin = lax.dynamic_index_in_dim(begins, index, keepdims=False)
-        replaced = lax.dynamic_slice_in_dim(meant, index, 1, axis=1)
-
-        def write(stack: jax.Array, rows: jax.Array) -> jax.Array:
-            place = (layer, index, zero, begin, *[zero] * (stack.ndim - 4))
-            old = lax.dynamic_slice(stack, place, (rows.shape[0], 1, stack.shape[2], most, *stack.shape[4:]))
-            row = lax.dynamic_slice_in_dim(rows, index, 1, axis=1)
-            row = jnp.where(replaced if stack.ndim == 4 else replaced[..., None], row, old)
-            return lax.dynamic_update_slice(stack, row, place)
-
-        return jax.tree.map(write, stacks, taken)
-
-    return one(zero, stacks) if batch == 1 else lax.fori_loop(zero, jnp.int32(batch), one, stacks)
+    meant = (source >= 0) & (source < rows)
+    return write_chosen_rows(stacks, new, layer, begins, jnp.clip(source, 0, rows - 1), meant)

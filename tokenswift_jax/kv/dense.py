@@ -273,3 +273,41 @@ def write_rows(stacks: Any, rows: Any, layer: int | jax.Array, starts: jax.Array
         return jax.tree.map(write, stacks, rows)
 
     return one(zero, stacks) if batch == 1 else lax.fori_loop(zero, jnp.int32(batch), one, stacks)
+
+
+def write_chosen_rows(
+    stacks: Any, rows: Any, layer: int | jax.Array, starts: jax.Array, source: jax.Array, meant: jax.Array
+) -> Any:
+    """As `write_rows`, into slots that follow each other, some of which keep their content.
+
+    Batch row b's slot starts[b] + i gets the row source[b, i] if meant[b, i]. The update covers the other slots with
+    what they contain: with a scatter, XLA for TPU would change the layout of the whole stack.
+
+    Args:
+      stacks, rows, layer, starts: as for `write_rows`.
+      source: int32 [batch, most], indices of rows.
+      meant: bool [batch, most].
+    """
+    first, zero = jnp.asarray(layer, jnp.int32), jnp.zeros((), jnp.int32)
+    batch, most = meant.shape
+    source, meant = source[None, :, None, :], meant[None, :, None, :]
+
+    def of_slots(rows: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(rows, source if rows.ndim == 4 else source[..., None], axis=3)
+
+    taken = jax.tree.map(of_slots, rows)
+
+    def one(index: jax.Array, stacks: Any) -> Any:
+        start = lax.dynamic_index_in_dim(starts, index, keepdims=False)
+        replaced = lax.dynamic_slice_in_dim(meant, index, 1, axis=1)
+
+        def write(stack: jax.Array, rows: jax.Array) -> jax.Array:
+            place = (first, index, zero, start, *[zero] * (stack.ndim - 4))
+            old = lax.dynamic_slice(stack, place, (rows.shape[0], 1, stack.shape[2], most, *stack.shape[4:]))
+            row = lax.dynamic_slice_in_dim(rows, index, 1, axis=1)
+            row = jnp.where(replaced if stack.ndim == 4 else replaced[..., None], row, old)
+            return lax.dynamic_update_slice(stack, row, place)
+
+        return jax.tree.map(write, stacks, taken)
+
+    return one(zero, stacks) if batch == 1 else lax.fori_loop(zero, jnp.int32(batch), one, stacks)

@@ -11,7 +11,7 @@ from jax import lax
 
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.cache import StoredKV
-from tokenswift_jax.kv.dense import FullCache, empty_cache, round_up
+from tokenswift_jax.kv.dense import FullCache, empty_cache, round_up, write_chosen_rows
 from tokenswift_jax.kv.draft_cache import reaches, update_if
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.models.config import ModelConfig
@@ -212,37 +212,14 @@ class DraftCacheShape:
 def _written(stacks: Any, rows: Any, slot: jax.Array) -> Any:
     """Writes rows [layers, batch, kv_heads, most, ...] into stacks [layers, batch, kv_heads, slots, ...].
 
-    `slot` is int32 [batch, most]: adjacent slots in any order, and the number of slots for a row to drop. The update
-    covers the slots around them too, with their old content: with a scatter, XLA for TPU would change the layout of
-    the whole stack. The loop over the batch keeps the program's size independent of the batch.
+    `slot` is int32 [batch, most]: adjacent slots in any order, and the number of slots for a row to drop.
     """
-    batch, most, zero = slot.shape[0], slot.shape[1], jnp.int32(0)
-    slots = jax.tree.leaves(stacks)[0].shape[3]
+    most, slots = slot.shape[1], jax.tree.leaves(stacks)[0].shape[3]
     starts = jnp.minimum(jnp.min(slot, axis=1), slots - most)
     here = starts[:, None] + jnp.arange(most, dtype=jnp.int32)[None, :]
     meant = here[:, :, None] == slot[:, None, :]  # [batch, slot, row]
-    source = jnp.argmax(meant, axis=2).astype(jnp.int32)[None, :, None, :]
-    taken = jnp.any(meant, axis=2)[None, :, None, :]
-
-    def of_slots(rows: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(rows, source if rows.ndim == 4 else source[..., None], axis=3)
-
-    rows = jax.tree.map(of_slots, rows)
-
-    def one(index: jax.Array, stacks: Any) -> Any:
-        start = lax.dynamic_index_in_dim(starts, index, keepdims=False)
-        replaced = lax.dynamic_slice_in_dim(taken, index, 1, axis=1)
-
-        def write(stack: jax.Array, rows: jax.Array) -> jax.Array:
-            at = (zero, index, zero, start, *[zero] * (stack.ndim - 4))
-            old = lax.dynamic_slice(stack, at, (stack.shape[0], 1, stack.shape[2], most, *stack.shape[4:]))
-            new = lax.dynamic_slice_in_dim(rows, index, 1, axis=1)
-            new = jnp.where(replaced if stack.ndim == 4 else replaced[..., None], new, old)
-            return lax.dynamic_update_slice(stack, new, at)
-
-        return jax.tree.map(write, stacks, rows)
-
-    return one(zero, stacks) if batch == 1 else lax.fori_loop(zero, jnp.int32(batch), one, stacks)
+    source = jnp.argmax(meant, axis=2).astype(jnp.int32)
+    return write_chosen_rows(stacks, rows, 0, starts, source, jnp.any(meant, axis=2))
 
 
 def _put(stack: jax.Array, rows: jax.Array, layer: jax.Array) -> jax.Array:

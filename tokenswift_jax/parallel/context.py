@@ -54,7 +54,7 @@ def best(scores: jax.Array, numbers: jax.Array, count: int) -> jax.Array:
 
 
 def owned(values: jax.Array, mine: jax.Array) -> jax.Array:
-    """On all devices, the values of which each device has some: `mine` is bool, and true on one device for each."""
+    """Gives every device all values. Each device has some of them: `mine` is bool, and true on one device a value."""
     narrow = values.dtype.itemsize == 1
     # Collectives of GPUs add no float8.
     given: Any = lax.bitcast_convert_type(values, jnp.uint8) if narrow else values
