@@ -231,11 +231,10 @@ class Engine:
 
     def is_compiled(self, named: NamedPlan) -> bool:
         """Whether this process has the programs of a plan."""
-        if self._inputs.draft_params is not None:
-            return all(map(compile_cache.has, self._keys(named)))
         # Once: every text asks for each plan, and the keys of one plan take 0.4 ms.
         place = "keys", named.plan, self.layout, self.slots, jnp.result_type(float)
-        keys = self._model.once(place, lambda: self._keys(named))
+        alone = self._inputs.draft_params is None  # another draft model has other parameters
+        keys = self._model.once(place, lambda: self._keys(named)) if alone else self._keys(named)
         return all(map(compile_cache.has, keys))
 
     def compiling(self, named: NamedPlan) -> Callable[[Callable[[], bool]], float]:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tokenswift_jax.kv.cyclic import BLOCK, Cyclic
-from tokenswift_jax.parallel.mesh import use
+from tokenswift_jax.parallel.mesh import settled, use
 from tokenswift_jax.parallel.mesh_spec import CONTEXT, DATA
 from tokenswift_jax.parallel.rules import shardings
 
@@ -92,13 +92,8 @@ class Placement:
         return np.asarray(self.readable(values))
 
     def settle(self, results: _Tree) -> _Tree:
-        """Waits for the results of a program, where the next one must not begin before: on a mesh of virtual devices.
-
-        Without the wait, programs queue up on a CPU, and their collectives wait for threads that others occupy.
-        """
-        if self.mesh is not None and self.mesh.devices.flat[0].platform == "cpu":
-            jax.block_until_ready(results)
-        return results
+        """Waits for the results of a program where it must (`parallel.mesh.settled`)."""
+        return settled(self.mesh, results)
 
 
 def _put(values: Any, where: NamedSharding) -> jax.Array:

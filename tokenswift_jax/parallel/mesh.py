@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.fit import fit
 from tokenswift_jax.parallel.mesh_spec import AXES, CONTEXT, DATA, MODEL, MeshSpec
 
+_Tree = TypeVar("_Tree")
 # Each virtual device of a CPU waits in a collective with a thread of its own. Without enough threads, the collectives
 # of two devices wait for each other forever (2 cores, 2 devices, some 200 steps).
 _CPU_THREADS = "32"
@@ -77,11 +78,26 @@ def notes_on(mesh: Mesh | None, config: ModelConfig) -> tuple[str, ...]:
             f"mesh {spec_of(mesh)}: {model} devices cannot share {config.vocab_size} tokens evenly, so each "
             "stores all of the embeddings and the LM head"
         )
+    return (*notes, *left_over(mesh))
+
+
+def left_over(mesh: Mesh) -> tuple[str, ...]:
+    """A line that names the devices outside a mesh; none without such devices."""
     idle = [device for device in jax.devices() if device not in {*mesh.devices.flat}]
-    if idle:
-        names = ", ".join(map(str, idle))
-        notes.append(f"mesh {spec_of(mesh)} uses {mesh.size} of {mesh.size + len(idle)} devices; left over: {names}")
-    return tuple(notes)
+    if not idle:
+        return ()
+    names = ", ".join(map(str, idle))
+    return (f"mesh {spec_of(mesh)} uses {mesh.size} of {mesh.size + len(idle)} devices; left over: {names}",)
+
+
+def settled(mesh: Mesh | None, results: _Tree) -> _Tree:
+    """Waits for the results of a program, where the next one must not begin before: on a mesh of virtual devices.
+
+    Without the wait, programs queue up on a CPU, and their collectives wait for threads that others occupy.
+    """
+    if mesh is not None and mesh.devices.flat[0].platform == "cpu":
+        jax.block_until_ready(results)
+    return results
 
 
 def spec_of(mesh: Mesh | None) -> MeshSpec:

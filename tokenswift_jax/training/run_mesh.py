@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.parallel.mesh import give_threads, make_mesh
+from tokenswift_jax.parallel.mesh import give_threads, left_over, make_mesh
 from tokenswift_jax.parallel.mesh_spec import (
     DATA,
     MODEL,
@@ -53,10 +53,7 @@ def run_mesh(given: MeshArgument, settings: TrainingSettings) -> tuple[Mesh | No
             f"mesh {spec}: {groups} groups of devices cannot share a batch_size of {rows} evenly; rows of padding fill "
             f"each micro-batch up to {full} and change no gradient, and a batch_size of {full} takes no longer"
         )
-    left = [device for device in jax.devices() if device not in {*mesh.devices.flat}]
-    if left:
-        lines.append(f"mesh {spec}: left over: {', '.join(map(str, left))}")
-    return mesh, tuple(lines)
+    return mesh, (*lines, *left_over(mesh))
 
 
 def _chosen() -> tuple[MeshSpec, list[str]]:

@@ -87,14 +87,6 @@ class Shares:
             return values
         return jax.device_put(values, NamedSharding(self.mesh, P(None, DATA)))
 
-    def settle(self, results: Any) -> None:
-        """Waits for the results of a program on a mesh of virtual devices.
-
-        Without the wait, programs queue up on a CPU, and their collectives wait for threads that others occupy.
-        """
-        if self.mesh is not None and self.mesh.devices.flat[0].platform == "cpu":
-            jax.block_until_ready(results)
-
     def split(self, tree: _Tree) -> _Tree:
         """Inside a jitted function, keeps of every array the part that its device stores."""
         if self.mesh is None:

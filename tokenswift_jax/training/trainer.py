@@ -16,7 +16,7 @@ from tokenswift_jax import checkpoint
 from tokenswift_jax.checkpoint.directory import fingerprint, read_config
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.hf_config import model_config
-from tokenswift_jax.parallel.mesh import spec_of
+from tokenswift_jax.parallel.mesh import settled, spec_of
 from tokenswift_jax.parallel.mesh_spec import MeshArgument
 from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.training.checkpoints import Checkpoints, Place
@@ -255,7 +255,7 @@ def _steps(run: _Run, saved: Checkpoints, metrics: MetricsWriter, examiner: Exam
         batch = run.next_batch()
         states = None if run.kept is None else run.kept.of(batch)
         run.state, report = run.step(run.state, run.frozen, *run.shares.put_rows((batch, states)))
-        run.shares.settle(report)
+        settled(run.shares.mesh, report)
         if pending is not None:
             _read(run, metrics, *pending)
         pending = (number, report, batch)
