@@ -31,7 +31,7 @@ def dots(context: Any, x: Any, lines: Any, size: Any, scale: Any, out: Any):
 
     def generate(own: Any, builder: Any, _: Any, given: Any) -> Any:
         x, lines, size, scale, out = given
-        each = [vectors.place(builder, lines, builder.mul(size, size.type(line))) for line in range(LANES)]
+        each = [vectors.line(builder, lines, size, line) for line in range(LANES)]
         sums = _dots(builder, x, each, size)
         vectors.store(builder, builder.fmul(sums, vectors.splat(builder, scale)), out)
         return own.get_dummy_value()

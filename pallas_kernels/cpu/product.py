@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -63,9 +64,7 @@ def _sweep(rows: int, deep: int, lanes: int, ahead: int) -> Any:
         def generate(own: Any, builder: Any, _: Any, given: Any) -> Any:
             w, w_stride, y, y_stride, x, x_stride, begin, end = given
 
-            def line(base: Any, stride: Any, row: int) -> Any:
-                return vectors.place(builder, base, builder.mul(stride, stride.type(row)))
-
+            line = partial(vectors.line, builder)
             inputs = [line(w, w_stride, k) for k in range(deep)]
             later = [line(w, w_stride, k + ahead) for k in range(deep)] if ahead else []
             outputs = [line(y, y_stride, row) for row in range(rows)]

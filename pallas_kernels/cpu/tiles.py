@@ -24,10 +24,6 @@ FETCHED = 2  # lines that a tile of `lines` has fetched: half of its own number,
 _NONE = ir.Constant(vectors.vector(LANES), None)
 
 
-def _line(builder: Any, base: Any, stride: Any, line: int) -> Any:
-    return vectors.place(builder, base, builder.mul(stride, stride.type(line)))
-
-
 def _tile(rows: int, columns: int) -> Any:
     """y[r, :] = x[r, :count] @ w[:count, :] of `rows` rows and `columns` vectors, in the order of the inputs.
 
@@ -39,7 +35,7 @@ def _tile(rows: int, columns: int) -> Any:
         def generate(own: Any, builder: Any, _: Any, given: Any) -> Any:
             w, w_stride, y, y_stride, x, x_stride, count = given
             sums = [[cgutils.alloca_once_value(builder, _NONE) for _ in range(columns)] for _ in range(rows)]
-            inputs = [_line(builder, x, x_stride, row) for row in range(rows)]
+            inputs = [vectors.line(builder, x, x_stride, row) for row in range(rows)]
             with cgutils.for_range_slice(builder, count.type(0), count, count.type(1), count.type) as (k, _):
                 line = vectors.place(builder, w, builder.mul(w_stride, k))
                 places = [vectors.place(builder, line, LANES * column) for column in range(columns)]
@@ -51,7 +47,7 @@ def _tile(rows: int, columns: int) -> Any:
                     for weight, total in zip(weights, own_sums, strict=True):
                         builder.store(vectors.fma(builder, weight, number, builder.load(total)), total)
             for row, own_sums in enumerate(sums):
-                base = _line(builder, y, y_stride, row)
+                base = vectors.line(builder, y, y_stride, row)
                 for column, total in enumerate(own_sums):
                     vectors.store(builder, builder.load(total), vectors.place(builder, base, LANES * column))
             return own.get_dummy_value()
@@ -89,8 +85,8 @@ def lines(context: Any, x: Any, w: Any, size: Any, y: Any, y_stride: Any, later:
         x, w, size, y, y_stride, later = given
         each = range(SQUARE)
         sums = [[cgutils.alloca_once_value(builder, _NONE) for _ in each] for _ in each]
-        ahead = [_line(builder, later, size, index) for index in range(FETCHED)]
-        rows, others = ([_line(builder, base, size, index) for index in each] for base in (x, w))
+        ahead = [vectors.line(builder, later, size, index) for index in range(FETCHED)]
+        rows, others = ([vectors.line(builder, base, size, index) for index in each] for base in (x, w))
         with cgutils.for_range_slice(builder, size.type(0), size, size.type(LANES), size.type) as (d, _):
             numbers = [vectors.load(builder, vectors.place(builder, line, d)) for line in others]
             for line in ahead:
@@ -102,7 +98,7 @@ def lines(context: Any, x: Any, w: Any, size: Any, y: Any, y_stride: Any, later:
         added = vectors.lane_sums(builder, [builder.load(total) for total in chain.from_iterable(sums)])
         for row in each:
             mask = ir.Constant(ir.VectorType(ir.IntType(32), SQUARE), [SQUARE * row + line for line in each])
-            vectors.store(builder, builder.shuffle_vector(added, added, mask), _line(builder, y, y_stride, row))
+            vectors.store(builder, builder.shuffle_vector(added, added, mask), vectors.line(builder, y, y_stride, row))
         return own.get_dummy_value()
 
     return types.void(*[types.intp] * 6), generate

@@ -29,6 +29,11 @@ def place(builder: Any, base: Any, index: Any) -> Any:
     return builder.add(base, builder.shl(index, ir.Constant(base.type, 2)))
 
 
+def line(builder: Any, base: Any, stride: Any, index: int) -> Any:
+    """The address of a matrix's line of that index; `stride`, an LLVM integer, is counted in floats."""
+    return place(builder, base, builder.mul(stride, stride.type(index)))
+
+
 def load(builder: Any, address: Any, lanes: int = LANES) -> Any:
     """Reads floats at an address that is a multiple of 4."""
     value = builder.load(builder.inttoptr(address, vector(lanes).as_pointer()))
