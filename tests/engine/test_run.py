@@ -17,10 +17,10 @@ DELAY = 0.3  # seconds
 def test_catching_up_counts_as_decoding_apart_from_the_chunk_s_own_time(monkeypatch):
     run_it, observe, observed = CompileCache.run, FixedPlan.observe, []
 
-    def slow_catch_up(self, function, *arguments, name=""):
+    def slow_catch_up(self, function, *arguments, **named):
         if getattr(function.__wrapped__, "func", None) is catch_up:
             time.sleep(DELAY)
-        return run_it(self, function, *arguments, name=name)
+        return run_it(self, function, *arguments, **named)
 
     def noted(self, named, tokens, iterations, seconds, catch_up):
         observed.append((seconds, catch_up))

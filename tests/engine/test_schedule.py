@@ -92,8 +92,8 @@ def device(monkeypatch):
     """The stand-in clock, and an adversary in place of the heads' best candidates."""
     device = Device()
 
-    def counted(self, function, *arguments, name=""):
-        executable = self.compile(function, *arguments, name=name)
+    def counted(self, function, *arguments, name="", executable=None):
+        executable = executable or self.compile(function, *arguments, name=name)
         result = executable(*arguments)
         program = function.__wrapped__  # a partial with its static arguments
         if getattr(program, "func", None) is loop.catch_up:

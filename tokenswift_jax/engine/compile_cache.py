@@ -53,9 +53,20 @@ class CompileCache:
         self.compile_seconds = 0.0
         self._report = report
 
-    def run(self, function: Callable, *arguments: Any, name: str = "a program") -> Any:
-        """Calls `function`, from `jax.jit`, and compiles it first unless an earlier call had such arguments."""
-        return self.compile(function, *arguments, name=name)(*arguments)
+    def run(
+        self,
+        function: Callable,
+        *arguments: Any,
+        name: str = "a program",
+        executable: jax.stages.Compiled | None = None,
+    ) -> Any:
+        """Calls `function`, from `jax.jit`, and compiles it first unless an earlier call had such arguments.
+
+        `executable` is what `compile` returned for such arguments; None: look for it by their shapes.
+        """
+        if executable is None:
+            executable = self.compile(function, *arguments, name=name)
+        return executable(*arguments)
 
     def compile(self, function: Callable, *arguments: Any, name: str = "a program") -> jax.stages.Compiled:
         """Returns the executable of `function`, from `jax.jit`, for such arguments; reports call it `name`."""

@@ -94,10 +94,13 @@ class _Row:
 
     def _iterate(self, budget: int | None, count: int, depth: int) -> None:
         root = self._roots[budget]
-        known = self._known.get(self._text[root], {})
-        drafts = sorted(known, key=known.__getitem__, reverse=True)[:count]
-        follows = self._text[root + 1 : root + 1 + depth]
-        emitted = 1 + max((_agreeing(draft, follows) for draft in drafts), default=0)
+        known = self._known.get(self._text[root])
+        emitted = 1
+        if known:
+            rank = known.__getitem__
+            drafts = (max(known, key=rank),) if count == 1 else sorted(known, key=rank, reverse=True)[:count]
+            follows = self._text[root + 1 : root + 1 + depth]
+            emitted += max([_agreeing(draft, follows) for draft in drafts])
         self._roots[budget] = root + emitted
         tokens, iterations = self._emitted[budget]
         self._emitted[budget] = DISCOUNT * tokens + emitted, DISCOUNT * iterations + 1
@@ -105,4 +108,9 @@ class _Row:
 
 def _agreeing(draft: Sequence[int], text: Sequence[int]) -> int:
     """The number of leading tokens that two sequences share."""
-    return next((i for i, (a, b) in enumerate(zip(draft, text, strict=False)) if a != b), min(len(draft), len(text)))
+    shared = 0
+    for drafted, token in zip(draft, text, strict=False):
+        if drafted != token:
+            break
+        shared += 1
+    return shared

@@ -66,7 +66,9 @@ class HeadsForesight:
         spare = each * len(texts) - len(known)
         tokens = np.pad(np.asarray(known, np.int32), ((0, spare), (0, 0)))
         hidden = jnp.pad(jnp.concatenate(found), ((0, spare), (0, 0)))
-        settings = sequence_params([_NEUTRAL] * (each * len(texts)), config.vocab_size)
+        roots = each * len(texts)
+        place = "neutral settings", roots, jnp.result_type(float)
+        settings = self._model.once(place, lambda: sequence_params([_NEUTRAL] * roots, config.vocab_size))
         function = self._model.program("accepted rows", spec)
         arguments = self._model.params, settings, hidden, jnp.asarray(tokens[:, 0]), jnp.asarray(tokens[:, 1:])
         with use(self._model.mesh):
