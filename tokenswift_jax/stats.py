@@ -143,9 +143,9 @@ def by_window(records: TokenLog, size: int) -> list[dict[str, Any]]:
 
 def distinct_n(token_ids: np.ndarray, largest: int = 4) -> dict[str, float]:
     """Distinct n-grams / all n-grams for n = 1..largest; 0.0 where there are none."""
-    shares = {}
+    shares, codes = {}, np.asarray(token_ids, np.int64)  # code i stands for the n-gram that begins at token i
     for n in range(1, largest + 1):
-        total = len(token_ids) - n + 1
-        grams = np.lib.stride_tricks.sliding_window_view(token_ids, n) if total > 0 else None
-        shares[str(n)] = 0.0 if grams is None else len(np.unique(grams, axis=0)) / total
+        distinct, which = np.unique(codes, return_inverse=True)
+        shares[str(n)] = len(distinct) / len(codes) if len(codes) else 0.0
+        codes = which[:-1] * (int(token_ids.max(initial=0)) + 1) + token_ids[n:]
     return shares

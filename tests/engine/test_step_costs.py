@@ -8,7 +8,7 @@ import small_models
 
 from tokenswift_jax.engine import step_costs
 from tokenswift_jax.engine.planner import Planner, measure
-from tokenswift_jax.engine.step_costs import StepCosts, costs_of
+from tokenswift_jax.engine.step_costs import StepCosts, costs_in, file_name
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.speculate.plans import autoregressive_plan, speculative_plans
 from tokenswift_jax.speculation import SpeculationConfig
@@ -96,13 +96,20 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
     assert costs.price(FUSED, 100) == 1.5
 
 
-def test_models_batches_and_dtypes_have_files_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(step_costs, "cache_folder", lambda name: tmp_path / name)
+def test_models_batches_and_dtypes_have_files_of_their_own():
     one, other = small_models.successor_model(), small_models.successor_model(layers=1)
     double = small_models.successor_model(dtype=np.float16)
-    paths = [costs_of(model.config, model.params, batch).path for model in (one, other, double) for batch in (1, 2)]
-    assert len(set(paths)) == 6
-    assert costs_of(one.config, one.params, 1).path == paths[0]
+    names = [file_name(model.config, model.params, batch) for model in (one, other, double) for batch in (1, 2)]
+    assert len(set(names)) == 6
+    assert file_name(one.config, one.params, 1) == names[0]
+
+
+def test_costs_saved_in_another_thread_are_there_for_the_next_text(monkeypatch, tmp_path):
+    monkeypatch.setattr(step_costs, "cache_folder", lambda name: tmp_path / name)
+    costs = costs_in("model.json")
+    costs.add_price(FUSED, 100, 1.5)
+    costs.save_later()
+    assert costs_in("model.json").price(FUSED, 100) == 1.5
 
 
 def test_programs_are_expected_where_the_compilation_cache_keeps_them(monkeypatch):

@@ -21,7 +21,7 @@ from tokenswift_jax.engine.planner import Planner, measure
 from tokenswift_jax.engine.policy import FixedPlan, PlanPolicy
 from tokenswift_jax.engine.prefill import chunk_rows
 from tokenswift_jax.engine.row_costs import row_costs_of
-from tokenswift_jax.engine.step_costs import costs_of
+from tokenswift_jax.engine.step_costs import costs_in, file_name
 from tokenswift_jax.errors import NumericsError, UserError
 from tokenswift_jax.finish import REASONS, Finish
 from tokenswift_jax.parallel.mesh_spec import DATA
@@ -154,7 +154,8 @@ class Session:
         self.engine = Engine(model, layout, slots, draft_params=draft_params, report=report)
         self._foresight = _foresight(speculation, speculative, requests, self._emitted)
         most = max(request.max_new_tokens for request in requests)
-        self._costs = costs_of(config, model.params, slots, cache_dtype)
+        place = "costs", slots, cache_dtype
+        self._costs = costs_in(model.once(place, lambda: file_name(config, model.params, slots, cache_dtype)))
         self._heads = HeadsForesight(model, speculative if _is_chosen(speculation) else ())
         self._policy = agreed_policy(
             lambda: self._policy_for(speculation, plain, speculative, most, model), [plain, *speculative]
@@ -257,7 +258,7 @@ class Session:
             if iterations >= _ENOUGH and named.plan.drafter.parts:
                 self._costs.add_accepted(named, tokens / iterations)
         if leads():
-            self._costs.save()
+            self._costs.save_later()
 
     def _prefill(self) -> StepResult:
         begun, compiled_before = time.perf_counter(), self.compile_seconds

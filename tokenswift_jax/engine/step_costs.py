@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import platform
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_low
@@ -34,6 +35,9 @@ _KEPT = 5
 # A value outside these is no measurement of a step but of a clock or of another program: an iteration of several tree
 # rows does all the work of a plain step, and rows one by one would cost more than any way to run them together.
 _LEAST_PRICE, _MOST_PRICE_A_ROW = 0.8, 3.0
+
+_saver = ThreadPoolExecutor(1, "tokenswift-costs")
+_savings: set[Future[None]] = set()  # on their way
 
 _Values = dict[str, list[list[float]]]  # per length bucket: [length, value], the newest last
 
@@ -142,6 +146,17 @@ class StepCosts:
         with contextlib.suppress(OSError):
             own.unlink(missing_ok=True)
 
+    def save_later(self) -> None:
+        """As `save`, in another thread: the file takes a millisecond or two, in which a small model writes some tokens.
+        The process ends only when it is written."""
+        try:
+            saving = _saver.submit(self.save)
+        except RuntimeError:  # the interpreter is about to end and starts no thread
+            self.save()
+            return
+        _savings.add(saving)
+        saving.add_done_callback(_savings.discard)
+
     def _label(self, named: NamedPlan) -> str:
         found = self._labels.get(named)
         if found is None:
@@ -201,8 +216,8 @@ def _positive(value: Any) -> float:
     return float(value)
 
 
-def costs_of(config: ModelConfig, params: Any, batch: int, cache_dtype: str | None = None) -> StepCosts:
-    """The costs kept for a model on this machine; without a home folder, costs that are not kept.
+def file_name(config: ModelConfig, params: Any, batch: int, cache_dtype: str | None = None) -> str:
+    """The name of the file for the costs of a model on this machine.
 
     `cache_dtype` is the number format of the full cache, as for `kv.dense.empty_cache`.
     """
@@ -213,11 +228,18 @@ def costs_of(config: ModelConfig, params: Any, batch: int, cache_dtype: str | No
     cores = (len(os.sched_getaffinity(0)), _processor()) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = _digest(device.platform, device.device_kind, cores if device.platform == "cpu" else None)
     versions = _digest(jax.__version__, __version__, os.environ.get("XLA_FLAGS", ""), cpu.installed())
+    return f"{device.platform}-{machine}-{model}-{versions}-batch{batch}.json"
+
+
+def costs_in(name: str) -> StepCosts:
+    """The costs in the file of a name (`file_name`); without a home folder, costs that are not kept."""
     try:
         folder = cache_folder("costs")
     except UserError:
         return StepCosts()
-    return StepCosts(folder / f"{device.platform}-{machine}-{model}-{versions}-batch{batch}.json")
+    for saving in list(_savings):
+        saving.result()
+    return StepCosts(folder / name)
 
 
 def _placed(leaf: jax.Array) -> Any:
