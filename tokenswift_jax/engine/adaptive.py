@@ -13,15 +13,15 @@ from tokenswift_jax.speculate.plans import NamedPlan
 # tokens. N-grams and heads have a half each, and all gains together. Without halves, a look at heads in vain takes the
 # means of n-grams that pay (cost: all of their gain of 1.6 on a JSON list of 128 tokens).
 ALLOWANCE, HORIZON = 0.02, 256
-# Seconds that a chunk costs beside its iterations: one plain iteration of the demo takes 1.3 ms alone and 0.55 ms among
-# eight (two cores, the least of four measurements).
-OVERHEAD, OVERHEAD_SHARE = 0.00075, 0.01
+# Seconds that a chunk costs beside its iterations: one plain iteration of the demo takes 0.65 to 0.78 ms alone and 0.33
+# to 0.37 ms among eight (two cores, the least of sixty, twice).
+OVERHEAD, OVERHEAD_SHARE = 0.0004, 0.01
 # Seconds of iterations beside which that overhead is small enough. Shorter times measure nothing: on a busy machine,
 # one turn of another program (some milliseconds) would change them several times over.
 SHORTEST = OVERHEAD / OVERHEAD_SHARE
 LEAST, MOST = 4, 32  # iterations of a plain chunk; a drafted chunk of fewer than LEAST is read before the next is sent
 # Iterations of the first chunk of a plan, which is read before another is sent, and of the later ones. If reading costs
-# more than these may lose, as with the demo, a first chunk is longer. These two, LEAST, STAKE, MARGIN, the decays,
+# more than these may lose, as with the demo, a first chunk is longer. These two, LEAST, STAKE, LOOK, MARGIN, the decays,
 # BELIEF and CHECKED_AGAIN were compared on texts of SmolLM2, by
 # `PYTHONPATH=. python tests/simulated_device.py NAME=VALUE`. Neighbouring values change the mean speed, relative to the
 # best single plan, by at most 3%; with LEAST 6 or 8, BELIEF 1 or MARGIN 1.08, the slowest text loses a further fifth.
@@ -29,6 +29,9 @@ FIRST, LATER = 2, 16
 # The share of the account that a stay with a plan may begin with. Without it, one stay in vain near the beginning of a
 # text takes the means of all later ones.
 STAKE = 0.4
+# Plain steps that the first chunk of a plan may lose, however cheap its iterations are. Without it, two iterations at a
+# price of 1.12 decide about heads that would write a quote at temperature 1 1.5 times as fast, and turn them down.
+LOOK = 0.5
 # A plan must be so much faster than plain decoding, or than the plan in use, to be taken: estimates waver.
 MARGIN = 1.05
 # Weights of evidence on how far foreseen tokens come true: of an iteration relative to the next one of its kind; of an
@@ -366,7 +369,7 @@ class Chooser:
 
     def _first(self, named: NamedPlan) -> int:
         """Iterations of the first chunk of a plan."""
-        return min(max(FIRST, ceil(self._overhead() / self._worst(named))), LATER)
+        return min(max(FIRST, ceil(max(self._overhead(), LOOK) / self._worst(named))), LATER)
 
     def _left(self, named: NamedPlan) -> float:
         """Plain steps that a plan may still lose: the account's, without what is left of the other kind's share."""
