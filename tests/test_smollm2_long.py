@@ -1,4 +1,4 @@
-"""A real model at its last positions: SmolLM2 after a prompt of 8,000 tokens."""
+"""A real model at its last positions: SmolLM2 after a prompt of 8,128 tokens."""
 
 import importlib.util
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 import tokenswift_jax as ts
 
-POSITIONS, PROMPT, TOKENS = 8192, 8000, 192
+POSITIONS, PROMPT, TOKENS = 8192, 8128, 64
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,7 +29,7 @@ def model(tmp_path, monkeypatch):
 
 @pytest.fixture
 def asked(model):
-    """Arguments of `ts.generate`: a prompt of 8,000 tokens, and sampled text drafted from n-grams."""
+    """Arguments of `ts.generate`: a prompt of 8,128 tokens, and sampled text drafted from n-grams."""
     pages = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
     text = " ".join(page.read_text(encoding="utf-8") for page in pages)
     ids = model.tokenizer(2 * text).input_ids[:PROMPT]

@@ -21,8 +21,8 @@ OVERHEAD, OVERHEAD_SHARE = 0.0004, 0.01
 SHORTEST = OVERHEAD / OVERHEAD_SHARE
 LEAST, MOST = 4, 32  # iterations of a plain chunk; a drafted chunk of fewer than LEAST is read before the next is sent
 # Iterations of the first chunk of a plan, which is read before another is sent, and of the later ones. If reading costs
-# more than these may lose, as with the demo, a first chunk is longer. These two, LEAST, STAKE, LOOK, MARGIN, the decays,
-# BELIEF and CHECKED_AGAIN were compared on texts of SmolLM2, by
+# more than these may lose, as with the demo, a first chunk is longer. These two, LEAST, STAKE, LOOK, MARGIN, BELIEF,
+# the decays and CHECKED_AGAIN were compared on texts of SmolLM2, by
 # `PYTHONPATH=. python tests/simulated_device.py NAME=VALUE`. Neighbouring values change the mean speed, relative to the
 # best single plan, by at most 3%; with LEAST 6 or 8, BELIEF 1 or MARGIN 1.08, the slowest text loses a further fifth.
 FIRST, LATER = 2, 16

@@ -34,6 +34,12 @@ for _options in COMPILER_OPTIONS.values():
     for _name in [name for name in _options if f"--{name}=" in os.environ.get("XLA_FLAGS", "")]:
         del _options[_name]
 _executables: OrderedDict[Any, jax.stages.Compiled] = OrderedDict()
+_longest = 0.0
+
+
+def longest_compilation() -> float:
+    """Seconds of the longest compilation of this process."""
+    return _longest
 
 
 def kept() -> list[jax.stages.Compiled]:
@@ -70,6 +76,7 @@ class CompileCache:
 
     def compile(self, function: Callable, *arguments: Any, name: str = "a program") -> jax.stages.Compiled:
         """Returns the executable of `function`, from `jax.jit`, for such arguments; reports call it `name`."""
+        global _longest
         key = key_of(function, *arguments)
         executable = _executables.get(key)
         if executable is None:
@@ -77,7 +84,8 @@ class CompileCache:
             options = COMPILER_OPTIONS.get(jax.default_backend(), {})
             with phase(self._report, f"compiling {name}"):
                 executable = function.lower(*arguments).compile(compiler_options=options)
-            self.compile_seconds += time.perf_counter() - begun
+            taken = time.perf_counter() - begun
+            self.compile_seconds, _longest = self.compile_seconds + taken, max(_longest, taken)
             _executables[key] = executable
             while len(_executables) > _KEPT:
                 _executables.popitem(last=False)

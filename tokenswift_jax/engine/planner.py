@@ -12,6 +12,7 @@ import jax
 
 from tokenswift_jax.engine.adaptive import SHORTEST, Chooser
 from tokenswift_jax.engine.compile_ahead import CompileAhead
+from tokenswift_jax.engine.compile_cache import longest_compilation
 from tokenswift_jax.engine.engine import CHUNK_TOKENS, Engine
 from tokenswift_jax.engine.row_costs import RowCosts
 from tokenswift_jax.engine.step_costs import StepCosts
@@ -76,7 +77,6 @@ class Planner:
         self._want_known = False
         self._own: defaultdict[NamedPlan, deque[float]] = defaultdict(lambda: deque(maxlen=OWN))
         self._chooser = Chooser(plain, plans, asked, self, drafts_always=drafts_always)
-        self._plain_compiled = 0.0
 
     # PlanPolicy
 
@@ -104,7 +104,9 @@ class Planner:
         self._length, self._capacity = max(length, 1), engine.layout.capacity
         self._prices.clear()
         if not self._begun:
-            self._begun, self._plain_compiled = True, engine.programs.compile_seconds
+            self._begun = True
+            if engine.programs.compile_seconds:  # of prefill and plain decoding: they tell what others will take
+                self._costs.add_ready(self._plain, self._capacity, engine.programs.compile_seconds)
             self._begin(engine)
         for named in [named for named, future in self._coming.items() if future.done()]:
             self._admit(engine, named, self._coming.pop(named).result())
@@ -227,16 +229,14 @@ class Planner:
         saving = self._chooser.saving(named)
         if step is None or saving <= 0:
             return 0.0
-        compiling = self._compile_seconds(named)
-        tokens = self._chooser.remaining
-        if CompileAhead.has_a_core():
-            tokens -= compiling / step
-        return tokens * saving * step - compiling
+        compiling, pace = self._compile_seconds(named), CompileAhead.pace()
+        left = self._chooser.remaining * step - pace * compiling  # seconds of plain decoding, once the program is here
+        return left * saving - (1 - pace) * compiling
 
     def _compile_seconds(self, named: NamedPlan) -> float:
-        """Seconds that a program is expected to take: as before, else as the programs of prefill and plain decoding."""
+        """Seconds that a program is expected to take: as before, else as other programs."""
         known = self._costs.ready_seconds(named, self._capacity)
-        return self._plain_compiled if known is None else known
+        return longest_compilation() if known is None else known
 
     def _fetch(self, engine: Engine, named: NamedPlan, *, wait: bool) -> None:
         if wait or not CompileAhead.has_a_core():
