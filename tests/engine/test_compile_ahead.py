@@ -12,6 +12,7 @@ from decoded import PLAIN, assert_same, decode, start
 from tokenswift_jax.engine import adaptive
 from tokenswift_jax.engine.compile_ahead import CompileAhead
 from tokenswift_jax.engine.planner import Planner
+from tokenswift_jax.engine.step_costs import StepCosts
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.threads import COMPILING
@@ -35,12 +36,25 @@ def write(speculation):
 
 
 def test_a_plan_whose_compilation_takes_longer_than_it_can_gain_is_not_compiled(monkeypatch):
+    missed = []
+    monkeypatch.setattr(StepCosts, "add_missed", lambda self, named, capacity, seconds: missed.append(seconds))
     monkeypatch.setattr(Planner, "_compile_seconds", lambda self, named: 1e6)
     run = start(MODEL, [[5, 6, 7]], GREEDY, AUTO, max_new_tokens=TOKENS)
     steps = list(run)
     assert not any(step.rows[0].log.sources.any() for step in steps)
     assert run.plan_reason.startswith("plain decoding; of drafts, ")
     assert run.plan_reason.endswith("; compiling it, 1000000 s, would take longer than it could gain")
+    assert [0 < seconds < 1e3 for seconds in missed] == [True]
+
+
+def test_a_plan_that_earlier_texts_missed_is_compiled_for_a_text_too_short_to_pay_for_it(monkeypatch):
+    monkeypatch.setattr(Planner, "_compile_seconds", lambda self, named: 1e6)
+    monkeypatch.setattr(StepCosts, "missed_seconds", lambda self, named, capacity: 2e6)
+    monkeypatch.setattr(CompileAhead, "has_a_core", staticmethod(lambda: False))
+    own = replace(AUTO, node_budget=1)  # other tests need the programs of AUTO not to be here yet
+    run = start(MODEL, [[5, 6, 7]], GREEDY, own, max_new_tokens=TOKENS)
+    list(run)
+    assert run.engine.is_compiled(run._policy._chooser.fastest())
 
 
 def test_an_error_of_the_thread_surfaces(wanted, monkeypatch):

@@ -32,11 +32,15 @@ def test_costs_come_back_and_are_interpolated_between_lengths(path):
     costs.add_plain_seconds(PLAIN, 100, 0.03)
     costs.add_accepted(FUSED, 2.5)
     costs.save()
+    for seconds in (3.0, 4.0):
+        costs.add_missed(FUSED, 512, seconds)
+        costs.save()
     again = StepCosts(path)
     prices = [again.price(FUSED, length) for length in (1, 100, 600, 1100, 9000)]
     np.testing.assert_allclose(prices, [1.8, 1.8, 1.6, 1.4, 1.4])
     assert again.plain_seconds(PLAIN, 5000) == 0.03
     assert again.tokens_an_iteration(FUSED) == 2.5
+    assert (again.missed_seconds(FUSED, 512), again.missed_seconds(FUSED, 1024)) == (7.0, 0.0)
     assert again.measured(FUSED, 100) == 1
     assert again.measured(FUSED, 100_000) == 0
     other = speculative_plans(CONFIG, SpeculationConfig(), SamplingFeatures.SAMPLED, "cpu")[1]

@@ -130,8 +130,15 @@ class Planner:
         self._chooser.observe(named, tokens, iterations, seconds, catch_up, alone=not self._coming)
 
     def close(self) -> None:
-        """Abandons programs on their way."""
+        """Abandons programs on their way, and records what the text would have gained by the best plan without one: a
+        program that no text has time for is compiled once several of them could have had it for that."""
         self._ahead.close()
+        best, step = self._chooser.fastest(), self._chooser.plain_pace()
+        if best is None or step is None or not self._begun or best in self._here or best in self._coming:
+            return
+        missed = self._chooser.tokens * step * self._chooser.saving(best)
+        if missed > 0:
+            self._costs.add_missed(best, self._capacity, missed)
 
     # Knowledge, for the chooser
 
@@ -224,14 +231,15 @@ class Planner:
         return best if best is not None and self._value(best) > 0 else None
 
     def _value(self, named: NamedPlan) -> float:
-        """Seconds that the text to come gains by a plan which has to be compiled first, less those of compiling."""
+        """Seconds that the text to come gains by a plan which has to be compiled first, less those of compiling, and
+        those that earlier texts would have gained."""
         step = self._chooser.plain_pace()
         saving = self._chooser.saving(named)
         if step is None or saving <= 0:
             return 0.0
         compiling, pace = self._compile_seconds(named), CompileAhead.pace()
         left = self._chooser.remaining * step - pace * compiling  # seconds of plain decoding, once the program is here
-        return left * saving - (1 - pace) * compiling
+        return left * saving - (1 - pace) * compiling + self._costs.missed_seconds(named, self._capacity)
 
     def _compile_seconds(self, named: NamedPlan) -> float:
         """Seconds that a program is expected to take: as before, else as other programs."""

@@ -55,6 +55,7 @@ class StepCosts:
       seconds: seconds of a plain step by length bucket, by the features of plain decoding.
       accepted: per plan, the tokens an iteration of the newest texts.
       ready: per program, the most seconds that it took to get ready (its compilation) and the newest.
+      missed: per program, the seconds that texts would have gained by it, which had no time to wait for it.
     """
 
     path: Path | None = None
@@ -62,6 +63,7 @@ class StepCosts:
     seconds: dict[str, _Values] = field(default_factory=dict)
     accepted: dict[str, list[float]] = field(default_factory=dict)
     ready: dict[str, list[float]] = field(default_factory=dict)
+    missed: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._new: list[tuple[Any, ...]] = []
@@ -109,6 +111,10 @@ class StepCosts:
         """Whether the compilation cache on disk may have a program."""
         return _compiled_programs_stay() and f"{self._label(named)} @{capacity}" in self.ready
 
+    def missed_seconds(self, named: NamedPlan, capacity: int) -> float:
+        """Seconds that earlier texts would have gained by a program that none of them compiled."""
+        return self.missed.get(f"{self._label(named)} @{capacity}", [0.0])[0]
+
     # What is learnt
 
     def add_price(self, named: NamedPlan, length: int, price: float) -> None:
@@ -128,6 +134,10 @@ class StepCosts:
     def add_ready(self, named: NamedPlan, capacity: int, seconds: float) -> None:
         """Records how long a program took to get ready."""
         self._add("ready", f"{self._label(named)} @{capacity}", None, seconds)
+
+    def add_missed(self, named: NamedPlan, capacity: int, seconds: float) -> None:
+        """Records what a text would have gained by a program."""
+        self._add("missed", f"{self._label(named)} @{capacity}", None, seconds)
 
     def save(self) -> None:
         """Adds what is new to the file, which other processes may have changed; keeps quiet about a full disk."""
@@ -168,6 +178,8 @@ class StepCosts:
         values = getattr(self, kind)
         if kind == "ready":
             values[label] = [max([value, *values.get(label, [])[:1]]), value]
+        elif kind == "missed":
+            values[label] = [round(values.get(label, [0.0])[0] + value, 4)]
         elif bucket is None:
             values[label] = [*values.get(label, []), round(value, 4)][-_KEPT:]
         else:
@@ -182,14 +194,14 @@ class StepCosts:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             if found["format"] != _FORMAT:
                 return
-            checked = {kind: _CHECKS[kind](found[kind]) for kind in _KINDS}
+            checked = {kind: _CHECKS[kind](found.get(kind, {})) for kind in _KINDS}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return  # no file yet, or a damaged one: `save` writes a new one
         for kind, values in checked.items():
             setattr(self, kind, values)
 
 
-_KINDS = ("prices", "seconds", "accepted", "ready")
+_KINDS = ("prices", "seconds", "accepted", "ready", "missed")
 
 
 def _by_bucket(found: Any) -> dict[str, _Values]:
@@ -207,7 +219,7 @@ def _flat(found: Any) -> dict[str, list[float]]:
     return {str(label): [_positive(value) for value in values][-_KEPT:] for label, values in found.items()}
 
 
-_CHECKS = {"prices": _by_bucket, "seconds": _by_bucket, "accepted": _flat, "ready": _flat}
+_CHECKS = {"prices": _by_bucket, "seconds": _by_bucket, "accepted": _flat, "ready": _flat, "missed": _flat}
 
 
 def _positive(value: Any) -> float:
