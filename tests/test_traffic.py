@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from tokenswift_jax.hardware import large_arrays, moved_bytes
+from tokenswift_jax.hardware.traffic import iteration_bytes
 
 F32 = 4
 
@@ -134,6 +135,16 @@ def test_an_iteration_counts_once_and_without_kernels_or_on_chip_memory():
     part = F32 * 2 * 128 + F32
     viewed = F32 * 64 * 128
     assert moved_bytes(PROGRAM) == near + put + pair + part + viewed
+    assert iteration_bytes(PROGRAM) == moved_bytes(PROGRAM)
+
+
+def test_an_iteration_leaves_out_what_comes_before_its_loop():
+    before = "  %x.1 = f32[1000]{0} parameter(1)\n"
+    copied = PROGRAM.replace(before + "  %tuple.5", f"{before}  %copy.1 = f32[1000]{{0}} copy(%x.1)\n  %tuple.5")
+    assert moved_bytes(copied) == moved_bytes(PROGRAM) + 2 * F32 * 1000
+    assert iteration_bytes(copied) == iteration_bytes(PROGRAM)
+    text = jax.jit(jnp.exp).lower(jax.ShapeDtypeStruct((1000,), jnp.float32)).compile().as_text()
+    assert iteration_bytes(text) == moved_bytes(text) == 2 * F32 * 1000, "no loop"
 
 
 def test_a_loop_of_a_tpu_turns_as_often_as_its_condition_says():

@@ -61,9 +61,9 @@ SECOND = (
     Stage("prefill", ("steps",), 60, {"steps": ("prefill",)}),
 )
 _TWO = (LENGTH, 126976)
-# About 100 seconds.
 THIRD = (
     Stage("8B", ("joined",), 60, {"steps": _STEPS, "lengths": _TWO}),
+    Stage("lm-head", ("joined",), 45, {"steps": _STEPS[1:2], "variants": ("joined", "two passes")}),
     Stage("1.5B", ("joined",), 60, {"model": SMALL, "steps": _STEPS[:2], "variants": _VARIANTS, "lengths": _TWO}),
     Stage("attention", ("attention",), 45, {"lengths": _TWO}),
 )

@@ -9,12 +9,13 @@ import functools
 import numpy as np
 import pytest
 import small_models
-from decoded import PLAIN, assert_same, decode
+from decoded import PLAIN, assert_same, decode, decode_batch
 from speculations import SPECULATIONS
 
 from tokenswift_jax.engine import session
 from tokenswift_jax.engine.planner import Planner
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.speculate import plans
 
 TOKENS = 2048
 PROMPT = np.random.default_rng(1).integers(0, small_models.VOCAB, 20).tolist()
@@ -93,6 +94,41 @@ def test_tokens_are_those_of_plain_decoding(mode, case):
     depth = {"partial": 4, "selfspec": 4}.get(mode, 3)
     assert len(speculative.accepted_per_depth) == depth
     assert min(speculative.accepted_per_depth) >= 3  # none would prove nothing
+
+
+def on_an_accelerator(monkeypatch):
+    """From now on plans are an accelerator's: the verification computes the draft heads' logits too, in one pass over
+    the LM head. Returns the list of the plans that are made."""
+    made, found = plans.speculative_plans, []
+
+    def speculative_plans(config, speculation, features, platform, budgets=None):
+        found.extend(made(config, speculation, features, "gpu", budgets))
+        return found
+
+    monkeypatch.setattr(plans, "speculative_plans", speculative_plans)
+    return found
+
+
+def test_one_pass_over_the_lm_head_changes_neither_tokens_nor_drafts(monkeypatch):
+    plain, apart, count = text("greedy", None).tokens, text("greedy", "fused"), 300
+    found = on_an_accelerator(monkeypatch)
+    prompts, limits = [PROMPT, PROMPT + plain[:777]], {"max_new_tokens": count, "ignore_eos": True}
+    first, second = decode_batch(model(2), prompts, GREEDY, SPECULATIONS["fused"], **limits)
+    assert [named.plan.heads_verified(2) for named in found] == [3]
+    assert_same(first.tokens, plain[:count])
+    assert_same(second.tokens, plain[777 : 777 + count])
+    whole = count - 4  # the last iteration is cut
+    np.testing.assert_array_equal(first.sources[:whole], apart.sources[:whole])
+    np.testing.assert_array_equal(first.offsets[:whole], apart.offsets[:whole])
+    assert min(first.accepted_per_depth + second.accepted_per_depth) >= 3
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", SAMPLED)
+def test_one_pass_over_the_lm_head_draws_the_same_tokens(monkeypatch, case):
+    plain = text(case, None).tokens
+    on_an_accelerator(monkeypatch)
+    assert_same(write(case, SPECULATIONS["fused"]).tokens, plain)
 
 
 def test_tokens_are_those_of_plain_decoding_with_drafts_over_blocks():

@@ -164,6 +164,8 @@ class Planner:
         if plan.drafter.weights >= DraftWeights.HEADS:
             levels = min(len(plan.tree.widths), plan.config.num_draft_heads)
             reads = levels if plan.tree.per_parent else min(levels, 1)
+            if plan.heads_verified(self._row_costs.batch if self._row_costs else 1):
+                reads = 0
         return verified + (plan.drafter.weights >= DraftWeights.LAYERS) + reads * self._head_share
 
     def is_measured(self, named: NamedPlan) -> bool:

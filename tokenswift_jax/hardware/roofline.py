@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
-from tokenswift_jax.hardware.steps import DRAFT_CACHE, rows_of
+from tokenswift_jax.hardware.steps import DRAFT_CACHE, plan_named, rows_of
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.forward_cost import (
     Cost,
@@ -29,10 +29,31 @@ def step_cost(name: str, config: ModelConfig, length: int, itemsize: int = 2) ->
         return forward_cost(config, 1, length, itemsize)
     elif name == "draft":
         parts = [*draft, *guess]
+    elif shared := _shared_heads(name, config):
+        rows = rows_of(name)
+        lines = rows * (1 + shared)  # one product with the LM head; all its logits are written
+        parts = [*_pass(config, rows, length, itemsize), product_part(heads, rows, itemsize)]
+        parts.append(product_part(head, lines, itemsize))
+        # The draws read the tree rows' logits; the heads' of one row are read, written and read again.
+        parts.append((4 * config.vocab_size * (lines + rows + 3 * shared), 0))
     else:
         parts = [*forward_cost(config, rows_of(name), length, itemsize).parts, *guess]
         parts += draft if name.startswith("partial") else []
     return Cost(tuple(parts))
+
+
+def chunk_cost(name: str, config: ModelConfig, itemsize: int = 2) -> Cost:
+    """The least that a chunk of iterations costs before the first one: the draft heads' logits, if the verification
+    computes those of the later iterations (`Plan.heads_verified`)."""
+    shared = _shared_heads(name, config)
+    if not shared:
+        return Cost(())
+    head = product_part(config.hidden_size * config.vocab_size, shared, itemsize)
+    return Cost((product_part(_head_weights(config), 1, itemsize), head, (4 * shared * config.vocab_size, 0)))
+
+
+def _shared_heads(name: str, config: ModelConfig) -> int:
+    return 0 if name == "prefill" else plan_named(name, config).heads_verified(1)
 
 
 def parameter_bytes(config: ModelConfig, itemsize: int = 2) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -72,9 +72,17 @@ def decoder_shapes(config: ModelConfig, dtype: Any, join: bool) -> tuple[Any, An
 
 
 def step_named(
-    name: str, config: ModelConfig, capacity: int, dtype: Any, batch: int = 1, *, join: bool = False
+    name: str,
+    config: ModelConfig,
+    capacity: int,
+    dtype: Any,
+    batch: int = 1,
+    *,
+    join: bool = False,
+    one_pass: bool = True,
 ) -> Step:
-    """A step of a model with a cache of `capacity` slots; `join` as in `decoder_shapes`.
+    """A step of a model with a cache of `capacity` slots; `join` as in `decoder_shapes`, `one_pass` as in `Plan` where
+    the plan allows it.
 
     `plain` is a token of `autoregressive`; `verify-N` an iteration of `fused` with N rows, drafting by heads and commit
     included, `verify-N-topkp` one whose draws have top-k and top-p; `partial-16` an iteration of `partial`; `draft` its
@@ -93,6 +101,7 @@ def step_named(
             None,
         )
     plan = plan_named(name, config)
+    plan = replace(plan, one_pass=plan.one_pass and one_pass)
     inputs, state = jax.eval_shape(lambda p: first_call(plan, p, jnp.dtype(dtype), batch, capacity), params)
     if name == "draft":
         function = jax.jit(functools.partial(draft_alone, graph, plan), donate_argnums=1)

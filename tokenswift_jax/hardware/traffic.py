@@ -38,6 +38,17 @@ class _Program:
         operations = self.computations[computation]
         return sum(self._of(operation, operations, outermost) for operation in operations.values())
 
+    def outermost(self, computation: str) -> Operation | None:
+        """The first loop of a computation or of those that it calls."""
+        for operation in self.computations[computation].values():
+            if operation.does == "while":
+                return operation
+            if operation.does in ("call", "async-start"):
+                called = operation.called("to_apply" if operation.does == "call" else "calls")
+                if (found := self.outermost(called)) is not None:
+                    return found
+        return None
+
     def _of(self, operation: Operation, operations: Computation, outermost: bool) -> float:
         does = operation.does
         if does == "while":
@@ -113,6 +124,14 @@ def moved_bytes(text: str) -> int:
     our own kernels excepted. A loop with a known number of turns counts as often as it turns."""
     program = _Program(text)
     return round(program.moved(program.entry))
+
+
+def iteration_bytes(text: str) -> int:
+    """Bytes that one iteration of a program's outermost loop moves, without the operations before and after the loop;
+    those of the whole program if it has no loop."""
+    program = _Program(text)
+    loop = program.outermost(program.entry)
+    return moved_bytes(text) if loop is None else round(program.moved(loop.called("body"), False))
 
 
 def _index(parameter: Operation) -> int:

@@ -35,17 +35,20 @@ class Variant:
       join: whether linear maps of the same rows are one (`models.joined`).
       options: options of XLA in addition to decoding's own.
       padded: whether products of fewer rows than PADDED_ROWS get rows of zeros.
+      one_pass: whether verification may compute the draft heads' logits in its pass over the LM head.
     """
 
     join: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     padded: bool = False
+    one_pass: bool = True
 
 
 JOINED, APART = "joined", "apart"
 VARIANTS = {
     JOINED: Variant(),
     APART: Variant(join=False),
+    "two passes": Variant(one_pass=False),
     "padded": Variant(padded=True),
     # Without cuBLASLt.
     "triton": Variant(
@@ -99,7 +102,7 @@ def _compiled(models: dict[str, RandomModel], cases: Sequence[Case], capacity: i
     ours = COMPILER_OPTIONS.get(jax.default_backend(), {})
     options = {kind: {**ours, **(VARIANTS[kind].options if on_gpu else {})} for kind in models}
     made: dict[Case, Future] = {}
-    lowered: dict[tuple[str, bool, bool], jax.stages.Lowered] = {}
+    lowered: dict[tuple[str, bool, bool, bool], jax.stages.Lowered] = {}
 
     def compile_after(first: Future | None, program: jax.stages.Lowered, kind: str) -> Any:
         if first is not None:
@@ -108,12 +111,14 @@ def _compiled(models: dict[str, RandomModel], cases: Sequence[Case], capacity: i
 
     workers = ThreadPoolExecutor(WORKERS)
     for name, kind in cases:
-        key = name, VARIANTS[kind].join, VARIANTS[kind].padded
+        variant = VARIANTS[kind]
+        key = name, variant.join, variant.padded, variant.one_pass
         if key not in lowered:
             model = models[kind]
             # A function of its own each time, or JAX would take the trace of another variant.
-            step = steps.step_named(name, model.config, capacity, model.dtype, join=model.join)
-            with _padding() if VARIANTS[kind].padded else nullcontext():
+            about = {"join": model.join, "one_pass": variant.one_pass}
+            step = steps.step_named(name, model.config, capacity, model.dtype, **about)
+            with _padding() if variant.padded else nullcontext():
                 lowered[key] = step.function.lower(*step.arguments)
         first = made.get(cases[0])
         made[name, kind] = workers.submit(compile_after, first, lowered[key], kind)

@@ -237,6 +237,19 @@ class Decoder(nnx.Module):
         """Logits [..., vocab] in float32 (or wider) from the last layer's output."""
         return self.project(self.norm(hidden))
 
+    def logits_and_guesses(self, hidden: jax.Array, heads: int) -> tuple[jax.Array, jax.Array]:
+        """Logits [batch, rows, vocab] from the last layer's output [batch, rows, hidden_size], and those of the first
+        `heads` draft heads, [batch, rows, heads, vocab], from one product with the LM head.
+
+        Sequential heads and heads with a draft vocabulary have products of their own.
+        """
+        assert self.draft_heads is not None
+        batch, rows, size = hidden.shape
+        outputs = self.draft_heads(self.heads_input(hidden), heads)
+        lines = jnp.concatenate([self.norm(hidden), outputs.reshape(batch, rows * heads, size)], axis=1)
+        scores = self.project(lines)
+        return scores[:, :rows], scores[:, rows:].reshape(batch, rows, heads, -1)
+
     def heads_input(self, hidden: jax.Array) -> jax.Array:
         """The draft heads' input, from the last layer's output: that output, normalised for Medusa heads."""
         return self.norm(hidden) if self.config.draft_head_type == "medusa" else hidden

@@ -117,11 +117,10 @@ def head_levels(
         return _sequential(model, shape, hidden, root, ranking, backbone)
     assert model.draft_heads is not None
     normed = model.draft_heads(model.heads_input(hidden), len(shape.widths) - backbone)
-    depths = jnp.arange(len(shape.widths), dtype=jnp.int32)
     if not backbone:
-        heads = ranking.over(model.config.draft_vocab)
-        tokens, log_probs = heads.best(model.score_drafts(normed), (), depths, max(shape.widths))
-    elif model.config.draft_vocab is None:
+        return guessed_levels(shape, model.score_drafts(normed), ranking.over(model.config.draft_vocab))
+    depths = jnp.arange(len(shape.widths), dtype=jnp.int32)
+    if model.config.draft_vocab is None:
         normed = jnp.concatenate([model.norm(hidden)[:, None], normed], axis=1)
         tokens, log_probs = ranking.best(model.project(normed), (), depths, max(shape.widths))
     else:
@@ -130,6 +129,18 @@ def head_levels(
         heads = ranking.below(1).over(model.config.draft_vocab)
         rest = heads.best(model.score_drafts(normed), (), depths[1:], widest)
         tokens, log_probs = (jnp.concatenate(both, axis=1) for both in zip(first, rest, strict=True))
+    return _shared(shape, tokens, log_probs)
+
+
+def guessed_levels(shape: TreeSpec, guesses: jax.Array, ranking: DraftSampler) -> list[TreeDepth]:
+    """The nodes below a batch of roots, from the logits [batch, depths, vocab] of the heads that guess them; `ranking`
+    is over the same vocabulary."""
+    depths = jnp.arange(len(shape.widths), dtype=jnp.int32)
+    return _shared(shape, *ranking.best(guesses, (), depths, max(shape.widths)))
+
+
+def _shared(shape: TreeSpec, tokens: jax.Array, log_probs: jax.Array) -> list[TreeDepth]:
+    """The levels of candidates [batch, depths, widest]."""
     return shared_levels(shape, [(tokens[:, i, :w], log_probs[:, i, :w]) for i, w in enumerate(shape.widths)])
 
 

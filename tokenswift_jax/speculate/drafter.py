@@ -92,6 +92,7 @@ class Roots:
         tree rows that drew the roots.
       cache: the full cache.
       ranking: ranks candidates as the target will draw.
+      guesses: the draft heads' logits [batch, draft_heads, vocab] of `hidden`; None where drafting computes them.
     """
 
     config: ModelConfig
@@ -101,6 +102,7 @@ class Roots:
     hidden: jax.Array
     cache: FullCache
     ranking: DraftSampler
+    guesses: jax.Array | None = None
 
 
 @dataclass(frozen=True)

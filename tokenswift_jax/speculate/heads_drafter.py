@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.models.decoder import Decoder
-from tokenswift_jax.speculate.candidates import head_levels
+from tokenswift_jax.speculate.candidates import guessed_levels, head_levels
 from tokenswift_jax.speculate.draft_cache_part import CachedDrafter
 from tokenswift_jax.speculate.drafter import DrafterState, DraftWeights, Outcome, Roots, propose_levels
 from tokenswift_jax.speculate.tree import Tree
@@ -32,6 +32,8 @@ class HeadsDrafter:
         self, model: Decoder, roots: Roots, own: DrafterState
     ) -> tuple[list[TreeDepth], DrafterState, FullCache]:
         """The heads' candidates."""
+        if roots.guesses is not None:
+            return guessed_levels(roots.tree, roots.guesses, roots.ranking), own, roots.cache
         nodes = head_levels(model, roots.tree, roots.hidden, roots.token, roots.ranking, backbone=self.backbone)
         return nodes, own, roots.cache
 

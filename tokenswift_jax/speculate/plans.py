@@ -93,19 +93,19 @@ def speculative_plans(
     if mode == "autoregressive":
         return []
     if mode in ("medusa", "ngram", "selfspec"):
-        return [_named(config, speculation, features, mode, None, _budget(speculation, platform))]
+        return [_named(config, speculation, features, mode, None, _budget(speculation, platform), platform)]
     if mode == "tokenswift" and schedule != "auto":
-        return [_named(config, speculation, features, mode, schedule, _budget(speculation, platform))]
+        return [_named(config, speculation, features, mode, schedule, _budget(speculation, platform), platform)]
     budgets = budgets or _AUTO_BUDGETS.get(platform, _AUTO_BUDGETS_ELSEWHERE)
     if speculation.node_budget is not None:
         budgets = (speculation.node_budget,)
     plans: list[NamedPlan] = []
     if heads:
         _check_tree(speculation.tree, heads)
-        plans += [_named(config, speculation, features, "tokenswift", "fused", budget) for budget in budgets]
-        plans += [_named(config, speculation, features, "tokenswift", "partial", budgets[-1])]
+        plans += [_named(config, speculation, features, "tokenswift", "fused", budget, platform) for budget in budgets]
+        plans += [_named(config, speculation, features, "tokenswift", "partial", budgets[-1], platform)]
     if mode == "auto" and speculation.ngram_k:
-        plans += [_named(config, speculation, features, "ngram", None, budget) for budget in budgets]
+        plans += [_named(config, speculation, features, "ngram", None, budget, platform) for budget in budgets]
     return plans
 
 
@@ -132,6 +132,7 @@ def _named(
     mode: str,
     schedule: str | None,
     budget: int | None,
+    platform: str,
 ) -> NamedPlan:
     partial = schedule == "partial"
     widths, node_set = _heads_nodes(config, speculation.tree, mode, partial=partial)
@@ -158,7 +159,20 @@ def _named(
         per_parent=config.draft_head_type == "sequential" and mode in ("tokenswift", "medusa"),
     )
     drafter = _drafter(speculation, mode, partial=partial, chains=tree.ngram_k > 0)
-    return NamedPlan(mode, schedule, budget, Plan(config, features, drafter, tree, speculation.shared_noise))
+    one_pass = _reads_verified_rows(config, drafter) and platform != "cpu"
+    plan = Plan(config, features, drafter, tree, speculation.shared_noise, one_pass=one_pass)
+    return NamedPlan(mode, schedule, budget, plan)
+
+
+def _reads_verified_rows(config: ModelConfig, drafter: Drafter) -> bool:
+    """Whether a row's hidden state alone gives the candidates below it, from the whole LM head.
+
+    Sequential heads read the tokens above each guess too, and those of `partial` the root's row over the draft cache,
+    which runs after the verification. A draft vocabulary's columns are a smaller matrix. A CPU pays for every row.
+    """
+    drafter = drafter.candidates if isinstance(drafter, MergedDrafter) else drafter
+    whole = config.draft_head_type != "sequential" and config.draft_vocab is None
+    return drafter == HeadsDrafter() and whole
 
 
 def _drafter(speculation: SpeculationConfig, mode: str, *, partial: bool, chains: bool) -> Drafter:

@@ -31,6 +31,7 @@ def commit(
     draws: jax.Array,
     broken: jax.Array,
     rows: Rows,
+    guesses: jax.Array | None = None,
 ) -> tuple[DecodeState, Acceptance, jax.Array, jax.Array]:
     """The state after the iteration, the acceptance, its records and the number of them that count.
 
@@ -45,6 +46,8 @@ def commit(
       draws: int32 [batch, rows], the target's token after each tree row.
       broken: bool [batch, rows], whether there is no such token.
       rows: the results of the target's forward.
+      guesses: the draft heads' logits [batch, rows, draft_heads, vocab] after every tree row; None where drafting
+        computes them.
     """
     done = _committed_text(state, inputs, plan, tree, draws, broken)
     walk, text, count = Acceptance(*done.walk), done.text, done.count
@@ -57,6 +60,10 @@ def commit(
     # The tree row that drew the newest token; a frozen row keeps its hidden state and query.
     hidden = jnp.take_along_axis(rows.hidden, done.last[:, None, None], axis=1)[:, 0]
     moved = count > 0
+    if guesses is not None:
+        assert state.guesses is not None
+        guesses = jnp.take_along_axis(guesses, done.last[:, None, None, None], axis=1)[:, 0]
+        guesses = jnp.where(moved[:, None, None], guesses, state.guesses)
 
     steps = jnp.arange(plan.depth + 1, dtype=jnp.int32)[None, :]
     by_ngram = jnp.take_along_axis(tree.drafted_by_ngram_only, walk.path[:, 1:], axis=1)
@@ -75,6 +82,7 @@ def commit(
         query=jnp.where(moved[None, :, None, None], rows.query, state.query),
         last_positions=text.last_positions,
         drafter=drafter,
+        guesses=guesses,
     )
     return state, walk, records, count
 

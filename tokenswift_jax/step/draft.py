@@ -39,6 +39,7 @@ def draft_tree(
         hidden=state.hidden,
         cache=state.cache,
         ranking=ranking,
+        guesses=state.guesses,
     )
     drafting = model if plan.draft_graph is None else nnx.merge(plan.draft_graph, inputs.draft_params)
     tree, own, cache = plan.drafter.propose(drafting, roots, state.drafter)

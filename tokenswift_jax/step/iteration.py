@@ -47,7 +47,7 @@ def iterate(
     tree, state = draft_tree(model, state, inputs, plan, noise)
     verified, state = verify(model, state, inputs, plan, tree, noise)
     found = verified.draws, verified.broken, verified.computed
-    state, won, records, count = commit(state, inputs, plan, tree, *found)
+    state, won, records, count = commit(state, inputs, plan, tree, *found, verified.guesses)
     logprobs = None
     if plan.logprobs is not None:
         walked = verified.rows, verified.texts, won.path, won.emitted

@@ -97,8 +97,15 @@ def _run_chunk(
         return placed(state), emitted, counts + count, done + 1
 
     with exact_products(state.cache.dtype):
+        heads = plan.heads_verified(batch)
+        if heads:
+            # Iterations of other plans, and prefill, leave no logits of the draft heads: a chunk begins with its own.
+            assert model.draft_heads is not None
+            outputs = model.draft_heads(model.heads_input(state.hidden), heads)
+            state = placed(replace(state, guesses=model.score_drafts(outputs)))
         carry = (state, _nothing(plan, batch, capacity), jnp.zeros((batch,), jnp.int32), jnp.zeros((), jnp.int32))
         state, emitted, counts, done = jax.lax.while_loop(unfinished, body, carry)
+        state = replace(state, guesses=None)
     return state, Chunk(emitted, counts, state.finish, state.length, over_groups(done))
 
 

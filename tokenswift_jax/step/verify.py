@@ -24,6 +24,8 @@ class Verified:
       broken: bool [batch, rows], whether the tree row's logits contain a NaN.
       computed: the results of the forward.
       rows, texts: the inputs of the draws.
+      guesses: the draft heads' logits [batch, rows, draft_heads, vocab] after every tree row; None where drafting
+        computes them (`Plan.heads_verified`).
     """
 
     draws: jax.Array
@@ -31,6 +33,7 @@ class Verified:
     computed: Rows
     rows: RowInputs
     texts: TextInputs
+    guesses: jax.Array | None
 
 
 def verify(
@@ -43,7 +46,12 @@ def verify(
     positions = state.length[:, None] + tree.depths
     batch = RowBatch(tree.tokens, positions, state.length, TreeMask(tree.mask))
     computed, cache = forward_rows(model, batch, state.cache)
-    rows = RowInputs(model.logits(computed.hidden), tree.depths, path_tokens_of(tree, plan.depth))
+    heads, guesses = plan.heads_verified(state.length.shape[0]), None
+    if heads:
+        logits, guesses = model.logits_and_guesses(computed.hidden, heads)
+    else:
+        logits = model.logits(computed.hidden)
+    rows = RowInputs(logits, tree.depths, path_tokens_of(tree, plan.depth))
     texts = TextInputs(state.length + 1, state.last_positions, noise, inputs.sequence)
     draws, broken = draw_rows(rows, texts, plan.features)
-    return Verified(draws, broken, computed, rows, texts), replace(state, cache=cache)
+    return Verified(draws, broken, computed, rows, texts, guesses), replace(state, cache=cache)
