@@ -50,7 +50,7 @@ def test_which_plans_share_the_pass(config, platform, settings, heads):
 
 @pytest.mark.parametrize("head_type", ["chained", "medusa"])
 def test_the_sums_are_those_of_two_products(head_type):
-    """Up to rounding: XLA sums in another order for another number of rows, 1 and 16 as much as 16 and 64."""
+    """Up to rounding: the order of a sum depends on the number of rows."""
     model = small_models.random_model(48, head_type=head_type)
     decoder = nnx.merge(model.graphdef, model.params)
     hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, model.config.hidden_size)), jnp.float32)
