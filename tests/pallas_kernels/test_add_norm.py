@@ -1,5 +1,7 @@
 """A sum and its norm against NumPy in float64, by every implementation; a row does not depend on its neighbours."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,22 @@ def test_the_kernel_gives_a_row_alone_what_it_gives_among_others():
         alone = run("gpu", stream[:, row : row + 1], added[:, row : row + 1], scale)
         for one, many in zip(alone, together, strict=True):
             np.testing.assert_array_equal(one[:, 0], many[:, row])
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 11, 1), reason="jax before 0.11.1 calls Mosaic GPU otherwise")
+@pytest.mark.parametrize("size", [1536, 4096])
+def test_the_kernels_body_is_lowered_by_mosaic_too(monkeypatch, size):
+    """Pallas' other back end for GPUs takes the same body, called by its own function."""
+    from jax.experimental.pallas import mosaic_gpu
+
+    from pallas_kernels.add_norm import gpu
+
+    monkeypatch.setattr(gpu.pl, "program_id", lambda axis: jax.lax.axis_index("row"))
+    rows, scale = jax.ShapeDtypeStruct((16, size), jnp.bfloat16), jax.ShapeDtypeStruct((size,), jnp.bfloat16)
+    body = partial(gpu._row, gpu.powers_of_two(size), EPS)
+    call = mosaic_gpu.kernel(body, out_type=[rows, rows], grid=(16,), grid_names=("row",))
+    lowered = jax.jit(call).trace(rows, rows, scale).lower(lowering_platforms=("cuda",)).as_text()
+    assert "mosaic_gpu" in lowered
 
 
 def test_a_float64_stream_is_the_references():

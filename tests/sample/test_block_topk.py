@@ -65,13 +65,16 @@ def test_a_shortlist_does_not_change_what_is_kept(asked, monkeypatch):
     np.testing.assert_array_equal(actual, processed(config, rows))
 
 
-def test_a_gpu_keeps_what_a_search_of_all_scores_keeps():
-    """Two texts with settings of their own: the kernel adds the parts of a row's weight."""
-    scores = jnp.asarray(rows_of_scores()).reshape(2, 3, VOCAB)
+@pytest.mark.parametrize("vocab", [VOCAB, 32000])
+def test_a_gpu_keeps_what_a_search_of_all_scores_keeps(vocab):
+    """Two texts with settings of their own: the kernel adds the parts of a row's weight. It serves Llama 2's vocabulary
+    too, whose rows other devices search as they are."""
+    scores = jnp.asarray(rows_of_scores()[:, :vocab]).reshape(2, 3, vocab)
     asked = [SamplingConfig(top_p=0.95), SamplingConfig(top_k=20, top_p=0.8, min_tokens_to_keep=2)]
     filters = [FilterParams.of(settings_of(config, vocab=VOCAB, batch=1), scores.dtype) for config in asked]
     both = jax.tree.map(lambda *values: jnp.concatenate(values), *filters)
     with compiling_for("gpu", interpret=True):
+        assert worthwhile(vocab)
         found = jax.jit(lambda *given: threshold(*given, search=FEW_PASSES, listed=True))(scores, both)
     np.testing.assert_array_equal(found, threshold(scores, both, search=ONE_BIT, listed=False))
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.implementation import implementation
 from tokenswift_jax.parallel.residual import whole
 
 _Found = TypeVar("_Found")
@@ -40,8 +41,12 @@ class Shortlist:
 
 
 def worthwhile(vocab: int) -> bool:
-    """Whether a shortlist is less than an eighth of the vocabulary; a search over a smaller vocabulary costs little."""
-    return vocab > 8 * BLOCKS * WIDTH
+    """Whether a shortlist is less than an eighth of the vocabulary; a search over a smaller vocabulary costs little.
+
+    On a GPU less than a half: a search over all scores launches a kernel a pass, about 100 in all (cost on an H200: 3.3
+    us each), and one over a shortlist launches one.
+    """
+    return vocab > (2 if implementation() == "gpu" else 8) * BLOCKS * WIDTH
 
 
 def shortlist(scores: jax.Array) -> Shortlist:
