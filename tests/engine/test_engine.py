@@ -3,6 +3,7 @@
 import functools
 from dataclasses import dataclass, field, replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from speculations import SPECULATIONS
 
 from tokenswift_jax.engine.engine import Engine
 from tokenswift_jax.engine.layout import Layout
+from tokenswift_jax.engine.prefill import Prefix
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.finish import Finish
+from tokenswift_jax.kv.dense import BLOCK
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sampling import SamplingConfig
@@ -193,16 +196,16 @@ def test_a_cancelled_row_frees_its_slot_within_one_chunk():
     assert_same(house.ended[4], alone(4).tokens)
 
 
-@pytest.mark.parametrize("cut", [1, 33, 250])
+@pytest.mark.parametrize("cut", [200, 256, 280])
 def test_a_prefix_is_reused(cut):
-    """The second prompt begins as the first text does; its keys and values are copied, the rest is computed."""
+    """The second prompt begins as the first text does; its whole chunks are copied, the rest is computed."""
     engine = new_engine()
     first = engine.prefill([request(1)])
     engine.insert(first, [2])
     kept = engine.prefix(2, request(1).prompt_ids[:cut])
     longer = replace(request(1), prompt_ids=(*request(1).prompt_ids[:cut], *request(3).prompt_ids))
     prefill = engine.prefill([longer], prefix=kept)
-    assert prefill.done == cut
+    assert prefill.reused == (0 if cut < 256 else 256)
     house = House(engine=engine, plan="fused")
     house.ended.clear()
     result = engine.insert(prefill, [0]).result()
@@ -211,6 +214,33 @@ def test_a_prefix_is_reused(cut):
     house.finish()
     (expected,) = decode_requests(model(), [longer], SPECULATIONS["plain"])
     assert_same(house.ended["longer"], expected.tokens)
+
+
+@pytest.mark.parametrize("slots", [1024, 2048])
+def test_the_keys_and_values_of_a_reused_prefix_have_the_same_bits(slots):
+    """A cache with another prompt's first two chunks, and the rest computed, is that of the prompt alone."""
+    layout = Layout.of(model().config, jnp.dtype(jnp.float32), 2048, SamplingFeatures.FILTERED, [])
+    engine = Engine(model(), layout, 2)
+    random = np.random.default_rng(0)
+    one, two = (random.integers(0, small_models.VOCAB, 800).tolist() for _ in range(2))
+    two = [*one[: 2 * BLOCK + 50], *two[:200]]
+    both = [Request(ids, SETTINGS[0], 4) for ids in (one, two)]
+
+    def filled(request, **options):
+        prefill = engine.prefill([request], **options)
+        while not prefill.finished:
+            prefill.advance()
+        return prefill, [prefill.part(number) for number in range(3)]
+
+    _, parts = filled(both[0], capacity=1024)
+    _, expected = filled(both[1], capacity=slots)
+    reusing, found = filled(both[1], capacity=slots, prefix=Prefix(one, jax.tree.map(np.asarray, parts)))
+    assert reusing.reused == 2 * BLOCK
+    for number, pair in enumerate(zip(expected, found, strict=True)):
+        rows = len(two) - 1 - number * BLOCK
+        for ours, theirs in zip(*map(jax.tree.leaves, pair), strict=True):
+            np.testing.assert_array_equal(ours[:, :, :, :rows], theirs[:, :, :, :rows])
+    engine.close()
 
 
 @pytest.mark.parametrize("slots", [512, 300])

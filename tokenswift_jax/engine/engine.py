@@ -18,9 +18,10 @@ from tokenswift_jax.engine import compile_cache
 from tokenswift_jax.engine.compile_cache import CompileCache
 from tokenswift_jax.engine.layout import Layout, with_all_parts, with_parts_at
 from tokenswift_jax.engine.placement import Placement
-from tokenswift_jax.engine.prefill import Prefill, Prefix, padded
+from tokenswift_jax.engine.prefill import Prefill, Prefix, padded, read_part
 from tokenswift_jax.finish import Finish
-from tokenswift_jax.kv.dense import FullCache, round_up
+from tokenswift_jax.kv.cache import StoredKV
+from tokenswift_jax.kv.dense import BLOCK
 from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample import penalty
@@ -199,15 +200,21 @@ class Engine:
 
     def prefix(self, slot: int, token_ids: Sequence[int]) -> Prefix:
         """The K/V of `token_ids`, which must be the first tokens that the slot has committed."""
-        size = min(round_up(max(len(token_ids), 1)), self.layout.capacity)
-
-        def read() -> Prefix:
-            assert self._state is not None
-            return Prefix(list(token_ids), _prefix(self._state.cache, jnp.asarray(slot, jnp.int32), size))
-
-        return self._sender.submit(read).result()
+        reading = [self.part(slot, number) for number in range(-(-len(token_ids) // BLOCK))]
+        return Prefix(list(token_ids), [each.result() for each in reading])
 
     # Support for the verbs
+
+    def part(self, slot: int, number: int) -> Future[StoredKV]:
+        """The K/V of a slot's positions from `number` * `BLOCK` on, as they are after the work sent so far."""
+        assert self.layout.cyclic is None, "devices share the cache's length"
+
+        def read() -> StoredKV:
+            assert self._state is not None
+            place = jnp.asarray(slot, jnp.int32), jnp.asarray(number * BLOCK, jnp.int32)
+            return self.programs.run(read_part, self._state.cache, *place, name="a part of a prefix")
+
+        return self._sender.submit(read)
 
     def prepare(self, named: NamedPlan) -> float:
         """Compiles a plan and brings the tables and caches of its drafts up to date with the rows, where necessary.
@@ -454,11 +461,6 @@ def _move_row(whole: Any, rows: Any, row: jax.Array, slot: jax.Array) -> Any:
     return tuple(
         arrays.put_row(tree, arrays.take_row(source, row), slot) for tree, source in zip(whole, rows, strict=True)
     )
-
-
-@partial(jax.jit, static_argnums=2)
-def _prefix(cache: FullCache, slot: jax.Array, length: int) -> FullCache:
-    return cache.prefix(slot, length)
 
 
 @partial(jax.jit, donate_argnums=0)

@@ -14,7 +14,8 @@ import numpy as np
 from tokenswift_jax.engine.compile_cache import CompileCache
 from tokenswift_jax.engine.layout import Layout
 from tokenswift_jax.engine.placement import Placement
-from tokenswift_jax.kv.dense import FullCache, round_up
+from tokenswift_jax.kv.cache import StoredKV
+from tokenswift_jax.kv.dense import BLOCK, FullCache, round_up
 from tokenswift_jax.request import Request
 from tokenswift_jax.step.loop import compiled
 from tokenswift_jax.step.state import DecodeState
@@ -27,6 +28,7 @@ ACCELERATOR_ROWS, _SHORT = 512, 32
 # A CPU pays for every row: SmolLM2 takes 0.1 s for 64 and 0.7 s for 256. For 6,144 positions, 256 rows a chunk took
 # 22.1 s, 128 took 22.6 s and 64 took 28.2 s (two cores).
 _CPU_ROWS, _CPU_QUESTION = 256, 64
+_COPIED = 8  # parts of a prefix that enter a cache at once: a chunk of a text may take its turn after them
 
 
 def chunk_widths() -> tuple[int, ...]:
@@ -51,15 +53,15 @@ def padded(texts: Sequence[Sequence[int]], width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Prefix:
-    """The first tokens of a row with their K/V: a later prompt with the same first tokens need not compute the K/V.
+    """The first tokens of a text with their K/V: a later prompt with the same first tokens need not compute the K/V.
 
     Attributes:
       token_ids: the first tokens.
-      cache: their K/V, batch 1; slots past the first tokens have no meaning.
+      parts: their K/V, `BLOCK` positions each, on the device or the host; those past the first tokens have no meaning.
     """
 
-    token_ids: list[int]
-    cache: FullCache
+    token_ids: Sequence[int]
+    parts: Sequence[StoredKV]
 
 
 class Prefill:
@@ -68,6 +70,9 @@ class Prefill:
     Attributes:
       requests: one per row.
       done, total: positions of the longest row that are in the cache, and that must be there at the end.
+      aligned: positions computed in chunks that begin at multiples of a chunk's size, or taken from a prefix. Their
+        K/V are those that every prompt with the same first tokens computes, bit for bit.
+      reused: positions that come from a prefix.
     """
 
     def __init__(
@@ -107,11 +112,12 @@ class Prefill:
         self._placement = Placement(model.mesh)
         self._cache = self._placement.make(Layout.cache, layout, len(requests), self.capacity)
         self.done, self.total = 0, longest - 1
+        self.aligned = self.reused = 0
+        self._parts: Sequence[StoredKV] = ()
         if prefix is not None:
-            self.done = _shared(prefix.token_ids, self._rooted[0][:-1])
-            slots = min(self.capacity, prefix.cache.capacity)
-            with self._placement.in_use():
-                self._cache = programs.run(_insert, self._cache, prefix.cache.first(slots), name="reuse of a prefix")
+            # To a whole number of chunks: those that follow begin where they would without the prefix.
+            self.reused = _shared(prefix.token_ids, self._rooted[0][:-1]) // self._rows * self._rows
+            self._parts = prefix.parts[: self.reused // BLOCK]
 
     @property
     def finished(self) -> bool:
@@ -120,6 +126,9 @@ class Prefill:
 
     def advance(self) -> None:
         """Sends the next chunk to the device and returns without waiting for it."""
+        if self.done < self.reused:
+            self._copy()
+            return
         if self.finished:
             return
         # Begin a last chunk early enough to end within the capacity: it computes some positions again.
@@ -133,7 +142,32 @@ class Prefill:
             self._hidden = [*self._hidden[-1:], (start, hidden)]  # the last chunk alone may be short
         else:
             self._cache = result
+        if start == self.done:
+            self.aligned = start + self._rows
         self.done = start + self._rows
+
+    def _copy(self) -> None:
+        """Sends the next parts of the prefix to the device."""
+        first = self.done // BLOCK
+        with self._placement.in_use():
+            for number, part in enumerate(self._parts[first : first + _COPIED], first):
+                start = jnp.asarray(number * BLOCK, jnp.int32)
+                self._cache = self._programs.run(_put, self._cache, part, start, name="reuse of a prefix")
+                self.done += BLOCK
+        self.aligned = self.done
+
+    def compile_reuse(self) -> None:
+        """Compiles the programs that write and read parts of this cache; it contains nothing yet."""
+        zero = jnp.zeros((), jnp.int32)
+        with self._placement.in_use():
+            part = self._programs.run(read_part, self._cache, zero, zero, name="a part of a prefix")
+            self._cache = self._programs.run(_put, self._cache, part, zero, name="reuse of a prefix")
+
+    def part(self, number: int) -> StoredKV:
+        """Sends a copy of the K/V of a single row's positions from `number` * `BLOCK` on to the device's queue."""
+        zero, start = jnp.zeros((), jnp.int32), jnp.asarray(number * BLOCK, jnp.int32)
+        with self._placement.in_use():
+            return self._programs.run(read_part, self._cache, zero, start, name="a part of a prefix")
 
     def hidden(self, row: int) -> tuple[jax.Array, int]:
         """The last layer's output [positions, hidden_size] of a row's newest positions, and the first of these."""
@@ -177,5 +211,11 @@ def _shared(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 @partial(jax.jit, donate_argnums=0)
-def _insert(cache: FullCache, prefix: FullCache) -> FullCache:
-    return cache.insert(jnp.zeros((), jnp.int32), prefix)
+def _put(cache: FullCache, part: StoredKV, start: jax.Array) -> FullCache:
+    return cache.with_part(jnp.zeros((), jnp.int32), start, part)
+
+
+@jax.jit
+def read_part(cache: FullCache, slot: jax.Array, start: jax.Array) -> StoredKV:
+    """The K/V of `BLOCK` positions of a slot (`FullCache.part`)."""
+    return cache.part(slot, start)

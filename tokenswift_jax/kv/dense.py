@@ -15,7 +15,6 @@ from pallas_kernels.prefill_attention import prefill_attention
 from pallas_kernels.rotate_write import rotate_write
 from pallas_kernels.sparse_attention import sparse_attention
 from pallas_kernels.tree_attention import tree_attention
-from tokenswift_jax import arrays
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.quantize import CACHE_DTYPES, SCALE_BYTES, quantized
@@ -197,13 +196,26 @@ class FullCache:
         stacks = {name: stack for name, stack in vars(self.stacks).items() if stack is not None}
         return StoredKV(**over_heads(_gathered, result=2, **stacks, layer=layer, chosen=positions))
 
-    def prefix(self, slot: jax.Array, length: int) -> FullCache:
-        """The first `length` (static) positions of the text in a slot (int32 []) of the batch, as a batch of one."""
-        return arrays.take_row(self.first(length), slot)
+    def part(self, slot: jax.Array, start: jax.Array) -> StoredKV:
+        """The K/V [layers, 1, kv_heads, BLOCK, ...] of `BLOCK` positions from `start` on of the text in a slot, both
+        int32 []."""
+        return jax.tree.map(lambda stack: lax.dynamic_slice(stack, *_place(stack, slot, start)), self.stacks)
 
-    def insert(self, slot: jax.Array, prefix: FullCache) -> FullCache:
-        """The cache with another text's first positions, in the same form, in a slot of the batch."""
-        return arrays.put_row(self, prefix, slot)
+    def with_part(self, slot: jax.Array, start: jax.Array, part: StoredKV) -> Self:
+        """The cache with such a part, in the same form, in a slot."""
+
+        def put(stack: jax.Array, own: jax.Array) -> jax.Array:
+            return lax.dynamic_update_slice(stack, own, _place(stack, slot, start)[0])
+
+        return self.with_stacks(jax.tree.map(put, self.stacks, part))
+
+
+def _place(stack: jax.Array, slot: jax.Array, start: jax.Array) -> tuple[list[Any], list[int]]:
+    """The first indices and the sizes of a part of a stack [layers, batch, kv_heads, slots, ...]."""
+    zero = jnp.zeros((), jnp.int32)
+    after = stack.shape[4:]
+    sizes = [stack.shape[0], 1, stack.shape[2], BLOCK, *after]
+    return [zero, jnp.asarray(slot, jnp.int32), zero, jnp.asarray(start, jnp.int32), *[zero] * len(after)], sizes
 
 
 def _gathered(layer: int | jax.Array, chosen: jax.Array, **stacks: jax.Array) -> dict[str, jax.Array]:
