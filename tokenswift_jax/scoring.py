@@ -44,6 +44,7 @@ class ScoredText:
       logprobs: float32 [n]; entry i is the log-probability of the token at position i + 1.
       top_ids, top_logprobs: int32 and float32 [n, top], the likeliest tokens there, likeliest first.
       greedy: bool [n], whether the token is the likeliest.
+      ranks: int32 [n], the number of tokens that are at least as likely as the token, itself included.
     """
 
     token_ids: list[int]
@@ -51,6 +52,7 @@ class ScoredText:
     top_ids: np.ndarray
     top_logprobs: np.ndarray
     greedy: np.ndarray
+    ranks: np.ndarray
 
 
 def score_tokens(model: Model, texts: Sequence[Prompt], top: int = 0) -> list[ScoredText]:
@@ -145,6 +147,8 @@ def _reduction(graph: nnx.GraphDef, top: int) -> Callable:
         with exact_products(hidden.dtype):
             logits = model.logits(hidden)
         found = logprobs_of(logits, following, top)
-        return found.values, found.top_ids, found.top_values, draw(logits, None) == following
+        own = jnp.take_along_axis(logits, following[..., None], axis=-1, mode="clip")
+        ranks = jnp.sum(logits >= own, axis=-1, dtype=jnp.int32)
+        return found.values, found.top_ids, found.top_values, draw(logits, None) == following, ranks
 
     return jax.jit(reduce)

@@ -124,11 +124,17 @@ class Fields:
             raise self.wrong(name, value, "an object")
         return Fields(value, f"{self._prefix}{name}.")
 
-    def refuse(self, names: Mapping[str, Collection[Any]], why: str = "is not supported by this server") -> None:
-        """Refuses fields by name, unless they have one of the given neutral values, or are empty or null."""
+    def refuse(
+        self,
+        names: Mapping[str, Collection[Any]],
+        why: str = "is not supported by this server",
+        *,
+        empty: bool = True,
+    ) -> None:
+        """Refuses fields by name, unless they are null or neutral: one of the given values, or empty if `empty`."""
         for name, neutral in names.items():
             value = self.get(name)
-            if value is None or value in ([], {}, "") or any(_same(value, each) for each in neutral):
+            if value is None or (empty and value in ([], {}, "")) or any(_same(value, each) for each in neutral):
                 continue
             raise bad(f"{self._prefix}{name} {why}; leave it out", self._prefix + name, "unsupported_field")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from tokenswift_jax.scoring import ScoredText
 from tokenswift_jax.serve.openai.token_texts import TokenTexts
 from tokenswift_jax.token_log import TokenLogprob
 
+Place = dict[str, dict[str, Any]] | None  # of `of_prompt`: by token id
 _LEAST = -9999.0  # JSON has no infinity
 
 
@@ -39,6 +41,27 @@ def of_completion(
         "top_logprobs": tops,
         "text_offset": list(offsets),
     }
+
+
+def of_prompt(text: ScoredText, texts: TokenTexts) -> list[Place]:
+    """The log-probabilities of a prompt as vLLM's `prompt_logprobs` has them: a list with an object for each token.
+
+    An object has the prompt's token and the likeliest ones, by id. The first token has none.
+    """
+    places: list[Place] = [None]
+    tops = text.top_ids.tolist(), text.top_logprobs.tolist()
+    own = text.token_ids[1:], text.logprobs.tolist(), text.ranks.tolist()
+    for token, logprob, rank, ids, values in zip(*own, *tops, strict=True):
+        shown = {token: (logprob, rank)}
+        for place, (other, value) in enumerate(zip(ids, values, strict=True), 1):
+            shown.setdefault(other, (value, place))
+        places.append(
+            {
+                str(each): {"logprob": max(value, _LEAST), "rank": place, "decoded_token": texts.text(each)}
+                for each, (value, place) in shown.items()
+            }
+        )
+    return places
 
 
 def of_chat(entries: Sequence[TokenLogprob], top: int, texts: TokenTexts) -> list[dict[str, Any]]:
