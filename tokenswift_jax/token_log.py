@@ -129,6 +129,8 @@ def concatenate(parts: Sequence[TokenLog]) -> TokenLog:
     """The log of one row from the logs of its chunks."""
     if not parts:
         return from_columns([], [], [], [], [])
+    if len(parts) == 1:
+        return parts[0]
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
     return TokenLog(**columns, logprobs=concatenate_logprobs([part.logprobs for part in parts if len(part)]))
 

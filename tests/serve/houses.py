@@ -1,6 +1,7 @@
 """Pools and requests for tests of the scheduler, shared so that each program compiles once."""
 
 import functools
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,9 @@ from tokenswift_jax.serve.run import Run, RunState
 from tokenswift_jax.serve.scheduler import Scheduler
 
 MODES = ("plain", "fused", "partial", "ngram", "selfspec")
+# All modes, 500 schedules: SCHEDULES=100 pytest tests/serve/test_scheduler.py -k schedule
+SCHEDULES = int(os.environ.get("SCHEDULES", 4))
+SOME_MODES = MODES if "SCHEDULES" in os.environ else ("fused",)
 SHORT, LONG = PoolSize(2, 110), PoolSize(2, 400)
 NEW, COUNT = 60, 12
 SETTINGS = (

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import re
 import socket
 import statistics
@@ -26,6 +27,7 @@ PROMPT = "It was late in the autumn, and the road"
 SHORT = {"prompt": PROMPT, "max_tokens": 16, "seed": 1}
 LENGTH = 8192
 MOST = 1500
+SHORTS, EVERY = int(os.environ.get("SHORTS", 1000)), 0.15  # short requests beside a long run, and seconds between two
 KEYS = ("first", "second")
 
 
@@ -102,6 +104,47 @@ def gauges(server):
     found = dict(re.findall(r"tokenswift:num_requests_(running|waiting)\{.*\} (.*)", answer.read().decode()))
     connection.close()
     return {name: float(value) for name, value in found.items()}
+
+
+def writes(server, counts, stop):
+    """A client that has long texts written, one after the other; it counts their tokens."""
+    body = {"prompt": PROMPT, "max_tokens": LENGTH - 200, "ignore_eos": True, "stream": True, "return_token_ids": True}
+    while not stop.is_set():
+        connection, answer = server.open(PATH, body, KEYS[1])
+        for line in answer:
+            if line.startswith(b"data: {"):
+                counts.append(len(json.loads(line[6:])["choices"][0]["token_ids"]))
+            if stop.is_set():
+                break
+        connection.close()
+
+
+def test_short_requests_beside_a_long_run(server):
+    """One comes every 0.15 s, whether or not the last one has its answer; 95 of 100 wait at most 3 times as long."""
+
+    def in_time(number):
+        time.sleep(max(begun + number * EVERY - time.perf_counter(), 0))
+        return ask(server, SHORT)[0]
+
+    idle = [ask(server, SHORT)[0] for _ in range(100)]
+    counts, stop = [], threading.Event()
+    long_run = threading.Thread(target=writes, args=(server, counts, stop))
+    long_run.start()
+    until(lambda: len(counts) > 20, "no text was written")
+    begun, before = time.perf_counter(), sum(counts)
+    time.sleep(10)
+    alone = (sum(counts) - before) / (time.perf_counter() - begun)
+    begun, before = time.perf_counter(), sum(counts)
+    with ThreadPoolExecutor(16) as pool:
+        beside = list(pool.map(in_time, range(SHORTS)))
+    pace = (sum(counts) - before) / (time.perf_counter() - begun)
+    stop.set()
+    long_run.join()
+    worst = [statistics.quantiles(seconds, n=20)[-1] for seconds in (idle, beside)]
+    print(f"\np95 of short requests: idle {worst[0]:.3f} s, beside a long run {worst[1]:.3f} s")
+    print(f"tokens/s of the long run: alone {alone:.0f}, beside {SHORTS} short requests {pace:.0f}")
+    assert worst[1] <= 3 * worst[0]
+    assert pace >= 0.7 * alone
 
 
 GENERATE = f"""

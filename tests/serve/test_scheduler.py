@@ -1,25 +1,25 @@
 """Every run's tokens are those of its request alone, however runs arrive, leave, pause and come back."""
 
 import itertools
-import os
+from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
-from decoded import assert_same
-from houses import COUNT, LONG, MODES, SHORT, Guests, alone, model, request
+from decoded import assert_same, decode_requests
+from houses import COUNT, LONG, SCHEDULES, SHORT, SOME_MODES, Guests, alone, model, request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from speculations import SPECULATIONS
 
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.kv.dense import BLOCK
 from tokenswift_jax.request import Request
 from tokenswift_jax.serve import scheduler as scheduler_module
-from tokenswift_jax.serve.pool import PoolSize, Tenancy
+from tokenswift_jax.serve.pool import Pool, PoolSize, Tenancy
+from tokenswift_jax.serve.prefix_store import PrefixStore
 from tokenswift_jax.serve.run import Run, RunState
 from tokenswift_jax.serve.scheduler import BusyError, Scheduler
-
-# All modes, 500 schedules: SCHEDULES=100 pytest tests/serve/test_scheduler.py -k schedule
-SCHEDULES = int(os.environ.get("SCHEDULES", 4))
-SOME_MODES = MODES if "SCHEDULES" in os.environ else ("fused",)
 
 actions = st.one_of(
     st.tuples(st.just("arrive"), st.integers(0, COUNT - 1)),
@@ -135,10 +135,13 @@ def test_short_requests_borrow_idle_slots_of_the_long_pool():
         ([300] * 6, [*[(4, 400)] * 4, (1, 400)]),
     ],
 )
-def test_runs_enter_few_and_wide_pools_and_leave_a_slot_for_longer_ones(lengths, placed):
-    """Pools without an engine: one slot and four for texts of 400 positions, two for texts of 100."""
+def test_runs_enter_few_and_wide_pools_and_leave_a_slot_for_longer_ones(monkeypatch, lengths, placed):
+    """Pools without an engine: one slot and four for texts of 400 positions, two for texts of 100; nobody waits."""
+    monkeypatch.setattr(scheduler_module, "_PATIENT", 0)
 
     class Places:
+        inhabitants = Pool.inhabitants
+
         def __init__(self, slots, length):
             self.size, self.tenants, self.coming, self.begun = PoolSize(slots, length), {}, [], []
 
@@ -154,6 +157,7 @@ def test_runs_enter_few_and_wide_pools_and_leave_a_slot_for_longer_ones(lengths,
 
         def begin(self, run):
             self.begun.append(run)
+            self.coming.append((run, None))
 
     sizes = (1, 400), (4, 400), (2, 100)
     scheduler = Scheduler([Places(*size) for size in sizes], lambda run, update: None)
@@ -167,12 +171,47 @@ def test_runs_enter_few_and_wide_pools_and_leave_a_slot_for_longer_ones(lengths,
     assert len(scheduler.queue) == len(lengths) - len(placed)
 
 
+@pytest.mark.parametrize(
+    ("length", "waits"), [(16, False), (99, False), (100, True), (1500, True), (scheduler_module._PATIENT, False)]
+)
+def test_a_short_text_waits_for_a_wide_pool_that_has_a_slot_soon(length, waits):
+    """Pools without an engine: four texts fill the wide one, the first to end has 100 tokens left; one slot is idle."""
+
+    class Places:
+        inhabitants = Pool.inhabitants
+
+        def __init__(self, slots, left=()):
+            self.size, self.coming, self.begun = PoolSize(slots, 4096), [], []
+            self.tenants = {slot: Tenancy(Run(Request((1,), request(0).sampling, most)), slot) for slot, most in left}
+            self.vacant = list(range(slots - len(self.tenants)))
+
+        def fits(self, request):
+            return True
+
+        def may_begin(self, run):
+            return bool(self.vacant)
+
+        def begin(self, run):
+            self.begun.append(run)
+            self.vacant.pop()
+
+    narrow, wide = Places(1), Places(4, list(enumerate((2000, 100, 900, 3000))))
+    scheduler = Scheduler([narrow, wide], lambda run, update: None)
+    scheduler._places = {tenancy.run: wide for tenancy in wide.tenants.values()}
+    scheduler.queue.push(Run(Request((1,), request(0).sampling, length)))
+    for pool in scheduler.pools:
+        scheduler._admit(pool)
+    assert (len(narrow.begun), len(scheduler.queue)) == ((0, 1) if waits else (1, 0))
+
+
 @pytest.mark.parametrize("waits", [False, True])
 @pytest.mark.parametrize("wide", [3, 8])
 def test_no_run_goes_back_and_forth_between_pools(wide, waits):
     """Pools without an engine. A long text has the slot of one; short ones take the rest, and longer ones may wait."""
 
     class Tenancies:
+        inhabitants = Pool.inhabitants
+
         def __init__(self, slots, length):
             self.size, self.tenants, self.coming = PoolSize(slots, length), {}, []
 
@@ -313,3 +352,93 @@ def test_a_fault_of_the_device_ends_every_run_with_an_error(monkeypatch):
     for pool in guests.scheduler.pools:
         for run in runs:
             pool.leave(run)
+
+
+@pytest.fixture
+def store():
+    made = PrefixStore(2**30, 1)
+    yield made
+    made.close()
+
+
+def visit(mode, store, *arrivals):
+    """Runs of requests one after the other, in pools with a store; a request is an index and changes."""
+    guests, runs = Guests(mode), []
+    for pool in guests.scheduler.pools:
+        pool.prefixes = store
+    try:
+        for index, owner, changes in arrivals:
+            runs.append(guests.arrive(index, owner, **changes))
+            guests.finish()
+            store.settle()
+        guests.emptied()
+    finally:
+        for pool in guests.scheduler.pools:
+            pool.prefixes = None
+    return runs
+
+
+@pytest.mark.parametrize("mode", SOME_MODES)
+def test_a_run_that_reuses_a_prompt_has_the_tokens_it_has_alone(mode, store):
+    """Its own prompt again, and one that differs after 280 tokens; another key finds nothing."""
+    changed = {"prompt_ids": (*request(6).prompt_ids[:280], 3, 5, 8)}
+    first, again, differing, stranger = visit(
+        mode, store, (6, "alice", {}), (6, "alice", {}), (6, "alice", changed), (6, "bob", {})
+    )
+    assert [run.cached for run in (first, again, differing, stranger)] == [0, BLOCK, BLOCK, 0]
+    for run in (first, again, stranger):
+        assert_same(run.tokens, alone(6).tokens)
+    (expected,) = decode_requests(model(), [replace(request(6), **changed)], SPECULATIONS["plain"])
+    assert_same(differing.tokens, expected.tokens)
+
+
+def test_poisoned_neighbours_never_show(store):
+    """All K/V in the store but those of one's own tokens are NaN: no run gets any of them."""
+    visit("fused", store, (1, "alice", {}), (6, "bob", {}), (8, "bob", {}))
+    assert len(store._entries) == 3
+    own = request(6).prompt_ids[:BLOCK]
+    for entry in store._entries.values():
+        if entry.key[3] != np.asarray(own, np.int32).tobytes():
+            entry.part = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), entry.part)
+    (run,) = visit("fused", store, (6, "bob", {}))
+    assert (run.cached, run.finish) == (BLOCK, alone(6).finish)
+    assert_same(run.tokens, alone(6).tokens)
+    (stranger,) = visit("fused", store, (1, "bob", {}))
+    assert stranger.cached == 0
+    assert_same(stranger.tokens, alone(1).tokens)
+    (poisoned,) = visit("fused", store, (1, "alice", {}))  # the poison works
+    assert poisoned.state is RunState.FAILED
+
+
+@pytest.mark.parametrize("mode", SOME_MODES)
+def test_a_paused_run_and_a_branch_take_over_the_texts_own_parts(mode, store):
+    """A run of 40 + 350 tokens pauses after 230; it and a branch at token 225 begin with one part of 256."""
+    most, family = 350, "run_family"
+    (whole,) = decode_requests(model(), [replace(request(2), max_new_tokens=most)], SPECULATIONS["plain"])
+    guests = Guests(mode)
+    for pool in guests.scheduler.pools:
+        pool.prefixes = store
+    try:
+        run = guests.arrive(2, max_new_tokens=most)
+        run.family = family
+        while len(run.tokens) < 230 and not run.state.ended:
+            guests.scheduler.turn()
+        guests.scheduler.pause(run)
+        guests.scheduler.turn()
+        assert run.state is RunState.PAUSED
+        store.settle()
+        assert run.cached == 0
+        guests.finish()
+        assert run.cached == len(request(2).prompt_ids)
+        assert_same(run.tokens, whole.tokens)
+        branch = Run(run.request, family=family)
+        branch.add(run.log.cut(225))
+        guests.heard[branch] = []
+        guests.runs[99] = branch
+        guests.scheduler.submit(branch)
+        guests.finish()
+        assert branch.cached == len(request(2).prompt_ids)
+        assert_same(branch.tokens, whole.tokens)
+    finally:
+        for pool in guests.scheduler.pools:
+            pool.prefixes = None

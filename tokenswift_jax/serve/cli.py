@@ -20,6 +20,7 @@ from tokenswift_jax.speculation import MODES, SpeculationConfig
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
     from tokenswift_jax.serve.pool import Pool
+    from tokenswift_jax.serve.prefix_store import PrefixStore
     from tokenswift_jax.serve.service import Service
 
 PROGRAM = "python -m tokenswift_jax.serve"
@@ -29,6 +30,7 @@ _MAX_LENGTH, _SHORT_LENGTH, _SHORT_SLOTS = 8192, 2048, 2
 _SLOTS, _MORE_BYTES = (1, 3), 2**30
 # Four texts of four tree rows are the most that a CPU's own kernels (`pallas_kernels.cpu`) multiply.
 _MORE_SLOTS, _MORE_SLOTS_OF_A_CPU = (1, 8), (1, 4)
+_PREFIX_BYTES = 8 * 2**30
 _DEMO_NAME = "tokenswift-demo"
 # The demo continues stories; a conversation is its text, turn by turn.
 _DEMO_TEMPLATE = "{{ messages | map(attribute='content') | join('\\n\\n') }}"
@@ -71,7 +73,9 @@ def _service(options: argparse.Namespace, model: Model) -> Service:
     state = options.state_dir if options.state_dir is not None else state_folder()
     return Service(
         model,
-        make_pools(model, speculation, options.max_length, options.slots, options.short_slots, _say),
+        make_pools(
+            model, speculation, options.max_length, options.slots, options.short_slots, options.prefix_memory, _say
+        ),
         name=served,
         state_dir=state,
         max_queue=options.max_queue,
@@ -85,12 +89,14 @@ def make_pools(
     max_length: int | None = None,
     slots: Sequence[int] | None = None,
     short_slots: int = _SHORT_SLOTS,
+    prefix_memory: int | None = None,
     report: Report = silent,
 ) -> list[Pool]:
     """The groups of slots for texts of up to `max_length` tokens, and `short_slots` more for short ones alone.
 
     By default the groups have 1 and 3 slots, or 1 and 8 (a CPU: 1 and 4) where the K/V of these take at most 1 GiB.
-    A server of texts not much longer than short ones has no slots for these alone.
+    A server of texts not much longer than short ones has no slots for these alone. `prefix_memory` is the most MiB of
+    the host's memory for the K/V of earlier texts; None: a quarter of what is free, at most 8192.
 
     Raises:
       UserError: the length exceeds the model's positions, or the slots the memory.
@@ -114,11 +120,26 @@ def make_pools(
     sizes = [PoolSize(count, length) for count in slots]
     if short_slots and length >= 2 * _SHORT_LENGTH:
         sizes.append(PoolSize(short_slots, _SHORT_LENGTH))
-    plans = PlanSet(model.config, speculation)
+    plans, prefixes = PlanSet(model.config, speculation), _prefix_store(model, prefix_memory)
     pools: list[Pool] = []
     for size in sizes:
-        pools.append(Pool(model, size, plans, reserved=sum(pool.bytes for pool in pools), report=report))
+        beside = sum(pool.bytes for pool in pools)
+        pools.append(Pool(model, size, plans, reserved=beside, prefixes=prefixes, report=report))
     return pools
+
+
+def _prefix_store(model: Model, memory: int | None) -> PrefixStore | None:
+    import jax
+
+    from tokenswift_jax.engine.host_memory import available_bytes
+    from tokenswift_jax.kv.dense import BLOCK, cache_bytes
+    from tokenswift_jax.serve.prefix_store import PrefixStore
+
+    part = cache_bytes(model.config, 1, BLOCK, jax.tree.leaves(model.params)[0].dtype)
+    free = available_bytes()
+    most = _PREFIX_BYTES if free is None else min(_PREFIX_BYTES, free // 4)
+    budget = most if memory is None else memory * 2**20
+    return PrefixStore(budget, part) if budget >= part else None
 
 
 def _served_name(asked: str | None) -> str:
@@ -205,6 +226,12 @@ def _parser(program: str) -> Parser:
     )
     add(
         "--short-slots", type=whole(0), default=_SHORT_SLOTS, help=f"more, for texts up to {_SHORT_LENGTH} tokens alone"
+    )
+    add(
+        "--prefix-memory",
+        type=whole(0),
+        metavar="MIB",
+        help="host memory for the K/V of earlier texts; 0: none (default: a quarter of what is free, at most 8192)",
     )
     add("--max-queue", type=whole(1), default=64, metavar="N", help="waiting requests before the answer is 429")
     add("--mode", choices=MODES, help="how to draft; no text depends on it (default: auto)")

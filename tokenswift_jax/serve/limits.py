@@ -21,6 +21,7 @@ class Limits:
       ids: entries of a list of token ids that is no prompt.
       logprobs: likeliest tokens at each place.
       metadata: pairs of the field `metadata`, as OpenAI has it.
+      salt: characters of `cache_salt`.
     """
 
     body_bytes: int = 32 * 2**20
@@ -34,3 +35,4 @@ class Limits:
     ids: int = 4096
     logprobs: int = 20
     metadata: int = 16
+    salt: int = 256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from tokenswift_jax.engine.host_memory import available_bytes
 from tokenswift_jax.serve.observer import Observer
-from tokenswift_jax.token_log import NGRAM, SAMPLED
+from tokenswift_jax.token_log import DRAFTED, NGRAM, SAMPLED
 
 if TYPE_CHECKING:
     from tokenswift_jax.serve.pool import Flight
@@ -22,6 +23,7 @@ _HOUR = 3600.0
 _SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, _HOUR, 4 * _HOUR, 12 * _HOUR, 48 * _HOUR)
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _TOKENS = tuple(float(2**power) for power in range(0, 21))
+_SOURCES = {SAMPLED: "target", DRAFTED: "head", NGRAM: "ngram"}
 
 
 class Metrics(Observer):
@@ -46,12 +48,17 @@ class Metrics(Observer):
 
         self._model = model
         self._prompt = counter("prompt_tokens", "Prompt positions computed")
+        self._asked = counter("prefix_cache_queries", "Prompt tokens looked up among earlier texts")
+        self._hits = counter("prefix_cache_hits", "Prompt tokens whose K/V came from an earlier text")
         self._generated = counter("generation_tokens", "Tokens emitted")
         self._success = counter("request_success", "Runs that ended", "finished_reason")
-        self._by_source = counter("emitted_tokens_by_source", "Tokens emitted, by who proposed them", "source")
+        sources = counter("emitted_tokens_by_source", "Tokens emitted, by who proposed them", "source")
         self._drafts = counter("spec_decode_num_drafts", "Iterations that verified drafts")
         self._accepted = counter("spec_decode_num_accepted_tokens", "Drafted tokens accepted")
-        self._depth = counter("spec_decode_num_accepted_tokens_per_pos", "Accepted by depth", "position")
+        depths = counter("spec_decode_num_accepted_tokens_per_pos", "Accepted by depth", "position")
+        # Once for each label: to look one up costs as much as to count.
+        self._of_source = functools.cache(lambda source: sources.labels(model, _SOURCES[source]))
+        self._of_depth = functools.cache(lambda depth: depths.labels(model, str(depth)))
         self._ttft = histogram("time_to_first_token_seconds", "From the request to its first token", _SECONDS)
         self._queued = histogram("request_queue_time_seconds", "From the request to its prefill", _SECONDS)
         self._whole = histogram("e2e_request_latency_seconds", "From the request to its end", _SECONDS)
@@ -64,6 +71,7 @@ class Metrics(Observer):
         self._waiting = gauge("num_requests_waiting", "Runs in the queue")
         self._usage = gauge("kv_cache_usage_perc", "Share of the slots in use, from 0 to 1")
         self._bytes = gauge("cache_bytes", "Bytes of all caches, reserved at the start")
+        self._prefixes = gauge("prefix_cache_bytes", "Bytes of K/V of earlier texts in the host's memory")
         self._device = gauge("device_bytes_in_use", "Bytes in use on the first device, where it says so")
         self._host = gauge("host_bytes_available", "Bytes of host memory that can still be allocated")
         self._pace = gauge("tokens_per_second", "Running average over all runs")
@@ -74,6 +82,9 @@ class Metrics(Observer):
         self._waiting.set_function(lambda: scheduler.counts["waiting"])
         self._usage.set_function(lambda: scheduler.counts["running"] / scheduler.slots)
         self._bytes.set(sum(pool.bytes for pool in scheduler.pools))
+        prefixes = scheduler.pools[0].prefixes
+        if prefixes is not None:
+            self._prefixes.set_function(lambda: prefixes.bytes)
         self._device.set_function(_device_bytes)
         self._host.set_function(lambda: available_bytes() or 0)
         self._pace.set_function(lambda: scheduler.pace.tokens_per_second or 0.0)
@@ -95,6 +106,11 @@ class Metrics(Observer):
         """As `Observer.admitted`."""
         self._queued.observe(time.perf_counter() - run.submitted)
 
+    def entering(self, run: Run) -> None:
+        """As `Observer.entering`."""
+        self._asked.inc(len(run.request.prompt_ids))
+        self._hits.inc(run.cached)
+
     def prefilled(self, positions: int) -> None:
         """As `Observer.prefilled`."""
         self._prompt.inc(max(positions, 0))
@@ -105,22 +121,21 @@ class Metrics(Observer):
 
     def stepped(self, flight: Flight, result: Any) -> None:
         """As `Observer.stepped`; tokens of runs that left in the meantime count too: the device computed them."""
-        records = np.concatenate([result.records[row, :count] for row, count in enumerate(result.counts)])
-        if not len(records):
+        kept = [result.records[row, :count] for row, count in enumerate(result.counts) if count]
+        if not kept:
             return
+        records = kept[0] if len(kept) == 1 else np.concatenate(kept)
         sources, offsets, offered = records[:, 1], records[:, 2], records[:, 3]
         self._generated.inc(len(records))
-        names = ("target", "head", "ngram")
-        for source, count in enumerate(np.bincount(sources, minlength=3)):
+        for source, count in enumerate(np.bincount(sources).tolist()):
             if count:
-                self._by_source.labels(self._model, names[source]).inc(int(count))
-        assert NGRAM == 2, "the sources have names in this order"
-        self._drafts.inc(int(((offsets == 0) & (offered > 0)).sum()))
+                self._of_source(source).inc(count)
+        self._drafts.inc(int(np.count_nonzero((offsets == 0) & (offered > 0))))
         drafted = offsets[sources != SAMPLED]
         self._accepted.inc(len(drafted))
-        for depth, count in enumerate(np.bincount(drafted)) if len(drafted) else ():
+        for depth, count in enumerate(np.bincount(drafted).tolist()):
             if count:
-                self._depth.labels(self._model, str(depth)).inc(int(count))
+                self._of_depth(depth).inc(count)
 
     def ended(self, run: Run) -> None:
         """As `Observer.ended`."""

@@ -15,6 +15,9 @@ class Observer:
     def admitted(self, run: Run) -> None:
         """A run's prompt begins to enter a cache."""
 
+    def entering(self, run: Run) -> None:
+        """A run's prompt enters a cache; `run.cached` tells how much of it need not be computed."""
+
     def prefilled(self, positions: int) -> None:
         """A chunk of a prompt went to the device."""
 

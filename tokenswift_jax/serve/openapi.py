@@ -69,6 +69,7 @@ _SETTINGS: dict[str, Schema] = {
     "min_tokens": _whole(0),
     "ignore_eos": _FLAG,
     "truncate_prompt_tokens": _whole(1),
+    "cache_salt": _kind("string", maxLength=_LIMITS.salt),
 }
 _ANSWER: dict[str, Schema] = {
     "model": _TEXT,
@@ -77,6 +78,7 @@ _ANSWER: dict[str, Schema] = {
     "stream": _FLAG,
     "stream_options": _object(include_usage=_FLAG, continuous_usage_stats=_FLAG),
     "return_token_ids": _FLAG,
+    "prompt_logprobs": _whole(0, _LIMITS.logprobs),
     "return_tokens_as_token_ids": _FLAG,
     **_SETTINGS,
 }

@@ -83,7 +83,7 @@ class PlanSet:
 def serving_plan(config: ModelConfig, speculation: SpeculationConfig, features: SamplingFeatures) -> NamedPlan:
     """The plan of a server: the one that a mode names; for mode `auto` the draft heads on the verified hidden state.
 
-    Without heads, `auto` is n-grams on accelerators, where 16 rows cost 1.13 times one (`adaptive.ACCELERATOR_ROWS`),
+    Without heads, `auto` is n-grams on accelerators, where 16 rows cost 1.13 times one (`planner.ACCELERATOR_ROWS`),
     and plain decoding on CPUs, where 4 rows cost 1.5 times one (`plans._NAMED_BUDGET`).
     """
     platform = jax.default_backend()

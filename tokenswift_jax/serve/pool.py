@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
 
 from tokenswift_jax.engine.capacity import check_memory
 from tokenswift_jax.engine.engine import Engine, Pending, StepResult
 from tokenswift_jax.engine.layout import Layout, scratch_of
-from tokenswift_jax.engine.prefill import Prefill, chunk_rows, chunk_widths
-from tokenswift_jax.kv.dense import cache_bytes, round_up
+from tokenswift_jax.engine.prefill import Prefill, Prefix, chunk_rows, chunk_widths
+from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
 from tokenswift_jax.progress_report import Report, silent
 from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.serve.draft_value import DraftValue
 from tokenswift_jax.serve.plan_set import PlanSet
+from tokenswift_jax.serve.prefix_store import PrefixStore, StoredText
 from tokenswift_jax.serve.run import Run
 from tokenswift_jax.speculate.plans import NamedPlan
 from tokenswift_jax.token_log import RECORD
@@ -28,7 +31,10 @@ if TYPE_CHECKING:
 
 _SMALLEST = 1024  # slots of the smallest cache that a prompt enters before it moves to its slot
 _TIMED = 8  # iterations whose time tells the cost of a plan
+_CHUNK_SECONDS, _LEAST = 0.016, 4  # of a chunk, and its fewest iterations
+_WEIGHT = 0.1  # of the newest chunk in the running average
 _OFFSET = RECORD.index("offsets")
+_T = TypeVar("_T")
 _GROWTH = 4  # factor from one such size to the next: every size costs five programs
 
 
@@ -40,11 +46,13 @@ class Tenancy:
       run: the run.
       slot: the slot.
       active: false once the run has left; chunks sent before that still carry its results, which no longer count.
+      text: its place in the store of K/V; None: there is no store.
     """
 
     run: Run
     slot: int
     active: bool = True
+    text: StoredText | None = None
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,12 @@ class Pool:
         plans: PlanSet,
         *,
         reserved: int = 0,
+        prefixes: PrefixStore | None = None,
         report: Report = silent,
     ) -> None:
         """Checks that the pool fits the memory, beside `reserved` bytes of others; `warm_up` allocates it.
+
+        `prefixes` are the K/V of earlier texts; None: every prompt is computed.
 
         Raises:
           UserError: it does not.
@@ -126,7 +137,10 @@ class Pool:
         self.engine = Engine(model, layout, size.slots, report=report)
         self.tenants: dict[int, Tenancy] = {}
         self.coming: deque[tuple[Run, Prefill]] = deque()
+        self.prefixes = prefixes
+        self._texts: dict[Run, StoredText] = {}  # of the runs in `coming`
         self.value: DraftValue | None = None
+        self._iteration: float | None = None  # seconds, a running average
 
     def warm_up(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Allocates the slots and compiles every program that a request can need, unless that is `given_up`."""
@@ -140,6 +154,8 @@ class Pool:
                     if given_up():
                         return
                     prefill = self.engine.prefill([request], [emitted], capacity=slots)
+                    if self.prefixes is not None and number and not emitted:
+                        prefill.compile_reuse()
                     self.engine.insert(prefill, [0]).result()
                     if number == 0:  # with a plan prepared, an insertion also brings the row's drafts up to date
                         self.engine.prepare(first)
@@ -154,6 +170,8 @@ class Pool:
                 seconds[named] = min(self.engine.frozen_seconds(named, _TIMED) for _ in range(3))
         if chosen:
             self.value = DraftValue(seconds[self._plans.variants[0]], seconds[self._plans.undrafted[0]])
+        if self.prefixes is not None:
+            self.engine.part(0, 0).result()
         self.engine.evict([0])
 
     def fits(self, request: Request) -> bool:
@@ -171,6 +189,11 @@ class Pool:
         free = [slot for slot in range(self.size.slots) if slot not in self.tenants]
         return free[: max(len(free) - len(self.coming), 0)]
 
+    @property
+    def inhabitants(self) -> list[Run]:
+        """The runs in its slots and on their way there."""
+        return [*(tenancy.run for tenancy in self.tenants.values()), *(run for run, _ in self.coming)]
+
     def may_begin(self, run: Run) -> bool:
         """Whether the run's prompt may enter a cache now: there is a slot for it, and memory beside other prompts."""
         if not self.vacant:
@@ -180,16 +203,35 @@ class Pool:
 
     def begin(self, run: Run) -> None:
         """Begins a prefill of the run's prompt and its tokens so far."""
-        prefill = self.engine.prefill([run.request], [run.tokens], capacity=self._staging_of(run))
+        ids, capacity = [*run.request.prompt_ids, *run.tokens], self._staging_of(run)
+        prefix = text = None
+        if self.prefixes is not None:
+            text = self._texts[run] = StoredText(self.prefixes, run.caller, run.family, ids[:-1])
+            prefix = Prefix(ids[: len(text.parts) * BLOCK], text.parts)
+        prefill = self.engine.prefill([run.request], [run.tokens], capacity=capacity, prefix=prefix)
+        if text is not None:
+            text.begin(prefill.reused // BLOCK)
+        run.cached = min(prefill.reused, len(run.request.prompt_ids))
         self.coming.append((run, prefill))
 
     def advance(self) -> int:
-        """Sends one chunk of the prompt whose turn it is; returns its positions."""
-        _, prefill = self.coming[0]
-        before = prefill.done
+        """Sends one chunk of the prompt whose turn it is; returns the positions that it computes."""
+        run, prefill = self.coming[0]
+        before = max(prefill.done, prefill.reused)
         prefill.advance()
+        if run in self._texts:
+            final = min(prefill.aligned, prefill.total)
+            self._texts[run].keep(final, prefill.rooted[0], lambda number: partial(_same, prefill.part(number)))
         self.coming.rotate(-1)
-        return min(prefill.done, prefill.total) - before
+        return max(min(prefill.done, prefill.total) - before, 0)
+
+    def keep(self, tenancy: Tenancy, committed: int) -> None:
+        """Stores K/V of the text in a slot, of which so many positions are committed."""
+        run, text = tenancy.run, tenancy.text
+        if text is None or run.family is None or not text.behind(committed):
+            return
+        ids = [*run.request.prompt_ids, *run.tokens]
+        text.keep(min(committed, len(ids)), ids, lambda number: self.engine.part(tenancy.slot, number).result)
 
     def arrived(self) -> list[Flight]:
         """Puts the prompts that are complete into their slots."""
@@ -198,7 +240,9 @@ class Pool:
         for entry in complete:
             run, prefill = entry
             slot = next(slot for slot in range(self.size.slots) if slot not in self.tenants)
-            tenancy = self.tenants[slot] = Tenancy(run, slot)
+            tenancy = self.tenants[slot] = Tenancy(run, slot, text=self._texts.pop(run, None))
+            if tenancy.text is not None:
+                tenancy.text.decode()
             self.coming.remove(entry)
             if self.value is not None and run.request.predicted_ids:
                 self.value.retry()
@@ -210,8 +254,17 @@ class Pool:
         for _, prefill in self.coming:
             jax.block_until_ready(prefill.newest)
 
+    def took(self, seconds: float, iterations: int) -> None:
+        """A chunk of so many iterations took so long."""
+        if seconds > 0 and iterations:
+            found, before = seconds / iterations, self._iteration
+            self._iteration = found if before is None else before + _WEIGHT * (found - before)
+
     def step(self, iterations: int | None) -> Flight:
-        """Sends a chunk of at most so many iterations (None: a whole chunk)."""
+        """Sends a chunk of at most so many iterations; None: of about `_CHUNK_SECONDS`, so that others have a turn."""
+        if self._iteration is not None:
+            most = max(math.ceil(_CHUNK_SECONDS / self._iteration), _LEAST)
+            iterations = most if iterations is None else min(iterations, most)
         runs = [tenancy.run for tenancy in self.tenants.values()]
         drafted = self.value is None or len(runs) == 1 or self.value.pays()
         settings, logprobs = [run.request.sampling for run in runs], any(run.logprobs for run in runs)
@@ -235,6 +288,7 @@ class Pool:
                 del self.tenants[tenancy.slot]
                 self.engine.evict([tenancy.slot])
         self.coming = deque(entry for entry in self.coming if entry[0] is not run)
+        self._texts.pop(run, None)
 
     def _staging_of(self, run: Run) -> int:
         length = len(run.request.prompt_ids) + len(run.tokens)
@@ -250,3 +304,7 @@ def staging_sizes(capacity: int) -> Sequence[int]:
         sizes.append(size)
         size *= _GROWTH
     return [*sizes, capacity]
+
+
+def _same(value: _T) -> _T:
+    return value

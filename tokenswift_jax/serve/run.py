@@ -92,6 +92,10 @@ class Run:
       owner: who asked, for fairness and for who may see it: a hash of the key.
       tokenizer: None: the run has no text.
       logprobs: whether its tokens come with log-probabilities.
+      salt: K/V are shared between requests of one owner and one salt alone (vLLM's `cache_salt`).
+      family: the id that it shares with the runs that go on from it: they may use the K/V of its own tokens too; None:
+        nothing goes on from it.
+      cached: tokens of the prompt whose K/V came from an earlier text.
       on_repetition: the effect of a loop; None: nobody looks for any.
       journal: the file that outlives the server; None: the run lives in memory alone.
       row: tokens and text so far.
@@ -107,6 +111,9 @@ class Run:
     logprobs: bool = False
     on_repetition: OnRepetition | None = None
     journal: Journal | None = None
+    salt: str = ""
+    family: str | None = None
+    cached: int = 0
     id: str = field(default_factory=lambda: new_id("run"))
     state: RunState = RunState.QUEUED
     error: str | None = None
@@ -128,6 +135,11 @@ class Run:
     def length(self) -> int:
         """The most positions that the run's text can take, prompt included."""
         return len(self.request.prompt_ids) + self.request.max_new_tokens
+
+    @property
+    def caller(self) -> tuple[str, str]:
+        """The owner and the salt: K/V are shared between texts that agree in both."""
+        return self.owner, self.salt
 
     @property
     def log(self) -> TokenLog:

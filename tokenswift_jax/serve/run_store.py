@@ -182,36 +182,36 @@ class RunStore:
         return [run_id for _, run_id in sorted(found)]
 
     def _load(self, run_id: str) -> StoredRun:
-        described = _described(self._of(run_id))
+        kept = _described(self._of(run_id))
         header = recorded_header(self._of(run_id) / _JOURNAL)
         if header is None:  # the server was killed before the journal began
             raise UserError(f"run {run_id} has no journal")
-        details = described["details"]
+        details = kept["details"]
         ignored = bool(details["ignore_eos"])
         request = Request(
             prompt_ids=header["prompt_ids"],
             sampling=SamplingConfig(**header["sampling"]),
-            max_new_tokens=described["max_new_tokens"],
+            max_new_tokens=kept["max_new_tokens"],
             min_new_tokens=header["min_new_tokens"],
             eos_token_ids=() if ignored else tuple(header["eos_token_ids"]),
             stops=tuple(header["stop"]),
-            stop_token_ids=tuple(described["stop_token_ids"]),
+            stop_token_ids=tuple(kept["stop_token_ids"]),
             stop_on_repetition=details.get("on_repetition") == OnRepetition.END,
         )
         run = Run(
             request,
-            described["owner"],
+            kept["owner"],
             self._model.tokenizer,
             id=run_id,
-            created=described["created"],
-            on_repetition=on_repetition(details),
+            created=kept["created"],
+            **described(details, run_id),
         )
         run.journal = journal = self._journal(run, ignored)
         updates = restored(run, journal.parts)
         journal.parts = []
-        if not run.state.ended and described["state"] != "active":
-            run.state, run.finish, run.error = RunState(described["state"]), described["finish"], described["error"]
-        elif not run.state.ended and not described["background"]:
+        if not run.state.ended and kept["state"] != "active":
+            run.state, run.finish, run.error = RunState(kept["state"]), kept["finish"], kept["error"]
+        elif not run.state.ended and not kept["background"]:
             run.state, run.finish = RunState.CANCELLED, "interrupted"
         elif run.looping and details.get("passed_loop") != len(run.tokens):
             run.state = RunState.PAUSED  # the server was killed between the last token and the description
@@ -220,7 +220,7 @@ class RunStore:
             run.journal = None
         else:
             journal.begin()
-        return StoredRun(run, described["background"], details, updates)
+        return StoredRun(run, kept["background"], details, updates)
 
     def _journal(self, run: Run, ignore_eos: bool) -> Journal:
         header = journal_header(self._model, run.request, ignore_eos=ignore_eos, fingerprint=self.fingerprint)
@@ -231,10 +231,14 @@ class RunStore:
         return self.folder / run_id
 
 
-def on_repetition(details: Mapping[str, Any]) -> OnRepetition | None:
-    """The effect of a loop that the details of a run name."""
-    name = details.get("on_repetition")
-    return None if name is None else OnRepetition(name)
+def described(details: Mapping[str, Any], run_id: str) -> dict[str, Any]:
+    """The attributes of a run that its details name."""
+    name, first = details.get("on_repetition"), run_id if details.get("surface") == "runs" else None
+    return {
+        "on_repetition": None if name is None else OnRepetition(name),
+        "salt": details.get("cache_salt", ""),
+        "family": details.get("family", first),
+    }
 
 
 def _described(place: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from tokenswift_jax.engine.engine import CHUNK_TOKENS
 from tokenswift_jax.errors import NumericsError, UserError, WriteError
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.request import check_drawable
@@ -22,6 +23,7 @@ from tokenswift_jax.token_log import concatenate
 
 _SHORT_CHUNK = 8  # iterations of a chunk while a prompt enters a cache: its first token comes sooner
 _IN_FLIGHT = 2  # chunks of a pool that the device has: the next one hides the host's work on the last one
+_PATIENT = 2048  # positions of the longest text that waits for a wider pool though another has a slot
 _GATHERED = 1024  # tokens of the longest text that moves to a wider pool
 _PROMPT_CHUNKS = 2  # chunks of a prompt between two looks at the queue while nothing decodes
 _NOTHING = concatenate([])
@@ -75,6 +77,7 @@ class Scheduler:
         self._publish, self._observer = publish, observer or Observer()
         self._flights: deque[Flight] = deque()
         self._places: dict[Run, Pool] = {}  # admitted runs
+        self._newest: Pool | None = None  # the pool of the newest result
         self._lock = threading.Lock()  # guards the queue and the commands
         self._wake = threading.Condition(self._lock)
         self._commands: deque[Callable[[], None]] = deque()
@@ -200,6 +203,8 @@ class Scheduler:
             self.ready.clear()
             for pool in self.pools:
                 pool.engine.close()
+                if pool.prefixes is not None:
+                    pool.prefixes.close()
 
     def turn(self) -> bool:
         """One look at the queue, one chunk of each prompt, one chunk of each pool, one result; the thread's work.
@@ -252,6 +257,8 @@ class Scheduler:
             pool.begin(run)
         except UserError as error:
             self._end(run, RunState.FAILED, "error", str(error))
+        else:
+            self._observer.entering(run)
 
     def _gather(self, pool: Pool) -> None:
         """Lets runs that began alone join the others in a wider pool, where their prompt and tokens enter once more.
@@ -260,11 +267,13 @@ class Scheduler:
         to wider pools alone, and past the queue: from the queue, it could enter the pool that it left.
         """
         for run in [tenancy.run for tenancy in pool.tenants.values()]:
-            if len(run.request.prompt_ids) + len(run.tokens) > _GATHERED:
+            if not _is_short(run):
                 continue
             with self._lock:
                 wider = self._chosen(run, self._longest())
-            if wider is None or wider.size.slots <= pool.size.slots or not (wider.tenants or wider.coming):
+            if wider is None or wider.size.slots <= pool.size.slots:
+                continue
+            if not any(_left(other) >= CHUNK_TOKENS for other in wider.inhabitants):  # they end before it comes
                 continue
             if wider.may_begin(run):
                 pool.leave(run)
@@ -298,12 +307,30 @@ class Scheduler:
         # A pool whose cache for prompts is taken would let the run wait beside others that are idle.
         vacant = [pool for pool in open_to if pool is present or pool.may_begin(run)] or open_to
         if len(self.queue) == 1 and not self._places:
-            return min(vacant, key=lambda pool: pool.size.slots, default=None)
+            return min(vacant, key=_slots, default=None)
         own = [pool for pool in vacant if pool.size.length == home]
         longer = [pool for pool in vacant if pool.size.length > home]
         if longest > home or (own and sum(len(pool.vacant) for pool in longer) < 2):
             longer = []
-        return max([*own, *longer], key=lambda pool: pool.size.slots, default=None)
+        if len(self.queue) == 1 and not any(pool.inhabitants for pool in vacant) and not self._company(run):
+            return min([*own, *longer], key=_slots, default=None)
+        best = max([*own, *longer], key=_slots, default=None)
+        return None if best is not None and best is not present and self._should_wait(run, best) else best
+
+    def _company(self, run: Run) -> bool:
+        """Whether a run of another pool would join this one in a wider pool (`_gather`)."""
+        return _left(run) >= CHUNK_TOKENS and any(_is_short(other) for other in self._places if other is not run)
+
+    def _should_wait(self, run: Run, offered: Pool) -> bool:
+        """Whether a run of a few tokens should wait for a slot of a wider pool than the one offered.
+
+        In the narrow pool, it would decode in turns with the wide one, and slow down all texts there. It waits no
+        longer than the wide pool takes for as many tokens as it asks for.
+        """
+        if run.length > _PATIENT:
+            return False
+        full = [pool for pool in self.pools if pool.size.slots > offered.size.slots and pool.fits(run.request)]
+        return any(_left(other) <= _left(run) for pool in full for other in pool.inhabitants)
 
     def _advance(self, pool: Pool, decoding: bool) -> None:
         """Sends chunks of prompts, fewer while texts decode, and inserts the prompts that are complete."""
@@ -322,6 +349,9 @@ class Scheduler:
         """Waits for a result and gives every run its tokens."""
         result = flight.pending.result()
         seconds = self.pace.took(int(result.counts.sum()))
+        if self._newest is flight.pool and not flight.inserted:  # nothing else ran meanwhile
+            flight.pool.took(seconds, result.iterations)
+        self._newest = flight.pool
         # Before the runs: who sees the end of one finds it in the metrics.
         flight.pool.learn(flight, result)
         self._observer.stepped(flight, result)
@@ -335,6 +365,8 @@ class Scheduler:
             if tenancy.active and result.finish[row] == Finish.NOT_A_NUMBER:
                 error = NumericsError(int(result.length[row]) + 1)
                 self._end(run, RunState.FAILED, "error", str(error))
+            if tenancy.active:
+                flight.pool.keep(tenancy, int(result.length[row]))
 
     def _emit(self, run: Run, log: Any) -> None:
         try:
@@ -430,6 +462,20 @@ class Scheduler:
 
     def _retry_after(self) -> int:
         """Seconds until a place in the queue is likely to be free."""
-        fewest = min((run.request.max_new_tokens - len(run.tokens) for run in self._places), default=0)
+        fewest = min(map(_left, self._places), default=0)
         seconds = self.pace.seconds(fewest * max(len(self._places), 1), self.slots)
         return 5 if seconds is None else min(max(int(seconds) + 1, 1), 120)
+
+
+def _left(run: Run) -> int:
+    """The most tokens that a run may still get."""
+    return run.request.max_new_tokens - len(run.tokens)
+
+
+def _is_short(run: Run) -> bool:
+    """Whether a run may still move to another pool."""
+    return len(run.request.prompt_ids) + len(run.tokens) <= _GATHERED
+
+
+def _slots(pool: Pool) -> int:
+    return pool.size.slots

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import secrets
 import threading
@@ -18,11 +19,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tokenswift_jax.errors import UserError, WriteError
 from tokenswift_jax.request import Request
 from tokenswift_jax.serve.channel import Channel
+from tokenswift_jax.serve.delivery import Delivery
 from tokenswift_jax.serve.limits import Limits
 from tokenswift_jax.serve.metrics import Metrics
 from tokenswift_jax.serve.pool import Pool
 from tokenswift_jax.serve.run import Run, RunState, Update, new_id
-from tokenswift_jax.serve.run_store import RunStore, StoredRun, on_repetition
+from tokenswift_jax.serve.run_store import RunStore, StoredRun, described
 from tokenswift_jax.serve.scheduler import BusyError, Scheduler
 from tokenswift_jax.token_log import TokenLog, concatenate
 
@@ -71,7 +73,7 @@ class Service:
         self.fingerprint = f"fp_{secrets.token_hex(5)}" if self.store is None else f"fp_{self.store.fingerprint[:10]}"
         self._channels: dict[str, Channel] = {}
         self._stored: OrderedDict[str, StoredRun] = OrderedDict()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._delivery = Delivery(self._deliver)
         self._workers = ThreadPoolExecutor(2, "tokenswift-worker")  # tokenisation, files
         self._scoring = ThreadPoolExecutor(1, "tokenswift-scoring")  # beside the scheduler: it compiles by length
         self._loading = asyncio.Lock()
@@ -94,9 +96,10 @@ class Service:
 
     def start(self) -> None:
         """Starts the scheduler, and the background runs that an earlier server left."""
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        self._delivery.start(loop)
         self.scheduler.start()
-        self._resuming = self._loop.create_task(self._resume())
+        self._resuming = loop.create_task(self._resume())
 
     def drain(self) -> None:
         """Admits no more, and ends the streams once the chunks in flight are stored. Any thread may call it."""
@@ -124,7 +127,13 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def runs(
-        self, requests: Sequence[Request], owner: str, *, logprobs: bool = False, kind: str = "run"
+        self,
+        requests: Sequence[Request],
+        owner: str,
+        *,
+        logprobs: bool = False,
+        kind: str = "run",
+        salt: str = "",
     ) -> AsyncIterator[list[Channel]]:
         """Runs that live as long as the block: at its end, those that have not ended are cancelled.
 
@@ -134,7 +143,7 @@ class Service:
         """
         self._check_ready()
         tokenizer = self.model.tokenizer
-        made = [Run(request, owner, tokenizer, logprobs, id=new_id(kind)) for request in requests]
+        made = [Run(request, owner, tokenizer, logprobs, id=new_id(kind), salt=salt) for request in requests]
         for run in made:
             self.scheduler.check(run)
         channels = [Channel(run) for run in made]
@@ -170,7 +179,8 @@ class Service:
         self._check_ready()
         assert self.store is not None, "there is no folder"
         store = self.store
-        run = Run(request, owner, self.model.tokenizer, id=new_id(kind), on_repetition=on_repetition(details))
+        run_id = new_id(kind)
+        run = Run(request, owner, self.model.tokenizer, id=run_id, **described(details, run_id))
         self.scheduler.check(run)
         stored = StoredRun(run, background, details)
         await self.work(lambda: store.create(stored, ignore_eos=ignore_eos, begun=begun))
@@ -236,7 +246,7 @@ class Service:
             self._stored.pop(run_id, None)
             left = self._channels.pop(run_id, None)
             if left is not None and not left.ended:
-                left.push(Update(concatenate([]), (), RunState.QUEUED, "continued"))
+                left.push([Update(concatenate([]), (), RunState.QUEUED, "continued")])
             await self.work(store.reopen, stored, max_new_tokens)
         found = await self._loaded(run_id)
         assert found is not None, "its journal was read before"
@@ -249,10 +259,12 @@ class Service:
         run = stored.run
         if not run.state.ended:
             self.scheduler.cancel(run)
-            async for _ in self._channels[run.id].read():
-                pass
+            await self._channels[run.id].finished()
         self._stored.pop(run.id, None)
         self._channels.pop(run.id, None)
+        prefixes = self.scheduler.pools[0].prefixes
+        if prefixes is not None:
+            await self.work(prefixes.forget, run.caller, run.family, [*run.request.prompt_ids, *run.tokens])
         if self.store is not None:
             await self.work(self.store.delete, run)
 
@@ -319,11 +331,10 @@ class Service:
                 keeps.save(stored)
             except WriteError as error:
                 logger.error("run %s: %s", run.id, error)
-        assert self._loop is not None, "start comes first"
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody reads any more
-            self._loop.call_soon_threadsafe(self._deliver, run, update)
+        self._delivery.put(run, update)
 
-    def _deliver(self, run: Run, update: Update) -> None:
-        channel = self._channels.get(run.id)
-        if channel is not None and channel.run is run:
-            channel.push(update)
+    def _deliver(self, published: Sequence[tuple[Run, Update]]) -> None:
+        for run, entries in itertools.groupby(published, key=lambda entry: entry[0]):
+            channel = self._channels.get(run.id)
+            if channel is not None and channel.run is run:
+                channel.push([update for _, update in entries])

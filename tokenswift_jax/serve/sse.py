@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
@@ -44,10 +45,7 @@ async def until_gone(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
         raise GoneError
     finally:
         for each in (task, watcher):
-            if not each.done():
-                each.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await each
+            await _cancelled(each)
 
 
 class EventStream(Response):
@@ -77,32 +75,34 @@ class EventStream(Response):
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        coming: asyncio.Task[bytes] | None = None
+        self._sent = time.monotonic()
+        pings = asyncio.ensure_future(self._pings(send))  # one for all frames: a timer for each costs as much as it
         try:
-            while True:
-                coming = asyncio.ensure_future(_next(self._frames)) if coming is None else coming
-                done, _ = await asyncio.wait({coming}, timeout=self._ping)
-                if not done:
-                    await send({"type": "http.response.body", "body": PING, "more_body": True})
-                    continue
-                data, coming = coming.result(), None
-                if not data:
-                    break
+            async for data in self._frames:
+                self._sent = time.monotonic()
                 await send({"type": "http.response.body", "body": data, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            if coming is not None:
-                coming.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await coming
+            await _cancelled(pings)
             close = getattr(self._frames, "aclose", None)
             if close is not None:
                 await close()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _pings(self, send: Send) -> None:
+        while True:
+            silent = time.monotonic() - self._sent
+            if silent < self._ping:
+                await asyncio.sleep(self._ping - silent)
+                continue
+            self._sent = time.monotonic()
+            await send({"type": "http.response.body", "body": PING, "more_body": True})
 
 
-async def _next(frames: AsyncIterator[bytes]) -> bytes:
-    """The next frame; empty after the last."""
-    return await anext(frames, b"")
+async def _cancelled(task: asyncio.Future[Any]) -> None:
+    if not task.done():
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def _gone(receive: Receive) -> None:

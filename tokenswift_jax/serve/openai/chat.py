@@ -16,12 +16,13 @@ from tokenswift_jax.generation_config import ends
 from tokenswift_jax.prompt import encode_chat
 from tokenswift_jax.request import Request
 from tokenswift_jax.serve.body import read_json
+from tokenswift_jax.serve.channel import Channel
 from tokenswift_jax.serve.openai import generation, logprobs
 from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
 from tokenswift_jax.serve.openai.generation import Choice
 from tokenswift_jax.serve.openai.messages import read_messages
-from tokenswift_jax.serve.openai.prediction import prediction_tokens, read_prediction
+from tokenswift_jax.serve.openai.prediction import predicted, prediction_tokens
 from tokenswift_jax.serve.openai.settings import TextSettings, read_settings
 from tokenswift_jax.serve.openai.token_texts import TokenTexts
 from tokenswift_jax.serve.run import new_id
@@ -36,9 +37,8 @@ _REFUSED = {
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
-    "web_search_options": (),
-    "reasoning_effort": (),
-    "verbosity": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
     "store": (False,),
     "chat_template": (),
     "chat_template_kwargs": (),
@@ -60,6 +60,7 @@ class _Asked:
       most: tokens of each answer.
       limit: the field that gave `most`, for errors.
       top: likeliest tokens to show; None: no log-probabilities.
+      of_prompt: likeliest tokens to show at each place of the prompt; None: no log-probabilities there.
       prediction: token ids that the answers may resemble; None: none were given.
     """
 
@@ -70,6 +71,7 @@ class _Asked:
     limit: str
     n: int
     top: int | None
+    of_prompt: int | None
     stream: bool
     include_usage: bool
     every_usage: bool
@@ -107,6 +109,7 @@ async def _read(body: dict[str, Any], service: Service, limit: str) -> _Asked:
     if top is not None and not wanted:
         raise bad("top_logprobs needs logprobs; set logprobs to true, or leave it out", "top_logprobs")
     fields.refuse({name: neutral for name, neutral in _REFUSED.items() if name != "top_logprobs"})
+    fields.refuse({"web_search_options": ()}, empty=False)  # an empty object asks for a search, too
     fields.ignore(("parallel_tool_calls", "max_tokens", "max_completion_tokens"))
     settings = read_settings(fields, model, limits)
     turns = read_messages(fields.get("messages"))
@@ -114,7 +117,7 @@ async def _read(body: dict[str, Any], service: Service, limit: str) -> _Asked:
     stream = fields.flag("stream")
     include, every = generation.stream_options(fields, stream)
     prompt = await service.work(_encoded, turns, service)
-    prediction = await service.work(read_prediction, fields, service)
+    prediction = await predicted(fields, service)
     if settings.truncate is not None:
         prompt = prompt[-settings.truncate :]
     left = generation.room(service, len(prompt))
@@ -127,6 +130,7 @@ async def _read(body: dict[str, Any], service: Service, limit: str) -> _Asked:
         limit=limit,
         n=fields.whole("n", 1, limits.choices) or 1,
         top=(top or 0) if wanted else None,
+        of_prompt=generation.prompt_logprobs(fields, stream, service),
         stream=stream,
         include_usage=include,
         every_usage=every,
@@ -144,10 +148,15 @@ def _encoded(turns: list[dict[str, str]], service: Service) -> list[int]:
 
 
 class _Shape:
-    """The objects of one answer."""
+    """The objects of one answer.
+
+    Attributes:
+      channels: the texts, once their runs are in the queue.
+    """
 
     def __init__(self, asked: _Asked, service: Service) -> None:
         self._asked, self._service = asked, service
+        self.channels: Sequence[Channel] = ()
         self._head = {
             "id": new_id("chatcmpl"),
             "object": "chat.completion.chunk" if asked.stream else "chat.completion",
@@ -159,7 +168,7 @@ class _Shape:
 
     def answer(self, shown: list[dict[str, Any]], tokens: int | None, choices: Sequence[Choice] = ()) -> dict[str, Any]:
         """The whole object; `tokens` None: without usage; `choices` complete the counts of a prediction."""
-        found = None if tokens is None else generation.usage([self._asked.prompt], tokens)
+        found = None if tokens is None else generation.usage([self._asked.prompt], tokens, self.channels)
         if found is not None and self._asked.prediction is not None and choices:
             found["completion_tokens_details"] = prediction_tokens(self._asked.prediction, choices)
         extra: dict[str, Any] = {"prompt_token_ids": self._asked.prompt} if self._asked.return_ids else {}
@@ -179,7 +188,9 @@ class _Shape:
 
 async def _answer(asked: _Asked, requests: list[Request], service: Service, owner: str) -> dict[str, Any]:
     shape = _Shape(asked, service)
-    async with service.runs(requests, owner, logprobs=asked.top is not None) as channels:
+    scored = await generation.scored([asked.prompt], asked.of_prompt, service)
+    async with service.runs(requests, owner, logprobs=asked.top is not None, salt=asked.settings.salt) as channels:
+        shape.channels = channels
         choices = [Choice(index, asked.prompt, channel) for index, channel in enumerate(channels)]
         await generation.collected(choices)
     shown = []
@@ -187,13 +198,15 @@ async def _answer(asked: _Asked, requests: list[Request], service: Service, owne
         message = {"role": "assistant", "content": choice.text, "refusal": None}
         shown.append(shape.choice(choice, {"message": message}, choice.token_ids, choice.logprobs))
     tokens = sum(len(choice.token_ids) for choice in choices)
-    return await service.work(shape.answer, shown, tokens, choices)  # to compare with a prediction may take long
+    answer = await service.work(shape.answer, shown, tokens, choices)  # to compare with a prediction may take long
+    return {**answer, **({"prompt_logprobs": scored[0]} if scored else {})}
 
 
 async def _frames(asked: _Asked, requests: list[Request], service: Service, owner: str) -> AsyncGenerator[bytes, None]:
     """The events of a streamed answer; an empty one comes first, once every run is in the queue."""
     shape, tokens = _Shape(asked, service), 0
-    async with service.runs(requests, owner, logprobs=asked.top is not None) as channels:
+    async with service.runs(requests, owner, logprobs=asked.top is not None, salt=asked.settings.salt) as channels:
+        shape.channels = channels
         yield b""
         choices = [Choice(index, asked.prompt, channel) for index, channel in enumerate(channels)]
         for choice in choices:
@@ -202,10 +215,10 @@ async def _frames(asked: _Asked, requests: list[Request], service: Service, owne
         updates = generation.merged(choices)
         try:
             async with contextlib.aclosing(updates):
-                async for choice, update in updates:
-                    ids, entries = choice.take(update)
+                async for choice, newest in updates:
+                    text, ids, entries = choice.take(newest)
                     tokens += len(ids)
-                    delta = {"content": update.text} if update.text or ids else {}
+                    delta = {"content": text} if text or ids else {}
                     part = shape.choice(choice, {"delta": delta}, ids, entries)
                     yield frame(shape.answer([part], tokens if asked.every_usage else None))
         except ApiError as error:

@@ -16,11 +16,12 @@ from tokenswift_jax.prompt import encode
 from tokenswift_jax.request import Request
 from tokenswift_jax.scoring import score_tokens
 from tokenswift_jax.serve.body import read_json
+from tokenswift_jax.serve.channel import Channel
 from tokenswift_jax.serve.openai import generation, logprobs
 from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
 from tokenswift_jax.serve.openai.generation import Choice, Offsets
-from tokenswift_jax.serve.openai.prediction import prediction_tokens, read_prediction
+from tokenswift_jax.serve.openai.prediction import predicted, prediction_tokens
 from tokenswift_jax.serve.openai.settings import NAMES, TextSettings, read_settings
 from tokenswift_jax.serve.openai.token_texts import TokenTexts
 from tokenswift_jax.serve.run import new_id
@@ -39,6 +40,7 @@ class _Asked:
       texts: the prompts as text; None for prompts of ids.
       most: tokens of each text; 0 scores the prompts alone, with `echo`.
       top: likeliest tokens to show; None: no log-probabilities.
+      of_prompt: likeliest tokens to show at each place of a prompt, in vLLM's form; None: none.
       prediction: token ids that the texts may resemble; None: none were given.
     """
 
@@ -50,6 +52,7 @@ class _Asked:
     n: int
     echo: bool
     top: int | None
+    of_prompt: int | None
     stream: bool
     include_usage: bool
     every_usage: bool
@@ -100,7 +103,7 @@ async def _read(body: dict[str, Any], service: Service) -> _Asked:
     top = fields.whole("logprobs", 0, limits.logprobs)
     special = fields.flag("add_special_tokens", True)
     prompts, texts = await service.work(_prompts, fields, service, special)
-    prediction = await service.work(read_prediction, fields, service)
+    prediction = await predicted(fields, service)
     if len(prompts) * n > limits.runs:
         raise bad(f"{len(prompts)} prompts times n {n} is above {limits.runs}, the most texts of one request", "n")
     if settings.truncate is not None:
@@ -120,6 +123,7 @@ async def _read(body: dict[str, Any], service: Service) -> _Asked:
         n=n,
         echo=echo,
         top=top,
+        of_prompt=generation.prompt_logprobs(fields, stream, service),
         stream=stream,
         include_usage=include,
         every_usage=every,
@@ -173,10 +177,15 @@ async def _echoed(asked: _Asked, service: Service) -> dict[int, list[TokenLogpro
 
 
 class _Shape:
-    """The objects of one answer."""
+    """The objects of one answer.
+
+    Attributes:
+      channels: the texts, once their runs are in the queue.
+    """
 
     def __init__(self, asked: _Asked, service: Service, echoed: dict[int, list[TokenLogprob | None]]) -> None:
         self._asked, self._service, self._echoed = asked, service, echoed
+        self.channels: Sequence[Channel] = ()
         self._tokenizer = service.model.tokenizer
         self._head = {
             "id": new_id("cmpl"),
@@ -190,7 +199,7 @@ class _Shape:
 
     def answer(self, shown: list[dict[str, Any]], tokens: int | None, choices: Sequence[Choice] = ()) -> dict[str, Any]:
         """The whole object; `tokens` None: without usage; `choices` complete the counts of a prediction."""
-        found = None if tokens is None else generation.usage(self._asked.prompts, tokens)
+        found = None if tokens is None else generation.usage(self._asked.prompts, tokens, self.channels)
         if found is not None and self._asked.prediction is not None and choices:
             found["completion_tokens_details"] = prediction_tokens(self._asked.prediction, choices)
         return {**self._head, "choices": shown, "usage": found}
@@ -242,7 +251,9 @@ async def _answer(
     owner: str,
 ) -> dict[str, Any]:
     shape = _Shape(asked, service, echoed)
-    async with service.runs(requests, owner, logprobs=asked.top is not None) as channels:
+    scored = await generation.scored(asked.prompts, asked.of_prompt, service)
+    async with service.runs(requests, owner, logprobs=asked.top is not None, salt=asked.settings.salt) as channels:
+        shape.channels = channels
         choices = _choices(asked, channels)
         await generation.collected(choices)
     shown = []
@@ -252,6 +263,8 @@ async def _answer(
             choice = choices[index]
             parts.append(shape.next(choice, choice.text, choice.token_ids, choice.logprobs))
         whole = _joined(parts) | {"finish_reason": choices[index].finish if choices else "length"}
+        if scored:
+            whole["prompt_logprobs"] = scored[index // asked.n]
         if asked.return_ids:
             whole["prompt_token_ids"] = asked.prompts[index // asked.n]
             whole["token_ids"] = choices[index].token_ids if choices else []
@@ -269,7 +282,8 @@ async def _frames(
 ) -> AsyncGenerator[bytes, None]:
     """The events of a streamed answer; an empty one comes first, once every run is in the queue."""
     shape, tokens = _Shape(asked, service, echoed), 0
-    async with service.runs(requests, owner, logprobs=asked.top is not None) as channels:
+    async with service.runs(requests, owner, logprobs=asked.top is not None, salt=asked.settings.salt) as channels:
+        shape.channels = channels
         yield b""
         choices = _choices(asked, channels)
         if asked.echo:
@@ -279,10 +293,10 @@ async def _frames(
         updates = generation.merged(choices)
         try:
             async with contextlib.aclosing(updates):
-                async for choice, update in updates:
-                    ids, entries = choice.take(update)
+                async for choice, newest in updates:
+                    text, ids, entries = choice.take(newest)
                     tokens += len(ids)
-                    part = shape.next(choice, update.text, ids, entries)
+                    part = shape.next(choice, text, ids, entries)
                     yield frame(shape.answer([part], tokens if asked.every_usage else None))
         except ApiError as error:
             yield frame(error.body)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +9,16 @@ from typing import Any
 
 from starlette.requests import Request as HttpRequest
 
-from tokenswift_jax.serve.channel import Channel
+from tokenswift_jax.scoring import score_tokens
+from tokenswift_jax.serve.channel import Channel, read
+from tokenswift_jax.serve.openai import logprobs
 from tokenswift_jax.serve.openai.errors import ApiError, bad
 from tokenswift_jax.serve.openai.fields import Fields
+from tokenswift_jax.serve.openai.token_texts import TokenTexts
 from tokenswift_jax.serve.run import Update
 from tokenswift_jax.serve.service import Service
 from tokenswift_jax.text.detokenizer import Detokenizer
-from tokenswift_jax.token_log import TokenLogprob
+from tokenswift_jax.token_log import TokenLogprob, concatenate
 
 # OpenAI's `finish_reason` for ours.
 FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
@@ -30,34 +32,41 @@ class Choice:
       index: its number in the answer.
       prompt_ids: the prompt.
       channel: the updates of its run.
-      text, token_ids, sources, logprobs, finish: its result so far; `sources` as `TokenLog` has them.
+      texts, token_ids, sources, logprobs, finish: its result so far; `sources` as `TokenLog` has them.
     """
 
     index: int
     prompt_ids: list[int]
     channel: Channel
-    text: str = ""
+    texts: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     sources: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str | None = None
 
-    def take(self, update: Update) -> tuple[list[int], list[TokenLogprob]]:
-        """Adds an update; returns its token ids and their log-probabilities, if they have any.
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self.texts)
+
+    def take(self, updates: Sequence[Update]) -> tuple[str, list[int], list[TokenLogprob]]:
+        """Adds updates; returns their text, token ids and log-probabilities, if they have any.
 
         Raises:
           ApiError: the run ended without an answer.
         """
-        if update.finish is not None and update.finish not in FINISH:
-            raise failed(update)
-        ids = update.log.token_ids.tolist()
-        entries = [] if update.log.logprobs is None else update.log.logprobs.of(ids)
-        self.text += update.text
+        if failed := [update for update in updates if update.finish is not None and update.finish not in FINISH]:
+            raise failure(failed[0])
+        log = concatenate([update.log for update in updates])
+        ids, text = log.token_ids.tolist(), "".join(update.text for update in updates)
+        entries = [] if log.logprobs is None else log.logprobs.of(ids)
+        self.texts.append(text)
         self.token_ids += ids
-        self.sources += update.log.sources.tolist()
+        self.sources += log.sources.tolist()
         self.logprobs += entries
-        self.finish = None if update.finish is None else FINISH[update.finish]
-        return ids, entries
+        finish = updates[-1].finish
+        self.finish = None if finish is None else FINISH[finish]
+        return text, ids, entries
 
 
 class Offsets:
@@ -77,7 +86,7 @@ class Offsets:
         return places
 
 
-def failed(update: Update) -> ApiError:
+def failure(update: Update) -> ApiError:
     """The error of a run that ended without a text of its own end."""
     if update.finish == "interrupted":
         return ApiError(503, "the server went down in the middle of the text", code="interrupted")
@@ -86,25 +95,14 @@ def failed(update: Update) -> ApiError:
     return ApiError(500, update.error or "the run failed", code="run_failed")
 
 
-async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, Update], None]:
-    """The updates of all choices, as they come."""
-    queue: asyncio.Queue[tuple[Choice, Update]] = asyncio.Queue(1)
-
-    async def pump(choice: Choice) -> None:
-        async for update in choice.channel.read():
-            await queue.put((choice, update))
-
-    left = len(choices)
-    tasks = [asyncio.ensure_future(pump(choice)) for choice in choices]
-    try:
-        while left:
-            choice, update = await queue.get()
-            left -= update.finish is not None
-            yield choice, update
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+async def merged(choices: Sequence[Choice]) -> AsyncGenerator[tuple[Choice, list[Update]], None]:
+    """The updates of all choices, as they come; one that `failure` describes comes by itself."""
+    async with contextlib.aclosing(read(*(choice.channel for choice in choices))) as newest:
+        async for number, updates in newest:
+            failing = updates[-1].finish is not None and updates[-1].finish not in FINISH
+            parts = [updates[:-1], updates[-1:]] if failing else [updates]
+            for part in filter(None, parts):
+                yield choices[number], part
 
 
 async def collected(choices: Sequence[Choice]) -> None:
@@ -115,18 +113,19 @@ async def collected(choices: Sequence[Choice]) -> None:
     """
     updates = merged(choices)
     async with contextlib.aclosing(updates):
-        async for choice, update in updates:
-            choice.take(update)
+        async for choice, newest in updates:
+            choice.take(newest)
 
 
-def usage(prompts: Sequence[Sequence[int]], completion_tokens: int) -> dict[str, Any]:
-    """The tokens of prompts, each counted once, and of all choices."""
+def usage(prompts: Sequence[Sequence[int]], completion_tokens: int, channels: Sequence[Channel]) -> dict[str, Any]:
+    """The tokens of prompts, each counted once, and of all texts; `channels` has as many for each prompt, or none."""
+    first = channels[:: max(len(channels) // len(prompts), 1)]
     prompt_tokens = sum(map(len, prompts))
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": sum(channel.run.cached for channel in first)},
     }
 
 
@@ -152,6 +151,29 @@ def stream_options(fields: Fields, stream: bool) -> tuple[bool, bool]:
         raise bad("stream_options needs stream; leave it out, or set stream to true", "stream_options")
     options.ignore(("include_obfuscation",))
     return options.flag("include_usage"), options.flag("continuous_usage_stats")
+
+
+def prompt_logprobs(fields: Fields, stream: bool, service: Service) -> int | None:
+    """The field `prompt_logprobs`; None where it is absent.
+
+    Raises:
+      ApiError: it is wrong, or asks for a part that streams lack.
+    """
+    top = fields.whole("prompt_logprobs", 0, service.limits.logprobs)
+    if top is not None and stream:
+        raise bad(
+            "prompt_logprobs needs an answer in one piece; leave it out, or set stream to false", "prompt_logprobs"
+        )
+    return top
+
+
+async def scored(prompts: Sequence[list[int]], top: int | None, service: Service) -> list[list[logprobs.Place]]:
+    """The log-probabilities of prompts in vLLM's form; empty where `top` is None."""
+    if top is None:
+        return []
+    top = min(top, service.model.config.vocab_size)
+    texts = [(await service.score(score_tokens, service.model, [prompt], top))[0] for prompt in prompts]
+    return [logprobs.of_prompt(text, TokenTexts(service.model.tokenizer)) for text in texts]
 
 
 def check_prompt_bytes(text: str, service: Service, param: str) -> None:

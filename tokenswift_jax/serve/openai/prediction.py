@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 _GRAM = 3  # tokens in a row that two texts must share: two occur in unrelated texts too
 
 
+async def predicted(fields: Fields, service: Service) -> list[int] | None:
+    """As `read_prediction`, beside the event loop if there is a text to read."""
+    if fields.get("prediction") is None:
+        return None
+    return await service.work(read_prediction, fields, service)
+
+
 def read_prediction(fields: Fields, service: Service) -> list[int] | None:
     """The token ids of the field `prediction`; None where it is absent.
 

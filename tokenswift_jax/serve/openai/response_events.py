@@ -68,7 +68,7 @@ class ResponseEvents:
         prompt = len(self._run.request.prompt_ids)
         usage = {
             "input_tokens": prompt,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": self._run.cached},
             "output_tokens": self._tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": prompt + self._tokens,

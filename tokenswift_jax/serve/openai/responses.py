@@ -15,12 +15,12 @@ from tokenswift_jax.generation_config import ends
 from tokenswift_jax.prompt import encode_chat
 from tokenswift_jax.request import Request
 from tokenswift_jax.serve.body import read_json
-from tokenswift_jax.serve.channel import Channel
+from tokenswift_jax.serve.channel import Channel, read
 from tokenswift_jax.serve.openai import generation
 from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
 from tokenswift_jax.serve.openai.messages import read_messages
-from tokenswift_jax.serve.openai.response_events import ResponseEvents, status_of
+from tokenswift_jax.serve.openai.response_events import Event, ResponseEvents, status_of
 from tokenswift_jax.serve.openai.settings import read_settings
 from tokenswift_jax.serve.run_store import StoredRun
 from tokenswift_jax.serve.service import Service
@@ -30,7 +30,11 @@ _NAMES = {"max_new_tokens": "max_output_tokens", "min_new_tokens": "min_tokens"}
 _REFUSED = {
     "tools": (),
     "tool_choice": ("none", "auto"),
-    "reasoning": ({"effort": None, "summary": None},),
+    "reasoning": ({"effort": None, "summary": None}, {"effort": None}, {"effort": "none"}),
+    "context_management": (),
+    "enable_response_messages": (False,),
+    "previous_input_messages": (),
+    "prompt_logprobs": (),
     "conversation": (),
     "include": (),
     "prompt": (),
@@ -98,8 +102,7 @@ async def cancel(request: HttpRequest) -> Response:
         raise bad("only background responses can be cancelled; close the connection of this one")
     if not stored.run.state.ended:
         service.scheduler.cancel(stored.run)
-        async for _ in channel.read():
-            pass
+        await channel.finished()
     return JSONResponse(_object(stored, channel))
 
 
@@ -117,7 +120,7 @@ async def _read(body: dict[str, Any], service: Service, owner: str) -> _Asked:
     fields.ignore(("parallel_tool_calls",))
     text = fields.inside("text")
     if text is not None:
-        text.refuse({"format": ({"type": "text"},), "verbosity": ()})
+        text.refuse({"format": ({"type": "text"},), "verbosity": ("medium",)})
     settings = read_settings(fields, model, service.limits)
     background, store = fields.flag("background"), fields.flag("store", service.store is not None)
     if store and service.store is None:
@@ -150,6 +153,7 @@ async def _read(body: dict[str, Any], service: Service, owner: str) -> _Asked:
         "temperature": sampling.temperature,
         "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
         "seed": sampling.seed,
+        "cache_salt": settings.salt,
     }
     most = min(ends(model.generation_config).max_new_tokens or left, left) if most is None else most
     made = settings.request(model, prompt, most, 0)
@@ -211,7 +215,8 @@ async def _created(asked: _Asked, service: Service, owner: str) -> Channel:
 async def _channel(asked: _Asked, service: Service, owner: str) -> AsyncIterator[Channel]:
     """The updates of a new response; one in the foreground is cancelled with the block."""
     if not asked.store:
-        async with service.runs([asked.request], owner, kind="resp") as (channel,):
+        salt = asked.details["cache_salt"]
+        async with service.runs([asked.request], owner, kind="resp", salt=salt) as (channel,):
             yield channel
         return
     channel = await _created(asked, service, owner)
@@ -226,32 +231,33 @@ def _events(channel: Channel, asked: _Asked) -> ResponseEvents:
     return ResponseEvents(channel.run, asked.details, background=asked.background, store=asked.store)
 
 
-async def _frames(asked: _Asked, service: Service, owner: str) -> AsyncGenerator[dict[str, Any], None]:
-    """The events of a new response; an empty one comes first, once its run is in the queue."""
+async def _frames(asked: _Asked, service: Service, owner: str) -> AsyncGenerator[list[Event], None]:
+    """The events of a new response; an empty list comes first, once its run is in the queue."""
     async with _channel(asked, service, owner) as channel:
-        yield {}
+        yield []
         events = _events(channel, asked)
-        for event in events.begin():
-            yield event
-        async for update in channel.read():
-            for event in events.take(update):
-                yield event
-            if update.finish == "interrupted" and not update.state.ended:
-                yield _interrupted(channel, asked.background)
+        yield events.begin()
+        async with contextlib.aclosing(_taken(events, channel, asked.background)) as taken:
+            async for newest in taken:
+                yield newest
 
 
-async def _replayed(stored: StoredRun, channel: Channel, after: int) -> AsyncGenerator[dict[str, Any], None]:
+async def _replayed(stored: StoredRun, channel: Channel, after: int) -> AsyncGenerator[list[Event], None]:
     """The events after a number, from the first token on."""
     events = ResponseEvents(stored.run, stored.details, background=stored.background, store=True)
-    for event in events.begin():
-        if event["sequence_number"] > after:
-            yield event
-    async for update in channel.read():
-        for event in events.take(update):
-            if event["sequence_number"] > after:
-                yield event
-        if update.finish == "interrupted" and not update.state.ended:
-            yield _interrupted(channel, stored.background)
+    yield [event for event in events.begin() if event["sequence_number"] > after]
+    async with contextlib.aclosing(_taken(events, channel, stored.background)) as taken:
+        async for newest in taken:
+            yield [event for event in newest if event.get("sequence_number", after + 1) > after]
+
+
+async def _taken(events: ResponseEvents, channel: Channel, background: bool) -> AsyncGenerator[list[Event], None]:
+    """The events of all updates; those of a server that goes down end with an error, which has no number."""
+    async with contextlib.aclosing(read(channel)) as newest:
+        async for _, updates in newest:
+            yield [event for update in updates for event in events.take(update)]
+            if updates[-1].finish == "interrupted" and not updates[-1].state.ended:
+                yield [_interrupted(channel, background)]
 
 
 def _interrupted(channel: Channel, background: bool) -> dict[str, Any]:
@@ -260,13 +266,14 @@ def _interrupted(channel: Channel, background: bool) -> dict[str, Any]:
     return ApiError(503, f"interrupted: the server goes down{where}", code="interrupted").body
 
 
-async def _encoded(events: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[bytes, None]:
+async def _encoded(events: AsyncGenerator[list[Event], None]) -> AsyncGenerator[bytes, None]:
     async with contextlib.aclosing(events):
-        async for event in events:
-            yield frame(event, event.get("type"))
+        async for newest in events:
+            if newest:
+                yield b"".join(frame(event, event.get("type")) for event in newest)
 
 
-async def _last(events: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any]:
+async def _last(events: AsyncGenerator[list[Event], None]) -> dict[str, Any]:
     """The response of the last event.
 
     Raises:
@@ -274,8 +281,8 @@ async def _last(events: AsyncGenerator[dict[str, Any], None]) -> dict[str, Any]:
     """
     event: dict[str, Any] = {}
     async with contextlib.aclosing(events):
-        async for each in events:
-            event = each
+        async for newest in events:
+            event = newest[-1] if newest else event
     if "error" in event:
         raise ApiError(503, event["error"]["message"], code="interrupted")
     return event["response"]

@@ -33,11 +33,31 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "guided_choice": (),
     "guided_grammar": (),
     "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
+    "structural_tag": (),
     "grammar": (),
+    "json_schema": (),
+    "regex": (),
+    "ebnf": (),
     "use_beam_search": (False,),
     "length_penalty": (1,),
     "early_stopping": (False,),
     "typical_p": (1,),
+    "top_a": (0,),
+    "top_n_sigma": (0, -1),
+    "tfs": (1,),
+    "tfs_z": (1,),
+    "epsilon_cutoff": (0,),
+    "no_repeat_ngram_size": (0,),
+    "dry_multiplier": (0,),
+    "xtc_probability": (0,),
+    "mirostat": (0,),
+    "mirostat_mode": (0,),
+    "dynatemp_range": (0,),
+    "smoothing_factor": (0,),
+    "banned_strings": (),
+    "banned_phrases": (),
+    "banned_tokens": (),
     "skip_special_tokens": (True,),
     "include_stop_str_in_output": (False,),
     "repetition_detection": (),
@@ -45,12 +65,20 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "priority": (0,),
     "lora_request": (),
     "kv_transfer_params": (),
-    "prompt_logprobs": (),
+    "vllm_xargs": (),
+    "mm_processor_kwargs": (),
+    "media_io_kwargs": (),
+    "prompt_embeds": (),
+    "thinking_token_budget": (),
+    "include_reasoning": (True, False),
+    "truncation_side": ("left",),
+    "cache_prompt": (True,),
+    "stream_interval": (),
     "service_tier": ("auto", "default"),
 }
 # Fields that name the caller or hint at a cache; no text depends on them.
 HARMLESS = (
-    *("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "cache_salt", "request_id"),
+    *("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "request_id"),
     *("spaces_between_special_tokens", "metadata"),
 )
 
@@ -66,6 +94,7 @@ class TextSettings:
       stops, stop_ids: strings and token ids that end the text.
       min_tokens: no EOS is drawn before this many tokens.
       truncate: keep only this many of the prompt's last tokens; None: all.
+      salt: K/V are shared between requests of the same salt alone.
     """
 
     sampling: SamplingConfig
@@ -75,6 +104,7 @@ class TextSettings:
     stop_ids: tuple[int, ...]
     min_tokens: int
     truncate: int | None
+    salt: str
 
     def request(
         self,
@@ -143,6 +173,7 @@ def read_settings(fields: Fields, model: Model, limits: Limits) -> TextSettings:
         stop_ids=fields.ids("stop_token_ids", limits.ids, vocab) or (),
         min_tokens=defaults.min_new_tokens if least is None else least,
         truncate=fields.whole("truncate_prompt_tokens", 1, _WHOLE),
+        salt=fields.text("cache_salt", limits.salt) or "",
     )
 
 

@@ -14,7 +14,7 @@ from tokenswift_jax.errors import UserError
 from tokenswift_jax.generation_config import ends
 from tokenswift_jax.prompt import encode, encode_chat
 from tokenswift_jax.serve.body import read_json
-from tokenswift_jax.serve.channel import Channel
+from tokenswift_jax.serve.channel import Channel, read
 from tokenswift_jax.serve.openai import generation
 from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
@@ -38,7 +38,7 @@ async def create(request: HttpRequest) -> Response:
         fields = Fields(body)
         keeping(service)
         generation.check_model(fields, service)
-        fields.refuse({"prediction": ()})
+        fields.refuse({"prediction": (), "prompt_logprobs": ()})
         settings = read_settings(fields, service.model, service.limits)
         name = fields.text("name", NAME_CHARACTERS)
         looping = read_on_repetition(fields) or OnRepetition.OFF
@@ -51,7 +51,12 @@ async def create(request: HttpRequest) -> Response:
             most = min(ends(service.model.generation_config).max_new_tokens or left, left)
         made = settings.request(service.model, prompt, most, 0)
         made = replace(made, stop_on_repetition=looping is OnRepetition.END)
-        details: dict[str, Any] = {"surface": "runs", "name": name, "on_repetition": looping}
+        details: dict[str, Any] = {
+            "surface": "runs",
+            "name": name,
+            "on_repetition": looping,
+            "cache_salt": settings.salt,
+        }
         channel = await service.create(made, generation.owner(request), details, ignore_eos=settings.ignore_eos)
     stored, _ = await found(request, channel.run.id)
     return JSONResponse(run_object(stored, service.scheduler), 201, fields.notice)
@@ -115,8 +120,7 @@ async def cancel(request: HttpRequest) -> Response:
     stored, channel = await found(request)
     if not stored.run.state.ended:
         service.scheduler.cancel(stored.run)
-        async for _ in channel.read():
-            pass
+        await channel.finished()
     return JSONResponse(run_object(stored, service.scheduler))
 
 
@@ -177,10 +181,13 @@ async def _frames(channel: Channel, after: int) -> AsyncGenerator[bytes, None]:
     """The updates after a number. An update with tokens is a record of the journal and has a number of its own, which a
     restart keeps; any other has the number of the record before it."""
     places, number = Places(), -1
-    updates = channel.read()
-    async with contextlib.aclosing(updates):
-        async for update in updates:
-            event = places.event(update)
-            number += bool(len(update.log))
-            if number > after or (number == after and not len(update.log)):
-                yield b"id: %d\n" % number + frame(event)
+    async with contextlib.aclosing(read(channel)) as newest:
+        async for _, updates in newest:
+            frames = []
+            for update in updates:
+                event = places.event(update)
+                number += bool(len(update.log))
+                if number > after or (number == after and not len(update.log)):
+                    frames.append(b"id: %d\n" % number + frame(event))
+            if frames:
+                yield b"".join(frames)

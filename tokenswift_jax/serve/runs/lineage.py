@@ -69,6 +69,8 @@ async def branch(request: HttpRequest) -> Response:
         "branched_at": at,
         "on_repetition": looping,
         "passed_loop": len(begun),
+        "family": run.family,
+        "cache_salt": run.salt,
     }
     with translated(NAMES):
         changed = replace(
