@@ -96,7 +96,7 @@ def make_pools(
 
     By default the groups have 1 and 3 slots, or 1 and 8 (a CPU: 1 and 4) where the K/V of these take at most 1 GiB.
     A server of texts not much longer than short ones has no slots for these alone. `prefix_memory` is the most MiB of
-    the host's memory for the K/V of earlier texts; None: a quarter of what is free, at most 8192.
+    the host's memory for the K/V of earlier texts; None: a quarter of the free memory, at most 8192.
 
     Raises:
       UserError: the length exceeds the model's positions, or the slots the memory.
@@ -231,7 +231,7 @@ def _parser(program: str) -> Parser:
         "--prefix-memory",
         type=whole(0),
         metavar="MIB",
-        help="host memory for the K/V of earlier texts; 0: none (default: a quarter of what is free, at most 8192)",
+        help="host memory for the K/V of earlier texts; 0: none (default: a quarter of the free memory, at most 8192)",
     )
     add("--max-queue", type=whole(1), default=64, metavar="N", help="waiting requests before the answer is 429")
     add("--mode", choices=MODES, help="how to draft; no text depends on it (default: auto)")

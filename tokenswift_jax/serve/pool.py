@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 _SMALLEST = 1024  # slots of the smallest cache that a prompt enters before it moves to its slot
 _TIMED = 8  # iterations whose time tells the cost of a plan
-_CHUNK_SECONDS, _LEAST = 0.016, 4  # of a chunk, and its fewest iterations
+LONG = 2048  # positions above which a text is long
+_CHUNK_SECONDS, _LEAST = 0.016, 4  # of a chunk of long texts, and its fewest iterations
 _WEIGHT = 0.1  # of the newest chunk in the running average
 _OFFSET = RECORD.index("offsets")
 _T = TypeVar("_T")
@@ -261,11 +262,15 @@ class Pool:
             self._iteration = found if before is None else before + _WEIGHT * (found - before)
 
     def step(self, iterations: int | None) -> Flight:
-        """Sends a chunk of at most so many iterations; None: of about `_CHUNK_SECONDS`, so that others have a turn."""
-        if self._iteration is not None:
+        """Sends a chunk of at most so many iterations; None: a whole chunk.
+
+        Chunks of long texts take about `_CHUNK_SECONDS`: short requests that come meanwhile wait for them. Chunks of
+        other texts are whole: they cost less host work a token.
+        """
+        runs = [tenancy.run for tenancy in self.tenants.values()]
+        if self._iteration is not None and any(run.length > LONG for run in runs):
             most = max(math.ceil(_CHUNK_SECONDS / self._iteration), _LEAST)
             iterations = most if iterations is None else min(iterations, most)
-        runs = [tenancy.run for tenancy in self.tenants.values()]
         drafted = self.value is None or len(runs) == 1 or self.value.pays()
         settings, logprobs = [run.request.sampling for run in runs], any(run.logprobs for run in runs)
         named = self._plans.named(settings, logprobs, drafted=drafted)

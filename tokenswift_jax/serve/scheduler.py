@@ -17,13 +17,13 @@ from tokenswift_jax.request import check_drawable
 from tokenswift_jax.serve.fair_queue import FairQueue
 from tokenswift_jax.serve.observer import Observer
 from tokenswift_jax.serve.pace import Pace
-from tokenswift_jax.serve.pool import Flight, Pool
+from tokenswift_jax.serve.pool import LONG, Flight, Pool
 from tokenswift_jax.serve.run import Run, RunState, Update
 from tokenswift_jax.token_log import concatenate
 
 _SHORT_CHUNK = 8  # iterations of a chunk while a prompt enters a cache: its first token comes sooner
 _IN_FLIGHT = 2  # chunks of a pool that the device has: the next one hides the host's work on the last one
-_PATIENT = 2048  # positions of the longest text that waits for a wider pool though another has a slot
+_PATIENT = LONG  # positions of the longest text that waits for a wider pool though another has a slot
 _GATHERED = 1024  # tokens of the longest text that moves to a wider pool
 _PROMPT_CHUNKS = 2  # chunks of a prompt between two looks at the queue while nothing decodes
 _NOTHING = concatenate([])
