@@ -3,10 +3,10 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from houses import request
 
 from tokenswift_jax.kv.dense import BLOCK
-from tokenswift_jax.serve.openai.generation import usage
 from tokenswift_jax.serve.openai.response_events import ResponseEvents
 from tokenswift_jax.serve.prefix_store import PrefixStore, StoredText
 from tokenswift_jax.serve.run import Run, RunState
@@ -114,6 +114,9 @@ def test_a_text_that_is_deleted_leaves_the_beginning_that_others_continue():
 
 
 def test_the_usage_counts_cached_tokens_of_every_prompt_once():
+    pytest.importorskip("starlette")
+    from tokenswift_jax.serve.openai.generation import usage
+
     channels: list[Any] = [SimpleNamespace(run=SimpleNamespace(cached=cached)) for cached in (256, 0, 512, 512)]
     found = usage([[1] * 300, [1] * 600], 7, channels)
     assert found["prompt_tokens_details"] == {"cached_tokens": 768}
