@@ -324,6 +324,7 @@ def _result(
         else {"positions": found.positions, "mismatches": found.mismatches, "max_margin": found.max_margin},
         audit_failed=found is not None and found.failed,
         plan_reason=run.plan_reason if run is not None else None,
+        prefill_stream=run.prefill_stream if run is not None else None,
     )
 
 

@@ -21,7 +21,7 @@ from tokenswift_jax.generation_config import warn_of_unknown
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.mesh import give_threads, make_mesh, notes_on
 from tokenswift_jax.parallel.mesh_choice import chosen_mesh
-from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshArgument, MeshSpec, parse_mesh
+from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshArgument, MeshSpec, parse_mesh, prompt_chunks
 from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.processes.agreement import agreed
 from tokenswift_jax.progress_report import Report, silent
@@ -50,6 +50,7 @@ class Model:
       mesh: the devices that store the parameters and run the programs; None: one device. On a mesh, `config` has the
         sizes that fit it (`parallel.fit`).
       mesh_notes: for a person, lines about the mesh: why it was chosen, sizes that changed, devices left over.
+      prompt_chunks: the chunks in which a prompt goes through the stages of the mesh; None: it has none.
     """
 
     path: Path
@@ -63,6 +64,7 @@ class Model:
     rope_override: dict[str, Any] | None
     mesh: Mesh | None = None
     mesh_notes: tuple[str, ...] = ()
+    prompt_chunks: int | None = None
     _kept: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def once(self, name: Hashable, make: Callable[[], _Value]) -> _Value:
@@ -83,6 +85,7 @@ def load(
     rope_override: dict[str, Any] | None = None,
     report: Report = silent,
     mesh: MeshArgument = None,
+    pipeline_depth: int | None = None,
 ) -> Model:
     """Loads a checkpoint, the bundled demo by default.
 
@@ -96,12 +99,15 @@ def load(
       mesh: the devices to use: "data=2,model=4" or {"data": 2, "model": 4}, 4 for model=4, or "auto" (or
         `parallel.mesh_spec.AutoMesh` with the rows and the length to expect); None: one device.
         Devices along `model` share weights, heads and vocabulary; those along `context` share the positions of the
-        full cache; those along `data` share the rows of a batch.
+        full cache; those along `data` share the rows of a batch; those along `stage` have different layers.
+      pipeline_depth: the chunks in which a prompt goes through the stages of the mesh, at least two for each; None: 8
+        for each.
 
     Raises:
       UserError: the checkpoint or the mesh cannot be used; the message says why.
     """
     asked = parse_mesh(mesh)
+    prompt_chunks(asked, pipeline_depth)  # refuses a wrong one before anything is read
     if asked != MeshSpec():
         give_threads()
     use_compilation_cache()
@@ -132,6 +138,7 @@ def load(
         rope_override=rope_override,
         mesh=devices,
         mesh_notes=(*why, *notes_on(devices, opened.config)),
+        prompt_chunks=prompt_chunks(spec, pipeline_depth),
     )
 
 

@@ -19,7 +19,7 @@ from tokenswift_jax.parallel.mesh import use
 from tokenswift_jax.prompt import Prompt, encode, is_batch
 from tokenswift_jax.sample.draw import draw
 from tokenswift_jax.sample.logprobs import logprobs_of
-from tokenswift_jax.step.loop import exact_products
+from tokenswift_jax.step.exact_products import exact_products
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model

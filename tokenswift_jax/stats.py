@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from tokenswift_jax.engine.prompt_stream import PromptStream
 from tokenswift_jax.token_log import NGRAM, PREFILL_OFFSET, TokenLog, TokenLogprob
 
 LATENCY_WINDOW = 512  # tokens
-# A command generates one text, and an error ends it; the closing report says why a plan ran.
-NOT_IN_JSON = ("text", "audit_failed", "error", "plan_reason")
+# A command generates one text, and an error ends it; the closing report says why a plan ran, and how stages worked.
+NOT_IN_JSON = ("text", "audit_failed", "error", "plan_reason", "prefill_stream")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class GenerationResult:
       accepted_per_position: entry d counts the iterations that accepted a draft at depth d + 1.
       schedule_trace: the modes, schedules and node budgets that ran, each with its first generated token.
       plan_reason: why the newest plan ran; None for a mode that names its plan.
+      prefill_stream: on a mesh with stages, the chunks in which the prompts went through them; None without stages.
       compile_seconds, prefill_seconds: of this process; a resumed run does not add those of earlier ones.
       decode_seconds: without compilation and prefill; a resumed run includes the time that its journal recorded.
       tokens_per_second: (generated_tokens - 1) / decode_seconds.
@@ -74,6 +76,7 @@ class GenerationResult:
     audit: dict[str, float] | None = None
     audit_failed: bool = False
     plan_reason: str | None = None
+    prefill_stream: PromptStream | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the statistics file, in their order."""

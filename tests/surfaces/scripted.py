@@ -66,6 +66,7 @@ class ScriptedRun:
     compile_seconds: float = 2.0
     prefill_seconds: float = 0.5
     schedule_trace: list = field(default_factory=lambda: [{"from_token": 1, "mode": "tokenswift"}])
+    prefill_stream: None = None
     plan_reason: str = "ngram, 3 nodes was 2.00x as fast as plain decoding"
     closed: bool = False
     asked: dict = field(default_factory=dict)

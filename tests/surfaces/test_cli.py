@@ -31,7 +31,8 @@ def load(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = []
 
-    def substitute(*arguments, report, mesh):
+    def substitute(*arguments, report, mesh, pipeline_depth):
+        assert pipeline_depth is None
         asked.append((*arguments, mesh))
         return load.model
 

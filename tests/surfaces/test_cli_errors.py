@@ -96,7 +96,7 @@ def scene(tmp_path, monkeypatch):
     (work / "outside.json").write_text("[1, 400]")
     (work / "none.json").write_text("[]")
     monkeypatch.chdir(work)
-    monkeypatch.setattr(model_module, "load", lambda *arguments, report, mesh=None: model(folder))
+    monkeypatch.setattr(model_module, "load", lambda *_, **__: model(folder))
     play(monkeypatch, prefilled(5))
     return work
 
@@ -139,9 +139,7 @@ def test_what_the_checkpoint_or_the_run_refuses(scene, capsys, monkeypatch, stag
 
 
 def test_text_for_a_checkpoint_without_a_tokenizer(scene, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        model_module, "load", lambda *arguments, report, mesh=None: model(tmp_path / "elsewhere", tokenizer=None)
-    )
+    monkeypatch.setattr(model_module, "load", lambda *_, **__: model(tmp_path / "elsewhere", tokenizer=None))
     assert_refused(["--prompt", "x"], "no tokenizer; give the prompt as token ids", scene, capsys)
     assert_refused(["--prompt-ids", "outside.json", "--stop", "x"], "token id 400", scene, capsys)
 

@@ -90,7 +90,7 @@ def test_one_error_through_both_doors(tmp_path, monkeypatch, capsys, arguments, 
         ts.generate(loaded, **given)
     assert message in str(caught.value)
     assert not re.search(r"(?<![\w-])--[a-z]", str(caught.value))
-    monkeypatch.setattr(model_module, "load", lambda *arguments, report, mesh=None: loaded)
+    monkeypatch.setattr(model_module, "load", lambda *_, **__: loaded)
     prompt = [] if "messages" in arguments else ["--prompt-ids", "p.json"]
     assert main([*prompt, *flags.split()]) == 2
     assert printed in capsys.readouterr().err

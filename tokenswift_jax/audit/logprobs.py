@@ -21,7 +21,7 @@ from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.logprobs import Logprobs, LogprobSpec, logprobs_of
 from tokenswift_jax.sample.params import SequenceParams, sequence_params
 from tokenswift_jax.sample.processors import process
-from tokenswift_jax.step.loop import exact_products
+from tokenswift_jax.step.exact_products import exact_products
 from tokenswift_jax.token_log import LogprobLog, concatenate_logprobs
 
 if TYPE_CHECKING:

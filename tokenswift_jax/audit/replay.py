@@ -26,7 +26,7 @@ from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise
 from tokenswift_jax.sample.params import SequenceParams, sequence_params
 from tokenswift_jax.sample.processors import process
-from tokenswift_jax.step.loop import exact_products
+from tokenswift_jax.step.exact_products import exact_products
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model

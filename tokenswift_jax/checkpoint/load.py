@@ -38,11 +38,12 @@ from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.models.hf_config import rope_override as override_rope
 from tokenswift_jax.models.joined import joined
 from tokenswift_jax.models.layers import wide_dtype
-from tokenswift_jax.models.stacked import groups_for, stacked
+from tokenswift_jax.models.stacked import Groups, groups_for, stacked
 from tokenswift_jax.parallel.device_memory import check_weights
 from tokenswift_jax.parallel.fit import fit
-from tokenswift_jax.parallel.mesh_spec import CONTEXT, MODEL
+from tokenswift_jax.parallel.mesh_spec import CONTEXT, MODEL, STAGE
 from tokenswift_jax.parallel.rules import parameter_sharding
+from tokenswift_jax.parallel.stages import filled
 from tokenswift_jax.progress_report import Report, phase, silent
 
 _DTYPE_NAMES = {str(dtype): dtype for dtype in DTYPES.values()}
@@ -138,7 +139,7 @@ def load_decoder(
       join: whether linear maps of the same rows become one (`models.joined`); None: where that decodes faster (on one
         GPU). False for training.
       stack: whether the first layers of a deep decoder become one stack where that decodes as fast
-        (`models.stacked`). False for training.
+        (`models.stacked`). False for training. On a mesh with stages, all layers are in a stack, a group a stage.
       report: receives the number of parameter bytes loaded so far.
 
     Raises:
@@ -156,7 +157,11 @@ def load_decoder(
     if mesh is not None and (fitted := fit(config, mesh.shape[MODEL], mesh.shape[CONTEXT])) is not None:
         config, found = fitted.config, {path: fitted.source(path) for path in tensors}
         tensors = {path: selected(tensors[path], *of) if of else tensors[path] for path, of in found.items()}
-    shell = abstract_decoder(config, chosen)
+    stages = 1 if mesh is None else mesh.shape[STAGE]
+    if stages > 1:
+        config = filled(config, stages)
+    groups = Groups(stages, config.num_layers // stages)
+    shell = abstract_decoder(config, chosen, groups if stages > 1 else None)
     if config.draft_vocab is not None:
         if copies:
             tensors[("draft_lm_head", "kernel")] = rows_of(head, config.draft_vocab.ids)
@@ -173,20 +178,23 @@ def load_decoder(
             place = local if sharding is None else sharding(path, param.shape)
             if mesh is not None:
                 place = parameter_sharding(mesh, path, param.shape)
-            read = _shard_reader(tensors[path], path, chosen)
+            if path[0] == "stack":
+                read = _stack_reader(tensors, path, groups, param.shape, chosen)
+            else:
+                read = _shard_reader(tensors[path], path, chosen)
             values = _array(param.shape, place, read)
             loaded.append((path, param.replace(values)))
             done += values.nbytes
             so_far(done)
     params = nnx.from_flat_state(loaded)
     join = (sharding is None and mesh is None and implementation() == "gpu") if join is None else join
-    groups = groups_for(config) if stack and mesh is None else None
-    if join or groups:
+    deep = groups_for(config) if stack and mesh is None else None
+    if join or deep:
         decoder = nnx.merge(graph, params)
         # Without this, all parts stay in memory beside the joined maps and the stack.
         del loaded, params, values
         decoder = joined(decoder) if join else decoder
-        graph, params = nnx.split(stacked(decoder, groups) if groups else decoder)
+        graph, params = nnx.split(stacked(decoder, deep) if deep else decoder)
     return config, graph, params
 
 
@@ -197,6 +205,31 @@ def _shard_reader(tensor: Tensor, path: names.ParameterPath, dtype: np.dtype) ->
         if names.is_transposed(path):
             return owned(tensor.read(index[::-1])).T
         return owned(tensor.read(index))
+
+    return read
+
+
+def _stack_reader(
+    tensors: Mapping[names.ParameterPath, Tensor],
+    path: names.ParameterPath,
+    groups: Groups,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+) -> Callable[[Index], np.ndarray]:
+    """Reads parts of an array of a stack (`models.stacked`) from its layers' tensors; layers past the checkpoint's are
+    zeros."""
+    _, place, *rest = path
+
+    def of_layer(layer: int, index: Index) -> np.ndarray:
+        own = ("layers", layer, *rest)
+        if own in tensors:
+            return _shard_reader(tensors[own], own, dtype)(index)
+        return np.zeros([len(range(size)[cut]) for cut, size in zip(index, shape[1:], strict=True)], dtype)
+
+    def read(index: Index) -> np.ndarray:
+        chosen = range(groups.count)[index[0]]
+        layers = [of_layer(group * groups.size + place, index[1:]) for group in chosen]
+        return layers[0][None] if len(layers) == 1 else np.stack(layers)
 
     return read
 

@@ -13,14 +13,20 @@ from tokenswift_jax.checkpoint.tensors import Tensor, same_values
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.stacked import Groups, stacked
 from tokenswift_jax.processes.agreement import agreed
 
 _LISTED = 8  # tensors named in one message
 
 
-def abstract_decoder(config: ModelConfig, dtype: Any) -> Decoder:
-    """A decoder with shapes in place of parameters."""
-    return nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
+def abstract_decoder(config: ModelConfig, dtype: Any, groups: Groups | None = None) -> Decoder:
+    """A decoder with shapes in place of parameters, its layers stacked if there are groups of them."""
+
+    def made() -> Decoder:
+        decoder = Decoder(config, dtype=dtype, rngs=nnx.Rngs(0))
+        return decoder if groups is None else stacked(decoder, groups)
+
+    return nnx.eval_shape(made)
 
 
 def match_tensors(

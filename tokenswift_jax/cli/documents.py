@@ -56,7 +56,8 @@ def run(options: argparse.Namespace, flags: Mapping[str, str]) -> int:
     progress = ProgressLine(sys.stderr, MAX_NEW_TOKENS, enabled=talks)
     with _terminated_as_interrupted(), Phases(progress, sys.stderr, enabled=talks) as phases:
         mesh = AutoMesh(rows=1, length=options.capacity) if options.mesh == "auto" else options.mesh
-        model = load(options.model, options.dtype, options.rope_override, report=phases, mesh=mesh)
+        placed = {"mesh": mesh, "pipeline_depth": options.pipeline_depth}
+        model = load(options.model, options.dtype, options.rope_override, report=phases, **placed)
         progress.clear()
         if model.mesh_notes and talks:
             print(*model.mesh_notes, sep="\n", file=sys.stderr)

@@ -11,7 +11,7 @@ from tokenswift_jax.cli.command import Parser, with_dashes
 from tokenswift_jax.cli.converters import json_object, name, number, path, stop_text, whole, whole_list
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.modes import MODES, SCHEDULES, used_fields
-from tokenswift_jax.parallel.mesh_spec import parse_mesh
+from tokenswift_jax.parallel.mesh_spec import parse_mesh, prompt_chunks
 from tokenswift_jax.paths import check_writable
 from tokenswift_jax.processes.cluster import find_cluster
 from tokenswift_jax.speculation import DRAFT_WEIGHTS, SpeculationConfig
@@ -78,7 +78,7 @@ def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
         raise UserError("a prompt is missing; give --prompt, --prompt-file or --prompt-ids")
     if options.chat and not many and prompts not in (["prompt"], ["prompt_file"], *([[]] if continues else [])):
         raise UserError("--chat needs a prompt of text; give --prompt or --prompt-file")
-    parse_mesh(options.mesh)
+    prompt_chunks(parse_mesh(options.mesh), options.pipeline_depth)
     if options.resume and options.journal is None:
         raise UserError("--resume continues a journal; name it with --journal")
     least, most = options.min_new_tokens, options.max_new_tokens
@@ -135,8 +135,15 @@ def flag_parser(program: str = PROGRAM) -> Parser:
     add("--capacity", type=whole(1), metavar="N", help="cache positions to reserve (default: as many as needed)")
     add(
         "--mesh",
-        metavar="data=2,model=4,context=2|N|auto",
-        help="devices: groups for rows, devices that share a model, and that share a text's cache (default: 1)",
+        metavar="data=2,model=4,context=2,stage=2|N|auto",
+        help="devices: groups for rows, devices that share a model, that share a text's cache, and parts with other "
+        "layers (default: 1)",
+    )
+    add(
+        "--pipeline-depth",
+        type=whole(1),
+        metavar="N",
+        help="chunks in which a prompt goes through the stages of a mesh, at least 2 a stage (default: 8 a stage)",
     )
     add("--mesh-report", action="store_true", help="print every array's split and bytes on each device, on stderr")
 

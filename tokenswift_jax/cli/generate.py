@@ -82,7 +82,8 @@ def _write(options: argparse.Namespace, given: str | list[int] | None) -> int:
     with contextlib.ExitStack() as stack:
         stack.callback(progress.clear)
         phases = stack.enter_context(Phases(progress, sys.stderr, enabled=not options.quiet))
-        model = load(options.model, options.dtype, options.rope_override, report=phases, mesh=_mesh(options, given))
+        placed = {"mesh": _mesh(options, given), "pipeline_depth": options.pipeline_depth}
+        model = load(options.model, options.dtype, options.rope_override, report=phases, **placed)
         if options.cluster is not None:
             compare("checkpoint", {"checkpoint": checkpoint.fingerprint(model.path)})
         if model.mesh_notes and not options.quiet:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from pallas_kernels import cpu
+from tokenswift_jax.engine.prompt_stream import PromptStream
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.stats import GenerationResult
 from tokenswift_jax.text.repetition import first_loop
@@ -27,6 +28,7 @@ def closing_report(result: GenerationResult, config: ModelConfig, bytes_per_valu
         "of weights and live cache (estimate; drafting not counted)",
         f"compiled in {result.compile_seconds:.2f} s, "
         f"prefilled {result.prompt_tokens:,} tokens in {result.prefill_seconds:.2f} s",
+        *([] if result.prefill_stream is None else [_stream(result.prefill_stream)]),
         settings,
     ]
     if jax.default_backend() == "cpu" and bytes_per_value == 4 and not cpu.installed():
@@ -38,6 +40,13 @@ def closing_report(result: GenerationResult, config: ModelConfig, bytes_per_valu
             f"target's draw, largest margin {result.audit['max_margin']:.3g}"
         )
     return "\n".join(lines)
+
+
+def _stream(stream: PromptStream) -> str:
+    return (
+        f"{stream.stages} stages prefilled a stream of {stream.chunks} chunks, idle for {stream.idle:.1%} of the time by "
+        f"its schedule; with equal chunks: (stages - 1) / (chunks + stages - 1) = {stream.equal_idle:.1%}"
+    )
 
 
 def _end(result: GenerationResult) -> str:

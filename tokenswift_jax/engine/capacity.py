@@ -17,7 +17,7 @@ from tokenswift_jax.kv.cyclic import Cyclic
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.device_memory import least_free
-from tokenswift_jax.parallel.mesh_spec import CONTEXT, DATA, MODEL
+from tokenswift_jax.parallel.mesh_spec import CONTEXT, DATA, MODEL, STAGE
 from tokenswift_jax.request import Request
 
 # The largest factor of published models (Yarn-Llama-2 128K, Llama 3.2); no advice goes beyond it.
@@ -126,7 +126,7 @@ def check_memory(
     else:
         slots = Cyclic(mesh.shape[CONTEXT]).slots(capacity)
         cache = cache_bytes(config, batch, slots, dtype, cache_dtype)
-        parts = mesh.shape[MODEL] * (1 if batch % mesh.shape[DATA] else mesh.shape[DATA])
+        parts = mesh.shape[STAGE] * mesh.shape[MODEL] * (1 if batch % mesh.shape[DATA] else mesh.shape[DATA])
         needed, (free, fullest) = cache // parts + drafter_bytes, least_free(list(mesh.devices.flat))
         where = f" on each of {mesh.size} devices", f" on {fullest}"
     if free is not None and needed > free:

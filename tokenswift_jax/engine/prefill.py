@@ -14,11 +14,14 @@ import numpy as np
 from tokenswift_jax.engine.compile_cache import CompileCache
 from tokenswift_jax.engine.layout import Layout
 from tokenswift_jax.engine.placement import Placement
+from tokenswift_jax.engine.prompt_stream import PromptStream
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import BLOCK, FullCache, round_up
+from tokenswift_jax.parallel.mesh_spec import STAGE
 from tokenswift_jax.request import Request
 from tokenswift_jax.step.loop import compiled
 from tokenswift_jax.step.state import DecodeState
+from tokenswift_jax.step.stream import Tick, no_rows
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
@@ -41,6 +44,13 @@ def chunk_widths() -> tuple[int, ...]:
 def chunk_rows(longest: int) -> int:
     """Positions per row of one prefill forward, for prompts of up to `longest` tokens."""
     return next((width for width in chunk_widths() if width >= longest), chunk_widths()[-1])
+
+
+def stream_rows(longest: int, chunks: int) -> int:
+    """As `chunk_rows`, for a prompt in so many chunks on a mesh with stages."""
+    if jax.default_backend() != "cpu":
+        return chunk_rows(longest)  # fewer rows than that would each read the weights for themselves
+    return next((width for width in chunk_widths()[::-1] if width * chunks <= longest), _SHORT)
 
 
 def padded(texts: Sequence[Sequence[int]], width: int) -> np.ndarray:
@@ -73,6 +83,7 @@ class Prefill:
       aligned: positions computed in chunks that begin at multiples of a chunk's size, or taken from a prefix. Their
         K/V are those that every prompt with the same first tokens computes, bit for bit.
       reused: positions that come from a prefix.
+      stream: on a mesh with stages, the chunks in which the prompts go through them; else None.
     """
 
     def __init__(
@@ -101,7 +112,8 @@ class Prefill:
         self._rooted = [text[:-1] if done else text for text, done in zip(self._texts, self.emitted, strict=True)]
         longest = max(map(len, self._rooted))
         # Without the bound, the last chunk of a small cache would begin before slot 0 (accelerators: 512 rows a chunk).
-        self._rows = min(chunk_rows(longest), layout.capacity)
+        chunks = model.prompt_chunks
+        self._rows = min(chunk_rows(longest) if chunks is None else stream_rows(longest, chunks), layout.capacity)
         needed = round_up(max(map(len, self._texts)) + 1)
         needed = max(needed, round_up(longest, self._rows))
         self.capacity = min(round_up(needed, max(256, 2 ** (needed.bit_length() - 3))), layout.capacity)
@@ -118,6 +130,13 @@ class Prefill:
             # To a whole number of chunks: those that follow begin where they would without the prefix.
             self.reused = _shared(prefix.token_ids, self._rooted[0][:-1]) // self._rows * self._rows
             self._parts = prefix.parts[: self.reused // BLOCK]
+        self.stream, self._tick = None, 0
+        if chunks is not None and self.reused < self.total:
+            self._forward, positions = model.program("tick"), range(self.reused, self.total)
+            given = self._placement.sizes[STAGE], chunks, self._rows, positions, self.capacity, len(requests)
+            self.stream = PromptStream.of(layout.config, *given)
+            sizes = self.stream.stages, len(requests), self.stream.most, self._rows, layout.config.hidden_size
+            self._flow = self._placement.make(no_rows, *sizes, layout.dtype)
 
     @property
     def finished(self) -> bool:
@@ -130,6 +149,9 @@ class Prefill:
             self._copy()
             return
         if self.finished:
+            return
+        if self.stream is not None:
+            self._advance(self.stream)
             return
         # Begin a last chunk early enough to end within the capacity: it computes some positions again.
         start = min(self.done, self.capacity - self._rows)
@@ -168,6 +190,27 @@ class Prefill:
         zero, start = jnp.zeros((), jnp.int32), jnp.asarray(number * BLOCK, jnp.int32)
         with self._placement.in_use():
             return self._programs.run(read_part, self._cache, zero, start, name="a part of a prefix")
+
+    def _advance(self, stream: PromptStream) -> None:
+        """Sends the next tick of the stream: a chunk enters the first stage, and one leaves the last."""
+        chunks = [stream.forwards(self._tick - stage) for stage in range(stream.stages)]
+        starts = np.zeros((stream.stages, stream.most), np.int32)
+        for stage, forwards in enumerate(chunks):
+            starts[stage, : len(forwards)] = [stream.starts[forward] for forward in forwards]
+        tokens = np.stack([self._ids[:, start : start + stream.rows] for start in starts[0]], axis=1)
+        tick = self._placement.put(Tick(tokens, starts, np.asarray(list(map(len, chunks)), np.int32)))
+        with self._placement.in_use():
+            given = self._model.params, tick, self._flow, self._cache
+            result = self._placement.settle(self._programs.run(self._forward, *given, name="prefill"))
+            self._flow, self._cache = result
+            for place, forward in enumerate(chunks[-1]):
+                self.done = stream.starts[forward] + stream.rows
+                if self._keeps and forward >= len(stream.starts) - 2:
+                    left = stream.starts[forward], self._flow.hidden[0, :, place]
+                    self._hidden = [*self._hidden[-1:], left]
+        self._tick += 1
+        if self.finished:
+            del self._flow
 
     def hidden(self, row: int) -> tuple[jax.Array, int]:
         """The last layer's output [positions, hidden_size] of a row's newest positions, and the first of these."""

@@ -85,6 +85,7 @@ class Session:
     Attributes:
       engine: the engine; row i occupies slot i.
       prefill_seconds: seconds from the first dispatch to the first token, compilation excluded.
+      prefill_stream: on a mesh with stages, the chunks of the prompts; else None.
       schedule_trace: the plans that ran, each with the generated token from which on it ran.
     """
 
@@ -164,7 +165,7 @@ class Session:
         self._accepted: dict[NamedPlan, tuple[int, int]] = {}  # tokens and iterations
         self._requests, self._report, self._idle = requests, report, slots - len(requests)
         self._running = np.ones(len(requests), bool)
-        self.prefill_seconds = 0.0
+        self.prefill_seconds, self.prefill_stream = 0.0, None
         self.schedule_trace: list[dict[str, Any]] = []
         self._traced: NamedPlan | None = None
 
@@ -265,6 +266,7 @@ class Session:
         requests = [*self._requests, *[VACANT] * self._idle]
         emitted = [*self._emitted, *[()] * self._idle]
         prefill = self.engine.prefill(requests, emitted, keep_hidden=self._heads.counts)
+        self.prefill_stream = prefill.stream
         pace = DevicePace(self._report)
         with phase(self._report, "prefill", prefill.total, "positions") as so_far:
             while not prefill.finished:

@@ -20,7 +20,7 @@ from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.model import Model
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.forward_cost import Cost, forward_cost
-from tokenswift_jax.step.loop import exact_products
+from tokenswift_jax.step.exact_products import exact_products
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step import loop
 from tokenswift_jax.step.draft import draft_tree
-from tokenswift_jax.step.loop import exact_products
+from tokenswift_jax.step.exact_products import exact_products
 from tokenswift_jax.step.state import DecodeState, StepInputs
 
 STEPS = ("plain", "verify-16", "verify-16-topkp", "verify-64", "draft", "partial-16", "prefill")

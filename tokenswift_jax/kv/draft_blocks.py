@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from tokenswift_jax.arrays import axes, pytree
+from tokenswift_jax.in_place import update_if
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache
-from tokenswift_jax.kv.draft_cache import reaches, update_if
+from tokenswift_jax.kv.draft_cache import reaches
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMaskOverBlocks
 from tokenswift_jax.models.config import ModelConfig
 
@@ -155,7 +156,7 @@ class BlockTableShape:
             best = full.top_blocks(layer, query, begins, ends, count, self.block)
             return jnp.concatenate([sinks, present, best], axis=-1)
 
-        layers = jnp.arange(config.num_layers, dtype=jnp.int32), reaches(config), query
+        layers = jnp.arange(query.shape[0], dtype=jnp.int32), reaches(config), query
         best = lax.map(lambda layer: of_layer(*layer), layers)
         chosen = jnp.where(rows[None, :, None, None], best, draft.chosen)
         return BlockTable(chosen, jnp.where(rows, committed, draft.selected))

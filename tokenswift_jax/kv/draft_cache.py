@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +11,19 @@ from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.row_batch import RowBatch
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.stages import of_this_stage
 
-_Tree = TypeVar("_Tree")
 _ALL = 2**30  # more positions than a text has
-
-
-def update_if(condition: jax.Array, function: Callable[[_Tree], _Tree], value: _Tree) -> _Tree:
-    """Returns function(value) if the condition, bool [], is true, else value; updates in place.
-
-    The implementation is a loop of at most one turn. With `lax.cond`, XLA would copy the value on every path, also on
-    the one that changes nothing.
-    """
-    return jax.lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros_like(c[0]), function(c[1])), (condition, value))[1]
 
 
 def reaches(config: ModelConfig) -> jax.Array:
     """How many of the newest positions each layer sees, int32 [layers]: its sliding window, or more than any text has.
 
-    A selection loops over the layers: unrolled, it took most of the compilation of a program that contains it.
+    A stage of a mesh gets those of its own layers. A selection loops over the layers: unrolled, it took most of the
+    compilation of a program that contains it.
     """
-    return jnp.asarray([_ALL if window is None else window for window in config.sliding_windows], jnp.int32)
+    windows = [_ALL if window is None else window for window in config.sliding_windows]
+    return of_this_stage(jnp.asarray(windows, jnp.int32))
 
 
 class DraftKind(Protocol):

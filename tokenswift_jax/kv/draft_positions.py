@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from tokenswift_jax.arrays import axes, pytree
+from tokenswift_jax.in_place import update_if
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import FullCache, empty_cache, round_up, write_chosen_rows
-from tokenswift_jax.kv.draft_cache import reaches, update_if
+from tokenswift_jax.kv.draft_cache import reaches
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.models.config import ModelConfig
 
@@ -194,7 +195,7 @@ class DraftCacheShape:
             slot_positions = jnp.where(keep, slot_positions, positions[layer, :, :, : self.size])
             return stacks, _put(positions, slot_positions, layer)
 
-        stacks, positions = lax.fori_loop(jnp.int32(0), jnp.int32(config.num_layers), one, (stacks, positions))
+        stacks, positions = lax.fori_loop(jnp.int32(0), jnp.int32(reach.shape[0]), one, (stacks, positions))
         return DraftCache(draft.cache.with_stacks(stacks), positions, jnp.where(rows, committed, draft.selected))
 
     def _copy_prefix(self, draft: DraftCache, full: FullCache, committed: jax.Array) -> DraftCache:

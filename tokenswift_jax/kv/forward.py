@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 from tokenswift_jax.kv.cache import KVCache, StoredKV
 from tokenswift_jax.kv.row_batch import RowBatch
@@ -13,6 +14,7 @@ from tokenswift_jax.models.config import AttentionSpec
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.projected import Projected
 from tokenswift_jax.models.rope import Rotation
+from tokenswift_jax.parallel.stages import OwnLayers
 
 _Cache = TypeVar("_Cache", bound=KVCache)
 
@@ -41,6 +43,32 @@ def forward_rows(model: Decoder, rows: RowBatch, cache: _Cache) -> tuple[Rows, _
       rows: the rows to compute.
       cache: the full cache, or a draft cache in the same layout.
     """
+    given = rows.tokens, rows.positions, _attention(rows)
+    hidden, (new, query), cache = model.hidden(*given, cache, cache.layer_indices)
+    return Rows(hidden, new, query), cache
+
+
+def forward_own_layers(model: Decoder, rows: RowBatch, x: jax.Array, cache: _Cache) -> tuple[jax.Array, _Cache]:
+    """As `forward_rows`, through the layers of one stage of a mesh alone.
+
+    x is [batch, rows, hidden_size], the output of the layers before; returns that of the stage's last layer.
+    """
+    layers = model.own_layers(rows.positions, _attention(rows), cache.layer_indices)
+
+    def without_outputs(run: Any) -> Any:
+        def rows_and_cache(x: jax.Array, cache: _Cache) -> tuple[jax.Array, None, _Cache]:
+            x, _, cache = run(x, cache)
+            return x, None, cache
+
+        return rows_and_cache
+
+    own = OwnLayers(tuple(map(without_outputs, layers.runs)), layers.kinds)
+    x, _, cache = own.run_if(jnp.ones((), bool), x, None, cache)
+    return x, cache
+
+
+def _attention(rows: RowBatch) -> Any:
+    """Attention of rows over a cache, for `Decoder.hidden`."""
 
     def attend(
         layer: int | jax.Array,
@@ -52,5 +80,4 @@ def forward_rows(model: Decoder, rows: RowBatch, cache: _Cache) -> tuple[Rows, _
         mixed, new, query, cache = cache.extend(layer, projected, rotation, rows, spec)
         return mixed, jax.tree.map(lambda layer: layer[0], (new, query)), cache
 
-    hidden, (new, query), cache = model.hidden(rows.tokens, rows.positions, attend, cache, cache.layer_indices)
-    return Rows(hidden, new, query), cache
+    return attend

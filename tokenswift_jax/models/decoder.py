@@ -23,6 +23,7 @@ from tokenswift_jax.models.projected import Apart, Projected, Together
 from tokenswift_jax.models.rope import Rotation, rotation
 from tokenswift_jax.parallel.embedding import looked_up
 from tokenswift_jax.parallel.residual import whole
+from tokenswift_jax.parallel.stages import OwnLayers, in_turn, stages_here
 
 
 class Attention(Protocol):
@@ -154,9 +155,9 @@ class Decoder(nnx.Module):
     """Maps token ids to hidden states to logits; has draft heads if the configuration names some.
 
     Parameters are `embed_tokens` [V, d], `layers` (of a deep decoder the last ones: `stack` contains those before
-    them), `norm`, `lm_head` (None when tied), `draft_heads` (None without draft heads) and `draft_lm_head` (None
-    without a draft vocabulary), a copy of the LM head's columns for the draft vocabulary that checkpoints do not
-    contain; their paths are HF's names with `kernel`/`scale` for `weight`.
+    them, and on a mesh with stages all), `norm`, `lm_head` (None when tied), `draft_heads` (None without draft heads)
+    and `draft_lm_head` (None without a draft vocabulary), a copy of the LM head's columns for the draft vocabulary that
+    checkpoints do not contain; their paths are HF's names with `kernel`/`scale` for `weight`.
     """
 
     def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
@@ -190,9 +191,12 @@ class Decoder(nnx.Module):
         outputs to the caller (arrays [layers, ...]; None without layers), and the carry.
 
         tokens and positions are int32 [batch, rows]; a position is the index in the text, never a row's index. numbers
-        are the layers' indices as int32 []: JAX then traces layers of the same form once. None: constants.
+        are the layers' indices as int32 []: JAX then traces layers of the same form once. None: constants. On a mesh
+        with stages, outputs and carry are those of the stage's own layers, and so are the indices.
         """
         x = whole(self.embed(tokens))
+        if stages_here() > 1:
+            return in_turn(self.own_layers(positions, attention, numbers), x, carry)
         config = self.config
         angles = rotation(config.rope, config.head_dim, positions, wide_dtype(x.dtype))
         added: jax.Array | None = None
@@ -211,6 +215,44 @@ class Decoder(nnx.Module):
             outputs.append(_one_layer(output))
         x = x if added is None else whole(x + added)
         return x, _concatenated(outputs), carry
+
+    def own_layers(
+        self, positions: jax.Array, attention: Attention, numbers: Sequence[jax.Array] | None = None
+    ) -> OwnLayers:
+        """The computation of a stage's own layers, on a mesh with stages: one for each pattern of sliding windows that
+        the layers of a stage have. The arguments are those of `hidden`."""
+        stages, config = stages_here(), self.config
+        own = config.num_layers // stages
+        windows = [config.sliding_windows[stage * own : (stage + 1) * own] for stage in range(stages)]
+        patterns = list(dict.fromkeys(windows))
+        given = positions, attention, numbers
+        runs = [partial(self._own_layers, windows.index(pattern) * own, *given) for pattern in patterns]
+        return OwnLayers(tuple(runs), tuple(map(patterns.index, windows)))
+
+    def _own_layers(
+        self,
+        first: int,
+        positions: jax.Array,
+        attention: Attention,
+        numbers: Sequence[jax.Array] | None,
+        x: jax.Array,
+        carry: Any,
+    ) -> tuple[jax.Array, Any, Any]:
+        """Runs a stage's own layers, whose settings are those of the layers from `first` on. As `hidden`, of rows x."""
+        graph, params = nnx.split(self.stack)
+        layers = nnx.merge(graph, jax.tree.map(lambda stacked: stacked[0], params))
+        angles = rotation(self.config.rope, self.config.head_dim, positions, wide_dtype(x.dtype))
+        run = _run_traced_once(angles, attention)
+        added: jax.Array | None = None
+        outputs: list[Any] = []
+        for index, layer in enumerate(layers):
+            spec = self.config.attention(first + index)
+            if numbers is None:
+                x, added, output, carry = layer.halves(x, added, angles, index, spec, attention, carry)
+            else:
+                x, added, output, carry = run(*nnx.split(layer), numbers[index], spec, x, added, carry)
+            outputs.append(_one_layer(output))
+        return (x if added is None else whole(x + added)), _concatenated(outputs), carry
 
     def _scanned(
         self, x: jax.Array, angles: Rotation, attention: Attention, carry: Any

@@ -14,7 +14,8 @@ from jax.sharding import AxisType, Mesh
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.fit import fit
-from tokenswift_jax.parallel.mesh_spec import AXES, CONTEXT, DATA, MODEL, MeshSpec
+from tokenswift_jax.parallel.mesh_spec import AXES, CONTEXT, DATA, MODEL, STAGE, MeshSpec
+from tokenswift_jax.parallel.stages import filled
 
 _Tree = TypeVar("_Tree")
 # Each virtual device of a CPU waits in a collective with a thread of its own. Without enough threads, the collectives
@@ -55,7 +56,7 @@ def make_mesh(spec: MeshSpec) -> Mesh | None:
                 ("mesh",),
             )
         devices = [one for part in own for one in part[:share]]
-    chosen = np.array(devices[: spec.devices]).reshape(spec.data, spec.context, spec.model)
+    chosen = np.array(devices[: spec.devices]).reshape(spec.stage, spec.data, spec.context, spec.model)
     return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -73,6 +74,13 @@ def notes_on(mesh: Mesh | None, config: ModelConfig) -> tuple[str, ...]:
         return ()
     fitted, model = fit(config, mesh.shape[MODEL], mesh.shape[CONTEXT]), mesh.shape[MODEL]
     notes = [f"mesh {spec_of(mesh)}: {note}" for note in (fitted.notes if fitted is not None else ())]
+    if (stages := mesh.shape[STAGE]) > 1:
+        layers = filled(config, stages).num_layers
+        more = "" if layers == config.num_layers else f" ({config.num_layers} are filled up to {layers} with zeros)"
+        notes.append(
+            f"mesh {spec_of(mesh)}: a step passes through {stages} stages of {layers // stages} layers{more} one after "
+            "the other, so decoding runs at the speed of one stage"
+        )
     if config.vocab_size % model:
         notes.append(
             f"mesh {spec_of(mesh)}: {model} devices cannot share {config.vocab_size} tokens evenly, so each "
@@ -102,7 +110,7 @@ def settled(mesh: Mesh | None, results: _Tree) -> _Tree:
 
 def spec_of(mesh: Mesh | None) -> MeshSpec:
     """The specification of a mesh."""
-    return MeshSpec() if mesh is None else MeshSpec(mesh.shape[DATA], mesh.shape[MODEL], mesh.shape[CONTEXT])
+    return MeshSpec() if mesh is None else MeshSpec(*(mesh.shape[axis] for axis in (DATA, MODEL, CONTEXT, STAGE)))
 
 
 def use(mesh: Mesh | None) -> AbstractContextManager[Any]:
@@ -112,12 +120,12 @@ def use(mesh: Mesh | None) -> AbstractContextManager[Any]:
 
 def _remedy(spec: MeshSpec, count: int) -> str:
     """The axis that is too large, and a size of it that fits."""
-    sizes = {DATA: spec.data, CONTEXT: spec.context, MODEL: spec.model}
+    sizes = {DATA: spec.data, CONTEXT: spec.context, MODEL: spec.model, STAGE: spec.stage}
     for axis, size in sizes.items():
         others = spec.devices // size
         if others <= count:
             return f"{axis} is too large: {axis}={count // others} fits"
-    kept = MODEL if spec.model > 1 else CONTEXT
+    kept = next(axis for axis in (MODEL, CONTEXT, STAGE) if sizes[axis] > 1)
     rest = " and ".join(axis for axis in sizes if axis != kept and sizes[axis] > 1)
     why = f"{kept} is too large" if sizes[kept] > count else "they are too large together"
     return f"{why}: {kept}={min(sizes[kept], count)} fits, without {rest}"

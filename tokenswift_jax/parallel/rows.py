@@ -1,17 +1,18 @@
-"""Rows of a batch on the data axis: each group of devices runs a whole program on its own rows.
+"""Programs that parts of a mesh run as a whole: groups of devices on their own rows, stages on their own layers.
 
-The groups exchange nothing while the program runs, and a group that has finished its rows does not wait.
+Groups on `data` exchange nothing while the program runs, and a group that has finished its rows does not wait. Stages
+run the same program on the same rows, and hand each other the rows between their layers (`parallel.stages`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec as P
 
-from tokenswift_jax.parallel.mesh_spec import CONTEXT, DATA, MODEL
+from tokenswift_jax.parallel.mesh_spec import CONTEXT, DATA, MODEL, STAGE
 from tokenswift_jax.parallel.rules import free_axes, size_of, specs
 
 ROWS = P(DATA)  # the spec of an array whose first dimension is the batch
@@ -19,7 +20,8 @@ EVERY = P()  # of an array that all groups have
 
 
 def over_rows(function: Callable[..., Any], arguments: tuple, results: Any, batch: int) -> Any:
-    """Calls `function`; under a mesh with a data axis, each group of devices calls it for its own rows.
+    """Calls `function`; under a mesh with a data axis, each group of devices calls it for its own rows, and under one
+    with stages, each stage for its own layers.
 
     If the groups cannot share the batch evenly, each of them computes all rows.
 
@@ -27,20 +29,23 @@ def over_rows(function: Callable[..., Any], arguments: tuple, results: Any, batc
       function: takes `arguments`; its results for one group have the group's rows as their batch.
       arguments: dataclasses whose fields name their dimensions, arrays [batch, ...] of two or more dimensions, scalars,
         and parameters.
-      results: the specs of the results, ROWS or EVERY, or the index of the argument whose specs a result has.
+      results: the specs of the results, ROWS, EVERY or others, or the index of the argument whose specs a result has.
       batch: rows of all groups.
     """
-    groups = size_of(DATA)
-    if groups == 1:
+    sizes = {axis: size_of(axis) for axis in (DATA, STAGE)}
+    if all(size == 1 for size in sizes.values()):
         return function(*arguments)
-    if batch % groups:
-        given, found = EVERY, EVERY
-    else:
-        given = tuple(_specs(groups, argument) for argument in arguments)
-        found = jax.tree.map(lambda one: given[one] if isinstance(one, int) else one, results, is_leaf=_is_spec)
+    if batch % sizes[DATA]:
+        sizes[DATA] = 1
+    split = {axis for axis, size in sizes.items() if size > 1}
+    given = tuple(_kept(split, _specs(sizes, argument)) for argument in arguments)
+    found = jax.tree.map(lambda one: given[one] if isinstance(one, int) else one, results, is_leaf=_is_spec)
     # With one device a group, no axis is left for XLA to split, and it need not know how to split a Pallas call.
-    names = free_axes() if size_of(MODEL) == size_of(CONTEXT) == 1 else {DATA}
-    return jax.shard_map(function, in_specs=given, out_specs=found, axis_names=names, check_vma=False)(*arguments)
+    names = free_axes() if size_of(MODEL) == size_of(CONTEXT) == 1 else {DATA, STAGE} & free_axes()
+    split_function = jax.shard_map(
+        function, in_specs=given, out_specs=_kept(split, found), axis_names=names, check_vma=False
+    )
+    return split_function(*arguments)
 
 
 def over_groups(value: jax.Array) -> jax.Array:
@@ -50,10 +55,19 @@ def over_groups(value: jax.Array) -> jax.Array:
     return jax.lax.pmax(value, DATA) if inside else value
 
 
-def _specs(groups: int, argument: Any) -> Any:
+def _specs(sizes: Mapping[str, int], argument: Any) -> Any:
     if isinstance(argument, jax.Array):
         return ROWS if argument.ndim > 1 else EVERY
-    return specs({DATA: groups}, argument)
+    return specs(sizes, argument)
+
+
+def _kept(axes: set[str], tree: Any) -> Any:
+    """The specs without the axes that are not split."""
+    return jax.tree.map(
+        lambda spec: P(*(entry if entry in axes else None for entry in spec)) if _is_spec(spec) else spec,
+        tree,
+        is_leaf=_is_spec,
+    )
 
 
 def _is_spec(entry: Any) -> bool:

@@ -16,14 +16,17 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tokenswift_jax.parallel.mesh_spec import AXES, CONTEXT, DATA, MODEL
+from tokenswift_jax.parallel.mesh_spec import AXES, CONTEXT, DATA, MODEL, STAGE
 
 # Of several axes the first ones that divide a dimension share it.
 RULES = {
     "batch": (DATA,),
     "context": (CONTEXT,),
+    "groups": (STAGE,),
     "heads": (MODEL,),
     "kv_heads": (MODEL,),
+    "layers": (STAGE,),
+    "stages": (STAGE,),
     "inner": (MODEL, CONTEXT),
     "vocab": (MODEL,),
 }
@@ -157,7 +160,7 @@ def parameter_axes(path: Sequence[Any]) -> tuple[str, ...]:
     if "embed_tokens" in names:
         return _EMBEDDINGS
     axes = _PARAMETERS.get((names[-2], names[-1]), ()) if len(names) > 1 else ()
-    return ("groups", *axes) if axes and "stack" in names else axes  # `models.stacked`: first come groups of layers
+    return ("groups", *axes) if "stack" in names else axes  # `models.stacked`: first come groups of layers
 
 
 def parameter_sharding(mesh: Mesh, path: Sequence[Any], shape: tuple[int, ...]) -> NamedSharding:

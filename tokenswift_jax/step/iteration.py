@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.parallel.stages import of_first_stage
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.gumbel import gumbel_noise
 from tokenswift_jax.sample.logprobs import Logprobs, path_logprobs
@@ -45,9 +46,10 @@ def iterate(
         noise = gumbel_noise(inputs.sequence.keys, positions, plan.config.vocab_size)
         noise = jnp.where((inputs.sequence.temperature > 0)[:, None, None], noise, 0)
     tree, state = draft_tree(model, state, inputs, plan, noise)
+    tree = of_first_stage(tree)
     verified, state = verify(model, state, inputs, plan, tree, noise)
-    found = verified.draws, verified.broken, verified.computed
-    state, won, records, count = commit(state, inputs, plan, tree, *found, verified.guesses)
+    draws = of_first_stage((verified.draws, verified.broken))
+    state, won, records, count = commit(state, inputs, plan, tree, *draws, verified.computed, verified.guesses)
     logprobs = None
     if plan.logprobs is not None:
         walked = verified.rows, verified.texts, won.path, won.emitted

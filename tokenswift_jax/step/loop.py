@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -26,8 +25,10 @@ from tokenswift_jax.sample.logprobs import Logprobs
 from tokenswift_jax.sample.params import SequenceParams
 from tokenswift_jax.speculate.drafter import CommittedText, Drafter
 from tokenswift_jax.speculate.plan import Plan
+from tokenswift_jax.step.exact_products import exact_products
 from tokenswift_jax.step.iteration import Emitted, iterate
 from tokenswift_jax.step.state import DecodeState, StepInputs
+from tokenswift_jax.step.stream import run_tick
 from tokenswift_jax.step.teacher_forced_drafts import accepted_rows
 from tokenswift_jax.token_log import RECORD
 
@@ -49,19 +50,6 @@ class Chunk:
     finish: jax.Array = axes("batch")
     length: jax.Array = axes("batch")
     iterations: jax.Array = axes()
-
-
-@contextmanager
-def exact_products(dtype: jnp.dtype) -> Iterator[None]:
-    """Makes XLA compute matrix products of float32 and wider models in full precision.
-
-    Without it, XLA computes them in TF32 or bfloat16 passes, which breaks token equality.
-    """
-    if jnp.dtype(dtype).itemsize >= 4:
-        with jax.default_matmul_precision("highest"):
-            yield
-    else:
-        yield
 
 
 def run_chunk(
@@ -157,8 +145,8 @@ def _catch_up(config: ModelConfig, drafter: Drafter, settings: SequenceParams, s
 
 @functools.cache
 def compiled(kind: str, graph: nnx.GraphDef | None, *static: Any) -> Callable:
-    """The jitted program of a kind (`chunk`, `prefill`, `causal`, `catch_up`, `accepted rows`, `state`); its state or
-    cache is donated. `Model.program` finds those of a model sooner."""
+    """The jitted program of a kind (`chunk`, `prefill`, `causal`, `tick`, `catch_up`, `accepted rows`, `state`); its
+    state or cache is donated. `Model.program` finds those of a model sooner."""
     if kind == "state":
         (layout,) = static
         return jax.jit(lambda tokens, lengths: placed(layout.state(tokens, lengths, cache=None)))
@@ -166,6 +154,8 @@ def compiled(kind: str, graph: nnx.GraphDef | None, *static: Any) -> Callable:
         return jax.jit(functools.partial(run_chunk, graph, *static), donate_argnums=1)
     if kind == "accepted rows":
         return jax.jit(functools.partial(accepted_rows, graph, *static))
+    if kind == "tick":
+        return jax.jit(functools.partial(run_tick, graph), donate_argnums=(2, 3))
     if kind in ("prefill", "causal"):
         function = prefill_chunk if kind == "prefill" else causal_chunk
         return jax.jit(functools.partial(function, graph), donate_argnums=3)

@@ -16,7 +16,7 @@ from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.model import Model
 from tokenswift_jax.models.decoder import Decoder
-from tokenswift_jax.step.loop import exact_products
+from tokenswift_jax.step.exact_products import exact_products
 
 RANKS = 3  # best guesses counted
 _POSITIONS = 128  # positions with logits in memory at one time, of the target and of one head

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from tokenswift_jax.errors import writing
-from tokenswift_jax.step.loop import exact_products
+from tokenswift_jax.step.exact_products import exact_products
 from tokenswift_jax.training.forward import hidden_states
 from tokenswift_jax.training.learner import Learner
 from tokenswift_jax.training.shares import ONE_DEVICE, Shares

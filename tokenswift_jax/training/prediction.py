@@ -44,7 +44,7 @@ from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.plans import speculative_plans
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.step.accept import walk
-from tokenswift_jax.step.loop import exact_products
+from tokenswift_jax.step.exact_products import exact_products
 from tokenswift_jax.step.state import StepInputs
 
 

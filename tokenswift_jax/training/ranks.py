@@ -22,7 +22,7 @@ from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.gumbel import gumbel_noise
 from tokenswift_jax.speculate.candidates import DraftSampler
-from tokenswift_jax.step.loop import exact_products
+from tokenswift_jax.step.exact_products import exact_products
 from tokenswift_jax.step.state import StepInputs
 from tokenswift_jax.training.prediction import Replay, take
 

@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tokenswift_jax.models.decoder import Decoder
-from tokenswift_jax.step.loop import exact_products
+from tokenswift_jax.step.exact_products import exact_products
 from tokenswift_jax.training.draft_view import draft_view_states, prompt_rows
 from tokenswift_jax.training.forward import hidden_states
 from tokenswift_jax.training.losses import Counts, Sums, count, loss_sums
