@@ -17,7 +17,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
-MESHES = ("1", "model=2", "model=4", "context=2", "context=4", "model=2,context=2", "data=2", "data=2,model=2")
+MESHES = ("data=2", "model=2", "model=4", "context=2", "context=4", "model=2,context=2", "stage=2", "data=2,model=2")
 PROMPTS = ("It was late in the autumn, and the road", "In the morning the old woman went down to the river", "Once")
 
 

@@ -21,8 +21,9 @@ SAMPLING = SamplingConfig(temperature=1.0, min_p=0.05, repetition_penalty=1.1, s
 CAPACITY = 256
 
 
-def model_of(kv_heads=8, join=False, stack=False):
-    """(configuration, graph, parameters); `join` as decoding on a GPU has them, `stack` as deep decoders are."""
+def model_of(kv_heads=8, join=False, stack=False, windows=None):
+    """(configuration, graph, parameters); `join` as decoding on a GPU has them, `stack` as deep decoders are,
+    `windows` one entry per layer."""
     config = model_config(
         {
             "model_type": "qwen2",  # its projections have biases
@@ -40,14 +41,15 @@ def model_of(kv_heads=8, join=False, stack=False):
         }
     )
     config = dataclasses.replace(config, num_draft_heads=3, draft_head_type="chained")
+    config = dataclasses.replace(config, sliding_windows=windows or config.sliding_windows)
     decoder = Decoder(config, dtype=jnp.dtype(jnp.float32), rngs=nnx.Rngs(0))
     decoder = joined(decoder) if join else decoder
     return config, *nnx.split(stacked(decoder, Groups(2, 1)) if stack else decoder)
 
 
-def first_call(schedule, join=False, stack=False, sampling=SAMPLING):
+def first_call(schedule, join=False, stack=False, sampling=SAMPLING, windows=None):
     """(graph, plan, inputs, state) of a text of one token; schedule `autoregressive` or one of tokenswift's."""
-    config, graph, params = model_of(join=join, stack=stack)
+    config, graph, params = model_of(join=join, stack=stack, windows=windows)
     features = features_of(sampling)
     plan = plans.autoregressive_plan(config, features).plan
     if schedule != "autoregressive":

@@ -18,7 +18,7 @@ from tokenswift_jax.parallel import device_memory
 from tokenswift_jax.parallel.fit import ZEROS, fit
 from tokenswift_jax.parallel.mesh import make_mesh, notes_on
 from tokenswift_jax.parallel.mesh_choice import chosen_mesh
-from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshSpec, parse_mesh
+from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshSpec, parse_mesh, prompt_chunks
 from tokenswift_jax.parallel.report import mesh_table
 
 
@@ -33,6 +33,7 @@ from tokenswift_jax.parallel.report import mesh_table
         ("data=2,model=4", MeshSpec(2, 4)),
         ("context=4,model=2", MeshSpec(model=2, context=4)),
         ({"model": 2, "stage": 1}, MeshSpec(model=2)),
+        ("stage=2,model=4", MeshSpec(model=4, stage=2)),
         ("auto", AutoMesh()),
     ],
 )
@@ -51,8 +52,7 @@ def test_a_mesh_is_read(given, expected):
         (True, "mesh True: it must be"),
         ("model=0", "mesh model=0: the size of model must be a whole number of at least 1"),
         ("0", "mesh 0: the size of model must be"),
-        ("tensor=2", "mesh tensor=2: there is no axis tensor; axes: data, context, model"),
-        ("stage=2", "mesh stage=2: the axis stage does not work yet; axes that do: data, context, model"),
+        ("tensor=2", "mesh tensor=2: there is no axis tensor; axes: stage, data, context, model"),
         ("data=2,data=2", "the axis data appears twice"),
         ({"data": 1.5}, "the size of data must be a whole number"),
     ],
@@ -62,6 +62,31 @@ def test_a_mesh_that_is_none_is_refused_in_one_line(given, line):
         parse_mesh(given)
     assert line in str(error.value)
     assert error.value.arguments == ("mesh",)
+
+
+def test_a_prompt_s_chunks():
+    assert [prompt_chunks(mesh, None) for mesh in (MeshSpec(), MeshSpec(model=2), AutoMesh())] == 3 * [None]
+    assert [prompt_chunks(MeshSpec(stage=2), depth) for depth in (None, 4, 40)] == [16, 4, 40]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "depth", "line"),
+    [
+        (
+            MeshSpec(model=2),
+            8,
+            "pipeline_depth 8 has no use on the mesh model=2, which has no axis stage; leave it out",
+        ),
+        (MeshSpec(), 8, "pipeline_depth 8 has no use on the mesh 1"),
+        (MeshSpec(stage=2), 3, "3 is too small for the 2 stages of the mesh stage=2; it must be at least 4, and 16 is"),
+        (MeshSpec(stage=2), "x", "pipeline_depth is 'x'; it must be a whole number"),
+    ],
+)
+def test_chunks_without_use_are_refused(mesh, depth, line):
+    with pytest.raises(UserError) as error:
+        prompt_chunks(mesh, depth)
+    assert line in str(error.value)
+    assert error.value.arguments == ("pipeline_depth",)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +99,8 @@ def test_a_mesh_that_is_none_is_refused_in_one_line(given, line):
         (MeshSpec(model=2, context=8), "mesh model=2,context=8 needs 16 devices, and there are 8; .*: context=4 fits"),
         (MeshSpec(data=16, context=16), "context is too large: context=8 fits, without data"),
         (MeshSpec(4, 4, 4), "they are too large together: model=4 fits, without data and context"),
+        (MeshSpec(data=4, stage=4), "mesh data=4,stage=4 needs 16 devices, and there are 8; data is too large: data=2"),
+        (MeshSpec(stage=16), "stage is too large: stage=8 fits"),
     ],
 )
 def test_too_few_devices(spec, remedy):
@@ -142,10 +169,26 @@ def test_auto_splits_the_length_of_long_texts_once_heads_run_out(monkeypatch, kv
     assert f"{spec} of {devices} x H100, for 1 rows of {length} positions" in why
 
 
+def test_auto_takes_stages_only_for_a_model_that_fits_no_other_mesh(monkeypatch):
+    """One KV head, 8 devices: `model` stores the cache 8 times, `context` the weights of attention and the tables."""
+    card = SimpleNamespace(platform="gpu", device_kind="H100", memory_stats=lambda: {"bytes_limit": memory})
+    monkeypatch.setattr(jax, "local_devices", lambda: [card])
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    sizes = {"hidden_size": 8192, "intermediate_size": 8192, "num_hidden_layers": 64, "num_attention_heads": 64}
+    config = tiny_config(num_key_value_heads=1, head_dim=128, vocab_size=32_000, **sizes)
+    found = {}
+    for gigabytes in (20, 10.5, 1):
+        memory = int(gigabytes * 1e9)
+        found[gigabytes], _ = chosen_mesh(config, 2, AutoMesh(length=131_072))
+    assert found[20].stage == 1
+    assert found[10.5].stage > 1
+    assert found[1].devices <= 8
+
+
 def test_devices_share_the_memory_of_a_cache(monkeypatch):
     """2^20 positions of 256 bytes need 67 MB on each of four devices, half of them 34 MB."""
     monkeypatch.setattr(device_memory, "available_bytes", lambda: 4 * 60_000_000)
-    for mesh in (MeshSpec(context=4), MeshSpec(model=2, context=2)):
+    for mesh in (MeshSpec(context=4), MeshSpec(model=2, context=2), MeshSpec(model=2, stage=2)):
         with pytest.raises(UserError, match=r"on each of 4 devices.*; lower it"):
             capacity.check_memory(tiny_config(), 1, 2**20, jnp.float32, advice="lower it", mesh=make_mesh(mesh))
         capacity.check_memory(tiny_config(), 1, 2**19, jnp.float32, advice="lower it", mesh=make_mesh(mesh))
@@ -160,7 +203,7 @@ def test_too_little_memory_is_noticed_before_loading(monkeypatch):
 
 def test_a_loaded_model_is_split_by_whole_heads():
     model, alone = ts.load(mesh="model=4,context=2"), ts.load()
-    assert dict(model.mesh.shape) == {"data": 1, "context": 2, "model": 4}
+    assert dict(model.mesh.shape) == {"stage": 1, "data": 1, "context": 2, "model": 4}
     assert model.mesh_notes[0] == "mesh model=4,context=2: each of the 2 KV heads is stored on 2 devices"
     assert dataclasses.replace(model.config, num_kv_heads=2) == alone.config
     layer = model.params["layers"][0]["self_attn"]

@@ -40,7 +40,9 @@ def expected(model):
     return texts(model(None), PLAIN)
 
 
-@pytest.mark.parametrize(("mesh", "speculation"), [("model=4,context=2", PARTIAL), ("data=2,model=2", FUSED)])
+@pytest.mark.parametrize(
+    ("mesh", "speculation"), [("model=4,context=2", PARTIAL), ("data=2,model=2", FUSED), ("stage=2", PLAIN)]
+)
 def test_a_mesh_writes_the_text_of_one_device(model, expected, mesh, speculation):
     """The model has two KV heads; three rows on two groups leave one idle."""
     assert texts(model(mesh), speculation) == expected
@@ -54,9 +56,14 @@ def test_a_mesh_writes_the_text_of_one_device(model, expected, mesh, speculation
         ("data=2,context=2", SELF),
         ("model=2,context=2", FUSED),
         ("context=2", ts.SpeculationConfig(mode="ngram")),
+        ("stage=3", PARTIAL),
+        ("data=2,stage=2", SELF),
+        ("model=2,stage=2", FUSED),
+        ("context=2,stage=2", BLOCKS),
+        ("stage=4", ts.SpeculationConfig(mode="ngram")),
     ],
 )
-def test_a_split_cache_writes_the_text_of_one_device(model, expected, mesh, speculation):
+def test_more_meshes_write_the_text_of_one_device(model, expected, mesh, speculation):
     assert texts(model(mesh), speculation) == expected
 
 

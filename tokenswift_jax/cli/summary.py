@@ -44,8 +44,8 @@ def closing_report(result: GenerationResult, config: ModelConfig, bytes_per_valu
 
 def _stream(stream: PromptStream) -> str:
     return (
-        f"{stream.stages} stages prefilled a stream of {stream.chunks} chunks, idle for {stream.idle:.1%} of the time by "
-        f"its schedule; with equal chunks: (stages - 1) / (chunks + stages - 1) = {stream.equal_idle:.1%}"
+        f"{stream.stages} stages prefilled a stream of {stream.chunks} chunks, idle for {stream.idle:.1%} of the time "
+        f"by its schedule; with equal chunks: (stages - 1) / (chunks + stages - 1) = {stream.equal_idle:.1%}"
     )
 
 

@@ -76,10 +76,11 @@ def notes_on(mesh: Mesh | None, config: ModelConfig) -> tuple[str, ...]:
     notes = [f"mesh {spec_of(mesh)}: {note}" for note in (fitted.notes if fitted is not None else ())]
     if (stages := mesh.shape[STAGE]) > 1:
         layers = filled(config, stages).num_layers
-        more = "" if layers == config.num_layers else f" ({config.num_layers} are filled up to {layers} with zeros)"
+        if layers > config.num_layers:
+            notes.append(f"mesh {spec_of(mesh)}: {config.num_layers} layers are filled up to {layers} with zeros")
         notes.append(
-            f"mesh {spec_of(mesh)}: a step passes through {stages} stages of {layers // stages} layers{more} one after "
-            "the other, so decoding runs at the speed of one stage"
+            f"mesh {spec_of(mesh)}: a step passes through {stages} stages of {layers // stages} layers one after the "
+            "other, so decoding runs at the speed of one stage's devices"
         )
     if config.vocab_size % model:
         notes.append(

@@ -34,20 +34,29 @@ def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[Me
     rates = rates_of(kind)
     bandwidth = _UNKNOWN_BANDWIDTH if rates is None else rates.bandwidth
     memory = (devices[0].memory_stats() or {}).get("bytes_limit")
-    (others, inner), row = _weight_bytes(config, itemsize), _row_bytes(config, itemsize, asked.length)
-    found = []
-    for spec in _shapes(count):
+    tables, attention, inner = _weight_bytes(config, itemsize)
+    row = _row_bytes(config, itemsize, asked.length)
+
+    def judged(spec: MeshSpec) -> tuple:
         rows, copies = -(-asked.rows // spec.data), -(-spec.model // config.num_kv_heads)
-        stored = others / spec.model + (inner + rows * row * copies) / (spec.model * spec.context)
-        # Two sums a layer; along `context` alone one, and a gather in any case.
+        of_layers = attention / spec.model + (inner + rows * row * copies) / (spec.model * spec.context)
+        of_stage = of_layers * -(-config.num_layers // spec.stage) / config.num_layers
+        # Two sums a layer; along `context` alone one, and a gather in any case. A gather a stage, and one of the draws.
         sums = (0 if spec.model == 1 else config.num_layers + 2) + (0 if spec.context == 1 else config.num_layers)
         sums += config.num_layers if spec.model * spec.context > 1 else 0
+        sums += 0 if spec.stage == 1 else spec.stage + 1
+        stored = tables / spec.model + of_stage
         fits = memory is None or stored <= _ROOM * memory
-        seconds = stored / bandwidth + sums * _SUM_SECONDS.get(platform, 20e-6)
+        read = tables / spec.model + of_stage * spec.stage  # one stage after the other
+        seconds = read / bandwidth + sums * _SUM_SECONDS.get(platform, 20e-6)
         # Of meshes that are equally fast, the one with the fewest devices.
-        found.append((not fits, seconds, spec.devices, spec.data, spec.model, spec.context, stored))
-    misfit, seconds, _, data, model, context, stored = min(found)
-    spec = MeshSpec(data, model, context)
+        return not fits, seconds, spec.devices, spec.data, spec.model, spec.context, spec.stage, stored
+
+    found = min(map(judged, _shapes(count)))
+    if found[0]:  # stages make no step faster: they are for models that fit no other mesh
+        found = min(found, *map(judged, _shapes(count, min(count, config.num_layers))))
+    misfit, seconds, _, *sizes, stored = found
+    spec = MeshSpec(*sizes)
     length = config.max_position_embeddings if asked.length is None else asked.length
     reason = (
         f"mesh auto: {spec} of {count} x {kind}, for {asked.rows} rows of {length} positions: {stored / 1e9:.1f} GB "
@@ -56,20 +65,21 @@ def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[Me
     return spec, (reason + (", more than a device has" if misfit else ""),)
 
 
-def _shapes(count: int) -> list[MeshSpec]:
-    """All meshes of at most `count` devices in powers of two, and those of all devices along one axis."""
+def _shapes(count: int, stages: int = 1) -> list[MeshSpec]:
+    """All meshes of at most `count` devices in powers of two, and those of all devices along one axis; with at most so
+    many stages."""
     sizes = [2**power for power in range(count.bit_length()) if 2**power <= count]
-    meshes = [MeshSpec(*each) for each in product(sizes, repeat=3)]
-    alone = [MeshSpec(data=count), MeshSpec(model=count), MeshSpec(context=count)]
+    meshes = [MeshSpec(*each, stage) for *each, stage in product(sizes, repeat=4) if stage <= stages]
+    alone = [MeshSpec(data=count), MeshSpec(model=count), MeshSpec(context=count), MeshSpec(stage=stages)]
     return [spec for spec in meshes if spec.devices <= count] + alone
 
 
-def _weight_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int]:
-    """Bytes of the weights without the MLPs, and of the MLPs."""
+def _weight_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int, int]:
+    """Bytes of the embeddings and the LM head, of the layers' attention, and of their MLPs."""
     size, inner = config.hidden_size, config.intermediate_size
     attention = 2 * size * config.head_dim * (config.num_heads + config.num_kv_heads)
     tables = config.vocab_size * size * (1 if config.tie_word_embeddings else 2)
-    return itemsize * (config.num_layers * attention + tables), itemsize * config.num_layers * 3 * size * inner
+    return itemsize * tables, itemsize * config.num_layers * attention, itemsize * config.num_layers * 3 * size * inner
 
 
 def _row_bytes(config: ModelConfig, itemsize: int, length: int | None) -> int:

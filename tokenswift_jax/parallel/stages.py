@@ -72,7 +72,8 @@ def in_turn(layers: OwnLayers, x: jax.Array, carry: Any) -> tuple[jax.Array, Any
     """Passes rows through all stages' layers. Returns the last stage's rows on every stage, the stage's own outputs,
     and its carry.
 
-    In each turn one stage computes, the others wait, and all hand their rows to the next stage.
+    In each turn one stage computes while the others wait, and gives all of them its rows. Groups of the data axis run
+    as many turns as their rows need, so each collective is one group's: a `ppermute` would be that of all devices.
 
     Args:
       layers: computes a stage's layers.
@@ -83,14 +84,13 @@ def in_turn(layers: OwnLayers, x: jax.Array, carry: Any) -> tuple[jax.Array, Any
 
     def turn(number: jax.Array, state: tuple) -> tuple:
         x, outputs, carry = layers.run_if(this_stage() == number, *state)
-        return handed_on(x), outputs, carry
+        return lax.all_gather(x, STAGE)[number], outputs, carry
 
-    x, outputs, carry = lax.fori_loop(jnp.int32(0), jnp.int32(stages_here()), turn, (x, outputs, carry))
-    return lax.all_gather(x, STAGE)[0], outputs, carry  # the last stage has handed its rows on to the first
+    return lax.fori_loop(jnp.int32(0), jnp.int32(stages_here()), turn, (x, outputs, carry))
 
 
 def handed_on(x: jax.Array) -> jax.Array:
-    """What the stage before this one has given; the first stage gets it from the last."""
+    """The x of the stage before this one; the first stage gets that of the last. All devices have to call it."""
     stages = lax.axis_size(STAGE)
     return lax.ppermute(x, STAGE, [(stage, (stage + 1) % stages) for stage in range(stages)])
 
