@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +199,8 @@ class Prefill:
         for stage, forwards in enumerate(chunks):
             starts[stage, : len(forwards)] = [stream.starts[forward] for forward in forwards]
         tokens = np.stack([self._ids[:, start : start + stream.rows] for start in starts[0]], axis=1)
-        tick = self._placement.put(Tick(tokens, starts, np.asarray(list(map(len, chunks)), np.int32)))
+        work: Any = tokens, starts, np.asarray([len(forwards) for forwards in chunks], np.int32)
+        tick = self._placement.put(Tick(*work))
         with self._placement.in_use():
             given = self._model.params, tick, self._flow, self._cache
             result = self._placement.settle(self._programs.run(self._forward, *given, name="prefill"))

@@ -69,7 +69,7 @@ def _shapes(count: int, stages: int = 1) -> list[MeshSpec]:
     """All meshes of at most `count` devices in powers of two, and those of all devices along one axis; with at most so
     many stages."""
     sizes = [2**power for power in range(count.bit_length()) if 2**power <= count]
-    meshes = [MeshSpec(*each, stage) for *each, stage in product(sizes, repeat=4) if stage <= stages]
+    meshes = [MeshSpec(*each) for each in product(sizes, sizes, sizes, [size for size in sizes if size <= stages])]
     alone = [MeshSpec(data=count), MeshSpec(model=count), MeshSpec(context=count), MeshSpec(stage=stages)]
     return [spec for spec in meshes if spec.devices <= count] + alone
 

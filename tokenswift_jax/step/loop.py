@@ -155,6 +155,7 @@ def compiled(kind: str, graph: nnx.GraphDef | None, *static: Any) -> Callable:
     if kind == "accepted rows":
         return jax.jit(functools.partial(accepted_rows, graph, *static))
     if kind == "tick":
+        assert graph is not None
         return jax.jit(functools.partial(run_tick, graph), donate_argnums=(2, 3))
     if kind in ("prefill", "causal"):
         function = prefill_chunk if kind == "prefill" else causal_chunk
