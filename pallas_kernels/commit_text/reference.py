@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -10,15 +12,20 @@ from pallas_kernels.commit_text.rows import Committed, Ends, Text, TreeRows, Wal
 WORD = 32  # token ids per word of a token set
 
 
-def commit_text(tree: TreeRows, text: Text, ends: Ends, depth: int) -> Committed:
-    """As `pallas_kernels.commit_text.commit_text`."""
+def commit_text(
+    tree: TreeRows, text: Text, ends: Ends, depth: int, advance: Callable[..., jax.Array] | None = None
+) -> Committed:
+    """As `pallas_kernels.commit_text.commit_text`.
+
+    advance: in place of `newest_positions`; None: that.
+    """
     won = walk(tree, depth) if tree.tokens.shape[1] > 1 else _root_walk(tree.draws)
     count, finish = cut(won, jnp.take_along_axis(tree.broken, won.path, axis=1), text, ends)
     before, after = text.length, text.length + count
     # Tokens past `count` are scratch, like the cache's slots past the committed ones.
     tokens = write_at(text.tokens, won.emitted, before + 1)
     last = jnp.take_along_axis(won.path, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
-    last_positions = advance(text.last_positions, tokens, before + 1, after + 1, depth + 1)
+    last_positions = (advance or newest_positions)(text.last_positions, tokens, before + 1, after + 1, depth + 1)
     return Committed(won, count, last, Text(tokens, after, finish, last_positions))
 
 
@@ -62,12 +69,15 @@ def contains(sets: jax.Array, tokens: jax.Array) -> jax.Array:
     return (word >> (tokens % WORD).astype(jnp.uint32)) & jnp.uint32(1) != 0
 
 
-def advance(last: jax.Array, tokens: jax.Array, before: jax.Array, after: jax.Array, most: int) -> jax.Array:
+def newest_positions(
+    last: jax.Array, tokens: jax.Array, before: jax.Array, after: jax.Array, most: int, first: int | jax.Array = 0
+) -> jax.Array:
     """`Text.last_positions` after texts grew from lengths `before` to `after` (int32 [batch], in tokens), by `most`
-    tokens at most."""
+    tokens at most; `last` has the columns of the ids from `first` on."""
     positions = before[:, None] + jnp.arange(most, dtype=jnp.int32)[None, :]
-    new = jnp.take_along_axis(tokens, positions, axis=1, mode="clip")
-    new = jnp.where(positions < after[:, None], new, last.shape[1])
+    new = jnp.take_along_axis(tokens, positions, axis=1, mode="clip") - first
+    # Without the lower bound, JAX takes a negative index for one from the end.
+    new = jnp.where((positions < after[:, None]) & (new >= 0), new, last.shape[1])
     rows = jnp.arange(last.shape[0], dtype=jnp.int32)[:, None]
     return last.at[rows, new].max(positions, mode="drop")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.commit_text.reference import advance
+from pallas_kernels.commit_text.reference import newest_positions
 from tokenswift_jax.sample.penalty import last_positions, row_penalised, text_penalised
 
 VOCAB, CAPACITY, BATCH = 7, 24, 2
@@ -15,7 +15,7 @@ WHOLE_TEXT = 2**31 - 1
 WINDOWS = st.sampled_from([1, 2, 3, 5, 10, CAPACITY, WHOLE_TEXT])
 
 last_of = jax.jit(last_positions, static_argnums=2)
-grown = jax.jit(advance, static_argnums=4)
+grown = jax.jit(newest_positions, static_argnums=4)
 rows_of = jax.jit(row_penalised)
 text_of = jax.jit(text_penalised)
 
@@ -143,7 +143,7 @@ def test_advance_in_a_while_loop():
 
     def body(state):
         last, length = state
-        return advance(last, tokens, length, length + 2, 3), length + 2
+        return newest_positions(last, tokens, length, length + 2, 3), length + 2
 
     start = (last_of(tokens, _int32([2, 5]), VOCAB), _int32([2, 5]))
     last, length = jax.jit(lambda s: jax.lax.while_loop(lambda s: s[1][0] < 12, body, s))(start)

@@ -12,6 +12,7 @@ from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.forward import Rows
 from tokenswift_jax.parallel.residual import whole
 from tokenswift_jax.parallel.rules import one_device
+from tokenswift_jax.parallel.vocabulary import newest_positions
 from tokenswift_jax.speculate.acceptance import Acceptance
 from tokenswift_jax.speculate.drafter import CommittedText, Outcome
 from tokenswift_jax.speculate.plan import Plan
@@ -94,5 +95,7 @@ def _committed_text(
     text = Text(state.tokens, state.length, state.finish, state.last_positions)
     # Without `whole`, XLA splits the set with the vocabulary on a mesh, and sums what each device finds in its part.
     ends = Ends(settings.stop_length, whole(settings.eos), _REASONS)
-    end_iteration = commit_text if one_device() else reference.commit_text
-    return end_iteration(tree_rows(tree, draws, broken), text, ends, plan.depth)
+    rows = tree_rows(tree, draws, broken)
+    if one_device():
+        return commit_text(rows, text, ends, plan.depth)
+    return reference.commit_text(rows, text, ends, plan.depth, newest_positions)

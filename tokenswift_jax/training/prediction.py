@@ -24,12 +24,12 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from pallas_kernels.commit_text.reference import advance
 from tokenswift_jax.api import generate
 from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import BLOCK, empty_cache
 from tokenswift_jax.model import Model
+from tokenswift_jax.parallel.vocabulary import newest_positions
 from tokenswift_jax.request import batch_of
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.features import SamplingFeatures, features_of
@@ -121,7 +121,7 @@ class Replay:
         self.ends = jnp.asarray([len(text) for text in texts], jnp.int32)
         self.features = features_of(sampling)
         requests = batch_of(continuations.prompts, sampling, max_new_tokens=0)
-        settings = sequence_params(requests, model.config.vocab_size)
+        settings = sequence_params(requests, model.config.padded_vocab)
         self.inputs = StepInputs(model.params, replace(settings, stop_length=self.ends))
         self._model = model
 
@@ -191,7 +191,7 @@ def _program(graph: nnx.GraphDef, plan: Plan, partial: bool) -> Callable:
             length, last_positions, own, histogram = carry
             noise = None
             if plan.features >= SamplingFeatures.SAMPLED:
-                noise = gumbel_noise(settings.keys, length[:, None] + ahead, config.vocab_size)
+                noise = gumbel_noise(settings.keys, length[:, None] + ahead, config.padded_vocab)
             shared = noise if plan.shared_noise else None
             ranking = DraftSampler(length + 1, last_positions, shared, settings, plan.features)
             root = take(tokens, length[:, None])[:, 0]
@@ -205,11 +205,11 @@ def _program(graph: nnx.GraphDef, plan: Plan, partial: bool) -> Callable:
             accepted = jnp.where(count > 0, count - 1, jnp.int32(plan.depth + 1))
             histogram = histogram.at[accepted].add(1, mode="drop")
             after = length + count
-            last_positions = advance(last_positions, tokens, length + 1, after + 1, plan.depth + 1)
+            last_positions = newest_positions(last_positions, tokens, length + 1, after + 1, plan.depth + 1)
             own = drafter.observe(own, Outcome(committed(after), length, cache.stacks, plan.tree, tree, won))
             return after, last_positions, own, histogram
 
-        last_positions = penalty.last_positions(tokens, start + 1, config.vocab_size)
+        last_positions = penalty.last_positions(tokens, start + 1, config.padded_vocab)
         sizes = StateSizes(config, tokens.shape[1], hidden.dtype)
         own = tuple(part.catch_up(part.empty(sizes, batch), committed(start)) for part in drafter.parts)
         with exact_products(hidden.dtype):
