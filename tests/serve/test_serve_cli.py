@@ -27,6 +27,7 @@ def test_the_name_of_a_model(tmp_path):
         (["--api-key", "a b"], "an API key has characters that no header holds"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--state-dir", "/proc/nowhere"], "--state-dir /proc/nowhere/runs cannot be used"),
+        (["--mesh", "model=2"], "argument --mesh: a server uses one device, so it has no mesh model=2; start a server"),
         (["--sing"], "unrecognized arguments: --sing; serve --help lists the flags"),
     ],
 )

@@ -199,6 +199,16 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _one_device(given: str) -> str:
+    """Refuses a mesh, as `generate` has them."""
+    if given != "1":
+        raise argparse.ArgumentTypeError(
+            f"a server uses one device, so it has no mesh {given}; start a server for each device, or write the texts "
+            "with generate --mesh"
+        )
+    return given
+
+
 def _parser(program: str) -> Parser:
     parser = Parser(prog=program, allow_abbrev=False, description="Serves a checkpoint behind OpenAI's interface.")
     add = parser.add_argument
@@ -237,5 +247,6 @@ def _parser(program: str) -> Parser:
     add("--mode", choices=MODES, help="how to draft; no text depends on it (default: auto)")
     add("--node-budget", type=whole(1), metavar="N", help="drafted tokens verified per iteration")
     add("--ngram-k", type=whole(0), metavar="N", help="n-gram chains per key; 0 switches them off")
+    add("--mesh", type=_one_device, help=argparse.SUPPRESS)
     add("--metrics-prefix", choices=("tokenswift", "vllm"), default="tokenswift", help="before the names of metrics")
     return parser
