@@ -1,10 +1,11 @@
 """Token equality over meshes: one text for each way to decode on each mesh, compared with the text of one device.
 
 python scripts/mesh_equality.py [--model smollm2] [--tokens 64] [--meshes 1 model=2 ...] [--runs fused selfspec ...]
+python scripts/mesh_equality.py --dtype float64 --tokens 1024      # long texts: rounding is 1e9 times as far from a tie
 
-On a CPU it makes 8 virtual devices. It prints a table: for each run and each kind of sampling the smallest lead of a
-draw over the runner-up, in processed logits on one device, and for each mesh whether all rows have the tokens of one
-device. It exits with status 1 if any row differs.
+On a CPU it makes 8 virtual devices. It prints a table: for each text the smallest lead of a draw over the runner-up, in
+processed logits on one device, and for each mesh whether the text has the tokens of one device, or the first token that
+differs with the lead of that draw. It exits with status 1 if any text differs.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ PROMPTS = ("It was late in the autumn, and the road", "In the morning the old wo
 
 def main() -> int:
     """Runs the matrix; 0 if all texts are those of one device."""
+    import jax
+
     import tokenswift_jax as ts
-    from tokenswift_jax.audit.lead import smallest_lead
+    from tokenswift_jax.audit.lead import leads_of
     from tokenswift_jax.request import batch_of
 
     runs = {
@@ -42,28 +45,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="token equality over meshes")
     parser.add_argument("--model", help="default: the bundled demo")
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--meshes", nargs="+", default=MESHES)
     parser.add_argument("--runs", nargs="+", default=list(runs), choices=runs)
     options = parser.parse_args()
 
+    jax.config.update("jax_enable_x64", options.dtype == "float64")
     texts, leads = {}, {}
     for mesh in dict.fromkeys(("1", *options.meshes)):
-        model = ts.load(options.model, "float32", mesh=mesh)
+        model = ts.load(options.model, options.dtype, mesh=mesh)
         prompts = [model.tokenizer(prompt).input_ids for prompt in PROMPTS]
         for run in options.runs:
             for name, sampling in samplings.items():
                 limits = {"max_new_tokens": options.tokens, "ignore_eos": True}
                 results = ts.generate(model, prompts, sampling, runs[run], **limits)
-                texts[run, name, mesh] = [result.token_ids for result in results]
-                if mesh == "1":
-                    requests = batch_of(prompts, sampling, max_new_tokens=options.tokens)
-                    pairs = zip(requests, texts[run, name, mesh], strict=True)
-                    leads[run, name] = min(smallest_lead(model, *pair) for pair in pairs)
-    print(f"{'run':16}{'sampling':14}{'least lead':12}" + "".join(f"{mesh:18}" for mesh in options.meshes))
-    for (run, name), lead in leads.items():
-        same = {mesh: texts[run, name, mesh] == texts[run, name, "1"] for mesh in options.meshes}
-        print(f"{run:16}{name:14}{lead:<12.2g}" + "".join(f"{'same' if same[m] else 'DIFFERENT':18}" for m in same))
-    return int(any(found != texts[run, name, "1"] for (run, name, _), found in texts.items()))
+                requests = batch_of(prompts, sampling, max_new_tokens=options.tokens)
+                for number, (request, result) in enumerate(zip(requests, results, strict=True)):
+                    texts[run, name, number, mesh] = result.token_ids
+                    if mesh == "1":
+                        leads[run, name, number] = leads_of(model, request, result.token_ids)
+    print(f"{'run':16}{'sampling':14}{'text':6}{'least lead':12}" + "".join(f"{mesh:18}" for mesh in options.meshes))
+    for (run, name, number), lead in leads.items():
+        cells = []
+        for mesh in options.meshes:
+            pairs = zip(texts[run, name, number, mesh], texts[run, name, number, "1"], strict=True)
+            at = next((place for place, (one, other) in enumerate(pairs) if one != other), None)
+            cells.append("same" if at is None else f"at {at}: {lead[at]:.1g}")
+        print(f"{run:16}{name:14}{number:<6}{lead.min():<12.2g}" + "".join(f"{cell:18}" for cell in cells))
+    return int(any(found != texts[*key, "1"] for (*key, _), found in texts.items()))
 
 
 if __name__ == "__main__":

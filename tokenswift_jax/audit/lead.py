@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
 
-def smallest_lead(model: Model, request: Request, token_ids: Sequence[int]) -> float:
-    """The smallest difference between the two highest scores + noise of a text's draws, in processed logits.
+def leads_of(model: Model, request: Request, token_ids: Sequence[int]) -> np.ndarray:
+    """The difference between the two highest scores + noise of each draw of a text, in processed logits, [tokens].
 
-    Two computations of the text agree where their scores differ by less than half of it.
+    Two computations of a draw agree where their scores differ by less than half of it.
     """
     text, first = [*request.prompt_ids, *token_ids], len(request.prompt_ids)
-    features, vocab = features_of(request.sampling), model.config.vocab_size
+    features, vocab = features_of(request.sampling), model.config.padded_vocab
     program, settings = _program(model.graphdef, features), sequence_params([request], vocab)
     tokens = jnp.asarray(padded([text], round_up(len(text), ROWS) + 1))
     leads = []
@@ -41,7 +41,7 @@ def smallest_lead(model: Model, request: Request, token_ids: Sequence[int]) -> f
             found = program(model.params, hidden, tokens, jnp.int32(start), jnp.int32(first), settings)
         drawn = start + 1 + np.arange(ROWS)
         leads.append(np.asarray(found)[(drawn >= first) & (drawn < len(text))])
-    return float(np.concatenate(leads).min())
+    return np.concatenate(leads)
 
 
 @functools.cache
