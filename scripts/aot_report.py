@@ -22,9 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # a checkout runs where it is not installed
 
-from page import fill_file, table  # noqa: E402
-
 from tokenswift_jax.hardware import ptx, targets  # noqa: E402
+from tokenswift_jax.hardware.page import fill_file, table  # noqa: E402
 
 MODELS = ("Llama-3.1-8B", "Qwen2.5-1.5B", "Qwen2.5-7B", "Qwen2.5-14B", "Yarn-Llama-2-7B")
 STEPS = ("plain", "verify-16", "verify-16-topkp", "verify-64", "draft", "partial-16", "prefill")

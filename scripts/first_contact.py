@@ -95,7 +95,8 @@ def _report(arguments: argparse.Namespace) -> int:
     print(f"{arguments.output / 'report.json'}: all rows")
     if arguments.table is not None:
         from contact.report import as_table
-        from page import fill_file
+
+        from tokenswift_jax.hardware.page import fill_file
 
         rows = json.loads((arguments.output / "report.json").read_text(encoding="utf-8"))
         fill_file(arguments.table, "contact", as_table(rows))

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from page import fill, table
+from tokenswift_jax.hardware.page import fill, table
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "tokenswift_jax" / "demo_model"

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from page import table
-
 from contact.plans import PLANS
 from tokenswift_jax.hardware.goals import goals
+from tokenswift_jax.hardware.page import table
 from tokenswift_jax.hardware.replay import replayed
 from tokenswift_jax.hardware.summary import goal_line, trouble, verdict
 

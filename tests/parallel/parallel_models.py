@@ -27,7 +27,7 @@ def model_of(kv_heads=8, join=False, stack=False, windows=None):
     config = model_config(
         {
             "model_type": "qwen2",  # its projections have biases
-            "vocab_size": 64,
+            "vocab_size": 512,  # so many that devices could share the words of a set of ids
             "hidden_size": 32,
             "intermediate_size": 48,
             "num_hidden_layers": 2,

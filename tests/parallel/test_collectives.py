@@ -7,10 +7,10 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import pytest
-from collectives import in_loop
 from parallel_models import CAPACITY, FEW, first_call, model_of
 
 from tokenswift_jax import SamplingConfig
+from tokenswift_jax.hardware.collectives import collectives_of
 from tokenswift_jax.kv.context_cache import full_cache
 from tokenswift_jax.kv.cyclic import Cyclic
 from tokenswift_jax.parallel.mesh import make_mesh
@@ -21,6 +21,11 @@ from tokenswift_jax.step.loop import run_chunk
 DEVICES = 8
 
 
+def in_loop(text):
+    """How often an iteration runs each kind of collective with so many bytes."""
+    return sum((Counter({(each.kind, each.bytes): each.count}) for each in collectives_of(text)), Counter())
+
+
 @pytest.mark.parametrize("schedule", ["autoregressive", "fused", "partial"])
 def test_a_step_sums_twice_a_layer_and_gathers_no_logits(schedule):
     graph, plan, inputs, state = first_call(schedule)
@@ -28,7 +33,7 @@ def test_a_step_sums_twice_a_layer_and_gathers_no_logits(schedule):
     with jax.set_mesh(mesh):
         placed = jax.device_put((inputs, state), shardings(mesh, (inputs, state)))
         run = jax.jit(lambda i, s: run_chunk(graph, plan, FEW, i, s, jnp.int32(FEW)))
-        found = Counter(in_loop(run.lower(*placed).compile().as_text()))
+        found = in_loop(run.lower(*placed).compile().as_text())
 
     def forward(rows):
         """Two sums a layer and one for the embeddings, float32."""
@@ -57,7 +62,7 @@ def test_a_greedy_step_needs_one_merge():
     with jax.set_mesh(mesh):
         placed = jax.device_put((inputs, state), shardings(mesh, (inputs, state)))
         run = jax.jit(lambda i, s: run_chunk(graph, plan, FEW, i, s, jnp.int32(FEW)))
-        found = Counter(in_loop(run.lower(*placed).compile().as_text()))
+        found = in_loop(run.lower(*placed).compile().as_text())
     assert found == {("all-reduce", 128): 5, ("all-gather", 16): 1}
 
 
@@ -78,8 +83,9 @@ def test_under_context_a_layer_gathers_once():
     for rows in (plan.rows, 1):  # the target over the tree, the root over the draft cache
         expected["all-reduce", 4 * rows * config.hidden_size] += config.num_layers
     expected["all-gather", 4 * config.hidden_size] += config.num_draft_heads
-    expected["all-gather", 2 * config.num_kv_heads * selected * 8] += 1  # of each a score and a position, 4 bytes each
-    expected["all-reduce", 2 * config.num_kv_heads * 24 * config.head_dim * 4] += 1  # keys and values, sinks included
-    assert Counter(in_loop(text)) == expected
+    # The selection loops over the layers: a score and a position, 4 bytes each, then keys and values, sinks included.
+    expected["all-gather", 2 * config.num_kv_heads * selected * 8] += config.num_layers
+    expected["all-reduce", 2 * config.num_kv_heads * 24 * config.head_dim * 4] += config.num_layers
+    assert in_loop(text) == expected
     slots = full_cache(config, 1, CAPACITY, jnp.dtype(jnp.float32), None, Cyclic(2)).keys.shape[4]
     assert not re.findall(rf"f32\[\S*{slots},{config.head_dim}\]\S* copy\(", text), "XLA copies the cache"

@@ -10,8 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
 from pallas_kernels.gpus import A100, H200
 from pallas_kernels.implementation import compiling_for
@@ -23,7 +22,8 @@ from tokenswift_jax.hardware.targets import TARGETS, Target, devices
 from tokenswift_jax.hardware.traffic import iteration_bytes, moved_bytes
 from tokenswift_jax.kv.dense import cache_bytes
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.parallel.mesh_spec import MODEL
+from tokenswift_jax.parallel.mesh import mesh_over
+from tokenswift_jax.parallel.mesh_spec import MeshSpec
 from tokenswift_jax.parallel.rules import shardings
 
 LENGTHS = (4096, 16384, 65536, 126976)
@@ -71,17 +71,16 @@ def aot_row(
     target, config = TARGETS[name], shapes.config_of(model, layers)
     full_config = max(config, shapes.config_of(model), key=lambda each: each.num_layers)
     count = devices_needed(target, full_config, capacity)
-    wanted = _step(target, step, config, capacity)
+    wanted, mesh = step_for(target, step, config, capacity), mesh_over(devices(target), MeshSpec(model=count))
     for old in (path for path in dumped.iterdir() if path.is_file()):
         old.unlink()
     begun = time.perf_counter(), time.process_time()
-    compiled = compile_step(target, wanted, count, options)
+    compiled = compile_step(target, wanted, mesh, options)
     seconds, of_cores = time.perf_counter() - begun[0], time.process_time() - begun[1]
     memory = compiled.memory_analysis()
     cache = cache_bytes(config, 1, capacity, DTYPE) // count
     full_cache_bytes = cache_bytes(full_config, 1, capacity, DTYPE) // count
-    full = _step(target, step, full_config, capacity)
-    arguments = argument_bytes(target, full, count)
+    arguments = argument_bytes(step_for(target, step, full_config, capacity), mesh)
     text = compiled.as_text()
     made = large_arrays(text, cache // (2 * config.num_layers))
     # Copies also of weights, tables and draft caches, which are smaller than a layer's cache.
@@ -133,10 +132,12 @@ def aot_row(
     return row
 
 
-def _step(target: Target, name: str, config: ModelConfig, capacity: int) -> steps.Step:
-    """The step with the arguments that it has on the target: a CPU's caches contain more."""
+def step_for(target: Target, name: str, config: ModelConfig, capacity: int, **more: Any) -> steps.Step:
+    """The step with the arguments that it has on the target: a CPU's caches contain more. `more` as in
+    `steps.step_named`."""
+    options: dict[str, Any] = {"join": target.kind == "gpu"} | more
     with compiling_for(target.kind, gpu=_GPUS.get(target)):
-        return steps.step_named(name, config, capacity, DTYPE, join=target.kind == "gpu")
+        return steps.step_named(name, config, capacity, DTYPE, **options)
 
 
 def few_launches(model: str, step: str, layers: int, launches: dict[str, int] | None) -> bool:
@@ -150,16 +151,14 @@ def few_launches(model: str, step: str, layers: int, launches: dict[str, int] | 
     return launches["nodes"] <= most and launches["graphs"] == launches["waits"] == 0
 
 
-def argument_bytes(target: Target, step: steps.Step, count: int) -> int:
-    """Bytes of a step's arguments on one of `count` devices."""
-    mesh = _mesh(target, count)
+def argument_bytes(step: steps.Step, mesh: Mesh) -> int:
+    """Bytes of a step's arguments on one device of a mesh."""
     parts = zip(jax.tree.leaves(step.arguments), jax.tree.leaves(shardings(mesh, step.arguments)), strict=True)
     return sum(prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, where in parts)
 
 
-def compile_step(target: Target, step: steps.Step, count: int, options: dict[str, Any]) -> Any:
-    """The step, compiled with XLA's `options` and split over `count` of the target's devices."""
-    mesh = _mesh(target, count)
+def compile_step(target: Target, step: steps.Step, mesh: Mesh, options: dict[str, Any]) -> Any:
+    """The step, compiled with XLA's `options` and split over a mesh of the target's devices."""
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         step.arguments,
@@ -168,10 +167,6 @@ def compile_step(target: Target, step: steps.Step, count: int, options: dict[str
     gpu = _GPUS.get(target)
     with compiling_for(target.kind, gpu=gpu), jax.set_mesh(mesh):
         return step.function.lower(*placed).compile(compiler_options=options)
-
-
-def _mesh(target: Target, count: int) -> Mesh:
-    return Mesh(np.array(devices(target)[:count]), (MODEL,), axis_types=(AxisType.Auto,))
 
 
 def devices_needed(target: Target, config: ModelConfig, capacity: int) -> int:

@@ -107,3 +107,17 @@ def branches_of(conditional: str) -> list[str]:
     if several:
         return re.findall(r"%?([\w.\-]+)", several[1])
     return [re.findall(rf"\b{which}_computation=%?([\w.\-]+)", conditional)[0] for which in ("false", "true")]
+
+
+def turns_of(loop: Operation, computations: dict[str, Computation]) -> int | None:
+    """How often a loop turns; None where XLA does not know."""
+    known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
+    if known:
+        return int(known[1])
+    # XLA for TPU writes no such attribute. JAX's loops of constant length count from zero to a constant.
+    condition = computations[loop.called("condition")]
+    last = root(condition)
+    if last.does != "compare" or "direction=LT" not in last.rest:
+        return None
+    limit = condition[last.operands[1]]
+    return int(limit.rest.split(")")[0]) if limit.does == "constant" else None

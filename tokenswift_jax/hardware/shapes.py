@@ -96,12 +96,19 @@ _MODELS: dict[str, dict[str, Any]] = {
     },
 }
 NAMES = tuple(_MODELS)
+# Models that need several devices at most lengths.
+_LARGE: dict[str, dict[str, Any]] = {
+    "Qwen2.5-32B": _MODELS["Qwen2.5-14B"] | {"intermediate_size": 27648, "num_hidden_layers": 64},
+    "Llama-3.1-70B": _MODELS["Llama-3.1-8B"]
+    | {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64},
+}
+LARGE = tuple(_LARGE)
 DRAFT_HEADS = 3
 
 
 def config_of(name: str, layers: int | None = None) -> ModelConfig:
     """The configuration of a model with three of the paper's draft heads; `layers` of it, None for all."""
-    fields = dict(_MODELS[name])
+    fields = dict((_MODELS | _LARGE)[name])
     if layers is not None:
         fields["num_hidden_layers"] = layers
     return dataclasses.replace(model_config(fields), num_draft_heads=DRAFT_HEADS, draft_head_type="chained")

@@ -14,7 +14,9 @@ from flax import nnx
 from tokenswift_jax.engine.engine import CHUNK_TOKENS
 from tokenswift_jax.engine.layout import Layout
 from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
-from tokenswift_jax.kv.dense import FullCache, empty_cache
+from tokenswift_jax.kv.context_cache import full_cache
+from tokenswift_jax.kv.cyclic import Cyclic
+from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.joined import joined
@@ -59,9 +61,10 @@ class Step:
     plan: Plan | None
 
 
-def decoder_shapes(config: ModelConfig, dtype: Any, join: bool) -> tuple[Any, Any]:
-    """Graph and shapes of the parameters; `join` as decoding on a GPU has them; a deep decoder has its stack."""
-    groups = groups_for(config)
+def decoder_shapes(config: ModelConfig, dtype: Any, join: bool, stack: bool = True) -> tuple[Any, Any]:
+    """Graph and shapes of the parameters; `join` as decoding on one GPU has them; with `stack`, a deep decoder has its
+    stack, as on one device."""
+    groups = groups_for(config) if stack else None
 
     def make() -> Decoder:
         decoder = Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0))
@@ -80,18 +83,20 @@ def step_named(
     *,
     join: bool = False,
     one_pass: bool = True,
+    stack: bool = True,
+    cyclic: Cyclic | None = None,
 ) -> Step:
-    """A step of a model with a cache of `capacity` slots; `join` as in `decoder_shapes`, `one_pass` as in `Plan` where
-    the plan allows it.
+    """A step of a model with a cache of `capacity` slots; `join` and `stack` as in `decoder_shapes`, `one_pass` as in
+    `Plan` where the plan allows it, `cyclic` as in `Layout`.
 
     `plain` is a token of `autoregressive`; `verify-N` an iteration of `fused` with N rows, drafting by heads and commit
     included, `verify-N-topkp` one whose draws have top-k and top-p; `partial-16` an iteration of `partial`; `draft` its
     drafting alone; `prefill` a chunk of a prompt.
     """
-    graph, params = decoder_shapes(config, dtype, join)
+    graph, params = decoder_shapes(config, dtype, join, stack)
     if name == "prefill":
         shape = jax.ShapeDtypeStruct
-        cache = jax.eval_shape(lambda: empty_cache(config, batch, capacity, jnp.dtype(dtype)))
+        cache = jax.eval_shape(lambda: full_cache(config, batch, capacity, jnp.dtype(dtype), None, cyclic))
         arguments = (params, shape((batch, ACCELERATOR_ROWS), jnp.int32), shape((), jnp.int32), cache)
         return Step(
             name,
@@ -102,7 +107,7 @@ def step_named(
         )
     plan = plan_named(name, config)
     plan = replace(plan, one_pass=plan.one_pass and one_pass)
-    inputs, state = jax.eval_shape(lambda p: first_call(plan, p, jnp.dtype(dtype), batch, capacity), params)
+    inputs, state = jax.eval_shape(lambda p: first_call(plan, p, jnp.dtype(dtype), batch, capacity, cyclic), params)
     if name == "draft":
         function = jax.jit(functools.partial(draft_alone, graph, plan), donate_argnums=1)
         return Step(name, function, (inputs, state), 1, plan)
@@ -132,9 +137,11 @@ def _sampling(name: str) -> SamplingConfig:
     return TOP_SAMPLING if name.endswith("-topkp") else SAMPLING
 
 
-def first_call(plan: Plan, params: Any, dtype: Any, batch: int, capacity: int) -> tuple[StepInputs, DecodeState]:
+def first_call(
+    plan: Plan, params: Any, dtype: Any, batch: int, capacity: int, cyclic: Cyclic | None = None
+) -> tuple[StepInputs, DecodeState]:
     """The arguments of the first iteration after an empty prompt."""
-    config, layout = plan.config, Layout.of(plan.config, dtype, capacity, plan.features, [plan])
+    config, layout = plan.config, Layout.of(plan.config, dtype, capacity, plan.features, [plan], cyclic=cyclic)
     tokens = jnp.zeros((batch, capacity), jnp.int32)
     state = layout.state(tokens, jnp.ones((batch,), jnp.int32), layout.cache(batch, capacity))
     chosen = TOP_SAMPLING if plan.features == SamplingFeatures.FILTERED else SAMPLING

@@ -7,7 +7,6 @@ Our own kernels do not count: their reads depend on the text's length, and the r
 
 from __future__ import annotations
 
-import re
 from itertools import islice
 
 from tokenswift_jax.hardware.program_text import (
@@ -21,6 +20,7 @@ from tokenswift_jax.hardware.program_text import (
     parsed,
     results,
     root,
+    turns_of,
 )
 
 _MOVE_NOTHING = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "iota"}
@@ -54,7 +54,7 @@ class _Program:
         if does == "while":
             # The loop over iterations counts once. A loop inside an iteration with an unknown number of turns runs
             # seldom: a selection of the draft cache, a row that its few highest scores do not decide.
-            turns = self._turns(operation)
+            turns = turns_of(operation, self.computations)
             turns = int(outermost) if turns is None else turns
             return turns * self.moved(operation.called("body"), False)
         if does == "conditional":
@@ -68,19 +68,6 @@ class _Program:
         if does == "fusion":
             return self._of_fusion(operation, operations)
         return _alone(operation, operations)
-
-    def _turns(self, loop: Operation) -> int | None:
-        """How often a loop turns; None where XLA does not know."""
-        known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
-        if known:
-            return int(known[1])
-        # XLA for TPU writes no such attribute. JAX's loops of constant length count from zero to a constant.
-        condition = self.computations[loop.called("condition")]
-        last = root(condition)
-        if last.does != "compare" or "direction=LT" not in last.rest:
-            return None
-        limit = condition[last.operands[1]]
-        return int(limit.rest.split(")")[0]) if limit.does == "constant" else None
 
     def _of_fusion(self, fusion: Operation, operations: Computation) -> float:
         inside = self.computations[fusion.called("calls")]

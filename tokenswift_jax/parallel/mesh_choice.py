@@ -7,13 +7,9 @@ from itertools import product
 import jax
 
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.parallel.device_rates import rates_of
 from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshSpec
+from tokenswift_jax.parallel.step_time import Collective, mesh_rates_of, step_time
 
-_UNKNOWN_BANDWIDTH = 1e12  # bytes a second of a device's memory
-# Seconds of one small sum across devices. GPU: 18 to 29 us, from gpt-fast's times of Llama-2-7B on 2 to 8 A100s
-# (pytorch-labs/gpt-fast, README). TPU: a few hops of 1 us each over a ring (jax-ml.github.io/scaling-book).
-_SUM_SECONDS = {"gpu": 20e-6, "tpu": 8e-6}
 _ROOM = 0.85  # share of a device's memory that weights and cache may take
 
 
@@ -31,8 +27,7 @@ def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[Me
         return MeshSpec(), (f"mesh auto: 1, since there is one device ({kind})",)
     if platform == "cpu":
         return MeshSpec(), (f"mesh auto: 1, since the {count} virtual devices share one CPU and its memory",)
-    rates = rates_of(kind)
-    bandwidth = _UNKNOWN_BANDWIDTH if rates is None else rates.bandwidth
+    rates = mesh_rates_of(kind, platform)
     memory = (devices[0].memory_stats() or {}).get("bytes_limit")
     tables, attention, inner = _weight_bytes(config, itemsize)
     row = _row_bytes(config, itemsize, asked.length)
@@ -41,14 +36,10 @@ def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[Me
         rows, copies = -(-asked.rows // spec.data), -(-spec.model // config.num_kv_heads)
         of_layers = attention / spec.model + (inner + rows * row * copies) / (spec.model * spec.context)
         of_stage = of_layers * -(-config.num_layers // spec.stage) / config.num_layers
-        # Two sums a layer; along `context` alone one, and a gather in any case. A gather a stage, and one of the draws.
-        sums = (0 if spec.model == 1 else config.num_layers + 2) + (0 if spec.context == 1 else config.num_layers)
-        sums += config.num_layers if spec.model * spec.context > 1 else 0
-        sums += 0 if spec.stage == 1 else spec.stage + 1
         stored = tables / spec.model + of_stage
         fits = memory is None or stored <= _ROOM * memory
         read = tables / spec.model + of_stage * spec.stage  # one stage after the other
-        seconds = read / bandwidth + sums * _SUM_SECONDS.get(platform, 20e-6)
+        seconds = step_time(rates, read, plain_collectives(config, itemsize, spec)).total
         # Of meshes that are equally fast, the one with the fewest devices.
         return not fits, seconds, spec.devices, spec.data, spec.model, spec.context, spec.stage, stored
 
@@ -63,6 +54,24 @@ def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[Me
         f"a device, {1e3 * seconds:.2f} ms a step by memory and sums"
     )
     return spec, (reason + (", more than a device has" if misfit else ""),)
+
+
+def plain_collectives(config: ModelConfig, itemsize: int, spec: MeshSpec) -> list[Collective]:
+    """The collectives of a plain step of one text: those of attention, of the embeddings and of the draw, of the MLPs,
+    the results that the devices along `context` merge, and those of each stage.
+
+    `tests/parallel/test_collectives.py` counts them in compiled programs.
+    """
+    layers, row = config.num_layers, itemsize * config.hidden_size
+    shared, merged = spec.model * spec.context, 4 * config.num_heads * (config.head_dim + 1)
+    found = [
+        Collective("all-reduce", row, spec.model, layers + 1),
+        Collective("all-gather", 8 * spec.model, spec.model, 1),
+        Collective("all-reduce", row, shared, layers),
+        Collective("all-gather", spec.context * merged // spec.model, spec.context, layers),
+        Collective("all-gather", spec.stage * row, spec.stage, spec.stage + 1),
+    ]
+    return [each for each in found if each.devices > 1]
 
 
 def _shapes(count: int, stages: int = 1) -> list[MeshSpec]:
