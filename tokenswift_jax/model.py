@@ -86,6 +86,7 @@ def load(
     report: Report = silent,
     mesh: MeshArgument = None,
     pipeline_depth: int | None = None,
+    length: int | None = None,
 ) -> Model:
     """Loads a checkpoint, the bundled demo by default.
 
@@ -102,6 +103,8 @@ def load(
         full cache; those along `data` share the rows of a batch; those along `stage` have different layers.
       pipeline_depth: the chunks in which a prompt goes through the stages of the mesh, at least two for each; None: 8
         for each.
+      length: positions of a text to expect, whose cache has to fit a mesh beside the weights: else there is an error
+        before loading. None: unknown.
 
     Raises:
       UserError: the checkpoint or the mesh cannot be used; the message says why.
@@ -122,7 +125,7 @@ def load(
     devices = make_mesh(spec)
     if devices is None and chosen == jnp.float32:
         cpu.load_ahead()
-    config, graphdef, params = checkpoint.load_decoder(opened, chosen, mesh=devices, report=report)
+    config, graphdef, params = checkpoint.load_decoder(opened, chosen, mesh=devices, report=report, length=length)
     tokenizer = checkpoint.load_tokenizer(folder)
     generation_config = checkpoint.load_generation_config(folder)
     warn_of_unknown(generation_config)

@@ -106,7 +106,7 @@ def _logits(model: Model, texts: Sequence[Prompt], *, heads: bool) -> np.ndarray
             logits = np.asarray(project(model.params, hidden, following))
         for row, text in enumerate(rows):
             taken = max(min(len(text) - start, logits.shape[1]), 0)
-            result[row, start : start + taken] = logits[row, :taken]
+            result[row, start : start + taken] = logits[row, :taken, ..., : model.config.vocab_size]
     if sequential:
         for row, text in enumerate(rows):
             for head in range(1, count + 1):

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 import tokenswift_jax as ts
 from tests.tiny import tiny_config
 from tokenswift_jax.engine import capacity
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.parallel import device_memory
 from tokenswift_jax.parallel.fit import ZEROS, fit
 from tokenswift_jax.parallel.mesh import make_mesh, notes_on
@@ -141,6 +143,22 @@ def test_what_divides_stays_as_it_is():
     assert fit(tiny_config(intermediate_size=50), 2, context=4).config.intermediate_size == 56
 
 
+def test_a_vocabulary_that_does_not_divide_is_filled_up():
+    fitted = fit(tiny_config(vocab_size=65), 4)
+    assert (fitted.config.vocab_size, fitted.config.padded_vocab) == (65, 68)
+    assert fitted.vocab.tolist() == [*range(65), *[ZEROS] * 3]
+    assert "the vocabulary of 65 tokens is filled up to 68 with zeros, which are never drawn" in fitted.notes
+    decoder = Decoder(
+        dataclasses.replace(fitted.config, num_layers=0, sliding_windows=()),
+        dtype=jnp.dtype(jnp.float32),
+        rngs=nnx.Rngs(0),
+    )
+    logits = decoder.project(jnp.ones((1, fitted.config.hidden_size), jnp.float32))
+    assert logits.shape == (1, 68)
+    assert np.isneginf(logits[0, 65:]).all()
+    assert np.isfinite(logits[0, :65]).all()
+
+
 def test_one_device_is_no_mesh_and_virtual_devices_gain_nothing():
     assert make_mesh(MeshSpec()) is None
     spec, (why,) = chosen_mesh(tiny_config(), 4, AutoMesh())
@@ -153,7 +171,7 @@ def test_one_device_is_no_mesh_and_virtual_devices_gain_nothing():
         (8, 8, 1_000_000, MeshSpec(model=8)),  # every device has its own head: nothing is left for `context` to save
         (8, 16, 1_000_000, MeshSpec(model=8, context=2)),
         (2, 8, 131_072, MeshSpec(model=8)),  # a short cache is not worth its gathers
-        (2, 8, 1_000_000, MeshSpec(context=8)),  # a collective a layer less than with `model` too
+        (2, 8, 1_000_000, MeshSpec(model=2, context=4)),  # the heads first, then the length
         (1, 2, 1_000_000, MeshSpec(context=2)),
     ],
 )
@@ -195,10 +213,22 @@ def test_devices_share_the_memory_of_a_cache(monkeypatch):
 
 
 def test_too_little_memory_is_noticed_before_loading(monkeypatch):
-    monkeypatch.setattr(device_memory, "available_bytes", lambda: 4_000_000)
-    line = r"mesh model=2 puts 0.0 GB of weights on each device, and .* has 0.0 GB free: 0.0 GB are missing; a larger"
-    with pytest.raises(UserError, match=line):
-        ts.load(mesh="model=2")
+    """The demo's 21 MB of weights on two devices, with 4 KB of cache a position; each has half of the memory."""
+
+    def check(each, line, **more):
+        monkeypatch.setattr(device_memory, "available_bytes", lambda: 2 * each)
+        with pytest.raises(UserError, match=line):
+            ts.load(mesh="model=2", **more)
+
+    check(
+        4_000_000,
+        r"mesh model=2 puts \S+ MB of weights on each device, and .* has 4.0 MB free: \S+ MB are missing; a larger",
+    )
+    check(
+        14_000_000,
+        r"MB of weights and 8.4 MB of cache for 4096 positions on each .*: \S+ MB are missing; a larger model or",
+        length=4096,
+    )
 
 
 def test_a_loaded_model_is_split_by_whole_heads():

@@ -61,6 +61,7 @@ def test_a_mesh_writes_the_text_of_one_device(model, expected, mesh, speculation
         ("model=2,stage=2", FUSED),
         ("context=2,stage=2", BLOCKS),
         ("stage=4", ts.SpeculationConfig(mode="ngram")),
+        ("model=3", PARTIAL),
     ],
 )
 def test_more_meshes_write_the_text_of_one_device(model, expected, mesh, speculation):
@@ -73,7 +74,8 @@ def test_a_journal_goes_on_on_another_mesh(model, expected, tmp_path):
         return ts.generate(model(mesh), PROMPTS[0], SAMPLED, PLAIN, **limits)
 
     run("data=2,model=2", 20)
-    assert run("model=4,context=2", TOKENS, resume=True).token_ids == expected[0]
+    # Three devices share neither the heads nor the MLP nor the vocabulary evenly.
+    assert run("model=3", TOKENS, resume=True).token_ids == expected[0]
 
 
 def test_draft_weights_are_refused(model):

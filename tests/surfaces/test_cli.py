@@ -31,7 +31,7 @@ def load(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = []
 
-    def substitute(*arguments, report, mesh, pipeline_depth):
+    def substitute(*arguments, mesh, pipeline_depth, **_):
         assert pipeline_depth is None
         asked.append((*arguments, mesh))
         return load.model
@@ -165,7 +165,7 @@ def test_an_interrupt_keeps_text_journal_and_stats(load, monkeypatch, capsys, tm
 
 
 def test_an_interrupt_before_the_first_token(load, monkeypatch, capsys):
-    def interrupted(*arguments, report, mesh):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(model_module, "load", interrupted)

@@ -23,7 +23,7 @@ def folders(tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     (tmp_path / "model").mkdir()
     loaded = model(tmp_path / "model")
-    monkeypatch.setattr(model_module, "load", lambda *arguments, report, mesh=None: loaded)
+    monkeypatch.setattr(model_module, "load", lambda *_, **__: loaded)
     return tmp_path
 
 

@@ -149,7 +149,7 @@ def test_ids_from_standard_input(loaded, monkeypatch, capsys):
     import io
     from types import SimpleNamespace
 
-    monkeypatch.setattr(model_module, "load", lambda *arguments, report, mesh=None: loaded)
+    monkeypatch.setattr(model_module, "load", lambda *_, **__: loaded)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"\xef\xbb\xbf[7, 8]")))
     run = play(monkeypatch, prefilled(5))
     assert main(["--prompt-ids", "-", "--max-new-tokens", "1", "--quiet"]) == 0
@@ -160,7 +160,7 @@ def test_ids_from_standard_input(loaded, monkeypatch, capsys):
     "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.")]
 )
 def test_memory_that_runs_out_is_one_line(monkeypatch, capsys, error):
-    def fail(*arguments, report, mesh=None):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(model_module, "load", fail)
@@ -195,7 +195,7 @@ def test_the_checkpoint_s_ends_count_unless_given(loaded, monkeypatch, capsys):
     assert run.asked["min_new_tokens"] == 2
     ts.generate(with_ends, "x", max_new_tokens=len(IDS), min_new_tokens=0, stop=[])
     assert run.asked["min_new_tokens"] == 0
-    monkeypatch.setattr(model_module, "load", lambda *arguments, report, mesh=None: with_ends)
+    monkeypatch.setattr(model_module, "load", lambda *_, **__: with_ends)
     assert main(["--prompt", "x"]) == 0
     assert run.asked["max_new_tokens"] == 6
     reported = capsys.readouterr().err.splitlines()[-1]

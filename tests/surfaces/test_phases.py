@@ -187,7 +187,7 @@ def test_a_command_tells_of_a_phase_that_reports_nothing_while_it_goes_on(monkey
     monkeypatch.setattr(phases_module, "_SECONDS_BETWEEN_TICKS", 0.02)
     loaded = model(tmp_path)
 
-    def load(*arguments, report, mesh=None):
+    def load(*arguments, report, **_):
         with phase(report, "loading the model", 2_000_000_000, "bytes") as so_far:
             so_far(1_000_000_000)
             time.sleep(0.5)

@@ -91,16 +91,12 @@ def test_a_prompt_in_the_journal_outside_the_vocabulary(tmp_path, loaded, ids):
 
 def test_on_the_command_line(tmp_path, monkeypatch, capsys, loaded):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        model_module, "load", lambda *arguments, report, mesh=None: replaced(loaded, tokenizer=Dated("1"))
-    )
+    monkeypatch.setattr(model_module, "load", lambda *_, **__: replaced(loaded, tokenizer=Dated("1")))
     play(monkeypatch, prefilled(IDS[0]), plain(IDS[1:3]), KeyboardInterrupt())
     words = ["--model", "model", "--journal", "j", "--max-new-tokens", str(len(IDS)), "--quiet"]
     assert main([*words, "--chat", "--prompt", "the cat"]) == 130
     capsys.readouterr()
-    monkeypatch.setattr(
-        model_module, "load", lambda *arguments, report, mesh=None: replaced(loaded, tokenizer=Dated("2"))
-    )
+    monkeypatch.setattr(model_module, "load", lambda *_, **__: replaced(loaded, tokenizer=Dated("2")))
     for again in (["--chat", "--prompt", "the cat"], ["--chat"], []):
         kept = (tmp_path / "j").read_bytes()
         replay(monkeypatch, IDS)
@@ -145,7 +141,7 @@ def test_a_full_disk_names_its_file_and_keeps_the_statistics(tmp_path, full):
 
 def test_a_journal_that_cannot_grow_ends_the_text_and_keeps_it(tmp_path, monkeypatch, capsys, loaded):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(model_module, "load", lambda *arguments, report, mesh=None: loaded)
+    monkeypatch.setattr(model_module, "load", lambda *_, **__: loaded)
     play(monkeypatch, prefilled(IDS[0]), plain(IDS[1:3]), plain(IDS[3:]))
     writes = []
 

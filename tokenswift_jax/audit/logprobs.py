@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def replayed_logprobs(model: Model, request: Request, token_ids: list[int], spec: LogprobSpec) -> LogprobLog:
     """Log-probabilities of `token_ids`, the emitted text of a request, at least one token."""
     text, first = [*request.prompt_ids, *token_ids], len(request.prompt_ids)
-    settings = sequence_params([request], model.config.vocab_size)
+    settings = sequence_params([request], model.config.padded_vocab)
     program = _program(model.graphdef, features_of(request.sampling), spec)
     tokens = jnp.asarray(padded([text], round_up(len(text), ROWS) + 1))
     parts: list[LogprobLog] = []
@@ -63,7 +63,7 @@ def _program(graph: nnx.GraphDef, features: SamplingFeatures, spec: LogprobSpec)
         model = nnx.merge(graph, params)
         with exact_products(hidden.dtype):
             scores = model.logits(hidden)
-        drawn, emitted, penalised = text_windows(tokens, start, settings, model.config.vocab_size)
+        drawn, emitted, penalised = text_windows(tokens, start, settings, model.config.padded_vocab)
         if spec.processed:
             scores = process(scores, penalised=penalised, generated=drawn - first, settings=settings, features=features)
         return logprobs_of(scores, emitted, spec.top)

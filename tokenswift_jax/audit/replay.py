@@ -66,7 +66,7 @@ def audit(model: Model, request: Request, token_ids: Sequence[int]) -> AuditRepo
         return AuditReport(0, 0, 0.0, 0.0, False)
     text, first = [*request.prompt_ids, *token_ids], len(request.prompt_ids)
     features = features_of(request.sampling)
-    settings = sequence_params([request], model.config.vocab_size)
+    settings = sequence_params([request], model.config.padded_vocab)
     redraw, measure = _programs(model.graphdef, features)
     tokens = jnp.asarray(padded([text], round_up(len(text), ROWS) + 1))
     margins: list[float] = []
@@ -147,7 +147,7 @@ def draw_inputs(
     """The inputs of the draws of one chunk, [1, ROWS, ...] each: logits, the tokens there, noise (None for greedy
     draws), the tokens that the draws penalise, and how many tokens were generated before each draw."""
     model = nnx.merge(graph, params)
-    vocab = model.config.vocab_size
+    vocab = model.config.padded_vocab
     with exact_products(hidden.dtype):
         logits = model.logits(hidden)
     drawn, emitted, penalised = text_windows(tokens, start, settings, vocab)

@@ -39,7 +39,7 @@ from tokenswift_jax.models.hf_config import rope_override as override_rope
 from tokenswift_jax.models.joined import joined
 from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.models.stacked import Groups, groups_for, stacked
-from tokenswift_jax.parallel.device_memory import check_weights
+from tokenswift_jax.parallel.device_memory import check_room
 from tokenswift_jax.parallel.fit import fit
 from tokenswift_jax.parallel.mesh_spec import CONTEXT, MODEL, STAGE
 from tokenswift_jax.parallel.rules import parameter_sharding
@@ -119,6 +119,7 @@ def load_decoder(
     join: bool | None = None,
     stack: bool = True,
     report: Report = silent,
+    length: int | None = None,
 ) -> tuple[ModelConfig, nnx.GraphDef, nnx.State]:
     """Loads a decoder split into (configuration, graph, parameters); each tensor goes directly to its shards.
 
@@ -141,10 +142,11 @@ def load_decoder(
       stack: whether the first layers of a deep decoder become one stack where that decodes as fast
         (`models.stacked`). False for training. On a mesh with stages, all layers are in a stack, a group a stage.
       report: receives the number of parameter bytes loaded so far.
+      length: positions of a text to expect, whose cache has to fit a mesh beside the weights; None: unknown.
 
     Raises:
-      UserError: as `open_checkpoint`; an unknown dtype, or float64 without jax_enable_x64; weights that do not fit the
-        devices of the mesh.
+      UserError: as `open_checkpoint`; an unknown dtype, or float64 without jax_enable_x64; weights and cache that do
+        not fit the devices of the mesh.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, rope_override)
     chosen = chosen_dtype(checkpoint, dtype)
@@ -171,7 +173,7 @@ def load_decoder(
     local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = nnx.to_flat_state(state)
     if mesh is not None:
-        check_weights(mesh, state)
+        check_room(mesh, state, config, chosen, length)
     loaded, done, total = [], 0, sum(math.prod(param.shape) for _, param in wanted) * chosen.itemsize
     with phase(report, "loading the model", total, "bytes") as so_far:
         for path, param in wanted:

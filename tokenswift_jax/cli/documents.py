@@ -57,7 +57,8 @@ def run(options: argparse.Namespace, flags: Mapping[str, str]) -> int:
     with _terminated_as_interrupted(), Phases(progress, sys.stderr, enabled=talks) as phases:
         mesh = AutoMesh(rows=1, length=options.capacity) if options.mesh == "auto" else options.mesh
         placed = {"mesh": mesh, "pipeline_depth": options.pipeline_depth}
-        model = load(options.model, options.dtype, options.rope_override, report=phases, **placed)
+        room = options.capacity or options.max_new_tokens
+        model = load(options.model, options.dtype, options.rope_override, report=phases, length=room, **placed)
         progress.clear()
         if model.mesh_notes and talks:
             print(*model.mesh_notes, sep="\n", file=sys.stderr)

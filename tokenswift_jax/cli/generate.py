@@ -83,7 +83,8 @@ def _write(options: argparse.Namespace, given: str | list[int] | None) -> int:
         stack.callback(progress.clear)
         phases = stack.enter_context(Phases(progress, sys.stderr, enabled=not options.quiet))
         placed = {"mesh": _mesh(options, given), "pipeline_depth": options.pipeline_depth}
-        model = load(options.model, options.dtype, options.rope_override, report=phases, **placed)
+        room = options.capacity or options.max_new_tokens  # the prompt's tokens are not known yet
+        model = load(options.model, options.dtype, options.rope_override, report=phases, length=room, **placed)
         if options.cluster is not None:
             compare("checkpoint", {"checkpoint": checkpoint.fingerprint(model.path)})
         if model.mesh_notes and not options.quiet:

@@ -130,9 +130,10 @@ def check_memory(
         needed, (free, fullest) = cache // parts + drafter_bytes, least_free(list(mesh.devices.flat))
         where = f" on each of {mesh.size} devices", f" on {fullest}"
     if free is not None and needed > free:
+        missing = "" if mesh is None else f": {(needed - free) / 1e9:.1f} GB are missing"
         raise UserError(
             f"the cache of {batch} x {capacity} positions needs {needed / 1e9:.1f} GB{where[0]}, its other arrays "
-            f"included, and {free / 1e9:.1f} GB are free{where[1]}; {advice}",
+            f"included, and {free / 1e9:.1f} GB are free{where[1]}{missing}; {advice}",
             arguments=arguments,
         )
 

@@ -398,7 +398,7 @@ class Engine:
         return calls
 
     def _settings(self, requests: Sequence[Request]) -> SequenceParams:
-        return self.placement.put(sequence_params(requests, self.layout.config.vocab_size))
+        return self.placement.put(sequence_params(requests, self.layout.config.padded_vocab))
 
     def _program(self, plan: Plan) -> tuple[Callable, tuple[int, ...]]:
         """The function that runs chunks of a plan, and the places of the plan's parts in the layout."""
@@ -431,7 +431,7 @@ class Engine:
                 finish[row] = Finish.EOS
             else:
                 finish[row] = Finish.LENGTH if len(done) >= request.max_new_tokens else Finish.RUNNING
-        vocab = self.layout.config.vocab_size
+        vocab = self.layout.config.padded_vocab
         resumed = replace(
             state,
             tokens=jnp.asarray(tokens),

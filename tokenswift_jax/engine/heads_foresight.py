@@ -68,7 +68,7 @@ class HeadsForesight:
         hidden = jnp.pad(jnp.concatenate(found), ((0, spare), (0, 0)))
         roots = each * len(texts)
         place = "neutral settings", roots, jnp.result_type(float)
-        settings = self._model.once(place, lambda: sequence_params([_NEUTRAL] * roots, config.vocab_size))
+        settings = self._model.once(place, lambda: sequence_params([_NEUTRAL] * roots, config.padded_vocab))
         function = self._model.program("accepted rows", spec)
         arguments = self._model.params, settings, hidden, jnp.asarray(tokens[:, 0]), jnp.asarray(tokens[:, 1:])
         with use(self._model.mesh):

@@ -111,7 +111,7 @@ class Layout:
             cache=cache,  # pyright: ignore[reportArgumentType]
             hidden=jnp.zeros((batch, config.hidden_size), self.dtype),
             query=jnp.zeros((config.num_layers, batch, config.num_heads, config.head_dim), self.dtype),
-            last_positions=penalty.last_positions(tokens, lengths, config.vocab_size),
+            last_positions=penalty.last_positions(tokens, lengths, config.padded_vocab),
             drafter=self.empty_parts(batch),
         )
 

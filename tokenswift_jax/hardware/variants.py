@@ -116,8 +116,8 @@ def _compiled(models: dict[str, RandomModel], cases: Sequence[Case], capacity: i
         if key not in lowered:
             model = models[kind]
             # A function of its own each time, or JAX would take the trace of another variant.
-            about = {"join": model.join, "one_pass": variant.one_pass}
-            step = steps.step_named(name, model.config, capacity, model.dtype, **about)
+            of = name, model.config, capacity, model.dtype
+            step = steps.step_named(*of, join=model.join, one_pass=variant.one_pass)
             with _padding() if variant.padded else nullcontext():
                 lowered[key] = step.function.lower(*step.arguments)
         first = made.get(cases[0])

@@ -69,6 +69,8 @@ class ModelConfig:
         `medusa` heads read that state after the final norm, and do not build on each other.
       node_sets: the most profitable nodes of the draft heads' tree, found when the heads were trained.
       draft_vocab: the tokens that draft heads score; None for all.
+      vocab_padding: zeros that a mesh adds after the vocabulary, in the embeddings and the LM head, so that its devices
+        share them evenly (`parallel.fit`); no program draws them.
       limited_by: the field of config.json that this package does not support and that would change longer texts than
         `max_position_embeddings` allows; None: no such field.
     """
@@ -95,10 +97,16 @@ class ModelConfig:
     node_sets: NodeSets = NO_NODE_SETS
     draft_vocab: DraftVocab | None = None
     limited_by: str | None = None
+    vocab_padding: int = 0
 
     def attention(self, layer: int) -> AttentionSpec:
         """Returns the attention settings of a layer."""
         return AttentionSpec(self.head_dim**-0.5, self.sliding_windows[layer])
+
+    @property
+    def padded_vocab(self) -> int:
+        """Ids that the embeddings and the LM head have: the size of logits, noise and penalties in programs."""
+        return self.vocab_size + self.vocab_padding
 
     @property
     def group_size(self) -> int:

@@ -163,14 +163,14 @@ class Decoder(nnx.Module):
     def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         size = config.hidden_size
         scale = jnp.asarray(size**-0.5, dtype)
-        shape = (config.vocab_size, size)
+        shape = (config.padded_vocab, size)
         self.config = config
         self.embed_tokens = nnx.Param(jax.random.normal(rngs.params(), shape, dtype) * scale)
         self.stack: Any = nnx.data(None)  # `models.stacked` puts the first layers of a deep decoder here
         self.layers = nnx.List([DecoderLayer(config, dtype, rngs) for _ in range(config.num_layers)])
         self.norm = RMSNorm(size, eps=config.rms_norm_eps, dtype=dtype)
         tied = config.tie_word_embeddings
-        self.lm_head = None if tied else Linear(size, config.vocab_size, bias=False, dtype=dtype, rngs=rngs)
+        self.lm_head = None if tied else Linear(size, config.padded_vocab, bias=False, dtype=dtype, rngs=rngs)
         self.draft_heads = DraftHeads(config, dtype, rngs) if config.num_draft_heads else None
         drafted = config.draft_vocab
         self.draft_lm_head = Linear(size, len(drafted), bias=False, dtype=dtype, rngs=rngs) if drafted else None
@@ -327,7 +327,7 @@ class Decoder(nnx.Module):
         if drafted is None:
             return scores
         missing = jnp.full((*scores.shape[:-1], 1), -jnp.inf, scores.dtype)
-        places = jnp.asarray(drafted.places(self.config.vocab_size))
+        places = jnp.asarray(drafted.places(self.config.padded_vocab))
         return jnp.concatenate([scores, missing], axis=-1)[..., places]
 
     def score_drafts(self, outputs: jax.Array) -> jax.Array:
@@ -344,14 +344,19 @@ class Decoder(nnx.Module):
         return jnp.einsum("...d,dv->...v", outputs, self.lm_head.kernel[...][:, ids], preferred_element_type=wide)
 
     def project(self, normed: jax.Array) -> jax.Array:
-        """Applies the LM head: logits [..., vocab] in float32 (or wider)."""
+        """Applies the LM head: logits [..., vocab] in float32 (or wider); -inf past the vocabulary."""
         wide = wide_dtype(normed.dtype)
         # The draft heads' output is sharded. Without `whole`, XLA computes this matmul in steps, each of which waits
         # for a neighbouring device.
         normed = whole(normed)
         if self.lm_head is None:
-            return product_of_lines(normed, self.embed_tokens[...], wide)
-        return self.lm_head.product(normed, wide)
+            logits = product_of_lines(normed, self.embed_tokens[...], wide)
+        else:
+            logits = self.lm_head.product(normed, wide)
+        if not self.config.vocab_padding:
+            return logits
+        ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+        return jnp.where(ids < self.config.vocab_size, logits, jnp.asarray(-jnp.inf, wide))
 
 
 def _run_traced_once(angles: Rotation, attention: Attention) -> Callable[..., Any]:

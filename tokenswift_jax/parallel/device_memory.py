@@ -1,4 +1,4 @@
-"""The memory that the devices of a mesh have free, and whether a model's weights fit it before they are read."""
+"""The memory that the devices of a mesh have free, and whether a model and its cache fit it, before they are loaded."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from tokenswift_jax.engine.host_memory import available_bytes
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.kv.cyclic import Cyclic
+from tokenswift_jax.kv.dense import cache_bytes
+from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.mesh import spec_of
+from tokenswift_jax.parallel.mesh_spec import CONTEXT, MODEL, STAGE
 from tokenswift_jax.parallel.rules import bytes_on_each
 
 
@@ -36,21 +41,42 @@ def least_free(devices: Sequence[Any]) -> tuple[int | None, str]:
     return found[fullest], str(fullest)
 
 
-def check_weights(mesh: Mesh, params: Any) -> None:
-    """Checks that parameters, arrays or shapes, fit the devices of a mesh.
+def check_room(mesh: Mesh, params: Any, config: ModelConfig, dtype: Any, length: int | None = None) -> None:
+    """Checks that parameters, arrays or shapes, fit the devices of a mesh, with the cache of one text.
+
+    Args:
+      mesh: the mesh.
+      params: the decoder's.
+      config: the configuration that fits the mesh.
+      dtype: of the model.
+      length: positions of the text; None: unknown, no cache is counted.
 
     Raises:
       UserError: they do not; it names the device, the bytes that are missing and a larger mesh if there is one.
     """
-    needed = bytes_on_each(dict(mesh.shape), params)
+    weights, cache = bytes_on_each(dict(mesh.shape), params), 0
+    if length is not None:
+        slots = Cyclic(mesh.shape[CONTEXT]).slots(length)
+        cache = cache_bytes(config, 1, slots, jnp.dtype(dtype)) // (mesh.shape[MODEL] * mesh.shape[STAGE])
+    needed = weights + cache
     free, device = least_free(list(mesh.devices.flat))
     if free is None or needed <= free:
         return
     unused = jax.device_count() > mesh.size
-    lacking = f"{(needed - free) / 1e9:.1f} GB are missing"
-    advice = "a larger model axis stores less on each" if unused else "there is no device left to share them"
+    whole = f"{_shown(weights)} of weights"
+    if cache and weights <= free:
+        whole += f" and {_shown(cache)} of cache for {length} positions"
+        advice = "a larger model or context axis stores less on each" if unused else "ask for a shorter text"
+    else:
+        advice = "a larger model axis stores less on each" if unused else "there is no device left to share them"
+        needed = weights
     raise UserError(
-        f"mesh {spec_of(mesh)} puts {needed / 1e9:.1f} GB of weights on each device, and {device} has "
-        f"{free / 1e9:.1f} GB free: {lacking}; {advice}",
+        f"mesh {spec_of(mesh)} puts {whole} on each device, and {device} has {_shown(free)} free: "
+        f"{_shown(needed - free)} are missing; {advice}",
         arguments=("mesh",),
     )
+
+
+def _shown(count: int) -> str:
+    """Bytes for a person."""
+    return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"

@@ -1,8 +1,10 @@
-"""A model's sizes fitted to a mesh: every device gets whole heads and as many inner columns as its neighbours.
+"""A model's sizes fitted to a mesh: every device gets whole heads, and as many inner columns and tokens as its
+neighbours.
 
 A head is never cut. With fewer KV heads than devices, several devices store the same KV head, each with a part of its
 query heads; where the numbers do not divide, heads and inner columns of zeros fill the rest. Zeros change no sum: the
-output projection has zero rows for a head of zeros, and so has the MLP for a column of zeros.
+output projection has zero rows for a head of zeros, and so has the MLP for a column of zeros. Past the vocabulary, the
+embeddings and the LM head have zeros too, and the decoder gives those ids logits of -inf.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class Fit:
       heads: int [query heads], the checkpoint's query head, or ZEROS.
       kv_heads: int [KV heads], the checkpoint's KV head, or ZEROS.
       inner: int [inner columns], the checkpoint's column, or ZEROS.
+      vocab: int [padded vocabulary], the token, or ZEROS.
       notes: for a person, one line for each size that changed.
     """
 
@@ -32,6 +35,7 @@ class Fit:
     heads: np.ndarray
     kv_heads: np.ndarray
     inner: np.ndarray
+    vocab: np.ndarray
     notes: tuple[str, ...]
 
     def source(self, path: tuple[object, ...]) -> tuple[int, np.ndarray] | None:
@@ -52,7 +56,7 @@ class Fit:
         if "mlp" in path:
             dimension = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}[str(path[-2])]
             return None if dimension == 1 and path[-1] == "bias" else (dimension, self.inner)
-        return None
+        return (0, self.vocab) if path[0] in ("embed_tokens", "lm_head") else None
 
 
 def fit(config: ModelConfig, devices: int, context: int = 1) -> Fit | None:
@@ -70,10 +74,18 @@ def fit(config: ModelConfig, devices: int, context: int = 1) -> Fit | None:
             seen[kv_head] += share
     inner = np.arange(config.intermediate_size)
     inner = np.concatenate([inner, np.full(-len(inner) % (devices * context), ZEROS)])
-    fitted = replace(config, num_heads=len(heads), num_kv_heads=len(kv_heads), intermediate_size=len(inner))
+    padding = -config.vocab_size % devices
+    vocab = np.concatenate([np.arange(config.vocab_size), np.full(padding, ZEROS)])
+    fitted = replace(
+        config,
+        num_heads=len(heads),
+        num_kv_heads=len(kv_heads),
+        intermediate_size=len(inner),
+        vocab_padding=padding,
+    )
     if fitted == config:
         return None
-    return Fit(fitted, np.asarray(heads), kv_heads, inner, _notes(config, fitted, int(copies)))
+    return Fit(fitted, np.asarray(heads), kv_heads, inner, vocab, _notes(config, fitted, int(copies)))
 
 
 def _kv_heads(count: int, devices: int) -> np.ndarray:
@@ -102,4 +114,7 @@ def _notes(config: ModelConfig, fitted: ModelConfig, copies: int) -> tuple[str, 
     if fitted.intermediate_size > config.intermediate_size:
         sizes = f"{config.intermediate_size} are filled up to {fitted.intermediate_size}"
         notes.append(f"the MLP's inner columns, {sizes} with zeros")
+    if fitted.vocab_padding:
+        sizes = f"{config.vocab_size} tokens is filled up to {fitted.padded_vocab}"
+        notes.append(f"the vocabulary of {sizes} with zeros, which are never drawn")
     return tuple(notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -56,6 +57,11 @@ def make_mesh(spec: MeshSpec) -> Mesh | None:
                 ("mesh",),
             )
         devices = [one for part in own for one in part[:share]]
+    return mesh_over(devices, spec)
+
+
+def mesh_over(devices: Sequence[Any], spec: MeshSpec) -> Mesh:
+    """The mesh of a specification over the first of these devices."""
     chosen = np.array(devices[: spec.devices]).reshape(spec.stage, spec.data, spec.context, spec.model)
     return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -72,7 +78,7 @@ def notes_on(mesh: Mesh | None, config: ModelConfig) -> tuple[str, ...]:
     """Lines for a person: the sizes of a model that the mesh changes, and the devices that it leaves over."""
     if mesh is None:
         return ()
-    fitted, model = fit(config, mesh.shape[MODEL], mesh.shape[CONTEXT]), mesh.shape[MODEL]
+    fitted = fit(config, mesh.shape[MODEL], mesh.shape[CONTEXT])
     notes = [f"mesh {spec_of(mesh)}: {note}" for note in (fitted.notes if fitted is not None else ())]
     if (stages := mesh.shape[STAGE]) > 1:
         layers = filled(config, stages).num_layers
@@ -81,11 +87,6 @@ def notes_on(mesh: Mesh | None, config: ModelConfig) -> tuple[str, ...]:
         notes.append(
             f"mesh {spec_of(mesh)}: a step passes through {stages} stages of {layers // stages} layers one after the "
             "other, so decoding runs at the speed of one stage's devices"
-        )
-    if config.vocab_size % model:
-        notes.append(
-            f"mesh {spec_of(mesh)}: {model} devices cannot share {config.vocab_size} tokens evenly, so each "
-            "stores all of the embeddings and the LM head"
         )
     return (*notes, *left_over(mesh))
 

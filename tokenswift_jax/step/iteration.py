@@ -43,7 +43,7 @@ def iterate(
     if plan.features >= SamplingFeatures.SAMPLED:
         ahead = jnp.arange(1, plan.depth + 2, dtype=jnp.int32)
         positions = state.length[:, None] + ahead[None, :]
-        noise = gumbel_noise(inputs.sequence.keys, positions, plan.config.vocab_size)
+        noise = gumbel_noise(inputs.sequence.keys, positions, plan.config.padded_vocab)
         noise = jnp.where((inputs.sequence.temperature > 0)[:, None, None], noise, 0)
     tree, state = draft_tree(model, state, inputs, plan, noise)
     tree = of_first_stage(tree)

@@ -40,7 +40,7 @@ def accepted_rows(
       following: int32 [roots, depth + 1], the tokens after each root.
     """
     model, spec = nnx.merge(graph, params), replace(spec, ngram_k=0)
-    absent = jnp.full((root.shape[0], model.config.vocab_size), -1, jnp.int32)
+    absent = jnp.full((root.shape[0], model.config.padded_vocab), -1, jnp.int32)
     ranking = DraftSampler(jnp.zeros_like(root), absent, None, settings, SamplingFeatures.GREEDY)
     levels = head_levels(model, spec, hidden, root, ranking, backbone=False)
     tree = build(spec, root, levels)

@@ -66,7 +66,7 @@ def _program(graph: nnx.GraphDef, features: SamplingFeatures, partial: bool, wid
 
     def run(inputs: StepInputs, tokens: jax.Array, hidden: jax.Array, row: jax.Array, first: jax.Array) -> jax.Array:
         model: Decoder = nnx.merge(graph, inputs.params)
-        vocab, depth = model.config.vocab_size, model.config.num_draft_heads + partial
+        vocab, depth = model.config.padded_vocab, model.config.num_draft_heads + partial
         length = first + jnp.arange(_ROOTS, dtype=jnp.int32)
         places = length[:, None] + jnp.arange(1, depth + 1, dtype=jnp.int32)[None, :]
         text, states = tokens[row][None], hidden[row][None]
