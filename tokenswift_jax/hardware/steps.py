@@ -146,7 +146,7 @@ def first_call(
     state = layout.state(tokens, jnp.ones((batch,), jnp.int32), layout.cache(batch, capacity))
     chosen = TOP_SAMPLING if plan.features == SamplingFeatures.FILTERED else SAMPLING
     requests = batch_of([[0]] * batch, chosen, max_new_tokens=capacity - 1)
-    return StepInputs(params, sequence_params(requests, config.vocab_size)), state
+    return StepInputs(params, sequence_params(requests, config.padded_vocab)), state
 
 
 def draft_alone(graph: Any, plan: Plan, inputs: StepInputs, state: DecodeState) -> tuple[Any, DecodeState]:
@@ -154,7 +154,7 @@ def draft_alone(graph: Any, plan: Plan, inputs: StepInputs, state: DecodeState) 
     model = nnx.merge(graph, inputs.params)
     ahead = jnp.arange(1, plan.depth + 2, dtype=jnp.int32)
     with exact_products(state.cache.dtype):
-        noise = gumbel_noise(inputs.sequence.keys, state.length[:, None] + ahead[None], plan.config.vocab_size)
+        noise = gumbel_noise(inputs.sequence.keys, state.length[:, None] + ahead[None], plan.config.padded_vocab)
         return draft_tree(model, state, inputs, plan, noise)
 
 
