@@ -17,9 +17,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tokenswift_jax.hardware.page import fill, table
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # a checkout runs where it is not installed
+
+from tokenswift_jax.hardware.page import fill, table  # noqa: E402
+
 DEMO = ROOT / "tokenswift_jax" / "demo_model"
 NOT_MEASURED = "Not measured yet."
 _PLAIN, _OTHER, _LOOKUP = "autoregressive", "transformers", "transformers, prompt lookup"

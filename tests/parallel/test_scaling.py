@@ -55,7 +55,7 @@ PROGRAM = """HloModule chunk, num_partitions=8
 
 %layer (p: f32[4]) -> f32[4] {
   %p = f32[4] parameter(0)
-  ROOT %all-reduce.1 = f32[4]{0} all-reduce(%p), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%add
+  ROOT %all-reduce.1 = f32[4]{0} all-reduce(%p), replica_groups=mesh['a'=2,'b'=4], device_ids=([2,4]T(1,0)) {'b'}
 }
 
 %small (p: f32[4]) -> f32[4] {
@@ -71,7 +71,7 @@ PROGRAM = """HloModule chunk, num_partitions=8
 
 %seldom (p: f32[4]) -> f32[4] {
   %p = f32[4] parameter(0)
-  ROOT %all-reduce.2 = (f32[4]{0}, bf16[2]{0}) all-reduce(%p, %p), replica_groups={}, to_apply=%add
+  ROOT %all-reduce.2 = (f32[4]{0}, bf16[2]{0}) all-reduce(%p, %p), replica_groups={{0,1},{2,3},{4,5},{6,7}}
 }
 
 %iteration (p: f32[4]) -> f32[4] {
@@ -97,8 +97,8 @@ ENTRY %main (p: f32[4]) -> f32[4] {
 def test_collectives_of_an_iteration_count_as_often_as_their_loops_turn():
     assert collectives_of(PROGRAM) == [
         Collective("all-gather", 128, 8, 1),
-        Collective("all-reduce", 16, 2, 10),
-        Collective("all-reduce", 20, 8, 1),
+        Collective("all-reduce", 16, 4, 10),
+        Collective("all-reduce", 20, 2, 1),
     ]
 
 
@@ -110,7 +110,7 @@ def test_figures_of_two_depths_are_extended():
 
 
 def test_the_mesh_auto_counts_collectives_as_programs_have_them():
-    """Of a plain step: `auto` weighs meshes by a formula, the table's rows come from compiled programs."""
+    """`auto` weighs plain steps by a formula; the table's rows come from compiled programs."""
     plain = [row for row in ROWS if row["step"] == "plain"]
     assert len(plain) >= 40
     for row in plain:

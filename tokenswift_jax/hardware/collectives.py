@@ -81,7 +81,8 @@ class _Program:
         folded = re.search(r"replica_groups=\[\d+,(\d+)\]<=", operation.rest)  # "[4,2]<=[8]": 4 groups of 2
         if folded:
             return int(folded[1])
-        named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", operation.rest)  # "mesh['a'=2,'b'=4] {'b'}"
+        # "mesh['a'=2,'b'=4], device_ids=([2,4]T(1,0)) {'b'}": 2 groups of 4.
+        named = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", operation.rest)
         if not named:
             return self.devices
         sizes = dict(re.findall(r"('\w+')=(\d+)", named[1]))
