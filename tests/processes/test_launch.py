@@ -57,6 +57,11 @@ def test_a_killed_process_is_named_and_the_others_are_ended(programs, capfd):
     assert "was ended by SIGKILL; ended process 0, 2 too, since they work together" in shown
 
 
+def test_the_killed_process_comes_before_those_that_its_end_brings_down():
+    assert sorted([1, -signal.SIGSEGV, 0, -signal.SIGKILL, -signal.SIGABRT], key=launch._rank)[0] == -signal.SIGKILL
+    assert launch._rank(-signal.SIGSEGV) < launch._rank(1)
+
+
 def test_an_error_s_status_is_the_launcher_s(programs, capfd):
     assert programs("raise SystemExit(2)", WAIT) == 2
     assert "ended with status 2; ended process 1 too" in capfd.readouterr().err

@@ -108,8 +108,7 @@ def _watched(processes: Sequence[subprocess.Popen], *, together: bool) -> int:
     while running:
         ended = [number for number in running if processes[number].poll() is not None]
         running = [number for number in running if number not in ended]
-        # One that a signal has ended comes before those that noticed its end.
-        for number in sorted(ended, key=lambda number: processes[number].returncode >= 0):
+        for number in sorted(ended, key=lambda number: _rank(processes[number].returncode)):
             code = processes[number].returncode
             ending = f"process {number} (pid {processes[number].pid}) {_end(code)}"
             if code and not status:
@@ -127,6 +126,14 @@ def _watched(processes: Sequence[subprocess.Popen], *, together: bool) -> int:
         if running and not ended:
             time.sleep(_TICK)
     return status
+
+
+def _rank(code: int) -> int:
+    """The order in which processes that ended at the same moment are named: first those that a signal from outside has
+    ended, then those that crashed, as JAX may when a neighbour is gone, then those that noticed it and ended."""
+    if code >= 0:
+        return 2
+    return int(-code in (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS))
 
 
 def _end(code: int) -> str:
