@@ -127,10 +127,10 @@ class KVCache(Protocol):
         """The first slots (static) of every text."""
         ...
 
-    def prefix(self, slot: jax.Array, length: int) -> Self:
-        """The first `length` (static) positions of the text in a slot (int32 []) of the batch, as a batch of one."""
+    def part(self, slot: jax.Array, start: jax.Array) -> StoredKV:
+        """The K/V of `kv.dense.BLOCK` positions from `start` on of the text in a slot, both int32 []."""
         ...
 
-    def insert(self, slot: jax.Array, prefix: Self) -> Self:
-        """The cache with another text's first positions, in the same form, in a slot of the batch."""
+    def with_part(self, slot: jax.Array, start: jax.Array, part: StoredKV) -> Self:
+        """The cache with such a part, in the same form, in a slot of the batch."""
         ...
