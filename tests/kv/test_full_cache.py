@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tokenswift_jax.kv.cache import StoredKV
-from tokenswift_jax.kv.dense import cache_bytes, empty_cache, round_up, write_rows
+from tokenswift_jax.kv.dense import BLOCK, cache_bytes, empty_cache, round_up, write_rows
 from tokenswift_jax.kv.quantize import dequantized, quantized
 from tokenswift_jax.kv.row_batch import Causal, RowBatch, TreeMask, TreeMaskOverBlocks
 from tokenswift_jax.models.hf_config import model_config
@@ -96,10 +96,10 @@ FORMS = [None, "int8", "float8_e4m3"]
 SLOTS, ROWS, LENGTHS = 48, 4, [17, 40]
 
 
-def filled(cache_dtype, rng):
+def filled(cache_dtype, rng, slots=SLOTS):
     """A cache of two texts, whose slots past their lengths mean nothing."""
-    keys, values = (jnp.asarray(rng.normal(size=(3, 2, 2, SLOTS, 6)), jnp.float32) for _ in range(2))
-    cache = empty_cache(CONFIG, 2, SLOTS, jnp.dtype(jnp.float32), cache_dtype)
+    keys, values = (jnp.asarray(rng.normal(size=(3, 2, 2, slots, 6)), jnp.float32) for _ in range(2))
+    cache = empty_cache(CONFIG, 2, slots, jnp.dtype(jnp.float32), cache_dtype)
     return cache.append(0, cache.stored(keys, values), jnp.zeros(2, jnp.int32))
 
 
@@ -193,14 +193,15 @@ def test_a_commit_keeps_a_path_of_every_layer_with_its_scales(cache_dtype):
 
 
 @pytest.mark.parametrize("cache_dtype", FORMS)
-def test_a_prefix_goes_into_another_slot(cache_dtype):
+def test_a_part_goes_into_another_slot(cache_dtype):
     rng = np.random.default_rng(5)
-    cache, other = filled(cache_dtype, rng), filled(cache_dtype, rng)
-    prefix = jax.jit(type(cache).prefix, static_argnums=2)(cache, jnp.int32(1), 20)
-    after = jax.jit(type(cache).insert)(other, jnp.int32(0), prefix)
+    cache, other = filled(cache_dtype, rng, 2 * BLOCK), filled(cache_dtype, rng, 2 * BLOCK)
+    start = jnp.int32(BLOCK)
+    part = jax.jit(type(cache).part)(cache, jnp.int32(1), start)
+    after = jax.jit(type(cache).with_part)(other, jnp.int32(0), start, part)
     for source, was, now in zip(*map(jax.tree.leaves, (cache.stacks, other.stacks, after.stacks)), strict=True):
         expected = np.array(was)
-        expected[:, 0, :, :20] = np.asarray(source)[:, 1, :, :20]
+        expected[:, 0, :, BLOCK:] = np.asarray(source)[:, 1, :, BLOCK:]
         np.testing.assert_array_equal(np.asarray(now), expected)
 
 
