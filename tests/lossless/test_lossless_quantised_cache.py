@@ -49,7 +49,10 @@ def test_it_is_another_target():
     assert all(one != other for i, one in enumerate(texts) for other in texts[:i])
 
 
-@pytest.mark.parametrize(("cache_dtype", "stored"), [("int8", "int8"), ("float8_e4m3", "float8_e4m3fn")])
+@pytest.mark.parametrize(
+    ("cache_dtype", "stored"),
+    [("int8", "int8"), pytest.param("float8_e4m3", "float8_e4m3fn", marks=pytest.mark.long)],
+)
 def test_the_cache_is_in_eight_bits(cache_dtype, stored):
     running = start(model(), [PROMPT], SAMPLING, SPECULATIONS["partial"], max_new_tokens=8, cache_dtype=cache_dtype)
     list(running)
@@ -69,7 +72,7 @@ def test_tokens_are_those_of_plain_decoding(mode):
         assert text.accepted_per_depth[0] > 20
 
 
-@pytest.mark.parametrize("mode", ["partial", "fused"])
+@pytest.mark.parametrize("mode", [pytest.param("partial", marks=pytest.mark.long), "fused"])
 def test_float8(mode):
     text = decode(model(), PROMPT, SAMPLING, SPECULATIONS[mode], max_new_tokens=TOKENS, cache_dtype="float8_e4m3")
     assert_same(text.tokens, plain("float8_e4m3").tokens)

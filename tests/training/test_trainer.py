@@ -68,7 +68,10 @@ def test_losses_fall_and_the_checkpoint_generates(place):
     assert drafted.token_ids == plain.token_ids
 
 
-@pytest.mark.parametrize("head_type", ["sequential", "chained", "medusa"])
+_LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("chained", "medusa")]
+
+
+@pytest.mark.parametrize("head_type", ["sequential", *_LONG])
 def test_a_draft_vocabulary_is_the_datas_most_frequent_tokens(tmp_path, head_type):
     paths = paths_in(tmp_path)
     printed = run(paths, draft_vocab=20, head_type=head_type, evaluate_steps=None)
