@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from collectives import in_loop
 from jax.sharding import PartitionSpec as P
 from parallel_models import CAPACITY, FEW, first_call
 
@@ -17,6 +16,7 @@ from tests.engine_fixture import part_of
 from tests.tiny import tiny_config
 from tokenswift_jax.engine.prompt_stream import PromptStream, cut
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.hardware.collectives import collectives_of
 from tokenswift_jax.kv.draft_positions import FAR_AWAY, DraftCache
 from tokenswift_jax.parallel.mesh import make_mesh
 from tokenswift_jax.parallel.mesh_spec import MeshSpec
@@ -96,8 +96,8 @@ def test_a_forward_gathers_its_rows_once_a_turn(runs):
     """Beside them, an iteration gathers the tree and the draws of the first stage."""
     plan, compiled, *_ = runs
     rows, text = plan.rows, compiled.as_text()
-    given = {("all-gather", 2 * 4 * each * plan.config.hidden_size): 1 for each in (rows, 1)}
-    found = Counter(in_loop(text))
+    given = {("all-gather", 2 * 4 * each * plan.config.hidden_size): 2 for each in (rows, 1)}  # turns
+    found = Counter({(each.kind, each.bytes): each.count for each in collectives_of(text)})
     assert {one: found[one] for one in given} == given
     others = sorted((found - Counter(given)).elements())
     assert [kind for kind, _ in others] == 2 * ["all-gather"]

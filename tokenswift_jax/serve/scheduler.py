@@ -168,12 +168,10 @@ class Scheduler:
     @property
     def counts(self) -> dict[str, int]:
         """The number of runs that wait, enter a cache, and decode."""
-        coming = sum(len(pool.coming) for pool in self.pools)
-        return {
-            "waiting": len(self.queue),
-            "prefill": coming,
-            "running": sum(len(pool.tenants) for pool in self.pools),
-        }
+        with self._lock:  # on its way from the queue to a pool, a run has a place and is in neither
+            waiting, placed = len(self.queue), len(self._places)
+        running = sum(len(pool.tenants) for pool in self.pools)
+        return {"waiting": waiting, "prefill": max(placed - running, 0), "running": running}
 
     def stop(self, timeout: float | None = None) -> None:
         """Admits no more, finishes the chunks in flight, ends what has no journal, and leaves the rest to a restart."""
