@@ -27,7 +27,7 @@ from tokenswift_jax.speculate.tree import TreeSpec
 
 CHUNK = 32  # tokens of a whole chunk
 STEP = 0.022  # seconds of SmolLM2's plain step
-OVERHEAD = 0.0004  # seconds of a chunk that does not run ahead
+OVERHEAD = 0.00075  # seconds of a chunk that does not run ahead
 CONFIG = small_models.config(48)
 PLAIN = autoregressive_plan(CONFIG, SamplingFeatures.SAMPLED)
 CPU = {1: 1.25, 3: 1.5, 7: 1.75}  # prices by nodes

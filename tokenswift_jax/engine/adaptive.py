@@ -13,9 +13,9 @@ from tokenswift_jax.speculate.plans import NamedPlan
 # tokens. N-grams and heads have a half each, and all gains together. Without halves, a look at heads in vain takes the
 # means of n-grams that pay (cost: all of their gain of 1.6 on a JSON list of 128 tokens).
 ALLOWANCE, HORIZON = 0.02, 256
-# Seconds that a chunk costs beside its iterations: one plain iteration of the demo takes 0.65 to 0.78 ms alone and 0.33
-# to 0.37 ms among eight (two cores, the least of sixty, twice).
-OVERHEAD, OVERHEAD_SHARE = 0.0004, 0.01
+# Seconds that a chunk costs beside its iterations where none runs ahead: 0.4 ms until its iterations begin and after
+# they end, and the host's work on its tokens. With 0.4 ms, looks slow the demo down by 5 to 8% (two cores).
+OVERHEAD, OVERHEAD_SHARE = 0.00075, 0.01
 # Seconds of iterations beside which that overhead is small enough. Shorter times measure nothing: on a busy machine,
 # one turn of another program (some milliseconds) would change them several times over.
 SHORTEST = OVERHEAD / OVERHEAD_SHARE
