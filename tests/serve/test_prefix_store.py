@@ -22,7 +22,7 @@ def named(name) -> Any:
 
 
 def stored(store, caller, tokens):
-    """A text of which all parts are offered to the store; a part is named by its number."""
+    """A text that offers all its parts to the store; a part's number is its name."""
     text = StoredText(store, caller, None, tokens)
     text.begin(0)
     text.keep(len(tokens), tokens, named(caller[0]))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 
+from tokenswift_jax.hardware.environment import usable_cores
 from tokenswift_jax.processes.agreement import several
 from tokenswift_jax.threads import COMPILING
 
@@ -25,7 +25,7 @@ class CompileAhead:
     def has_a_core() -> bool:
         """Whether a core is left for the thread, and programs run on one device; a mesh belongs to its thread. In
         several processes, all have to compile the same programs in one order."""
-        return _cores() > 1 and jax.sharding.get_abstract_mesh().empty and not several()
+        return usable_cores() > 1 and jax.sharding.get_abstract_mesh().empty and not several()
 
     @staticmethod
     def pace() -> float:
@@ -33,7 +33,7 @@ class CompileAhead:
         core for the thread. On a CPU, decoding loses that core (measured on two: 22.5 ms a step became 43)."""
         if not CompileAhead.has_a_core():
             return 0.0
-        return 1.0 if jax.default_backend() != "cpu" else 1 - 1 / _cores()
+        return 1.0 if jax.default_backend() != "cpu" else 1 - 1 / usable_cores()
 
     def begin(self, compile_them: Callable[[Callable[[], bool]], float]) -> Future[float]:
         """Sends a function of `Engine.compiling` to the thread; an error of it is raised by the future's result."""
@@ -47,10 +47,6 @@ class CompileAhead:
         self._closed.set()
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _enter_x64(enabled: bool) -> None:

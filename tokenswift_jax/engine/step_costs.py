@@ -99,8 +99,7 @@ class StepCosts:
 
         That is its compilation, or, if the compilation cache may have it, what it took last. None: never compiled.
         """
-        label = self._label(named)
-        own = self.ready.get(f"{label} @{capacity}")
+        label, own = self._label(named), self.ready.get(self._program(named, capacity))
         if own is not None:
             return own[-1] if _compiled_programs_stay() else own[0]
         others = [seconds[0] for program, seconds in self.ready.items() if program.rpartition(" @")[0] == label]
@@ -109,11 +108,11 @@ class StepCosts:
 
     def was_compiled(self, named: NamedPlan, capacity: int) -> bool:
         """Whether the compilation cache on disk may have a program."""
-        return _compiled_programs_stay() and f"{self._label(named)} @{capacity}" in self.ready
+        return _compiled_programs_stay() and self._program(named, capacity) in self.ready
 
     def missed_seconds(self, named: NamedPlan, capacity: int) -> float:
         """Seconds that earlier texts would have gained by a program that none of them compiled."""
-        return self.missed.get(f"{self._label(named)} @{capacity}", [0.0])[0]
+        return self.missed.get(self._program(named, capacity), [0.0])[0]
 
     # What is learnt
 
@@ -133,11 +132,11 @@ class StepCosts:
 
     def add_ready(self, named: NamedPlan, capacity: int, seconds: float) -> None:
         """Records how long a program took to get ready."""
-        self._add("ready", f"{self._label(named)} @{capacity}", None, seconds)
+        self._add("ready", self._program(named, capacity), None, seconds)
 
     def add_missed(self, named: NamedPlan, capacity: int, seconds: float) -> None:
         """Records what a text would have gained by a program."""
-        self._add("missed", f"{self._label(named)} @{capacity}", None, seconds)
+        self._add("missed", self._program(named, capacity), None, seconds)
 
     def save(self) -> None:
         """Adds what is new to the file, which other processes may have changed; keeps quiet about a full disk."""
@@ -166,6 +165,10 @@ class StepCosts:
             return
         _savings.add(saving)
         saving.add_done_callback(_savings.discard)
+
+    def _program(self, named: NamedPlan, capacity: int) -> str:
+        """The name of a plan's program for slots of a capacity."""
+        return f"{self._label(named)} @{capacity}"
 
     def _label(self, named: NamedPlan) -> str:
         found = self._labels.get(named)

@@ -290,7 +290,7 @@ def write_rows(stacks: Any, rows: Any, layer: int | jax.Array, starts: jax.Array
 def write_chosen_rows(
     stacks: Any, rows: Any, layer: int | jax.Array, starts: jax.Array, source: jax.Array, meant: jax.Array
 ) -> Any:
-    """As `write_rows`, into slots that follow each other, some of which keep their content.
+    """As `write_rows`, into consecutive slots; some of them keep their content.
 
     Batch row b's slot starts[b] + i gets the row source[b, i] if meant[b, i]. The update covers the other slots with
     what they contain: with a scatter, XLA for TPU would change the layout of the whole stack.

@@ -227,7 +227,7 @@ class Pool:
         return max(min(prefill.done, prefill.total) - before, 0)
 
     def keep(self, tenancy: Tenancy, committed: int) -> None:
-        """Stores K/V of the text in a slot, of which so many positions are committed."""
+        """Stores K/V of the `committed` positions of the text in a slot."""
         run, text = tenancy.run, tenancy.text
         if text is None or run.family is None or not text.behind(committed):
             return
