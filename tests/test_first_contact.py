@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as p
 import first_contact
 from contact import archive, plans, report, runner, stage, wheels
 
-from tokenswift_jax.hardware import check, sections
+from tokenswift_jax.hardware import check, sections, summary
 from tokenswift_jax.hardware.sections import SECTIONS, Check
 from tokenswift_jax.hardware.steps import STEPS
 from tokenswift_jax.hardware.variants import VARIANTS
@@ -396,14 +396,22 @@ def test_a_command_line_that_cannot_be_meant_is_refused(flags, capsys):
 
 
 def test_the_steps_become_a_table(tmp_path):
-    """The fastest of several measurements of a step."""
+    """The fastest of the newest day's measurements of a step."""
     row = {"section": "steps", "device": "NVIDIA H200", "model": "Llama-3.1-8B", "step": "plain", "length": 16384}
     row |= {"floor_milliseconds": 4.2, "of_copy_bandwidth": 0.8}
-    environment = {"section": "environment", "device": "NVIDIA H200"}
+
+    def stage_of(name, day, taken):
+        environment = {"section": "environment", "device": "NVIDIA H200", "date": f"{day}T05:38:30+00:00"}
+        return {"stage": name, "status": "done", "rows": [environment, row | {"milliseconds": taken}]}
+
     stages = [
-        {"stage": name, "status": "done", "rows": [environment, row | {"milliseconds": taken}]}
-        for name, taken in (("steps", 5.5), ("topkp", 5.25))
+        stage_of("profile", "2026-11-26", 5.0),
+        stage_of("steps", "2026-11-27", 5.5),
+        stage_of("topkp", "2026-11-27", 5.25),
     ]
+    # A step that was compiled in several ways counts as decoding compiles it.
+    for variant, taken in (("joined", 5.3), ("apart", 5.1)):
+        stages[1]["rows"].append(row | {"section": "joined", "variant": variant, "milliseconds": taken})
     (tmp_path / "first.json").write_text(json.dumps({"plan": "first", "notes": [], "stages": stages}))
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- contact:begin -->\nold\n<!-- contact:end -->\nafter\n")
@@ -411,7 +419,12 @@ def test_the_steps_become_a_table(tmp_path):
     assert first_contact.main(command) == 0
     before, _, _, _, line, _, after = page.read_text().splitlines()
     assert (before, after) == ("before", "after")
-    assert line == "| NVIDIA H200 | Llama-3.1-8B | plain | 16,384 | 5.25 | 80% | 4.20 | 5.88 |"
+    assert line == "| NVIDIA H200 | Llama-3.1-8B | plain | 16,384 | 5.25 | 80% | 4.20 | 5.88 | 2026-11-27 |"
+
+
+def test_a_text_that_ends_with_an_error_is_wrong():
+    failed = {"section": "demo", "device": "NVIDIA H200", "error": "OverflowError: out of range"}
+    assert summary.verdict([failed]) == "WRONG: demo OverflowError: out of range"
 
 
 def test_a_report_without_figures_says_so(tmp_path, capsys):

@@ -25,12 +25,14 @@ class Stage:
       sections: of `hardware.sections.SECTIONS`, in order.
       seconds: after which the runner ends it.
       settings: fields of `hardware.sections.Check` that differ from `DEFAULTS`.
+      variables: of the environment, in addition to the runner's.
     """
 
     name: str
     sections: tuple[str, ...]
     seconds: float
     settings: dict[str, Any] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
 
 
 DEFAULTS: dict[str, Any] = {
@@ -62,12 +64,22 @@ SECOND = (
 )
 _TWO = (LENGTH, 126976)
 THIRD = (
-    Stage("8B", ("joined",), 60, {"steps": _STEPS, "lengths": _TWO}),
-    Stage("lm-head", ("joined",), 45, {"steps": _STEPS[1:2], "variants": ("joined", "two passes")}),
+    Stage("kernels", ("machine", "copy", "kernels"), 110),
+    Stage("8B", ("joined",), 75, {"steps": _STEPS, "lengths": _TWO}),
+    Stage("texts-float32", ("demo",), 90),
     Stage("1.5B", ("joined",), 60, {"model": SMALL, "steps": _STEPS[:2], "variants": _VARIANTS, "lengths": _TWO}),
+    Stage("lm-head", ("joined",), 45, {"steps": _STEPS[1:2], "variants": ("joined", "two passes")}),
+)
+FOURTH = (
+    Stage("random-texts", ("random_texts",), 220),
+    Stage("14B", ("copy", "steps"), 75, {"model": "Qwen2.5-14B", "steps": _STEPS[:2], "lengths": _TWO}),
+    # PyTorch needs the memory that JAX would reserve.
+    Stage(
+        "transformers", ("transformers",), 60, {"lengths": (4096, LENGTH)}, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    ),
     Stage("attention", ("attention",), 45, {"lengths": _TWO}),
 )
-PLANS = {"first": FIRST, "second": SECOND, "third": THIRD}
+PLANS = {"first": FIRST, "second": SECOND, "third": THIRD, "fourth": FOURTH}
 
 
 def stage_named(plan: str, name: str) -> Stage:

@@ -92,7 +92,7 @@ def _run_stage(plan: str, stage: Stage, asked: Any, left: float) -> dict[str, An
     with log.open("wb") as errors:
         process = subprocess.Popen(
             stage_command(plan, stage.name, rows, asked.work),
-            env=_environment(asked, f"{plan}-{stage.name}"),
+            env=_environment(asked, f"{plan}-{stage.name}") | stage.variables,
             stdin=subprocess.DEVNULL,
             stderr=errors,
             process_group=0,

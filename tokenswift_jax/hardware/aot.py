@@ -116,17 +116,19 @@ def aot_row(
         "roofline": bounds(name, full_config, step, capacity, count),
         "jax": jax.__version__,
     }
+    ordered = True
     if target.kind == "gpu":
         row["kernels"] = ptx.kernel_registers(dumped, _ARCHITECTURES[name], KERNELS)
         launched = dumped_launches(dumped)
         row["launches"] = launched and dataclasses.asdict(launched)
+        ordered = launched is None or launched.unordered == 0
     logits = 4 * wanted.rows * config.vocab_size if wanted.plan else 0
     spilled = any(kernel["spilled_bytes"] for kernel in row.get("kernels", {}).values())
     small = memory.temp_size_in_bytes <= TEMPORARY_SHARE * full_cache_bytes + logits
     once = wanted.rows > 1 or moved <= MOVED * least
     fits = row["share_of_memory"] <= 1
     few = not caches and row["copied_share"] <= (COPIED if wanted.plan else PREFILL_COPIED)
-    row["good"] = bool(row["cache_is_donated"] and small and once and fits and few and not spilled)
+    row["good"] = bool(row["cache_is_donated"] and small and once and fits and few and not spilled and ordered)
     if name == "h200":
         row["good"] &= few_launches(model, step, config.num_layers, row.get("launches"))
     return row

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tokenswift_jax.hardware.program_text import branches_of
@@ -23,11 +23,14 @@ class Launches:
       nodes: kernels and copies.
       graphs: launches of CUDA graphs by the host.
       waits: conditions that the host waits for: of loops, the outermost one's among them, and of branches.
+      unordered: loops of the whole program that a graph contains and whose condition is no kernel. XLA lets such a loop
+        run beside the kernels before it, so results are wrong.
     """
 
     nodes: int = 0
     graphs: int = 0
     waits: int = 0
+    unordered: int = 0
 
     def __add__(self, other: Launches) -> Launches:
         return Launches(self.nodes + other.nodes, self.graphs + other.graphs, self.waits + other.waits)
@@ -79,11 +82,20 @@ def count_launches(thunks: str, program: str) -> Launches:
         raise ValueError(f"XLA lists {len(loops)} loops among its thunks and {len(turns)} in the program")
     for loop, known in zip(loops, turns, strict=True):
         loop.turns = known
+    unordered = sum(_unordered(thunk, False) for thunk in outer)
     if not loops:
-        return sum((_of(thunk, False) for thunk in outer), Launches())
+        return replace(sum((_of(thunk, False) for thunk in outer), Launches()), unordered=unordered)
     outermost, captured = _outermost(outer, False)
     once = [thunk for part in ("condition", "body") for thunk in outermost.parts.get(part, [])]
-    return sum((_of(thunk, captured) for thunk in once), Launches(waits=int(not captured)))
+    counted = sum((_of(thunk, captured) for thunk in once), Launches(waits=int(not captured)))
+    return replace(counted, unordered=unordered)
+
+
+def _unordered(thunk: _Thunk, captured: bool) -> int:
+    """The loops of a thunk, itself included, that are in a graph and have an empty condition."""
+    inside = captured or thunk.kind == "kCommandBuffer"
+    itself = thunk.kind == "kWhile" and captured and not thunk.parts.get("condition")
+    return itself + sum(_unordered(each, inside) for nested in thunk.parts.values() for each in nested)
 
 
 def _of(thunk: _Thunk, captured: bool) -> Launches:

@@ -19,6 +19,11 @@ _FORMS = {
     "profile": "{step}: {milliseconds:.3f} ms, of which busy {busy_milliseconds:.3f}",
     "demo": "{text_dtype} {mode}: {tokens_a_pass:.2f} tokens a pass, {leading_tokens_of_the_first} of {tokens} as "
     "plain; audit failed: {audit_failed}, {audit}",
+    "random_texts": "{rows} x {mode}, temperature {temperature}: {tokens:,} tokens, {tokens_a_second:.1f} a second, "
+    "{tokens_a_pass:.2f} a pass; compiled {compile_seconds:.1f} s, prompt {prefill_seconds:.2f} s, in all "
+    "{wall_seconds:.1f} s",
+    "transformers": "{library} {version} after {length:,}: {milliseconds:.2f} ms a token, prompt "
+    "{prompt_seconds:.2f} s",
 }
 _FORMS["profile_graphs"] = _FORMS["profile"]
 
@@ -27,7 +32,7 @@ def line_of(section: str, row: Row) -> str | None:
     """One row as a line; None where it has none."""
     for trouble in ("error", "refused", "missing"):
         if trouble in row:
-            case = ", ".join(str(row[key]) for key in ("step", "kernel", "rows", "variant") if key in row)
+            case = ", ".join(str(row[key]) for key in ("step", "kernel", "mode", "rows", "variant") if key in row)
             return f"{section}{case and f' ({case})'}: {trouble.upper()} {row[trouble].splitlines()[0][:300]}"
     if row.get("good") is False:
         return f"{section}: WRONG: {row['kernel']} of {row['rows']} rows is off by {row['relative_error']:.1e}"

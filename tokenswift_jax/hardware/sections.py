@@ -21,10 +21,12 @@ from tokenswift_jax.hardware import (
     roofline,
     shapes,
     tile_sweep,
+    transformers_steps,
     variants,
 )
 from tokenswift_jax.hardware.clock import copy_bandwidth, product_rate
 from tokenswift_jax.hardware.filled_steps import filled_step, milliseconds_a_pass, random_model
+from tokenswift_jax.hardware.long_texts import long_texts
 from tokenswift_jax.hardware.texts import texts
 from tokenswift_jax.kv.dense import cache_bytes
 
@@ -164,9 +166,19 @@ def demo(check: Check) -> Rows:
     yield from texts(check.demo_dtype, check.demo_tokens, check.report)
 
 
-SECTIONS: dict[str, Callable[[Check], Rows]] = {
-    each.__name__: each for each in (machine, copy, kernels, steps, profile, profile_graphs, attention, joined, demo)
-}
+def random_texts(check: Check) -> Rows:
+    """Long texts of random weights of the model's shapes, end to end."""
+    most = check.demo_tokens if jax.default_backend() == "cpu" else None
+    yield from long_texts(shapes.config_of(check.model), check.dtype, most, check.report)
+
+
+def transformers(check: Check) -> Rows:
+    """transformers' generate on the same shapes."""
+    yield from transformers_steps.transformers_steps(shapes.fields_of(check.model), check.lengths, check.report)
+
+
+_ALL = (machine, copy, kernels, steps, profile, profile_graphs, attention, joined, demo, random_texts, transformers)
+SECTIONS: dict[str, Callable[[Check], Rows]] = {each.__name__: each for each in _ALL}
 
 
 def needed_bytes(section: str, model: str, capacity: int, dtype: Any) -> int:
@@ -179,6 +191,8 @@ def needed_bytes(section: str, model: str, capacity: int, dtype: Any) -> int:
         return 2 * kernel_speed.LAYERS * size * (capacity + ACCELERATOR_ROWS) + ROOM
     if section in ("steps", "profile", "profile_graphs", "joined"):
         return roofline.parameter_bytes(config, dtype.itemsize) + cache_bytes(config, 1, capacity, dtype) + ROOM
+    if section == "random_texts":
+        return roofline.parameter_bytes(config, dtype.itemsize) + cache_bytes(config, 8, 8192, dtype) + ROOM
     return ROOM
 
 

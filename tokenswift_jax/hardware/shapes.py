@@ -106,9 +106,14 @@ LARGE = tuple(_LARGE)
 DRAFT_HEADS = 3
 
 
+def fields_of(name: str) -> dict[str, Any]:
+    """The fields of a model's config.json."""
+    return dict((_MODELS | _LARGE)[name])
+
+
 def config_of(name: str, layers: int | None = None) -> ModelConfig:
     """The configuration of a model with three of the paper's draft heads; `layers` of it, None for all."""
-    fields = dict((_MODELS | _LARGE)[name])
+    fields = fields_of(name)
     if layers is not None:
         fields["num_hidden_layers"] = layers
     return dataclasses.replace(model_config(fields), num_draft_heads=DRAFT_HEADS, draft_head_type="chained")

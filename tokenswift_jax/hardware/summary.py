@@ -13,13 +13,15 @@ def verdict(rows: Sequence[Row]) -> str:
     texts = [row for row in rows if row["section"] == "demo" and "mode" in row]
     checked = [row for row in rows if "relative_error" in row or row in texts]
     wrong = [row for row in rows if row.get("good") is False or row.get("audit_failed")]
+    # A text that ends with an error may have met a token that no model draws.
+    wrong += [row for row in rows if row["section"] in ("demo", "kernels") and "error" in row]
     # In float32 any other text is an error; in narrower types the audit tells ties from errors.
     wrong += [
         row for row in texts if row["text_dtype"] == "float32" and row["leading_tokens_of_the_first"] < row["tokens"]
     ]
     if not wrong:
         return f"all {len(checked)} right" if checked else "none checked"
-    named = ("section", "kernel", "rows", "text_dtype", "mode")
+    named = ("section", "kernel", "rows", "text_dtype", "mode", "error")
     return "WRONG: " + "; ".join(" ".join(str(row[key]) for key in named if key in row) for row in wrong)
 
 
