@@ -42,16 +42,19 @@ class Tile:
     stages: int
 
 
-def tile_for(rows: int, pieces: int, *, wide: bool, hopper: bool) -> Tile:
+def tile_for(rows: int, pieces: int, *, head_dim: int, wide: bool, hopper: bool) -> Tile:
     """The tile for `rows` rows a KV head, query group included.
 
     It is the largest tile that ptxas compiles without spills for sm_80 and sm_90a, at a head_dim up to 128 and any
     dtype (except 60 bytes for a sliding window over one-byte numbers on sm_80). Larger tiles spill: 128 rows 800 bytes
-    on sm_80, 256 rows 400 bytes on sm_90a, and 32 columns of float32 240 bytes on both.
+    on sm_80, 256 rows 400 bytes on sm_90a, and 32 columns of float32 240 bytes on both. On an H200, a third stage made
+    128 rows 26% to 31% faster and 64 rows 4% to 7% (16,384 and 126,976 positions, head_dim 128, bfloat16;
+    benchmarks/2026-11-27-device-h200-contact-fourth.json).
 
     Args:
       rows: number of rows to tile.
       pieces: pieces of the head's numbers (`head_pieces`); each has its own operands in registers.
+      head_dim: above 128, three stages of a large tile do not fit the shared memory of 228 KB.
       wide: queries are float32, which the GPU multiplies without tensor cores.
       hopper: compute capability 9 and above, where tensor cores read their operands from shared memory.
     """
@@ -61,7 +64,8 @@ def tile_for(rows: int, pieces: int, *, wide: bool, hopper: bool) -> Tile:
         # Two of these programs share a multiprocessor; with three stages they fit only a shared memory of 228 KB.
         return Tile(16 if rows <= 16 else 32, 64, 4, 3 if hopper else 2)
     if hopper:
-        return Tile(64, 64, 4, 2) if rows <= 64 else Tile(128, 64, 8, 2)
+        stages = 3 if head_dim <= 128 else 2
+        return Tile(64, 64, 4, stages) if rows <= 64 else Tile(128, 64, 8, stages)
     return Tile(64, 64, 8, 2) if pieces == 1 else Tile(64, 32, 4, 3)
 
 
@@ -129,6 +133,7 @@ def tree_attention(
     tile = tile_for(
         group * rows if begins is None else min(group * rows, 64),
         len(pieces),
+        head_dim=head_dim,
         wide=queries.dtype == jnp.float32,
         hopper=target.compute_capability >= (9, 0),
     )

@@ -14,14 +14,18 @@ from tokenswift_jax.models.forward_cost import forward_cost
 from tokenswift_jax.parallel.device_rates import DeviceRates, rates_of
 
 # The rate at which `tree_attention` multiplies, relative to the data sheet's, by a part of the device's name. On an
-# H200 64 rows of Llama-3.1-8B took 12.17 ms more after 126,976 tokens than after 16,384
-# (benchmarks/2026-11-26-device-h200-contact-second.json): 3.71e12 operations, 305e12 a second of 989e12. An H100 runs
-# the same kernel on as many multiprocessors. Nobody has measured another device: the data sheet's rate is taken, so
-# that plans of many rows are offered there, and measured.
-ATTENTION_RATES = {"H100": 0.31, "H200": 0.31}
+# H200 attention of 64 rows of Llama-3.1-8B took 32 x 0.26 ms more after 126,976 tokens than after 16,384
+# (128x64x8x3 in benchmarks/2026-11-27-device-h200-contact-fourth.json): 3.71e12 operations, 446e12 a second of 989e12.
+# An H100 runs the same kernel on as many multiprocessors. Nobody has measured another device: the data sheet's rate is
+# taken, so that plans of many rows are offered there, and measured.
+ATTENTION_RATES = {"H100": 0.45, "H200": 0.45}
+# Tree rows times query heads a KV head that a program of `tree_attention` multiplies on GPUs; more of them are several
+# programs of the largest. A program takes the time of a full one: on an H200, 16 rows of groups of 5 (Qwen2.5-14B) cost
+# 1.47 plain steps after 126,976 tokens, 16 rows of groups of 4 (Llama-3.1-8B) 1.06.
+GPU_TILES = (16, 32, 64, 128)
 # A verification may cost so many plain steps, by the roofline, to be one of no extra time: the goal for 16 rows.
 NO_EXTRA_TIME = 1.1
-# The tree rows that a plan may have are multiples of 8: a tile of 16 contains 8 rows at 2 query heads a KV head.
+# Without tiles, the tree rows that a plan may have are multiples of 8.
 FEWEST, MOST, STEP = 4, 64, 8
 NARROW = 16  # tree rows of a second plan, whose drafts are the likeliest ones
 
@@ -36,6 +40,7 @@ class RowCosts:
       attention_rate: the rate of attention's products relative to that of all others.
       batch: texts that a device decodes at once.
       cache_itemsize: bytes of an element of the full cache; a weight has two.
+      tiles: heights of the programs of attention, rising; () for programs of any height.
     """
 
     config: ModelConfig
@@ -43,21 +48,40 @@ class RowCosts:
     attention_rate: float = 1.0
     batch: int = 1
     cache_itemsize: int = 2
+    tiles: tuple[int, ...] = ()
 
     def price(self, rows: int, length: int) -> float:
         """Plain steps that a forward of so many tree rows takes at least, after `length` committed positions."""
         return self._seconds(rows, length) / self._seconds(1, length)
 
     def most_rows(self, length: int) -> int:
-        """The most tree rows that take no extra time after `length` committed positions: FEWEST, or a multiple of STEP
-        up to MOST.
+        """The most tree rows that take no extra time after `length` committed positions, at least FEWEST: rows that
+        fill the programs of attention, and no more than MOST.
 
         The weights of the layers are read once for all rows, and the K/V of a KV head once for all rows of its query
         heads. So attention is bound by arithmetic from a number of rows on that the query heads a KV head divide, and
         its share of the step grows with the length.
         """
-        fit = (rows for rows in range(MOST, 0, -STEP) if self.price(rows, length) <= NO_EXTRA_TIME)
+        fit = (rows for rows in self._full() if self.price(rows, length) <= NO_EXTRA_TIME)
         return next(fit, FEWEST)
+
+    def _full(self) -> list[int]:
+        """The numbers of tree rows that fill the programs of attention, falling."""
+        if not self.tiles:
+            return list(range(MOST, 0, -STEP))
+        heights = {*self.tiles, *range(self.tiles[-1], MOST * self._group + 1, self.tiles[-1])}
+        found = {min(height // self._group, MOST) for height in heights}
+        return sorted((rows for rows in found if rows >= FEWEST), reverse=True)
+
+    @property
+    def _group(self) -> int:
+        return self.config.num_heads // self.config.num_kv_heads
+
+    def _filled(self, rows: int) -> float:
+        """The share of the programs' height that so many tree rows fill."""
+        asked, largest = rows * self._group, self.tiles[-1] if self.tiles else 1
+        multiple = -(-asked // largest) * largest
+        return asked / next((tile for tile in self.tiles if tile >= asked), multiple)
 
     def node_budgets(self, begin: int, end: int) -> tuple[int, ...]:
         """Node budgets for a text that grows from `begin` to `end` positions, rising: the most that takes no extra time
@@ -72,7 +96,7 @@ class RowCosts:
             length,
             batch=self.batch,
             cache_itemsize=self.cache_itemsize,
-            attention_rate=self.attention_rate,
+            attention_rate=self.attention_rate * self._filled(rows),
         )
         return cost.seconds(self.rates, 1)
 
@@ -92,4 +116,5 @@ def row_costs_of(config: ModelConfig, dtype: Any, batch: int, cache_dtype: str |
     if rates is None or jnp.dtype(dtype).itemsize != 2:
         return None
     attention = next((rate for name, rate in ATTENTION_RATES.items() if name in device.device_kind), 1.0)
-    return RowCosts(config, rates, attention, batch, jnp.dtype(cache_dtype or dtype).itemsize)
+    tiles = GPU_TILES if device.platform == "gpu" else ()
+    return RowCosts(config, rates, attention, batch, jnp.dtype(cache_dtype or dtype).itemsize, tiles)

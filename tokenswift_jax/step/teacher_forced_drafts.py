@@ -16,6 +16,8 @@ from tokenswift_jax.speculate.tree import build
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 from tokenswift_jax.step.accept import walk
 
+NOT_ACCEPTED = 2**31 - 1  # above every node budget, which may exceed the rows of the heads' own tree
+
 
 def accepted_rows(
     graph: nnx.GraphDef,
@@ -26,7 +28,7 @@ def accepted_rows(
     root: jax.Array,
     following: jax.Array,
 ) -> jax.Array:
-    """The tree row of each accepted draft, int32 [roots, depth]; past the accepted ones a number that is no tree row.
+    """The tree row of each accepted draft, int32 [roots, depth]; past the accepted ones NOT_ACCEPTED.
 
     Tree rows rank by draft probability, so a smaller node budget accepts the leading drafts in rows up to that budget.
 
@@ -47,4 +49,4 @@ def accepted_rows(
     draws = jnp.take_along_axis(following, tree.depths, axis=1)
     won = walk(tree, draws, spec.depth)
     depths = jnp.arange(1, spec.depth + 1, dtype=jnp.int32)[None]
-    return jnp.where(depths <= won.accepted[:, None], won.path[:, 1:], jnp.int32(spec.rows))
+    return jnp.where(depths <= won.accepted[:, None], won.path[:, 1:], jnp.int32(NOT_ACCEPTED))
