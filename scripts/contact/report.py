@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from contact.plans import PLANS
+from tokenswift_jax.hardware.contact_rows import by_device, newest
 from tokenswift_jax.hardware.goals import goals
 from tokenswift_jax.hardware.page import table
 from tokenswift_jax.hardware.replay import replayed
@@ -16,16 +17,13 @@ from tokenswift_jax.hardware.summary import goal_line, trouble, verdict
 Row = dict[str, Any]
 PREDICTIONS = Path(__file__).parents[2] / "benchmarks" / "2026-11-26-predictions-gpu.json"
 REPLAYED_TOKENS, ACCEPTANCES = 100_000, (0.4, 0.6, 0.8)
-# Fields that distinguish rows about different things.
-_KEYS = ("stage", "section", "model", "kernel", "by", "rows", "group", "head_dim", "step", "length", "operation")
-_KEYS += ("option", "round", "text_dtype", "mode", "shapes", "library", "product_size", "variant")
 
 
 def write_report(files: Sequence[Path], output: Path) -> list[str]:
     """Writes all rows and those that follow from them; returns the lines for a person."""
     documents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     rows, lines = [], []
-    for device, measured in _by_device(documents).items():
+    for device, measured in by_device(documents).items():
         made = list(_computed(measured))
         rows += measured + [{"device": device, **row} for row in made]
         lines += [f"== {device}", f"kernels and texts: {verdict(measured)}", as_table(measured)]
@@ -40,22 +38,7 @@ def write_report(files: Sequence[Path], output: Path) -> list[str]:
 def as_table(rows: Sequence[Row]) -> str:
     """A line per device, model, step and length, with the newest measurement."""
     headings = ("device", "model", "step", "tokens", "ms", "copy bandwidth", "least ms", "predicted ms", "on")
-    return table(headings, [_cells(row) for row in _newest(rows)])
-
-
-def _newest(rows: Sequence[Row]) -> list[Row]:
-    """The newest timed row of each device, model, step and length, sorted by them; of one day the fastest."""
-    best: dict[tuple[str, str, str, int], Row] = {}
-    for row in rows:
-        if row["section"] == "steps" and "of_copy_bandwidth" in row:
-            key = row["device"], row["model"], row["step"], row["length"]
-            if key not in best or _rank(row) > _rank(best[key]):
-                best[key] = row
-    return [row for _, row in sorted(best.items())]
-
-
-def _rank(row: Row) -> tuple[str, float]:
-    return row.get("date", "")[:10], -row["milliseconds"]
+    return table(headings, [_cells(row) for row in newest(rows)])
 
 
 def _cells(row: Row) -> list[str]:
@@ -82,34 +65,8 @@ def predicted_milliseconds(row: Row) -> float | None:
     return None
 
 
-def _by_device(documents: Sequence[dict[str, Any]]) -> dict[str, list[Row]]:
-    """Rows by device, with the environment of their stage; of several attempts at the same thing the last."""
-    found: dict[str, dict[tuple, Row]] = {}
-    for document in documents:
-        for stage in _counted(document["stages"]):
-            about: Row = {"plan": document["plan"], "stage": stage["stage"]}
-            for row in stage["rows"]:
-                if row["section"] == "environment":
-                    about |= {key: value for key, value in row.items() if key not in ("section", "model", "dtype")}
-                    continue
-                merged = {**about, **row}
-                if row.get("variant") == "joined" and "of_copy_bandwidth" in row:  # compiled as decoding does
-                    merged["section"] = "steps"
-                key = tuple(merged.get(name) for name in _KEYS)
-                found.setdefault(row["device"], {})[key] = merged
-    return {device: list(rows.values()) for device, rows in found.items()}
-
-
-def _counted(stages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """A stage's last attempt that was done; where none was, all of them."""
-    done = {stage["stage"]: stage for stage in stages if stage["status"] == "done"}
-    for stage in stages:
-        if done.get(stage["stage"], stage) is stage:
-            yield stage
-
-
 def _computed(measured: Sequence[Row]) -> Iterator[Row]:
-    timed = _newest(measured)
+    timed = newest(measured)
     long = [
         {"section": "replay", **row}
         for model in dict.fromkeys(row["model"] for row in timed)
