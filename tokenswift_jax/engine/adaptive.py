@@ -13,8 +13,8 @@ from tokenswift_jax.speculate.plans import NamedPlan
 # tokens. N-grams and heads have a half each, and all gains together. Without halves, a look at heads in vain takes the
 # means of n-grams that pay (cost: all of their gain of 1.6 on a JSON list of 128 tokens).
 ALLOWANCE, HORIZON = 0.02, 256
-# Seconds that a chunk costs beside its iterations where none runs ahead: 0.4 ms until its iterations begin and after
-# they end, and the host's work on its tokens. With 0.4 ms, looks slow the demo down by 5 to 8% (two cores).
+# Seconds that a chunk costs beside its iterations where none runs ahead, twice for a look: the look prepares its drafts
+# (0.55 ms), and reading its chunk and the one before takes as long (1.0 to 1.2 ms in all on the demo, two cores).
 OVERHEAD, OVERHEAD_SHARE = 0.00075, 0.01
 # Seconds of iterations beside which that overhead is small enough. Shorter times measure nothing: on a busy machine,
 # one turn of another program (some milliseconds) would change them several times over.
@@ -22,22 +22,26 @@ SHORTEST = OVERHEAD / OVERHEAD_SHARE
 LEAST, MOST = 4, 32  # iterations of a plain chunk; a drafted chunk of fewer than LEAST is read before the next is sent
 # Iterations of the first chunk of a plan, which is read before another is sent, and of the later ones. If reading costs
 # more than these may lose, as with the demo, a first chunk is longer. These two, LEAST, STAKE, LOOK, MARGIN, BELIEF,
-# the decays and CHECKED_AGAIN were compared on texts of SmolLM2, by
+# RISKED, the decays and CHECKED_AGAIN were compared on texts of SmolLM2 at two sets of prices, by
 # `PYTHONPATH=. python tests/simulated_device.py NAME=VALUE`. Neighbouring values change the mean speed, relative to the
-# best single plan, by at most 3%; with LEAST 6 or 8, BELIEF 1 or MARGIN 1.08, the slowest text loses a further fifth.
+# best single plan, by at most 3%, and that of the slowest text by up to a fifth.
 FIRST, LATER = 2, 16
 # The share of the account that a stay with a plan may begin with. Without it, one stay in vain near the beginning of a
 # text takes the means of all later ones.
-STAKE = 0.4
+STAKE = 0.6
 # Plain steps that the first chunk of a plan may lose, however cheap its iterations are. Without it, two iterations at a
 # price of 1.12 decide about heads that would write a quote at temperature 1 1.5 times as fast, and turn them down.
 LOOK = 0.5
 # A plan must be so much faster than plain decoding, or than the plan in use, to be taken: estimates waver.
 MARGIN = 1.05
-# Weights of evidence on how far foreseen tokens come true: of an iteration relative to the next one of its kind; of an
+# Weights of evidence on how far foreseen drafts come true: of an iteration relative to the next one of its kind; of an
 # iteration relative to a token decoded plainly later; and of the belief that all come true, in iterations. The belief
-# fades like an iteration.
+# fades like an iteration. An iteration of a cheap plan risks little and tells as little, so both count in plain steps
+# where these are more: the belief is worth RISKED plain steps lost, at most MOST_BELIEF iterations, and an iteration
+# fades by FADING of what it may lose. With iterations alone, four without an accepted draft turn down a plan that costs
+# 1.14 plain steps and is worth 1.3 (cost: up to a sixth of a text's speed).
 ITERATION_DECAY, TOKEN_DECAY, BELIEF = 0.9, 0.997, 2.0
+RISKED, MOST_BELIEF, FADING, LEAST_FADING = 1.0, 12.0, 0.3, 0.02
 # The extra tokens of heads on a text, relative to those on its prompt or on earlier texts, are up to so many: one model
 # with 3 nodes gave 1.2 tokens an iteration of a chat at temperature 1 and 2.4 of a greedy book, and 2.5 of a JSON list
 # after a prompt with 1.27.
@@ -50,7 +54,7 @@ FRESH = 512
 WAVERING = 1.25
 # Tokens before drafts that nothing foresees are checked again, doubled in vain. Half of the allowance pays for an
 # iteration in vain at a price of 1.5 about every 50 tokens.
-CHECKED_AGAIN, LONGEST_WAIT = 32, 8192
+CHECKED_AGAIN, LONGEST_WAIT = 16, 8192
 ASSUMED_REBUILD = 8.0  # assumed cost of a draft cache's first rebuild, in plain steps (measured on a CPU: 1 to 9)
 
 
@@ -120,7 +124,7 @@ class Chooser:
         self._timed = 0.0, 0  # seconds and iterations of the plan in use, too short yet to measure
         # Plain steps that the plans have saved, by whether their foreseen tokens follow the text (`Knowledge.is_live`).
         self._saved = dict.fromkeys(map(knowledge.is_live, plans), 0.0)
-        # Per source of drafts: extra tokens, those foreseen, and the iterations' worth of belief in foreseen tokens.
+        # Per source of drafts: extra tokens, those foreseen, and what is left of the belief in foreseen tokens.
         self._evidence: dict[str, tuple[float, float, float]] = {}
         self._catch_ups: dict[NamedPlan, float] = {}  # plain steps of the newest
         self._under_way = 0  # iterations of the chunk that was sent beside the one just read
@@ -166,8 +170,9 @@ class Chooser:
     def gain(self, named: NamedPlan) -> float:
         """Tokens that an iteration of a plan is foreseen to emit, corrected by the drafts that came true."""
         extra = self._foreseen(named) - 1
-        emitted, foreseen, belief = self._evidence.get(_source(named), (0.0, 0.0, BELIEF))
-        ratio = (emitted + belief * extra) / max(foreseen + belief * extra, 1e-6)
+        emitted, foreseen, belief = self._evidence.get(_source(named), (0.0, 0.0, 1.0))
+        believed = belief * self._belief(named) * extra
+        ratio = (emitted + believed) / max(foreseen + believed, 1e-6)
         return min(1 + extra * ratio, named.plan.depth + 1.0)
 
     def fastest(self) -> NamedPlan | None:
@@ -255,7 +260,7 @@ class Chooser:
             self._know.learn_plain(pace)
         faded = TOKEN_DECAY**tokens
         for source, (emitted, foreseen, belief) in self._evidence.items():
-            self._evidence[source] = emitted * faded, foreseen * faded, BELIEF + (belief - BELIEF) * faded
+            self._evidence[source] = emitted * faded, foreseen * faded, 1 + (belief - 1) * faded
         self._doubted = False
 
     def _pace(self, named: NamedPlan, iterations: int, seconds: float, alone: bool) -> float | None:
@@ -291,9 +296,10 @@ class Chooser:
         saved = tokens - iterations * price - (self._catch_ups.get(named, 0.0) if catch_up else 0.0)
         self._saved[self._know.is_live(named)] += saved - (self._switches() if named is not self._ran else 0.0)
         extra, foreseen = tokens / iterations - 1, self._foreseen(named) - 1
-        decay = ITERATION_DECAY**iterations
-        a, b, belief = self._evidence.get(_source(named), (0.0, 0.0, BELIEF))
-        weight = (1 - decay) / (1 - ITERATION_DECAY)
+        kept = self._kept(named)
+        decay = kept**iterations
+        a, b, belief = self._evidence.get(_source(named), (0.0, 0.0, 1.0))
+        weight = (1 - decay) / (1 - kept)
         self._evidence[_source(named)] = a * decay + weight * extra, b * decay + weight * foreseen, belief * decay
         if self._checking is named:
             self._checking = None
@@ -381,6 +387,14 @@ class Chooser:
     def _worst(self, named: NamedPlan) -> float:
         """Plain steps that an iteration without an accepted draft loses."""
         return max(self._know.price(named) - 1, 1e-6)
+
+    def _belief(self, named: NamedPlan) -> float:
+        """The weight, in iterations, of the belief that the foreseen drafts of a plan come true."""
+        return min(max(BELIEF, RISKED / self._worst(named)), MOST_BELIEF)
+
+    def _kept(self, named: NamedPlan) -> float:
+        """The weight of an iteration of a plan relative to the next one."""
+        return max(min(1 - FADING * self._worst(named), 1 - LEAST_FADING), ITERATION_DECAY)
 
     def _foreseen(self, named: NamedPlan) -> float:
         found = self._know.tokens(named)
