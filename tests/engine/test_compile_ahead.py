@@ -10,6 +10,7 @@ import small_models
 from decoded import PLAIN, assert_same, decode, start
 
 from tokenswift_jax.engine import adaptive
+from tokenswift_jax.engine import compile_ahead as module
 from tokenswift_jax.engine.compile_ahead import CompileAhead
 from tokenswift_jax.engine.planner import Planner
 from tokenswift_jax.engine.step_costs import StepCosts
@@ -45,6 +46,18 @@ def test_a_plan_whose_compilation_takes_longer_than_it_can_gain_is_not_compiled(
     assert run.plan_reason.startswith("plain decoding; of drafts, ")
     assert run.plan_reason.endswith("; compiling it, 1000000 s, would take longer than it could gain")
     assert [0 < seconds < 1e3 for seconds in missed] == [True]
+
+
+@pytest.mark.parametrize(("stretch", "begun"), [(1e-9, True), (1e8, False)])
+def test_a_compilation_costs_what_it_takes_beside_decoding(monkeypatch, stretch, begun):
+    """A second alone is paid by no text of this length, unless decoding made it shorter."""
+    compiled = []
+    monkeypatch.setattr(Planner, "_compile_seconds", lambda self, named: 1.0)
+    monkeypatch.setattr(CompileAhead, "has_a_core", staticmethod(lambda: True))
+    monkeypatch.setattr(CompileAhead, "begin", lambda self, function: compiled.append(function) or Future())
+    monkeypatch.setattr(module, "STRETCH", stretch)
+    list(start(MODEL, [[5, 6, 7]], GREEDY, AUTO, max_new_tokens=TOKENS))
+    assert bool(compiled) is begun
 
 
 def test_a_plan_that_earlier_texts_missed_is_compiled_for_a_text_too_short_to_pay_for_it(monkeypatch):

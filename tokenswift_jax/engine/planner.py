@@ -109,7 +109,7 @@ class Planner:
                 self._costs.add_ready(self._plain, self._capacity, engine.programs.compile_seconds)
             self._begin(engine)
         for named in [named for named, future in self._coming.items() if future.done()]:
-            self._admit(engine, named, self._coming.pop(named).result())
+            self._admit(engine, named, self._coming.pop(named).result() / CompileAhead.stretch())
         wanted = self._wanted()
         if wanted is not None:
             self._fetch(engine, wanted, wait=False)
@@ -239,7 +239,7 @@ class Planner:
         saving = self._chooser.saving(named)
         if step is None or saving <= 0:
             return 0.0
-        compiling, pace = self._compile_seconds(named), CompileAhead.pace()
+        compiling, pace = self._compile_seconds(named) * CompileAhead.stretch(), CompileAhead.pace()
         left = self._chooser.remaining * step - pace * compiling  # seconds of plain decoding, once the program is here
         return left * saving - (1 - pace) * compiling + self._costs.missed_seconds(named, self._capacity)
 
