@@ -15,10 +15,13 @@ from tokenswift_jax.threads import COMPILING
 # On two cores a program of SmolLM2 that compiles in 4.2 s took 9.7 s beside decoding, whose threads wait for work by
 # looking for it. Without this, a text of 200 tokens took 9.7 s instead of 4.2 for a plan that came after its end.
 STRETCH = 2.3
+# 4,096 tokens of an 8B took 20.0 s on an H200 beside a compilation, 18.1 s without: XLA tries kernels on the device,
+# and JAX traces the program in Python. benchmarks/2026-11-27-device-h200-contact-fourth.json
+ON_ACCELERATOR = 0.9
 
 
 class CompileAhead:
-    """One thread, which XLA lets run beside the session's: compilation holds no lock of Python's."""
+    """One thread beside the session's. XLA holds no lock of Python's while it compiles; JAX does while it traces."""
 
     def __init__(self) -> None:
         """Starts no thread before the first program."""
@@ -33,11 +36,12 @@ class CompileAhead:
 
     @staticmethod
     def pace() -> float:
-        """The speed of decoding beside a compilation, as a share of its speed alone: 1 on an accelerator, 0 without a
-        core for the thread. On a CPU, decoding loses that core (measured on two: 22.5 ms a step became 43)."""
+        """The speed of decoding beside a compilation, as a share of its speed alone: ON_ACCELERATOR there, 0
+        without a core for the thread. On a CPU, decoding loses that core (measured on two: 22.5 ms a step became 43).
+        """
         if not CompileAhead.has_a_core():
             return 0.0
-        return 1.0 if jax.default_backend() != "cpu" else 1 - 1 / usable_cores()
+        return ON_ACCELERATOR if jax.default_backend() != "cpu" else 1 - 1 / usable_cores()
 
     @staticmethod
     def stretch() -> float:
@@ -47,7 +51,6 @@ class CompileAhead:
 
     def begin(self, compile_them: Callable[[Callable[[], bool]], float]) -> Future[float]:
         """Sends a function of `Engine.compiling` to the thread; an error of it is raised by the future's result."""
-
         if self._executor is None:
             x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
             self._executor = ThreadPoolExecutor(1, COMPILING, initializer=_enter_x64, initargs=(x64,))
