@@ -6,6 +6,7 @@ would have to run between the same chunks in every process, and two threads woul
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import time
@@ -35,10 +36,14 @@ def leads() -> bool:
 
 
 class Channel:
-    """Messages from process 0 to all others, in one order."""
+    """Messages from process 0 to all others, in one order.
 
-    def __init__(self) -> None:
-        self._count = 0
+    Args:
+      name: of the channel, the same in all processes.
+    """
+
+    def __init__(self, name: str = "message") -> None:
+        self._folder, self._count = f"tokenswift/{name}", 0
 
     def send(self, message: Any) -> None:
         """Sends a message to all other processes, from process 0."""
@@ -48,7 +53,7 @@ class Channel:
             store.key_value_set_bytes(f"{name}/{piece}", data[piece * _PIECE : (piece + 1) * _PIECE])
         store.key_value_set(f"{name}/pieces", str(pieces))
         if self._count > _KEPT:
-            store.key_value_delete(f"tokenswift/message/{self._count - _KEPT}/")
+            store.key_value_delete(f"{self._folder}/{self._count - _KEPT}/")
 
     def receive(self) -> Any:
         """The next message, in another process than 0; waits for it."""
@@ -60,15 +65,28 @@ class Channel:
 
     def _name(self) -> str:
         self._count += 1
-        return f"tokenswift/message/{self._count}"
+        return f"{self._folder}/{self._count}"
 
 
 _CHANNEL = Channel()
+_TEXTS = itertools.count()
 
 
 def channel() -> Channel:
-    """The channel of this run."""
+    """The channel of this run, for decisions that no text makes."""
     return _CHANNEL
+
+
+def channel_of_a_text() -> Channel:
+    """A channel for one text alone; all processes make these channels in one order.
+
+    Processes that end a text by themselves do not read its last messages. In a channel of all texts, they would read
+    them in place of the next text's first ones.
+    """
+    number = next(_TEXTS)
+    if leads() and number >= 2:  # no process reads it any more, since all have computed the text after it
+        _store().key_value_delete(f"tokenswift/text{number - 2}/")
+    return Channel(f"text{number}")
 
 
 def agreed(decide: Callable[[], _T]) -> _T:

@@ -33,7 +33,7 @@ class _Leader:
     """Process 0's: it sends each answer before it gives it."""
 
     def __init__(self, own: PlanPolicy, plans: Sequence[NamedPlan]) -> None:
-        self._own, self._plans, self._channel = own, list(plans), agreement.channel()
+        self._own, self._plans, self._channel = own, list(plans), agreement.channel_of_a_text()
 
     @property
     def reason(self) -> str | None:
@@ -89,7 +89,7 @@ class _Follower:
     reason = None
 
     def __init__(self, plans: Sequence[NamedPlan]) -> None:
-        self._plans, self._channel = list(plans), agreement.channel()
+        self._plans, self._channel = list(plans), agreement.channel_of_a_text()
 
     @property
     def waiting(self) -> bool:
