@@ -16,7 +16,7 @@ from tests.tiny import tiny_config
 from tokenswift_jax.engine import capacity
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.decoder import Decoder
-from tokenswift_jax.parallel import device_memory
+from tokenswift_jax.parallel import device_memory, mesh_choice
 from tokenswift_jax.parallel.fit import ZEROS, fit
 from tokenswift_jax.parallel.mesh import make_mesh, notes_on
 from tokenswift_jax.parallel.mesh_choice import chosen_mesh
@@ -201,6 +201,34 @@ def test_auto_takes_stages_only_for_a_model_that_fits_no_other_mesh(monkeypatch)
     assert found[20].stage == 1
     assert found[10.5].stage > 1
     assert found[1].devices <= 8
+
+
+def test_auto_counts_the_heads_of_zeros_and_those_stored_twice(monkeypatch):
+    """Five KV heads on four devices: each stores two of eight, 0.4 of the cache and not a quarter of it."""
+    cache = 2 * 2 * 2 * 5 * 128 * 2**20  # bytes: K and V, 2 layers, bfloat16
+    card = SimpleNamespace(platform="gpu", device_kind="H100", memory_stats=lambda: {"bytes_limit": cache})
+    monkeypatch.setattr(jax, "local_devices", lambda: [card])
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    config = tiny_config(num_key_value_heads=5, num_attention_heads=5, head_dim=128)
+    monkeypatch.setattr(mesh_choice, "_shapes", lambda *_: [MeshSpec(model=4)])
+    _, (why,) = chosen_mesh(config, 2, AutoMesh(length=2**20))
+    assert f"{0.4 * cache / 1e9:.1f} GB a device" in why
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(2, 8), (3, 6), (3, 5)])
+def test_auto_takes_a_mesh_that_the_processes_can_share(monkeypatch, processes, devices):
+    """The tiny model is fastest on one device, of which a process alone would have it."""
+    card = SimpleNamespace(platform="gpu", device_kind="H100", memory_stats=lambda: {"bytes_limit": 80 * 10**9})
+    monkeypatch.setattr(jax, "local_devices", lambda: [card])
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    assert chosen_mesh(tiny_config(), 2, AutoMesh(length=1024))[0] == MeshSpec()
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    spec, _ = chosen_mesh(tiny_config(), 2, AutoMesh(length=1024))
+    assert spec.devices % processes == 0
+    card.platform = "cpu"
+    spec, (why,) = chosen_mesh(tiny_config(), 2, AutoMesh(length=1024))
+    assert spec == MeshSpec(model=processes)
+    assert "a device of each process" in why
 
 
 def test_devices_share_the_memory_of_a_cache(monkeypatch):

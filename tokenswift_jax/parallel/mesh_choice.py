@@ -7,6 +7,7 @@ from itertools import product
 import jax
 
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.fit import fit
 from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshSpec
 from tokenswift_jax.parallel.step_time import Collective, mesh_rates_of, step_time
 
@@ -16,25 +17,32 @@ _ROOM = 0.85  # share of a device's memory that weights and cache may take
 def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[MeshSpec, tuple[str, ...]]:
     """The mesh of the least expected time for a step whose arrays fit the memory, and a line that says why.
 
+    In several processes, a mesh that they can share evenly.
+
     Args:
       config: the checkpoint's.
       itemsize: bytes of a weight.
       asked: the rows and the length to expect.
     """
-    devices = jax.local_devices()
+    devices, processes = jax.local_devices(), jax.process_count()
     platform, kind, count = devices[0].platform, devices[0].device_kind, jax.device_count()
     if count == 1:
         return MeshSpec(), (f"mesh auto: 1, since there is one device ({kind})",)
+    if platform == "cpu" and processes > 1:
+        spec = MeshSpec(model=processes)
+        return spec, (f"mesh auto: {spec}, a device of each process, since all of them have to take part",)
     if platform == "cpu":
         return MeshSpec(), (f"mesh auto: 1, since the {count} virtual devices share one CPU and its memory",)
     rates = mesh_rates_of(kind, platform)
     memory = (devices[0].memory_stats() or {}).get("bytes_limit")
-    tables, attention, inner = _weight_bytes(config, itemsize)
-    row = _row_bytes(config, itemsize, asked.length)
 
     def judged(spec: MeshSpec) -> tuple:
-        rows, copies = -(-asked.rows // spec.data), -(-spec.model // config.num_kv_heads)
-        of_layers = attention / spec.model + (inner + rows * row * copies) / (spec.model * spec.context)
+        rows, fitted = -(-asked.rows // spec.data), fit(config, spec.model, spec.context)
+        # Heads that several devices store, and the zeros that fill up sizes, take memory and are read as well.
+        whole = config if fitted is None else fitted.config
+        tables, attention, inner = _weight_bytes(whole, itemsize)
+        row = _row_bytes(whole, itemsize, asked.length)
+        of_layers = attention / spec.model + (inner + rows * row) / (spec.model * spec.context)
         of_stage = of_layers * -(-config.num_layers // spec.stage) / config.num_layers
         stored = tables / spec.model + of_stage
         fits = memory is None or stored <= _ROOM * memory
@@ -43,9 +51,13 @@ def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[Me
         # Of meshes that are equally fast, the one with the fewest devices.
         return not fits, seconds, spec.devices, spec.data, spec.model, spec.context, spec.stage, stored
 
-    found = min(map(judged, _shapes(count)))
+    def shapes(stages: int = 1) -> list[MeshSpec]:
+        even = count - count % processes
+        return [spec for spec in _shapes(even, min(even, stages)) if spec.devices % processes == 0]
+
+    found = min(map(judged, shapes()))
     if found[0]:  # stages make no step faster: they are for models that fit no other mesh
-        found = min(found, *map(judged, _shapes(count, min(count, config.num_layers))))
+        found = min(found, *map(judged, shapes(config.num_layers)))
     misfit, seconds, _, *sizes, stored = found
     spec = MeshSpec(*sizes)
     length = config.max_position_embeddings if asked.length is None else asked.length
@@ -87,7 +99,7 @@ def _weight_bytes(config: ModelConfig, itemsize: int) -> tuple[int, int, int]:
     """Bytes of the embeddings and the LM head, of the layers' attention, and of their MLPs."""
     size, inner = config.hidden_size, config.intermediate_size
     attention = 2 * size * config.head_dim * (config.num_heads + config.num_kv_heads)
-    tables = config.vocab_size * size * (1 if config.tie_word_embeddings else 2)
+    tables = config.padded_vocab * size * (1 if config.tie_word_embeddings else 2)
     return itemsize * tables, itemsize * config.num_layers * attention, itemsize * config.num_layers * 3 * size * inner
 
 
