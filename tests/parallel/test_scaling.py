@@ -11,9 +11,10 @@ from tokenswift_jax.hardware.page import fill
 from tokenswift_jax.hardware.scaling import Program, extended
 from tokenswift_jax.hardware.scaling_report import as_table, prefill_ceiling, prefill_table, times
 from tokenswift_jax.hardware.shapes import config_of
+from tokenswift_jax.parallel.device_rates import RATES, rates_of
 from tokenswift_jax.parallel.mesh_choice import plain_collectives
 from tokenswift_jax.parallel.mesh_spec import parse_mesh
-from tokenswift_jax.parallel.step_time import MESH_RATES, Collective, step_time
+from tokenswift_jax.parallel.step_time import MESH_RATES, Collective, mesh_rates_of, step_time
 
 ROOT = Path(__file__).parents[2]
 ROWS = json.loads((ROOT / "benchmarks" / "2026-11-27-scaling.json").read_text(encoding="utf-8"))
@@ -37,6 +38,17 @@ def test_gpt_fast_s_times_come_out_of_the_formula():
     # A model that is in no constant of the formula.
     for devices, speed in {2: 21.32, 4: 38.01, 8: 62.5}.items():
         assert gpt_fast(devices, 80, 8192, 28672, 1024) == pytest.approx(1 / speed, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("TPU v5", "v5p"), ("TPU v5p", "v5p"), ("TPU v5 lite", "v5 lite"), ("TPU v5e", "v5 lite"), ("TPU v6 lite", "v6")],
+)
+def test_a_chip_has_its_rates_under_each_name(kind, name):
+    """JAX's kernels know these names of the same chips."""
+    assert rates_of(kind) == RATES[name]
+    assert mesh_rates_of(kind, "tpu") is MESH_RATES[name]
+    assert rates_of("TPU v4") is None
 
 
 def test_a_sum_of_many_bytes_takes_the_time_of_its_bytes():

@@ -29,6 +29,17 @@ RATES = {
 }
 
 
+# Other names that JAX knows for the same chips (jax/_src/pallas/mosaic/tpu_info.py).
+_OTHER_NAMES = {"v5e": "v5 lite", "TPU v5": "v5p"}
+
+
+def known_name(kind: str) -> str | None:
+    """The name in `RATES` of a device of that name (JAX's `device_kind`); None: unknown."""
+    others = (known for name, known in _OTHER_NAMES.items() if name in kind)
+    return next((name for name in RATES if name in kind), next(others, None))
+
+
 def rates_of(kind: str) -> DeviceRates | None:
     """The rates of a device of that name (JAX's `device_kind`); None: unknown."""
-    return next((rates for name, rates in RATES.items() if name in kind), None)
+    name = known_name(kind)
+    return None if name is None else RATES[name]

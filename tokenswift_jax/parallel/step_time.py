@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tokenswift_jax.parallel.device_rates import RATES, DeviceRates
+from tokenswift_jax.parallel.device_rates import RATES, DeviceRates, known_name
 
 
 class Links(NamedTuple):
@@ -110,8 +110,8 @@ _UNKNOWN = {
 
 def mesh_rates_of(kind: str, platform: str = "gpu") -> MeshRates:
     """The rates of a device of that name (JAX's `device_kind`); those of a middling one of its platform if unknown."""
-    known = (rates for name, rates in MESH_RATES.items() if name in kind)
-    return next(known, _UNKNOWN.get(platform, _UNKNOWN["gpu"]))
+    name = known_name(kind)
+    return _UNKNOWN.get(platform, _UNKNOWN["gpu"]) if name is None else MESH_RATES[name]
 
 
 def latency(links: Links, collective: Collective) -> float:
