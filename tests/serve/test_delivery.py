@@ -69,6 +69,22 @@ def test_the_first_update_and_an_end_wait_for_no_beat(monkeypatch, last):
     assert got[1][0] - put_at[2] < 0.1
 
 
+def test_the_first_token_of_a_run_waits_for_no_beat_of_another(monkeypatch):
+    monkeypatch.setattr(delivery, "BEAT", 0.3)
+    put_at = []
+
+    def feed(put):
+        put(RUNS[0], update(0))
+        time.sleep(0.05)
+        put(RUNS[0], update(1))
+        put_at.append(time.perf_counter())
+        put(RUNS[1], update(2), first=True)
+
+    got = delivered(feed)
+    assert [[int(each.log.token_ids[0]) for _, each in entries] for _, entries in got] == [[0], [1, 2]]
+    assert got[1][0] - put_at[0] < 0.1
+
+
 def test_readers_of_two_channels_get_everything_in_order_however_slow_they_are():
     async def main():
         channels = [Channel(run) for run in RUNS]

@@ -32,10 +32,10 @@ class Delivery:
         """Names the event loop; the first update comes after that."""
         self._loop = loop
 
-    def put(self, run: Run, update: Update) -> None:
-        """Takes an update; any thread may call it."""
+    def put(self, run: Run, update: Update, *, first: bool = False) -> None:
+        """Takes an update, maybe the `first` one of its run; any thread may call it."""
         assert self._loop is not None, "start comes first"
-        urgent = update.finish is not None or update.state is RunState.PAUSED
+        urgent = first or update.finish is not None or update.state is RunState.PAUSED
         with self._lock:
             self._waiting.append((run, update))
             beating, self._beating = self._beating, True

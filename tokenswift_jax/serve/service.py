@@ -77,6 +77,7 @@ class Service:
         self._workers = ThreadPoolExecutor(2, "tokenswift-worker")  # tokenisation, files
         self._scoring = ThreadPoolExecutor(1, "tokenswift-scoring")  # beside the scheduler: it compiles by length
         self._loading = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._draining = False
 
     @property
@@ -96,7 +97,7 @@ class Service:
 
     def start(self) -> None:
         """Starts the scheduler, and the background runs that an earlier server left."""
-        loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._delivery.start(loop)
         self.scheduler.start()
         self._resuming = loop.create_task(self._resume())
@@ -105,7 +106,7 @@ class Service:
         """Admits no more, and ends the streams once the chunks in flight are stored. Any thread may call it."""
         if not self._draining:
             self._draining = True
-            threading.Thread(target=self.scheduler.stop, name="tokenswift-drain", daemon=True).start()
+            threading.Thread(target=self._go_down, name="tokenswift-drain", daemon=True).start()
 
     async def stop(self) -> None:
         """Drains, and waits for it."""
@@ -147,15 +148,18 @@ class Service:
         for run in made:
             self.scheduler.check(run)
         channels = [Channel(run) for run in made]
+        queued: list[Run] = []
         try:
-            for number, (run, channel) in enumerate(zip(made, channels, strict=True)):
+            for run, channel in zip(made, channels, strict=True):
                 self._channels[run.id] = channel
-                self.scheduler.submit(run, urgent=number > 0)
+                self.scheduler.submit(run, urgent=bool(queued))
+                queued.append(run)
                 self.metrics.submitted(run)
             yield channels
         finally:
             for run in made:
                 self._channels.pop(run.id, None)
+            for run in queued:  # one that was refused has no end to count
                 if not run.state.ended:
                     self.scheduler.cancel(run)
 
@@ -209,9 +213,14 @@ class Service:
         """A kept run that is in memory."""
         return self._stored.get(run_id)
 
-    async def settled(self, channel: Channel) -> None:
-        """Waits until a run has paused or ended."""
-        while not channel.ended and not (channel.updates and channel.updates[-1].state is RunState.PAUSED):
+    async def paused(self, stored: StoredRun, channel: Channel) -> None:
+        """Takes a run off the device, and waits until it has paused or ended."""
+        before = len(channel.updates)
+        self.scheduler.pause(stored.run)
+        # A run that was resumed has the update of an earlier pause until its next token comes.
+        while stored.run.state is not RunState.PAUSED and not channel.ended:
+            if any(update.state is RunState.PAUSED for update in channel.updates[before:]):
+                return  # another caller has let it go on already
             await channel.changed()
 
     async def resumed(self, stored: StoredRun) -> None:
@@ -268,6 +277,18 @@ class Service:
         if self.store is not None:
             await self.work(self.store.delete, run)
 
+    def _go_down(self) -> None:
+        self.scheduler.stop()
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody reads any more
+                self._loop.call_soon_threadsafe(self._interrupt_paused)
+
+    def _interrupt_paused(self) -> None:
+        """Ends the streams of kept runs that the scheduler did not have."""
+        for run_id, stored in self._stored.items():
+            if not self._channels[run_id].ended:
+                self._channels[run_id].push([Update(concatenate([]), (), stored.run.state, "interrupted")])
+
     def _check_ready(self) -> None:
         if self.scheduler.error is not None:
             raise BusyError("the engine has stopped; see the server's log", 30, unavailable=True)
@@ -312,10 +333,11 @@ class Service:
             updates.append(Update(concatenate([]), (), run.state))
         channel = self._channels[run.id] = Channel(run, updates)
         self._stored[run.id] = stored
-        ended = [each for each, other in self._stored.items() if other.run.state.ended]
+        # A run ends on the scheduler's thread, before its last update comes here: until then readers need the channel.
+        ended = [each for each, other in self._stored.items() if other.run.state.ended and self._channels[each].ended]
         for run_id in ended[: max(len(ended) - _REMEMBERED, 0)]:
             self._stored.pop(run_id)
-            self._channels.pop(run_id, None)
+            self._channels.pop(run_id)
         return channel
 
     def _publish(self, run: Run, update: Update) -> None:
@@ -331,7 +353,7 @@ class Service:
                 keeps.save(stored)
             except WriteError as error:
                 logger.error("run %s: %s", run.id, error)
-        self._delivery.put(run, update)
+        self._delivery.put(run, update, first=len(update.log) == len(run.tokens))
 
     def _deliver(self, published: Sequence[tuple[Run, Update]]) -> None:
         for run, entries in itertools.groupby(published, key=lambda entry: entry[0]):

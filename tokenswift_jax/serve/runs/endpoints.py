@@ -98,8 +98,7 @@ async def pause(request: HttpRequest) -> Response:
     stored, channel = await found(request)
     if stored.run.state.ended:
         raise ApiError(409, f"the run has ended: {stored.run.state.value}")
-    service.scheduler.pause(stored.run)
-    await service.settled(channel)
+    await service.paused(stored, channel)
     return JSONResponse(run_object(stored, service.scheduler))
 
 
