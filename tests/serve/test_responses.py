@@ -91,6 +91,15 @@ def test_a_left_background_stream_is_rejoined(live, client):
     assert text == text_of(live, 180, seed=9) == after[-1].response.output_text
 
 
+def test_cached_tokens_are_those_of_the_run_when_it_is_read_from_the_folder(live, client):
+    made = client.responses.create(model="demo", input=PROMPT, max_output_tokens=2)
+    stored = live.service.known(made.id)
+    stored.run.cached = 5  # prompts of this server are too short for the store of K/V
+    live.service.store.save(stored)
+    del live.service._stored[made.id], live.service._channels[made.id]
+    assert client.responses.retrieve(made.id).usage.input_tokens_details.cached_tokens == 5
+
+
 def test_cancelling(live, client):
     made = client.responses.create(
         model="demo", input=PROMPT, max_output_tokens=200, background=True, extra_body={"seed": 9}

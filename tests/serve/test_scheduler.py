@@ -16,6 +16,7 @@ from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import BLOCK
 from tokenswift_jax.request import Request
 from tokenswift_jax.serve import scheduler as scheduler_module
+from tokenswift_jax.serve.observer import Observer
 from tokenswift_jax.serve.pool import Pool, PoolSize, Tenancy
 from tokenswift_jax.serve.prefix_store import PrefixStore
 from tokenswift_jax.serve.run import Run, RunState
@@ -246,6 +247,50 @@ def test_no_run_goes_back_and_forth_between_pools(wide, waits):
             settled = len(begun)
     assert len(begun) == settled
     assert max(map(begun.count, begun)) <= 2
+
+
+def test_a_run_that_moves_counts_its_own_keys_and_values_as_no_earlier_texts():
+    """Pools without an engine. After the move the store has the prompt, which the run computed in the first pool."""
+
+    class Tenancies:
+        inhabitants = Pool.inhabitants
+
+        def __init__(self, slots, cached):
+            self.size, self.tenants, self.coming, self.cached = PoolSize(slots, 4000), {}, [], cached
+
+        @property
+        def vacant(self):
+            return [slot for slot in range(self.size.slots) if slot not in self.tenants]
+
+        def fits(self, request):
+            return True
+
+        def may_begin(self, run):
+            return bool(self.vacant)
+
+        def begin(self, run):
+            self.tenants[self.vacant[0]] = Tenancy(run, self.vacant[0])
+            return self.cached
+
+        def leave(self, run):
+            self.tenants = {slot: each for slot, each in self.tenants.items() if each.run is not run}
+
+    class Counts(Observer):
+        def entering(self, run):
+            entered.append(run)
+
+    entered, pools = [], [Tenancies(1, 0), Tenancies(3, BLOCK)]
+    scheduler = Scheduler(pools, lambda *_: None, observer=Counts())  # pyright: ignore[reportArgumentType]
+    runs = [Run(Request((1,) * 300, request(0).sampling, 500)) for _ in range(2)]
+    for run in runs:
+        scheduler.queue.push(run)
+        scheduler._admit(pools[0])
+        scheduler._admit(pools[1])
+    assert scheduler._places[runs[0]] is pools[0]
+    scheduler._gather(pools[0])
+    assert scheduler._places[runs[0]] is pools[1]
+    assert [run.cached for run in runs] == [0, BLOCK]
+    assert entered == runs
 
 
 def test_a_run_that_began_alone_joins_the_others(monkeypatch):

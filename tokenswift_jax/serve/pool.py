@@ -202,8 +202,11 @@ class Pool:
         sizes = [prefill.capacity for _, prefill in self.coming] + [self._staging_of(run)]
         return len(sizes) <= 2 and (len(sizes) == 1 or min(sizes) == self.staging[0])
 
-    def begin(self, run: Run) -> None:
-        """Begins a prefill of the run's prompt and its tokens so far."""
+    def begin(self, run: Run) -> int:
+        """Begins a prefill of the run's prompt and its tokens so far.
+
+        Returns the tokens of the prompt whose K/V are in the store.
+        """
         ids, capacity = [*run.request.prompt_ids, *run.tokens], self._staging_of(run)
         prefix = text = None
         if self.prefixes is not None:
@@ -212,8 +215,8 @@ class Pool:
         prefill = self.engine.prefill([run.request], [run.tokens], capacity=capacity, prefix=prefix)
         if text is not None:
             text.begin(prefill.reused // BLOCK)
-        run.cached = min(prefill.reused, len(run.request.prompt_ids))
         self.coming.append((run, prefill))
+        return min(prefill.reused, len(run.request.prompt_ids))
 
     def advance(self) -> int:
         """Sends one chunk of the prompt whose turn it is; returns the positions that it computes."""

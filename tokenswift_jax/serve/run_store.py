@@ -144,6 +144,7 @@ class RunStore:
             "state": run.state.value if run.state.ended or paused else "active",
             "tokens": len(run.tokens),
             "prompt_tokens": len(run.request.prompt_ids),
+            "cached": run.cached,
             "finish": run.finish,
             "error": run.error,
             "details": stored.details,
@@ -204,6 +205,7 @@ class RunStore:
             self._model.tokenizer,
             id=run_id,
             created=kept["created"],
+            cached=kept.get("cached", 0),  # descriptions of earlier versions lack it
             **described(details, run_id),
         )
         run.journal = journal = self._journal(run, ignored)

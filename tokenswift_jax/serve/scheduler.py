@@ -250,12 +250,14 @@ class Scheduler:
             self._observer.admitted(run)
             self._begin(run, pool)
 
-    def _begin(self, run: Run, pool: Pool) -> None:
+    def _begin(self, run: Run, pool: Pool, *, moved: bool = False) -> None:
         try:
-            pool.begin(run)
+            cached = pool.begin(run)
         except UserError as error:
             self._end(run, RunState.FAILED, "error", str(error))
-        else:
+            return
+        if not moved:  # a run that moves takes over K/V that it has computed itself
+            run.cached = cached
             self._observer.entering(run)
 
     def _gather(self, pool: Pool) -> None:
@@ -277,7 +279,7 @@ class Scheduler:
                 pool.leave(run)
                 with self._lock:
                     run.state, self._places[run] = RunState.PREFILL, wider
-                self._begin(run, wider)
+                self._begin(run, wider, moved=True)
 
     def _home(self, run: Run) -> int:
         """The length of the shortest slots with room for a run."""
