@@ -1,9 +1,14 @@
 """The command `serve`: wrong flags, names, slots and memory."""
 
-import pytest
+from typing import Any
 
+import pytest
+import small_models
+
+from tokenswift_jax.engine import host_memory
 from tokenswift_jax.serve import cli, extra
 from tokenswift_jax.serve.cli import _served_name
+from tokenswift_jax.speculation import SpeculationConfig
 
 pytest.importorskip("starlette")
 
@@ -36,6 +41,19 @@ def test_wrong_flags_are_one_line(words, message, capsys):
     shown = capsys.readouterr()
     assert message in shown.err
     assert shown.err.count("\n") == 1
+
+
+def test_earlier_texts_get_a_part_of_the_memory_that_the_slots_leave(monkeypatch):
+    """On a CPU both are in the host's memory."""
+    model, speculation = small_models.random_model(48), SpeculationConfig()
+    sizes: Any = {"max_length": 40, "slots": [2], "short_slots": 0}
+    (pool,) = cli.make_pools(model, speculation, **sizes)
+    monkeypatch.setattr(host_memory, "available_bytes", lambda: pool.bytes + 2**26)
+    (pool,) = cli.make_pools(model, speculation, **sizes)
+    assert pool.prefixes is not None
+    assert pool.prefixes.budget == 2**24
+    monkeypatch.setattr(host_memory, "available_bytes", lambda: pool.bytes - 1)
+    assert cli.make_pools(model, speculation, **sizes)[0].prefixes is None
 
 
 def test_missing_packages_are_named(monkeypatch, capsys):

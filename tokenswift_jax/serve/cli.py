@@ -96,7 +96,7 @@ def make_pools(
 
     By default the groups have 1 and 3 slots, or 1 and 8 (a CPU: 1 and 4) where the K/V of these take at most 1 GiB.
     A server of texts not much longer than short ones has no slots for these alone. `prefix_memory` is the most MiB of
-    the host's memory for the K/V of earlier texts; None: a quarter of the free memory, at most 8192.
+    the host's memory for the K/V of earlier texts; None: a quarter of what the slots leave free, at most 8192.
 
     Raises:
       UserError: the length exceeds the model's positions, or the slots the memory.
@@ -120,15 +120,17 @@ def make_pools(
     sizes = [PoolSize(count, length) for count in slots]
     if short_slots and length >= 2 * _SHORT_LENGTH:
         sizes.append(PoolSize(short_slots, _SHORT_LENGTH))
-    plans, prefixes = PlanSet(model.config, speculation), _prefix_store(model, prefix_memory)
-    pools: list[Pool] = []
+    plans, pools = PlanSet(model.config, speculation), list[Pool]()
     for size in sizes:
         beside = sum(pool.bytes for pool in pools)
-        pools.append(Pool(model, size, plans, reserved=beside, prefixes=prefixes, report=report))
+        pools.append(Pool(model, size, plans, reserved=beside, report=report))
+    prefixes = _prefix_store(model, prefix_memory, pools)
+    for pool in pools:
+        pool.prefixes = prefixes
     return pools
 
 
-def _prefix_store(model: Model, memory: int | None) -> PrefixStore | None:
+def _prefix_store(model: Model, memory: int | None, pools: Sequence[Pool]) -> PrefixStore | None:
     import jax
 
     from tokenswift_jax.engine.host_memory import available_bytes
@@ -137,6 +139,8 @@ def _prefix_store(model: Model, memory: int | None) -> PrefixStore | None:
 
     part = cache_bytes(model.config, 1, BLOCK, jax.tree.leaves(model.params)[0].dtype)
     free = available_bytes()
+    if free is not None and jax.default_backend() == "cpu":  # the slots, not yet allocated, are in the same memory
+        free = max(free - sum(pool.bytes for pool in pools), 0)
     most = _PREFIX_BYTES if free is None else min(_PREFIX_BYTES, free // 4)
     budget = most if memory is None else memory * 2**20
     return PrefixStore(budget, part) if budget >= part else None
