@@ -112,3 +112,22 @@ def test_the_streams_of_paused_runs_end_when_the_server_goes_down():
         assert (await asyncio.wait_for(reading, WAIT))[-1] == "interrupted"
 
     asyncio.run(main())
+
+
+def test_a_run_that_goes_on_while_another_call_waits_is_not_reopened():
+    """To reopen closes the journal: the scheduler's thread, and with it the server, would end at the next token."""
+
+    async def main():
+        service, reopened = served(), []
+        store: Any = SimpleNamespace(save=lambda stored: None, reopen=lambda stored, most: reopened.append(most))
+        service.store = store
+        run, _ = kept(service, RunState.PAUSED)
+        stored = service.known(run.id)
+        async with service._loading:  # somebody reads another run from the folder
+            waiting = asyncio.ensure_future(service.reopened(stored, 200))
+            await asyncio.sleep(0)
+            await service.resumed(stored)
+        assert await asyncio.wait_for(waiting, WAIT) is None
+        assert (reopened, run.state, service.known(run.id)) == ([], RunState.QUEUED, stored)
+
+    asyncio.run(main())

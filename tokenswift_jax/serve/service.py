@@ -238,8 +238,8 @@ class Service:
         """The descriptions of the kept runs of an owner, the newest first."""
         return [] if self.store is None else await self.work(self.store.listed, owner)
 
-    async def reopened(self, stored: StoredRun, max_new_tokens: int) -> Channel:
-        """Lets a run that has ended or paused go on to a larger limit.
+    async def reopened(self, stored: StoredRun, max_new_tokens: int) -> Channel | None:
+        """Lets a run that has ended or paused go on to a larger limit; None: another caller let it go on first.
 
         Raises:
           UserError, BusyError: as `runs`; the run stays as it is.
@@ -252,6 +252,8 @@ class Service:
         self.scheduler.check(Run(longer))
         self.scheduler.check_queue()
         async with self._loading:
+            if not (stored.run.state.ended or stored.run.state is RunState.PAUSED):
+                return None  # while this call waited; the journal is the scheduler's now
             self._stored.pop(run_id, None)
             left = self._channels.pop(run_id, None)
             if left is not None and not left.ended:

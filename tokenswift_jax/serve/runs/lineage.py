@@ -38,7 +38,8 @@ async def go_on(request: HttpRequest) -> Response:
     if run.finish in ("eos", "stop", "repetition"):
         raise ApiError(409, f"the text has come to its own end ({run.finish}); branch before it")
     with translated(NAMES):
-        await service.reopened(stored, most)
+        if await service.reopened(stored, most) is None:
+            raise ApiError(409, f"the run is {run.state.value}; pause it first")
     stored, _ = await found(request)
     return JSONResponse(run_object(stored, service.scheduler), headers=fields.notice)
 
