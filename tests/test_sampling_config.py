@@ -59,6 +59,7 @@ def test_values_in_range_are_kept_as_plain_numbers(name, value):
         ("temperature", -0.1, "0 (greedy) or a number from 1e-6 to 1e6"),
         ("temperature", 1e-30, "from 1e-6"),
         ("temperature", math.inf, "0 (greedy)"),
+        ("temperature", 10**400, "0 (greedy)"),
         ("temperature", math.nan, "0 (greedy)"),
         ("temperature", "hot", "0 (greedy)"),
         ("temperature", None, "0 (greedy)"),

@@ -76,7 +76,8 @@ class SamplingConfig:
         value = getattr(self, name)
         if optional and value is None:
             return
-        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value) or not valid(value):
+        # The range comes first: `isfinite` fails on whole numbers that no float holds.
+        if not isinstance(value, Real) or isinstance(value, bool) or not valid(value) or not math.isfinite(value):
             raise UserError(f"{name} is {value!r}; it must be {requirement}", arguments=(name,))
         object.__setattr__(self, name, float(value))
 

@@ -135,6 +135,13 @@ def test_a_value_that_cannot_be_honoured_is_refused_by_name(live, path):
 
 
 @pytest.mark.parametrize("path", FIELDS)
+def test_a_number_that_no_float_holds_is_refused_by_name(live, path):
+    for name in ("temperature", "top_p", "min_p", "eta_cutoff", "repetition_penalty", "seed", "frequency_penalty"):
+        status, _, answer = live.send(path, BODIES[path] | {name: 10**400})
+        assert (status, answer["error"]["param"]) == (400, name)
+
+
+@pytest.mark.parametrize("path", FIELDS)
 def test_a_value_that_asks_for_nothing_is_accepted(live, path):
     neutral = {name: value for name, (_, value) in FIELDS[path].items()}
     status, headers, answer = live.send(path, BODIES[path] | neutral)

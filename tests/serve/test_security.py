@@ -61,7 +61,7 @@ def test_other_names_of_the_server_are_refused(live, host):
 
 
 def test_pages_of_other_origins_change_nothing(live):
-    for origin in ("https://evil.example", "null", "http://localhost.evil.example"):
+    for origin in ("https://evil.example", "null", "http://localhost.evil.example", "http://[::1"):
         status, _, body = live.send("/v1/completions", BODY, headers={"origin": origin})
         assert (status, body["error"]["type"]) == (403, "permission_error")
     assert live.send("/v1/completions", BODY, headers={"origin": f"http://localhost:{live.port}"})[0] == 200

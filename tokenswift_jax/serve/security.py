@@ -113,7 +113,7 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and scope["method"] not in _SAFE_METHODS:
             allowed = {host} if self._hosts is None else self._hosts
-            if (urlsplit(origin).hostname or "") not in allowed:
+            if _host_of(origin) not in allowed:
                 raise ApiError(403, "requests from pages of other origins are not allowed")
         owner = self._keys.owner(presented(headers))
         if owner is None:
@@ -123,7 +123,12 @@ class Guard:
 
 def _name(host: str) -> str:
     """The name in a Host header, without its port."""
+    return _host_of(f"//{host}")
+
+
+def _host_of(url: str) -> str:
+    """The host of a URL in small letters; "" where there is none."""
     try:
-        return (urlsplit(f"//{host}").hostname or "").lower()
+        return (urlsplit(url).hostname or "").lower()
     except ValueError:
         return ""

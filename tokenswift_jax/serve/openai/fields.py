@@ -67,7 +67,8 @@ class Fields:
         value = self.get(name)
         if value is None:
             return None
-        if type(value) not in (int, float) or not math.isfinite(value) or not low <= value <= high:
+        # The range comes first: `isfinite` fails on whole numbers that no float holds.
+        if type(value) not in (int, float) or not low <= value <= high or not math.isfinite(value):
             raise self.wrong(name, value, f"a number from {low:g} to {high:g}")
         return float(value)
 
