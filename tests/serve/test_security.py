@@ -67,6 +67,18 @@ def test_pages_of_other_origins_change_nothing(live):
     assert live.send("/v1/completions", BODY, headers={"origin": f"http://localhost:{live.port}"})[0] == 200
 
 
+def test_a_fault_of_the_program_is_told_in_the_form_of_other_errors(live, monkeypatch):
+    def fault(_):
+        raise ZeroDivisionError("of which no answer tells")
+
+    monkeypatch.setattr(type(live.service.metrics), "text", property(fault))
+    status, headers, answer = live.send("/metrics")
+    assert (status, answer["error"]["type"]) == (500, "server_error")
+    assert headers["x-request-id"] in answer["error"]["message"]
+    assert "division" not in answer["error"]["message"]
+    assert headers["x-should-retry"] == "false"
+
+
 def test_answers_have_headers_for_browsers(live):
     for path in ("/health", "/v1/models", "/v1/nothing", "/metrics"):
         headers = live.send(path)[1]

@@ -23,7 +23,7 @@ from tokenswift_jax.serve.runs import endpoints, probabilities
 from tokenswift_jax.serve.runs.command import command
 from tokenswift_jax.serve.runs.download import download
 from tokenswift_jax.serve.runs.lineage import branch, go_on
-from tokenswift_jax.serve.security import Guard, Keys
+from tokenswift_jax.serve.security import Guard, Keys, failed
 from tokenswift_jax.serve.service import Service
 from tokenswift_jax.serve.sse import GoneError
 
@@ -81,6 +81,7 @@ def create_app(service: Service, *, keys: Sequence[str] = (), hosts: Sequence[st
             await service.stop()
 
     handlers = {ApiError: _api_error, HTTPException: _http_error, GoneError: _gone, WriteError: _unwritten}
+    handlers[Exception] = _failed  # without it, Starlette answers in plain text
     app = Starlette(routes=ROUTES, lifespan=lifespan, exception_handlers=handlers)  # pyright: ignore[reportArgumentType]
     app.state.service = service
     app.state.probabilities = probabilities.Probabilities(service)
@@ -105,3 +106,7 @@ async def _gone(request: Request, _: Exception) -> Response:
 
 async def _unwritten(_: Request, error: Exception) -> Response:
     return ApiError(500, str(error)).response()
+
+
+async def _failed(request: Request, _: Exception) -> Response:
+    return failed(request.state.request_id).response()

@@ -28,6 +28,11 @@ _HEADERS = {
 }
 
 
+def failed(request_id: str) -> ApiError:
+    """The answer for a fault of this program."""
+    return ApiError(500, f"the server failed on request {request_id}; its log says why")
+
+
 class Keys:
     """The keys that a server accepts; without any, it accepts every caller.
 
@@ -98,8 +103,7 @@ class Guard:
             logger.exception("request %s failed", request_id)
             if begun:
                 raise
-            error = ApiError(500, f"the server failed on request {request_id}; its log says why")
-            await error.response()(scope, receive, with_headers)
+            await failed(request_id).response()(scope, receive, with_headers)
 
     def _check(self, scope: Scope) -> str:
         headers = Headers(scope=scope)
