@@ -67,7 +67,7 @@ def test_pages_of_other_origins_change_nothing(live):
     assert live.send("/v1/completions", BODY, headers={"origin": f"http://localhost:{live.port}"})[0] == 200
 
 
-def test_a_fault_of_the_program_is_told_in_the_form_of_other_errors(live, monkeypatch):
+def test_a_fault_of_the_program_has_the_form_of_other_errors(live, monkeypatch):
     def fault(_):
         raise ZeroDivisionError("of which no answer tells")
 

@@ -51,7 +51,7 @@ async def heard(channel):
 
 
 def test_a_reader_gets_the_end_of_a_run_though_many_newer_ones_have_ended():
-    """Another run begins between the end on the scheduler's thread and its delivery here."""
+    """A new run begins between the end on the scheduler's thread and its delivery here."""
 
     async def main():
         service = served()
