@@ -217,7 +217,7 @@ def test_auto_counts_the_heads_of_zeros_and_those_stored_twice(monkeypatch):
 
 @pytest.mark.parametrize(("processes", "devices"), [(2, 8), (3, 6), (3, 5)])
 def test_auto_takes_a_mesh_that_the_processes_can_share(monkeypatch, processes, devices):
-    """The tiny model is fastest on one device, of which a process alone would have it."""
+    """One process alone would take one device, on which the tiny model is fastest."""
     card = SimpleNamespace(platform="gpu", device_kind="H100", memory_stats=lambda: {"bytes_limit": 80 * 10**9})
     monkeypatch.setattr(jax, "local_devices", lambda: [card])
     monkeypatch.setattr(jax, "device_count", lambda: devices)

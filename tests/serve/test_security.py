@@ -69,7 +69,7 @@ def test_pages_of_other_origins_change_nothing(live):
 
 def test_a_fault_of_the_program_has_the_form_of_other_errors(live, monkeypatch):
     def fault(_):
-        raise ZeroDivisionError("of which no answer tells")
+        raise ZeroDivisionError("no answer tells this")
 
     monkeypatch.setattr(type(live.service.metrics), "text", property(fault))
     status, headers, answer = live.send("/metrics")
