@@ -68,6 +68,7 @@ def _registered() -> bool:
     try:
         importlib.import_module("pallas_kernels.cpu.product")
         importlib.import_module("pallas_kernels.cpu.attention")
+        importlib.import_module("pallas_kernels.cpu.write")
     except Exception as error:  # a new version of either may raise anything; XLA computes the step then
         warnings.warn(f"the Numba kernels do not load, so XLA computes every step: {error}", stacklevel=2)
         return False

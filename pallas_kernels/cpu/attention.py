@@ -46,6 +46,9 @@ from pallas_kernels.cpu.dots import dot, dots
 BLOCK = 512  # slots of one head in a chunk; it decides the order of the sums
 _TILE = 64  # slots whose values stay in the first-level cache
 _WIDTH = HEAD_DIM  # columns of the values summed at a time
+# The words that describe a call: sizes, and addresses of numbers.
+_ROWS, _HEADS, _GROUP, _DIM, _SCALE, _QUERIES, _KEYS, _VALUES, _OWN_KEYS, _OWN_VALUES = range(10)
+_MASK, _PLACES, _OUT, _GROUPS, _MIXED, _LOGS, SHAPE = range(10, 17)
 _LOWEST = np.float32(np.finfo(np.float32).min)
 
 
@@ -198,38 +201,7 @@ def _block(queries, count, keys, values, dim, slots, scale, scores, out):
 
 
 @njit
-def _work(work):
-    given = words(work, ARGUMENTS + 8)
-    queries, count, keys, values, places, dim, scale, out = given[ARGUMENTS:]
-    factor = floats(scale, 1)[0]
-    scores = 0
-    while True:
-        chunk = add(work + 8 * NEXT, 1)
-        if chunk >= given[CHUNKS]:
-            break
-        if scores == 0:
-            scores = malloc(4 * BLOCK * count)
-        head, place, slots = words(places + 24 * chunk, 3)
-        own = out + 4 * chunk * count * (dim + 2)
-        at = queries + 4 * head * count * dim
-        _block(at, count, keys + 4 * place, values + 4 * place, dim, slots, factor, scores, own)
-        add(work + 8 * DONE, 1)
-    if scores != 0:
-        free(scores)
-
-
-@cfunc(TASK, cache=True)
-def _task(work):
-    _work(work)
-    release(work)
-
-
-define("tokenswift_attention", _task)
-_task_address = symbol("tokenswift_attention")
-
-
-@njit
-def _finish(query, own_keys, own_values, stride, mask, rows, dim, scale, parts, part_stride, blocks, out):
+def _merge(query, own_keys, own_values, stride, mask, rows, dim, scale, parts, part_stride, blocks, out):
     """Merges the blocks of one query row and the tree rows that it sees; returns the logarithm of its normaliser."""
     mixed = floats(out, dim)
     mixed[:] = 0
@@ -258,6 +230,72 @@ def _finish(query, own_keys, own_values, stride, mask, rows, dim, scale, parts, 
     return peak + np.log(total)
 
 
+@njit
+def _finish(call, index):
+    """Merges the blocks of the query rows of one text and KV head."""
+    shape = words(call, SHAPE)
+    rows, heads, group, dim = shape[_ROWS], shape[_HEADS], shape[_GROUP], shape[_DIM]
+    scale = floats(shape[_SCALE], 1)[0]
+    _, first, blocks = words(shape[_GROUPS] + 24 * index, 3)
+    count, text, head = rows * group, index // heads, index % heads
+    logs = floats(shape[_LOGS], (text + 1) * count * heads)
+    part_stride = 4 * count * (dim + 2)
+    own = 4 * (text * rows * heads + head) * dim
+    for g in range(group):
+        for r in range(rows):
+            query = g * rows + r
+            target = ((text * rows + r) * heads + head) * group + g
+            logs[target] = _merge(
+                shape[_QUERIES] + 4 * (index * count + query) * dim,
+                shape[_OWN_KEYS] + own,
+                shape[_OWN_VALUES] + own,
+                heads * dim,
+                shape[_MASK] + (text * rows + r) * rows,
+                rows,
+                dim,
+                scale,
+                shape[_OUT] + first * part_stride + 4 * query * (dim + 2),
+                part_stride,
+                blocks,
+                shape[_MIXED] + 4 * target * dim,
+            )
+
+
+@njit
+def _work(work):
+    # A thread may come here when all is done and everything but the piece of work is freed.
+    chunks, call = words(work, ARGUMENTS)[CHUNKS], work + 8 * ARGUMENTS
+    shape = words(call, SHAPE)
+    count, dim = shape[_ROWS] * shape[_GROUP], shape[_DIM]
+    scores = 0
+    while True:
+        chunk = add(work + 8 * NEXT, 1)
+        if chunk >= chunks:
+            break
+        if scores == 0:
+            scores = malloc(4 * BLOCK * count)
+        head, place, slots = words(shape[_PLACES] + 24 * chunk, 3)
+        own = shape[_OUT] + 4 * chunk * count * (dim + 2)
+        queries, scale = shape[_QUERIES] + 4 * head * count * dim, floats(shape[_SCALE], 1)[0]
+        keys, values = shape[_KEYS] + 4 * place, shape[_VALUES] + 4 * place
+        _block(queries, count, keys, values, dim, slots, scale, scores, own)
+        if add(shape[_GROUPS] + 24 * head, -1) == 1:  # this was the last of the head's blocks
+            _finish(call, head)
+        add(work + 8 * DONE, 1)
+    if scores != 0:
+        free(scores)
+
+
+@cfunc(TASK, cache=True)
+def _task(work):
+    _work(work)
+    release(work)
+
+
+define("tokenswift_attention", _task)
+_task_address = symbol("tokenswift_attention")
+
+
 @cfunc(HANDLER, cache=True)
 def _attention(frame):
     if asks_for_version(frame):
@@ -271,14 +309,26 @@ def _attention(frame):
     blocks = 0
     for row in range(batch):
         blocks += (max(lengths[row], 0) + BLOCK - 1) // BLOCK
-    # Queries by KV head [batch, heads, group, rows, dim]; the head, place and size of every chunk; the chunks' sums.
+    # Queries by KV head [batch, heads, group, rows, dim]; the head, place and size of every chunk; the chunks' sums; of
+    # every head, the blocks that are not done, the first chunk and the number of blocks.
     by_head = malloc(4 * batch * heads * count * dim)
     places = malloc(24 * max(blocks * heads, 1))
     out = malloc(4 * max(blocks * heads, 1) * count * (dim + 2))
-    source, sorted_ = (
-        floats(data(queries), batch * rows * query_heads * dim),
-        floats(by_head, batch * heads * count * dim),
+    groups = malloc(24 * batch * heads)
+    work = new_work(blocks * heads, SHAPE)
+    call = work + 8 * ARGUMENTS
+    shape = words(call, SHAPE)
+    shape[_ROWS], shape[_HEADS], shape[_GROUP], shape[_DIM] = rows, heads, group, dim
+    shape[_QUERIES], shape[_OUT], shape[_GROUPS], shape[_PLACES] = by_head, out, groups, places
+    shape[_KEYS], shape[_VALUES], shape[_MASK] = data(cached), data(argument(frame, 2)), data(argument(frame, 7))
+    shape[_OWN_KEYS], shape[_OWN_VALUES] = data(argument(frame, 3)), data(argument(frame, 4))
+    shape[_SCALE], shape[_MIXED], shape[_LOGS] = (
+        data(argument(frame, 8)),
+        data(result(frame, 0)),
+        data(result(frame, 1)),
     )
+    source = floats(data(queries), batch * rows * query_heads * dim)
+    sorted_ = floats(by_head, batch * heads * count * dim)
     for row in range(batch):
         for r in range(rows):
             for q in range(query_heads):
@@ -287,60 +337,27 @@ def _attention(frame):
     chunk = 0
     for row in range(batch):
         length = max(lengths[row], 0)
+        own_blocks = (length + BLOCK - 1) // BLOCK
         for head in range(heads):
+            index = row * heads + head
+            own = words(groups + 24 * index, 3)
+            own[0], own[1], own[2] = own_blocks, chunk, own_blocks
+            if own_blocks == 0:
+                _finish(call, index)
             base = ((layer * batch + row) * heads + head) * capacity
             for slot in range(0, length, BLOCK):
                 place = words(places + 24 * chunk, 3)
-                place[0], place[1], place[2] = row * heads + head, (base + slot) * dim, min(BLOCK, length - slot)
+                place[0], place[1], place[2] = index, (base + slot) * dim, min(BLOCK, length - slot)
                 chunk += 1
-    scale = data(argument(frame, 8))
     if chunk:
-        work = new_work(chunk, 8)
-        words(work, ARGUMENTS + 8)[ARGUMENTS:] = (
-            by_head,
-            count,
-            data(cached),
-            data(argument(frame, 2)),
-            places,
-            dim,
-            scale,
-            out,
-        )
         share(frame, work, _task_address(), min(threads(frame), chunk) - 1)
         _work(work)
         wait(work)
-        release(work)
-    mixed, logs = data(result(frame, 0)), floats(data(result(frame, 1)), batch * rows * query_heads)
-    part_stride = 4 * count * (dim + 2)
-    chunk = 0
-    for row in range(batch):
-        blocks = (max(lengths[row], 0) + BLOCK - 1) // BLOCK
-        for head in range(heads):
-            for g in range(group):
-                for r in range(rows):
-                    index = g * rows + r
-                    target = (row * rows + r) * query_heads + head * group + g
-                    query = by_head + 4 * ((row * heads + head) * count + index) * dim
-                    own = 4 * (row * rows * heads + head) * dim
-                    parts = out + chunk * part_stride + 4 * index * (dim + 2)
-                    logs[target] = _finish(
-                        query,
-                        data(argument(frame, 3)) + own,
-                        data(argument(frame, 4)) + own,
-                        heads * dim,
-                        data(argument(frame, 7)) + (row * rows + r) * rows,
-                        rows,
-                        dim,
-                        floats(scale, 1)[0],
-                        parts,
-                        part_stride,
-                        blocks,
-                        mixed + 4 * target * dim,
-                    )
-            chunk += blocks
+    release(work)
     free(by_head)
     free(places)
     free(out)
+    free(groups)
     return 0
 
 

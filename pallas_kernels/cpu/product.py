@@ -49,6 +49,7 @@ AHEAD = 8  # how many lines before their use the processor is asked to fetch the
 PARTS = 8  # of a matrix's lines, summed apart; they decide the order of the sums
 WIDE = 2048  # columns that a thread sums at a time, so that the second-level cache contains their sums
 LITTLE = 2**19  # numbers of a matrix that a cache contains from step to step: tiles suit it better than sweeps
+TILE = LANES * COLUMNS  # columns of a tile
 BROAD = 8192  # a matrix with more columns is divided by columns, since the sums of its parts would need much memory
 
 
@@ -112,53 +113,72 @@ _shallow, _narrow = _sweep(1, 1, LANES, 0), _sweep(1, 1, 1, 0)
 
 
 @njit
-def _part(x, rows, inputs, w, outputs, y, begin, end, left, right):
-    """Columns left .. right-1 of y [rows, outputs] = x[:, begin:end] w[begin:end]."""
+def _part(x, rows, inputs, w, outputs, y, stride, begin, end, left, right):
+    """Columns left .. right-1 of x[:, begin:end] w[begin:end] into y, whose lines are `stride` floats apart."""
     for row in range(rows):
-        floats(y + 4 * (row * outputs + left), right - left)[:] = 0
-    whole = left + (right - left) // LANES * LANES
-    tall, wide = 0, left
-    if rows > 8 or (rows >= 4 and inputs * outputs <= LITTLE):
-        step, tall = LANES * COLUMNS, rows // SQUARE * SQUARE
-        wide += (whole - left) // step * step
-        for j in range(left, wide, step):
-            ws = w + 4 * (begin * outputs + j)
-            columns_of(ws, outputs, y + 4 * j, outputs, x + 4 * begin, inputs, end - begin, tall)
-    for first, count, start in ((0, tall, wide), (tall, rows - tall, left)):  # one call: LLVM compiles a copy for each
-        ys = y + 4 * first * outputs
-        _sweeps(x + 4 * first * inputs, count, inputs, w, outputs, ys, begin, end, start, whole)
-    for row in range(rows):
-        ys = y + 4 * row * outputs
-        for k in range(begin, end):
-            _narrow(w + 4 * k * outputs, outputs, ys, outputs, x + 4 * (row * inputs + k), inputs, whole, right)
+        floats(y + 4 * row * stride, right - left)[:] = 0
+    tall = rows // SQUARE * SQUARE if _tall(rows, inputs, outputs) else 0
+    vectors = (right - left) // LANES
+    whole = left + vectors * LANES
+    if tall:
+        at = w + 4 * (begin * outputs + left)
+        columns_of(at, outputs, y, stride, x + 4 * begin, inputs, end - begin, tall, vectors)
+    own = y + 4 * tall * stride
+    _sweeps(x + 4 * tall * inputs, rows - tall, inputs, w, outputs, own, stride, begin, end, left, whole)
+    if right > whole:
+        _last(x, rows, inputs, w, outputs, y + 4 * (whole - left), stride, begin, end, whole, right)
 
 
 @njit
-def _sweeps(x, rows, inputs, w, outputs, y, begin, end, left, whole):
-    """Adds to the columns left .. whole-1, whole vectors."""
+def _last(x, rows, inputs, w, outputs, y, stride, begin, end, left, right):
+    """Adds to the columns left .. right-1, fewer than a vector."""
+    for row in range(rows):
+        ys = y + 4 * row * stride
+        for k in range(begin, end):
+            at = w + 4 * (k * outputs + left)
+            _narrow(at, outputs, ys, stride, x + 4 * (row * inputs + k), inputs, 0, right - left)
+
+
+@njit
+def _parts(x, rows, inputs, w, outputs, y, left, right):
+    """Columns left .. right-1 of y [rows, outputs] = x [rows, inputs] w, one part after the other."""
+    stride, depth = right - left, _depth(inputs, outputs)
+    _part(x, rows, inputs, w, outputs, y + 4 * left, outputs, 0, min(depth, inputs), left, right)
+    sums = malloc(4 * rows * stride)
+    for begin in range(depth, inputs, depth):
+        _part(x, rows, inputs, w, outputs, sums, stride, begin, min(begin + depth, inputs), left, right)
+        for row in range(rows):
+            _add(sums + 4 * row * stride, y + 4 * (row * outputs + left), stride)
+    free(sums)
+
+
+@njit
+def _sweeps(x, rows, inputs, w, outputs, y, stride, begin, end, left, right):
+    """Adds to the columns left .. right-1, whole vectors."""
     deep = begin + (end - begin) // DEEP * DEEP
-    for a in range(left, whole, WIDE):
-        b = min(a + WIDE, whole)
+    for a in range(left, right, WIDE):
+        width = min(WIDE, right - a)
         for k in range(begin, deep, DEEP):
-            ws, row = w + 4 * k * outputs, 0
+            ws, row = w + 4 * (k * outputs + a), 0
             while row < rows:
-                xs, ys = x + 4 * (row * inputs + k), y + 4 * row * outputs
+                xs, ys = x + 4 * (row * inputs + k), y + 4 * (row * stride + a - left)
                 if row + 8 <= rows:
-                    _eight(ws, outputs, ys, outputs, xs, inputs, a, b)
+                    _eight(ws, outputs, ys, stride, xs, inputs, 0, width)
                     row += 8
                 elif row + 4 <= rows:
-                    _four(ws, outputs, ys, outputs, xs, inputs, a, b)
+                    _four(ws, outputs, ys, stride, xs, inputs, 0, width)
                     row += 4
                 elif row + 2 <= rows:
-                    _two(ws, outputs, ys, outputs, xs, inputs, a, b)
+                    _two(ws, outputs, ys, stride, xs, inputs, 0, width)
                     row += 2
                 else:
-                    _one(ws, outputs, ys, outputs, xs, inputs, a, b)
+                    _one(ws, outputs, ys, stride, xs, inputs, 0, width)
                     row += 1
     for row in range(rows):
-        ys = y + 4 * row * outputs
+        ys = y + 4 * row * stride
         for k in range(deep, end):
-            _shallow(w + 4 * k * outputs, outputs, ys, outputs, x + 4 * (row * inputs + k), inputs, left, whole)
+            at = w + 4 * (k * outputs + left)
+            _shallow(at, outputs, ys, stride, x + 4 * (row * inputs + k), inputs, 0, right - left)
 
 
 @njit
@@ -181,6 +201,25 @@ def _by_line(x, rows, inputs, w, outputs, y, begin, end):
 
 
 @njit
+def _tall(rows, inputs, outputs):
+    """Whether tiles suit a product better than sweeps."""
+    return rows > 8 or (rows >= SQUARE and inputs * outputs <= LITTLE)
+
+
+@njit
+def _by_parts(rows, inputs, outputs):
+    """Whether threads take parts of a matrix's lines, and not columns: they read long pieces of it then."""
+    wide = outputs > inputs or inputs * outputs <= LITTLE
+    return outputs <= BROAD and not (wide and _tall(rows, inputs, outputs))
+
+
+@njit
+def _depth(inputs, outputs):
+    """The lines of a part. The parts decide the order of the sums, so neither rows nor threads count."""
+    return inputs if outputs > BROAD else (inputs + PARTS * DEEP - 1) // (PARTS * DEEP) * DEEP
+
+
+@njit
 def _work(work):
     head = words(work, ARGUMENTS + 6)
     x, rows, inputs, by_line, matrices = head[ARGUMENTS : ARGUMENTS + 5]
@@ -193,13 +232,14 @@ def _work(work):
             w, y, outputs, step, chunks = words(at, 5)
             if chunk < before + chunks:
                 begin = (chunk - before) * step
+                end = min(begin + step, outputs)
                 if by_line:
-                    _by_line(x, rows, inputs, w, outputs, y, begin, min(begin + step, outputs))
-                elif outputs > BROAD:
-                    _part(x, rows, inputs, w, outputs, y, 0, inputs, begin, min(begin + step, outputs))
+                    _by_line(x, rows, inputs, w, outputs, y, begin, end)
+                elif not _by_parts(rows, inputs, outputs):
+                    _parts(x, rows, inputs, w, outputs, y, begin, end)
                 else:
                     own = y + 4 * (chunk - before) * rows * outputs
-                    _part(x, rows, inputs, w, outputs, own, begin, min(begin + step, inputs), 0, outputs)
+                    _part(x, rows, inputs, w, outputs, own, outputs, begin, min(begin + step, inputs), 0, outputs)
                 break
             at, before = at + 40, before + chunks
         add(work + 8 * DONE, 1)
@@ -228,12 +268,12 @@ def _products(frame, by_line):
         if by_line:
             step = min(max((outputs // 64 + LANES - 1) // LANES, 4), 64) * LANES
             chunks = (outputs + step - 1) // step
-        elif outputs > BROAD:
-            step = WIDE
+        elif not _by_parts(rows, inputs, outputs):
+            tiles = min(max(outputs // 16 // TILE, 1), 4)
+            step = tiles * TILE if _tall(rows, inputs, outputs) else WIDE
             chunks = (outputs + step - 1) // step
         else:
-            # The parts decide the order of the sums, so the number of rows and threads does not count.
-            step = (inputs + PARTS * DEEP - 1) // (PARTS * DEEP) * DEEP
+            step = _depth(inputs, outputs)
             chunks = (inputs + step - 1) // step
             place = malloc(4 * chunks * rows * outputs)
         own = words(work + 8 * (ARGUMENTS + 5 + 5 * index), 5)
@@ -245,7 +285,7 @@ def _products(frame, by_line):
     wait(work)
     for index in range(matrices):
         own = words(work + 8 * (ARGUMENTS + 5 + 5 * index), 5)
-        if not by_line and own[2] <= BROAD:
+        if not by_line and _by_parts(rows, inputs, own[2]):
             count = rows * own[2]
             sums = floats(data(result(frame, index)), count)
             sums[:] = floats(own[1], count)

@@ -58,20 +58,33 @@ def _tile(rows: int, columns: int) -> Any:
 
 
 _tall, _low = _tile(_MOST, COLUMNS), _tile(SQUARE, COLUMNS)
+_tall_one, _low_one = _tile(_MOST, 1), _tile(SQUARE, 1)
 
 
 @njit
-def columns_of(w, w_stride, y, y_stride, x, x_stride, count, rows):
-    """y = x[:, :count] @ w[:count] of COLUMNS vectors; rows is a multiple of SQUARE."""
-    row = 0
-    while row < rows:
-        xs, ys = x + 4 * row * x_stride, y + 4 * row * y_stride
-        if row + _MOST <= rows:
-            _tall(w, w_stride, ys, y_stride, xs, x_stride, count)
-            row += _MOST
-        else:
-            _low(w, w_stride, ys, y_stride, xs, x_stride, count)
-            row += SQUARE
+def columns_of(w, w_stride, y, y_stride, x, x_stride, count, rows, columns):
+    """y = x[:, :count] @ w[:count] of `columns` vectors; rows is a multiple of SQUARE."""
+    whole = columns // COLUMNS * COLUMNS
+    for column in range(0, whole, COLUMNS):
+        ws, row = w + 4 * LANES * column, 0
+        while row < rows:
+            xs, ys = x + 4 * row * x_stride, y + 4 * (row * y_stride + LANES * column)
+            if row + _MOST <= rows:
+                _tall(ws, w_stride, ys, y_stride, xs, x_stride, count)
+                row += _MOST
+            else:
+                _low(ws, w_stride, ys, y_stride, xs, x_stride, count)
+                row += SQUARE
+    for column in range(whole, columns):
+        ws, row = w + 4 * LANES * column, 0
+        while row < rows:
+            xs, ys = x + 4 * row * x_stride, y + 4 * (row * y_stride + LANES * column)
+            if row + _MOST <= rows:
+                _tall_one(ws, w_stride, ys, y_stride, xs, x_stride, count)
+                row += _MOST
+            else:
+                _low_one(ws, w_stride, ys, y_stride, xs, x_stride, count)
+                row += SQUARE
 
 
 @intrinsic

@@ -116,5 +116,20 @@ def test_float32_angles_follow_positions_without_a_table():
     angles = np.float32(131_071) * inverse_frequencies(rope, 16, np.dtype("float32"))[0]
     assert angles.dtype == np.float32
     # the angle itself is rounded in float32 (as transformers does); of that angle, sine and cosine are exact to an ulp
-    np.testing.assert_allclose(np.asarray(turning.cos)[0, 0, 0], np.cos(angles.astype(np.float64)), atol=2e-7)
-    np.testing.assert_allclose(np.asarray(turning.sin)[0, 0, 0], np.sin(angles.astype(np.float64)), atol=2e-7)
+    np.testing.assert_allclose(np.asarray(turning.cos)[0, 0], np.cos(angles.astype(np.float64)), atol=2e-7)
+    np.testing.assert_allclose(np.asarray(turning.sin)[0, 0], np.sin(angles.astype(np.float64)), atol=2e-7)
+
+
+def test_a_program_computes_each_cosine_once():
+    """XLA for CPUs, as in a decoder, where every layer rotates queries and keys by the same angles."""
+    rope = rope_config({"rope_theta": 10000.0}, 4096)
+
+    def layers(positions, x):
+        turning = rotation(rope, 16, positions, jnp.dtype(jnp.float32))
+        for _ in range(3):
+            x = jnp.tanh(jnp.einsum("brhd,de->brhe", turning.apply(x), jnp.eye(16)))
+        return x
+
+    compiled = jax.jit(layers).lower(jnp.zeros((2, 3), jnp.int32), jnp.ones((2, 3, 2, 16))).compile().as_text()
+    assert compiled is not None
+    assert (compiled.count(" cosine("), compiled.count(" sine(")) == (1, 1)

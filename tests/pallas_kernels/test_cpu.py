@@ -10,9 +10,11 @@ from pallas_kernels import cpu
 from pallas_kernels.few_rows import product, product_of_lines, products
 from pallas_kernels.implementation import compiling_for
 from pallas_kernels.tree_attention import reference, tree_attention
+from tokenswift_jax.kv.dense import write_rows
 
 pytest.importorskip("numba")
-# Outputs that do and do not fill vectors, and more than are summed in parts; inputs that do and do not fill steps of 8.
+# Outputs that do and do not fill vectors, fewer and more than inputs, and more than are summed in parts; inputs that do
+# and do not fill steps of 8.
 OUTPUTS = (576, 2100, 33, 7, 8201)
 RNG = np.random.default_rng(0)
 ROW = RNG.standard_normal(592).astype(np.float32)
@@ -32,7 +34,7 @@ def served(function, *arguments, **options):
 def test_products_are_right_and_a_row_does_not_notice_the_others(inputs):
     matrices = [RNG.standard_normal((inputs, count), dtype=np.float32) for count in OUTPUTS]
     alone = None
-    for count in (1, 2, 4, 7, 16):
+    for count in (1, 2, 4, 7, 9, 16):
         x = rows(count, inputs)
         found, by_numba = served(products, x, matrices)
         assert by_numba
@@ -91,6 +93,21 @@ def test_a_broken_tree_row_spoils_the_rows_that_see_it():
     arguments |= {"tree_mask": mask, "own_values": arguments["own_values"].at[:, 1].set(jnp.inf)}
     mixed = np.asarray(tree_attention(**arguments, layer=LAYER, window=None))
     assert [np.isfinite(mixed[0, row]).all() for row in range(3)] == [True, False, True]
+
+
+def test_rows_are_written_in_place_and_nowhere_else():
+    rng = np.random.default_rng(3)
+    stack, rows_ = rng.standard_normal((3, 2, 2, 9, 64)), rng.standard_normal((2, 2, 2, 3, 64))
+    stack, rows_, starts = jnp.asarray(stack, jnp.float32), jnp.asarray(rows_, jnp.float32), jnp.asarray([6, 1])
+    run = jax.jit(write_rows, donate_argnums=0)
+    lowered = run.lower(stack, rows_, 1, starts)
+    assert "tokenswift_write" in lowered.as_text()
+    memory = lowered.compile().memory_analysis()
+    assert memory.temp_size_in_bytes < rows_.nbytes
+    expected = np.asarray(stack).copy()
+    for text, start in enumerate([6, 1]):
+        expected[1:, text, :, start : start + 3] = np.asarray(rows_)[:, text]
+    np.testing.assert_array_equal(run(stack, rows_, 1, starts), expected)
 
 
 def test_xla_computes_everything_where_the_kernels_do_not_load(monkeypatch):

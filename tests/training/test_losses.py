@@ -167,7 +167,7 @@ def test_blocks_of_queries_change_nothing(block):
     batch = packed(rng)
     draw = [jnp.asarray(rng.normal(size=(2, LENGTH, n, 8)), jnp.float32) for n in (4, 2, 2)]
     attend = packed_attention(batch.positions, batch.segments, block)
-    still = Rotation(*(jnp.full((2, LENGTH, 1, 4), angle, jnp.float32) for angle in (1, 0)))
+    still = Rotation(*(jnp.full((2, LENGTH, 4), angle, jnp.float32) for angle in (1, 0)))
     mixed = np.asarray(attend(0, Apart(*draw), still, config.attention(0), None)[0], np.float64)
     queries, keys, values = (np.asarray(x, np.float64) for x in draw)
     for row in range(2):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels import cpu
 from pallas_kernels.cache_scores import top_blocks, top_positions
 from pallas_kernels.implementation import implementation
 from pallas_kernels.prefill_attention import prefill_attention
@@ -161,7 +162,7 @@ class FullCache:
         the read. With the read first, XLA would keep the old cache and copy it.
         """
         if isinstance(projected, Together) and self.key_scales is None and one_device():
-            angles = rotation.cos[:, :, 0], rotation.sin[:, :, 0]
+            angles = rotation.cos, rotation.sin
             heads, at = projected.heads, {"layer": layer, "starts": rows.lengths}
             done = rotate_write(heads, *angles, self.keys, self.values, **at, norms=projected.norms)
             queries, new = done.queries, StoredKV(*(x.swapaxes(1, 2)[None] for x in (done.own_keys, done.own_values)))
@@ -272,6 +273,10 @@ def write_rows(stacks: Any, rows: Any, layer: int | jax.Array, starts: jax.Array
     """
     first, zero = jnp.asarray(layer, jnp.int32), jnp.zeros((), jnp.int32)
     batch = starts.shape[0]
+    if batch > 1 and cpu.serves(1, *jax.tree.leaves((stacks, rows))):
+        from pallas_kernels.cpu.write import write_rows as write_in_place
+
+        return jax.tree.map(lambda stack, new: write_in_place(stack, new, layer, starts), stacks, rows)
 
     def one(index: jax.Array, stacks: Any) -> Any:
         start = lax.dynamic_index_in_dim(starts, index, keepdims=False)
