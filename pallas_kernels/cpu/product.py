@@ -208,9 +208,11 @@ def _tall(rows, inputs, outputs):
 
 @njit
 def _by_parts(rows, inputs, outputs):
-    """Whether threads take parts of a matrix's lines, and not columns: they read long pieces of it then."""
+    """Whether threads take parts of a matrix's lines, and not columns: so they read long pieces of it, and each has sums
+    of its own for all columns, which cost more than the pieces gain where rows are many and the matrix wide or small.
+    """
     wide = outputs > inputs or inputs * outputs <= LITTLE
-    return outputs <= BROAD and not (wide and _tall(rows, inputs, outputs))
+    return outputs <= BROAD and not (rows > 8 and wide)
 
 
 @njit
