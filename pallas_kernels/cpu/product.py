@@ -208,8 +208,10 @@ def _tall(rows, inputs, outputs):
 
 @njit
 def _by_parts(rows, inputs, outputs):
-    """Whether threads take parts of a matrix's lines, and not columns: so they read long pieces of it, and each has sums
-    of its own for all columns, which cost more than the pieces gain where rows are many and the matrix wide or small.
+    """Whether threads take parts of a matrix's lines, and not columns.
+
+    Threads read long pieces of the parts. But each part has sums of its own for all columns: many rows of a matrix that
+    is wide or small lose more by these than they gain by the pieces.
     """
     wide = outputs > inputs or inputs * outputs <= LITTLE
     return outputs <= BROAD and not (rows > 8 and wide)
