@@ -30,10 +30,14 @@ def rotate_write(
     queries, own_keys = (rotate(x, cos[:, :, None, None], sin[:, :, None, None]) for x in (queries, own_keys))
     own_keys = own_keys[..., 0, :]
     zero, layer = jnp.int32(0), jnp.asarray(layer, jnp.int32)
-    for text in range(batch):
-        at = layer, jnp.int32(text), zero, starts[text], zero
-        keys = lax.dynamic_update_slice(keys, own_keys[text].swapaxes(0, 1)[None, None], at)
-        values = lax.dynamic_update_slice(values, own_values[text].swapaxes(0, 1)[None, None], at)
+
+    def write(text: jax.Array, stacks: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        at = layer, text, zero, lax.dynamic_index_in_dim(starts, text, keepdims=False), zero
+        new = (lax.dynamic_slice_in_dim(x, text, 1).swapaxes(1, 2)[None] for x in (own_keys, own_values))
+        return tuple(lax.dynamic_update_slice(stack, rows, at) for stack, rows in zip(stacks, new, strict=True))
+
+    # A loop: the program must not grow with the batch.
+    keys, values = lax.fori_loop(zero, jnp.int32(batch), write, (keys, values))
     return RotatedHeads(queries.reshape(batch, rows, -1, head_dim), own_keys, own_values, keys, values)
 
 

@@ -55,7 +55,7 @@ def test_candidates_are_the_best_of_the_draft_vocabulary(sampling):
     lengths = jnp.asarray([12, 7, 9], jnp.int32)
     noise = jnp.asarray(rng.gumbel(size=(3, 4, VOCAB)), jnp.float32) if config.temperature else None
     ranking = DraftSampler(
-        length=lengths,
+        next_position=lengths,
         last_positions=penalty.last_positions(texts, lengths, VOCAB),
         noise=noise,
         settings=settings_of(config, vocab=VOCAB, batch=3),

@@ -42,7 +42,7 @@ def problem(config, seed=0):
 def whole(rows, texts, features):
     """The definition: masks and noise of the logits' size."""
     penalised = penalty.row_penalised(
-        texts.last_positions, texts.length, rows.path_tokens, rows.depths, texts.settings.penalty_window
+        texts.last_positions, texts.next_position, rows.path_tokens, rows.depths, texts.settings.penalty_window
     )
     scores = process(
         rows.logits, penalised=penalised, generated=5 + rows.depths, settings=texts.settings, features=features

@@ -38,7 +38,7 @@ def test_every_node_is_what_the_heads_say_of_its_path(head_type, backbone):
     @jax.jit
     def levels_of(hidden):
         ranking = DraftSampler(
-            length=jnp.asarray(lengths, jnp.int32),
+            next_position=jnp.asarray(lengths, jnp.int32),
             last_positions=penalty.last_positions(
                 jnp.asarray(texts, jnp.int32), jnp.asarray(lengths, jnp.int32), VOCAB
             ),

@@ -9,6 +9,7 @@ import pytest
 import tiny
 from flax import nnx
 
+from pallas_kernels.rotate_write import rotate_write
 from tokenswift_jax import SamplingConfig, SpeculationConfig
 from tokenswift_jax.engine.engine import CHUNK_TOKENS
 from tokenswift_jax.kv.dense import empty_cache
@@ -121,3 +122,13 @@ def test_a_chunk_returns_the_kinds_of_arrays_that_it_takes():
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype, x.weak_type), state
     )
+
+
+def test_rotation_and_write_of_joined_heads_are_one_program_for_any_batch():
+    def equations(batch):
+        heads, cache = jnp.zeros((batch, ROWS, 1, 4, 8)), jnp.zeros((1, batch, 1, 16, 8))
+        angles, starts = jnp.zeros((batch, ROWS, 4)), jnp.zeros(batch, jnp.int32)
+        traced = jax.make_jaxpr(lambda *given: rotate_write(*given[:5], layer=0, starts=given[5]))
+        return len(str(traced(heads, angles, angles, cache, cache, starts)).splitlines())
+
+    assert equations(8) == equations(64)

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 _NEVER = -(2**31)
 
 
-def last_positions(tokens: jax.Array, length: jax.Array, vocab: int) -> jax.Array:
+def last_positions(tokens: jax.Array, count: jax.Array, vocab: int) -> jax.Array:
     """The newest position of every token in a text; it scans the whole text, for a start or a resume.
 
     Args:
-      tokens: [batch, capacity] int32; the first `length` are the text.
-      length: [batch] int32, tokens in the text (n + 1, the root included).
+      tokens: [batch, capacity] int32; the first `count` are the text.
+      count: [batch] int32.
       vocab: size of the vocabulary.
 
     Returns:
@@ -26,21 +26,21 @@ def last_positions(tokens: jax.Array, length: jax.Array, vocab: int) -> jax.Arra
     """
     positions = jnp.arange(tokens.shape[1], dtype=jnp.int32)
 
-    def one(tokens: jax.Array, length: jax.Array) -> jax.Array:
-        seen = jnp.where(positions < length, positions, _NEVER)
+    def one(tokens: jax.Array, count: jax.Array) -> jax.Array:
+        seen = jnp.where(positions < count, positions, _NEVER)
         return jnp.full((vocab,), _NEVER, jnp.int32).at[tokens].max(seen, mode="drop")
 
-    return jax.vmap(one)(tokens, length)
+    return jax.vmap(one)(tokens, count)
 
 
 def row_penalised(
-    last: jax.Array, length: jax.Array, path_tokens: jax.Array, depths: jax.Array, window: jax.Array
+    last: jax.Array, next_position: jax.Array, path_tokens: jax.Array, depths: jax.Array, window: jax.Array
 ) -> jax.Array:
     """The tokens that each tree row's draw penalises: those at q-window..q-1 along its own path, q = n + depth + 1.
 
     Args:
       last: [batch, vocab] int32, `last_positions` of the text up to the root.
-      length: [batch] int32, its length n + 1.
+      next_position: [batch] int32, n + 1.
       path_tokens: [batch, rows, max_depth] int32; entry j is the path's token at depth j + 1, the row's own token comes
         last, and entries from the row's depth on are ignored. With max_depth 0 (autoregressive decoding) only the
         root's window counts.
@@ -50,7 +50,7 @@ def row_penalised(
     Returns:
       [batch, rows, vocab] bool.
     """
-    oldest = length[:, None] + depths - window[:, None]
+    oldest = next_position[:, None] + depths - window[:, None]
     penalised = last[:, None, :] >= oldest[:, :, None]
     vocabulary = jnp.arange(last.shape[1], dtype=jnp.int32)
     for j in range(path_tokens.shape[2]):
@@ -66,14 +66,14 @@ def text_penalised(
     """The tokens that the draws of consecutive positions of a finished text penalise.
 
     Args:
-      last: [batch, vocab] int32, `last_positions` of the text of length `start`.
+      last: [batch, vocab] int32, `last_positions` of the first `start` tokens.
       tokens: [batch, count] int32, the tokens at positions start..start+count-1.
       start: [batch] int32.
       window: [batch] int32, positions; 2**31 - 1 for the whole text.
 
     Returns:
       [batch, count, vocab] bool, entry i for the draw of position start + i (its own token not included); and
-      `last_positions` of the text of length start + count.
+      `last_positions` of the first start + count tokens.
     """
     vocabulary = jnp.arange(last.shape[1], dtype=jnp.int32)
 

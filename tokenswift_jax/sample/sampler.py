@@ -46,14 +46,14 @@ class TextInputs:
     """The inputs that the tree rows of a text share.
 
     Attributes:
-      length: int32 [batch], tokens of the text, root included: n + 1.
+      next_position: int32 [batch], n + 1: the position after the root's, which the root's draw fills.
       last_positions: int32 [batch, vocab], `penalty.last_positions`.
       noise: float32 [batch, depth + 1, vocab] of positions n + 1 .., one vector per depth; None when all rows are
         greedy.
       settings: the settings of the batch.
     """
 
-    length: jax.Array
+    next_position: jax.Array
     last_positions: jax.Array
     noise: jax.Array | None
     settings: SequenceParams
@@ -99,12 +99,12 @@ def row_scores(rows: RowInputs, texts: TextInputs, *, features: SamplingFeatures
     """The scores to which every draw adds its noise: `processors.process` of the logits, [batch, rows, vocab]."""
     settings = texts.settings
     penalised = penalty.row_penalised(
-        texts.last_positions, texts.length, rows.path_tokens, rows.depths, settings.penalty_window
+        texts.last_positions, texts.next_position, rows.path_tokens, rows.depths, settings.penalty_window
     )
     return process(
         rows.logits,
         penalised=penalised,
-        generated=(texts.length - settings.prompt_length)[:, None] + rows.depths,
+        generated=(texts.next_position - settings.prompt_length)[:, None] + rows.depths,
         settings=settings,
         features=features,
     )

@@ -24,7 +24,7 @@ class DraftSampler:
     """Ranks the draft candidates of a batch of roots.
 
     Attributes:
-      length: int32 [batch], tokens of the text up to the root, n + 1: the position that depth 1 guesses.
+      next_position: int32 [batch], n + 1: the position after the root's, which depth 1 guesses.
       last_positions: int32 [batch, vocab], `penalty.last_positions` of that text.
       noise: float32 [batch, depth or more, vocab] of positions n+1 .., None when greedy.
       settings: the settings of the batch (`keys` is not read).
@@ -32,7 +32,7 @@ class DraftSampler:
       drafted: the draft vocabulary, to which `vocab` refers then; None for the whole vocabulary.
     """
 
-    length: jax.Array
+    next_position: jax.Array
     last_positions: jax.Array
     noise: jax.Array | None
     settings: SequenceParams
@@ -67,16 +67,20 @@ class DraftSampler:
         Tokens, also those of `above`, are ids of the whole vocabulary.
         """
         rows = logits.shape[1] if above else 1
-        empty = jnp.zeros((*self.length.shape, rows, 0), jnp.int32)
+        empty = jnp.zeros((*self.next_position.shape, rows, 0), jnp.int32)
         path = [empty, *(self._place(token)[..., None] for token in above)]
-        drafted = jnp.full((*self.length.shape, rows), len(above), jnp.int32)
+        drafted = jnp.full((*self.next_position.shape, rows), len(above), jnp.int32)
         penalised = penalty.row_penalised(
-            self.last_positions, self.length, jnp.concatenate(path, axis=-1), drafted, self.settings.penalty_window
+            self.last_positions,
+            self.next_position,
+            jnp.concatenate(path, axis=-1),
+            drafted,
+            self.settings.penalty_window,
         )
         scores = process(
             logits,
             penalised=penalised,
-            generated=(self.length - self.settings.prompt_length)[:, None] + depths[None, :],
+            generated=(self.next_position - self.settings.prompt_length)[:, None] + depths[None, :],
             settings=self.settings,
             features=self.features,
         )

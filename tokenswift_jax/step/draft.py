@@ -25,7 +25,7 @@ def draft_tree(
     drafts as if noise were None.
     """
     ranking = DraftSampler(
-        length=state.length + 1,
+        next_position=state.length + 1,
         last_positions=state.last_positions,
         noise=noise if plan.shared_noise else None,
         settings=inputs.sequence,
