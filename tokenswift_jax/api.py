@@ -15,6 +15,7 @@ from tokenswift_jax.arguments import check_call, logprob_spec, requests_for
 from tokenswift_jax.engine.journal import Journal
 from tokenswift_jax.engine.sequence import Row
 from tokenswift_jax.errors import UserError, WriteError
+from tokenswift_jax.finish import FAILED, INTERRUPTED
 from tokenswift_jax.journal_header import journal_header
 from tokenswift_jax.parallel.report import mesh_table
 from tokenswift_jax.past_run import asked_for, recorded
@@ -296,7 +297,7 @@ def _result(
     records = concatenate(row.parts)
     assert row.finish is not None, "the run ended before its rows"
     request, found = call.requests[index], None
-    if call.audit and row.finish not in ("interrupted", "error"):
+    if call.audit and row.finish not in (INTERRUPTED, FAILED):
         found = _audit(call.model, request, records, call.report)
     return GenerationResult(
         text=row.text,

@@ -1,4 +1,4 @@
-"""The reasons why a row of a batch no longer decodes."""
+"""The reasons why a row of a batch no longer decodes, and their names in results, journals and answers."""
 
 from __future__ import annotations
 
@@ -19,5 +19,9 @@ class Finish(IntEnum):
     VACANT = 4
 
 
+# Values of `finish_reason`. LENGTH, EOS, STOP (a stop string or token) and REPETITION end a text. INTERRUPTED (by a
+# person, or because a server goes down), FAILED and CANCELLED (by a caller of a server) cut it short.
+LENGTH, EOS, STOP, REPETITION = "length", "eos", "stop", "repetition"
+INTERRUPTED, FAILED, CANCELLED = "interrupted", "error", "cancelled"
 # The `finish_reason` of a row that a device ended.
-REASONS = {Finish.LENGTH: "length", Finish.EOS: "eos"}
+REASONS = {Finish.LENGTH: LENGTH, Finish.EOS: EOS}

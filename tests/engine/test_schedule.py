@@ -116,7 +116,7 @@ def device(monkeypatch):
 
     def adversary(self, logits, above, depths, count):
         tokens, shares = best(self, logits, above, depths, count)
-        good = (self.length >= GOOD_FROM) & (self.length < GOOD_UNTIL)
+        good = (self.next_position >= GOOD_FROM) & (self.next_position < GOOD_UNTIL)
         wrong = jnp.broadcast_to(jnp.arange(count, dtype=jnp.int32), tokens.shape)  # FORBIDDEN ones
         return jnp.where(good[:, None, None], tokens, wrong), jnp.where(good[:, None, None], shares, -1.0)
 

@@ -17,6 +17,7 @@ from tokenswift_jax.cli.command import exit_status, quiet_transformers
 from tokenswift_jax.cli.flags import MAX_NEW_TOKENS, PROGRAM, flag_parser, parse
 from tokenswift_jax.cli.settings_line import settings_line
 from tokenswift_jax.errors import UserError, WriteError, writing
+from tokenswift_jax.finish import INTERRUPTED
 from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshArgument
 from tokenswift_jax.paths import write_text
 
@@ -279,6 +280,6 @@ def _report(result: GenerationResult, model: Model, settings: str) -> None:
 
 
 def _status(result: GenerationResult, audit: bool) -> int:
-    if result.finish_reason == "interrupted" or (audit and result.audit is None):
+    if result.finish_reason == INTERRUPTED or (audit and result.audit is None):
         return 130
     return 1 if result.audit_failed else 0

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from pallas_kernels import cpu
+from tokenswift_jax import finish
 from tokenswift_jax.engine.prompt_stream import PromptStream
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.stats import GenerationResult
@@ -50,13 +51,18 @@ def _stream(stream: PromptStream) -> str:
 
 
 def _end(result: GenerationResult) -> str:
-    loop = first_loop(result.token_ids) if result.finish_reason == "repetition" else None
+    loop = first_loop(result.token_ids) if result.finish_reason == finish.REPETITION else None
     if loop is None:
         return _ENDS[result.finish_reason]
     return f"a repetition: {loop.period:,} tokens, again and again from token {loop.start + 1:,} on"
 
 
-_ENDS = {"length": "the length asked for", "eos": "an EOS", "stop": "a stop string", "interrupted": "an interrupt"}
+_ENDS = {
+    finish.LENGTH: "the length asked for",
+    finish.EOS: "an EOS",
+    finish.STOP: "a stop string",
+    finish.INTERRUPTED: "an interrupt",
+}
 
 
 def _target_bytes(result: GenerationResult, config: ModelConfig, bytes_per_value: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tokenswift_jax import finish
 from tokenswift_jax.request import Request
 from tokenswift_jax.text.detokenizer import Decodes
 from tokenswift_jax.text.repetition import RepetitionGuard
@@ -50,15 +51,15 @@ class Row:
             taken += 1
             before = self._transcript.characters
             if token in self.request.eos_token_ids:
-                self.finish = "eos"
+                self.finish = finish.EOS
             else:
                 segments += self._transcript.push(token, source)
                 if self._transcript.stopped or token in self.request.stop_token_ids:
-                    self.finish = "stop"
+                    self.finish = finish.STOP
                 elif self._count + taken == self.request.max_new_tokens:
-                    self.finish = "length"
+                    self.finish = finish.LENGTH
                 elif taken == looping:
-                    self.finish = "repetition"
+                    self.finish = finish.REPETITION
             self.widths.append(self._transcript.characters - before)
             if self.finish is not None:
                 break
@@ -72,7 +73,7 @@ class Row:
 
     def failed(self) -> list[Segment]:
         """Ends the row with an error after its last token; returns the text held back until now."""
-        return self.end("error")
+        return self.end(finish.FAILED)
 
     def end(self, reason: str) -> list[Segment]:
         """Ends the row after its last token for a `reason`; returns the text held back until now."""
@@ -87,6 +88,6 @@ class Row:
         for part in self.parts:
             row.take(part)
         if row.finish is None:
-            row.finish = "interrupted"
+            row.finish = finish.INTERRUPTED
             row.text += "".join(text for text, _ in row._transcript.finish(SAMPLED))
         return row

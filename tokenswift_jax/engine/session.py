@@ -24,6 +24,7 @@ from tokenswift_jax.engine.row_costs import row_costs_of
 from tokenswift_jax.engine.step_costs import costs_in, file_name
 from tokenswift_jax.errors import NumericsError, UserError
 from tokenswift_jax.finish import REASONS, Finish
+from tokenswift_jax.modes import is_adaptive
 from tokenswift_jax.parallel.mesh_spec import DATA
 from tokenswift_jax.processes.agreement import leads
 from tokenswift_jax.processes.policy import agreed_policy
@@ -31,7 +32,8 @@ from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample.features import features_for
 from tokenswift_jax.sample.logprobs import LogprobSpec
-from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.sample.params import ngram_lag_of
+from tokenswift_jax.schedule_trace import trace_entry
 from tokenswift_jax.speculate import plans
 from tokenswift_jax.speculate.draft_model import with_draft_model
 from tokenswift_jax.speculate.plans import NamedPlan
@@ -108,7 +110,7 @@ class Session:
           requests: one per row.
           speculation: settings of the drafts.
           emitted: tokens that each row already has after its prompt; None: none.
-                  capacity: slots per row of the cache; None: as many as needed.
+          capacity: slots per row of the cache; None: as many as needed.
           cache_dtype: "int8" or "float8_e4m3" for a target with an 8-bit full cache; None: the model's dtype.
           logprobs: the log-probabilities of emitted tokens to give; None: none.
           report: receives reports of compilation, prefill and the preparation of drafts.
@@ -157,7 +159,8 @@ class Session:
         most = max(request.max_new_tokens for request in requests)
         place = "costs", slots, cache_dtype
         self._costs = costs_in(model.once(place, lambda: file_name(config, model.params, slots, cache_dtype)))
-        self._heads = HeadsForesight(model, speculative if _is_chosen(speculation) else ())
+        chosen = is_adaptive(speculation.mode, speculation.schedule)
+        self._heads = HeadsForesight(model, speculative if chosen else ())
         self._policy = agreed_policy(
             lambda: self._policy_for(speculation, plain, speculative, most, model), [plain, *speculative]
         )
@@ -173,7 +176,7 @@ class Session:
         self, speculation: SpeculationConfig, plain: NamedPlan, plans: list[NamedPlan], asked: int, model: Model
     ) -> PlanPolicy:
         """The planner if knowledge chooses the plan; else the one plan that was asked for."""
-        if not _is_chosen(speculation):
+        if not is_adaptive(speculation.mode, speculation.schedule):
             return FixedPlan(plans[0] if plans else plain)
         config = model.config
         scored = config.vocab_size if config.draft_vocab is None else len(config.draft_vocab)
@@ -316,14 +319,7 @@ class Session:
 
     def _trace(self, named: NamedPlan, generated: int) -> None:
         self._traced = named
-        self.schedule_trace.append(
-            {
-                "from_token": generated,
-                "mode": named.mode,
-                "schedule": named.schedule,
-                "node_budget": named.node_budget,
-            }
-        )
+        self.schedule_trace.append(trace_entry(generated, named.mode, named.schedule, named.node_budget))
 
     def _step_of(self, result: StepResult, seconds: float, *, prefilled: bool = False) -> Step:
         rows = []
@@ -342,11 +338,6 @@ class Session:
         return Step(tuple(rows))
 
 
-def _ngram_lag(sampling: SamplingConfig) -> int:
-    """`SequenceParams.ngram_lag` of one request."""
-    return sampling.penalty_window or 0 if sampling.repetition_penalty != 1 else 0
-
-
 def _has_ngrams(named: NamedPlan) -> bool:
     """Whether n-gram chains continue the plan's root."""
     return named.plan.tree.ngram_k > 0 and named.plan.tree.keyed_by_root
@@ -360,13 +351,8 @@ def _foresight(
 ) -> NgramForesight | None:
     """The foresight for the plans that a policy may choose; None where it chooses none or none drafts by n-grams."""
     budgets = {named.node_budget for named in speculative if _has_ngrams(named)}
-    if not budgets or not _is_chosen(speculation):
+    if not budgets or not is_adaptive(speculation.mode, speculation.schedule):
         return None
     texts = [[*request.prompt_ids, *done] for request, done in zip(requests, emitted, strict=True)]
-    lags = [_ngram_lag(request.sampling) for request in requests]
+    lags = [ngram_lag_of(request.sampling) for request in requests]
     return NgramForesight(texts, lags, budgets, speculation.ngram_k, speculation.ngram_slots)
-
-
-def _is_chosen(speculation: SpeculationConfig) -> bool:
-    """Whether a policy chooses the plan: mode `auto`, or mode `tokenswift` with schedule `auto`."""
-    return speculation.mode == "auto" or (speculation.mode == "tokenswift" and speculation.schedule == "auto")

@@ -13,6 +13,7 @@ from pallas_kernels.commit_text.reference import WORD, contains
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.request import Request, check_drawable
 from tokenswift_jax.sample.gumbel import row_keys
+from tokenswift_jax.sampling import SamplingConfig
 
 WHOLE_TEXT = 2**31 - 1  # a penalty window without a limit
 
@@ -61,6 +62,11 @@ class SequenceParams:
         """
         bounded = (self.repetition_penalty != 1) & (self.penalty_window < WHOLE_TEXT)
         return jnp.where(bounded, self.penalty_window, jnp.int32(0))
+
+
+def ngram_lag_of(sampling: SamplingConfig) -> int:
+    """`SequenceParams.ngram_lag` of one text, on the host."""
+    return sampling.penalty_window or 0 if sampling.repetition_penalty != 1 else 0
 
 
 def sequence_params(requests: Sequence[Request], vocab: int) -> SequenceParams:

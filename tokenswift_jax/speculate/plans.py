@@ -11,6 +11,7 @@ from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.node_sets import NodeSet
 from tokenswift_jax.models.node_sets import widths as widths_of
+from tokenswift_jax.modes import NEED_HEADS
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.logprobs import LogprobSpec
 from tokenswift_jax.speculate.drafter import Drafter, LevelDrafter
@@ -83,7 +84,7 @@ def speculative_plans(
       UserError: the checkpoint lacks the draft heads that they need.
     """
     mode, schedule, heads = speculation.mode, speculation.schedule, config.num_draft_heads
-    if mode in ("tokenswift", "medusa"):
+    if mode in NEED_HEADS:
         if not heads:
             raise UserError(
                 f"mode {mode!r} needs draft heads and the checkpoint has none; use auto, ngram or selfspec",

@@ -16,6 +16,7 @@ from tokenswift_jax.api import generate
 from tokenswift_jax.checkpoint.directory import fingerprint, read_config
 from tokenswift_jax.engine.journal import checked_line, checked_record
 from tokenswift_jax.errors import UserError, writing
+from tokenswift_jax.finish import INTERRUPTED
 from tokenswift_jax.model import load
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
@@ -87,7 +88,7 @@ def written_by_target(
                     min_new_tokens=0,
                     stop=(),
                 )
-                if any(result.finish_reason == "interrupted" for result in results):
+                if any(result.finish_reason == INTERRUPTED for result in results):
                     raise KeyboardInterrupt
                 done = [prompt + result.token_ids for prompt, result in zip(batch, results, strict=True)]
                 with writing(journal):
