@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -14,6 +15,7 @@ from tests.models import numpy_decoder as oracle
 from tests.small_models import successor_model, weights
 from tokenswift_jax.audit.teacher import ROWS
 from tokenswift_jax.engine import capacity as memory
+from tokenswift_jax.scoring import _reduction
 
 HEADS = 2
 # Of the largest logit of a row: float32 against float64 over 2 layers gives 1e-6 to 1e-5, an error in RoPE, masking
@@ -199,3 +201,16 @@ def test_draft_logits_without_heads():
     with pytest.raises(ts.UserError, match="no draft heads"):
         ts.draft_logits(model, [[1, 2]])
     assert ts.score(model, [[1, 2]]).shape == (1, 2, 128)
+
+
+def test_the_logits_of_one_text_are_in_memory_at_a_time():
+    model = successor_model(32, context=0.0, certainty=8.0)
+    size, vocab = model.config.hidden_size, model.config.padded_vocab
+
+    def temporaries(batch):
+        hidden, following = jnp.zeros((batch, ROWS, size)), jnp.zeros((batch, ROWS), jnp.int32)
+        memory = _reduction(model.graphdef, 2).lower(model.params, hidden, following).compile().memory_analysis()
+        return memory.temp_size_in_bytes
+
+    logits = ROWS * vocab * 4
+    assert temporaries(16) - temporaries(2) < logits

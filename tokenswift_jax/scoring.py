@@ -15,7 +15,9 @@ from flax import nnx
 from tokenswift_jax.arguments import check_model
 from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError, is_whole
+from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.parallel.mesh import use
+from tokenswift_jax.parallel.rules import one_device
 from tokenswift_jax.prompt import Prompt, encode, is_batch
 from tokenswift_jax.sample.draw import draw
 from tokenswift_jax.sample.logprobs import logprobs_of
@@ -56,7 +58,8 @@ class ScoredText:
 
 
 def score_tokens(model: Model, texts: Sequence[Prompt], top: int = 0) -> list[ScoredText]:
-    """Teacher-forced log-probabilities, reduced on the device, which never stores the logits of more than one chunk.
+    """Teacher-forced log-probabilities, reduced on the device, which never stores the logits of more than one chunk of
+    one text (on a mesh, of every text).
 
     Raises UserError as `score`, and for a `top` that is not a whole number from 0 to the vocabulary's size.
     """
@@ -142,13 +145,20 @@ def _projection(graph: nnx.GraphDef, heads: bool) -> Callable:
 
 @functools.cache
 def _reduction(graph: nnx.GraphDef, top: int) -> Callable:
-    def reduce(params: object, hidden: jax.Array, following: jax.Array) -> tuple[jax.Array, ...]:
-        model = nnx.merge(graph, params)
+    def of_texts(model: Decoder, hidden: jax.Array, following: jax.Array) -> tuple[jax.Array, ...]:
         with exact_products(hidden.dtype):
             logits = model.logits(hidden)
         found = logprobs_of(logits, following, top)
         own = jnp.take_along_axis(logits, following[..., None], axis=-1, mode="clip")
         ranks = jnp.sum(logits >= own, axis=-1, dtype=jnp.int32)
         return found.values, found.top_ids, found.top_values, draw(logits, None) == following, ranks
+
+    def reduce(params: object, hidden: jax.Array, following: jax.Array) -> tuple[jax.Array, ...]:
+        model = nnx.merge(graph, params)
+        if not one_device():
+            return of_texts(model, hidden, following)
+        # One text at a time: 128 texts would need the memory of 32,768 rows of logits.
+        found = jax.lax.map(lambda one: of_texts(model, *(x[None] for x in one)), (hidden, following))
+        return tuple(values[:, 0] for values in found)
 
     return jax.jit(reduce)
