@@ -29,6 +29,7 @@ FORMS = re.compile(
 NAMES = {"anew", "dear", "told", "said", "held", "laid", "lay", "trust", "stands", "whatever"}
 """Words that no identifier contains; `held_out` is the field's term, and `when` is none alone (`pl.when` is JAX's)."""
 OPENING = re.compile(r"\s*(Or|And|Of|But|What|Whatever|Whose|Which|Another|None)\b")
+COMMENT_OPENING = re.compile(r"^(?!\s*#).*\n\s*# (What|Whatever|Whose|Which)\b", re.MULTILINE)
 QUOTED = re.compile(r"(`+)[^`\n]+?\1")  # code in prose is no prose
 
 
@@ -92,6 +93,10 @@ def of_source(source):
     found = [
         (line, f"docstring begins with {begun[1]!r}") for line, text in documented if (begun := OPENING.match(text))
     ]
+    found += [
+        (source.count("\n", 0, begun.start(1)) + 1, f"comment begins with {begun[1]!r}")
+        for begun in COMMENT_OPENING.finditer(source)
+    ]
     commented = comments(source) if FORBIDDEN.search(source) else ()  # tokens cost most of the lint's time
     for line, text in [*documented, *commented]:
         found += [(line + offset, f"word {word!r}") for offset, word in words(text)]
@@ -133,6 +138,11 @@ def test_the_lint_sees_how_a_docstring_begins(word):
     assert offence in of_source(f'class C:\n    """\n    {word} is drawn.\n    """\n')
     assert offence in of_source(f'SIZE = 3\n"""{word} is drawn."""\n')
     assert of_source(f'def f():\n    """The draw. {word.lower()}s"""\n') == []  # elsewhere, or as part of a word
+
+
+def test_the_lint_sees_how_a_comment_begins():
+    assert of_source("x = 1\n# What is known\ny = 2\n") == ["2: comment begins with 'What'"]
+    assert of_source("# The facts.\n# What follows is one sentence's end.\n") == []  # inside a comment
 
 
 @pytest.mark.parametrize(

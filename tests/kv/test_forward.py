@@ -124,7 +124,7 @@ def test_every_tree_row_is_the_end_of_its_own_path(config, shuffled):
             if node == 0:
                 np.testing.assert_allclose(rows.query[:, row], queries[:, :, -1], rtol=0, atol=BOUND)
         for before, now, own in ((cache[0], after.keys, rows.new.keys), (cache[1], after.values, rows.new.values)):
-            # What was there is untouched, the rows lie behind it, and nothing is written beyond.
+            # The slots before are untouched, the rows are behind them, and nothing is written beyond.
             np.testing.assert_array_equal(now[:, row, :, :used], before[:, row, :, :used])
             np.testing.assert_array_equal(now[:, row, :, used : used + len(PARENTS)], own[:, row])
             assert np.isnan(now[:, row, :, used + len(PARENTS) :]).all()

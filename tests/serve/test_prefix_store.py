@@ -56,7 +56,7 @@ def test_the_parts_that_steps_wrote_serve_their_family_alone():
     store.settle()
     assert found(store, ALICE, TEXT, "run_1") == ["prompt 0", "step 1", "step 2"]
     assert found(store, ALICE, TEXT) == found(store, ALICE, TEXT, "run_2") == ["prompt 0"]
-    # What is computed after such parts is the family's too; without a family it is not stored.
+    # K/V that are computed after such parts are the family's too; without a family nothing stores them.
     resumed = StoredText(store, ALICE, "run_1", TEXT)
     resumed.begin(3)
     resumed.keep(4 * BLOCK, TEXT, named("after"))

@@ -27,7 +27,7 @@ from tokenswift_jax.step.loop import compiled
 from tokenswift_jax.step.state import StepInputs
 
 CONFIG, CAPACITY = small_models.config(48), 512
-# What the drafter of each mode keeps, and the weights that it reads.
+# The state of each mode's drafter, and the weights that it reads.
 KEPT = {
     "plain": ((), DraftWeights.NONE),
     "ngram": ((NgramTable,), DraftWeights.NONE),

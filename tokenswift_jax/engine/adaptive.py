@@ -213,7 +213,7 @@ class Chooser:
             )
         return f"plain decoding; of drafts, {shown.label} would be best with {facts}"
 
-    # What a chunk shows
+    # The account of a chunk
 
     def observe(
         self,

@@ -70,7 +70,7 @@ class StepCosts:
         self._labels: dict[NamedPlan, str] = {}
         self._read()
 
-    # What is known
+    # Prices
 
     def price(self, named: NamedPlan, length: int) -> float | None:
         """Plain steps that an iteration costs at a length, interpolated between buckets; None: never measured."""
@@ -114,7 +114,7 @@ class StepCosts:
         """Seconds that earlier texts would have gained by a program that none of them compiled."""
         return self.missed.get(self._program(named, capacity), [0.0])[0]
 
-    # What is learnt
+    # Measurements
 
     def add_price(self, named: NamedPlan, length: int, price: float) -> None:
         """Records a measured price, unless it is implausible."""

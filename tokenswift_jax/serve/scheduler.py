@@ -86,7 +86,7 @@ class Scheduler:
         self.ready = threading.Event()
         self._thread = threading.Thread(target=self._main, name="tokenswift-scheduler", daemon=True)
 
-    # What other threads call
+    # Calls from other threads
 
     def start(self) -> None:
         """Starts the thread, which first compiles every program; `ready` is set after that."""
