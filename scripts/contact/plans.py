@@ -79,7 +79,7 @@ FOURTH = (
     ),
     Stage("attention", ("attention",), 45, {"lengths": _TWO}),
 )
-# Questions that the fourth plan's machine left open: `partial` since the mend of its loop, the tiles since, prefill's time.
+# Open after the fourth plan: `partial` since the mend of its loop, the tiles since, prefill's time.
 FIFTH = (
     Stage("texts-float32", ("machine", "copy", "demo"), 130),
     Stage("8B", ("joined",), 75, {"steps": ("plain", "verify-16", "verify-64"), "lengths": _TWO}),

@@ -21,8 +21,8 @@ TOKENS = 2048
 PROMPT = np.random.default_rng(1).integers(0, small_models.VOCAB, 20).tolist()
 EOS = 7
 GREEDY = SamplingConfig(temperature=0.0, repetition_penalty=1.1, penalty_window=24)
-# Which processors run is compiled in, their values are not: these all run every processor, so that one executable a
-# mode serves, and set those that are not asked to where they keep (nearly) all.
+# The program fixes the processors that run, and not their values. These settings run every processor, so that one
+# executable a mode serves; a processor that a test does not ask for has a value that keeps (nearly) all.
 _ALL = {
     "temperature": 0.9,
     "top_k": small_models.VOCAB,
