@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -10,6 +11,8 @@ from numbers import Integral
 from typing import Any
 
 _PACKAGES = ("tokenswift_jax", "convert")
+# Errors of the system that more room mends: no space, a person's quota, the largest file that is allowed.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(ValueError):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tokenswift_jax.errors import UserError, writing
+from tokenswift_jax.file_lock import take_lock
 from tokenswift_jax.paths import check_writable, expanded
 from tokenswift_jax.token_log import DRAFTED, NGRAM, PREFILL_OFFSET, RECORD, SAMPLED, TokenLog, from_columns
 
@@ -143,16 +144,8 @@ class Journal:
 
     def _lock(self) -> None:
         assert self._file is not None
-        try:
-            import fcntl
-        except ImportError:  # not on this system: the caller must avoid two runs at once
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"journal {self._path} is in use by another run; wait for it or name another file"
-            ) from error
+        if not take_lock(self._file):
+            raise UserError(f"journal {self._path} is in use by another run; wait for it or name another file")
 
     def _load(self, data: bytes, header: Mapping[str, Any]) -> None:
         lines = data.split(b"\n")[:-1]

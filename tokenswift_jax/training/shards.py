@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -17,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import NO_ROOM, UserError
 from tokenswift_jax.training.documents import Broken, Document, find_files, read_documents, strict_error
 
 SHARD_TOKENS = 1 << 26
 _FORMAT = 2  # a change that gives other tokens or another layout for the same files raises it
 _REPORT, _OFFSETS = "report.json", "offsets.npy"
 _PART_CHARACTERS = 1 << 20  # characters that the tokenizer gets at once; it needs some hundred bytes a token
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,7 +186,7 @@ def _stored(folder: Path, write: Callable[[], Corpus]) -> Corpus:
             # Another process may have written it while this one waited.
             return _load(folder) or write()
     except OSError as error:
-        reason = "the disk is full" if error.errno in _FULL else error.strerror
+        reason = "the disk is full" if error.errno in NO_ROOM else error.strerror
         raise UserError(f"cannot write tokenised data to {folder.parent}: {reason}; choose another folder") from None
 
 
