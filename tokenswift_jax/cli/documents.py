@@ -130,6 +130,7 @@ def _write(
         min_new_tokens=options.min_new_tokens,
         ignore_eos=options.ignore_eos,
         stop=options.stop,
+        stop_on_repetition=options.stop_on_repetition,
         journal=results.journal(document),
         resume=True,
         audit=options.audit,
@@ -171,6 +172,7 @@ def _job(options: argparse.Namespace, model: Model, sampling: SamplingConfig, le
         "min_new_tokens": options.min_new_tokens,
         "ignore_eos": options.ignore_eos,
         "stop": options.stop,
+        "stop_on_repetition": options.stop_on_repetition or None,  # earlier versions ignored the flag and wrote nothing
         "chat": options.chat,
     }
 
