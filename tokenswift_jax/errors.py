@@ -73,6 +73,11 @@ def writing(path: object) -> Iterator[None]:
         raise WriteError(path, error) from error
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's own error, or one of XLA, which is a RuntimeError or a ValueError."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 class TextWarning(UserWarning):
     """One line about a text that a person may not expect; commands print it on stderr."""
 
