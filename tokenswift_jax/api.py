@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import jax
 
-from tokenswift_jax import __version__, stats
+from tokenswift_jax import __version__, checkpoint, stats
 from tokenswift_jax.arguments import check_call, logprob_spec, requests_for
-from tokenswift_jax.engine.journal import Journal
+from tokenswift_jax.engine.journal import Journal, recorded_header
 from tokenswift_jax.engine.sequence import Row
 from tokenswift_jax.errors import UserError, WriteError
 from tokenswift_jax.journal_header import journal_header
@@ -375,7 +375,9 @@ def _open_journal(call: _Call, path: str | Path | None, resume: bool, asked: str
     if len(call.requests) > 1:
         raise UserError("journal holds one prompt's tokens; leave it out for a batch", arguments=("journal",))
     model, ignored = call.model, call.ignore_eos[0] if isinstance(call.ignore_eos, list | tuple) else call.ignore_eos
-    header = journal_header(model, call.requests[0], ignore_eos=bool(ignored))
+    past = recorded_header(path) if resume else None
+    known = checkpoint.known_fingerprint(model.path, past and past.get("checkpoint"))
+    header = journal_header(model, call.requests[0], ignore_eos=bool(ignored), fingerprint=known)
     if asked is not None:
         header["asked"] = asked
     return Journal(path, header, resume, model.config.vocab_size)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokenswift_jax import checkpoint
-from tokenswift_jax.checkpoint.directory import fingerprint, read_config
+from tokenswift_jax.checkpoint.directory import read_config
+from tokenswift_jax.checkpoint.fingerprints import fingerprint
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.parallel.mesh import settled, spec_of
