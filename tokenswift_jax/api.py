@@ -137,6 +137,7 @@ def stream(
     if past_run is not None:
         prompts = None if past_run.prompt_ids is None else [past_run.prompt_ids]
         model = model if past_run.eos_token_ids is None else replace(model, eos_token_ids=past_run.eos_token_ids)
+        sampling = past_run.sampling if sampling is None else sampling
         min_new_tokens = past_run.min_new_tokens if min_new_tokens is None else min_new_tokens
         stop = past_run.stops if stop is None else stop
     if prompts is None:
@@ -207,8 +208,8 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
         tokens have a period p of at most 128 tokens.
       journal: file for every emitted token (one prompt only).
       resume: continue the journal's run, or begin it where there is no file yet. The run goes on with the token ids of
-        its prompt and the EOS ids that the journal has: a template or tokenizer that has changed since then does not
-        matter, and the prompt may be left out.
+        its prompt, the EOS ids and, where the call has none of its own, the sampling that the journal has: a template,
+        tokenizer or generation_config that has changed since then does not matter, and the prompt may be left out.
       audit: replay the finished text through the target and compare every draw.
       capacity: positions to reserve in the cache; None: as many as prompt and max_new_tokens need.
       logprobs: return the log-probability of every token, and of this many likeliest tokens there (0 or more).

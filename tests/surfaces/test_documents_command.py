@@ -183,6 +183,18 @@ def test_a_folder_of_another_job_is_refused(folders, monkeypatch, capsys):
     assert "differs in max_new_tokens, seed; give that job's values or name another" in capsys.readouterr().err
 
 
+def test_a_folder_keeps_its_values_whatever_the_checkpoint_s_files_say_by_now(folders, monkeypatch):
+    fill(folders, a_txt="x")
+    play(monkeypatch, prefilled(300), plain([301]))
+    changed = model(folders / "model", generation_config={"do_sample": True, "max_new_tokens": 3}, eos_token_ids=(7,))
+    assert main([*WORDS, "--max-new-tokens", "2", "--quiet"]) == 0
+    monkeypatch.setattr(model_module, "load", lambda *_, **__: changed)
+    fill(folders, b_txt="x")
+    play(monkeypatch, prefilled(300), plain([301]))
+    assert main([*WORDS, "--quiet"]) == 0
+    assert lines_of(folders)["b"]["tokens"] == 2
+
+
 def test_an_interrupt_leaves_the_document_open(folders, monkeypatch):
     fill(folders, a_txt="x")
     play(monkeypatch, prefilled(300), KeyboardInterrupt())
