@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -78,9 +79,13 @@ def _hash_of(file: Path, size: int, changed: int) -> str:
 
 
 def _remember(directory: Path, source: str) -> None:
-    """Stores the name of the source, so that heads trained on the directory can refer to it."""
+    """Stores the name of the source, so that heads trained on the directory can refer to it; a cache that cannot be
+    written keeps the name that it has."""
     if source_name(directory) == source:
         return
-    with tempfile.NamedTemporaryFile("w", dir=directory, delete=False, encoding="utf-8") as draft:
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        draft = stack.enter_context(tempfile.NamedTemporaryFile("w", dir=directory, delete=False, encoding="utf-8"))
+        stack.callback(Path(draft.name).unlink, missing_ok=True)
         json.dump({"source": source}, draft)
-    os.replace(draft.name, directory / SOURCE_FILE)
+        draft.close()
+        os.replace(draft.name, directory / SOURCE_FILE)

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from tokenswift_jax.cli import streams
-from tokenswift_jax.errors import TextWarning, UserError, is_out_of_memory
+from tokenswift_jax.errors import TextWarning, UserError, is_out_of_memory, writing
 from tokenswift_jax.threads import COMPILING
 
 _NO_FLAGS: Mapping[str, str] = MappingProxyType({})
@@ -26,6 +26,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists the flags")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Prints the help. Without it, argparse drops the error of a stream that cannot be written."""
+        if message:
+            with writing("standard output"):
+                (sys.stdout if file is None else file).write(message)
 
     @property
     def flags(self) -> dict[str, str]:
