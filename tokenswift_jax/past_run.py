@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenswift_jax.engine.journal import recorded_header
+from tokenswift_jax.engine.journal import headless, recorded_header
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.paths import expanded
 from tokenswift_jax.prompt import encode
@@ -60,7 +60,7 @@ def recorded(path: str | Path, prompt: Any, messages: Any, vocab: int) -> PastRu
     header = recorded_header(path)
     if header is None:
         if prompt is None and messages is None and expanded(path).exists():
-            raise UserError(f"{path} is not a journal with a prompt; name another file, or give the prompt too")
+            raise headless(path)
         return None
     asked, ids = asked_for(prompt, messages), None
     if (prompt is None and messages is None) or (asked is not None and header.get("asked") == asked):

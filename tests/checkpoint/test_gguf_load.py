@@ -71,6 +71,14 @@ def test_a_cache_that_cannot_be_written_gives_what_it_has(file, cache, tmp_path,
     assert resolve(tmp_path / "again" / "model.gguf") == folder
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_conversion_says_that_it_can_be_made_again(file, name):
+    folder = resolve(file)
+    (folder / name).write_bytes((folder / name).read_bytes()[:-20])
+    with pytest.raises(UserError, match=rf"{name} is not .*; delete {folder}, and {file} is converted again$"):
+        open_checkpoint(file)
+
+
 def test_a_file_that_changed_is_converted_again(file, conversions):
     before = resolve(file)
     length = file.stat().st_size

@@ -191,7 +191,7 @@ def test_runs_of_another_server(tmp_path):
     second.stop()
 
 
-def test_a_run_is_found_whatever_the_end_ids_and_the_draft_heads_are_by_now(live, monkeypatch):
+def test_a_run_is_found_after_a_change_of_end_ids_and_draft_heads(live, monkeypatch):
     store = live.service.store
     with monkeypatch.context() as earlier:  # a version whose hash covered the heads
         earlier.setattr(store, "fingerprint", checkpoint.fingerprint(live.model.path))

@@ -183,7 +183,7 @@ def test_a_folder_of_another_job_is_refused(folders, monkeypatch, capsys):
     assert "differs in max_new_tokens, seed; give that job's values or name another" in capsys.readouterr().err
 
 
-def test_a_folder_keeps_its_values_whatever_the_checkpoint_s_files_say_by_now(folders, monkeypatch):
+def test_a_folder_keeps_its_values_after_a_change_of_the_checkpoint_s_files(folders, monkeypatch):
     fill(folders, a_txt="x")
     play(monkeypatch, prefilled(300), plain([301]))
     changed = model(folders / "model", generation_config={"do_sample": True, "max_new_tokens": 3}, eos_token_ids=(7,))

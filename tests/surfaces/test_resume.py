@@ -72,6 +72,21 @@ def test_the_prompt_may_be_left_out(tmp_path, monkeypatch, loaded):
         ts.generate(loaded, max_new_tokens=9, journal=tmp_path / "new", resume=True)
 
 
+def test_a_journal_without_a_header_for_a_call_without_a_prompt(tmp_path, monkeypatch, loaded):
+    begun(tmp_path, monkeypatch, loaded, prompt=[5])
+    file = tmp_path / "j"
+    line = file.read_bytes().splitlines(keepends=True)[0]
+    damaged = line.replace(b'"seed": 0', b'"seed": 1')
+    for data, reported in (
+        (damaged, "j is damaged in line 1: its checksum differs; start a new one"),
+        (line[:40], "ends before its first line does; give the prompt too"),
+        (b"words\n", "j is not a journal of this version of tokenswift_jax; name another file"),
+    ):
+        file.write_bytes(data)
+        with pytest.raises(ts.UserError, match=reported):
+            ts.generate(loaded, max_new_tokens=9, journal=file, resume=True)
+
+
 def test_the_end_ids_are_those_of_the_first_run(tmp_path, monkeypatch, loaded):
     begun(tmp_path, monkeypatch, loaded, prompt=[5])
     replay(monkeypatch, IDS)

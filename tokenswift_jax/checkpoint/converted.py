@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenswift_jax.checkpoint.new_directory import new_directory
@@ -51,6 +52,18 @@ def converted(file: Path, name: str | None = None, report: Report = silent) -> P
                 raise
     _remember(place, name or str(file))
     return place
+
+
+@contextlib.contextmanager
+def conversion_advice(directory: Path) -> Iterator[None]:
+    """Adds the remedy to errors about files of `directory`, if they are of the cache."""
+    try:
+        yield
+    except UserError as error:
+        source = source_name(directory)
+        if source is None:
+            raise
+        raise UserError(f"{error}; delete {directory}, and {source} is converted again", error.arguments) from None
 
 
 def source_name(directory: Path) -> str | None:
