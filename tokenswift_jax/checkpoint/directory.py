@@ -103,7 +103,14 @@ def _download(hub_id: str, without: str) -> Path:
             f"{without}, and {hub_id} cannot be downloaded: the hub cannot be reached and there is no "
             "local copy; name a local directory or go online"
         ) from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except HFValidationError:
+        raise UserError(
+            f"{without}, and {hub_id} is no hub id either, which reads owner/name, without -- and .., without - or . "
+            "at an end, without .git, in at most 96 characters"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        if isinstance(error, OSError) and not isinstance(error, HfHubHTTPError) and error.strerror:
+            raise UserError(f"cannot download {hub_id} from the hub: {error.strerror}") from None
         raise UserError(f"cannot download {hub_id} from the hub: {str(error).strip().splitlines()[0]}") from None
     if not (path / "config.json").is_file():
         raise UserError(f"{hub_id} on the hub is not a checkpoint: it has no config.json")
