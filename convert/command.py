@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from tokenswift_jax.cli import streams
 from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers
 
 
@@ -16,7 +17,7 @@ def run(convert: Callable[[list[str]], str], argv: Sequence[str] | None, parser:
     def converted() -> int:
         quiet_transformers()
         os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: it computes shapes only and takes no accelerator
-        print(convert(list(words)))
+        streams.show(convert(list(words)))
         return 0
 
     return exit_status(converted, flags=parser.flags, interrupted="interrupted, nothing written")

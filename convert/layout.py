@@ -16,7 +16,7 @@ from tokenswift_jax.checkpoint.load import Checkpoint
 from tokenswift_jax.checkpoint.names import HEAD_PREFIX
 from tokenswift_jax.checkpoint.save import ARCHITECTURES
 from tokenswift_jax.checkpoint.tensors import Tensor
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, writing
 
 
 def write_layout(
@@ -50,7 +50,8 @@ def write_layout(
         tensors, config = _as_reference(checkpoint, tensors, config)
     save(folder, config, tensors, orbax=orbax)
     for file in companion_files(checkpoint.directory):
-        shutil.copyfile(file, folder / file.name)
+        with writing(folder / file.name):
+            shutil.copyfile(file, folder / file.name)
     return summary_of(tensors, checkpoint.config.num_draft_heads)
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import jax
 
-from tokenswift_jax import __version__, stats
+from tokenswift_jax import __version__, checkpoint, stats
 from tokenswift_jax.arguments import check_call, logprob_spec, requests_for
-from tokenswift_jax.engine.journal import Journal
+from tokenswift_jax.engine.journal import Journal, recorded_header
 from tokenswift_jax.engine.sequence import Row
 from tokenswift_jax.errors import UserError, WriteError
 from tokenswift_jax.finish import FAILED, INTERRUPTED
@@ -138,6 +138,7 @@ def stream(
     if past_run is not None:
         prompts = None if past_run.prompt_ids is None else [past_run.prompt_ids]
         model = model if past_run.eos_token_ids is None else replace(model, eos_token_ids=past_run.eos_token_ids)
+        sampling = past_run.sampling if sampling is None else sampling
         min_new_tokens = past_run.min_new_tokens if min_new_tokens is None else min_new_tokens
         stop = past_run.stops if stop is None else stop
     if prompts is None:
@@ -208,8 +209,8 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
         tokens have a period p of at most 128 tokens.
       journal: file for every emitted token (one prompt only).
       resume: continue the journal's run, or begin it where there is no file yet. The run goes on with the token ids of
-        its prompt and the EOS ids that the journal has: a template or tokenizer that has changed since then does not
-        matter, and the prompt may be left out.
+        its prompt, the EOS ids and, where the call has none of its own, the sampling that the journal has: a template,
+        tokenizer or generation_config that has changed since then does not matter, and the prompt may be left out.
       audit: replay the finished text through the target and compare every draw.
       capacity: positions to reserve in the cache; None: as many as prompt and max_new_tokens need.
       logprobs: return the log-probability of every token, and of this many likeliest tokens there (0 or more).
@@ -376,7 +377,9 @@ def _open_journal(call: _Call, path: str | Path | None, resume: bool, asked: str
     if len(call.requests) > 1:
         raise UserError("journal holds one prompt's tokens; leave it out for a batch", arguments=("journal",))
     model, ignored = call.model, call.ignore_eos[0] if isinstance(call.ignore_eos, list | tuple) else call.ignore_eos
-    header = journal_header(model, call.requests[0], ignore_eos=bool(ignored))
+    past = recorded_header(path) if resume else None
+    known = checkpoint.known_fingerprint(model.path, past and past.get("checkpoint"))
+    header = journal_header(model, call.requests[0], ignore_eos=bool(ignored), fingerprint=known)
     if asked is not None:
         header["asked"] = asked
     return Journal(path, header, resume, model.config.vocab_size)

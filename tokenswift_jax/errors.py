@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from collections.abc import Collection, Iterator, Sequence
@@ -10,6 +11,8 @@ from numbers import Integral
 from typing import Any
 
 _PACKAGES = ("tokenswift_jax", "convert")
+# Errors of the system that more room mends: no space, a person's quota, the largest file that is allowed.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(ValueError):
@@ -68,6 +71,11 @@ def writing(path: object) -> Iterator[None]:
         raise
     except OSError as error:
         raise WriteError(path, error) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's own error, or one of XLA, which is a RuntimeError or a ValueError."""
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 class TextWarning(UserWarning):

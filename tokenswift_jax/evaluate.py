@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 
+from tokenswift_jax.cli import streams
 from tokenswift_jax.cli.command import Parser, exit_status, leave, quiet_transformers, with_dashes
 from tokenswift_jax.cli.converters import name, path, whole, whole_list
 from tokenswift_jax.errors import UserError
@@ -67,12 +68,14 @@ def _run(options: argparse.Namespace) -> int:
                 prompt_tokens=options.prompt_tokens,
                 continuation=options.continuation,
             )
-    print(result.table())
-    if options.json is not None:
-        write_text(options.json, json.dumps(result.to_json(), allow_nan=False) + "\n")
-    if options.store:
-        store_node_sets(model.path, result.node_sets)
-        print(f"node sets stored in {model.path / 'config.json'}", file=sys.stderr)
+    try:  # the files come first: a reader of the table may have left, or its disk may be full
+        if options.json is not None:
+            write_text(options.json, json.dumps(result.to_json(), allow_nan=False) + "\n")
+        if options.store:
+            store_node_sets(model.path, result.node_sets)
+            print(f"node sets stored in {model.path / 'config.json'}", file=sys.stderr)
+    finally:
+        streams.show(result.table())
     return 0
 
 

@@ -5,24 +5,23 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from tokenswift_jax import checkpoint
 from tokenswift_jax.request import Request
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
 
-def journal_header(model: Model, request: Request, *, ignore_eos: bool, fingerprint: str | None = None) -> dict:
+def journal_header(model: Model, request: Request, *, ignore_eos: bool, fingerprint: str) -> dict[str, Any]:
     """The header of the journal of a request.
 
     Args:
       model: the target.
       request: the request.
       ignore_eos: whether EOS tokens do not end the text.
-      fingerprint: `checkpoint.fingerprint` of the model's folder, where the caller knows it.
+      fingerprint: `checkpoint.known_fingerprint` of the model's folder.
     """
-    header: dict[str, Any] = {
-        "checkpoint": checkpoint.fingerprint(model.path) if fingerprint is None else fingerprint,
+    return {
+        "checkpoint": fingerprint,
         "dtype": model.dtype,
         "rope_override": model.rope_override,
         "eos_token_ids": model.eos_token_ids,
@@ -32,4 +31,3 @@ def journal_header(model: Model, request: Request, *, ignore_eos: bool, fingerpr
         "ignore_eos": ignore_eos,
         "stop": request.stops,
     }
-    return header

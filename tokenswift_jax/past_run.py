@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenswift_jax.engine.journal import recorded_header
+from tokenswift_jax.engine.journal import headless, recorded_header
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.paths import expanded
 from tokenswift_jax.prompt import encode
+from tokenswift_jax.sampling import SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,12 @@ class PastRun:
     Attributes:
       prompt_ids: the prompt's token ids; None: the call has a prompt of its own, which must have the same ids.
       eos_token_ids: tokens that end the text; None: the header does not say.
-      min_new_tokens, stops: as the run had them; None: the header does not say.
+      sampling, min_new_tokens, stops: as the run had them; None: the header does not say.
     """
 
     prompt_ids: list[int] | None
     eos_token_ids: tuple[int, ...] | None
+    sampling: SamplingConfig | None
     min_new_tokens: int | None
     stops: list[str] | None
 
@@ -56,7 +60,7 @@ def recorded(path: str | Path, prompt: Any, messages: Any, vocab: int) -> PastRu
     header = recorded_header(path)
     if header is None:
         if prompt is None and messages is None and expanded(path).exists():
-            raise UserError(f"{path} is not a journal with a prompt; name another file, or give the prompt too")
+            raise headless(path)
         return None
     asked, ids = asked_for(prompt, messages), None
     if (prompt is None and messages is None) or (asked is not None and header.get("asked") == asked):
@@ -65,9 +69,22 @@ def recorded(path: str | Path, prompt: Any, messages: Any, vocab: int) -> PastRu
     return PastRun(
         prompt_ids=ids,
         eos_token_ids=tuple(eos) if eos is not None and max(eos, default=0) < vocab else None,
+        sampling=_sampling(header),
         min_new_tokens=least if _whole([least]) else None,
         stops=stops if isinstance(stops, list) and all(isinstance(stop, str) for stop in stops) else None,
     )
+
+
+def recorded_sampling(path: str | Path) -> dict[str, Any] | None:
+    """The fields of `SamplingConfig` of the run in the journal at `path`; None: it does not say."""
+    sampling = _sampling(recorded_header(path) or {})
+    return None if sampling is None else asdict(sampling)
+
+
+def _sampling(header: Mapping[str, Any]) -> SamplingConfig | None:
+    with contextlib.suppress(TypeError, UserError):
+        return SamplingConfig(**header["sampling"]) if "sampling" in header else None
+    return None
 
 
 def _whole(values: Any) -> list[int] | None:

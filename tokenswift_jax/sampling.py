@@ -102,7 +102,11 @@ def check_vocabulary(config: SamplingConfig, vocab: int) -> None:
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "eta_cutoff")  # a greedy text has no use for them
 
 
-def resolve_sampling(given: Mapping[str, Any], generation_config: Mapping[str, Any] | None) -> SamplingConfig:
+def resolve_sampling(
+    given: Mapping[str, Any],
+    generation_config: Mapping[str, Any] | None,
+    recorded: Mapping[str, Any] | None = None,
+) -> SamplingConfig:
     """The settings with each field as given, else as in the checkpoint's generation_config.json, else neutral.
 
     Without `do_sample` in that file the text is greedy, as in transformers, unless a temperature or a filter is given.
@@ -110,12 +114,15 @@ def resolve_sampling(given: Mapping[str, Any], generation_config: Mapping[str, A
     Args:
       given: fields of `SamplingConfig` that a person set; HF's neutral spellings (top_k 0, eta_cutoff 0) mean off.
       generation_config: the parsed file, or None where there is none.
+      recorded: all fields of the run that this one continues, which then count in place of the file's; None: it
+        continues none.
 
     Raises:
       UserError: a value is out of range, or generation_config asks for an unsupported setting.
     """
     asked = any(given.get(name) is not None for name in _OF_SAMPLING)
-    chosen = {**sampling_defaults(generation_config or {}, asked=asked), **given}
+    others = sampling_defaults(generation_config or {}, asked=asked) if recorded is None else recorded
+    chosen = {**others, **given}
     for name in ("top_k", "eta_cutoff"):
         if _is_zero(chosen.get(name)):
             chosen[name] = None

@@ -12,14 +12,16 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from tokenswift_jax.checkpoint import (
-    directory,
     fingerprint,
+    fingerprints,
+    known_fingerprint,
     load_decoder,
     load_generation_config,
     load_tokenizer,
     open_checkpoint,
     save,
     state_tensors,
+    target_fingerprint,
 )
 from tokenswift_jax.checkpoint.load import abstract_decoder
 from tokenswift_jax.checkpoint.tensors import Tensor, from_array, read_file, rows_of, write_file
@@ -151,6 +153,33 @@ def test_fingerprint_changes_with_weights_and_configuration_only(tmp_path):
     assert len(seen) == 5
 
 
+def test_the_fingerprint_of_a_target_changes_with_its_own_weights_and_fields_only(tmp_path):
+    folder, tensors = copy("llama2", tmp_path / "model")
+    first, whole = target_fingerprint(folder), fingerprint(folder)
+    assert known_fingerprint(folder, whole) == whole  # which files of earlier versions have
+    assert known_fingerprint(folder, "another") == known_fingerprint(folder, None) == first
+    save_file(tensors | heads(32), folder / "model.safetensors")
+    block = {"num_heads": 2, "node_set": None}
+    set_config(folder, tokenswift=block, _name_or_path="elsewhere", transformers_version="9", eos_token_id=5)
+    assert target_fingerprint(folder) == first
+    save_file(tensors, folder / "model.safetensors")
+    save_file(heads(32), folder / "heads.safetensors")
+    assert target_fingerprint(folder) == first
+    beside = tmp_path / "heads"
+    beside.mkdir()
+    (beside / "config.json").write_text(json.dumps({"tokenswift": block | {"base": "../model"}}))
+    assert target_fingerprint(beside) == first
+    assert fingerprint(folder) != whole
+    seen = {first}
+    for name in ("model.norm.weight", "lm_head.weight"):
+        tensors[name].flat[-1] += np.float16(1)
+        save_file(tensors, folder / "model.safetensors")
+        seen.add(target_fingerprint(folder))
+    set_config(folder, rms_norm_eps=1e-6)
+    seen.add(target_fingerprint(folder))
+    assert len(seen) == 4
+
+
 def test_a_fingerprint_reads_headers_of_safetensors_files_alone(tmp_path, monkeypatch):
     folder, _ = copy("llama2", tmp_path / "model")
     data = folder / "orbax" / "d" / "data"
@@ -160,7 +189,7 @@ def test_a_fingerprint_reads_headers_of_safetensors_files_alone(tmp_path, monkey
         file.truncate(80 << 20)
     seen = []
     kind = SimpleNamespace(update=lambda part: seen.append(len(part)), hexdigest=lambda: "")
-    monkeypatch.setattr(directory, "hashlib", SimpleNamespace(sha256=lambda: kind))
+    monkeypatch.setattr(fingerprints, "hashlib", SimpleNamespace(sha256=lambda: kind))
     fingerprint(folder)
     assert max(seen) < 1 << 20
     assert sum(seen) < 65 << 20

@@ -1,5 +1,6 @@
 """Where a checkpoint may be named, a GGUF file may be: converted once into the cache folder, found there later."""
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -14,7 +15,7 @@ from safetensors.numpy import save_file
 
 import tokenswift_jax as ts
 from convert.hf import convert
-from tokenswift_jax.checkpoint import fingerprint, open_checkpoint, packaged, resolve
+from tokenswift_jax.checkpoint import converted, fingerprint, open_checkpoint, packaged, resolve
 from tokenswift_jax.checkpoint.directory import base_directory, lasting_base, named_on_hub
 from tokenswift_jax.checkpoint.gguf import conversion
 from tokenswift_jax.cli.generate import main
@@ -56,6 +57,26 @@ def test_a_file_is_converted_once(file, cache, conversions, tmp_path):
     assert resolve(tmp_path / "again" / "model.gguf") == folder == resolve(str(file))
     assert len(conversions) == 1
     assert not (folder.stat().st_mode ^ tmp_path.stat().st_mode) & 0o400
+
+
+def test_a_cache_that_cannot_be_written_gives_what_it_has(file, cache, tmp_path, monkeypatch):
+    folder = resolve(file)
+
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(converted.tempfile, "NamedTemporaryFile", refused)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "model.gguf").write_bytes(file.read_bytes())
+    assert resolve(tmp_path / "again" / "model.gguf") == folder
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_damaged_conversion_says_that_it_can_be_made_again(file, name):
+    folder = resolve(file)
+    (folder / name).write_bytes((folder / name).read_bytes()[:-20])
+    with pytest.raises(UserError, match=rf"{name} is not .*; delete {folder}, and {file} is converted again$"):
+        open_checkpoint(file)
 
 
 def test_a_file_that_changed_is_converted_again(file, conversions):

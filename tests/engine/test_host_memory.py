@@ -1,11 +1,14 @@
 """The memory that may still be taken: MemAvailable, and what the limits of cgroups leave."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.tiny import tiny_config
-from tokenswift_jax.engine import capacity, host_memory
+from tokenswift_jax.engine import capacity
 from tokenswift_jax.engine.host_memory import available_bytes
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.hardware.cgroups import contents
 
 MB = 2**20
 MEMINFO = "MemTotal: 16000000 kB\nMemFree: 100 kB\nMemAvailable: 8000000 kB\n"
@@ -79,6 +82,17 @@ def test_a_limit_of_version_1(system):
     assert available_bytes(root) == 8_000_000 * 1024
 
 
+@pytest.mark.parametrize(("limit", "usage"), [("Max address space", "VmSize"), ("Max data size", "VmData")])
+def test_a_limit_of_the_process_itself(system, limit, usage):
+    root, write = system
+    line = "{:<26}{:<21}unlimited            bytes\n"  # the kernel's columns
+    write("proc/self/status", f"Name:\tpython\n{usage}:\t  1024 kB\n")
+    write("proc/self/limits", "Limit                     Soft Limit\n" + line.format(limit, 500 * MB))
+    assert available_bytes(root) == 499 * MB
+    write("proc/self/limits", line.format(limit, "unlimited"))
+    assert available_bytes(root) == 8_000_000 * 1024
+
+
 def test_the_check_before_a_run_uses_it(monkeypatch):
     monkeypatch.setattr(capacity, "available_bytes", lambda: 10 * MB)
     with pytest.raises(UserError, match=r"needs 1\.1 GB.* and 0\.0 GB are free; lower it"):
@@ -88,4 +102,4 @@ def test_the_check_before_a_run_uses_it(monkeypatch):
 def test_this_machine_reports_a_sensible_number():
     found = available_bytes()
     assert found is None or 2**20 < found < 2**50
-    assert host_memory._read(host_memory.Path("/no/such/file")) == ""
+    assert contents(Path("/no/such/file")) == ""

@@ -2,13 +2,14 @@
 
 import json
 import shlex
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from live import Live, until
 
-from tokenswift_jax import stats
+from tokenswift_jax import checkpoint, stats
 from tokenswift_jax.cli.generate import main
 from tokenswift_jax.scoring import score_tokens
 from tokenswift_jax.text.repetition import first_loop
@@ -188,6 +189,21 @@ def test_runs_of_another_server(tmp_path):
     ended(second, paused)
     assert follow(second, paused)[0] == second.alone(PROMPT, 150, seed=5).text
     second.stop()
+
+
+def test_a_run_is_found_after_a_change_of_end_ids_and_draft_heads(live, monkeypatch):
+    store = live.service.store
+    with monkeypatch.context() as earlier:  # a version whose hash covered the heads
+        earlier.setattr(store, "fingerprint", checkpoint.fingerprint(live.model.path))
+        old = begin(live, 4)
+        ended(live, old)
+    new = begin(live, 4)
+    ended(live, new)
+    monkeypatch.setattr(store, "_model", replace(live.model, eos_token_ids=(3,)))
+    for run_id in (old, new):
+        found = store.load(run_id)
+        assert found is not None
+        assert len(found.run.tokens) == 4
 
 
 LOOPING = {"temperature": 0.0, "repetition_penalty": 1.0}

@@ -130,8 +130,14 @@ def test_closed_streams_take_nothing_and_no_file_takes_their_place(tmp_path, mon
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's device that is always full")
-@pytest.mark.parametrize("name", ["convert", "help"])
-def test_a_full_disk_is_one_line(tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "unbuffered"),
+    [("convert", False), ("help", False), ("help", True), ("commands", True), ("evaluate", True)],
+)
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, name, unbuffered):
+    written = EVALUATE.replace("* 3})", "* 3, 'to_json': lambda self: {}})")
+    monkeypatch.setitem(RUNS, "evaluate", (written, ["--data", "x", "--json", "s"]))
     with open("/dev/full", "w") as full:
-        status, _, announced = run(tmp_path, name, stdout=full)
-    assert (status, announced) == (1, "error: [Errno 28] No space left on device\n")
+        status, _, announced = run(tmp_path, name, unbuffered=unbuffered, stdout=full)
+    assert (status, announced) == (1, "error: cannot write standard output: No space left on device\n")
+    assert name != "evaluate" or json.loads((tmp_path / "s").read_text()) == {}, "the file does not depend on stdout"

@@ -1,5 +1,6 @@
 """The documents of a folder, the files of their results, and the command on folders that are wrong or partly so."""
 
+import argparse
 import json
 import os
 
@@ -8,6 +9,8 @@ from scripted import model, plain, play, prefilled
 from tokenizers_made_here import byte_level
 
 from tokenswift_jax import model as model_module
+from tokenswift_jax.cli import documents as documents_command
+from tokenswift_jax.cli.flags import SAMPLING, SPECULATION, flag_parser, parse
 from tokenswift_jax.cli.generate import main
 from tokenswift_jax.documents.results import Results
 from tokenswift_jax.documents.source import Document, documents_in
@@ -109,6 +112,40 @@ def test_flags_of_documents_need_them(capsys, words):
     assert "--documents needs a folder for the texts; name it with --output" in capsys.readouterr().err
 
 
+class Read(argparse.Namespace):
+    """Flags that remember which of them somebody has read."""
+
+    def __getattribute__(self, name):
+        if not name.startswith("_"):
+            vars(self).setdefault("_names", set()).add(name)
+        return super().__getattribute__(name)
+
+
+def test_every_flag_reaches_the_documents_or_is_refused(folders, monkeypatch):
+    fill(folders, a_txt="x")
+    play(monkeypatch, prefilled(300), plain([301]))
+    options = Read(**vars(parse([*WORDS, "--max-new-tokens", "2", "--quiet"])))
+    assert documents_command.run(options, {}) == 0
+    read = options._names | {*SAMPLING, *SPECULATION} - {"sequence"} | {"num_processes", "process_id"}
+    read |= {"lease_seconds", "help"}
+    unread = {name: flag for name, flag in flag_parser().flags.items() if name not in read}
+    assert {"prompt", "stats", "resume"} <= unread.keys()
+    for name, flag in unread.items():
+        takes_no_value = name in ("resume", "show_acceptance", "mesh_report")
+        with pytest.raises(UserError, match=rf"leave out {flag}$|coordinator"):
+            parse([*WORDS, flag, *([] if takes_no_value else ["1"])])
+
+
+def test_a_loop_ends_a_document(folders, monkeypatch, capsys):
+    fill(folders, a_txt="x")
+    play(monkeypatch, prefilled(300), plain([300] * 60))
+    words = [*WORDS, "--max-new-tokens", "60", "--quiet"]
+    assert main([*words, "--stop-on-repetition"]) == 0
+    assert (lines_of(folders)["a"]["end"], lines_of(folders)["a"]["tokens"]) == ("repetition", 48)
+    assert main(words) == 2
+    assert "differs in stop_on_repetition" in capsys.readouterr().err
+
+
 def test_an_error_in_one_document_does_not_end_the_others(folders, monkeypatch, capsys):
     fill(folders, a_txt=b"\xff\xfea\0", b_txt="", c_jsonl='{"prompt": 3}\n[\n{"prompt": "x"}\n{"prompt": "\\ud800"}')
     fill(folders, d_txt="x", e_txt="x", f_jsonl=b"\xff")
@@ -144,6 +181,18 @@ def test_a_folder_of_another_job_is_refused(folders, monkeypatch, capsys):
     assert main([*WORDS, "--max-new-tokens", "2", "--quiet"]) == 0
     assert main([*WORDS, "--max-new-tokens", "3", "--seed", "4"]) == 2
     assert "differs in max_new_tokens, seed; give that job's values or name another" in capsys.readouterr().err
+
+
+def test_a_folder_keeps_its_values_after_a_change_of_the_checkpoint_s_files(folders, monkeypatch):
+    fill(folders, a_txt="x")
+    play(monkeypatch, prefilled(300), plain([301]))
+    changed = model(folders / "model", generation_config={"do_sample": True, "max_new_tokens": 3}, eos_token_ids=(7,))
+    assert main([*WORDS, "--max-new-tokens", "2", "--quiet"]) == 0
+    monkeypatch.setattr(model_module, "load", lambda *_, **__: changed)
+    fill(folders, b_txt="x")
+    play(monkeypatch, prefilled(300), plain([301]))
+    assert main([*WORDS, "--quiet"]) == 0
+    assert lines_of(folders)["b"]["tokens"] == 2
 
 
 def test_an_interrupt_leaves_the_document_open(folders, monkeypatch):

@@ -157,7 +157,11 @@ def test_ids_from_standard_input(loaded, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.")]
+    "error",
+    [
+        MemoryError(),
+        *(kind("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.") for kind in (RuntimeError, ValueError)),
+    ],
 )
 def test_memory_that_runs_out_is_one_line(monkeypatch, capsys, error):
     def fail(*_, **__):

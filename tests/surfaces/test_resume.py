@@ -13,6 +13,7 @@ from scripted import model, plain, play, prefilled, replay
 from tokenizers_made_here import byte_level
 
 import tokenswift_jax as ts
+from tokenswift_jax import checkpoint
 from tokenswift_jax import model as model_module
 from tokenswift_jax.cli.generate import main
 
@@ -71,6 +72,21 @@ def test_the_prompt_may_be_left_out(tmp_path, monkeypatch, loaded):
         ts.generate(loaded, max_new_tokens=9, journal=tmp_path / "new", resume=True)
 
 
+def test_a_journal_without_a_header_for_a_call_without_a_prompt(tmp_path, monkeypatch, loaded):
+    begun(tmp_path, monkeypatch, loaded, prompt=[5])
+    file = tmp_path / "j"
+    line = file.read_bytes().splitlines(keepends=True)[0]
+    damaged = line.replace(b'"seed": 0', b'"seed": 1')
+    for data, reported in (
+        (damaged, "j is damaged in line 1: its checksum differs; start a new one"),
+        (line[:40], "ends before its first line does; give the prompt too"),
+        (b"words\n", "j is not a journal of this version of tokenswift_jax; name another file"),
+    ):
+        file.write_bytes(data)
+        with pytest.raises(ts.UserError, match=reported):
+            ts.generate(loaded, max_new_tokens=9, journal=file, resume=True)
+
+
 def test_the_end_ids_are_those_of_the_first_run(tmp_path, monkeypatch, loaded):
     begun(tmp_path, monkeypatch, loaded, prompt=[5])
     replay(monkeypatch, IDS)
@@ -79,6 +95,39 @@ def test_the_end_ids_are_those_of_the_first_run(tmp_path, monkeypatch, loaded):
     )
     out = ts.generate(changed, [5], max_new_tokens=len(IDS), journal=tmp_path / "j", resume=True)
     assert (out.token_ids, out.finish_reason) == (IDS, "length")
+
+
+def test_the_sampling_is_that_of_the_first_run(tmp_path, monkeypatch, capsys, loaded):
+    monkeypatch.chdir(tmp_path)
+    first = replaced(loaded, generation_config={"do_sample": True, "temperature": 0.7})
+    begun(tmp_path, monkeypatch, first, prompt=[5])
+    changed = replaced(loaded, generation_config={"do_sample": True, "temperature": 0.6, "top_k": 5})
+    monkeypatch.setattr(model_module, "load", lambda *_, **__: changed)
+    kept, call = (tmp_path / "j").read_bytes(), {"journal": tmp_path / "j", "resume": True}
+    replay(monkeypatch, IDS)
+    assert ts.generate(changed, [5], max_new_tokens=len(IDS), **call).token_ids == IDS
+    (tmp_path / "j").write_bytes(kept)
+    words = ["--model", "model", "--max-new-tokens", str(len(IDS)), "--journal", "j", "--resume"]
+    assert main([*words, "--temperature", "0.6"]) == 2
+    assert "it differs in sampling.temperature;" in capsys.readouterr().err
+    replay(monkeypatch, IDS)
+    assert main([*words, "--temperature", "0.7"]) == 0
+    assert "settings: temperature 0.7 (flags); top_k 50 (the journal)" in capsys.readouterr().err
+
+
+def test_draft_heads_and_their_node_set_do_not_matter(tmp_path, monkeypatch, loaded):
+    folder = tmp_path / "model"
+    for first in (checkpoint.target_fingerprint(folder), checkpoint.fingerprint(folder)):  # the second: an old journal
+        monkeypatch.setattr(checkpoint, "known_fingerprint", lambda *_, hashed=first: hashed)
+        begun(tmp_path, monkeypatch, loaded, prompt=[5])
+        monkeypatch.undo()
+        if first == checkpoint.target_fingerprint(folder):
+            (folder / "config.json").write_text('{"name": "scripted", "tokenswift": {"num_heads": 3}}')
+        replay(monkeypatch, IDS)
+        out = ts.generate(loaded, [5], max_new_tokens=len(IDS), journal=tmp_path / "j", resume=True)
+        assert out.token_ids == IDS
+        (tmp_path / "j").unlink()
+        (folder / "config.json").write_text('{"name": "scripted"}')
 
 
 @pytest.mark.parametrize("ids", [[5, 100000], [5, -1], [], "5", None])

@@ -1,6 +1,7 @@
 """Tokenised once: what the shards hold, when they are used again, what an interruption leaves."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -156,6 +157,33 @@ def test_a_cache_with_files_cut_or_missing_is_written_again(data, tmp_path):
         np.testing.assert_array_equal(mended.document(2), first.document(2))
         file.unlink()
         assert run(data, cache).digest == first.digest
+
+
+def test_a_flipped_bit_in_the_cache_is_found(data, tmp_path):
+    cache = tmp_path / "cache"
+    first = run(data, cache)
+    (folder,) = (entry for entry in cache.iterdir() if entry.is_dir())
+    for name in ("shard-00000.bin", "offsets.npy"):
+        whole = (folder / name).read_bytes()
+        for place in (len(whole) - 1, len(whole) // 2):
+            (folder / name).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            assert run(data, cache).digest == first.digest
+            assert (folder / name).read_bytes() == whole
+
+
+WRONG = [b"[]", b"5", b"[" * 10_000, {"broken": "foo"}, {"examples": 5}]
+WRONG += [{name: value} for name in ("dtype", "shards", "highest") for value in (None, 5, "foo", [], [-3], "float32")]
+
+
+@pytest.mark.parametrize("damaged", WRONG, ids=lambda damaged: str(damaged)[:30])
+def test_a_report_of_the_cache_that_is_wrong_is_written_again(data, tmp_path, damaged):
+    cache = tmp_path / "cache"
+    first = run(data, cache)
+    (file,) = cache.glob("*/report.json")
+    whole = file.read_bytes()
+    file.write_bytes(damaged if isinstance(damaged, bytes) else json.dumps(json.loads(whole) | damaged).encode())
+    assert run(data, cache).digest == first.digest
+    assert file.read_bytes() == whole
 
 
 KILLED = """

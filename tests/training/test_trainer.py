@@ -1,5 +1,6 @@
 """Whole training runs of a few steps: killed and resumed, refused, stopped by a loss that is no number."""
 
+import errno
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from small_runs import SMALL, checkpoint_in, paths_in, run, text_in, weights
 
 import tokenswift_jax as ts
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.training import checkpoints
+from tokenswift_jax.training.checkpoints import one_run
 from tokenswift_jax.training.metrics import read_metrics
 from tokenswift_jax.training.settings import TrainingSettings
 from tokenswift_jax.training.trainer import TrainingStoppedError
@@ -140,6 +144,30 @@ def test_a_full_disk_is_one_line(place):
     assert re.fullmatch(recorded, last)
     # (The writer's own threads may have complained above it.)
     assert not (place / "full" / "config.json").exists()
+
+
+def test_one_run_at_a_time_works_in_an_output(place):
+    pytest.importorskip("fcntl")
+    paths = paths_in(place)
+    with (
+        one_run(paths.output, paths.output / "training"),
+        pytest.raises(UserError, match=r"output .*out is in use by another run; wait for it or name another folder"),
+    ):
+        run(paths, resume=True)
+    with one_run(paths.output, paths.output / "training"):  # the refused call has left the lock as it was
+        pass
+
+
+def test_advice_to_make_room_is_for_a_full_disk_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_silence_threads", lambda: None)
+    saved = checkpoints.Checkpoints(tmp_path / "steps")
+    for code, advice in ((errno.ENOSPC, "); make room and continue"), (errno.EACCES, "); continue with resume=True")):
+        failed = OSError(code, os.strerror(code), "a-file")
+        monkeypatch.setattr(saved._manager, "wait_until_finished", Mock(side_effect=failed))
+        with pytest.raises(UserError, match=re.escape(f"cannot write a checkpoint ({os.strerror(code)}{advice}")):
+            saved.finish()
+    monkeypatch.undo()
+    saved.close()
 
 
 def test_every_choice_that_matters_is_checked_on_resume(place):

@@ -1,18 +1,19 @@
 """Checkpoint directories in HF's layout: this package finds, checks, loads (tensor by tensor) and saves them."""
 
 from tokenswift_jax.checkpoint.directory import (
-    fingerprint,
     load_generation_config,
     load_tokenizer,
     named_on_hub,
     resolve,
 )
+from tokenswift_jax.checkpoint.fingerprints import fingerprint, known_fingerprint, target_fingerprint
 from tokenswift_jax.checkpoint.load import chosen_dtype, load_decoder, open_checkpoint
 from tokenswift_jax.checkpoint.save import save, state_tensors
 
 __all__ = [
     "chosen_dtype",
     "fingerprint",
+    "known_fingerprint",
     "load_decoder",
     "load_generation_config",
     "load_tokenizer",
@@ -21,4 +22,5 @@ __all__ = [
     "resolve",
     "save",
     "state_tensors",
+    "target_fingerprint",
 ]

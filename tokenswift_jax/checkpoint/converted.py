@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenswift_jax.checkpoint.new_directory import new_directory
@@ -52,6 +54,18 @@ def converted(file: Path, name: str | None = None, report: Report = silent) -> P
     return place
 
 
+@contextlib.contextmanager
+def conversion_advice(directory: Path) -> Iterator[None]:
+    """Adds the remedy to errors about files of `directory`, if they are of the cache."""
+    try:
+        yield
+    except UserError as error:
+        source = source_name(directory)
+        if source is None:
+            raise
+        raise UserError(f"{error}; delete {directory}, and {source} is converted again", error.arguments) from None
+
+
 def source_name(directory: Path) -> str | None:
     """The name from which a directory of the cache was last converted; None for any other directory."""
     try:
@@ -78,9 +92,13 @@ def _hash_of(file: Path, size: int, changed: int) -> str:
 
 
 def _remember(directory: Path, source: str) -> None:
-    """Stores the name of the source, so that heads trained on the directory can refer to it."""
+    """Stores the name of the source, so that heads trained on the directory can refer to it; a cache that cannot be
+    written keeps the name that it has."""
     if source_name(directory) == source:
         return
-    with tempfile.NamedTemporaryFile("w", dir=directory, delete=False, encoding="utf-8") as draft:
+    with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+        draft = stack.enter_context(tempfile.NamedTemporaryFile("w", dir=directory, delete=False, encoding="utf-8"))
+        stack.callback(Path(draft.name).unlink, missing_ok=True)
         json.dump({"source": source}, draft)
-    os.replace(draft.name, directory / SOURCE_FILE)
+        draft.close()
+        os.replace(draft.name, directory / SOURCE_FILE)

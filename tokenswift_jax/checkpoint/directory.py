@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -12,7 +11,6 @@ from typing import Any
 
 from tokenswift_jax.checkpoint.converted import converted, source_name
 from tokenswift_jax.checkpoint.gguf.container import is_gguf
-from tokenswift_jax.checkpoint.orbax_weights import ORBAX_FOLDER
 from tokenswift_jax.checkpoint.packaged import PACKAGED, packaged_file, shipped_heads
 from tokenswift_jax.checkpoint.tensors import HEADS_FILE, INDEX_FILE
 from tokenswift_jax.checkpoint.tokenizer_check import faithful
@@ -29,7 +27,6 @@ TOKENIZER_FILES = (
 GENERATION_FILE = "generation_config.json"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_SAMPLES, _SAMPLE_BYTES = 2048, 32768
 
 
 def resolve(path_or_hub_id: str | Path, report: Report = silent, *, heads: bool = True) -> Path:
@@ -106,7 +103,14 @@ def _download(hub_id: str, without: str) -> Path:
             f"{without}, and {hub_id} cannot be downloaded: the hub cannot be reached and there is no "
             "local copy; name a local directory or go online"
         ) from None
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except HFValidationError:
+        raise UserError(
+            f"{without}, and {hub_id} is no hub id either, which reads owner/name, without -- and .., without - or . "
+            "at an end, without .git, in at most 96 characters"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        if isinstance(error, OSError) and not isinstance(error, HfHubHTTPError) and error.strerror:
+            raise UserError(f"cannot download {hub_id} from the hub: {error.strerror}") from None
         raise UserError(f"cannot download {hub_id} from the hub: {str(error).strip().splitlines()[0]}") from None
     if not (path / "config.json").is_file():
         raise UserError(f"{hub_id} on the hub is not a checkpoint: it has no config.json")
@@ -252,30 +256,3 @@ def companion_files(directory: Path) -> list[Path]:
     files = [] if tokenizer is None else [tokenizer / name for name in TOKENIZER_FILES]
     files += [] if generation is None else [generation / GENERATION_FILE]
     return [file for file in files if file.is_file()]
-
-
-def fingerprint(directory: Path) -> str:
-    """A hash (64 hex digits) that identifies a checkpoint: its configuration and weights, including its base's.
-
-    The hash covers all of config.json. It covers the size of each file of weights, the header of a safetensors file,
-    and 2,048 evenly spaced pieces of 32 KiB, which is all of a file up to 64 MiB.
-    """
-    digest = hashlib.sha256()
-    for place in dict.fromkeys((directory, base_directory(directory))):
-        digest.update((place / "config.json").read_bytes())
-        for file in sorted([*place.glob("*.safetensors"), *(place / ORBAX_FOLDER).glob("**/d/*")]):
-            _hash_sampled(file, digest)
-    return digest.hexdigest()
-
-
-def _hash_sampled(file: Path, digest: Any) -> None:
-    size = file.stat().st_size
-    digest.update(f"{file.name} {size}\n".encode())
-    with file.open("rb") as stream:
-        if file.suffix == ".safetensors":
-            header = int.from_bytes(stream.read(8), "little")
-            digest.update(stream.read(min(header, size)))
-        step = max(_SAMPLE_BYTES, size // _SAMPLES)
-        for offset in range(0, size, step):
-            stream.seek(offset)
-            digest.update(stream.read(_SAMPLE_BYTES))

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from pallas_kernels.implementation import implementation
 from tokenswift_jax.checkpoint import names
+from tokenswift_jax.checkpoint.converted import conversion_advice
 from tokenswift_jax.checkpoint.directory import base_directory, read_config, resolve
 from tokenswift_jax.checkpoint.match import abstract_decoder, match_tensors
 from tokenswift_jax.checkpoint.orbax_weights import ORBAX_FOLDER, read_orbax
@@ -79,14 +80,16 @@ def open_checkpoint(path_or_hub_id: str | Path, rope_override: Mapping[str, Any]
         mis-shaped (listed).
     """
     directory = resolve(path_or_hub_id)
-    hf_config = read_config(directory)
+    with conversion_advice(directory):
+        hf_config = read_config(directory)
     if rope_override is not None:
         hf_config = override_rope(hf_config, rope_override)
     config = model_config(hf_config)
     base = base_directory(directory)
     in_files = any((base / name).is_file() for name in (WHOLE_FILE, INDEX_FILE))
     in_orbax = not in_files and (base / ORBAX_FOLDER).is_dir()
-    read = read_orbax(base / ORBAX_FOLDER) if in_orbax else read_model_files(base)
+    with conversion_advice(base):
+        read = read_orbax(base / ORBAX_FOLDER) if in_orbax else read_model_files(base)
     stored = {names.canonical(tensor.name): tensor for tensor in read}
     if (directory / HEADS_FILE).is_file():
         stored = {name: tensor for name, tensor in stored.items() if not name.startswith(names.HEAD_PREFIX)}

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 from tokenswift_jax.cli import streams
-from tokenswift_jax.errors import TextWarning, UserError
+from tokenswift_jax.errors import TextWarning, UserError, is_out_of_memory, writing
 from tokenswift_jax.threads import COMPILING
 
 _NO_FLAGS: Mapping[str, str] = MappingProxyType({})
@@ -26,6 +26,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists the flags")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Prints the help. Without it, argparse drops the error of a stream that cannot be written."""
+        if message:
+            with writing("standard output"):
+                (sys.stdout if file is None else file).write(message)
 
     @property
     def flags(self) -> dict[str, str]:
@@ -95,9 +101,9 @@ def _status(run: Callable[[], int], flags: Mapping[str, str], interrupted: str) 
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         return 130
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ValueError) as error:
         # XLA's own line about an allocation names nothing that a person gave.
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         print("error: memory ran out on the way; ask for fewer or shorter texts, or for less at once", file=sys.stderr)
         return 1

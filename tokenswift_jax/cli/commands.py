@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from tokenswift_jax.cli import streams
 from tokenswift_jax.cli.command import exit_status, leave
 from tokenswift_jax.errors import UserError
 
@@ -76,8 +77,8 @@ def dispatch(
         width = max(map(len, [*rows, *flags]))
         listed = [[f"  {name:{width}}  {text}" for name, text in part.items()] for part in (rows, flags)]
         usage = f"usage: {program} COMMAND ..."
-        print(usage, "", about, "", "commands:", *listed[0], "", "options:", *listed[1], sep="\n")
-        print(f"\n{program} COMMAND --help lists the flags of a command.")
+        streams.show(usage, "", about, "", "commands:", *listed[0], "", "options:", *listed[1])
+        streams.show(f"\n{program} COMMAND --help lists the flags of a command.")
         return 0
 
     if words and words[0] in ("-h", "--help"):
@@ -91,7 +92,7 @@ def dispatch(
 def _version() -> int:
     from tokenswift_jax import __version__
 
-    print(f"tokenswift_jax {__version__}")
+    streams.show(f"tokenswift_jax {__version__}")
     return 0
 
 

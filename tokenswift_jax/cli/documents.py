@@ -13,7 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from tokenswift_jax.cli.command import in_flags, quiet_transformers
-from tokenswift_jax.cli.flags import MAX_NEW_TOKENS
+from tokenswift_jax.cli.flags import MAX_NEW_TOKENS, SAMPLING
 from tokenswift_jax.documents.lease import Lease, Leases
 from tokenswift_jax.documents.results import REPORT, Results, output_folder
 from tokenswift_jax.documents.source import Document, documents_in
@@ -62,9 +62,14 @@ def run(options: argparse.Namespace, flags: Mapping[str, str]) -> int:
         progress.clear()
         if model.mesh_notes and talks:
             print(*model.mesh_notes, sep="\n", file=sys.stderr)
-        sampling = resolve_sampling(options.sampling, model.generation_config)
-        length = options.max_new_tokens or ends(model.generation_config).max_new_tokens or MAX_NEW_TOKENS
-        results.claim(_job(options, model, sampling, length))
+        past = results.recorded()
+        kept = {name: past[name] for name in SAMPLING if name in past}
+        sampling = resolve_sampling(options.sampling, model.generation_config, kept or None)
+        of_file = past.get("max_new_tokens") or ends(model.generation_config).max_new_tokens
+        length = options.max_new_tokens or of_file or MAX_NEW_TOKENS
+        if "eos_token_ids" in past:
+            model = replace(model, eos_token_ids=tuple(past["eos_token_ids"]))
+        results.claim(_job(options, model, sampling, length, past))
         if options.retry_failed:
             results.forget_failures(documents)
         written = 0
@@ -130,6 +135,7 @@ def _write(
         min_new_tokens=options.min_new_tokens,
         ignore_eos=options.ignore_eos,
         stop=options.stop,
+        stop_on_repetition=options.stop_on_repetition,
         journal=results.journal(document),
         resume=True,
         audit=options.audit,
@@ -156,13 +162,15 @@ def _write(
     return result
 
 
-def _job(options: argparse.Namespace, model: Model, sampling: SamplingConfig, length: int) -> dict[str, Any]:
+def _job(
+    options: argparse.Namespace, model: Model, sampling: SamplingConfig, length: int, past: dict[str, Any]
+) -> dict:
     """Everything that the texts depend on besides the documents, and the form of the results."""
     from tokenswift_jax import checkpoint
 
     own = {name: value for name, value in asdict(sampling).items() if name != "sequence"}
     return {
-        "checkpoint": checkpoint.fingerprint(model.path),
+        "checkpoint": checkpoint.known_fingerprint(model.path, past.get("checkpoint")),
         "dtype": model.dtype,
         "rope_override": model.rope_override,
         "eos_token_ids": model.eos_token_ids,
@@ -171,6 +179,7 @@ def _job(options: argparse.Namespace, model: Model, sampling: SamplingConfig, le
         "min_new_tokens": options.min_new_tokens,
         "ignore_eos": options.ignore_eos,
         "stop": options.stop,
+        "stop_on_repetition": options.stop_on_repetition or None,  # earlier versions ignored the flag and wrote nothing
         "chat": options.chat,
     }
 

@@ -53,7 +53,7 @@ def parse(argv: Sequence[str], parser: Parser | None = None) -> argparse.Namespa
 
 def _check_documents(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
     """Refuses flags for one text, and gives those for many their defaults."""
-    names = "prompt", "prompt_file", "prompt_ids", "stats", "journal", "sequence", "coordinator"
+    names = "prompt", "prompt_file", "prompt_ids", "stats", "journal", "sequence", "coordinator", "stuck_seconds"
     given = [name for name in names if getattr(options, name) is not None]
     given += [name for name in ("resume", "show_acceptance", "mesh_report") if getattr(options, name)]
     if given:

@@ -73,7 +73,8 @@ def _write(options: argparse.Namespace, given: str | list[int] | None) -> int:
     from tokenswift_jax.errors import NumericsError
     from tokenswift_jax.generation_config import ends
     from tokenswift_jax.model import load
-    from tokenswift_jax.processes.agreement import compare
+    from tokenswift_jax.past_run import recorded_sampling
+    from tokenswift_jax.processes.agreement import agreed, compare
     from tokenswift_jax.sampling import resolve_sampling
     from tokenswift_jax.speculation import SpeculationConfig
 
@@ -94,7 +95,8 @@ def _write(options: argparse.Namespace, given: str | list[int] | None) -> int:
         if is_shipped(model.path) and not options.quiet:
             progress.clear()
             print(f"draft heads: {model.config.num_draft_heads}, from {model.path}", file=sys.stderr)
-        sampling = resolve_sampling(options.sampling, model.generation_config)
+        past = agreed(lambda: recorded_sampling(options.journal)) if options.resume else None
+        sampling = resolve_sampling(options.sampling, model.generation_config, past)
         length = options.max_new_tokens or ends(model.generation_config).max_new_tokens or MAX_NEW_TOKENS
         progress.expect(length)
         events = stream(
@@ -134,7 +136,7 @@ def _write(options: argparse.Namespace, given: str | list[int] | None) -> int:
         except WriteError as error:
             unwritten = unwritten or error
     if not options.quiet:
-        _report(result, model, settings_line(options, model.generation_config, sampling))
+        _report(result, model, settings_line(options, model.generation_config, sampling, past is not None))
     if unwritten is not None:
         raise unwritten
     return streams.READER_LEFT if writer.reader_left else _status(result, options.audit)

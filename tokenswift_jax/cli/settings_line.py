@@ -14,13 +14,16 @@ _ALWAYS = ("repetition_penalty", "penalty_window", "suppress_tokens", "seed", "s
 _ENDS = {"max_new_tokens": "max_new_tokens", "min_new_tokens": "min_new_tokens", "stop": "stop_strings"}
 
 
-def settings_line(options: argparse.Namespace, generation_config: Mapping[str, Any], sampling: SamplingConfig) -> str:
+def settings_line(
+    options: argparse.Namespace, generation_config: Mapping[str, Any], sampling: SamplingConfig, resumed: bool = False
+) -> str:
     """The settings that are not neutral, grouped by source: flags, generation_config.json, defaults.
 
     Args:
       options: the flags of `generate`; `sampling` contains the sampling fields that were given.
       generation_config: the checkpoint's.
       sampling: the settings used.
+      resumed: whether those that were not given are of the journal.
     """
     neutral, groups = SamplingConfig(), dict[str, list[str]]()
 
@@ -28,10 +31,12 @@ def settings_line(options: argparse.Namespace, generation_config: Mapping[str, A
         groups.setdefault(source, []).append(text)
 
     def source_of(name: str) -> str:
-        return "flags" if name in options.sampling else FILE if generation_config.get(name) is not None else "defaults"
+        if name in options.sampling or resumed:
+            return "flags" if name in options.sampling else "the journal"
+        return FILE if generation_config.get(name) is not None else "defaults"
 
     if sampling.temperature == 0:
-        decided = "temperature" in options.sampling or generation_config.get("do_sample") is False
+        decided = "temperature" in options.sampling or resumed or generation_config.get("do_sample") is False
         why = source_of("temperature") if decided else f"{FILE} does not say do_sample"
         add(FILE if decided and why == "defaults" else why, "greedy")
     for name in (*(_FILTERS if sampling.temperature else ()), *_ALWAYS):

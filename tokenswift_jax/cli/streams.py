@@ -8,6 +8,8 @@ import select
 import sys
 from typing import Any
 
+from tokenswift_jax.errors import WriteError, writing
+
 # The status that a shell shows for a program that SIGPIPE (13) ended, such as `cat` in `cat FILE | head`.
 READER_LEFT = 128 + 13
 
@@ -33,16 +35,25 @@ def flush() -> None:
 
     Raises:
       BrokenPipeError: a reader has left; call `silence_left` next.
-      OSError: one of them cannot be written; its buffer is dropped, so that the interpreter does not try again.
+      WriteError: one of them cannot be written; its buffer is dropped, so that the interpreter does not try again.
     """
-    for stream in (sys.stdout, sys.stderr):
+    for stream, name in ((sys.stdout, "standard output"), (sys.stderr, "standard error")):
         try:
-            stream.flush()
-        except BrokenPipeError:
-            raise
-        except OSError:
+            with writing(name):
+                stream.flush()
+        except WriteError:
             _silence(stream)
             raise
+
+
+def show(*lines: object) -> None:
+    """Prints lines on stdout.
+
+    Raises:
+      WriteError: stdout cannot be written; the line of the error names it.
+    """
+    with writing("standard output"):
+        print(*lines, sep="\n")
 
 
 def silence(stream: Any) -> None:

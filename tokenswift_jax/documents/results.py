@@ -45,6 +45,10 @@ class Results:
             return any((self.folder / name).exists() for name in names)
         return any(name in listing for name in names)
 
+    def recorded(self) -> dict[str, Any]:
+        """The values of the job that the folder is of; empty where there is none."""
+        return _object(self.folder / JOB) or {}
+
     def claim(self, job: Mapping[str, Any]) -> None:
         """Writes the job's values, or compares them with those of the job that the folder is of.
 

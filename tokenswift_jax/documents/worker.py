@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from tokenswift_jax.documents.lease import Lease, Leases
 from tokenswift_jax.documents.results import Results
 from tokenswift_jax.documents.source import Document
-from tokenswift_jax.errors import NumericsError, UserError, WriteError
+from tokenswift_jax.errors import NumericsError, UserError, WriteError, is_out_of_memory
 from tokenswift_jax.stats import GenerationResult
 
 _OUT_OF_MEMORY = "memory ran out on the way; ask for a shorter text, or give a shorter document"
@@ -82,8 +82,8 @@ def _settle(
         found: GenerationResult | str = str(error)
     except WriteError:
         raise
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+    except (MemoryError, RuntimeError, ValueError) as error:
+        if not is_out_of_memory(error):
             raise
         found = _OUT_OF_MEMORY
     else:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tokenswift_jax.errors import UserError, writing
+from tokenswift_jax.file_lock import take_lock
 from tokenswift_jax.paths import check_writable, expanded
 from tokenswift_jax.token_log import DRAFTED, NGRAM, PREFILL_OFFSET, RECORD, SAMPLED, TokenLog, from_columns
 
@@ -35,6 +36,20 @@ def recorded_header(path: str | Path) -> dict[str, Any] | None:
         return None
     found = checked_record(line[:-1]) if line.endswith(b"\n") else None
     return found if found is not None and all(found.get(name) == value for name, value in FORMAT.items()) else None
+
+
+def headless(path: str | Path) -> UserError:
+    """The error for a file that exists and of which `recorded_header` is None."""
+    try:
+        with expanded(path).open("rb") as file:
+            line = file.readline()
+    except OSError as error:
+        return UserError(f"cannot open the journal {path}: {error.strerror}")
+    if line.endswith(b"\n") and _is_damaged(line[:-1]):
+        return UserError(f"journal {path} is damaged in line 1: its checksum differs; start a new one")
+    if not line.endswith(b"\n") and _begins_a_header(line):
+        return UserError(f"journal {path} ends before its first line does; give the prompt too, to begin the run")
+    return _not_a_journal(path)
 
 
 class Journal:
@@ -143,23 +158,14 @@ class Journal:
 
     def _lock(self) -> None:
         assert self._file is not None
-        try:
-            import fcntl
-        except ImportError:  # not on this system: the caller must avoid two runs at once
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"journal {self._path} is in use by another run; wait for it or name another file"
-            ) from error
+        if not take_lock(self._file):
+            raise UserError(f"journal {self._path} is in use by another run; wait for it or name another file")
 
     def _load(self, data: bytes, header: Mapping[str, Any]) -> None:
         lines = data.split(b"\n")[:-1]
         if not lines:
-            known = json.dumps(FORMAT).encode()[:-1]  # the beginning of every header
-            if data[: len(known)] != known[: len(data)]:
-                raise self._not_a_journal()
+            if not _begins_a_header(data):
+                raise _not_a_journal(self._path)
             return
         first, checked = checked_record(lines[0]), _CHECKSUM.search(lines[0]) is not None
         if first is None and checked:
@@ -167,7 +173,7 @@ class Journal:
                 f"journal {self._path} is damaged in line 1 of {len(lines)}: its checksum differs; start a new one"
             )
         if first is None or any(first.get(name) != value for name, value in FORMAT.items()):
-            raise self._not_a_journal()
+            raise _not_a_journal(self._path)
         # Without the round trip through JSON, a tuple differs from the list in the file.
         if differing := _differing(first, checked_record(self._header[:-1]) or {}):
             raise UserError(
@@ -191,8 +197,19 @@ class Journal:
             self._count += len(records)
             self._end += len(line) + 1
 
-    def _not_a_journal(self) -> UserError:
-        return UserError(f"{self._path} is not a journal of this version of tokenswift_jax; name another file")
+
+def _begins_a_header(data: bytes) -> bool:
+    """Whether the bytes begin as every header does; they may end before its beginning does."""
+    known = json.dumps(FORMAT).encode()[:-1]
+    return data[: len(known)] == known[: len(data)]
+
+
+def _is_damaged(line: bytes) -> bool:
+    return _CHECKSUM.search(line) is not None and checked_record(line) is None
+
+
+def _not_a_journal(path: str | Path) -> UserError:
+    return UserError(f"{path} is not a journal of this version of tokenswift_jax; name another file")
 
 
 def checked_line(record: Mapping[str, Any]) -> bytes:

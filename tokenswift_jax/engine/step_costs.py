@@ -23,6 +23,7 @@ import jax
 from pallas_kernels import cpu
 from tokenswift_jax import __version__
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.hardware.environment import usable_cores
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.speculate.plans import NamedPlan
@@ -240,7 +241,7 @@ def file_name(config: ModelConfig, params: Any, batch: int, cache_dtype: str | N
     shapes = [(leaf.shape, str(leaf.dtype), _placed(leaf)) for leaf in leaves]
     model = _digest(config, str(structure), shapes, cache_dtype)
     device = jax.devices()[0]
-    cores = (len(os.sched_getaffinity(0)), _processor()) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = (usable_cores(), _processor()) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = _digest(device.platform, device.device_kind, cores if device.platform == "cpu" else None)
     versions = _digest(jax.__version__, __version__, os.environ.get("XLA_FLAGS", ""), cpu.installed())
     return f"{device.platform}-{machine}-{model}-{versions}-batch{batch}.json"

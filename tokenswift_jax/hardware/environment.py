@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from tokenswift_jax.hardware.cgroups import cgroup_folders, contents
 
 _LIBRARIES = ("tokenswift_jax", "jax", "jaxlib", "flax", "numpy", "numba", "transformers", "torch", "xllamacpp")
 
@@ -33,11 +36,25 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may use: those of its affinity, or fewer where its cgroups give it less time.
+
+    Args:
+      root: the folder that contains `proc` and `sys`.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([allowed, *_quotas(root)]))
+
+
+def _quotas(root: Path) -> Iterator[int]:
+    """The whole cores that each CPU cgroup of the process gives it, those above it included."""
+    for folder, version in cgroup_folders("cpu", root):
+        if version == 2:
+            quota, _, period = contents(folder / "cpu.max").strip().partition(" ")
+        else:
+            quota, period = (contents(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
+        if quota.isdigit() and period.isdigit() and int(period):  # "max" and -1 are no limit
+            yield int(quota) // int(period)
 
 
 def load_average() -> list[float] | None:

@@ -15,6 +15,7 @@ _READ = {
     *("max_position_embeddings", "original_max_position_embeddings", "rope_theta", "rope_scaling", "rope_parameters"),
     *("quantization_config", "dual_chunk_attention_config", "tokenswift", "medusa_heads", "eos_token_id"),
 }
+_NOT_OF_THE_TARGET = {"tokenswift", "medusa_heads", "eos_token_id"}
 # Fields about training, files, labels, other tasks and the way in which a library computes.
 _HARMLESS = {
     *("_name_or_path", "_commit_hash", "architectures", "auto_map", "transformers_version", "torch_dtype", "dtype"),
@@ -79,6 +80,12 @@ def check_known(config: Mapping[str, Any]) -> None:
             f"config.json has fields that are not known here and may change the text: {listed}; where the model "
             f"computes the same without them as {config.get('model_type')} does, remove them from the file"
         )
+
+
+def of_the_target(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields on which the target's logits depend: none about drafting, the ends of a text, or other programs."""
+    others = _HARMLESS | OF_GENERATION | _NOT_OF_THE_TARGET
+    return {name: value for name, value in config.items() if name not in others and value is not None}
 
 
 def plain_positions(config: Mapping[str, Any]) -> int | None:

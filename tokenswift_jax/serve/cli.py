@@ -175,7 +175,8 @@ def _keys(options: argparse.Namespace) -> list[str]:
         try:
             lines = options.api_key_file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"api_key_file {options.api_key_file}: {error}", ("api_key_file",)) from None
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text; write one key a line"
+            raise UserError(f"api_key_file {options.api_key_file}: {reason}", ("api_key_file",)) from None
         found = [line.strip() for line in lines if line.strip()]
         if not found:
             raise UserError(f"api_key_file {options.api_key_file} has no keys; write one a line", ("api_key_file",))

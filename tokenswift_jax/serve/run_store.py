@@ -56,7 +56,7 @@ class RunStore:
 
     Attributes:
       folder: the folder.
-      fingerprint: the hash of the checkpoint, which every journal has.
+      fingerprint: the hash of the target, which every journal has.
     """
 
     def __init__(self, folder: Path, model: Model) -> None:
@@ -67,7 +67,7 @@ class RunStore:
         """
         self.folder, self._model = folder, model
         self._saving = threading.Lock()
-        self.fingerprint = checkpoint.fingerprint(model.path)
+        self.fingerprint = checkpoint.target_fingerprint(model.path)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.chmod(0o700)
@@ -208,7 +208,7 @@ class RunStore:
             cached=kept.get("cached", 0),  # descriptions of earlier versions lack it
             **described(details, run_id),
         )
-        run.journal = journal = self._journal(run, ignored)
+        run.journal = journal = self._journal(run, ignored, header)
         updates = restored(run, journal.parts)
         journal.parts = []
         if not run.state.ended and kept["state"] != "active":
@@ -224,8 +224,14 @@ class RunStore:
             journal.begin()
         return StoredRun(run, kept["background"], details, updates)
 
-    def _journal(self, run: Run, ignore_eos: bool) -> Journal:
-        header = journal_header(self._model, run.request, ignore_eos=ignore_eos, fingerprint=self.fingerprint)
+    def _journal(self, run: Run, ignore_eos: bool, past: Mapping[str, Any] | None = None) -> Journal:
+        """The journal of a run; `past` is the header that it has already."""
+        model, known = self._model, self.fingerprint
+        if past is not None:
+            model = replace(model, eos_token_ids=tuple(past["eos_token_ids"]))
+            if past["checkpoint"] != known:
+                known = checkpoint.known_fingerprint(model.path, past["checkpoint"])
+        header = journal_header(model, run.request, ignore_eos=ignore_eos, fingerprint=known)
         path = self._of(run.id) / _JOURNAL
         return Journal(path, header, resume=path.exists(), vocab=self._model.config.vocab_size)
 

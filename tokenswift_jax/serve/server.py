@@ -31,7 +31,8 @@ def listening(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         if made is not None:
             made.close()
-        raise UserError(f"cannot listen on host {host} port {port}: {error}; name another", ("host", "port")) from None
+        reason = error.strerror if isinstance(error, OSError) else "a port is a number from 0 to 65535"
+        raise UserError(f"cannot listen on host {host} port {port}: {reason}; name another", ("host", "port")) from None
     return made
 
 

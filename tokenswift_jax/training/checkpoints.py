@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,11 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from tokenswift_jax.checkpoint.tensorstore_errors import system_error
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import NO_ROOM, UserError, writing
+from tokenswift_jax.file_lock import take_lock
 from tokenswift_jax.training.step import TrainState
+
+LOCK_FILE = "lock"  # in the state folder of a run; a process that works there has its lock
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,25 @@ class Place:
 
     data: dict[str, Any]
     facts: dict[str, Any]
+
+
+@contextmanager
+def one_run(output: Path, folder: Path) -> Iterator[None]:
+    """Lets no other run work in `folder`, the state folder of `output`, during the block; makes it where it is missing.
+
+    Raises:
+      UserError: another run works there.
+      WriteError: the folder cannot be written.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK_FILE).open("a")
+    with file:
+        if not take_lock(file):
+            raise UserError(
+                f"output {output} is in use by another run; wait for it or name another folder", arguments=("output",)
+            )
+        yield
 
 
 class Checkpoints:
@@ -76,7 +100,7 @@ class Checkpoints:
                 force=True,
             )
         except (OSError, ValueError) as error:
-            raise _full(self.folder, error) from None
+            raise _unwritten(self.folder, error) from None
 
     def restore(self, like: TrainState) -> tuple[TrainState, Place]:
         """The newest checkpoint in the structure of `like`, whose shapes and shardings the arrays have, from any
@@ -104,7 +128,7 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
-            raise _full(self.folder, error) from None
+            raise _unwritten(self.folder, error) from None
 
     def close(self) -> None:
         """Releases the manager's threads."""
@@ -121,12 +145,13 @@ def _loss(metrics: dict[str, float]) -> float:
     return metrics["loss"]
 
 
-def _full(folder: Path, error: Exception) -> UserError:
+def _unwritten(folder: Path, error: Exception) -> UserError:
     _silence_threads()
-    found = system_error(error)
-    reason = " ".join(str(error).split())[-200:] if found is None else found.strerror
+    found = error if isinstance(error, OSError) else system_error(error)
+    reason = " ".join(str(error).split())[-200:] if found is None or not found.strerror else found.strerror
+    first = "make room and " if found is not None and found.errno in NO_ROOM else ""
     return UserError(
-        f"cannot write a checkpoint ({reason}); make room and continue with resume=True, from those in {folder}",
+        f"cannot write a checkpoint ({reason}); {first}continue with resume=True, from those in {folder}",
         arguments=("resume",),
     )
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tokenswift_jax.cli import streams
 from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers, with_dashes
 from tokenswift_jax.cli.converters import integer, number, path
 from tokenswift_jax.cli.converters import name as model_name
@@ -99,7 +100,7 @@ def _run(options: argparse.Namespace) -> int:
     except TrainingStoppedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(written)
+    streams.show(written)
     return 0
 
 

@@ -154,8 +154,15 @@ def evaluate(
       continuations: those of an earlier evaluation of the same target and windows; None writes them.
 
     Raises:
-      UserError: no heads, too little text, or a text longer than the draft cache.
+      UserError: no heads, too little text, or a text longer than the draft cache or the model's positions.
     """
+    limit = model.config.max_position_embeddings
+    if prompt_tokens + continuation > limit:
+        raise UserError(
+            f"prompt_tokens {prompt_tokens} and continuation {continuation} are more than the {limit} positions of the "
+            "model; lower one",
+            arguments=("prompt_tokens", "continuation"),
+        )
     if not len(windows) or windows.shape[1] < prompt_tokens:
         longest = windows.shape[1] if len(windows) else 0
         raise UserError(f"held-out text of {prompt_tokens} tokens a prompt is needed, the longest has {longest}")

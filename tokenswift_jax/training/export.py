@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenswift_jax.checkpoint.directory import companion_files, lasting_base, read_config
 from tokenswift_jax.checkpoint.load import open_checkpoint
 from tokenswift_jax.checkpoint.save import save, state_tensors
+from tokenswift_jax.errors import writing
 from tokenswift_jax.paths import write_text
 from tokenswift_jax.training.learner import Learner
 from tokenswift_jax.training.settings import TrainingSettings
@@ -53,7 +54,8 @@ def write_checkpoint(
     save(output, config, [tensor.astype(dtype) for tensor in tensors])
     for file in companion_files(paths.model):
         if file.resolve().parent != output.resolve():
-            shutil.copyfile(file, output / file.name)
+            with writing(output / file.name):
+                shutil.copyfile(file, output / file.name)
     draft = output / f"{TRAINING_FILE}.part"
     write_text(draft, json.dumps(facts, indent=2) + "\n")
     os.replace(draft, output / TRAINING_FILE)

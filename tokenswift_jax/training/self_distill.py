@@ -13,7 +13,8 @@ from typing import TextIO
 import numpy as np
 
 from tokenswift_jax.api import generate
-from tokenswift_jax.checkpoint.directory import fingerprint, read_config
+from tokenswift_jax.checkpoint.directory import read_config
+from tokenswift_jax.checkpoint.fingerprints import fingerprint
 from tokenswift_jax.engine.journal import checked_line, checked_record
 from tokenswift_jax.errors import UserError, writing
 from tokenswift_jax.finish import INTERRUPTED

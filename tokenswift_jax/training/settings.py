@@ -195,7 +195,9 @@ def read_settings(config: Path | None, given: Mapping[str, Any]) -> TrainingSett
     if config is not None:
         try:
             chosen = json.loads(decode(config.read_bytes()))
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            raise UserError(f"cannot read the configuration {config}: {error.strerror}") from None
+        except (ValueError, RecursionError) as error:
             raise UserError(f"cannot read the configuration {config}: {error}") from None
         if not isinstance(chosen, dict):
             raise UserError(f"{config} must hold a JSON object of training settings")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -17,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import NO_ROOM, UserError
 from tokenswift_jax.training.documents import Broken, Document, find_files, read_documents, strict_error
 
 SHARD_TOKENS = 1 << 26
+_DTYPES = ("uint16", "uint32")
+_READ_TOKENS = 1 << 22  # tokens that the check of a stored corpus reads at once
 _FORMAT = 2  # a change that gives other tokens or another layout for the same files raises it
 _REPORT, _OFFSETS = "report.json", "offsets.npy"
 _PART_CHARACTERS = 1 << 20  # characters that the tokenizer gets at once; it needs some hundred bytes a token
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,28 +136,43 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _load(folder: Path) -> Corpus | None:
-    """The corpus of a folder, or None if the folder or files of it are missing or cut."""
+    """The corpus of a folder; None if the folder or a file of it is missing, cut or damaged."""
     try:
         report = json.loads((folder / _REPORT).read_bytes())
-        offsets = np.load(folder / _OFFSETS)
+        with (folder / _OFFSETS).open("rb") as file:
+            offsets = np.lib.format.read_array(file, allow_pickle=False)
         shards = tuple(
             np.memmap(folder / _shard_name(index), dtype=report["dtype"], mode="r", shape=(tokens,))
             for index, tokens in enumerate(report["shards"])
         )
-    except (OSError, ValueError, KeyError):
+        starts = np.cumsum([0, *report["shards"]], dtype=np.int64)
+        known = report["dtype"] in _DTYPES and type(report["broken"]) is int
+        if not known or not shards or len(offsets) < 2 or offsets[-1] != starts[-1]:
+            return None
+        corpus = Corpus(
+            digest=report["digest"],
+            offsets=offsets,
+            shards=shards,
+            shard_starts=starts[:-1],
+            highest=report["highest"],
+            broken=report["broken"],
+            examples=tuple(report["examples"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    starts = np.cumsum([0, *report["shards"]], dtype=np.int64)
-    if len(offsets) < 2 or offsets[-1] != starts[-1]:
-        return None
-    return Corpus(
-        digest=report["digest"],
-        offsets=offsets,
-        shards=shards,
-        shard_starts=starts[:-1],
-        highest=report["highest"],
-        broken=report["broken"],
-        examples=tuple(report["examples"]),
-    )
+    return corpus if _intact(corpus) else None
+
+
+def _intact(corpus: Corpus) -> bool:
+    """Whether the token ids are those that were written, of which the report has the digest and the highest."""
+    digest, highest = hashlib.sha256(), 0
+    for shard in corpus.shards:
+        for first in range(0, len(shard), _READ_TOKENS):
+            part = np.ascontiguousarray(shard[first : first + _READ_TOKENS])
+            digest.update(part.data)
+            highest = max(highest, int(part.max()))
+    digest.update(corpus.offsets.tobytes())
+    return (corpus.digest, corpus.highest) == (f"{corpus.shards[0].dtype.name}-{digest.hexdigest()}", highest)
 
 
 def corpus_of_ids(folder: Path, texts: Callable[[], Iterable[Sequence[int]]], highest_id: int) -> Corpus:
@@ -188,7 +203,7 @@ def _stored(folder: Path, write: Callable[[], Corpus]) -> Corpus:
             # Another process may have written it while this one waited.
             return _load(folder) or write()
     except OSError as error:
-        reason = "the disk is full" if error.errno in _FULL else error.strerror
+        reason = "the disk is full" if error.errno in NO_ROOM else error.strerror
         raise UserError(f"cannot write tokenised data to {folder.parent}: {reason}; choose another folder") from None
 
 

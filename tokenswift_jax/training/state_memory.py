@@ -47,10 +47,14 @@ def check_memory(config: ModelConfig, settings: TrainingSettings, stored: np.dty
     free, device = least_free(devices)
     if free is None or needed <= free:
         return
-    unused = jax.device_count() > len(devices)
-    remedy = "a larger data axis stores less on each" if unused else "there is no device left to share them"
-    raise UserError(
-        f"training puts {needed / 1e9:.3g} GB of parameters, gradients and optimizer state on each device of this "
-        f"mesh, and {device} has {free / 1e9:.3g} GB free: {(needed - free) / 1e9:.3g} GB are missing; {remedy}",
-        arguments=("mesh",),
-    )
+    what = f"{needed / 1e9:.3g} GB of parameters, gradients and optimizer state"
+    short = f"and {device} has {free / 1e9:.3g} GB free: {(needed - free) / 1e9:.3g} GB are missing"
+    unused, none_left = jax.device_count() > len(devices), "there is no device left to share them"
+    if shares.mesh is not None:
+        remedy = "a larger data axis stores less on each" if unused else none_left
+        raise UserError(f"training puts {what} on each device of this mesh, {short}; {remedy}", arguments=("mesh",))
+    if unused:
+        raise UserError(
+            f"training puts {what} on one device, {short}; mesh=data=N stores a part on each of N", arguments=("mesh",)
+        )
+    raise UserError(f"training puts {what} on one device, {short}; {none_left}")

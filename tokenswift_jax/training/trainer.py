@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from tokenswift_jax import checkpoint
-from tokenswift_jax.checkpoint.directory import fingerprint, read_config
+from tokenswift_jax.checkpoint.directory import read_config
+from tokenswift_jax.checkpoint.fingerprints import fingerprint
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.parallel.mesh import settled, spec_of
 from tokenswift_jax.parallel.mesh_spec import MeshArgument
 from tokenswift_jax.paths import cache_folder
-from tokenswift_jax.training.checkpoints import Checkpoints, Place
+from tokenswift_jax.training.checkpoints import Checkpoints, Place, one_run
 from tokenswift_jax.training.export import write_checkpoint
 from tokenswift_jax.training.frequent_tokens import frequent_tokens
 from tokenswift_jax.training.held_out import Examiner, held_out
@@ -93,13 +94,14 @@ def train(
         optimizer state (`shares`); those along `model` share each matrix too. None: one device.
 
     Raises:
-      UserError: an error in model, data, settings or mesh, a place that cannot be written, or a resume with other
-        settings.
+      UserError: an error in model, data, settings or mesh, a place that cannot be written, a resume with other
+        settings, or an output in which another run works.
       TrainingStoppedError: the loss is not a number.
     """
     devices, lines = run_mesh(mesh, settings)
     folder = paths.output / STATE_FOLDER
     with ExitStack() as stack:
+        stack.enter_context(one_run(paths.output, folder))
         saved = Checkpoints(folder / "steps")
         stack.callback(saved.close)
         if saved.latest() is not None and not resume:
