@@ -99,6 +99,27 @@ WRONG = {
         with_metadata(lambda writer: writer.add_uint16("split.count", 3)),
         ["one of 3 parts", "llama-gguf-split"],
     ),
+    "list of types": (
+        with_metadata(lambda writer: writer.add_array("general.type", ["model"])),
+        ["general.type is ['model']"],
+    ),
+    "list of architectures": (
+        changed(
+            lambda data: data.replace(
+                b"general.architecture" + struct.pack("<IQ", 8, 5) + b"llama",
+                b"general.architecture" + struct.pack("<IIQQ", 9, 8, 1, 5) + b"llama",
+            )
+        ),
+        ["general.architecture is ['llama']"],
+    ),
+    "list of counts": (
+        with_metadata(lambda writer: writer.add_array("split.count", ["llama"])),
+        ["split.count is ['llama']"],
+    ),
+    "list of experts": (
+        with_metadata(lambda writer: writer.add_array("llama.expert_count", ["llama"])),
+        ["llama.expert_count is ['llama']"],
+    ),
     "unknown storage type": (
         changed(lambda data: data.replace(number_of(8), number_of(99), 1)),
         ["has the storage type 99", "known: F32, F16, BF16, Q4_0"],

@@ -30,7 +30,9 @@ class Fields:
         if isinstance(value, list) and value and value.count(value[0]) == len(value):
             value = value[0]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            what = "differs by layer; only one value for all is known" if isinstance(value, list) else f"is {value!r}"
+            what = (
+                "differs by layer; only one value for all is known" if isinstance(value, list) else f"is {value!r:.80}"
+            )
             raise self.error(f"cannot be used: {self._prefix}{name} {what}")
         return value
 
@@ -49,7 +51,7 @@ class Fields:
         """A number that counts from 0; None if the key is absent."""
         value = self._left.pop(name, None)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r}")
+            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r:.80}")
         return value
 
     def number(self, name: str) -> float | None:
@@ -58,21 +60,21 @@ class Fields:
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r}")
+            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r:.80}")
         return float(value)
 
     def text(self, name: str) -> str | None:
         """A text; None if the key is absent."""
         value = self._left.pop(name, None)
         if value is not None and not isinstance(value, str):
-            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r}")
+            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r:.80}")
         return value
 
     def flag(self, name: str) -> bool | None:
         """True or false; None if the key is absent."""
         value = self._left.pop(name, None)
         if value is not None and not isinstance(value, bool):
-            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r}")
+            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r:.80}")
         return value
 
     def values(self, name: str, kind: type) -> list[Any] | None:
@@ -95,7 +97,7 @@ class Fields:
         """
         value = self._left.pop(name, values[0])
         if value not in values:
-            raise self.error(f"states {self._prefix}{name} {value!r}; only {values[0]!r} is supported")
+            raise self.error(f"states {self._prefix}{name} {value!r:.80}; only {values[0]!r} is supported")
 
     def finish(self) -> None:
         """Raises UserError if the file states a key that nobody took."""
