@@ -54,12 +54,12 @@ class Fields:
             raise self.error(f"cannot be used: {self._prefix}{name} is {value!r:.80}")
         return value
 
-    def number(self, name: str) -> float | None:
-        """A number that is not negative; None if the key is absent."""
+    def number(self, name: str, low: float = 0) -> float | None:
+        """A finite number of at least `low`; None if the key is absent."""
         value = self._left.pop(name, None)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < math.inf:
             raise self.error(f"cannot be used: {self._prefix}{name} is {value!r:.80}")
         return float(value)
 
@@ -98,6 +98,11 @@ class Fields:
         value = self._left.pop(name, values[0])
         if value not in values:
             raise self.error(f"states {self._prefix}{name} {value!r:.80}; only {values[0]!r} is supported")
+
+    def rest(self) -> dict[str, Any]:
+        """Takes every key that is left, by its whole name."""
+        left, self._left = self._left, {}
+        return {f"{self._prefix}{name}": value for name, value in sorted(left.items())}
 
     def finish(self) -> None:
         """Raises UserError if the file states a key that nobody took."""
