@@ -99,6 +99,18 @@ WRONG = {
         with_metadata(lambda writer: writer.add_uint16("split.count", 3)),
         ["one of 3 parts", "llama-gguf-split"],
     ),
+    "arrays without end": (
+        changed(
+            lambda data: data.replace(
+                struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<I", 8),
+                struct.pack("<Q", 20)
+                + b"general.architecture"
+                + struct.pack("<I", 9)
+                + struct.pack("<IQ", 9, 1) * 2000,
+            )
+        ),
+        ["is damaged: type 9"],
+    ),
     "list of types": (
         with_metadata(lambda writer: writer.add_array("general.type", ["model"])),
         ["general.type is ['model']"],

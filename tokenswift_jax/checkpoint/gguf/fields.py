@@ -9,6 +9,8 @@ from typing import Any
 
 from tokenswift_jax.errors import UserError
 
+_NO_TOKEN = (-1, 2**32 - 1)  # llama.cpp's "no token", with a sign and without
+
 
 class Fields:
     """The keys below one prefix, such as `llama.`; each method takes a key by the rest of its name."""
@@ -53,6 +55,12 @@ class Fields:
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
             raise self.error(f"cannot be used: {self._prefix}{name} is {value!r:.80}")
         return value
+
+    def token(self, name: str) -> int | None:
+        """A token id; None if the key is absent or says that there is none."""
+        if self._left.get(name) in _NO_TOKEN:
+            self.ignore(name)
+        return self.index(name)
 
     def number(self, name: str, low: float = 0) -> float | None:
         """A finite number of at least `low`; None if the key is absent."""
