@@ -240,6 +240,10 @@ ERRORS = [
     (QWEN3 | {"layer_types": ["sliding_attention"] * 4}, ["layer_types", "sliding window"]),
     (LLAMA | {"tokenswift": {"head_type": "chained"}}, ["num_heads"]),
     (LLAMA | {"tokenswift": {"num_heads": 3, "head_type": "parallel"}}, ["'parallel'", "chained"]),
+    (
+        LLAMA | {"tokenswift": {"num_heads": 3, "node_sets": {"fused": [[0]]}, "x": None}},
+        ["unknown fields: node_sets {'fused': [[0]]}; known: num_heads, head_type, node_set,"],
+    ),
     (LLAMA | {"medusa_heads": -1}, ["draft heads", "-1"]),
 ]
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import DraftHeadType, ModelConfig
 from tokenswift_jax.models.draft_vocab import DraftVocab, parse_draft_vocab
-from tokenswift_jax.models.hf_fields import check_known, plain_positions
+from tokenswift_jax.models.hf_fields import check_block, check_known, plain_positions
 from tokenswift_jax.models.hf_rope import longest_text, rope_config, rope_parameters, unused_fields
 from tokenswift_jax.models.node_sets import NodeSets, parse_node_sets
 
@@ -40,6 +40,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 _NULLABLE = {"head_dim", "num_key_value_heads", "sliding_window", "layer_types"}
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# Of the block "tokenswift"; `checkpoint` reads the last two.
+_BLOCK = ("num_heads", "head_type", "node_set", "draft_vocab", "base", "trained_for")
 _HEAD_TYPES = get_args(DraftHeadType)
 
 
@@ -224,6 +226,7 @@ def _draft_heads(config: Mapping[str, Any], vocab: int) -> tuple[int, Any, NodeS
         block = {"num_heads": config.get("medusa_heads") or 0}
     if not isinstance(block, Mapping) or "num_heads" not in block:
         raise UserError('"tokenswift" in config.json must be an object with "num_heads"')
+    check_block(block, _BLOCK)
     count = block["num_heads"]
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise UserError(f"the number of draft heads in config.json is {count!r}; it must be an integer, 0 or more")
