@@ -104,7 +104,7 @@ def stream(
     sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
     speculation: SpeculationConfig | None = None,
     *,
-    max_new_tokens: int | Sequence[int],
+    max_new_tokens: int | Sequence[int] | None,
     min_new_tokens: int | Sequence[int] | None = None,
     ignore_eos: bool | Sequence[bool] = False,
     stop: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
@@ -198,7 +198,8 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
         prompt, used as given. None: transformers' defaults for the checkpoint: greedy unless its generation_config says
         `do_sample`.
       speculation: how drafts are made; None: the defaults (mode "auto").
-      max_new_tokens: the most tokens to generate, EOS included.
+      max_new_tokens: the most tokens to generate, EOS included; None: as many as the checkpoint's generation_config
+        says and the model's positions allow, else 256.
       min_new_tokens: no EOS is drawn before this many tokens; None: the checkpoint's generation_config, else 0.
       ignore_eos: EOS tokens do not end the text.
       stop: strings that end the text; it ends before them. A special token by its name ends it too. A list of lists
