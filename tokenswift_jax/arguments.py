@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenswift_jax.errors import UserError, is_whole
-from tokenswift_jax.generation_config import FILE, MAX_NEW_TOKENS, default_length
+from tokenswift_jax.generation_config import MAX_NEW_TOKENS, default_length
 from tokenswift_jax.generation_config import ends as checkpoint_ends
 from tokenswift_jax.request import Request, check_drawable
 from tokenswift_jax.sampling import SamplingConfig, resolve_sampling
@@ -54,15 +54,13 @@ def requests_for(
         shortest = _one_each("min_new_tokens", min_new_tokens, count)
     ignored = _one_each("ignore_eos", ignore_eos, count)
     guarded = _one_each("stop_on_repetition", stop_on_repetition, count)
-    stops = [ends.stops] * count if stop is None else _stops(stop, count)
+    stops = [ends.stops if model.tokenizer is not None else ()] * count if stop is None else _stops(stop, count)
     requests = []
     for row, prompt in enumerate(prompts):
         _check_lengths(longest[row], shortest[row])
         check_flag("ignore_eos", ignored[row])
         check_flag("stop_on_repetition", guarded[row])
         if stops[row] and model.tokenizer is None:
-            if stop is None:
-                raise UserError(f"{FILE} has stop_strings, which need a tokenizer, and this checkpoint has none")
             raise UserError("stop needs text, and this checkpoint has no tokenizer; leave it out", arguments=("stop",))
         eos = () if ignored[row] else tuple(model.eos_token_ids)
         ending = stop_token_ids(stops[row], model.tokenizer)

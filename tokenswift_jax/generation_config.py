@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,7 @@ _HARMLESS = {
     *("prefill_chunk_size", "trust_remote_code", "custom_generate"),
 }
 _NEUTRAL = {"top_k": 0, "top_p": 1, "min_p": 0, "eta_cutoff": 0, "repetition_penalty": 1}
+_SHOWN = 10  # ids in a warning
 DEFAULT_TOP_K = 50  # of transformers, where a checkpoint samples and names no top_k
 
 
@@ -88,6 +89,28 @@ def warn_of_unknown(generation_config: Mapping[str, Any]) -> None:
     unknown = [name for name, value in generation_config.items() if name not in known and value not in (None, [], {})]
     if unknown:
         warn(f"{FILE} has fields that are not known here and have no effect: {', '.join(unknown)}")
+
+
+def usable(generation_config: Mapping[str, Any], vocab: int, tokenizer: Any) -> dict[str, Any]:
+    """The fields without what this checkpoint has no use for, which a warning names: suppressed ids outside its
+    vocabulary of `vocab` tokens, and stop strings without a tokenizer."""
+    kept = dict(generation_config)
+    suppressed = kept.get("suppress_tokens")
+    if isinstance(suppressed, list) and all(type(token) is int for token in suppressed):
+        kept["suppress_tokens"] = ids_within(suppressed, vocab, f"suppress_tokens of {FILE}") or None
+    if kept.get("stop_strings") and tokenizer is None:
+        warn(f"stop_strings of {FILE} have no effect: this checkpoint has no tokenizer")
+        del kept["stop_strings"]
+    return kept
+
+
+def ids_within(ids: Sequence[int], vocab: int, name: str) -> list[int]:
+    """The ids of a vocabulary; a warning names the others, which no text contains."""
+    outside = [token for token in ids if not 0 <= token < vocab]
+    if outside:
+        listed = ", ".join(map(str, outside[:_SHOWN])) + (", ..." if len(outside) > _SHOWN else "")
+        warn(f"{name} has ids outside the vocabulary of 0..{vocab - 1}, which have no effect: {listed}")
+    return [token for token in ids if 0 <= token < vocab]
 
 
 def is_sampled(generation_config: Mapping[str, Any]) -> bool:

@@ -17,7 +17,7 @@ from pallas_kernels import cpu
 from tokenswift_jax import checkpoint
 from tokenswift_jax.checkpoint.directory import read_config
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.generation_config import warn_of_unknown
+from tokenswift_jax.generation_config import ids_within, usable, warn_of_unknown
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.mesh import give_threads, make_mesh, notes_on
 from tokenswift_jax.parallel.mesh_choice import chosen_mesh
@@ -127,7 +127,7 @@ def load(
         cpu.load_ahead()
     config, graphdef, params = checkpoint.load_decoder(opened, chosen, mesh=devices, report=report, length=length)
     tokenizer = checkpoint.load_tokenizer(folder)
-    generation_config = checkpoint.load_generation_config(folder)
+    generation_config = usable(checkpoint.load_generation_config(folder), config.vocab_size, tokenizer)
     warn_of_unknown(generation_config)
     return Model(
         path=folder,
@@ -164,13 +164,15 @@ def _eos_token_ids(
 ) -> tuple[int, ...]:
     """The ids of generation_config.json, else of config.json, and the tokenizer's EOS.
 
-    Either file may give a single id as an int. A model that never draws the tokenizer's EOS loses nothing by it.
+    Either file may give a single id as an int. A warning names ids outside the vocabulary, which are left out. A model
+    that never draws the tokenizer's EOS loses nothing by it.
     """
     found = generation_config.get("eos_token_id")
     if found is None:
         found = read_config(folder).get("eos_token_id")
     ids = found if isinstance(found, list) else [] if found is None else [found]
-    if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
-        raise UserError(f"{folder}: eos_token_id {found!r} is not a token id below {vocab_size}")
+    if not all(type(token) is int for token in ids):
+        raise UserError(f"{folder}: eos_token_id is {found!r}; it must be a token id or a list of them")
+    ids = ids_within(ids, vocab_size, f"eos_token_id of {folder}")
     own = getattr(tokenizer, "eos_token_id", None)
     return tuple(dict.fromkeys([*ids, *([own] if type(own) is int and 0 <= own < vocab_size else [])]))

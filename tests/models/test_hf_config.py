@@ -197,6 +197,12 @@ def test_fields(config, expected):
 
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 YARN_TYPE = {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
+
+
+def test_swish_is_silu():
+    assert model_config(LLAMA | {"hidden_act": "swish"}) == model_config(LLAMA | {"hidden_act": "silu"})
+
+
 ERRORS = [
     ({"model_type": "gpt2"} | SIZES, ["'gpt2'", "llama, mistral, qwen2, qwen3"]),
     (SIZES, ["model_type None"]),

@@ -66,7 +66,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         raise UserError(f"config.json lacks {', '.join(missing)}")
     fields = dict(_DEFAULTS[family])
     fields |= {k: v for k, v in config.items() if v is not None or (k in fields and k in _NULLABLE)}
-    if fields["hidden_act"] != "silu":
+    if fields["hidden_act"] not in ("silu", "swish"):  # transformers' two names of one function
         raise UserError(f"hidden_act is {fields['hidden_act']!r}; only 'silu' is known")
 
     size, layers, heads = (
