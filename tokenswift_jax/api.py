@@ -19,7 +19,7 @@ from tokenswift_jax.journal_header import journal_header
 from tokenswift_jax.parallel.report import mesh_table
 from tokenswift_jax.past_run import asked_for, recorded
 from tokenswift_jax.processes.agreement import agreed, several
-from tokenswift_jax.progress_report import Report, phase, silent
+from tokenswift_jax.progress_report import Report, check_report, phase, silent
 from tokenswift_jax.prompt import encode_rows, is_batch
 from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
@@ -130,6 +130,7 @@ def stream(
 
     speculation = SpeculationConfig() if speculation is None else speculation
     check_call(model, speculation, capacity=capacity, audit=audit, resume=resume, journal=journal)
+    check_report(report)
     size = model.config.vocab_size
     _check_processes(audit=audit, replays=logprobs is not None and resume)
     past_run = agreed(lambda: recorded(journal, prompt, messages, size)) if resume and journal is not None else None

@@ -24,7 +24,7 @@ from tokenswift_jax.parallel.mesh_choice import chosen_mesh
 from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshArgument, MeshSpec, parse_mesh, prompt_chunks
 from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.processes.agreement import agreed
-from tokenswift_jax.progress_report import Report, silent
+from tokenswift_jax.progress_report import Report, check_report, silent
 from tokenswift_jax.step.loop import compiled
 
 _Value = TypeVar("_Value")
@@ -109,6 +109,7 @@ def load(
     Raises:
       UserError: the checkpoint or the mesh cannot be used; the message says why.
     """
+    check_report(report)
     asked = parse_mesh(mesh)
     prompt_chunks(asked, pipeline_depth)  # refuses a wrong one before anything is read
     if asked != MeshSpec():
