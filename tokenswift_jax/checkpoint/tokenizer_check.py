@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tokenswift_jax.errors import UserError, warn
-from tokenswift_jax.text.reading import decode
+from tokenswift_jax.text.reading import read_json
 
 # Spaces, line ends, digits, contractions, accents, scripts without spaces, and characters of several bytes: the rules
 # that split text differ in these.
@@ -88,7 +87,7 @@ def _fault(tokenizer: Any, raw: Any, place: Path) -> str | None:
 def _states_borders(place: Path) -> bool:
     """Whether tokenizer_config.json says itself which tokens come before and after a text."""
     try:
-        settings = json.loads(decode((place / "tokenizer_config.json").read_bytes()))
-    except (OSError, ValueError):
+        settings = read_json(place / "tokenizer_config.json")
+    except UserError:
         return False
     return any(settings.get(name) is not None for name in ("add_bos_token", "add_eos_token"))
