@@ -72,13 +72,15 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     size, layers, heads = (
         _positive(fields, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
     )
-    fields["num_key_value_heads"] = fields["num_key_value_heads"] or heads
+    if fields["num_key_value_heads"] is None:
+        fields["num_key_value_heads"] = heads
     kv_heads = _positive(fields, "num_key_value_heads")
     if heads % kv_heads:
         raise UserError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     if fields["head_dim"] is None and size % heads:
         raise UserError(f"hidden_size {size} is not a multiple of num_attention_heads {heads}; head_dim is needed")
-    fields["head_dim"] = fields["head_dim"] or size // heads
+    if fields["head_dim"] is None:
+        fields["head_dim"] = size // heads
     head_dim = _positive(fields, "head_dim")
     if head_dim % 2:
         raise UserError(f"head_dim is {head_dim}; RoPE needs an even one")
