@@ -138,7 +138,7 @@ CHECKPOINTS = {
     "a field that is not known": (config(sparse_attention_config={"k": 9}), ["sparse_attention_config {'k': 9}"]),
     "a flag that is text": (config(tie_word_embeddings="false"), ["tie_word_embeddings", "true or false"]),
     "a broken tokenizer": (lambda folder: replaced(folder / "tokenizer.json", "{"), ["tokenizer", "cannot be loaded"]),
-    "eos outside the vocabulary": (only(generation_config={"eos_token_id": VOCAB}), [f"eos_token_id {VOCAB}"]),
+    "eos that is no id": (only(generation_config={"eos_token_id": "</s>"}), ["eos_token_id is '</s>'", "a token id"]),
     "unsupported generation": (only(generation_config={"num_beams": 4}), ["num_beams 4", "not supported"]),
     "do_sample of text": (only(generation_config={"do_sample": "false"}), ["do_sample is 'false'", "true or false"]),
     "no tokens to generate": (only(generation_config={"max_new_tokens": 0}), ["max_new_tokens is 0", "1 or above"]),

@@ -20,7 +20,7 @@ from tokenswift_jax.journal_header import journal_header
 from tokenswift_jax.parallel.report import mesh_table
 from tokenswift_jax.past_run import asked_for, recorded
 from tokenswift_jax.processes.agreement import agreed, several
-from tokenswift_jax.progress_report import Report, phase, silent
+from tokenswift_jax.progress_report import Report, check_report, phase, silent
 from tokenswift_jax.prompt import encode_rows, is_batch
 from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
@@ -105,7 +105,7 @@ def stream(
     sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
     speculation: SpeculationConfig | None = None,
     *,
-    max_new_tokens: int | Sequence[int],
+    max_new_tokens: int | Sequence[int] | None,
     min_new_tokens: int | Sequence[int] | None = None,
     ignore_eos: bool | Sequence[bool] = False,
     stop: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
@@ -131,6 +131,7 @@ def stream(
 
     speculation = SpeculationConfig() if speculation is None else speculation
     check_call(model, speculation, capacity=capacity, audit=audit, resume=resume, journal=journal)
+    check_report(report)
     size = model.config.vocab_size
     _check_processes(audit=audit, replays=logprobs is not None and resume)
     past_run = agreed(lambda: recorded(journal, prompt, messages, size)) if resume and journal is not None else None
@@ -200,7 +201,8 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
         prompt, used as given. None: transformers' defaults for the checkpoint: greedy unless its generation_config says
         `do_sample`.
       speculation: how drafts are made; None: the defaults (mode "auto").
-      max_new_tokens: the most tokens to generate, EOS included.
+      max_new_tokens: the most tokens to generate, EOS included; None: as many as the checkpoint's generation_config
+        says and the model's positions allow, else 256.
       min_new_tokens: no EOS is drawn before this many tokens; None: the checkpoint's generation_config, else 0.
       ignore_eos: EOS tokens do not end the text.
       stop: strings that end the text; it ends before them. A special token by its name ends it too. A list of lists

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tokenswift_jax.errors import UserError, is_whole
-from tokenswift_jax.generation_config import FILE
+from tokenswift_jax.generation_config import MAX_NEW_TOKENS, default_length
 from tokenswift_jax.generation_config import ends as checkpoint_ends
 from tokenswift_jax.request import Request, check_drawable
 from tokenswift_jax.sampling import SamplingConfig, resolve_sampling
@@ -27,7 +27,7 @@ def requests_for(
     prompts: Sequence[Sequence[int]],
     *,
     sampling: SamplingConfig | Sequence[SamplingConfig] | None,
-    max_new_tokens: int | Sequence[int],
+    max_new_tokens: int | Sequence[int] | None,
     min_new_tokens: int | Sequence[int] | None,
     ignore_eos: bool | Sequence[bool],
     stop: str | Sequence[str] | Sequence[Sequence[str]] | None,
@@ -45,6 +45,7 @@ def requests_for(
     count = len(prompts)
     configs = _configs(model, sampling, count)
     longest = _one_each("max_new_tokens", max_new_tokens, count)
+    longest = [_length(model, prompt) if most is None else most for prompt, most in zip(prompts, longest, strict=True)]
     ends = checkpoint_ends(model.generation_config)
     if min_new_tokens is None:
         # A text that `max_new_tokens` ends sooner has no use for the rest.
@@ -53,15 +54,13 @@ def requests_for(
         shortest = _one_each("min_new_tokens", min_new_tokens, count)
     ignored = _one_each("ignore_eos", ignore_eos, count)
     guarded = _one_each("stop_on_repetition", stop_on_repetition, count)
-    stops = [ends.stops] * count if stop is None else _stops(stop, count)
+    stops = [ends.stops if model.tokenizer is not None else ()] * count if stop is None else _stops(stop, count)
     requests = []
     for row, prompt in enumerate(prompts):
         _check_lengths(longest[row], shortest[row])
         check_flag("ignore_eos", ignored[row])
         check_flag("stop_on_repetition", guarded[row])
         if stops[row] and model.tokenizer is None:
-            if stop is None:
-                raise UserError(f"{FILE} has stop_strings, which need a tokenizer, and this checkpoint has none")
             raise UserError("stop needs text, and this checkpoint has no tokenizer; leave it out", arguments=("stop",))
         eos = () if ignored[row] else tuple(model.eos_token_ids)
         ending = stop_token_ids(stops[row], model.tokenizer)
@@ -172,6 +171,12 @@ def _stops(stop: Any, count: int) -> list[tuple[str, ...]]:
         if not is_utf8(one):  # for example from a command line whose bytes are not UTF-8
             raise UserError(f"the stop {one!r} is not UTF-8 text, so no text contains it; convert it first")
     return rows
+
+
+def _length(model: Model, prompt: Sequence[int]) -> int:
+    """The most tokens to generate where the caller does not say."""
+    room = model.config.max_position_embeddings - len(prompt)
+    return default_length(model.generation_config, len(prompt), room) or MAX_NEW_TOKENS
 
 
 def _check_lengths(max_new_tokens: Any, min_new_tokens: Any) -> None:

@@ -33,10 +33,15 @@ def is_whole(value: Any, least: int) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
-def check_whole(name: str, value: object, low: int) -> None:
-    """Raises UserError unless `value` is a whole number of at least `low`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise UserError(f"{name} is {value!r}; it must be a whole number of at least {low}", arguments=(name,))
+def check_whole(name: str, value: Any, low: int) -> int:
+    """The whole number `value` as Python's int.
+
+    Raises:
+      UserError: it is no whole number (`is_whole`), or below `low`.
+    """
+    if not is_whole(value, low):
+        raise UserError(f"{name} is {value!r:.80}; it must be a whole number of at least {low}", arguments=(name,))
+    return int(value)
 
 
 @contextmanager

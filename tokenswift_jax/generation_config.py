@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ _SAMPLING = {
     *("temperature", "top_k", "top_p", "min_p", "eta_cutoff", "repetition_penalty", "penalty_window"),
     *("min_tokens_to_keep", "suppress_tokens"),
 }
-_ENDS = {"eos_token_id", "min_new_tokens", "max_new_tokens", "stop_strings"}
+_ENDS = {"eos_token_id", "min_new_tokens", "max_new_tokens", "max_length", "stop_strings"}
+MAX_NEW_TOKENS = 256
+"""Tokens of a text whose length neither a person nor the checkpoint chose."""
 # Fields that change the text in ways that this package does not offer, with their neutral values.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "assistant_ensemble_weight": (0,),
@@ -48,10 +50,9 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 # Fields about other ids, caches, output, beams and drafting. This package has no beams, and drafting never changes the
 # text.
-# `max_length` yields to `max_new_tokens`, as in transformers, and every call has that.
 _HARMLESS = {
     *("bos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version", "_from_model_config"),
-    *("_commit_hash", "max_length", "early_stopping", "length_penalty", "renormalize_logits", "low_memory"),
+    *("_commit_hash", "early_stopping", "length_penalty", "renormalize_logits", "low_memory"),
     *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "return_legacy_cache", "use_mtp"),
     *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
     *("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
@@ -60,6 +61,7 @@ _HARMLESS = {
     *("prefill_chunk_size", "trust_remote_code", "custom_generate"),
 }
 _NEUTRAL = {"top_k": 0, "top_p": 1, "min_p": 0, "eta_cutoff": 0, "repetition_penalty": 1}
+_SHOWN = 10  # ids in a warning
 DEFAULT_TOP_K = 50  # of transformers, where a checkpoint samples and names no top_k
 
 
@@ -71,11 +73,14 @@ class Ends:
       min_new_tokens: no EOS is drawn before this many tokens.
       max_new_tokens: the most tokens to generate; None: the file does not say.
       stops: strings that end the text.
+      max_length: the most tokens of prompt and text together, which `max_new_tokens` overrides; None: the file does not
+        say.
     """
 
     min_new_tokens: int
     max_new_tokens: int | None
     stops: tuple[str, ...]
+    max_length: int | None = None
 
 
 def warn_of_unknown(generation_config: Mapping[str, Any]) -> None:
@@ -84,6 +89,28 @@ def warn_of_unknown(generation_config: Mapping[str, Any]) -> None:
     unknown = [name for name, value in generation_config.items() if name not in known and value not in (None, [], {})]
     if unknown:
         warn(f"{FILE} has fields that are not known here and have no effect: {', '.join(unknown)}")
+
+
+def usable(generation_config: Mapping[str, Any], vocab: int, tokenizer: Any) -> dict[str, Any]:
+    """The fields without what this checkpoint has no use for, which a warning names: suppressed ids outside its
+    vocabulary of `vocab` tokens, and stop strings without a tokenizer."""
+    kept = dict(generation_config)
+    suppressed = kept.get("suppress_tokens")
+    if isinstance(suppressed, list) and all(type(token) is int for token in suppressed):
+        kept["suppress_tokens"] = ids_within(suppressed, vocab, f"suppress_tokens of {FILE}") or None
+    if kept.get("stop_strings") and tokenizer is None:
+        warn(f"stop_strings of {FILE} have no effect: this checkpoint has no tokenizer")
+        del kept["stop_strings"]
+    return kept
+
+
+def ids_within(ids: Sequence[int], vocab: int, name: str) -> list[int]:
+    """The ids of a vocabulary; a warning names the others, which no text contains."""
+    outside = [token for token in ids if not 0 <= token < vocab]
+    if outside:
+        listed = ", ".join(map(str, outside[:_SHOWN])) + (", ..." if len(outside) > _SHOWN else "")
+        warn(f"{name} has ids outside the vocabulary of 0..{vocab - 1}, which have no effect: {listed}")
+    return [token for token in ids if 0 <= token < vocab]
 
 
 def is_sampled(generation_config: Mapping[str, Any]) -> bool:
@@ -144,12 +171,33 @@ def ends(generation_config: Mapping[str, Any]) -> Ends:
     Raises:
       UserError: one of them has a wrong type or is out of range.
     """
-    least, most = generation_config.get("min_new_tokens"), generation_config.get("max_new_tokens")
-    for name, value, low in (("min_new_tokens", least, 0), ("max_new_tokens", most, 1)):
+    least, most, longest = (generation_config.get(name) for name in ("min_new_tokens", "max_new_tokens", "max_length"))
+    for name, value, low in (("min_new_tokens", least, 0), ("max_new_tokens", most, 1), ("max_length", longest, 1)):
         if value is not None and (type(value) is not int or value < low):
             raise UserError(f"{name} is {value!r} in {FILE}; it must be a whole number, {low} or above")
     stops = generation_config.get("stop_strings")
     stops = [] if stops is None else [stops] if isinstance(stops, str) else stops
     if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
         raise UserError(f"stop_strings is {stops!r} in {FILE}; it must be a string or a list of strings, none empty")
-    return Ends(least or 0, most, tuple(stops))
+    return Ends(least or 0, most, tuple(stops), longest)
+
+
+def default_length(generation_config: Mapping[str, Any], prompt: int, room: int) -> int | None:
+    """The most tokens to generate after a prompt, as the file asks for, but no more than fit; None: it does not say.
+
+    Args:
+      generation_config: the parsed file.
+      prompt: tokens of the prompt.
+      room: tokens that fit after it.
+
+    Raises:
+      UserError: as `ends`.
+    """
+    asked = ends(generation_config)
+    most = asked.max_new_tokens
+    if most is None and asked.max_length is not None:
+        most = asked.max_length - prompt
+        if most < 1:
+            warn(f"max_length {asked.max_length} of {FILE} has no effect: the prompt alone has {prompt} tokens")
+            return None
+    return None if most is None else max(1, min(most, room))

@@ -17,14 +17,14 @@ from pallas_kernels import cpu
 from tokenswift_jax import checkpoint
 from tokenswift_jax.checkpoint.directory import read_config
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.generation_config import warn_of_unknown
+from tokenswift_jax.generation_config import ids_within, usable, warn_of_unknown
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.mesh import give_threads, make_mesh, notes_on
 from tokenswift_jax.parallel.mesh_choice import chosen_mesh
 from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshArgument, MeshSpec, parse_mesh, prompt_chunks
 from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.processes.agreement import agreed
-from tokenswift_jax.progress_report import Report, silent
+from tokenswift_jax.progress_report import Report, check_report, silent
 from tokenswift_jax.step.loop import compiled
 
 _Value = TypeVar("_Value")
@@ -109,6 +109,7 @@ def load(
     Raises:
       UserError: the checkpoint or the mesh cannot be used; the message says why.
     """
+    check_report(report)
     asked = parse_mesh(mesh)
     prompt_chunks(asked, pipeline_depth)  # refuses a wrong one before anything is read
     if asked != MeshSpec():
@@ -127,7 +128,7 @@ def load(
         cpu.load_ahead()
     config, graphdef, params = checkpoint.load_decoder(opened, chosen, mesh=devices, report=report, length=length)
     tokenizer = checkpoint.load_tokenizer(folder)
-    generation_config = checkpoint.load_generation_config(folder)
+    generation_config = usable(checkpoint.load_generation_config(folder), config.vocab_size, tokenizer)
     warn_of_unknown(generation_config)
     return Model(
         path=folder,
@@ -164,13 +165,15 @@ def _eos_token_ids(
 ) -> tuple[int, ...]:
     """The ids of generation_config.json, else of config.json, and the tokenizer's EOS.
 
-    Either file may give a single id as an int. A model that never draws the tokenizer's EOS loses nothing by it.
+    Either file may give a single id as an int. A warning names ids outside the vocabulary, which are left out. A model
+    that never draws the tokenizer's EOS loses nothing by it.
     """
     found = generation_config.get("eos_token_id")
     if found is None:
         found = read_config(folder).get("eos_token_id")
     ids = found if isinstance(found, list) else [] if found is None else [found]
-    if not all(type(token) is int and 0 <= token < vocab_size for token in ids):
-        raise UserError(f"{folder}: eos_token_id {found!r} is not a token id below {vocab_size}")
+    if not all(type(token) is int for token in ids):
+        raise UserError(f"{folder}: eos_token_id is {found!r}; it must be a token id or a list of them")
+    ids = ids_within(ids, vocab_size, f"eos_token_id of {folder}")
     own = getattr(tokenizer, "eos_token_id", None)
     return tuple(dict.fromkeys([*ids, *([own] if type(own) is int and 0 <= own < vocab_size else [])]))

@@ -9,7 +9,13 @@ from tokenswift_jax.errors import UserError, writing
 
 
 def expanded(path: str | Path) -> Path:
-    """The path with the home folder in place of a leading ~; a ~ without such a folder stays."""
+    """The path with the home folder in place of a leading ~; a ~ without such a folder stays.
+
+    Raises:
+      UserError: the argument is no name.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"{path!r:.80} is no name of a file or folder")
     try:
         return Path(path).expanduser()
     except RuntimeError:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
+
+from tokenswift_jax.errors import UserError
 
 
 class Report(Protocol):
@@ -26,6 +28,12 @@ class Report(Protocol):
 
 def silent(phase: str, done: int, total: int, unit: str) -> None:
     """Reports nothing."""
+
+
+def check_report(report: Any) -> None:
+    """Raises UserError unless `report` is a function."""
+    if not callable(report):
+        raise UserError(f"report is {report!r:.80}; it must be a function, such as progress_report.silent", ("report",))
 
 
 @contextmanager

@@ -160,6 +160,8 @@ def read_ids(path: str) -> list[int]:
     name, data = _read(path)
     try:
         ids = json.loads(decode(data))
+    except NotTextError as error:
+        raise UserError(f"prompt file {name} is {error}; save it as UTF-8 text") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"prompt file {name} is not JSON; give one list of token ids such as [1, 2, 3]") from error
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):

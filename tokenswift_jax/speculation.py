@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from tokenswift_jax.errors import UserError, check_whole
+import numpy as np
+
+from tokenswift_jax.errors import UserError, check_whole, is_whole
 from tokenswift_jax.modes import MODES, SCHEDULES, used_fields
 
 DRAFT_BLOCKS = (16, 32, 64, 128, 256)  # the full cache's capacity is a multiple of each
@@ -65,18 +68,17 @@ class SpeculationConfig:
                 f"schedule {self.schedule!r} needs mode 'tokenswift', not {self.mode!r}",
                 arguments=("schedule", "mode"),
             )
-        if self.tree is not None and (len(self.tree) < 2 or any(not isinstance(w, int) or w < 1 for w in self.tree)):
-            raise UserError(
-                f"tree {self.tree!r}: at least two depths of at least 1 candidate, such as 1,3,3,3", arguments=("tree",)
-            )
-        _at_least("node_budget", self.node_budget, 1)
-        _at_least("ngram_k", self.ngram_k, 0)
-        _at_least("ngram_slots", self.ngram_slots, 1)
-        _at_least("draft_sinks", self.draft_sinks, 0)
-        _at_least("refresh_interval", self.refresh_interval, 1)
+        if self.tree is not None:
+            object.__setattr__(self, "tree", _tree(self.tree))
+        self._at_least("node_budget", 1, optional=True)
+        self._at_least("ngram_k", 0)
+        self._at_least("ngram_slots", 1)
+        self._at_least("draft_sinks", 0)
+        self._at_least("refresh_interval", 1, optional=True)
         # Without room for more than the sinks, every token would need another selection.
-        _at_least("draft_cache", self.draft_cache, self.draft_sinks + 16)
+        self._at_least("draft_cache", self.draft_sinks + 16)
         if self.draft_block is not None:
+            self._at_least("draft_block", 1)
             self._check_blocks(self.draft_block)
         if not isinstance(self.shared_noise, bool):
             raise UserError(
@@ -110,6 +112,11 @@ class SpeculationConfig:
         if self.mode == "ngram" and self.ngram_k == 0:
             raise UserError("mode 'ngram' needs ngram_k of at least 1", arguments=("mode", "ngram_k"))
 
+    def _at_least(self, name: str, low: int, optional: bool = False) -> None:
+        value = getattr(self, name)
+        if value is not None or not optional:
+            object.__setattr__(self, name, check_whole(name, value, low))
+
     def _check_blocks(self, block: int) -> None:
         if block not in DRAFT_BLOCKS:
             known = ", ".join(map(str, DRAFT_BLOCKS))
@@ -124,6 +131,10 @@ class SpeculationConfig:
             )
 
 
-def _at_least(name: str, value: int | None, low: int) -> None:
-    if value is not None:
-        check_whole(name, value, low)
+def _tree(value: Any) -> tuple[int, ...]:
+    widths = tuple(value) if isinstance(value, list | tuple | np.ndarray) else ()
+    if len(widths) < 2 or not all(is_whole(width, 1) for width in widths):
+        raise UserError(
+            f"tree {value!r:.80}: at least two depths of at least 1 candidate, such as 1,3,3,3", arguments=("tree",)
+        )
+    return tuple(map(int, widths))

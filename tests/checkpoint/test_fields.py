@@ -37,6 +37,26 @@ def test_what_may_change_the_text_is_refused_by_name(name, value):
     assert "remove them" in str(reported.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sparse_attention_config", {"0": {"0": ["vertical_and_slash", 1000, 6096, 1]}}),
+        ("sparse_attention_enabled", True),
+        ("sparse_attention_threshold", 32768),
+    ],
+)
+def test_fields_inside_dual_chunk_attention_are_fields_too(name, value):
+    """vLLM reads its sparse attention from there."""
+    block = {"chunk_size": 128, "local_size": 16, "original_max_position_embeddings": 96}
+    plain = model_config(LLAMA | {"dual_chunk_attention_config": block})
+    with pytest.raises(
+        ts.UserError, match=rf"dual_chunk_attention_config\.{name} .*; where the model computes the same"
+    ):
+        model_config(LLAMA | {"dual_chunk_attention_config": block | {name: value}})
+    off = {"sparse_attention_enabled": False, "sparse_attention_config": {}, "sparse_attention_threshold": None}
+    assert model_config(LLAMA | {"dual_chunk_attention_config": block | off}) == plain
+
+
 def test_all_of_them_are_named():
     with pytest.raises(ts.UserError, match=r"alpha 1, beta \[2\];"):
         model_config(LLAMA | {"alpha": 1, "beta": [2]})

@@ -99,6 +99,39 @@ WRONG = {
         with_metadata(lambda writer: writer.add_uint16("split.count", 3)),
         ["one of 3 parts", "llama-gguf-split"],
     ),
+    "arrays without end": (
+        changed(
+            lambda data: data.replace(
+                struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<I", 8),
+                struct.pack("<Q", 20)
+                + b"general.architecture"
+                + struct.pack("<I", 9)
+                + struct.pack("<IQ", 9, 1) * 2000,
+            )
+        ),
+        ["is damaged: type 9"],
+    ),
+    "list of types": (
+        with_metadata(lambda writer: writer.add_array("general.type", ["model"])),
+        ["general.type is ['model']"],
+    ),
+    "list of architectures": (
+        changed(
+            lambda data: data.replace(
+                b"general.architecture" + struct.pack("<IQ", 8, 5) + b"llama",
+                b"general.architecture" + struct.pack("<IIQQ", 9, 8, 1, 5) + b"llama",
+            )
+        ),
+        ["general.architecture is ['llama']"],
+    ),
+    "list of counts": (
+        with_metadata(lambda writer: writer.add_array("split.count", ["llama"])),
+        ["split.count is ['llama']"],
+    ),
+    "list of experts": (
+        with_metadata(lambda writer: writer.add_array("llama.expert_count", ["llama"])),
+        ["llama.expert_count is ['llama']"],
+    ),
     "unknown storage type": (
         changed(lambda data: data.replace(number_of(8), number_of(99), 1)),
         ["has the storage type 99", "known: F32, F16, BF16, Q4_0"],

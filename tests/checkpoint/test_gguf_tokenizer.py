@@ -12,7 +12,7 @@ from transformers.models.qwen2.tokenization_qwen2 import Qwen2Tokenizer
 from convert.hf import convert
 from tokenswift_jax.checkpoint import load_tokenizer
 from tokenswift_jax.checkpoint.gguf.splits import SPLITS
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import TextWarning, UserError
 from tokenswift_jax.sampling import resolve_sampling
 
 NORMAL, UNKNOWN, CONTROL, OWN, UNUSED, BYTE = range(1, 7)
@@ -294,6 +294,31 @@ def test_a_wrong_tokenizer_gets_one_line(tmp_path, prose, change, part):
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "model").exists()
+
+
+def test_files_with_harmless_faults_can_be_used(tmp_path):
+    """Other programs read such files: ids that nothing uses, fillers with one text, arrays inside each other."""
+
+    def more(writer):
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("gpt-2")
+        writer.add_token_list(["a", "b", "ab", "<pad>", "<pad>", "<pad>"])
+        writer.add_token_types([NORMAL, NORMAL, NORMAL, CONTROL, CONTROL, NORMAL])
+        writer.add_token_merges(["a b"])
+        writer.add_bos_token_id(2**32 - 1)
+        writer.add_int32("tokenizer.ggml.eos_token_id", -1)
+        writer.add_unk_token_id(2**32 - 1)
+        writer.add_pad_token_id(4)
+        writer.add_eot_token_id(45)
+        writer.add_array("general.nested", [[1, 2], [3, 4]])
+
+    with pytest.warns(TextWarning) as warned:
+        tokenizer = read(tmp_path, more)
+    texts = [str(one.message) for one in warned if one.category is TextWarning]
+    assert any("eot_token_id 45" in text for text in texts)
+    assert any("3 ('<pad>'), 5 ('<pad>')" in text for text in texts)
+    assert tokenizer("ab<pad>a").input_ids == [2, 4, 0]
+    assert (tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token) == ("<pad>", None, None)
 
 
 def test_normalisation_is_qwens(tmp_path, prose):

@@ -5,8 +5,9 @@ import shutil
 import warnings
 
 import pytest
-from surfaces.tokenizers_made_here import byte_level, metaspace
+from surfaces.tokenizers_made_here import END, byte_level, metaspace
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import tokenswift_jax as ts
@@ -61,6 +62,50 @@ def test_a_tokenizer_that_loses_its_spaces(tmp_path, monkeypatch, made):
     monkeypatch.setattr(PreTrainedTokenizerFast, "from_pretrained", lambda *arguments, **options: garbling)
     with pytest.raises(ts.UserError, match="no class of it follows that file; install another version of transformers"):
         checkpoint.load_tokenizer(tmp_path)
+
+
+def with_bos():
+    """A tokenizer that begins each text with its special token."""
+    tokenizer = Tokenizer.from_str(byte_level().backend_tokenizer.to_str())
+    tokenizer.post_processor = TemplateProcessing(single=f"{END} $A", special_tokens=[(END, 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
+
+
+class WithoutBos(PreTrainedTokenizerFast):
+    def __call__(self, text, **options):
+        return super().__call__(text, **options | {"add_special_tokens": False})
+
+
+class CutsSpecials(PreTrainedTokenizerFast):
+    def __call__(self, text, **options):
+        return super().__call__(text.replace(END, "<| end|>"), **options)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fault", "states_borders"),
+    [
+        (WithoutBos, "puts other tokens around a text than", False),
+        (WithoutBos, None, True),
+        (CutsSpecials, r"reads the token '<\|end\|>' differently from", False),
+    ],
+)
+def test_a_tokenizer_that_loses_special_tokens(tmp_path, monkeypatch, wrong, fault, states_borders):
+    with_bos().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 400}))
+    loaded = wrong.from_pretrained(str(tmp_path))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *arguments, **options: loaded)
+    if states_borders:
+        file = tmp_path / "tokenizer_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"add_bos_token": False}))
+    if fault is None:
+        assert checkpoint.load_tokenizer(tmp_path) is loaded
+        return
+    with pytest.warns(TextWarning, match=f"{fault} .*tokenizer.json; this program follows the file"):
+        tokenizer = checkpoint.load_tokenizer(tmp_path)
+    assert tokenizer(f"the{END}").input_ids == with_bos()(f"the{END}").input_ids
+    monkeypatch.setattr(PreTrainedTokenizerFast, "from_pretrained", lambda *arguments, **options: loaded)
+    with pytest.warns(TextWarning, match="so does every other class of it"):
+        assert checkpoint.load_tokenizer(tmp_path) is loaded
 
 
 def test_the_demo_s_tokenizer_is_as_its_file_has_it():

@@ -197,6 +197,12 @@ def test_fields(config, expected):
 
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 YARN_TYPE = {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
+
+
+def test_swish_is_silu():
+    assert model_config(LLAMA | {"hidden_act": "swish"}) == model_config(LLAMA | {"hidden_act": "silu"})
+
+
 ERRORS = [
     ({"model_type": "gpt2"} | SIZES, ["'gpt2'", "llama, mistral, qwen2, qwen3"]),
     (SIZES, ["model_type None"]),
@@ -205,6 +211,9 @@ ERRORS = [
     (LLAMA | {"quantization_config": {"quant_method": "awq"}}, ["quantization_config"]),
     (LLAMA | {"vocab_size": "100"}, ["vocab_size", "'100'"]),
     (LLAMA | {"num_hidden_layers": 0}, ["num_hidden_layers", "positive"]),
+    (LLAMA | {"num_key_value_heads": 0}, ["num_key_value_heads in config.json is 0", "positive integer"]),
+    (LLAMA | {"num_key_value_heads": False}, ["num_key_value_heads in config.json is False"]),
+    (LLAMA | {"head_dim": 0}, ["head_dim in config.json is 0", "positive integer"]),
     (LLAMA | {"num_key_value_heads": 3}, ["not a multiple of num_key_value_heads 3"]),
     (LLAMA | {"hidden_size": 63}, ["hidden_size 63", "head_dim"]),
     (LLAMA | {"head_dim": 7}, ["head_dim is 7", "even"]),
@@ -240,6 +249,10 @@ ERRORS = [
     (QWEN3 | {"layer_types": ["sliding_attention"] * 4}, ["layer_types", "sliding window"]),
     (LLAMA | {"tokenswift": {"head_type": "chained"}}, ["num_heads"]),
     (LLAMA | {"tokenswift": {"num_heads": 3, "head_type": "parallel"}}, ["'parallel'", "chained"]),
+    (
+        LLAMA | {"tokenswift": {"num_heads": 3, "node_sets": {"fused": [[0]]}, "x": None}},
+        ["unknown fields: node_sets {'fused': [[0]]}; known: num_heads, head_type, node_set,"],
+    ),
     (LLAMA | {"medusa_heads": -1}, ["draft heads", "-1"]),
 ]
 

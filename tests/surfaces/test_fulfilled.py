@@ -14,6 +14,7 @@ from tests.checkpoint.checkpoints_made_here import FAMILIES
 from tokenswift_jax import model as model_module
 from tokenswift_jax.cli.commands import main as program
 from tokenswift_jax.cli.generate import main
+from tokenswift_jax.errors import TextWarning
 from tokenswift_jax.text.detokenizer import Detokenizer
 
 IDS = byte_level()(" the cat and the dog").input_ids
@@ -206,6 +207,38 @@ def test_the_checkpoint_s_ends_count_unless_given(loaded, monkeypatch, capsys):
     assert "max_new_tokens 6, min_new_tokens 3, stop_strings ['dog'] (generation_config.json)" in reported
     assert main(["--prompt", "x", "--max-new-tokens", "4", "--quiet"]) == 0
     assert run.asked["max_new_tokens"] == 4
+
+
+@pytest.mark.parametrize(
+    ("file", "expected", "shown"),
+    [
+        ({"max_length": 20}, 20 - len("abc"), "max_length 20 (generation_config.json)"),
+        ({"max_length": 20, "max_new_tokens": 6}, 6, "max_new_tokens 6 (generation_config.json)"),
+        ({"max_new_tokens": 10**6}, None, "max_new_tokens 1000000 (generation_config.json)"),
+        ({"max_length": 10**6}, None, "max_length 1000000 (generation_config.json)"),
+    ],
+)
+def test_the_checkpoint_s_length_counts_unless_given(loaded, monkeypatch, capsys, file, expected, shown):
+    """`max_length` is transformers' limit for prompt and text together; what cannot fit is no more than fits."""
+    with_length = replace(loaded, generation_config=file | {"stop_strings": ["dog"]})
+    fits = loaded.config.max_position_embeddings - 3
+    run = play(monkeypatch, prefilled(IDS[0]), plain(IDS[1:]))
+    ts.stream(with_length, [1, 2, 3], max_new_tokens=None)
+    assert run.asked["max_new_tokens"] == (expected or fits)
+    monkeypatch.setattr(model_module, "load", lambda *_, **__: with_length)
+    monkeypatch.setattr("tokenswift_jax.prompt.read_ids", lambda path: [1, 2, 3])
+    assert main(["--prompt-ids", "x"]) == 0
+    assert run.asked["max_new_tokens"] == (expected or fits)
+    assert shown in capsys.readouterr().err.splitlines()[-1].replace(", stop_strings ['dog']", "")
+    assert main(["--prompt-ids", "x", "--max-new-tokens", "4", "--quiet"]) == 0
+    assert run.asked["max_new_tokens"] == 4
+
+
+def test_a_length_that_the_prompt_has_already_is_named_and_left_out(loaded, monkeypatch):
+    run = play(monkeypatch, prefilled(IDS[0]), plain(IDS[1:]))
+    with pytest.warns(TextWarning, match=r"max_length 3 of generation_config.json has no effect: the prompt alone"):
+        ts.stream(replace(loaded, generation_config={"max_length": 3}), [1, 2, 3], max_new_tokens=None)
+    assert run.asked["max_new_tokens"] == 256
 
 
 def test_the_tokenizer_s_eos_ends_a_text_beside_the_file_s(tmp_path):

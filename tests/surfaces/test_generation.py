@@ -28,7 +28,7 @@ def test_generate_shows_and_takes_the_parameters_of_stream(loaded, monkeypatch):
     shown, hidden = inspect.signature(ts.generate), inspect.signature(ts.stream)
     assert shown.parameters == hidden.parameters
     assert list(shown.parameters)[:5] == ["model", "prompt", "sampling", "speculation", "max_new_tokens"]
-    written = "max_new_tokens: 'int | Sequence[int]', min_new_tokens: 'int | Sequence[int] | None' = None"
+    written = "max_new_tokens: 'int | Sequence[int] | None', min_new_tokens: 'int | Sequence[int] | None' = None"
     assert written in pydoc.render_doc(ts.generate)
     run = play(monkeypatch, prefilled(5))
     sampling, speculation = ts.SamplingConfig(seed=3), ts.SpeculationConfig(mode="ngram")

@@ -1,15 +1,17 @@
 """Loading: the bundled demo, EOS ids, the compilation cache."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import pytest
 
 import tokenswift_jax as ts
+from tests.checkpoint.checkpoints_made_here import FAMILIES
 from tokenswift_jax import model as model_module
 from tokenswift_jax.checkpoint.converted import source_name
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import TextWarning, UserError
 from tokenswift_jax.model import DEMO_MODEL, use_compilation_cache
 from tokenswift_jax.training.trainer import default_cache
 
@@ -49,10 +51,29 @@ def test_eos_ids_of_the_generation_config_come_first(tmp_path, generation, confi
     assert model_module._eos_token_ids(tmp_path, generation, 10) == ids
 
 
-@pytest.mark.parametrize("wrong", [10, -1, "</s>", [1, None], True])
-def test_an_eos_id_outside_the_vocabulary(tmp_path, wrong):
-    with pytest.raises(ts.UserError, match="eos_token_id"):
+@pytest.mark.parametrize(("found", "kept"), [(10, ()), (-1, ()), ([7, 10, 8], (7, 8))])
+def test_an_eos_id_outside_the_vocabulary_is_named_and_left_out(tmp_path, found, kept):
+    """No text contains it, so it can do no harm: only an id that occurs is an error."""
+    with pytest.warns(TextWarning, match=r"eos_token_id of .* outside the vocabulary of 0\.\.9, .*: (10|-1)$"):
+        assert model_module._eos_token_ids(tmp_path, {"eos_token_id": found}, 10) == kept
+
+
+@pytest.mark.parametrize("wrong", ["</s>", [1, None], True, 1.5])
+def test_an_eos_id_that_is_no_id(tmp_path, wrong):
+    with pytest.raises(ts.UserError, match="eos_token_id is "):
         model_module._eos_token_ids(tmp_path, {"eos_token_id": wrong}, 10)
+
+
+def test_what_a_checkpoint_cannot_use_of_its_settings_is_named_and_left_out(tmp_path):
+    folder = shutil.copytree(FAMILIES / "llama2", tmp_path / "m")
+    settings = {"suppress_tokens": [3, -1, 10**6], "stop_strings": ["x"], "top_p": 0.5}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    with pytest.warns(TextWarning) as warned:
+        assert ts.load(folder).generation_config == {"suppress_tokens": [3], "top_p": 0.5}
+    texts = sorted(str(one.message) for one in warned)
+    assert texts[0].startswith("stop_strings of generation_config.json have no effect")
+    assert texts[1].startswith("suppress_tokens of generation_config.json has ids outside the vocabulary")
+    assert texts[1].endswith(": -1, 1000000")
 
 
 def test_compiled_programs_are_kept_under_the_cache_home(cache_home):

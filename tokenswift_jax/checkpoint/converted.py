@@ -19,7 +19,7 @@ from tokenswift_jax.progress_report import Report, silent
 SOURCE_FILE = "source.json"
 _FOLDER = "gguf"  # of the cache
 # Part of the folder's name: a change of what the conversion writes needs a new number, or old results stay in use.
-_FORMAT = 1
+_FORMAT = 2
 _HASHED = 1 << 24  # bytes a read
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.hf_fields import OF_GENERATION
 from tokenswift_jax.paths import expanded
 from tokenswift_jax.progress_report import Report, silent
-from tokenswift_jax.text.reading import decode
+from tokenswift_jax.text.reading import read_json
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
@@ -115,23 +114,6 @@ def _download(hub_id: str, without: str) -> Path:
     if not (path / "config.json").is_file():
         raise UserError(f"{hub_id} on the hub is not a checkpoint: it has no config.json")
     return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-      UserError: the file is unreadable, not JSON, or not an object.
-    """
-    try:
-        value = json.loads(decode(path.read_bytes()))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return value
 
 
 def base_directory(directory: Path) -> Path:

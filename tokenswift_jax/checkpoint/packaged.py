@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from tokenswift_jax.text.reading import decode
+
 
 @dataclass(frozen=True)
 class Packaged:
@@ -57,8 +59,8 @@ def shipped_heads(name: str, weights: Path) -> Path | None:
     """
     folder = PACKAGED[name].heads
     try:
-        trained_for = json.loads((folder / "config.json").read_text(encoding="utf-8"))["tokenswift"]["trained_for"]
-        found = json.loads((weights / "config.json").read_text(encoding="utf-8"))
+        trained_for = json.loads(decode((folder / "config.json").read_bytes()))["tokenswift"]["trained_for"]
+        found = json.loads(decode((weights / "config.json").read_bytes()))
     except (OSError, ValueError):  # an installation without them, or weights whose reader will say more
         return None
     return folder if all(found.get(field) == trained_for[field] for field in DECIDING) else None

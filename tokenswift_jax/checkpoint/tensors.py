@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from tokenswift_jax.errors import UserError, writing
 from tokenswift_jax.paths import write_text
 from tokenswift_jax.processes.agreement import agreed
+from tokenswift_jax.text.reading import read_json
 
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -211,11 +212,12 @@ def read_model_files(directory: Path) -> list[Tensor]:
             raise UserError(f"{directory} has PyTorch weights only; save them as safetensors (model.safetensors) first")
         raise UserError(f"no weights in {directory}: neither {WHOLE_FILE} nor {INDEX_FILE}")
     try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = read_json(index)["weight_map"]
         shards = sorted(set(places.values()))
         missing = [shard for shard in shards if not (directory / shard).is_file()]
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise UserError(f"{index} is not an index: it must be JSON with a weight_map") from None
+    except (UserError, KeyError, AttributeError, TypeError) as error:
+        why = error if isinstance(error, UserError) else "it must be JSON with a weight_map"
+        raise UserError(f"{index} is not an index: {why}") from None
     if missing:
         raise UserError(f"{index} names shards that are not there: {', '.join(missing)}")
     tensors = [tensor for shard in shards for tensor in read_file(directory / shard)]

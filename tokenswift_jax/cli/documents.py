@@ -13,12 +13,13 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from tokenswift_jax.cli.command import in_flags, quiet_transformers
-from tokenswift_jax.cli.flags import MAX_NEW_TOKENS, SAMPLING
+from tokenswift_jax.cli.flags import SAMPLING
 from tokenswift_jax.documents.lease import Lease, Leases
 from tokenswift_jax.documents.results import REPORT, Results, output_folder
 from tokenswift_jax.documents.source import Document, documents_in
 from tokenswift_jax.documents.worker import LostError, work
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.generation_config import MAX_NEW_TOKENS, default_length
 from tokenswift_jax.parallel.mesh_spec import AutoMesh
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ def run(options: argparse.Namespace, flags: Mapping[str, str]) -> int:
     quiet_transformers()
     from tokenswift_jax.cli.phases import Phases
     from tokenswift_jax.cli.progress import ProgressLine
-    from tokenswift_jax.generation_config import ends
     from tokenswift_jax.model import load
     from tokenswift_jax.sampling import resolve_sampling
     from tokenswift_jax.speculation import SpeculationConfig
@@ -65,8 +65,8 @@ def run(options: argparse.Namespace, flags: Mapping[str, str]) -> int:
         past = results.recorded()
         kept = {name: past[name] for name in SAMPLING if name in past}
         sampling = resolve_sampling(options.sampling, model.generation_config, kept or None)
-        of_file = past.get("max_new_tokens") or ends(model.generation_config).max_new_tokens
-        length = options.max_new_tokens or of_file or MAX_NEW_TOKENS
+        most = default_length(model.generation_config, 0, model.config.max_position_embeddings)
+        length = options.max_new_tokens or past.get("max_new_tokens") or most or MAX_NEW_TOKENS
         if "eos_token_ids" in past:
             model = replace(model, eos_token_ids=tuple(past["eos_token_ids"]))
         results.claim(_job(options, model, sampling, length, past))
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace, flags: Mapping[str, str]) -> int:
         def write(document: Document, lease: Lease) -> GenerationResult:
             progress.begin(length)
             try:
-                return _write(document, lease, model, sampling, speculation, options, length, results, progress, phases)
+                return _write(document, lease, model, sampling, speculation, options, results, progress, phases)
             except UserError as error:
                 raise UserError(in_flags(error, flags)) from error
             finally:
@@ -117,7 +117,6 @@ def _write(
     sampling: SamplingConfig,
     speculation: SpeculationConfig,
     options: argparse.Namespace,
-    length: int,
     results: Results,
     progress: Any,
     phases: Any,
@@ -131,7 +130,7 @@ def _write(
         None if options.chat else prompt,
         replace(sampling, sequence=document.sequence),
         speculation,
-        max_new_tokens=length,
+        max_new_tokens=options.max_new_tokens,
         min_new_tokens=options.min_new_tokens,
         ignore_eos=options.ignore_eos,
         stop=options.stop,

@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenswift_jax.cli.command import Parser, with_dashes
 from tokenswift_jax.cli.converters import json_object, name, number, path, stop_text, whole, whole_list
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.generation_config import MAX_NEW_TOKENS
 from tokenswift_jax.modes import MODES, SCHEDULES, used_fields
 from tokenswift_jax.parallel.mesh_spec import parse_mesh, prompt_chunks
 from tokenswift_jax.paths import check_writable
@@ -17,7 +18,6 @@ from tokenswift_jax.processes.cluster import find_cluster
 from tokenswift_jax.speculation import DRAFT_WEIGHTS, SpeculationConfig
 
 PROGRAM = "python -m tokenswift_jax.generate"
-MAX_NEW_TOKENS = 256  # where neither a flag nor the checkpoint says
 STUCK_SECONDS = 1800
 """Seconds without progress in several processes; the largest programs compile for several minutes."""
 LEASE_SECONDS = 180

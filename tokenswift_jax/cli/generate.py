@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, TextIO
 
 from tokenswift_jax.cli import streams
 from tokenswift_jax.cli.command import exit_status, quiet_transformers
-from tokenswift_jax.cli.flags import MAX_NEW_TOKENS, PROGRAM, flag_parser, parse
+from tokenswift_jax.cli.flags import PROGRAM, flag_parser, parse
 from tokenswift_jax.cli.settings_line import settings_line
 from tokenswift_jax.errors import UserError, WriteError, writing
 from tokenswift_jax.finish import INTERRUPTED
+from tokenswift_jax.generation_config import MAX_NEW_TOKENS, default_length
 from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshArgument
 from tokenswift_jax.paths import write_text
 
@@ -71,7 +72,6 @@ def _write(options: argparse.Namespace, given: str | list[int] | None) -> int:
     from tokenswift_jax.cli.phases import Phases
     from tokenswift_jax.cli.progress import ProgressLine
     from tokenswift_jax.errors import NumericsError
-    from tokenswift_jax.generation_config import ends
     from tokenswift_jax.model import load
     from tokenswift_jax.past_run import recorded_sampling
     from tokenswift_jax.processes.agreement import agreed, compare
@@ -97,14 +97,14 @@ def _write(options: argparse.Namespace, given: str | list[int] | None) -> int:
             print(f"draft heads: {model.config.num_draft_heads}, from {model.path}", file=sys.stderr)
         past = agreed(lambda: recorded_sampling(options.journal)) if options.resume else None
         sampling = resolve_sampling(options.sampling, model.generation_config, past)
-        length = options.max_new_tokens or ends(model.generation_config).max_new_tokens or MAX_NEW_TOKENS
-        progress.expect(length)
+        most = default_length(model.generation_config, 0, model.config.max_position_embeddings)
+        progress.expect(options.max_new_tokens or most or MAX_NEW_TOKENS)
         events = stream(
             model,
             None if options.chat else given,
             sampling,
             speculation,
-            max_new_tokens=length,
+            max_new_tokens=options.max_new_tokens,
             min_new_tokens=options.min_new_tokens,
             ignore_eos=options.ignore_eos,
             stop=options.stop,

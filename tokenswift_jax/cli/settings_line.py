@@ -43,7 +43,10 @@ def settings_line(
         value = getattr(sampling, name)
         if name == "temperature" or value != getattr(neutral, name):
             add(source_of(name), f"{name} {_shown(value)}")
-    for name, stored in _ENDS.items():
+    ends = dict(_ENDS)
+    if generation_config.get("max_new_tokens") is None:
+        ends["max_new_tokens"] = "max_length"
+    for name, stored in ends.items():
         given, of_file = getattr(options, name), generation_config.get(stored)
         if given is None and of_file not in (None, 0, []):
             add(FILE, f"{stored} {_shown(of_file)}")

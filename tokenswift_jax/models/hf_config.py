@@ -9,7 +9,7 @@ from typing import Any, get_args
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import DraftHeadType, ModelConfig
 from tokenswift_jax.models.draft_vocab import DraftVocab, parse_draft_vocab
-from tokenswift_jax.models.hf_fields import check_known, plain_positions
+from tokenswift_jax.models.hf_fields import check_block, check_known, plain_positions
 from tokenswift_jax.models.hf_rope import longest_text, rope_config, rope_parameters, unused_fields
 from tokenswift_jax.models.node_sets import NodeSets, parse_node_sets
 
@@ -40,6 +40,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 _NULLABLE = {"head_dim", "num_key_value_heads", "sliding_window", "layer_types"}
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# Of the block "tokenswift"; `checkpoint` reads the last two.
+_BLOCK = ("num_heads", "head_type", "node_set", "draft_vocab", "base", "trained_for")
 _HEAD_TYPES = get_args(DraftHeadType)
 
 
@@ -64,19 +66,21 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         raise UserError(f"config.json lacks {', '.join(missing)}")
     fields = dict(_DEFAULTS[family])
     fields |= {k: v for k, v in config.items() if v is not None or (k in fields and k in _NULLABLE)}
-    if fields["hidden_act"] != "silu":
+    if fields["hidden_act"] not in ("silu", "swish"):  # transformers' two names of one function
         raise UserError(f"hidden_act is {fields['hidden_act']!r}; only 'silu' is known")
 
     size, layers, heads = (
         _positive(fields, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
     )
-    fields["num_key_value_heads"] = fields["num_key_value_heads"] or heads
+    if fields["num_key_value_heads"] is None:
+        fields["num_key_value_heads"] = heads
     kv_heads = _positive(fields, "num_key_value_heads")
     if heads % kv_heads:
         raise UserError(f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}")
     if fields["head_dim"] is None and size % heads:
         raise UserError(f"hidden_size {size} is not a multiple of num_attention_heads {heads}; head_dim is needed")
-    fields["head_dim"] = fields["head_dim"] or size // heads
+    if fields["head_dim"] is None:
+        fields["head_dim"] = size // heads
     head_dim = _positive(fields, "head_dim")
     if head_dim % 2:
         raise UserError(f"head_dim is {head_dim}; RoPE needs an even one")
@@ -224,6 +228,7 @@ def _draft_heads(config: Mapping[str, Any], vocab: int) -> tuple[int, Any, NodeS
         block = {"num_heads": config.get("medusa_heads") or 0}
     if not isinstance(block, Mapping) or "num_heads" not in block:
         raise UserError('"tokenswift" in config.json must be an object with "num_heads"')
+    check_block(block, _BLOCK)
     count = block["num_heads"]
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise UserError(f"the number of draft heads in config.json is {count!r}; it must be an integer, 0 or more")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tokenswift_jax.errors import UserError
@@ -58,6 +58,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_qk_norm": (False,),
     "use_rope": (True,),
 }
+_DUAL_CHUNK = {"chunk_size", "local_size", "original_max_position_embeddings"}  # `plain_positions` reads them
+_DUAL_CHUNK_NEUTRAL: dict[str, tuple[Any, ...]] = {"sparse_attention_enabled": (False,)}
 _EMPTY: tuple[Any, ...] = (None, {}, [], "")
 _SHOWN = 60  # characters of a value in a message
 
@@ -68,12 +70,11 @@ def check_known(config: Mapping[str, Any]) -> None:
     Raises:
       UserError: there are such fields; the message names them all.
     """
-    known = _READ | _HARMLESS | OF_GENERATION
-    unknown = {
-        name: value
-        for name, value in config.items()
-        if name not in known and value not in _EMPTY and not _is_neutral(name, value)
-    }
+    unknown = _unknown(config, _READ | _HARMLESS | OF_GENERATION, _NEUTRAL)
+    block = config.get("dual_chunk_attention_config")
+    if isinstance(block, Mapping):
+        inside = _unknown(block, _DUAL_CHUNK, _DUAL_CHUNK_NEUTRAL)
+        unknown |= {f"dual_chunk_attention_config.{name}": value for name, value in inside.items()}
     if unknown:
         listed = ", ".join(f"{name} {_shown(value)}" for name, value in unknown.items())
         raise UserError(
@@ -86,6 +87,28 @@ def of_the_target(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields on which the target's logits depend: none about drafting, the ends of a text, or other programs."""
     others = _HARMLESS | OF_GENERATION | _NOT_OF_THE_TARGET
     return {name: value for name, value in config.items() if name not in others and value is not None}
+
+
+def check_block(block: Mapping[str, Any], known: Collection[str]) -> None:
+    """Refuses unknown fields of the block "tokenswift", a misspelt name for example; empty ones ask for nothing.
+
+    Raises:
+      UserError: there are such fields; the message names them all, and the known ones.
+    """
+    unknown = _unknown(block, known, {})
+    if unknown:
+        listed = ", ".join(f"{name} {_shown(value)}" for name, value in unknown.items())
+        raise UserError(f'"tokenswift" in config.json has unknown fields: {listed}; known: {", ".join(known)}')
+
+
+def _unknown(
+    given: Mapping[str, Any], known: Collection[str], neutral: Mapping[str, tuple[Any, ...]]
+) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in given.items()
+        if name not in known and value not in _EMPTY and not _is_neutral(value, neutral.get(name, ()))
+    }
 
 
 def plain_positions(config: Mapping[str, Any]) -> int | None:
@@ -110,8 +133,8 @@ def plain_positions(config: Mapping[str, Any]) -> int | None:
     return min(given)
 
 
-def _is_neutral(name: str, value: Any) -> bool:
-    same_kind = (one for one in _NEUTRAL.get(name, ()) if isinstance(value, bool) == isinstance(one, bool))
+def _is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
+    same_kind = (one for one in neutral if isinstance(value, bool) == isinstance(one, bool))
     return any(value == one for one in same_kind)
 
 

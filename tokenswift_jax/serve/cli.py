@@ -16,6 +16,7 @@ from tokenswift_jax.paths import expanded, state_folder
 from tokenswift_jax.progress_report import Report, silent
 from tokenswift_jax.serve.extra import check_installed
 from tokenswift_jax.speculation import MODES, SpeculationConfig
+from tokenswift_jax.text.reading import NotTextError, decode
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
@@ -173,9 +174,9 @@ def _keys(options: argparse.Namespace) -> list[str]:
         keys.append(os.environ[KEY_VARIABLE])
     if options.api_key_file is not None:
         try:
-            lines = options.api_key_file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text; write one key a line"
+            lines = decode(options.api_key_file.read_bytes()).splitlines()
+        except (OSError, NotTextError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
             raise UserError(f"api_key_file {options.api_key_file}: {reason}", ("api_key_file",)) from None
         found = [line.strip() for line in lines if line.strip()]
         if not found:

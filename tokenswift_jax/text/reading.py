@@ -1,8 +1,13 @@
-"""The reader of text from bytes, for prompt files and training data alike."""
+"""The reader of text and JSON from bytes, for prompt files, training data and checkpoints alike."""
 
 from __future__ import annotations
 
 import codecs
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenswift_jax.errors import UserError
 
 _FOREIGN = {  # byte-order marks of other encodings; the longer ones first
     codecs.BOM_UTF32_LE: "UTF-32",
@@ -52,3 +57,20 @@ def decode(data: bytes) -> str:
         at = text.index("\0")
         raise NotTextError(f"not text: it has a zero byte at character {at}", text.count("\n", 0, at) + 1)
     return text
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      UserError: the file is unreadable, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(decode(path.read_bytes()))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return value

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+import numpy as np
 
 from tokenswift_jax.errors import UserError, check_whole, read_from
 from tokenswift_jax.text.reading import decode
@@ -125,15 +128,14 @@ class TrainingSettings:
         others = ("max_steps", "epochs", "self_distill_prompt")
         least |= {name: 1 for name in others if getattr(self, name) is not None}
         for name, low in least.items():
-            check_whole(name, getattr(self, name), low)
+            object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
         for name in ("learning_rate", "clip_norm", "distill_temperature"):
-            _check_number(name, getattr(self, name), 0.0, None, above=True)
+            self._number(name, None, above=True)
         for name in ("weight_decay", "head_weight_decay", "head_learning_rate", "head_loss_weight"):
-            _check_number(name, getattr(self, name), 0.0, None)
+            self._number(name, None)
         for name in ("distill_weight", "draft_cache_prob", "skip_share"):
-            _check_number(name, getattr(self, name), 0.0, 1.0)
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"betas are {self.betas!r}; two numbers of at least 0 and below 1 are needed")
+            self._number(name, 1.0)
+        object.__setattr__(self, "betas", _betas(self.betas))
         if self.max_length < self.heads + 2:
             raise UserError(
                 f"max_length {self.max_length} is too short for {self.heads} heads: at least {self.heads + 2}",
@@ -175,6 +177,21 @@ class TrainingSettings:
                 arguments=("keep_states", "what", "draft_cache_prob", "skip_share"),
             )
 
+    def _number(self, name: str, high: float | None, *, above: bool = False) -> None:
+        """Checks a number from 0 (or above it) to `high`, and makes it one that JSON can store."""
+        value = getattr(self, name)
+        if value is None and name.startswith("head_"):
+            return
+        if not _is_number(value):
+            raise UserError(f"{name} is {value!r}; it must be a finite number", arguments=(name,))
+        if value < 0 or (above and value == 0) or (high is not None and value > high):
+            kind = "above" if above else "at least"
+            raise UserError(
+                f"{name} is {value!r}; it must be {kind} 0" + ("" if high is None else f", at most {high:g}"),
+                arguments=(name,),
+            )
+        object.__setattr__(self, name, value if isinstance(value, int) else float(value))
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer step reads, padding included."""
@@ -213,8 +230,6 @@ def read_settings(config: Path | None, given: Mapping[str, Any]) -> TrainingSett
         chosen["max_steps"] = None
     elif "max_steps" in chosen and "epochs" not in chosen:
         chosen["epochs"] = None
-    if isinstance(chosen.get("betas"), list):
-        chosen["betas"] = tuple(chosen["betas"])
     if config is None:
         return TrainingSettings(**chosen)
     with read_from(str(config), given):
@@ -231,14 +246,16 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [f"{name} ({before.get(name)!r} then, {now.get(name)!r} now)" for name in sorted(names)]
 
 
-def _check_number(name: str, value: Any, low: float, high: float | None, *, above: bool = False) -> None:
-    if value is None and name.startswith("head_"):
-        return
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise UserError(f"{name} is {value!r}; it must be a number", arguments=(name,))
-    if value < low or (above and value == low) or (high is not None and value > high) or value != value:
-        kind = "above" if above else "at least"
+def _betas(value: Any) -> tuple[float, float]:
+    pair = tuple(value) if isinstance(value, list | tuple) else ()
+    if len(pair) != 2 or not all(_is_number(beta) and 0 <= beta < 1 for beta in pair):
         raise UserError(
-            f"{name} is {value!r}; it must be {kind} {low:g}" + ("" if high is None else f", at most {high:g}"),
-            arguments=(name,),
+            f"betas are {value!r:.80}; two numbers of at least 0 and below 1 are needed", arguments=("betas",)
         )
+    return float(pair[0]), float(pair[1])
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Whether `value` is a finite number, of Python or of NumPy."""
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return number and bool(-math.inf < value < math.inf)  # `isfinite` fails on whole numbers that no float holds

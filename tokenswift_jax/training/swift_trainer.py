@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -70,12 +70,13 @@ class SwiftTrainer:
         from tokenswift_jax.training.trainer import Paths, default_cache, train
 
         named = DEMO_MODEL if self.model_name is None else self.model_name
+        data, held_out = _paths(train_data), _paths(eval_data)
         model, hub_id = checkpoint.resolve(named), checkpoint.named_on_hub(named)
         name = model.name if hub_id is None else hub_id.split("/")[1]
         paths = Paths(
             model=model,
-            data=_paths(train_data),
-            held_out=_paths(eval_data),
+            data=data,
+            held_out=held_out,
             output=Path(f"{name}-heads" if output is None else output),
             cache=default_cache() if data_cache is None else Path(data_cache),
             hub_id=hub_id,
@@ -84,7 +85,15 @@ class SwiftTrainer:
 
 
 def _paths(given: str | Path | Sequence[str | Path]) -> tuple[str, ...]:
-    return (str(given),) if isinstance(given, str | Path) else tuple(map(str, given))
+    """The names of one or several files, folders or patterns.
+
+    Raises:
+      UserError: there is something else among them.
+    """
+    names = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str | Path) else (given,)
+    if not all(isinstance(name, str | Path) for name in names):
+        raise UserError(f"the data is {given!r:.80}; it must be a file, a folder, a pattern, or a list of them")
+    return tuple(map(str, names))
 
 
 def _check_known(settings: dict[str, Any]) -> None:

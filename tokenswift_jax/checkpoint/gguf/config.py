@@ -26,25 +26,26 @@ def architecture(container: Container) -> str:
     """The architecture, checked.
 
     Raises:
-      UserError: the file is part of a model, no model, of another architecture, or a mixture of experts.
+      UserError: the file is part of a model, no model, of another architecture, or a mixture of experts; a value that
+        says so has another type.
     """
-    path, metadata = container.path, container.metadata
-    kind = metadata.get("general.type", "model")
+    path = container.path
+    general = Fields(path, container.metadata, "general.")
+    kind = general.text("type") or "model"
     if kind != "model":
         raise UserError(f"{path} is {_NOT_MODELS.get(kind, f'of the type {kind!r}')}, not a model")
-    parts = metadata.get("split.count", 1)
-    if parts not in (0, 1):
+    parts = Fields(path, container.metadata, "split.").index("count") or 1
+    if parts > 1:
         raise UserError(
             f"{path} is one of {parts} parts of a model; join them first, with llama.cpp's llama-gguf-split"
         )
-    name = metadata.get("general.architecture")
-    if name not in MODEL_TYPES:
+    name = general.text("architecture")
+    if name is None or name not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise UserError(f"{path} has the architecture {name!r}; known: {known} (Mistral's models are llama here)")
-    if metadata.get(f"{name}.expert_count", 0):
-        raise UserError(
-            f"{path} is a mixture of {metadata[f'{name}.expert_count']} experts; only dense models are known"
-        )
+    experts = Fields(path, container.metadata, f"{name}.").index("expert_count")
+    if experts:
+        raise UserError(f"{path} is a mixture of {experts} experts; only dense models are known")
     return name
 
 

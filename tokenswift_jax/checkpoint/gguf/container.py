@@ -16,6 +16,7 @@ MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _ALIGNMENT = 32  # where general.alignment is absent
 _MOST_DIMENSIONS = 4
+_MOST_NESTED = 8  # arrays inside each other; known files have one inside another at most
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
 # Metadata types of a fixed size: their number in the file -> the little-endian NumPy dtype.
 _SCALARS = {
@@ -54,8 +55,8 @@ class Container:
 
     Attributes:
       path: the file.
-      metadata: values by key: int, float, bool, str, or a list of these. A float is the shortest decimal number that
-        the stored float32 rounds from.
+      metadata: values by key: int, float, bool, str, or a list of these or of lists. A float is the shortest decimal
+        number that the stored float32 rounds from.
       tensors: places by GGUF name.
       data: all bytes of the file, mapped.
     """
@@ -101,13 +102,21 @@ class _Reader:
             return self._array()
         return self._scalars(kind, 1)[0]
 
-    def _array(self) -> list[Any]:
+    def _array(self, outer: int = 0) -> list[Any]:
+        """An array inside `outer` others."""
         kind, count = self.number("<I"), self.number("<Q")
         if kind == _STRING:
-            self.take(8 * count)  # each string needs its length; without this check a damaged count loops for hours
-            self.position -= 8 * count
+            self._expect(8 * count)
             return [self.string() for _ in range(count)]
+        if kind == _ARRAY and outer < _MOST_NESTED:
+            self._expect(12 * count)
+            return [self._array(outer + 1) for _ in range(count)]
         return self._scalars(kind, count)
+
+    def _expect(self, count: int) -> None:
+        """Checks that so many bytes follow, as lengths alone need; without it a damaged count loops for hours."""
+        self.take(count)
+        self.position -= count
 
     def _scalars(self, kind: int, count: int) -> list[Any]:
         if kind not in _SCALARS:

@@ -49,7 +49,7 @@ def convert_gguf(file: Path, folder: Path, dtype: np.dtype | None = None, report
     tensors = sorted(matched.values(), key=lambda tensor: tensor.name)
     if dtype is not None:
         tensors = [tensor.astype(dtype) for tensor in tensors]
-    vocabulary = write_tokenizer(container, name, folder, parsed.vocab_size)
+    vocabulary = write_tokenizer(container, name, folder, parsed.vocab_size, config["max_position_embeddings"])
     generation = generation_config(container, vocabulary)
     config |= {key: value for key, value in generation.items() if key.endswith("_token_id")}
     config["dtype"] = str(next(tensor for tensor in tensors if tensor.name == "model.embed_tokens.weight").dtype)

@@ -9,6 +9,8 @@ from typing import Any
 
 from tokenswift_jax.errors import UserError
 
+_NO_TOKEN = (-1, 2**32 - 1)  # llama.cpp's "no token", with a sign and without
+
 
 class Fields:
     """The keys below one prefix, such as `llama.`; each method takes a key by the rest of its name."""
@@ -30,7 +32,9 @@ class Fields:
         if isinstance(value, list) and value and value.count(value[0]) == len(value):
             value = value[0]
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            what = "differs by layer; only one value for all is known" if isinstance(value, list) else f"is {value!r}"
+            what = (
+                "differs by layer; only one value for all is known" if isinstance(value, list) else f"is {value!r:.80}"
+            )
             raise self.error(f"cannot be used: {self._prefix}{name} {what}")
         return value
 
@@ -49,30 +53,36 @@ class Fields:
         """A number that counts from 0; None if the key is absent."""
         value = self._left.pop(name, None)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r}")
+            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r:.80}")
         return value
 
-    def number(self, name: str) -> float | None:
-        """A number that is not negative; None if the key is absent."""
+    def token(self, name: str) -> int | None:
+        """A token id; None if the key is absent or says that there is none."""
+        if self._left.get(name) in _NO_TOKEN:
+            self.ignore(name)
+        return self.index(name)
+
+    def number(self, name: str, low: float = 0) -> float | None:
+        """A finite number of at least `low`; None if the key is absent."""
         value = self._left.pop(name, None)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < math.inf:
+            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r:.80}")
         return float(value)
 
     def text(self, name: str) -> str | None:
         """A text; None if the key is absent."""
         value = self._left.pop(name, None)
         if value is not None and not isinstance(value, str):
-            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r}")
+            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r:.80}")
         return value
 
     def flag(self, name: str) -> bool | None:
         """True or false; None if the key is absent."""
         value = self._left.pop(name, None)
         if value is not None and not isinstance(value, bool):
-            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r}")
+            raise self.error(f"cannot be used: {self._prefix}{name} is {value!r:.80}")
         return value
 
     def values(self, name: str, kind: type) -> list[Any] | None:
@@ -95,7 +105,12 @@ class Fields:
         """
         value = self._left.pop(name, values[0])
         if value not in values:
-            raise self.error(f"states {self._prefix}{name} {value!r}; only {values[0]!r} is supported")
+            raise self.error(f"states {self._prefix}{name} {value!r:.80}; only {values[0]!r} is supported")
+
+    def rest(self) -> dict[str, Any]:
+        """Takes every key that is left, by its whole name."""
+        left, self._left = self._left, {}
+        return {f"{self._prefix}{name}": value for name, value in sorted(left.items())}
 
     def finish(self) -> None:
         """Raises UserError if the file states a key that nobody took."""

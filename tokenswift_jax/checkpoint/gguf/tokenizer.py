@@ -23,7 +23,9 @@ _UNUSED_IDS = (
 )
 
 
-def write_tokenizer(container: Container, architecture: str, folder: Path, size: int) -> Vocabulary | None:
+def write_tokenizer(
+    container: Container, architecture: str, folder: Path, size: int, positions: int
+) -> Vocabulary | None:
     """Writes the tokenizer and the chat template; None, and nothing written, if the file has no vocabulary.
 
     Args:
@@ -31,6 +33,7 @@ def write_tokenizer(container: Container, architecture: str, folder: Path, size:
       architecture: llama.cpp's name of the architecture.
       folder: the destination.
       size: rows of the model's embedding.
+      positions: the longest text, in tokens.
 
     Raises:
       UserError: a kind of tokenizer that is not known, or parts of it that do not fit each other.
@@ -61,7 +64,7 @@ def write_tokenizer(container: Container, architecture: str, folder: Path, size:
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "model_max_length": container.metadata[f"{architecture}.context_length"],
+        "model_max_length": positions,
     }
     settings |= {
         name: vocabulary.entries[vocabulary.roles[role]]

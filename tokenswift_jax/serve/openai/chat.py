@@ -12,7 +12,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.generation_config import ends
+from tokenswift_jax.generation_config import default_length
 from tokenswift_jax.prompt import encode_chat
 from tokenswift_jax.request import Request
 from tokenswift_jax.serve.body import read_json
@@ -126,7 +126,7 @@ async def _read(body: dict[str, Any], service: Service, limit: str) -> _Asked:
         fields=fields,
         settings=settings,
         prompt=prompt,
-        most=min(ends(model.generation_config).max_new_tokens or left, left) if most is None else most,
+        most=default_length(model.generation_config, len(prompt), left) or left if most is None else most,
         limit=limit,
         n=fields.whole("n", 1, limits.choices) or 1,
         top=(top or 0) if wanted else None,

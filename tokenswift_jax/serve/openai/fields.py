@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tokenswift_jax.serve.openai.errors import ApiError, bad
+from tokenswift_jax.text.reading import decode
 
 _NAMES_SHOWN = 20  # unknown fields named in a header
 
@@ -19,7 +20,7 @@ def parsed(data: bytes) -> dict[str, Any]:
       ApiError: the body is not JSON of UTF-8 text, or not an object.
     """
     try:
-        body = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+        body = json.loads(decode(data), parse_constant=_no_constant)
         # JSON may bring half a surrogate pair, which no UTF-8 answer can repeat, and no prompt contains.
         json.dumps(body, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:

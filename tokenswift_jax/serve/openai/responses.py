@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.generation_config import ends
+from tokenswift_jax.generation_config import default_length
 from tokenswift_jax.prompt import encode_chat
 from tokenswift_jax.request import Request
 from tokenswift_jax.serve.body import read_json
@@ -155,7 +155,7 @@ async def _read(body: dict[str, Any], service: Service, owner: str) -> _Asked:
         "seed": sampling.seed,
         "cache_salt": settings.salt,
     }
-    most = min(ends(model.generation_config).max_new_tokens or left, left) if most is None else most
+    most = default_length(model.generation_config, len(prompt), left) or left if most is None else most
     made = settings.request(model, prompt, most, 0)
     return _Asked(fields, made, details, settings.ignore_eos, background, store, stream)
 

@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.generation_config import ends
+from tokenswift_jax.generation_config import default_length
 from tokenswift_jax.prompt import encode, encode_chat
 from tokenswift_jax.serve.body import read_json
 from tokenswift_jax.serve.channel import Channel, read
@@ -48,7 +48,7 @@ async def create(request: HttpRequest) -> Response:
         left = generation.room(service, len(prompt))
         most = fields.whole("max_tokens", 1, 2**31 - 1)
         if most is None:
-            most = min(ends(service.model.generation_config).max_new_tokens or left, left)
+            most = default_length(service.model.generation_config, len(prompt), left) or left
         made = settings.request(service.model, prompt, most, 0)
         made = replace(made, stop_on_repetition=looping is OnRepetition.END)
         details: dict[str, Any] = {
