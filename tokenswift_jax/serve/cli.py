@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tokenswift_jax.cli import streams
 from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers, with_dashes
 from tokenswift_jax.cli.converters import json_object, name, path, whole, whole_list
 from tokenswift_jax.errors import UserError
@@ -157,7 +158,7 @@ def _served_name(asked: str | None) -> str:
 def _say(phase: str, done: int, total: int, unit: str) -> None:
     """Writes a line at the beginning of a compilation."""
     if not done and phase.startswith("compiling"):
-        print(phase, flush=True)
+        streams.say(phase)
 
 
 def _with_template(model: Model, asked: str | None) -> Model:

@@ -9,6 +9,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from tokenswift_jax.cli.streams import say
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.serve.security import HEADER_BYTES
 from tokenswift_jax.serve.service import Service
@@ -72,11 +73,11 @@ class Server(uvicorn.Server):
             return
         host, port = self._listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        print(f"listening on http://{shown}:{port}/v1", flush=True)
-        print(f"page: http://{shown}:{port}/", flush=True)
+        say(f"listening on http://{shown}:{port}/v1")
+        say(f"page: http://{shown}:{port}/")
         self._announcer = asyncio.ensure_future(self._announce())
 
     async def _announce(self) -> None:
         while not self._service.scheduler.ready.is_set():
             await asyncio.sleep(0.1)
-        print("ready", flush=True)
+        say("ready")
