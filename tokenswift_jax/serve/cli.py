@@ -13,10 +13,11 @@ from tokenswift_jax.cli import streams
 from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers, with_dashes
 from tokenswift_jax.cli.converters import json_object, name, path, whole, whole_list
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.modes import MODES, check_used
 from tokenswift_jax.paths import expanded, state_folder
 from tokenswift_jax.progress_report import Report, silent
 from tokenswift_jax.serve.extra import check_installed
-from tokenswift_jax.speculation import MODES, SpeculationConfig
+from tokenswift_jax.speculation import SpeculationConfig
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
@@ -47,6 +48,7 @@ def _run(options: argparse.Namespace) -> int:
     keys = _keys(options)
     _check_host(options.host, keys)
     check_installed()
+    speculation = _speculation(options)
     quiet_transformers()
     from tokenswift_jax.model import load
     from tokenswift_jax.serve.app import create_app
@@ -55,7 +57,7 @@ def _run(options: argparse.Namespace) -> int:
 
     with listening(options.host, options.port) as listener:
         model = load(options.model, options.dtype, options.rope_override)
-        service = _service(options, _with_template(model, options.model))
+        service = _service(options, _with_template(model, options.model), speculation)
         hosts = [*LOOPBACK, options.host, *(options.allowed_host or ())]
         # Beyond loopback the names are the network's, and the key protects the server.
         strict = _is_loopback(options.host) or options.allowed_host
@@ -64,13 +66,18 @@ def _run(options: argparse.Namespace) -> int:
     return 0 if service.scheduler.error is None else 1
 
 
-def _service(options: argparse.Namespace, model: Model) -> Service:
+def _speculation(options: argparse.Namespace) -> SpeculationConfig:
+    given = {"mode": options.mode, "node_budget": options.node_budget, "ngram_k": options.ngram_k}
+    given = {name: value for name, value in given.items() if value is not None}
+    check_used(given, options.mode or "auto")
+    return SpeculationConfig(**given)
+
+
+def _service(options: argparse.Namespace, model: Model, speculation: SpeculationConfig) -> Service:
     from tokenswift_jax.serve.metrics import Metrics
     from tokenswift_jax.serve.service import Service
 
     served = options.served_model_name or _served_name(options.model)
-    given = {"mode": options.mode, "node_budget": options.node_budget, "ngram_k": options.ngram_k}
-    speculation = SpeculationConfig(**{name: value for name, value in given.items() if value is not None})
     state = options.state_dir if options.state_dir is not None else state_folder()
     return Service(
         model,
