@@ -46,7 +46,7 @@ SERVE = (
     "from types import SimpleNamespace as S; from threading import Event;"
     "import tokenswift_jax.serve.server as s, tokenswift_jax.serve.app as a, tokenswift_jax.model as m;"
     "ready = Event(); scheduler = S(error=None, ready=ready);"
-    "engine = lambda *x: [c._say('compiling a program', 0, 1, ''), ready.set(), S(scheduler=scheduler)][-1];"
+    "engine = lambda *x: [x[-1]('compiling a program', 0, 1, ''), ready.set(), S(scheduler=scheduler)][-1];"
     "patch.setattr(c, '_service', engine); patch.setattr(m, 'load', lambda *x, **y: S(tokenizer=None));"
     "patch.setattr(a, 'create_app', lambda *x, **y: None);"
     "patch.setattr(uvicorn.Server, 'startup', lambda *x, **y: asyncio.sleep(0));"

@@ -88,6 +88,8 @@ class Phases:
             self._phases = open_phases
             if self._line.active:
                 self._draw()
+                if not self._phases:
+                    self._line.clear()
 
     def printed(self) -> None:
         """Records that text was shown, which tells a person that the run continues."""
