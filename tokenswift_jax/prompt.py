@@ -11,12 +11,14 @@ import numpy as np
 
 from tokenswift_jax.errors import UserError, warn
 from tokenswift_jax.paths import expanded
+from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.text.reading import NotTextError, decode
 
 Prompt = str | Sequence[int] | np.ndarray
 Message = Mapping[str, Any]
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _TEXT_FIELDS = ("name", "reasoning_content", "thinking", "tool_call_id")  # of a turn, where it has them
+_TOKENISING = "tokenising the prompt"
 _A_TURN = '{"role": "user", "content": "..."}'
 
 
@@ -30,8 +32,12 @@ def is_batch(prompt: Any, messages: Any = None) -> bool:
     return _is_list(prompt) and len(prompt) > 0 and all(isinstance(one, str) or _is_sequence(one) for one in prompt)
 
 
-def encode_rows(prompt: Any, messages: Any, tokenizer: Any, vocab_size: int) -> list[list[int]]:
+def encode_rows(
+    prompt: Any, messages: Any, tokenizer: Any, vocab_size: int, report: Report = silent
+) -> list[list[int]]:
     """Token ids of each row of a call: those of its prompts, or of its conversations in the tokenizer's chat template.
+
+    To tokenise text is a phase of its own, which `report` receives.
 
     Raises:
       UserError: neither or both are given; otherwise as `encode` and `encode_chat`.
@@ -41,8 +47,13 @@ def encode_rows(prompt: Any, messages: Any, tokenizer: Any, vocab_size: int) -> 
         raise UserError(f"{what}; give one of prompt and messages")
     if messages is not None:
         conversations = messages if is_batch(None, messages) else [messages]
-        return [encode_chat(conversation, tokenizer, vocab_size) for conversation in conversations]
-    return [encode(one, tokenizer, vocab_size) for one in (prompt if is_batch(prompt) else [prompt])]
+        with phase(report, _TOKENISING):
+            return [encode_chat(conversation, tokenizer, vocab_size) for conversation in conversations]
+    prompts = prompt if is_batch(prompt) else [prompt]
+    if not any(isinstance(one, str) for one in prompts):
+        return [encode(one, tokenizer, vocab_size) for one in prompts]
+    with phase(report, _TOKENISING):
+        return [encode(one, tokenizer, vocab_size) for one in prompts]
 
 
 def encode(prompt: Any, tokenizer: Any, vocab_size: int, name: str = "prompt") -> list[int]:

@@ -170,6 +170,13 @@ def test_rows_are_prompts_or_conversations_and_never_both(with_bos):
         encode_rows("x", CHAT, with_bos, 400)
 
 
+def test_text_is_tokenised_in_a_phase_and_ids_in_none(with_bos):
+    reports = []
+    for prompt, messages in (("x", None), ([1, 2], None), (None, CHAT)):
+        encode_rows(prompt, messages, with_bos, 400, lambda *report: reports.append(report[:2]))
+    assert reports == [("tokenising the prompt", 0), ("tokenising the prompt", 1)] * 2
+
+
 def test_a_text_file_is_taken_exactly(tmp_path, monkeypatch):
     (tmp_path / "p").write_bytes("naïve 😀\r\n\n".encode())
     assert read_text(str(tmp_path / "p")) == "naïve 😀\r\n\n"

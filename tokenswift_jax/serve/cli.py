@@ -61,7 +61,8 @@ def _run(options: argparse.Namespace) -> int:
     from tokenswift_jax.serve.server import Server, listening
 
     line = ProgressLine(sys.stderr, total=0)
-    with Phases(line, sys.stderr, enabled=True) as phases, listening(options.host, options.port) as listener:
+    showing = Phases(line, sys.stderr, enabled=True, alone=True)
+    with showing as phases, listening(options.host, options.port) as listener:
         announcer = _Announcer(line, phases)
         model = load(options.model, options.dtype, options.rope_override, report=announcer.report)
         service = _service(options, _with_template(model, options.model), speculation, announcer.report)
