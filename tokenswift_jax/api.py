@@ -144,7 +144,7 @@ def stream(
         stop = past_run.stops if stop is None else stop
     if prompts is None:
         tokenizer = model.tokenizer
-        prompts = agreed(lambda: encode_rows(prompt, messages, tokenizer, size))
+        prompts = agreed(lambda: encode_rows(prompt, messages, tokenizer, size, report))
     requests = requests_for(
         model,
         prompts,

@@ -57,7 +57,7 @@ def requests_for(
     stops = [ends.stops if model.tokenizer is not None else ()] * count if stop is None else _stops(stop, count)
     requests = []
     for row, prompt in enumerate(prompts):
-        _check_lengths(longest[row], shortest[row])
+        check_lengths(longest[row], shortest[row])
         check_flag("ignore_eos", ignored[row])
         check_flag("stop_on_repetition", guarded[row])
         if stops[row] and model.tokenizer is None:
@@ -179,7 +179,8 @@ def _length(model: Model, prompt: Sequence[int]) -> int:
     return default_length(model.generation_config, len(prompt), room) or MAX_NEW_TOKENS
 
 
-def _check_lengths(max_new_tokens: Any, min_new_tokens: Any) -> None:
+def check_lengths(max_new_tokens: Any, min_new_tokens: Any) -> None:
+    """Raises UserError unless both are whole numbers of tokens, the least not above the most."""
     for name, value, least in (("max_new_tokens", max_new_tokens, 1), ("min_new_tokens", min_new_tokens, 0)):
         if not is_whole(value, least):
             raise UserError(f"{name} is {value!r}; it must be a whole number, {least} or above", arguments=(name,))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from tokenswift_jax.errors import UserError
+
 _TREE = frozenset({"tree", "node_budget"})
 _NGRAM = frozenset({"ngram_k", "ngram_slots"})
 _DRAFT_CACHE = frozenset({"draft_cache", "draft_sinks", "draft_block", "refresh_interval", "draft_cache_dtype"})
@@ -24,6 +28,16 @@ NEED_HEADS = ("tokenswift", "medusa")
 def used_fields(mode: str, schedule: str = "auto") -> frozenset[str]:
     """The fields that have an effect in a mode; `fused`, a schedule of `tokenswift`, drafts without a draft cache."""
     return _USED[mode] - (_DRAFT_CACHE if schedule == "fused" else frozenset())
+
+
+def check_used(given: Iterable[str], mode: str, schedule: str = "auto") -> None:
+    """Raises UserError if a person gave values for fields that have no effect in the mode."""
+    unused = [name for name in given if name not in {"mode", *used_fields(mode, schedule)}]
+    if unused:
+        listed = f"has no use for {', '.join(unused)}; leave out one or the other"
+        if (mode, schedule) == ("tokenswift", "fused"):
+            raise UserError(f"mode {mode} schedule {schedule} {listed}", arguments=("mode", "schedule", *unused))
+        raise UserError(f"mode {mode} {listed}", arguments=("mode", *unused))
 
 
 def is_adaptive(mode: str, schedule: str) -> bool:

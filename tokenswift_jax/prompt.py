@@ -11,10 +11,14 @@ import numpy as np
 
 from tokenswift_jax.errors import UserError, warn
 from tokenswift_jax.paths import expanded
+from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.text.reading import NotTextError, decode
 
 Prompt = str | Sequence[int] | np.ndarray
 Message = Mapping[str, Any]
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_TEXT_FIELDS = ("name", "reasoning_content", "thinking", "tool_call_id")  # of a turn, where it has them
+_TOKENISING = "tokenising the prompt"
 _A_TURN = '{"role": "user", "content": "..."}'
 
 
@@ -28,8 +32,12 @@ def is_batch(prompt: Any, messages: Any = None) -> bool:
     return _is_list(prompt) and len(prompt) > 0 and all(isinstance(one, str) or _is_sequence(one) for one in prompt)
 
 
-def encode_rows(prompt: Any, messages: Any, tokenizer: Any, vocab_size: int) -> list[list[int]]:
+def encode_rows(
+    prompt: Any, messages: Any, tokenizer: Any, vocab_size: int, report: Report = silent
+) -> list[list[int]]:
     """Token ids of each row of a call: those of its prompts, or of its conversations in the tokenizer's chat template.
+
+    To tokenise text is a phase of its own, which `report` receives.
 
     Raises:
       UserError: neither or both are given; otherwise as `encode` and `encode_chat`.
@@ -39,8 +47,13 @@ def encode_rows(prompt: Any, messages: Any, tokenizer: Any, vocab_size: int) -> 
         raise UserError(f"{what}; give one of prompt and messages")
     if messages is not None:
         conversations = messages if is_batch(None, messages) else [messages]
-        return [encode_chat(conversation, tokenizer, vocab_size) for conversation in conversations]
-    return [encode(one, tokenizer, vocab_size) for one in (prompt if is_batch(prompt) else [prompt])]
+        with phase(report, _TOKENISING):
+            return [encode_chat(conversation, tokenizer, vocab_size) for conversation in conversations]
+    prompts = prompt if is_batch(prompt) else [prompt]
+    if not any(isinstance(one, str) for one in prompts):
+        return [encode(one, tokenizer, vocab_size) for one in prompts]
+    with phase(report, _TOKENISING):
+        return [encode(one, tokenizer, vocab_size) for one in prompts]
 
 
 def encode(prompt: Any, tokenizer: Any, vocab_size: int, name: str = "prompt") -> list[int]:
@@ -67,7 +80,7 @@ def encode_chat(messages: Any, tokenizer: Any, vocab_size: int) -> list[int]:
       UserError: as `render_chat`; there is no text in it, or the template makes ids outside the vocabulary.
     """
     text = render_chat(messages, tokenizer, next_turn=True)
-    if not any(turn.get("content") for turn in messages):
+    if not any(turn.get("content") for turn in turns_of(messages)):
         raise UserError("there is no text in the messages; give at least one character")
     # The tokenizer adds no special tokens: the template writes its own, BOS included.
     ids = _tokenised(text, tokenizer, "conversation", special_tokens=False)
@@ -78,20 +91,14 @@ def render_chat(messages: Any, tokenizer: Any, *, next_turn: bool) -> str:
     """A conversation as the tokenizer's chat template writes it, special tokens included.
 
     Args:
-      messages: turns, each a dict with text under "role" and "content"; one with "tool_calls" needs no content. Other
-        fields are for the template.
+      messages: turns, as `turns_of` takes them.
       tokenizer: transformers' tokenizer, or None.
       next_turn: whether the text ends with the beginning of an assistant's turn.
 
     Raises:
       UserError: wrong shapes, no tokenizer, no template, or a template that refuses the messages.
     """
-    if not _is_list(messages) or not messages:
-        raise UserError(f"messages have to be a list of turns, at least one, such as [{_A_TURN}]")
-    for number, turn in enumerate(messages, 1):
-        problem = _wrong_turn(turn)
-        if problem is not None:
-            raise UserError(f"turn {number} of the messages {problem}; a turn is {_A_TURN}")
+    turns = turns_of(messages)
     if tokenizer is None:
         raise UserError("messages need a tokenizer, and this checkpoint has none", arguments=("messages",))
     if not getattr(tokenizer, "chat_template", None):
@@ -106,7 +113,7 @@ def render_chat(messages: Any, tokenizer: Any, *, next_turn: bool) -> str:
     from jinja2.exceptions import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=next_turn)
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=next_turn)
     except Exception as error:  # a template is a program and can raise anything
         message = " ".join(str(error).split())[:200]
         # `raise_exception` in a template raises this class itself; faults of the template are subclasses and others.
@@ -116,6 +123,45 @@ def render_chat(messages: Any, tokenizer: Any, *, next_turn: bool) -> str:
             f"this checkpoint's chat template fails on the messages ({type(error).__name__}: {message}); "
             "leave out the fields that it does not expect, or correct the template"
         ) from None
+
+
+def turns_of(messages: Any) -> list[dict[str, Any]]:
+    """The turns of a conversation as chat templates take them: parts of text are joined, and the role "developer" is
+    "system", the older name, which every template knows.
+
+    Args:
+      messages: turns, each a dict with "role" and "content", which is text or a list of parts such as
+        `{"type": "text", "text": "..."}`; one with "tool_calls" needs no content. Other fields are for the template.
+
+    Raises:
+      UserError: wrong shapes, or a part that is not text.
+    """
+    if not _is_list(messages) or not messages:
+        raise UserError(f"messages have to be a list of turns, at least one, such as [{_A_TURN}]")
+    turns = []
+    for number, turn in enumerate(messages, 1):
+        problem = _wrong_turn(turn)
+        if problem is not None:
+            raise UserError(f"turn {number} of the messages {problem}; a turn is {_A_TURN}")
+        known = dict(turn) | {"role": known_role(turn["role"])}
+        if _is_list(turn.get("content")):
+            known["content"] = "".join(part["text"] for part in turn["content"])
+        turns.append(known)
+    return turns
+
+
+def known_role(role: str) -> str:
+    """The role's name that chat templates know."""
+    return "system" if role == "developer" else role
+
+
+def wrong_part(parts: Sequence[Any]) -> str | None:
+    """The type of the first part of a content that is not text; None if all are."""
+    for part in parts:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
+            return kind if isinstance(kind, str) and len(kind) <= 40 else "something else"
+    return None
 
 
 def _wrong_turn(turn: Any) -> str | None:
@@ -129,10 +175,17 @@ def _wrong_turn(turn: Any) -> str | None:
         value = turn.get(field)
         if value is None and field == "content" and calls:
             continue
-        if value is None:
+        if value is None or (field == "content" and value == []):
             return f'has no "{field}"'
+        if field == "content" and _is_list(value) and all(isinstance(part, Mapping) for part in value):
+            if (kind := wrong_part(value)) is not None:
+                return f"has a part of type {kind} without text"
+            continue
         if not isinstance(value, str):
             return f'has the "{field}" {value!r:.80}, which is not text'
+    for field in _TEXT_FIELDS:
+        if not isinstance(turn.get(field), str | None):  # a template would write Python's spelling of it
+            return f'has the "{field}" {turn[field]!r:.80}, which is not text'
     return None
 
 
@@ -215,7 +268,7 @@ def _tokenised(text: str, tokenizer: Any, name: str, *, special_tokens: bool) ->
     ):
         warn(f"the tokenizer ends the {name} with its EOS (id {eos}), after which a model begins another text")
     # A tokenizer that adds BOS doubles the one of a text that begins with BOS.
-    return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
+    return ids[1:] if special_tokens and bos is not None and ids[:2] == [bos, bos] else ids
 
 
 def _in_vocabulary(ids: Sequence[int], vocab_size: int, name: str) -> list[int]:

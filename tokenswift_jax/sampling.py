@@ -94,9 +94,15 @@ def check_vocabulary(config: SamplingConfig, vocab: int) -> None:
     """Raises UserError when `suppress_tokens` names ids outside a vocabulary of `vocab` tokens, or all of them."""
     outside = sorted({token for token in config.suppress_tokens if token >= vocab})
     if outside:
-        raise UserError(f"suppress_tokens has ids outside the vocabulary: {outside}; the last id is {vocab - 1}")
+        raise UserError(
+            f"suppress_tokens has ids outside the vocabulary: {outside}; the last id is {vocab - 1}",
+            arguments=("suppress_tokens",),
+        )
     if len(set(config.suppress_tokens)) == vocab:
-        raise UserError(f"suppress_tokens names all {vocab} tokens of the vocabulary; leave at least one")
+        raise UserError(
+            f"suppress_tokens names all {vocab} tokens of the vocabulary; leave at least one",
+            arguments=("suppress_tokens",),
+        )
 
 
 _OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "eta_cutoff")  # a greedy text has no use for them

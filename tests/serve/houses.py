@@ -12,6 +12,7 @@ from speculations import SPECULATIONS
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.serve.draft_value import DraftValue
 from tokenswift_jax.serve.plan_set import PlanSet
 from tokenswift_jax.serve.pool import Pool, PoolSize
 from tokenswift_jax.serve.run import Run, RunState
@@ -62,7 +63,8 @@ def pools(mode, sizes=(SHORT, LONG)):
     made = [Pool(model(), size, plans) for size in sizes]
     for pool in made:
         pool.warm_up()
-        if pool.value is not None:
+        if plans.drafts:
+            pool.value = DraftValue(1.0, 1.0)
             pool.value.pays = functools.partial(np.random.default_rng(0).choice, [True, False])
     return made
 

@@ -150,3 +150,12 @@ def test_tokens_and_text(live):
     turns = [{"role": "user", "content": PROMPT}]
     assert live.post("/tokenize", messages=turns)["tokens"] == answer["tokens"]
     assert live.send("/tokenizer_info")[2]["eos_token"] == "<|endoftext|>"
+
+
+def test_a_prompt_of_ids_longer_than_every_text_is_truncated_as_text_is(live):
+    ids = [5 + place % 50 for place in range(live.service.max_length + 60)]
+    cut = live.post(PATH, prompt=ids, truncate_prompt_tokens=20, max_tokens=6, seed=3)
+    assert cut["usage"]["prompt_tokens"] == 20
+    assert cut["choices"][0]["text"] == live.alone(ids[-20:], 6, seed=3).text
+    status, _, refused = live.send(PATH, {"prompt": ids, "max_tokens": 6})
+    assert (status, refused["error"]["code"]) == (400, "context_length_exceeded")

@@ -29,6 +29,8 @@ def test_the_name_of_a_model(tmp_path):
         (["--slots", "1,0"], "--slots has a group of 0"),
         (["--slots", "100000", "--max-length", "131072"], "are free; lower --max-length or --slots"),
         (["--slots", "two"], "--slots"),
+        (["--mode", "medusa", "--ngram-k", "3"], "--mode medusa has no use for --ngram-k; leave out one or the other"),
+        (["--mode", "autoregressive", "--node-budget", "5"], "--mode autoregressive has no use for --node-budget"),
         (["--api-key", "a b"], "an API key has characters that no header holds"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--state-dir", "/proc/nowhere"], "--state-dir /proc/nowhere/runs cannot be used"),

@@ -1,18 +1,23 @@
 """The service without a device: readers get the last update of every run, and only runs that began have ends."""
 
 import asyncio
+import os
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from houses import request
+from houses import model, request
 
 pytest.importorskip("starlette")
 pytest.importorskip("prometheus_client")
+from tokenswift_jax import checkpoint
+from tokenswift_jax.errors import WriteError
 from tokenswift_jax.serve.channel import read
+from tokenswift_jax.serve.openai.errors import ApiError
+from tokenswift_jax.serve.openai.responses import _frames, _last
 from tokenswift_jax.serve.pool import PoolSize
 from tokenswift_jax.serve.run import Run, RunState
-from tokenswift_jax.serve.run_store import StoredRun
+from tokenswift_jax.serve.run_store import RunStore, StoredRun
 from tokenswift_jax.serve.scheduler import BusyError
 from tokenswift_jax.serve.service import Service
 
@@ -131,3 +136,75 @@ def test_a_run_that_goes_on_while_another_call_waits_is_not_reopened():
         assert (reopened, run.state, service.known(run.id)) == ([], RunState.QUEUED, stored)
 
     asyncio.run(main())
+
+
+def test_a_response_that_nobody_keeps_is_no_answer_when_the_server_goes_down():
+    async def main():
+        service = served()
+        asked: Any = SimpleNamespace(
+            request=request(0), details={"cache_salt": ""}, background=False, store=False, stream=False
+        )
+        answer = asyncio.ensure_future(_last(_frames(asked, service, "alice")))
+        await asyncio.sleep(0)
+        service.scheduler._interrupt()
+        with pytest.raises(ApiError) as refused:
+            await asyncio.wait_for(answer, WAIT)
+        assert (refused.value.status, refused.value.body["error"]["code"]) == (503, "interrupted")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("first", ["continued", "deleted"])
+def test_a_run_is_continued_and_deleted_at_once(first):
+    """Whichever comes first, the run is gone at the end, and no call fails on files that another one has removed."""
+
+    async def main():
+        service, files = served(), set[str]()
+
+        def loaded(run_id):
+            assert run_id in files
+            run = Run(request(0))
+            run.id, run.state = run_id, RunState.QUEUED
+            return StoredRun(run, True, {})
+
+        def reopen(stored, most):
+            assert stored.run.id in files
+            stored.run.state = RunState.QUEUED
+
+        service.store = SimpleNamespace(
+            load=loaded,
+            reopen=reopen,
+            has=files.__contains__,
+            save=lambda stored: None,
+            delete=lambda run: files.discard(run.id),
+        )
+        run, _ = kept(service, RunState.FINISHED)
+        files.add(run.id)
+        stored = service.known(run.id)
+        async with service._loading:
+            calls = {"continued": service.reopened(stored, 200), "deleted": service.delete(stored)}
+            order = [first, *(name for name in calls if name != first)]
+            tasks = {}
+            for name in order:
+                tasks[name] = asyncio.ensure_future(calls[name])
+                await asyncio.sleep(0)
+        while not all(task.done() for task in tasks.values()):
+            service.scheduler._obey()
+            await asyncio.sleep(0.001)
+        assert (tasks["continued"].result() is None) == (first == "deleted")
+        assert tasks["deleted"].result() is None
+        assert (files, service._stored, service._channels, len(service.scheduler.queue)) == (set(), {}, {}, 0)
+
+    asyncio.run(main())
+
+
+def test_a_full_disk_leaves_no_run_without_a_description(tmp_path, monkeypatch):
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "fingerprint", lambda path: "0" * 64)
+    store = RunStore(tmp_path / "runs", model())
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WriteError, match="No space left"):
+        store.create(StoredRun(Run(request(0)), True, {}), ignore_eos=False)
+    assert not list(store.folder.iterdir())

@@ -81,6 +81,7 @@ def _part(text):
         ({"top_logprobs": 21, "logprobs": True}, "top_logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"temperature": -1}, "temperature"),
+        ({"extra_body": {"min_tokens": 50}}, "min_tokens"),
         ({"n": 1000}, "n"),
         ({"seed": 2**40}, "seed"),
         ({"stop": ["x"] * 17}, "stop"),

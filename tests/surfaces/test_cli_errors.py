@@ -55,6 +55,7 @@ FLAGS = [  # (arguments, what the line has to name)
     ("--node-budget 0", "--node-budget"),
     ("--draft-cache 8", "--draft-cache is 8"),
     ("--capacity 0", "--capacity"),
+    ("--stuck-seconds 9", "--stuck-seconds needs several processes"),
     ("--logprobs 3 --output o", "name a file with --stats"),
     ("--logprobs -1", "--logprobs"),
     ("--logprobs-mode processed", "--logprobs-mode has no use without --logprobs"),
@@ -76,11 +77,13 @@ FLAGS = [  # (arguments, what the line has to name)
     ("--prompt-file binary", "not UTF-8 text"),
     ("--prompt-file folder", "folder"),
     ("--prompt-file empty", "empty"),
-    ("--prompt-ids binary", "not JSON"),
+    ("--prompt-ids binary", "not UTF-8 text"),
     ("--prompt-ids outside.json", "token id 400"),
     ("--prompt-ids none.json", "empty"),
     ("--prompt x --chat", "no chat template; give text without --chat"),
-    ("--suppress-tokens 400", "outside the vocabulary"),
+    ("--suppress-tokens 400", "--suppress-tokens has ids outside the vocabulary"),
+    ("--coordinator h:1 --num-processes 2", "; --process-id is missing"),
+    ("--coordinator h:1 --num-processes 2 --process-id 3", "--process-id 3 of --num-processes 2: numbers run from 0"),
 ]
 
 

@@ -40,6 +40,20 @@ TRAIN = (
     "from tokenswift_jax.training.cli import main"
 )
 CONVERT = "import sys; from tokenswift_jax.cli.commands import main"
+# A server says that it compiles and is ready, and a signal ends it; its engine and its sockets are replaced.
+SERVE = (
+    f"{BEGIN} import asyncio, os, signal, socket, uvicorn; import tokenswift_jax.serve.cli as c;"
+    "from types import SimpleNamespace as S; from threading import Event;"
+    "import tokenswift_jax.serve.server as s, tokenswift_jax.serve.app as a, tokenswift_jax.model as m;"
+    "ready = Event(); scheduler = S(error=None, ready=ready);"
+    "engine = lambda *x: [x[-1]('compiling a program', 0, 1, ''), ready.set(), S(scheduler=scheduler)][-1];"
+    "patch.setattr(c, '_service', engine); patch.setattr(m, 'load', lambda *x, **y: S(tokenizer=None));"
+    "patch.setattr(a, 'create_app', lambda *x, **y: None);"
+    "patch.setattr(uvicorn.Server, 'startup', lambda *x, **y: asyncio.sleep(0));"
+    "patch.setattr(s.Server, 'run', lambda self, x: asyncio.run(told(self)))\n"
+    "async def told(server): await server.startup(); await server._announcer\n"
+    "from tokenswift_jax.serve.cli import main"
+)
 RUNS = {
     "generate": (GENERATE, ["--max-new-tokens", "900000", "--stats", "s"]),
     "evaluate": (EVALUATE, ["--data", "x"]),
@@ -48,6 +62,10 @@ RUNS = {
     "help": (CONVERT, ["generate", "--help"]),
     "commands": (CONVERT, ["--help"]),
 }
+# These write messages alone; of the processes that `launch` starts, both have no folder to read.
+LAUNCH = (CONVERT, ["launch", "-n", "2", "generate", "--documents", "nowhere"])
+SERVER = (SERVE, ["--port", "0"])
+WORKER = (GENERATE, ["--documents", "texts", "--output", "o", "--max-new-tokens", "1"])
 
 
 def run(folder, name, unbuffered=False, closed=(), **streams):
@@ -84,11 +102,26 @@ def test_a_reader_of_stdout_that_has_left_ends_the_command_quietly(tmp_path, nob
         assert (tmp_path / "out" / "config.json").exists(), "it was written before it was told of"
 
 
-@pytest.mark.parametrize("name", ["generate", "train"])
+@pytest.mark.parametrize("reader", ["stays", "left"])
+def test_a_server_goes_on_when_nobody_reads_what_it_says(tmp_path, monkeypatch, nobody, reader):
+    """A script may read the line with the address and no more."""
+    monkeypatch.setitem(RUNS, "serve", SERVER)
+    status, shown, announced = run(tmp_path, "serve", **({"stdout": nobody} if reader == "left" else {}))
+    assert (status, announced) == (0, "")
+    assert shown.splitlines()[::3] == ([] if reader == "left" else ["compiling a program", "ready"])
+
+
+@pytest.mark.parametrize("name", ["generate", "documents", "launch", "train"])
 def test_a_reader_of_stderr_that_has_left_ends_the_command_quietly(tmp_path, nobody, name, monkeypatch):
     """Commands that write there while they run: steps, a closing report."""
     if name == "generate":
         monkeypatch.setitem(RUNS, name, (GENERATE, ["--max-new-tokens", "1", "--stats", "s"]))
+    if name == "documents":
+        (tmp_path / "texts").mkdir()
+        (tmp_path / "texts" / "a.txt").write_text("x")
+        monkeypatch.setitem(RUNS, name, WORKER)
+    if name == "launch":
+        monkeypatch.setitem(RUNS, name, LAUNCH)
     status, shown, _ = run(tmp_path, name, stderr=nobody)
     assert status == SIGPIPE
     assert "Traceback" not in shown

@@ -146,6 +146,13 @@ def test_a_loop_ends_a_document(folders, monkeypatch, capsys):
     assert "differs in stop_on_repetition" in capsys.readouterr().err
 
 
+def test_fields_of_records_that_change_no_text_are_named(folders, monkeypatch, capsys):
+    fill(folders, a_jsonl='{"prompt": "x", "max_new_tokens": 5}\n[\n{"prompt": "y", "id": 7}', b_txt='{"no": 1}')
+    play(monkeypatch, prefilled(300), plain([301]))
+    main([*WORDS, "--max-new-tokens", "2"])
+    assert "fields of records that change no text: id, max_new_tokens; flags set" in capsys.readouterr().err
+
+
 def test_an_error_in_one_document_does_not_end_the_others(folders, monkeypatch, capsys):
     fill(folders, a_txt=b"\xff\xfea\0", b_txt="", c_jsonl='{"prompt": 3}\n[\n{"prompt": "x"}\n{"prompt": "\\ud800"}')
     fill(folders, d_txt="x", e_txt="x", f_jsonl=b"\xff")

@@ -232,3 +232,12 @@ def test_a_real_terminal_sees_each_phase(tmp_path):
     assert run.wait() == 0
     words = [b"loading the model: ", b"compiling prefill ... ", b"prefill: 0 of ", b"compiling plain decoding ... "]
     assert [word for word in words if word not in shown] == []
+
+
+def test_a_line_of_phases_alone_ends_with_them():
+    screen = Screen(3)
+    phases = Phases(ProgressLine(screen, 0), screen, enabled=True, alone=True)
+    phases("loading the model", 0, 1, "")
+    assert screen.lines()[1].startswith("loading the model")
+    phases("loading the model", 1, 1, "")
+    assert screen.lines()[1] == ""

@@ -13,7 +13,7 @@ from tokenizers_made_here import byte_level, metaspace
 from transformers import PreTrainedTokenizerFast
 
 from tokenswift_jax.errors import TextWarning, UserError
-from tokenswift_jax.prompt import encode, encode_chat, encode_rows, is_batch, read_ids, read_text, render_chat
+from tokenswift_jax.prompt import encode, encode_chat, encode_rows, is_batch, read_ids, read_text, render_chat, turns_of
 from tokenswift_jax.training.documents import Broken, read_documents
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}" + (
@@ -43,6 +43,29 @@ def test_a_chat_template_brings_its_own_bos(with_bos):
     ids = encode_chat(CHAT, with_bos, 400)
     assert with_bos.decode(ids) == "<|end|><user>the cat<assistant>"
     assert ids.count(0) == 1
+
+
+def test_a_bos_that_a_person_writes_after_the_templates_own_stays(with_bos):
+    ids = encode_chat([{"role": "user", "content": "x"}], with_bos, 400)
+    with_bos.chat_template = "{{ bos_token }}{{ messages[0].content }}"
+    assert encode_chat([{"role": "user", "content": "<|end|>the"}], with_bos, 400)[:2] == [0, 0]
+    assert ids[0] == 0
+
+
+def test_parts_of_text_are_one_text_and_a_developer_is_the_system(with_bos):
+    parts = [{"type": "text", "text": "the "}, {"type": "input_text", "text": "cat"}]
+    turns = [{"role": "developer", "content": "x"}, {"role": "user", "content": parts}]
+    assert render_chat(turns, with_bos, next_turn=False) == "<|end|><system>x<user>the cat"
+    with pytest.raises(UserError, match="no text in the messages"):
+        encode_chat([{"role": "user", "content": [{"type": "text", "text": ""}]}], with_bos, 400)
+
+
+def test_the_server_reads_a_conversation_as_generate_does():
+    pytest.importorskip("starlette")
+    from tokenswift_jax.serve.openai.messages import read_messages
+
+    turns = [{"role": "developer", "content": [{"type": "text", "text": "x"}]}, *CHAT]
+    assert read_messages(turns) == turns_of(turns)
 
 
 def test_ids_pass_as_they_are():
@@ -109,6 +132,10 @@ def test_a_turn_that_calls_tools_needs_no_content(with_bos):
         ([{"role": "user", "content": ""}], "there is no text in the messages"),
         ([{"role": "user", "content": "\udcff"}], "the conversation is not UTF-8 text"),
         ([CHAT], "turn 1 of the messages is [{"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "turn 1 of the messages has a part of type image_url"),
+        ([{"role": "user", "content": []}], 'turn 1 of the messages has no "content"'),
+        ([CHAT[0] | {"reasoning_content": ["a"]}], """has the "reasoning_content" ['a'], which is not text"""),
+        ([CHAT[0] | {"name": None, "tool_call_id": 5}], 'has the "tool_call_id" 5, which is not text'),
     ],
 )
 def test_messages_of_a_wrong_shape(with_bos, messages, message):
@@ -141,6 +168,13 @@ def test_rows_are_prompts_or_conversations_and_never_both(with_bos):
         encode_rows(None, None, with_bos, 400)
     with pytest.raises(UserError, match="prompt and messages exclude each other; give one of"):
         encode_rows("x", CHAT, with_bos, 400)
+
+
+def test_text_is_tokenised_in_a_phase_and_ids_in_none(with_bos):
+    reports = []
+    for prompt, messages in (("x", None), ([1, 2], None), (None, CHAT)):
+        encode_rows(prompt, messages, with_bos, 400, lambda *report: reports.append(report[:2]))
+    assert reports == [("tokenising the prompt", 0), ("tokenising the prompt", 1)] * 2
 
 
 def test_a_text_file_is_taken_exactly(tmp_path, monkeypatch):

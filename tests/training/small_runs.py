@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from checkpoint.checkpoints_made_here import add_tokenizer, copy
 
+from tokenswift_jax.progress_report import silent
 from tokenswift_jax.training.settings import TrainingSettings
 from tokenswift_jax.training.trainer import Paths, train
 
@@ -48,10 +49,10 @@ def paths_in(folder: Path, output: str = "out") -> Paths:
     return Paths(model=model, data=(str(data),), held_out=(), output=folder / output, cache=folder / "cache")
 
 
-def run(paths: Paths, *, resume: bool = False, mesh=None, **settings) -> str:
+def run(paths: Paths, *, resume: bool = False, mesh=None, report=silent, **settings) -> str:
     """Trains; returns what it said."""
-    say = io.StringIO()
-    train(paths, TrainingSettings(**(SMALL | settings)), resume=resume, strict=False, say=say, mesh=mesh)
+    say, chosen = io.StringIO(), TrainingSettings(**(SMALL | settings))
+    train(paths, chosen, resume=resume, strict=False, say=say, mesh=mesh, report=report)
     return say.getvalue()
 
 

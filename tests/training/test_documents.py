@@ -85,18 +85,21 @@ def test_a_column_that_a_record_does_not_use_is_null_or_empty(tmp_path):
     assert (documents, broken.count) == ([("[user]hi<|end|>", True)] * 2 + [("b", False)], 0)
 
 
-def test_content_of_parts_and_calls_of_another_type_are_not_learnt_as_python_writes_them(tmp_path):
-    parts = [{"type": "text", "text": "hi"}]
+def test_no_field_is_learnt_as_python_writes_it_and_parts_of_text_are_text(tmp_path):
+    parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
     records = [
         {"messages": [{"role": "user", "content": parts}]},
+        {"messages": [{"role": "user", "content": ["hi"]}]},
+        {"messages": [{"role": "user", "content": "hi", "reasoning_content": ["a"]}]},
         {"messages": [{"role": "assistant", "tool_calls": "look"}]},
         {"messages": [{"role": "assistant", "content": "x", "tool_calls": ["look"]}]},
         {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"name": "look"}]}]},
     ]
     documents, broken = read([write_lines(tmp_path / "a.jsonl", *records)], chatting())
-    assert documents == [("[assistant]<|end|>", True)]
+    assert documents == [("[user]hi<|end|>", True), ("[assistant]<|end|>", True)]
     reasons = [example.partition(": ")[2] for example in broken.examples]
     assert [reason.partition(", which ")[2].partition(";")[0] for reason in reasons] == [
+        "is not text",
         "is not text",
         "is not a list of objects",
         "is not a list of objects",

@@ -77,8 +77,10 @@ _LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("chained", "med
 
 @pytest.mark.parametrize("head_type", ["sequential", *_LONG])
 def test_a_draft_vocabulary_is_the_datas_most_frequent_tokens(tmp_path, head_type):
-    paths = paths_in(tmp_path)
-    printed = run(paths, draft_vocab=20, head_type=head_type, evaluate_steps=None)
+    paths, phases = paths_in(tmp_path), []
+    tell = lambda name, done, *_: None if done else phases.append(name)  # noqa: E731
+    printed = run(paths, draft_vocab=20, head_type=head_type, evaluate_steps=None, report=tell)
+    assert phases == ["loading the model", "tokenising the data", "compiling the first step"]
     assert "draft vocabulary: 20 of" in printed
     model = ts.load(paths.output)
     words = Counter(word for file in (tmp_path / "data").iterdir() for word in file.read_text().split())

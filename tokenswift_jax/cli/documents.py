@@ -16,7 +16,7 @@ from tokenswift_jax.cli.command import in_flags, quiet_transformers
 from tokenswift_jax.cli.flags import SAMPLING
 from tokenswift_jax.documents.lease import Lease, Leases
 from tokenswift_jax.documents.results import REPORT, Results, output_folder
-from tokenswift_jax.documents.source import Document, documents_in
+from tokenswift_jax.documents.source import Document, documents_in, unused_fields
 from tokenswift_jax.documents.worker import LostError, work
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.generation_config import MAX_NEW_TOKENS, default_length
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tokenswift_jax.speculation import SpeculationConfig
     from tokenswift_jax.stats import GenerationResult
 
+_SHOWN = 10  # names of fields in one line
 _LOOKS = 20  # at documents that others have, in the time after which they are taken over
 _LONGEST_PAUSE = 5.0  # seconds between two looks
 
@@ -53,6 +54,9 @@ def run(options: argparse.Namespace, flags: Mapping[str, str]) -> int:
     talks = not options.quiet
     if others and talks:
         print(f"left out, since they are no documents: {', '.join(others)}", file=sys.stderr)
+    if talks and (unused := unused_fields(documents)):
+        shown = ", ".join(unused[:_SHOWN]) + (f" and {len(unused) - _SHOWN} others" if len(unused) > _SHOWN else "")
+        print(f"fields of records that change no text: {shown}; flags set the values of all documents", file=sys.stderr)
     progress = ProgressLine(sys.stderr, MAX_NEW_TOKENS, enabled=talks)
     with _terminated_as_interrupted(), Phases(progress, sys.stderr, enabled=talks) as phases:
         mesh = AutoMesh(rows=1, length=options.capacity) if options.mesh == "auto" else options.mesh

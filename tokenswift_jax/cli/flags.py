@@ -11,7 +11,7 @@ from tokenswift_jax.cli.command import Parser, with_dashes
 from tokenswift_jax.cli.converters import json_object, name, number, path, stop_text, whole, whole_list
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.generation_config import MAX_NEW_TOKENS
-from tokenswift_jax.modes import MODES, SCHEDULES, used_fields
+from tokenswift_jax.modes import MODES, SCHEDULES, check_used
 from tokenswift_jax.parallel.mesh_spec import parse_mesh, prompt_chunks
 from tokenswift_jax.paths import check_writable
 from tokenswift_jax.processes.cluster import find_cluster
@@ -84,11 +84,9 @@ def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
     least, most = options.min_new_tokens, options.max_new_tokens
     if least is not None and most is not None and least > most:
         raise UserError(f"--min-new-tokens {least} is above --max-new-tokens {most}; lower one")
-    mode, schedule = options.mode or "auto", options.schedule or "auto"
-    unused = [name for name in options.speculation if name not in {"mode", *used_fields(mode, schedule)}]
-    if unused:  # a flag without effect is an error
-        mode = "tokenswift --schedule fused" if (mode, schedule) == ("tokenswift", "fused") else mode
-        raise UserError(f"--mode {mode} has no use for {named(unused)}; leave out one or the other")
+    check_used(options.speculation, options.mode or "auto", options.schedule or "auto")
+    if options.stuck_seconds is not None and options.cluster is None and (many or options.num_processes is None):
+        raise UserError("--stuck-seconds needs several processes that write one text; leave it out, or start them")
     if options.logprobs is not None and options.stats is None and not many:
         raise UserError("--logprobs goes into the statistics; name a file with --stats FILE.json")
     if options.logprobs is None and options.logprobs_mode != "raw":

@@ -52,8 +52,13 @@ class Phases:
         enabled: bool,
         clock: Callable[[], float] = time.monotonic,
         begin_line: Callable[[], None] = lambda: None,
+        alone: bool = False,
     ) -> None:
-        """Shows phases if `enabled`; calls `begin_line` before it prints a line to `stream`."""
+        """Shows phases if `enabled`; calls `begin_line` before it prints a line to `stream`.
+
+        `alone`: no text follows that clears the progress line, so that the end of the last phase does.
+        """
+        self._alone = alone
         self._line, self._stream, self._enabled, self._clock = line, stream, enabled, clock
         self.begin_line = begin_line
         self._phases: list[_Phase] = []  # the innermost is the last
@@ -88,6 +93,8 @@ class Phases:
             self._phases = open_phases
             if self._line.active:
                 self._draw()
+                if self._alone and not self._phases:
+                    self._line.clear()
 
     def printed(self) -> None:
         """Records that text was shown, which tells a person that the run continues."""

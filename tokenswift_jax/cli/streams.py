@@ -56,6 +56,15 @@ def show(*lines: object) -> None:
         print(*lines, sep="\n")
 
 
+def say(line: str) -> None:
+    """Prints a line of a program that goes on where the line cannot be written: to a reader that has left, or to a full
+    disk. Lines after it go to the null device."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        silence(sys.stdout)
+
+
 def silence(stream: Any) -> None:
     """Drops the stream's buffer; from now on it writes to the null device. Does nothing to a stream without a file."""
     with contextlib.suppress(OSError, ValueError):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +88,17 @@ def documents_in(folder: Path) -> tuple[list[Document], list[str]]:
         endings = ", ".join((*TEXT, RECORDS))
         raise UserError(f"documents {folder} has no document; their names end in {endings}", arguments=("documents",))
     return [found[name] for name in sorted(found)], others
+
+
+def unused_fields(documents: Iterable[Document]) -> list[str]:
+    """The names of fields of records that no text depends on: every field but the prompt. Broken records have none."""
+    found = set[str]()
+    for path in dict.fromkeys(document.path for document in documents if document.line is not None):
+        for line in read_text(str(path)).split("\n"):
+            with contextlib.suppress(ValueError, RecursionError):
+                record = json.loads(line)
+                found |= record.keys() if isinstance(record, dict) else set()
+    return sorted(found - {"prompt"})
 
 
 def _records(path: Path) -> list[Document]:

@@ -11,6 +11,8 @@ from typing import Any
 from tokenswift_jax.errors import UserError
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+GIVEN = "given"
+"""The source of values that a caller gives."""
 _DEVICES = "JAX_LOCAL_DEVICE_IDS"
 # For each kind of cluster, the variables of the number of processes and of this one's.
 _CLUSTERS = {
@@ -59,8 +61,8 @@ def find_cluster(
         absent = [name for name, value in zip(names, given, strict=True) if value is None]
         if absent:
             raise UserError(f"several processes need coordinator, num_processes and process_id; {absent[0]} is missing",
-                            arguments=names)  # fmt: skip
-        return _checked(given, "the flags")
+                            arguments=(*names, absent[0]))  # fmt: skip
+        return _checked(given, GIVEN)
     if ADDRESS in environment:
         counted = [_whole(environment, name) for name in (COUNT, NUMBER)]
         if None not in counted:
@@ -95,7 +97,7 @@ def joined(cluster: Cluster) -> None:
     # The programs of a CPU need an implementation for several processes; on other devices this has no effect.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     known: dict[str, Any] = {} if cluster.address is None else {"coordinator_address": cluster.address}
-    if cluster.source in ("the flags", "JAX's variables"):
+    if cluster.source in (GIVEN, "JAX's variables"):
         known |= {"num_processes": cluster.count, "process_id": cluster.number}
         if _DEVICES not in os.environ:  # else JAX gives one GPU to each task of SLURM
             known["cluster_detection_method"] = "deactivate"
@@ -104,7 +106,7 @@ def joined(cluster: Cluster) -> None:
     except RuntimeError as error:
         reason = str(error).split("\n")[0][:200]
         raise UserError(
-            f"process {cluster.number} of {cluster.count} ({cluster.source}) has not met the others at "
+            f"process {cluster.number} of {cluster.count}{_shown(cluster.source)} has not met the others at "
             f"{cluster.address or 'the address of the cluster'}: {reason}"
         ) from None
 
@@ -151,10 +153,15 @@ def _checked(values: tuple, source: str) -> Cluster:
         raise UserError(f"coordinator {address} is no host and port such as 10.0.0.1:1234", arguments=("coordinator",))
     if count < 1 or not 0 <= number < count:
         raise UserError(
-            f"process_id {number} of num_processes {count} ({source}): numbers run from 0 to {max(count - 1, 0)}",
+            f"process_id {number} of num_processes {count}{_shown(source)}: numbers run from 0 to {max(count - 1, 0)}",
             arguments=("process_id", "num_processes"),
         )
     return Cluster(count, number, address, source)
+
+
+def _shown(source: str) -> str:
+    """The source for a message, which names the arguments themselves if a caller gave them."""
+    return "" if source == GIVEN else f" ({source})"
 
 
 def _whole(environment: Mapping[str, str], name: str) -> int | None:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tokenswift_jax.cli import streams
 from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers, with_dashes
 from tokenswift_jax.cli.converters import json_object, name, path, whole, whole_list
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.modes import MODES, check_used
 from tokenswift_jax.paths import expanded, state_folder
 from tokenswift_jax.progress_report import Report, silent
 from tokenswift_jax.serve.extra import check_installed
-from tokenswift_jax.speculation import MODES, SpeculationConfig
+from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.text.reading import NotTextError, decode
 
 if TYPE_CHECKING:
+    from tokenswift_jax.cli.phases import Phases
+    from tokenswift_jax.cli.progress import ProgressLine
     from tokenswift_jax.model import Model
     from tokenswift_jax.serve.pool import Pool
     from tokenswift_jax.serve.prefix_store import PrefixStore
@@ -47,35 +52,46 @@ def _run(options: argparse.Namespace) -> int:
     keys = _keys(options)
     _check_host(options.host, keys)
     check_installed()
+    speculation = _speculation(options)
     quiet_transformers()
+    from tokenswift_jax.cli.phases import Phases
+    from tokenswift_jax.cli.progress import ProgressLine
     from tokenswift_jax.model import load
     from tokenswift_jax.serve.app import create_app
     from tokenswift_jax.serve.security import LOOPBACK
     from tokenswift_jax.serve.server import Server, listening
 
-    with listening(options.host, options.port) as listener:
-        model = load(options.model, options.dtype, options.rope_override)
-        service = _service(options, _with_template(model, options.model))
+    line = ProgressLine(sys.stderr, total=0)
+    showing = Phases(line, sys.stderr, enabled=True, alone=True)
+    with showing as phases, listening(options.host, options.port) as listener:
+        announcer = _Announcer(line, phases)
+        model = load(options.model, options.dtype, options.rope_override, report=announcer.report)
+        service = _service(options, _with_template(model, options.model), speculation, announcer.report)
         hosts = [*LOOPBACK, options.host, *(options.allowed_host or ())]
         # Beyond loopback the names are the network's, and the key protects the server.
         strict = _is_loopback(options.host) or options.allowed_host
         app = create_app(service, keys=keys, hosts=hosts if strict else None)
-        Server(app, service, listener).run([listener])
+        Server(app, service, listener, announcer.say).run([listener])
     return 0 if service.scheduler.error is None else 1
 
 
-def _service(options: argparse.Namespace, model: Model) -> Service:
+def _speculation(options: argparse.Namespace) -> SpeculationConfig:
+    given = {"mode": options.mode, "node_budget": options.node_budget, "ngram_k": options.ngram_k}
+    given = {name: value for name, value in given.items() if value is not None}
+    check_used(given, options.mode or "auto")
+    return SpeculationConfig(**given)
+
+
+def _service(options: argparse.Namespace, model: Model, speculation: SpeculationConfig, report: Report) -> Service:
     from tokenswift_jax.serve.metrics import Metrics
     from tokenswift_jax.serve.service import Service
 
     served = options.served_model_name or _served_name(options.model)
-    given = {"mode": options.mode, "node_budget": options.node_budget, "ngram_k": options.ngram_k}
-    speculation = SpeculationConfig(**{name: value for name, value in given.items() if value is not None})
     state = options.state_dir if options.state_dir is not None else state_folder()
     return Service(
         model,
         make_pools(
-            model, speculation, options.max_length, options.slots, options.short_slots, options.prefix_memory, _say
+            model, speculation, options.max_length, options.slots, options.short_slots, options.prefix_memory, report
         ),
         name=served,
         state_dir=state,
@@ -155,10 +171,25 @@ def _served_name(asked: str | None) -> str:
     return asked if not place.exists() else place.resolve().stem if place.is_file() else place.resolve().name
 
 
-def _say(phase: str, done: int, total: int, unit: str) -> None:
-    """Writes a line at the beginning of a compilation."""
-    if not done and phase.startswith("compiling"):
-        print(phase, flush=True)
+class _Announcer:
+    """The messages of a server to a person; it goes on where they cannot be written."""
+
+    def __init__(self, line: ProgressLine, phases: Phases) -> None:
+        """Lines go to stdout, phases that take long to `phases`, which shows them on `line`."""
+        self._line, self._phases = line, phases
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        with contextlib.suppress(OSError):
+            self._line.clear()
+        streams.say(text)
+
+    def report(self, phase: str, done: int, total: int, unit: str) -> None:
+        """Takes one report (`progress_report.Report`); the beginning of a compilation is a line too."""
+        if not done and phase.startswith("compiling"):
+            self.say(phase)
+        with contextlib.suppress(OSError):
+            self._phases(phase, done, total, unit)
 
 
 def _with_template(model: Model, asked: str | None) -> Model:

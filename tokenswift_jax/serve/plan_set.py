@@ -27,6 +27,7 @@ class PlanSet:
     depend on the variant.
 
     Attributes:
+      optional: whether a pool may decode plainly where drafts do not pay: a mode that a person names always drafts.
       spec: the log-probabilities that the variant with them gives.
       features: the classes that have a variant, lowest first; the last one serves every request.
     """
@@ -40,6 +41,7 @@ class PlanSet:
         """Raises UserError if the checkpoint lacks the draft heads that the speculation asks for."""
         self.spec = LogprobSpec(min(TOP_LOGPROBS, config.vocab_size))
         self.features = tuple(sorted(features))
+        self.optional = speculation.mode == "auto"
         self._drafted = {each: serving_plan(config, speculation, each) for each in self.features}
         self._undrafted = {each: plans.autoregressive_plan(config, each) for each in self.features}
         # Runs with log-probabilities are rare: they share one variant.

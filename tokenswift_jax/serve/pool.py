@@ -160,7 +160,7 @@ class Pool:
                     self.engine.insert(prefill, [0]).result()
                     if number == 0:  # with a plan prepared, an insertion also brings the row's drafts up to date
                         self.engine.prepare(first)
-        chosen = self.size.slots > 1 and self._plans.drafts
+        chosen = self.size.slots > 1 and self._plans.drafts and self._plans.optional
         seconds: dict[NamedPlan, float] = {}
         for named in [*self._plans.variants, *(self._plans.undrafted if chosen else ())]:
             if given_up():

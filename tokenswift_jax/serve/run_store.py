@@ -88,14 +88,18 @@ class RunStore:
         with writing(self.folder):
             self._of(run.id).mkdir(mode=0o700)
         stored.details["ignore_eos"] = ignore_eos
-        run.journal = journal = self._journal(run, ignore_eos)
-        self.save(stored)
-        journal.begin()
-        if begun is not None and len(begun):
-            for start in range(0, len(begun), _RECORD):
-                update = run.add(begun.part(start, start + _RECORD))
-                journal.append(update.log, [])
-                stored.updates.append(update)
+        try:
+            run.journal = journal = self._journal(run, ignore_eos)
+            self.save(stored)
+            journal.begin()
+            if begun is not None and len(begun):
+                for start in range(0, len(begun), _RECORD):
+                    update = run.add(begun.part(start, start + _RECORD))
+                    journal.append(update.log, [])
+                    stored.updates.append(update)
+        except BaseException:
+            self.delete(run)
+            raise
 
     def reopen(self, stored: StoredRun, max_new_tokens: int) -> None:
         """Gives a run that has ended or paused a larger limit; the next `load` finds it ready to go on.
@@ -162,7 +166,12 @@ class RunStore:
         """Removes everything about a run."""
         if run.journal is not None:
             run.journal.close()
-        shutil.rmtree(self._of(run.id), ignore_errors=True)
+        with self._saving:  # a description written beside this would leave the folder
+            shutil.rmtree(self._of(run.id), ignore_errors=True)
+
+    def has(self, run_id: str) -> bool:
+        """Whether the folder has a run of this id."""
+        return (self._of(run_id) / _DESCRIPTION).exists()
 
     def load(self, run_id: str) -> StoredRun | None:
         """A run as the folder describes it; None if there is none of that id, or none of this checkpoint."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from tokenswift_jax.cli.streams import say
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.serve.security import HEADER_BYTES
 from tokenswift_jax.serve.service import Service
@@ -39,8 +41,10 @@ def listening(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """Ends streams on SIGTERM and Ctrl-C: uvicorn alone would wait for a book to end."""
 
-    def __init__(self, app: ASGIApp, service: Service, listener: socket.socket) -> None:
-        """Serves the application of a service on a socket that listens."""
+    def __init__(
+        self, app: ASGIApp, service: Service, listener: socket.socket, say: Callable[[str], None] = say
+    ) -> None:
+        """Serves the application of a service on a socket that listens; `say` prints a line for a person."""
         config = uvicorn.Config(
             app,
             http="h11",
@@ -53,7 +57,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=_GRACE_SECONDS,
         )
         super().__init__(config)
-        self._service, self._listener = service, listener
+        self._service, self._listener, self._say = service, listener, say
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Takes a signal: no more runs, the chunks in flight, then the end."""
@@ -73,11 +77,11 @@ class Server(uvicorn.Server):
             return
         host, port = self._listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        print(f"listening on http://{shown}:{port}/v1", flush=True)
-        print(f"page: http://{shown}:{port}/", flush=True)
+        self._say(f"listening on http://{shown}:{port}/v1")
+        self._say(f"page: http://{shown}:{port}/")
         self._announcer = asyncio.ensure_future(self._announce())
 
     async def _announce(self) -> None:
         while not self._service.scheduler.ready.is_set():
             await asyncio.sleep(0.1)
-        print("ready", flush=True)
+        self._say("ready")

@@ -239,7 +239,7 @@ class Service:
         return [] if self.store is None else await self.work(self.store.listed, owner)
 
     async def reopened(self, stored: StoredRun, max_new_tokens: int) -> Channel | None:
-        """Lets a run that has ended or paused go on to a larger limit; None: another caller let it go on first.
+        """Lets a run that has ended or paused go on to a larger limit; None: another caller let it go on or removed it.
 
         Raises:
           UserError, BusyError: as `runs`; the run stays as it is.
@@ -254,23 +254,34 @@ class Service:
         async with self._loading:
             if not (stored.run.state.ended or stored.run.state is RunState.PAUSED):
                 return None  # while this call waited; the journal is the scheduler's now
+            if not await self.work(store.has, run_id):
+                return None
             self._stored.pop(run_id, None)
             left = self._channels.pop(run_id, None)
             if left is not None and not left.ended:
                 left.push([Update(concatenate([]), (), RunState.QUEUED, "continued")])
             await self.work(store.reopen, stored, max_new_tokens)
-        found = await self._loaded(run_id)
-        assert found is not None, "its journal was read before"
-        if found.run.state is RunState.QUEUED:
-            self.scheduler.submit(found.run, urgent=True)
-        return self._channels[run_id]
+            found = await self._read(run_id)
+            assert found is not None, "its journal was read before"
+            if found.run.state is RunState.QUEUED:
+                self.scheduler.submit(found.run, urgent=True)
+            return self._channels[run_id]
 
     async def delete(self, stored: StoredRun) -> None:
-        """Ends a kept run and removes everything about it."""
-        run = stored.run
-        if not run.state.ended:
-            self.scheduler.cancel(run)
-            await self._channels[run.id].finished()
+        """Ends a kept run and removes everything about it, also one that another caller lets go on meanwhile."""
+        run_id, newest = stored.run.id, stored
+        while True:
+            channel = self._channels.get(run_id)
+            if channel is not None and not newest.run.state.ended:
+                self.scheduler.cancel(newest.run)
+                await channel.finished()
+            async with self._loading:  # nobody reads or reopens it while its files go
+                newest, channel = self._stored.get(run_id, newest), self._channels.get(run_id)
+                if channel is None or channel.ended or newest.run.state.ended:
+                    await self._removed(newest.run)
+                    return
+
+    async def _removed(self, run: Run) -> None:
         self._stored.pop(run.id, None)
         self._channels.pop(run.id, None)
         prefixes = self.scheduler.pools[0].prefixes
@@ -317,12 +328,16 @@ class Service:
     async def _loaded(self, run_id: str) -> StoredRun | None:
         """A kept run, from memory or from the folder."""
         async with self._loading:  # two readers of one journal would exclude each other
-            stored = self._stored.get(run_id)
-            if stored is None and self.store is not None:
-                stored = await self.work(self.store.load, run_id)
-                if stored is not None:
-                    self._remember(stored)
-            return stored
+            return await self._read(run_id)
+
+    async def _read(self, run_id: str) -> StoredRun | None:
+        """As `_loaded`, for a caller that has the lock."""
+        stored = self._stored.get(run_id)
+        if stored is None and self.store is not None:
+            stored = await self.work(self.store.load, run_id)
+            if stored is not None:
+                self._remember(stored)
+        return stored
 
     def _remember(self, stored: StoredRun) -> Channel:
         run = stored.run

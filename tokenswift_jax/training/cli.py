@@ -80,26 +80,28 @@ def _run(options: argparse.Namespace) -> int:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     quiet_transformers()
     from tokenswift_jax import checkpoint
+    from tokenswift_jax.cli.phases import Phases
+    from tokenswift_jax.cli.progress import ProgressLine
     from tokenswift_jax.model import DEMO_MODEL, use_compilation_cache
     from tokenswift_jax.training.trainer import Paths, TrainingStoppedError, default_cache, train
 
     use_compilation_cache()
     named = DEMO_MODEL if options.model is None else options.model
-    paths = Paths(
-        model=checkpoint.resolve(named),
-        data=tuple(options.data),
-        held_out=tuple(options.eval_data or ()),
-        output=options.output,
-        cache=options.data_cache or default_cache(),
-        hub_id=checkpoint.named_on_hub(named),
-    )
-    try:
-        written = train(
-            paths, settings, resume=options.resume, strict=options.strict, say=sys.stderr, mesh=options.mesh
+    with Phases(ProgressLine(sys.stderr, total=0), sys.stderr, enabled=True, alone=True) as phases:
+        paths = Paths(
+            model=checkpoint.resolve(named, phases),
+            data=tuple(options.data),
+            held_out=tuple(options.eval_data or ()),
+            output=options.output,
+            cache=options.data_cache or default_cache(),
+            hub_id=checkpoint.named_on_hub(named),
         )
-    except TrainingStoppedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        chosen = {"resume": options.resume, "strict": options.strict, "mesh": options.mesh}
+        try:
+            written = train(paths, settings, **chosen, say=sys.stderr, report=phases)
+        except TrainingStoppedError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     streams.show(written)
     return 0
 

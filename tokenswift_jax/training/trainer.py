@@ -20,6 +20,7 @@ from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.parallel.mesh import settled, spec_of
 from tokenswift_jax.parallel.mesh_spec import MeshArgument
 from tokenswift_jax.paths import cache_folder
+from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.training.checkpoints import Checkpoints, Place, one_run
 from tokenswift_jax.training.export import write_checkpoint
 from tokenswift_jax.training.frequent_tokens import frequent_tokens
@@ -78,6 +79,7 @@ def train(
     strict: bool,
     say: TextIO,
     mesh: MeshArgument = None,
+    report: Report = silent,
 ) -> Path:
     """Trains, writes the checkpoint directory `paths.output`, and returns it.
 
@@ -92,6 +94,7 @@ def train(
       say: the stream for progress.
       mesh: the devices, as for `load`: those along `data` share the rows of a batch, and parameters, gradients and
         optimizer state (`shares`); those along `model` share each matrix too. None: one device.
+      report: receives the phases before the first step's line: loading, tokenising, compiling.
 
     Raises:
       UserError: an error in model, data, settings or mesh, a place that cannot be written, a resume with other
@@ -116,13 +119,15 @@ def train(
             raise UserError(f"{paths.model} has no tokenizer; training on text needs one")
         config = model_config(read_config(paths.model))
         shares = Shares(devices, (config.num_heads, config.num_kv_heads))
-        learner = load_learner(paths.model, settings, shares)
+        with phase(report, "loading the model"):
+            learner = load_learner(paths.model, settings, shares)
         if devices is not None:
             stored = jax.tree.leaves(learner.backbone)[0].dtype
             own, whole = (state_bytes(learner.config, settings, stored, each) for each in (shares, ONE_DEVICE))
             sizes = f"{own / 1e6:,.1f} MB on each device; one alone would need {whole / 1e6:,.1f} MB"
             print(f"mesh {spec_of(devices)}: parameters, gradients and optimizer state take {sizes}", file=say)
-        corpus = tokenise(paths.data, tokenizer, paths.cache, strict=strict, vocab_size=learner.config.vocab_size)
+        with phase(report, "tokenising the data"):
+            corpus = tokenise(paths.data, tokenizer, paths.cache, strict=strict, vocab_size=learner.config.vocab_size)
         print(f"data: {corpus.report()}", file=say)
         documents, examined = held_out(
             corpus, paths.held_out, tokenizer, paths.cache, strict, learner.config.vocab_size
@@ -156,7 +161,7 @@ def train(
         if examined is not None and settings.evaluate_steps != 0:
             examiner = Examiner(paths.model, learner, examined, settings, say, shares)
         try:
-            _steps(run, saved, metrics, examiner, say)
+            _steps(run, saved, metrics, examiner, say, report)
         finally:
             saved.finish()
         node_set = examiner.node_set if examiner is not None else None
@@ -248,7 +253,9 @@ class _Run:
         return {"steps": self.steps, "settings": self.settings.to_json(), "tokens_per_second": speed} | where
 
 
-def _steps(run: _Run, saved: Checkpoints, metrics: MetricsWriter, examiner: Examiner | None, say: TextIO) -> None:
+def _steps(
+    run: _Run, saved: Checkpoints, metrics: MetricsWriter, examiner: Examiner | None, say: TextIO, phases: Report
+) -> None:
     """Runs all remaining steps; the host reads the report of each step while the next one runs."""
     settings, begun = run.settings, int(run.state.step)
     clock = printed = time.perf_counter()
@@ -256,8 +263,9 @@ def _steps(run: _Run, saved: Checkpoints, metrics: MetricsWriter, examiner: Exam
     for number in range(begun + 1, run.steps + 1):
         batch = run.next_batch()
         states = None if run.kept is None else run.kept.of(batch)
-        run.state, report = run.step(run.state, run.frozen, *run.shares.put_rows((batch, states)))
-        settled(run.shares.mesh, report)
+        with phase(phases if number == begun + 1 else silent, "compiling the first step"):
+            run.state, report = run.step(run.state, run.frozen, *run.shares.put_rows((batch, states)))
+            settled(run.shares.mesh, report)
         if pending is not None:
             _read(run, metrics, *pending)
         pending = (number, report, batch)

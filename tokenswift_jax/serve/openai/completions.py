@@ -150,8 +150,6 @@ def _prompts(fields: Fields, service: Service, special: bool) -> tuple[list[list
         try:
             if isinstance(one, str):
                 generation.check_prompt_bytes(one, service, "prompt")
-            elif len(one) > service.max_length:
-                generation.room(service, len(one))
             if isinstance(one, str) and one and not special and model.tokenizer is not None:
                 ids = model.tokenizer(one, add_special_tokens=False, verbose=False)["input_ids"]
                 prompts.append(encode(ids, None, model.config.vocab_size))

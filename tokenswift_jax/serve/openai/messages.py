@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenswift_jax.prompt import known_role, wrong_part
 from tokenswift_jax.serve.openai.errors import bad
 
 _ROLES = ("system", "developer", "user", "assistant")
 _KNOWN = {"role", "content", "name", "refusal", "tool_calls", "audio", "function_call", "annotations"}
-_TEXT_PARTS = {"text", "input_text", "output_text"}
 
 
 def read_messages(value: Any, param: str = "messages") -> list[dict[str, str]]:
@@ -33,7 +33,7 @@ def _turn(turn: Any, place: str, param: str) -> dict[str, str]:
     if role not in _ROLES:
         known = ", ".join(_ROLES)
         raise bad(f"{place} has a role that is not known; known: {known}", param)
-    return {"role": "system" if role == "developer" else role, "content": text_of(turn.get("content"), place, param)}
+    return {"role": known_role(role), "content": text_of(turn.get("content"), place, param)}
 
 
 def text_of(content: Any, place: str, param: str) -> str:
@@ -46,11 +46,6 @@ def text_of(content: Any, place: str, param: str) -> str:
         return content
     if not isinstance(content, list) or not content:
         raise bad(f"{place} has no content; give text", param)
-    pieces = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in _TEXT_PARTS or not isinstance(part.get("text"), str):
-            shown = kind if isinstance(kind, str) and len(kind) <= 40 else "something else"
-            raise bad(f"{place} has a part of type {shown}; this server reads text alone", param, "unsupported_field")
-        pieces.append(part["text"])
-    return "".join(pieces)
+    if (kind := wrong_part(content)) is not None:
+        raise bad(f"{place} has a part of type {kind}; this server reads text alone", param, "unsupported_field")
+    return "".join(part["text"] for part in content)

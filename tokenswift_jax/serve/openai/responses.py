@@ -240,6 +240,9 @@ async def _frames(asked: _Asked, service: Service, owner: str) -> AsyncGenerator
         async with contextlib.aclosing(_taken(events, channel, asked.background)) as taken:
             async for newest in taken:
                 yield newest
+        # In one piece, the end that a server going down gives a run without a journal would pass for an answer.
+        if not asked.stream and channel.run.state.ended and channel.run.finish == "interrupted":
+            yield [_interrupted(channel, asked.background)]
 
 
 async def _replayed(stored: StoredRun, channel: Channel, after: int) -> AsyncGenerator[list[Event], None]:

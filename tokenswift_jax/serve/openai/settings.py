@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tokenswift_jax.arguments import check_lengths
 from tokenswift_jax.generation_config import ends
 from tokenswift_jax.request import Request, check_drawable
 from tokenswift_jax.sampling import SamplingConfig, resolve_sampling
@@ -92,7 +93,7 @@ class TextSettings:
       seeded: whether the caller chose the seed; else it was drawn.
       ignore_eos: whether an EOS does not end the text.
       stops, stop_ids: strings and token ids that end the text.
-      min_tokens: no EOS is drawn before this many tokens.
+      min_tokens: no EOS is drawn before this many tokens; None: the body does not say.
       truncate: keep only this many of the prompt's last tokens; None: all.
       salt: K/V are shared between requests of the same salt alone.
     """
@@ -102,7 +103,7 @@ class TextSettings:
     ignore_eos: bool
     stops: tuple[str, ...]
     stop_ids: tuple[int, ...]
-    min_tokens: int
+    min_tokens: int | None
     truncate: int | None
     salt: str
 
@@ -117,13 +118,19 @@ class TextSettings:
         """The request for one choice.
 
         Raises:
-          UserError: the settings leave nothing to draw, or a stop is part of a special token.
+          UserError: the settings leave nothing to draw, the body's `min_tokens` is above `max_tokens`, or a stop is
+            part of a special token.
         """
+        if self.min_tokens is None:  # a text that `max_tokens` ends sooner has no use for the rest of the file's
+            least = min(ends(model.generation_config).min_new_tokens, max_tokens)
+        else:
+            least = self.min_tokens
+            check_lengths(max_tokens, least)
         request = Request(
             prompt_ids=prompt_ids,
             sampling=replace(self.sampling, sequence=self.sampling.sequence + choice),
             max_new_tokens=max_tokens,
-            min_new_tokens=min(self.min_tokens, max_tokens),
+            min_new_tokens=least,
             eos_token_ids=() if self.ignore_eos else tuple(model.eos_token_ids),
             stops=self.stops,
             stop_token_ids=(*stop_token_ids(self.stops, model.tokenizer), *self.stop_ids),
@@ -164,14 +171,13 @@ def read_settings(fields: Fields, model: Model, limits: Limits) -> TextSettings:
     stops = fields.texts("stop", limits.stops, limits.stop_characters)
     if stops and model.tokenizer is None:
         raise bad("stop needs text, and this checkpoint has no tokenizer; leave it out", "stop")
-    least = fields.whole("min_tokens", 0, _WHOLE)
     return TextSettings(
         sampling=sampling,
         seeded=seed is not None,
         ignore_eos=fields.flag("ignore_eos"),
         stops=defaults.stops if stops is None else stops,
         stop_ids=fields.ids("stop_token_ids", limits.ids, vocab) or (),
-        min_tokens=defaults.min_new_tokens if least is None else least,
+        min_tokens=fields.whole("min_tokens", 0, _WHOLE),
         truncate=fields.whole("truncate_prompt_tokens", 1, _WHOLE),
         salt=fields.text("cache_salt", limits.salt) or "",
     )

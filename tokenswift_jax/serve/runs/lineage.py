@@ -39,6 +39,7 @@ async def go_on(request: HttpRequest) -> Response:
         raise ApiError(409, f"the text has come to its own end ({run.finish}); branch before it")
     with translated(NAMES):
         if await service.reopened(stored, most) is None:
+            await found(request)  # it may be gone
             raise ApiError(409, f"the run is {run.state.value}; pause it first")
     stored, _ = await found(request)
     return JSONResponse(run_object(stored, service.scheduler), headers=fields.notice)
