@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from tokenswift_jax.errors import UserError, check_whole, is_whole
 from tokenswift_jax.modes import MODES, SCHEDULES, used_fields
 
@@ -132,7 +130,8 @@ class SpeculationConfig:
 
 
 def _tree(value: Any) -> tuple[int, ...]:
-    widths = tuple(value) if isinstance(value, list | tuple | np.ndarray) else ()
+    given = value.tolist() if hasattr(value, "tolist") else value  # an array
+    widths = tuple(given) if isinstance(given, list | tuple) else ()
     if len(widths) < 2 or not all(is_whole(width, 1) for width in widths):
         raise UserError(
             f"tree {value!r:.80}: at least two depths of at least 1 candidate, such as 1,3,3,3", arguments=("tree",)
