@@ -202,7 +202,7 @@ def test_a_full_disk_leaves_no_run_without_a_description(tmp_path, monkeypatch):
     def full(number):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "fingerprint", lambda path: "0" * 64)
+    monkeypatch.setattr(checkpoint, "target_fingerprint", lambda path: "0" * 64)
     store = RunStore(tmp_path / "runs", model())
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(WriteError, match="No space left"):

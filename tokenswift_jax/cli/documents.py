@@ -69,8 +69,8 @@ def run(options: argparse.Namespace, flags: Mapping[str, str]) -> int:
         past = results.recorded()
         kept = {name: past[name] for name in SAMPLING if name in past}
         sampling = resolve_sampling(options.sampling, model.generation_config, kept or None)
-        most = default_length(model.generation_config, 0, model.config.max_position_embeddings)
-        length = options.max_new_tokens or past.get("max_new_tokens") or most or MAX_NEW_TOKENS
+        usual = default_length(model.generation_config, 0, model.config.max_position_embeddings) or MAX_NEW_TOKENS
+        length = options.max_new_tokens or past.get("max_new_tokens") or usual
         if "eos_token_ids" in past:
             model = replace(model, eos_token_ids=tuple(past["eos_token_ids"]))
         results.claim(_job(options, model, sampling, length, past))
@@ -81,7 +81,9 @@ def run(options: argparse.Namespace, flags: Mapping[str, str]) -> int:
         def write(document: Document, lease: Lease) -> GenerationResult:
             progress.begin(length)
             try:
-                return _write(document, lease, model, sampling, speculation, options, results, progress, phases)
+                # The usual length may depend on the prompt: `stream` knows it.
+                asked = None if options.max_new_tokens is None and length == usual else length
+                return _write(document, lease, model, sampling, speculation, asked, options, results, progress, phases)
             except UserError as error:
                 raise UserError(in_flags(error, flags)) from error
             finally:
@@ -120,6 +122,7 @@ def _write(
     model: Model,
     sampling: SamplingConfig,
     speculation: SpeculationConfig,
+    max_new_tokens: int | None,
     options: argparse.Namespace,
     results: Results,
     progress: Any,
@@ -134,7 +137,7 @@ def _write(
         None if options.chat else prompt,
         replace(sampling, sequence=document.sequence),
         speculation,
-        max_new_tokens=options.max_new_tokens,
+        max_new_tokens=max_new_tokens,
         min_new_tokens=options.min_new_tokens,
         ignore_eos=options.ignore_eos,
         stop=options.stop,

@@ -6,10 +6,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeGuard
-
-import numpy as np
 
 from tokenswift_jax.errors import UserError, check_whole, read_from
 from tokenswift_jax.text.reading import decode
@@ -257,5 +256,7 @@ def _betas(value: Any) -> tuple[float, float]:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     """Whether `value` is a finite number, of Python or of NumPy."""
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return number and bool(-math.inf < value < math.inf)  # `isfinite` fails on whole numbers that no float holds
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    number: Any = value
+    return bool(-math.inf < number < math.inf)  # `isfinite` fails on whole numbers that no float holds
