@@ -29,6 +29,7 @@ FORMS = re.compile(
 NAMES = {"anew", "dear", "told", "said", "held", "laid", "lay", "trust", "stands", "whatever"}
 """Words that no identifier contains; `held_out` is the field's term, and `when` is none alone (`pl.when` is JAX's)."""
 OPENING = re.compile(r"\s*(Or|And|Of|But|What|Whatever|Whose|Which|Another|None)\b")
+# The beginning of a comment, below a line that is none.
 COMMENT_OPENING = re.compile(r"^(?!\s*#).*\n\s*# (What|Whatever|Whose|Which)\b", re.MULTILINE)
 QUOTED = re.compile(r"(`+)[^`\n]+?\1")  # code in prose is no prose
 

@@ -115,11 +115,12 @@ _shallow, _narrow = _sweep(1, 1, LANES, 0), _sweep(1, 1, 1, 0)
 @njit
 def _part(x, rows, inputs, w, outputs, y, stride, begin, end, left, right):
     """Columns left .. right-1 of x[:, begin:end] w[begin:end] into y, whose lines are `stride` floats apart."""
-    for row in range(rows):
-        floats(y + 4 * row * stride, right - left)[:] = 0
     tall = rows // SQUARE * SQUARE if _tall(rows, inputs, outputs) else 0
     vectors = (right - left) // LANES
     whole = left + vectors * LANES
+    for row in range(rows):
+        begun = whole - left if row < tall else 0  # tiles write the rest
+        floats(y + 4 * (row * stride + begun), right - left - begun)[:] = 0
     if tall:
         at = w + 4 * (begin * outputs + left)
         columns_of(at, outputs, y, stride, x + 4 * begin, inputs, end - begin, tall, vectors)

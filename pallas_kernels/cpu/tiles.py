@@ -57,8 +57,26 @@ def _tile(rows: int, columns: int) -> Any:
     return tile
 
 
-_tall, _low = _tile(_MOST, COLUMNS), _tile(SQUARE, COLUMNS)
-_tall_one, _low_one = _tile(_MOST, 1), _tile(SQUARE, 1)
+def _over_rows(columns: int) -> Any:
+    """y = x[:, :count] @ w[:count] of `columns` vectors and of `rows` rows, a multiple of SQUARE."""
+    tall, low = _tile(_MOST, columns), _tile(SQUARE, columns)
+
+    @njit
+    def over_rows(w, w_stride, y, y_stride, x, x_stride, count, rows):
+        row = 0
+        while row < rows:
+            xs, ys = x + 4 * row * x_stride, y + 4 * row * y_stride
+            if row + _MOST <= rows:
+                tall(w, w_stride, ys, y_stride, xs, x_stride, count)
+                row += _MOST
+            else:
+                low(w, w_stride, ys, y_stride, xs, x_stride, count)
+                row += SQUARE
+
+    return over_rows
+
+
+_several, _single = _over_rows(COLUMNS), _over_rows(1)
 
 
 @njit
@@ -66,25 +84,11 @@ def columns_of(w, w_stride, y, y_stride, x, x_stride, count, rows, columns):
     """y = x[:, :count] @ w[:count] of `columns` vectors; rows is a multiple of SQUARE."""
     whole = columns // COLUMNS * COLUMNS
     for column in range(0, whole, COLUMNS):
-        ws, row = w + 4 * LANES * column, 0
-        while row < rows:
-            xs, ys = x + 4 * row * x_stride, y + 4 * (row * y_stride + LANES * column)
-            if row + _MOST <= rows:
-                _tall(ws, w_stride, ys, y_stride, xs, x_stride, count)
-                row += _MOST
-            else:
-                _low(ws, w_stride, ys, y_stride, xs, x_stride, count)
-                row += SQUARE
+        at = 4 * LANES * column
+        _several(w + at, w_stride, y + at, y_stride, x, x_stride, count, rows)
     for column in range(whole, columns):
-        ws, row = w + 4 * LANES * column, 0
-        while row < rows:
-            xs, ys = x + 4 * row * x_stride, y + 4 * (row * y_stride + LANES * column)
-            if row + _MOST <= rows:
-                _tall_one(ws, w_stride, ys, y_stride, xs, x_stride, count)
-                row += _MOST
-            else:
-                _low_one(ws, w_stride, ys, y_stride, xs, x_stride, count)
-                row += SQUARE
+        at = 4 * LANES * column
+        _single(w + at, w_stride, y + at, y_stride, x, x_stride, count, rows)
 
 
 @intrinsic

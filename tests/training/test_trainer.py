@@ -78,7 +78,11 @@ _LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("chained", "med
 @pytest.mark.parametrize("head_type", ["sequential", *_LONG])
 def test_a_draft_vocabulary_is_the_datas_most_frequent_tokens(tmp_path, head_type):
     paths, phases = paths_in(tmp_path), []
-    tell = lambda name, done, *_: None if done else phases.append(name)  # noqa: E731
+
+    def tell(name, done, *_):
+        if not done:
+            phases.append(name)
+
     printed = run(paths, draft_vocab=20, head_type=head_type, evaluate_steps=None, report=tell)
     assert phases == ["loading the model", "tokenising the data", "compiling the first step"]
     assert "draft vocabulary: 20 of" in printed

@@ -39,7 +39,7 @@ def recorded_header(path: str | Path) -> dict[str, Any] | None:
 
 
 def headless(path: str | Path) -> UserError:
-    """The error for a file that exists and of which `recorded_header` is None."""
+    """The error for a file that exists but has no header that `recorded_header` reads."""
     try:
         with expanded(path).open("rb") as file:
             line = file.readline()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -46,8 +47,14 @@ def usable_cores(root: Path = Path("/")) -> int:
     return max(1, min([allowed, *_quotas(root)]))
 
 
-def _quotas(root: Path) -> Iterator[int]:
-    """The whole cores that each CPU cgroup of the process gives it, those above it included."""
+@functools.cache
+def _quotas(root: Path) -> tuple[int, ...]:
+    """The whole cores that each CPU cgroup of the process gives it, those above it included; read once, because the
+    planner asks for them between chunks."""
+    return tuple(_read_quotas(root))
+
+
+def _read_quotas(root: Path) -> Iterator[int]:
     for folder, version in cgroup_folders("cpu", root):
         if version == 2:
             quota, _, period = contents(folder / "cpu.max").strip().partition(" ")

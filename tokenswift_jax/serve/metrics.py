@@ -10,6 +10,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from tokenswift_jax.engine.host_memory import available_bytes
+from tokenswift_jax.finish import FAILED
 from tokenswift_jax.serve.observer import Observer
 from tokenswift_jax.token_log import DRAFTED, NGRAM, SAMPLED
 
@@ -140,7 +141,7 @@ class Metrics(Observer):
     def ended(self, run: Run) -> None:
         """As `Observer.ended`."""
         now, tokens = time.perf_counter(), len(run.tokens)
-        self._success.labels(self._model, run.finish or "error").inc()
+        self._success.labels(self._model, run.finish or FAILED).inc()
         self._tokens.observe(tokens)
         self._whole.observe(now - run.submitted)
         if run.first_token is not None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tokenswift_jax import checkpoint
 from tokenswift_jax.engine.journal import Journal, recorded_header
 from tokenswift_jax.errors import UserError, writing
+from tokenswift_jax.finish import INTERRUPTED
 from tokenswift_jax.journal_header import journal_header
 from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
@@ -223,7 +224,7 @@ class RunStore:
         if not run.state.ended and kept["state"] != "active":
             run.state, run.finish, run.error = RunState(kept["state"]), kept["finish"], kept["error"]
         elif not run.state.ended and not kept["background"]:
-            run.state, run.finish = RunState.CANCELLED, "interrupted"
+            run.state, run.finish = RunState.CANCELLED, INTERRUPTED
         elif run.looping and details.get("passed_loop") != len(run.tokens):
             run.state = RunState.PAUSED  # the server was killed between the last token and the description
         if run.state.ended:

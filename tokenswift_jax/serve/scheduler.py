@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from tokenswift_jax.engine.engine import CHUNK_TOKENS
 from tokenswift_jax.errors import NumericsError, UserError, WriteError
-from tokenswift_jax.finish import Finish
+from tokenswift_jax.finish import CANCELLED, FAILED, INTERRUPTED, Finish
 from tokenswift_jax.request import check_drawable
 from tokenswift_jax.serve.fair_queue import FairQueue
 from tokenswift_jax.serve.observer import Observer
@@ -124,7 +124,7 @@ class Scheduler:
 
     def cancel(self, run: Run) -> None:
         """Ends a run wherever it is, within one chunk."""
-        self._command(lambda: self._end(run, RunState.CANCELLED, "cancelled"))
+        self._command(lambda: self._end(run, RunState.CANCELLED, CANCELLED))
 
     def pause(self, run: Run) -> None:
         """Takes a run off the device within one chunk; `submit` lets it go on to the same tokens."""
@@ -254,7 +254,7 @@ class Scheduler:
         try:
             cached = pool.begin(run)
         except UserError as error:
-            self._end(run, RunState.FAILED, "error", str(error))
+            self._end(run, RunState.FAILED, FAILED, str(error))
             return
         if not moved:  # a run that moves takes over K/V that it has computed itself
             run.cached = cached
@@ -364,7 +364,7 @@ class Scheduler:
                 self._emit(run, log)
             if tenancy.active and result.finish[row] == Finish.NOT_A_NUMBER:
                 error = NumericsError(int(result.length[row]) + 1)
-                self._end(run, RunState.FAILED, "error", str(error))
+                self._end(run, RunState.FAILED, FAILED, str(error))
             if tenancy.active:
                 flight.pool.keep(tenancy, int(result.length[row]))
 
@@ -372,7 +372,7 @@ class Scheduler:
         try:
             update = run.take(log)
         except WriteError as error:
-            self._end(run, RunState.FAILED, "error", str(error))
+            self._end(run, RunState.FAILED, FAILED, str(error))
             return
         self.queue.charge(run.owner, len(update.log))
         if run.first_token is None:
@@ -423,11 +423,11 @@ class Scheduler:
         self._obey()
         for run in self._present():
             if run.journal is None:
-                self._end(run, RunState.CANCELLED, "interrupted")
+                self._end(run, RunState.CANCELLED, INTERRUPTED)
             else:
                 self._leave(run)
                 run.journal.close()
-                self._publish(run, Update(_NOTHING, (), run.state, "interrupted"))
+                self._publish(run, Update(_NOTHING, (), run.state, INTERRUPTED))
 
     def _fail_all(self) -> None:
         """Ends every run with an error; one with a journal goes on after a restart."""
@@ -436,9 +436,9 @@ class Scheduler:
                 self.queue.remove(run)
             if run.journal is not None:
                 run.journal.close()
-                self._publish(run, Update(_NOTHING, (), run.state, "interrupted"))
+                self._publish(run, Update(_NOTHING, (), run.state, INTERRUPTED))
                 continue
-            run.state, run.finish, run.error = RunState.FAILED, "error", "the engine stopped; see the server's log"
+            run.state, run.finish, run.error = RunState.FAILED, FAILED, "the engine stopped; see the server's log"
             self._publish(run, Update(_NOTHING, (), run.state, run.finish, run.error))
         self._obey()
 

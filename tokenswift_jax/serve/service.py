@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tokenswift_jax.errors import UserError, WriteError
+from tokenswift_jax.finish import CANCELLED, INTERRUPTED
 from tokenswift_jax.request import Request
 from tokenswift_jax.serve.channel import Channel
 from tokenswift_jax.serve.delivery import Delivery
@@ -300,7 +301,7 @@ class Service:
         """Ends the streams of kept runs that the scheduler did not have."""
         for run_id, stored in self._stored.items():
             if not self._channels[run_id].ended:
-                self._channels[run_id].push([Update(concatenate([]), (), stored.run.state, "interrupted")])
+                self._channels[run_id].push([Update(concatenate([]), (), stored.run.state, INTERRUPTED)])
 
     def _check_ready(self) -> None:
         if self.scheduler.error is not None:
@@ -344,7 +345,7 @@ class Service:
         updates = list(stored.updates)
         stored.updates = []
         if run.state.ended and (not updates or updates[-1].finish is None):
-            finish = run.finish or "cancelled"
+            finish = run.finish or CANCELLED
             updates.append(Update(concatenate([]), run.end(finish), run.state, finish, run.error))
         elif run.state is RunState.PAUSED:
             updates.append(Update(concatenate([]), (), run.state))

@@ -164,7 +164,7 @@ def _load(folder: Path) -> Corpus | None:
 
 
 def _intact(corpus: Corpus) -> bool:
-    """Whether the token ids are those that were written, of which the report has the digest and the highest."""
+    """Whether the token ids have the digest and the highest id that the report states."""
     digest, highest = hashlib.sha256(), 0
     for shard in corpus.shards:
         for first in range(0, len(shard), _READ_TOKENS):

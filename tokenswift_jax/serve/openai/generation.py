@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.requests import Request as HttpRequest
 
+from tokenswift_jax.finish import CANCELLED, EOS, INTERRUPTED, LENGTH, STOP
 from tokenswift_jax.scoring import score_tokens
 from tokenswift_jax.serve.channel import Channel, read
 from tokenswift_jax.serve.openai import logprobs
@@ -21,7 +22,7 @@ from tokenswift_jax.text.detokenizer import Detokenizer
 from tokenswift_jax.token_log import TokenLogprob, concatenate
 
 # OpenAI's `finish_reason` for ours.
-FINISH = {"eos": "stop", "stop": "stop", "length": "length"}
+FINISH = {EOS: "stop", STOP: "stop", LENGTH: "length"}
 
 
 @dataclass
@@ -88,9 +89,9 @@ class Offsets:
 
 def failure(update: Update) -> ApiError:
     """The error of a run that ended without a text of its own end."""
-    if update.finish == "interrupted":
+    if update.finish == INTERRUPTED:
         return ApiError(503, "the server went down in the middle of the text", code="interrupted")
-    if update.finish == "cancelled":
+    if update.finish == CANCELLED:
         return ApiError(409, "the run was cancelled", code="cancelled")
     return ApiError(500, update.error or "the run failed", code="run_failed")
 

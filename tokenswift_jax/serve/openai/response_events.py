@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tokenswift_jax.finish import INTERRUPTED, LENGTH
 from tokenswift_jax.serve.run import Run, RunState, Update
 
 Event = dict[str, Any]
@@ -13,9 +14,9 @@ Event = dict[str, Any]
 def status_of(run: Run) -> str:
     """The status of a run in the terms of responses."""
     if run.state is RunState.FINISHED:
-        return "incomplete" if run.finish == "length" else "completed"
+        return "incomplete" if run.finish == LENGTH else "completed"
     if run.state is RunState.CANCELLED:
-        return "failed" if run.finish == "interrupted" else "cancelled"
+        return "failed" if run.finish == INTERRUPTED else "cancelled"
     waiting = run.state in (RunState.QUEUED, RunState.PREFILL) and not run.tokens
     return "failed" if run.state is RunState.FAILED else "queued" if waiting else "in_progress"
 

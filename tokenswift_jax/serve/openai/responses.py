@@ -11,6 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.finish import INTERRUPTED
 from tokenswift_jax.generation_config import default_length
 from tokenswift_jax.prompt import encode_chat
 from tokenswift_jax.request import Request
@@ -241,7 +242,7 @@ async def _frames(asked: _Asked, service: Service, owner: str) -> AsyncGenerator
             async for newest in taken:
                 yield newest
         # In one piece, the end that a server going down gives a run without a journal would pass for an answer.
-        if not asked.stream and channel.run.state.ended and channel.run.finish == "interrupted":
+        if not asked.stream and channel.run.state.ended and channel.run.finish == INTERRUPTED:
             yield [_interrupted(channel, asked.background)]
 
 
@@ -259,7 +260,7 @@ async def _taken(events: ResponseEvents, channel: Channel, background: bool) -> 
     async with contextlib.aclosing(read(channel)) as newest:
         async for _, updates in newest:
             yield [event for update in updates for event in events.take(update)]
-            if updates[-1].finish == "interrupted" and not updates[-1].state.ended:
+            if updates[-1].finish == INTERRUPTED and not updates[-1].state.ended:
                 yield [_interrupted(channel, background)]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
+from tokenswift_jax.finish import EOS, REPETITION, STOP
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.serve.body import read_json
 from tokenswift_jax.serve.openai import generation
@@ -35,7 +36,7 @@ async def go_on(request: HttpRequest) -> Response:
         raise bad(f"max_tokens must be above {run.request.max_new_tokens}, the run's limit", "max_tokens")
     if run.state not in (RunState.FINISHED, RunState.PAUSED, RunState.CANCELLED):
         raise ApiError(409, f"the run is {run.state.value}; pause it first")
-    if run.finish in ("eos", "stop", "repetition"):
+    if run.finish in (EOS, STOP, REPETITION):
         raise ApiError(409, f"the text has come to its own end ({run.finish}); branch before it")
     with translated(NAMES):
         if await service.reopened(stored, most) is None:
