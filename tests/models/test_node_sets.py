@@ -1,10 +1,12 @@
 """Node sets of config.json: what they may hold, and where they end up."""
 
+import itertools
+
 import pytest
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.hf_config import model_config
-from tokenswift_jax.models.node_sets import NodeSets, parse_node_sets, widths
+from tokenswift_jax.models.node_sets import NodeSets, parse_node_sets, product_within, widths, within_budget
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.speculate.plans import speculative_plans
 from tokenswift_jax.speculation import SpeculationConfig
@@ -69,10 +71,21 @@ def test_the_set_of_the_schedule_is_the_tree_unless_one_is_asked_for():
     assert shape(SpeculationConfig(mode="medusa")).rows == 3
     asked = shape(SpeculationConfig(mode="medusa", tree=(1, 2, 2)))
     assert (asked.node_set, asked.widths) == (None, (2, 2))
-    assert shape(SpeculationConfig(mode="medusa"), None).widths == (3, 3)
+    assert shape(SpeculationConfig(mode="medusa", node_budget=12), None).widths == (3, 3)
+    partial = SpeculationConfig(mode="tokenswift", schedule="partial", node_budget=12)
     assert shape(partial, {"fused": STORED["fused"]}).widths == (1, 3, 3)
 
 
-def test_a_budget_leaves_out_paths_that_it_cannot_hold():
-    tight = shape(SpeculationConfig(mode="tokenswift", schedule="partial", node_budget=1))
-    assert (tight.node_set, tight.widths, tight.rows) == (((0,), (1,)), (2,), 2)
+@pytest.mark.parametrize(
+    ("budget", "kept"), [(1, ((0,),)), (2, ((0,), (1,), (0, 0))), (3, ((0,), (1,), (0, 0), (0, 0, 2)))]
+)
+def test_a_budget_leaves_out_paths_that_it_cannot_hold(budget, kept):
+    tight = shape(SpeculationConfig(mode="tokenswift", schedule="partial", node_budget=budget))
+    assert (tight.node_set, tight.widths, tight.rows) == (kept, widths(kept), budget + 1)
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (2, 4, 2), (1, 3, 3, 3)])
+@pytest.mark.parametrize("budget", [1, 2, 3, 5, 7, 16])
+def test_paths_of_a_product_within_a_budget(sizes, budget):
+    every = [path for depth in range(len(sizes)) for path in itertools.product(*map(range, sizes[: depth + 1]))]
+    assert set(product_within(sizes, budget)) == set(within_budget(tuple(every), budget, shared=True))

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.models.node_sets import product_within, within_budget
 from tokenswift_jax.models.node_sets import widths as widths_of
 from tokenswift_jax.speculate.tree import build
 from tokenswift_jax.speculate.tree_expand import next_level, shared_levels, to_expand
@@ -256,13 +257,50 @@ def test_inputs_that_do_not_fit_the_shape_are_refused():
 
 
 @pytest.mark.parametrize("node_set", [None, NODE_SET], ids=["product", "node set"])
+@pytest.mark.parametrize("budget", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("chains", [0, 4])
+def test_nodes_that_a_budget_cannot_keep_change_no_tree(node_set, budget, chains):
+    widths = (3, 3, 3) if node_set is None else widths_of(node_set)
+    kept = product_within(widths, budget) if node_set is None else within_budget(node_set, budget, shared=True)
+    whole = TreeSpec(widths, chains, 3, budget, node_set=node_set)
+    small = TreeSpec(widths_of(kept), chains, 3, budget, node_set=kept)
+    assert small.rows == whole.rows
+    rng = np.random.default_rng(budget)
+    batch = 40
+    chances = -np.sort(-rng.choice([0.0, 0.05, 0.1, 0.2, 0.4, 1.0], (len(widths), batch, 3)), axis=-1)
+    tokens = rng.permuted(np.broadcast_to(np.arange(VOCAB), (len(widths), batch, VOCAB)), axis=-1).astype(np.int32)
+    ngrams = None
+    if chains:
+        # So many that no two chains have the same: of equal chains, one that a candidate shares comes first.
+        counts = rng.integers(0, 10_000, (batch, 1, chains)).astype(np.int32)
+        found = rng.integers(0, VOCAB, (batch, 1, chains, 3)).astype(np.int32)
+        ngrams = (jnp.asarray(found), jnp.asarray(counts), jnp.asarray(counts.sum(-1).astype(np.int32)))
+    root, trees = jnp.zeros(batch, jnp.int32), []
+    for shape in (whole, small):
+        with np.errstate(divide="ignore"):
+            candidates = [
+                (jnp.asarray(ids[:, :width]), jnp.log(jnp.asarray(own[:, :width], jnp.float32)))
+                for ids, own, width in zip(tokens, chances, shape.widths, strict=False)
+            ]
+        trees.append(compiled_build(shape, root, candidates, ngrams))
+    for field in ("tokens", "parents", "depths", "valid", "mask", "deepest"):
+        np.testing.assert_array_equal(getattr(trees[0], field), getattr(trees[1], field), err_msg=field)
+
+
+@pytest.mark.parametrize("node_set", [None, NODE_SET], ids=["product", "node set"])
 @pytest.mark.parametrize("budget", [None, 1, 2, 3, 5, 9])
-def test_expanding_within_a_budget_loses_no_node(node_set, budget):
-    """Candidates that differ from parent to parent: the budget's best of the full expansion, by brute force."""
+@pytest.mark.parametrize("limited", [False, True])
+def test_expanding_within_a_budget_loses_no_node(node_set, budget, limited):
+    """Candidates that differ from parent to parent: the budget's best of the full expansion, by brute force; `limited`:
+    the tree lacks the nodes that the budget cannot keep."""
     if node_set is not None and budget is not None:
         node_set = tuple(path for path in node_set if len(path) <= budget)
     widths = (2, 3, 2)[:budget] if node_set is None else widths_of(node_set)
-    shape = TreeSpec(widths, node_budget=budget, node_set=node_set, per_parent=True)
+    kept, narrow = node_set, widths
+    if limited and budget is not None:
+        kept = node_set and within_budget(node_set, budget, shared=False)
+        narrow = widths_of(kept) if kept else tuple(min(w, budget - depth) for depth, w in enumerate(widths))
+    shape = TreeSpec(narrow, node_budget=budget, node_set=kept, per_parent=True)
     rng = np.random.default_rng(budget or 0)
 
     @jax.jit
@@ -271,12 +309,12 @@ def test_expanding_within_a_budget_loses_no_node(node_set, budget):
         levels, parents = [], jnp.zeros((2, 1), jnp.int32)
         code = jnp.zeros((2, 1), jnp.int32)
         rows = jnp.arange(2, dtype=jnp.int32)[:, None]
-        for depth in range(len(widths)):
+        for depth in range(len(narrow)):
             if levels:
                 parents = to_expand(shape, levels)
-                last = widths[depth - 1]
-                code = jnp.take_along_axis(code, parents // last, axis=1) * last + parents % last
-            tokens, log_probs = (table[rows, code] for table in tables[depth])
+                last = narrow[depth - 1]
+                code = jnp.take_along_axis(code, parents // last, axis=1) * widths[depth - 1] + parents % last
+            tokens, log_probs = (table[rows, code][..., : narrow[depth]] for table in tables[depth])
             levels.append(next_level(shape, levels, parents, tokens, log_probs))
         return build(shape, jnp.arange(2, dtype=jnp.int32), levels)
 
@@ -286,6 +324,7 @@ def test_expanding_within_a_budget_loses_no_node(node_set, budget):
             above = math.prod(widths[:depth])
             tokens = rng.permuted(np.broadcast_to(np.arange(7), (2, above, 7)), axis=-1)[..., :width]
             chances = np.where(rng.random((2, above, width)) < 0.1, 0.0, rng.random((2, above, width)))
+            chances = -np.sort(-chances, axis=-1)  # candidates come best first
             with np.errstate(divide="ignore"):
                 tables.append((tokens.astype(np.int32), np.log(chances).astype(np.float32)))
         tree = grow(tables)

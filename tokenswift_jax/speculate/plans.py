@@ -9,7 +9,7 @@ from tokenswift_jax.kv.draft_blocks import BlockTableShape
 from tokenswift_jax.kv.draft_cache import DraftKind
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.models.node_sets import NodeSet
+from tokenswift_jax.models.node_sets import NodeSet, product_within, within_budget
 from tokenswift_jax.models.node_sets import widths as widths_of
 from tokenswift_jax.modes import NEED_HEADS
 from tokenswift_jax.sample.features import SamplingFeatures
@@ -145,11 +145,9 @@ def _named(
         )
     key_depth = 1 if partial else 0
     chain = 3 if budget is None else min(3, budget - key_depth)
-    if budget is not None:
-        # Parents rank before their children, so a tree never keeps nodes deeper than the budget: do not draft them.
-        if node_set is not None:
-            node_set = tuple(path for path in node_set if len(path) <= budget)
-        widths = widths[:budget] if node_set is None else widths_of(node_set)
+    per_parent = config.draft_head_type == "sequential" and mode in ("tokenswift", "medusa")
+    if budget is not None and widths:
+        widths, node_set = _within(widths, node_set, budget, per_parent=per_parent)
     tree = TreeSpec(
         widths=widths,
         ngram_k=speculation.ngram_k if mode in ("tokenswift", "ngram") and chain > 0 else 0,
@@ -157,12 +155,25 @@ def _named(
         node_budget=budget,
         keyed_by_root=not partial,
         node_set=node_set,
-        per_parent=config.draft_head_type == "sequential" and mode in ("tokenswift", "medusa"),
+        per_parent=per_parent,
     )
     drafter = _drafter(speculation, mode, partial=partial, chains=tree.ngram_k > 0)
     one_pass = _reads_verified_rows(config, drafter) and platform != "cpu"
     plan = Plan(config, features, drafter, tree, speculation.shared_noise, one_pass=one_pass)
     return NamedPlan(mode, schedule, budget, plan)
+
+
+def _within(
+    widths: tuple[int, ...], node_set: NodeSet | None, budget: int, *, per_parent: bool
+) -> tuple[tuple[int, ...], NodeSet | None]:
+    """Candidates per depth and node set without the nodes that no budget of this size keeps."""
+    if node_set is not None:
+        node_set = within_budget(node_set, budget, shared=not per_parent)
+    elif per_parent:
+        return tuple(min(width, budget - depth) for depth, width in enumerate(widths[:budget])), None
+    else:
+        node_set = product_within(widths, budget)
+    return widths_of(node_set), node_set
 
 
 def _reads_verified_rows(config: ModelConfig, drafter: Drafter) -> bool:
