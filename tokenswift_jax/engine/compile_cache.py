@@ -42,7 +42,7 @@ def longest_compilation() -> float:
     return _longest
 
 
-def kept() -> list[jax.stages.Compiled]:
+def cached_executables() -> list[jax.stages.Compiled]:
     """The executables in the cache, the most recently used last."""
     return list(_executables.values())
 

@@ -21,8 +21,8 @@ from tokenswift_jax.models.heads import DraftHeads
 from tokenswift_jax.models.layers import Linear, RMSNorm, linear_maps, product_of_lines, wide_dtype
 from tokenswift_jax.models.projected import Apart, Projected, Together
 from tokenswift_jax.models.rope import Rotation, rotation
-from tokenswift_jax.parallel.embedding import looked_up
-from tokenswift_jax.parallel.residual import whole
+from tokenswift_jax.parallel.embedding import embed_lookup
+from tokenswift_jax.parallel.residual import replicate
 from tokenswift_jax.parallel.stages import OwnLayers, in_turn, stages_here
 
 
@@ -129,7 +129,7 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[jax.Array, Any, Any]:
         """Returns the residual stream after the layer, its attention's output to the caller, and the carry."""
         x, added, left, carry = self.halves(x, None, rotation, layer, spec, attention, carry)
-        return whole(x + added), left, carry
+        return replicate(x + added), left, carry
 
     def halves(
         self,
@@ -177,7 +177,7 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [..., hidden_size] of token ids."""
-        return looked_up(self.embed_tokens[...], tokens)
+        return embed_lookup(self.embed_tokens[...], tokens)
 
     def hidden(
         self,
@@ -194,7 +194,7 @@ class Decoder(nnx.Module):
         are the layers' indices as int32 []: JAX then traces layers of the same form once. None: constants. On a mesh
         with stages, outputs and carry are those of the stage's own layers, and so are the indices.
         """
-        x = whole(self.embed(tokens))
+        x = replicate(self.embed(tokens))
         if stages_here() > 1:
             return in_turn(self.own_layers(positions, attention, numbers), x, carry)
         config = self.config
@@ -213,7 +213,7 @@ class Decoder(nnx.Module):
             else:
                 x, added, output, carry = run(*nnx.split(layer), numbers[index], spec, x, added, carry)
             outputs.append(_one_layer(output))
-        x = x if added is None else whole(x + added)
+        x = x if added is None else replicate(x + added)
         return x, _concatenated(outputs), carry
 
     def own_layers(
@@ -252,7 +252,7 @@ class Decoder(nnx.Module):
             else:
                 x, added, output, carry = run(*nnx.split(layer), numbers[index], spec, x, added, carry)
             outputs.append(_one_layer(output))
-        return (x if added is None else whole(x + added)), _concatenated(outputs), carry
+        return (x if added is None else replicate(x + added)), _concatenated(outputs), carry
 
     def _scanned(
         self, x: jax.Array, angles: Rotation, attention: Attention, carry: Any
@@ -335,7 +335,7 @@ class Decoder(nnx.Module):
         drafted = self.config.draft_vocab
         if drafted is None:
             return self.project(outputs)
-        outputs, wide = whole(outputs), wide_dtype(outputs.dtype)
+        outputs, wide = replicate(outputs), wide_dtype(outputs.dtype)
         if self.draft_lm_head is not None:
             return self.draft_lm_head.product(outputs, wide)
         ids = jnp.asarray(drafted.ids)  # training: the copy would not follow the LM head
@@ -346,9 +346,9 @@ class Decoder(nnx.Module):
     def project(self, normed: jax.Array) -> jax.Array:
         """Applies the LM head: logits [..., vocab] in float32 (or wider); -inf past the vocabulary."""
         wide = wide_dtype(normed.dtype)
-        # The draft heads' output is sharded. Without `whole`, XLA computes this matmul in steps, each of which waits
-        # for a neighbouring device.
-        normed = whole(normed)
+        # The draft heads' output is sharded. Without `replicate`, XLA computes this matmul in steps, and each of them
+        # waits for a neighbouring device.
+        normed = replicate(normed)
         if self.lm_head is None:
             logits = product_of_lines(normed, self.embed_tokens[...], wide)
         else:

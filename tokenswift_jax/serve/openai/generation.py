@@ -185,7 +185,7 @@ def check_prompt_bytes(text: str, service: Service, param: str) -> None:
         raise bad(f"{param} has {size} bytes; the most is {most}", param, "context_length_exceeded")
 
 
-def room(service: Service, prompt_tokens: int) -> int:
+def remaining_tokens(service: Service, prompt_tokens: int) -> int:
     """The most tokens that fit after a prompt.
 
     Raises:

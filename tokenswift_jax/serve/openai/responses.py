@@ -139,7 +139,7 @@ async def _read(body: dict[str, Any], service: Service, owner: str) -> _Asked:
     prompt = await service.work(_prompt, conversation, service)
     if settings.truncate is not None:
         prompt = prompt[-settings.truncate :]
-    left = generation.room(service, len(prompt))
+    left = generation.remaining_tokens(service, len(prompt))
     most = fields.whole("max_output_tokens", 1, 2**31 - 1)
     sampling = settings.sampling
     details = {
