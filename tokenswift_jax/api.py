@@ -329,6 +329,7 @@ def _result(
         audit_failed=found is not None and found.failed,
         plan_reason=run.plan_reason if run is not None else None,
         prefill_stream=run.prefill_stream if run is not None else None,
+        records=records,
     )
 
 
