@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenswift_jax.engine import capacity as memory
 from tokenswift_jax.engine.device_pace import DevicePace
-from tokenswift_jax.engine.engine import VACANT, Engine, Pending, StepResult
+from tokenswift_jax.engine.engine import VACANT, Engine
 from tokenswift_jax.engine.foresight import NgramForesight
 from tokenswift_jax.engine.heads_foresight import HeadsForesight
 from tokenswift_jax.engine.layout import Layout, scratch_of
@@ -22,6 +22,7 @@ from tokenswift_jax.engine.policy import FixedPlan, PlanPolicy
 from tokenswift_jax.engine.prefill import chunk_rows
 from tokenswift_jax.engine.row_costs import row_costs_of
 from tokenswift_jax.engine.step_costs import costs_in, file_name
+from tokenswift_jax.engine.step_result import Pending, StepResult
 from tokenswift_jax.errors import NumericsError, UserError
 from tokenswift_jax.finish import REASONS, Finish
 from tokenswift_jax.modes import is_adaptive
