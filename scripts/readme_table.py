@@ -115,7 +115,7 @@ def _conditions(rows: list[Row]) -> str:
     versions = row["versions"]
     shown = ("jax", "numba", _OTHER, "torch", "xllamacpp")
     libraries = [f"{name} {versions[name]}" for name in shown if name in versions]
-    compared = "transformers' `generate` for `autoregressive`, `autoregressive` for the rest"
+    compared = "transformers' `generate` (`autoregressive`) or of `autoregressive` (the rest)"
     if _OTHER not in {row["contender"] for row in rows}:
         compared = "`autoregressive`"
     runs = _range([row["runs"] for row in rows])
@@ -125,7 +125,7 @@ def _conditions(rows: list[Row]) -> str:
     drafted = f" `tokenswift`: {_range(passes, '.2f')} tokens a pass." if passes else ""
     return (
         f"Tokens a second after prefill, {' and '.join(lengths)}, {runs}; in "
-        f"brackets times {compared}.{drafted} Model: {row['model']} in {row['dtype']}, prompts: "
+        f"brackets the speed as a multiple of {compared}.{drafted} Model: {row['model']} in {row['dtype']}, prompts: "
         f"{row['prompt']['source']}. {row['cpu']}, {row['cores']} cores, {row['device']} backend, load "
         f"{row['load_average_at_start'][0] if row['load_average_at_start'] else 'unknown'} at the start; "
         f"{', '.join(libraries)}; {row['date'][:10]}."

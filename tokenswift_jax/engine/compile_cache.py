@@ -12,7 +12,7 @@ import jax
 
 from tokenswift_jax.progress_report import Report, phase, silent
 
-# More than one long run ever needs, and a server with several groups of slots (some 15 each); an executable costs host
+# Enough for any long run, and for a server with several groups of slots (some 15 each); an executable costs host
 # memory only.
 _KEPT = 256
 # XLA makes the kernels of an iteration a graph and, with WHILE in the first option, also the loop around them. Without

@@ -45,7 +45,12 @@ from tokenswift_jax.token_log import TokenLog
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
-_MEMORY_ARGUMENTS = ("max_new_tokens", "capacity", "draft_cache", "ngram_slots")  # they lower a session's memory
+_MEMORY_ARGUMENTS = (
+    "max_new_tokens",
+    "capacity",
+    "draft_cache",
+    "ngram_slots",
+)  # smaller ones lower a session's memory
 
 # After so many iterations, a text's acceptance is worth keeping: the mean of tokens per iteration errs by about 10%.
 _ENOUGH = 16
@@ -176,7 +181,7 @@ class Session:
     def _policy_for(
         self, speculation: SpeculationConfig, plain: NamedPlan, plans: list[NamedPlan], asked: int, model: Model
     ) -> PlanPolicy:
-        """The planner if knowledge chooses the plan; else the one plan that was asked for."""
+        """The planner if measurements choose the plan; else a policy of the one plan that was asked for."""
         if not is_adaptive(speculation.mode, speculation.schedule):
             return FixedPlan(plans[0] if plans else plain)
         config = model.config
@@ -188,7 +193,7 @@ class Session:
         return Planner(plain, plans, asked, *known, row_costs=self._row_costs, drafts_always=always)
 
     def _foreseen_by_ngrams(self, named: NamedPlan) -> float | None:
-        """The tokens that n-grams foresee of an iteration; None for a plan without n-grams."""
+        """The tokens that an iteration is expected to give by its n-grams; None for a plan without n-grams."""
         if self._foresight is None or not _has_ngrams(named):
             return None
         return self._foresight.tokens_an_iteration(named.node_budget)

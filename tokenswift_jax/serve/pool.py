@@ -260,7 +260,7 @@ class Pool:
             jax.block_until_ready(prefill.newest)
 
     def took(self, seconds: float, iterations: int) -> None:
-        """A chunk of so many iterations took so long."""
+        """Takes the seconds and the iterations of a chunk."""
         if seconds > 0 and iterations:
             found, before = seconds / iterations, self._iteration
             self._iteration = found if before is None else before + _WEIGHT * (found - before)

@@ -161,7 +161,8 @@ class Scheduler:
         return {"waiting": waiting, "prefill": max(placed - running, 0), "running": running}
 
     def stop(self, timeout: float | None = None) -> None:
-        """Admits no more, finishes the chunks in flight, ends what has no journal, and leaves the rest to a restart."""
+        """Admits no more runs, finishes the chunks in flight, and ends the runs without a journal; a restart resumes
+        the others."""
         with self._lock:
             self._stopping = True
             self._wake.notify()
@@ -180,7 +181,7 @@ class Scheduler:
                 if not self.turn():
                     self._sleep()
             self._interrupt()
-        except BaseException as error:  # a fault of the device or of this program: say so, and answer nobody late
+        except BaseException as error:  # a fault of the device or of this program: nobody waits for an answer
             self.error = f"{type(error).__name__}: {error}"
             self._fail_all()
             raise
@@ -282,7 +283,7 @@ class Scheduler:
         if self._newest is flight.pool and not flight.inserted:  # nothing else ran meanwhile
             flight.pool.took(seconds, result.iterations)
         self._newest = flight.pool
-        # Before the runs: who sees the end of one finds it in the metrics.
+        # Metrics come before the runs, so that a caller who sees the end of a run finds it in them.
         flight.pool.learn(flight, result)
         self._observer.stepped(flight, result)
         for row, tenancy in flight.rows.items():

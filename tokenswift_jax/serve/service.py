@@ -142,7 +142,7 @@ class Service:
 
         Raises:
           UserError: one does not fit any slot.
-          BusyError: the queue is full. One that has a place takes all runs of a request, as many as they are.
+          BusyError: the queue is full. A queue with one free place takes all runs of a request, however many.
         """
         self._check_ready()
         tokenizer = self.model.tokenizer

@@ -93,8 +93,8 @@ def _committed_text(
 ) -> Committed:
     settings = inputs.sequence
     text = Text(state.tokens, state.length, state.finish, state.last_positions)
-    # Without `replicate`, XLA splits the set with the vocabulary on a mesh, and sums the findings of every device in
-    # its part.
+    # Without `replicate`, XLA splits the set with the vocabulary on a mesh, and sums what each device finds in its
+    # part.
     ends = Ends(settings.stop_length, replicate(settings.eos), _REASONS)
     rows = tree_rows(tree, draws, no_draw)
     if one_device():
