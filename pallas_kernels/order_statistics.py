@@ -11,7 +11,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Search:
+class RadixSearch:
     """Settings of a threshold search; static. All settings give the same answer, bit for bit.
 
     Attributes:
@@ -19,25 +19,25 @@ class Search:
       keep_weights: compute the scores' weights once and keep them, instead of once a pass.
       unroll: write the passes one after another into the program. A GPU launches each pass of a loop separately: 10 a
         search.
-      together: the most scores to search at a time, in whole rows, but at least one row: they stay in a cache from pass
-        to pass.
+      scores_at_once: the most scores to search at a time, in whole rows, but at least one row: they stay in a cache
+        from pass to pass.
     """
 
     bits: int
     keep_weights: bool
     unroll: bool
-    together: int
+    scores_at_once: int
 
 
 # Comparisons cost a CPU most: it makes one a pass, 32 in all for float32. Reading costs an accelerator most: it makes
 # seven comparisons a pass, in 11 passes. With fifteen, XLA splits a pass into two kernels, and 8 passes read 16 times.
 # 8 MB of float32 are a fifth of an A100's second-level cache; a CPU searches a few rows at a time faster than one by
 # one.
-ONE_BIT = Search(bits=1, keep_weights=True, unroll=False, together=2**19)
-FEW_PASSES = Search(bits=3, keep_weights=False, unroll=True, together=2**21)
+ONE_BIT = RadixSearch(bits=1, keep_weights=True, unroll=False, scores_at_once=2**19)
+FEW_PASSES = RadixSearch(bits=3, keep_weights=False, unroll=True, scores_at_once=2**21)
 
 
-def kth_largest(scores: jax.Array, k: jax.Array, search: Search = ONE_BIT) -> jax.Array:
+def kth_largest(scores: jax.Array, k: jax.Array, search: RadixSearch = ONE_BIT) -> jax.Array:
     """The exact k-th largest score of every row: [..., vocab] -> [..., 1]; the smallest score for any larger k.
 
     k is int32 [] or [..., 1], one per row.
@@ -47,7 +47,7 @@ def kth_largest(scores: jax.Array, k: jax.Array, search: Search = ONE_BIT) -> ja
         above = scores[..., None, :] >= edges[..., None]
         return jnp.sum(above, axis=-1, dtype=jnp.int32) >= k
 
-    return _largest(enough, scores, search)
+    return _bisect_bits(enough, scores, search)
 
 
 def nucleus_edge(
@@ -55,7 +55,7 @@ def nucleus_edge(
     highest: jax.Array,
     lowest: jax.Array,
     top_p: jax.Array,
-    search: Search = ONE_BIT,
+    search: RadixSearch = ONE_BIT,
     total: jax.Array | None = None,
 ) -> jax.Array:
     """The largest score t such that tokens of score >= t have at least `top_p` of the weight.
@@ -87,10 +87,10 @@ def nucleus_edge(
         mass = jnp.sum(jnp.where(above, weighed[..., None, :], 0), axis=-1)
         return (mass >= target) & (mass > 0)  # top_p may underflow to 0
 
-    return _largest(enough, scores, search)
+    return _bisect_bits(enough, scores, search)
 
 
-def _largest(holds: Callable[[jax.Array], jax.Array], scores: jax.Array, search: Search) -> jax.Array:
+def _bisect_bits(holds: Callable[[jax.Array], jax.Array], scores: jax.Array, search: RadixSearch) -> jax.Array:
     """The largest score of every row for which `holds` is true, provided it is true for every lower number; else -inf.
 
     The search settles `search.bits` bits a pass of an unsigned integer; these integers order as floats do (sign flipped

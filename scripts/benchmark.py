@@ -26,15 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from benchmarking.command import exit_status
 from benchmarking.protocol import protocol
-from benchmarking.rows import RowFile
+from benchmarking.rows import RowFile, load_average
 from benchmarking.sections import auto_long, capacity, host, speed, tasks
 from benchmarking.settings import add_flags, make_settings
 
-from tokenswift_jax import checkpoint
-from tokenswift_jax.cli.command import exit_status
-from tokenswift_jax.hardware.environment import describe_environment, load_average
-from tokenswift_jax.paths import check_writable
+import tokenswift_jax as ts
 
 ROOT = Path(__file__).resolve().parent.parent
 USUAL = {"speed": speed, "auto-long": auto_long, "capacity": capacity, "host": host}
@@ -69,12 +67,13 @@ def run(asked: argparse.Namespace) -> list[dict[str, Any]]:
         day = datetime.now(UTC).date().isoformat()
         output = ROOT / "benchmarks" / f"{day}-{jax.default_backend()}.jsonl"
         output.parent.mkdir(exist_ok=True)
-    check_writable(output, "--output")
+    if not output.resolve().parent.is_dir():
+        raise ts.UserError(f"--output {output}: there is no folder {output.parent}")
     settings = make_settings(asked)
     model = settings.model
-    common = describe_environment() | {
+    common = ts.describe_environment() | {
         "model": str(asked.model or "the bundled demo"),
-        "checkpoint": checkpoint.fingerprint(model.path)[:16],
+        "checkpoint": model.fingerprint[:16],
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
         "dtype": model.dtype,
         "quick": asked.quick,

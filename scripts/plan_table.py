@@ -20,8 +20,6 @@ from benchmarking.rows import same_leading_tokens
 from benchmarking.runs import Contender, play, run_ours
 
 import tokenswift_jax as ts
-from tokenswift_jax.hardware.environment import describe_environment
-from tokenswift_jax.prompt import encode_rows
 
 PASSAGE = """The Diodon, when it has been taken out of water for a short time, and then again immersed in it, absorbs a
 considerable quantity both of water and air by the mouth, and perhaps likewise by the branchial orifices. This process
@@ -47,10 +45,10 @@ def measure(model: ts.Model, name: str, tokens: int, rounds: int) -> dict[str, A
     """One row of the table: tokens per second of every contender, and what `auto` ran."""
     prompt, chat, temperature = TEXTS[name]
     contenders = PLAIN | (HEADS if model.config.num_draft_heads else NGRAMS) | {"auto": ts.SpeculationConfig()}
-    asked: tuple[Any, Any] = (prompt, None)
     if chat and getattr(model.tokenizer, "chat_template", None):
-        asked = (None, [{"role": "user", "content": prompt}])
-    (ids,) = encode_rows(*asked, model.tokenizer, model.config.vocab_size)
+        ids = model.encode(messages=[{"role": "user", "content": prompt}])
+    else:
+        ids = model.encode(prompt)
     sampling = ts.SamplingConfig(temperature=temperature, seed=1)
 
     def contender(label: str, speculation: ts.SpeculationConfig) -> Contender:
@@ -63,7 +61,8 @@ def measure(model: ts.Model, name: str, tokens: int, rounds: int) -> dict[str, A
     rates = {label: [round(1e3 / run.ms_per_token, 2) for run in runs] for label, runs in results.runs.items()}
     best = {label: max(runs) for label, runs in rates.items()}
     fixed = max(rate for label, rate in best.items() if label != "auto")
-    newest = results.runs["auto"][-1]
+    newest = results.runs["auto"][-1].result
+    assert newest is not None
     return {
         "text": name,
         "tokens": tokens,
@@ -99,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
             ratios = f"{row['auto_over_best']:9.2f} {row['auto_over_plain']:10.2f}"
             print(f"{text:14}", *rates, ratios, f"{row['load_average']:6.1f}  {ran}; {row['reason']}", flush=True)
     if options.output is not None:
-        document = describe_environment() | {"rows": rows}
+        document = ts.describe_environment() | {"rows": rows}
         options.output.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return 0
 

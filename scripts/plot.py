@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarking.command import exit_status
 from benchmarking.rows import Row, read_rows
 from benchmarking.settings import CONTENDERS
 
-from tokenswift_jax.cli.command import exit_status
-from tokenswift_jax.errors import UserError
+import tokenswift_jax as ts
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = "autoregressive"
@@ -41,11 +41,11 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """
     found = figures(rows)
     if not found:
-        raise UserError("nothing to draw: no rows of the section protocol (not of --quick)")
+        raise ts.UserError("nothing to draw: no rows of the section protocol (not of --quick)")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output {folder}: {error.strerror}; name a folder that can be written") from error
+        raise ts.UserError(f"--output {folder}: {error.strerror}; name a folder that can be written") from error
     for name, (panels, own) in found.items():
         write_figure(folder / f"{name}.png", panels, own)
     return [folder / f"{name}.png" for name in found]
@@ -139,7 +139,7 @@ def write_figure(path: Path, panels: Panels, rows: Sequence[Row], columns: int =
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("figures need matplotlib: pip install 'tokenswift_jax[train]'") from None
+        raise ts.UserError("figures need matplotlib: pip install 'tokenswift_jax[train]'") from None
     columns = min(columns, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(4.4 * columns + 0.6, 3.4 * lines + 0.5), layout="constrained")
@@ -157,7 +157,7 @@ def write_figure(path: Path, panels: Panels, rows: Sequence[Row], columns: int =
         # Without this metadata, matplotlib writes its version, and the file does not depend on the rows alone.
         figure.savefig(str(path), dpi=100, format="png", metadata={"Software": None})
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; name a folder that can be written") from error
+        raise ts.UserError(f"{path}: {error.strerror}; name a folder that can be written") from error
 
 
 def footer(rows: Sequence[Row]) -> list[str]:

@@ -14,14 +14,11 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # a checkout runs where it is not installed
-
-from tokenswift_jax.hardware.page import fill, table  # noqa: E402
-
 DEMO = ROOT / "tokenswift_jax" / "demo_model"
 NOT_MEASURED = "Not measured yet."
 _PLAIN, _OTHER, _LOOKUP = "autoregressive", "transformers", "transformers, prompt lookup"
@@ -70,6 +67,23 @@ def demo_section(training: Row, config: Row, card: str) -> str:
     return text
 
 
+def fill(page: str, name: str, text: str, source: str = "") -> str:
+    """The page with `text` between the marks of `name`; the first mark also names the `source` of the figures.
+
+    Raises ValueError if the page does not have these marks exactly once.
+    """
+    begin, end = f"<!-- {name}:begin {source} -->".replace("  ", " "), f"<!-- {name}:end -->"
+    filled, count = re.subn(rf"<!-- {name}:begin.*?-->.*?{end}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.S)
+    if count != 1:
+        raise ValueError(f"a page needs one pair of marks <!-- {name}:begin --> ... {end}, not {count}")
+    return filled
+
+
+def _table(headings: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
 def _speed_table(rows: list[Row]) -> str:
     contenders = list(dict.fromkeys(row["contender"] for row in rows))
     others = [name for name in contenders if name.startswith(_OTHERS)]
@@ -87,7 +101,7 @@ def _speed_table(rows: list[Row]) -> str:
         )
         for prefix, temperature, task in settings
     ]
-    return table((*([] if tasks == [None] else ["task"]), "prompt", "temperature", *names), lines)
+    return _table((*([] if tasks == [None] else ["task"]), "prompt", "temperature", *names), lines)
 
 
 def _cell(row: Row) -> str:
@@ -101,7 +115,7 @@ def _conditions(rows: list[Row]) -> str:
     versions = row["versions"]
     shown = ("jax", "numba", _OTHER, "torch", "xllamacpp")
     libraries = [f"{name} {versions[name]}" for name in shown if name in versions]
-    compared = "transformers' `generate` for `autoregressive`, `autoregressive` for the rest"
+    compared = "transformers' `generate` (`autoregressive`) or of `autoregressive` (the rest)"
     if _OTHER not in {row["contender"] for row in rows}:
         compared = "`autoregressive`"
     runs = _range([row["runs"] for row in rows])
@@ -111,7 +125,7 @@ def _conditions(rows: list[Row]) -> str:
     drafted = f" `tokenswift`: {_range(passes, '.2f')} tokens a pass." if passes else ""
     return (
         f"Tokens a second after prefill, {' and '.join(lengths)}, {runs}; in "
-        f"brackets times {compared}.{drafted} Model: {row['model']} in {row['dtype']}, prompts: "
+        f"brackets the speed as a multiple of {compared}.{drafted} Model: {row['model']} in {row['dtype']}, prompts: "
         f"{row['prompt']['source']}. {row['cpu']}, {row['cores']} cores, {row['device']} backend, load "
         f"{row['load_average_at_start'][0] if row['load_average_at_start'] else 'unknown'} at the start; "
         f"{', '.join(libraries)}; {row['date'][:10]}."

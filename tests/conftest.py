@@ -21,7 +21,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # That modes, schedules and batches agree token for token is proven on programs compiled as a person's are. Everything
 # else compares with NumPy, a file, a message or the run's own bookkeeping, and most of its time would be compilation.
-_COMPILED_AS_FOR_A_PERSON = {
+_DEFAULT_XLA_OPTIMIZATION = {
     "test_end_to_end.py",
     "test_smollm2_long.py",
     "audit/test_replay.py",
@@ -83,7 +83,7 @@ def optimised(request):
 
     Commands that a test starts read the same settings from the environment.
     """
-    quick = request.path.relative_to(Path(__file__).parent).as_posix() not in _COMPILED_AS_FOR_A_PERSON
+    quick = request.path.relative_to(Path(__file__).parent).as_posix() not in _DEFAULT_XLA_OPTIMIZATION
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
     os.environ["XLA_FLAGS"] = compilation.QUICK if quick else compilation.DEVICES
     old = compilation.OLD_FUSIONS

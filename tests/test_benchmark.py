@@ -167,10 +167,7 @@ def test_idle_share_of_a_profile():
 
 
 def test_passages_are_spread_over_the_books(tmp_path):
-    def tokenizer(text, **options):
-        return {"input_ids": list(text.encode())}
-
-    model = SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(vocab_size=256))
+    model = SimpleNamespace(encode=lambda text: list(text.encode()), config=SimpleNamespace(vocab_size=256))
     first, second = tmp_path / "first.txt", tmp_path / "second.txt"
     first.write_text("".join(chr(32 + index) for index in range(90)))
     second.write_text("~" * 30)

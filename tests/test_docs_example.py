@@ -72,7 +72,7 @@ def penalised(logits, window):
 
 def iteration(monkeypatch, way):
     """One iteration as `iterate` runs it, with a target and heads whose logits are the page's: every value it makes;
-    its tree, walk and n-grams by the reference or by a GPU's kernels, interpreted."""
+    its tree, acceptance and n-grams by the reference or by a GPU's kernels, interpreted."""
     text = [IDS[word] for word in listed("text")]
     n, rows = len(text) - 1, len(table("tree"))
     target = {int(row["row"]): numbers(row) for row in table("target")}
@@ -121,11 +121,22 @@ def iteration(monkeypatch, way):
         noise = gumbel_noise(settings.keys, n + 1 + jnp.arange(5, dtype=jnp.int32)[None], len(WORDS))
         tree, state = draft_tree(model, state_before(text, config), inputs, plan, noise)
         found, verified = verification.verify(model, state, inputs, plan, tree, noise)
-        draws, broken, computed = found.draws, found.broken, found.computed
-        after, walked, records, count = commit(verified, inputs, plan, tree, draws, broken, computed)
-        return noise, tree, draws, verified, walked, after, records, count, positions_run.pop(), candidates_run.pop()
+        draws, no_draw, computed = found.draws, found.no_draw, found.computed
+        after, acceptance, records, count = commit(verified, inputs, plan, tree, draws, no_draw, computed)
+        return (
+            noise,
+            tree,
+            draws,
+            verified,
+            acceptance,
+            after,
+            records,
+            count,
+            positions_run.pop(),
+            candidates_run.pop(),
+        )
 
-    names = ("noise", "tree", "draws", "verified", "walk", "after", "records", "count", "positions", "candidates")
+    names = ("noise", "tree", "draws", "verified", "acceptance", "after", "records", "count", "positions", "candidates")
     with compiling_for(way, interpret=way != "reference"):
         found = jax.device_get(run())  # JAX compiles a program for every index into an array on the device
     return SimpleNamespace(text=text, n=n, target=target, **dict(zip(names, found, strict=True)))
@@ -194,9 +205,9 @@ def test_the_candidates_and_the_budget(example):
         shown = [entry.split() for entry in row["candidates"].split(", ")]
         assert [WORDS[token] for token in best] == [word for word, _ in shown]
         np.testing.assert_allclose(shares, [float(share) for _, share in shown], rtol=0, atol=ROUNDING)
-        tokens, log_shares = example.candidates[depth]
+        tokens, log_probs = example.candidates[depth]
         np.testing.assert_array_equal(tokens[0], best)
-        np.testing.assert_allclose(np.exp(log_shares[0]), shares, rtol=1e-5)  # float32 against float64
+        np.testing.assert_allclose(np.exp(log_probs[0]), shares, rtol=1e-5)  # float32 against float64
         shares_of.append(shares)
     key = example.candidates[0][0]
     shape = TreeSpec((1, 2), 1, node_budget=3, keyed_by_root=False)
@@ -235,14 +246,14 @@ def test_the_draws(example):
     assert len(table("target")) == int(example.tree.valid.sum())
 
 
-def test_the_walk_and_the_commit(example):
-    won = [WORDS[token] for token in np.asarray(example.walk.emitted[0]) if token >= 0]
-    assert won == listed("emitted")
-    path = np.asarray(example.walk.path[0])[: int(example.walk.accepted[0]) + 1].tolist()
+def test_the_acceptance_and_the_commit(example):
+    emitted = [WORDS[token] for token in np.asarray(example.acceptance.emitted[0]) if token >= 0]
+    assert emitted == listed("emitted")
+    path = np.asarray(example.acceptance.path[0])[: int(example.acceptance.accepted[0]) + 1].tolist()
     assert path == [int(row) for row in listed("path")]
-    assert int(example.count[0]) == len(won)
-    assert int(example.after.length[0]) == example.n + len(won)
-    assert np.asarray(example.records[0, : len(won), 1]).tolist() == [1, 1, 2, 0]
+    assert int(example.count[0]) == len(emitted)
+    assert int(example.after.length[0]) == example.n + len(emitted)
+    assert np.asarray(example.records[0, : len(emitted), 1]).tolist() == [1, 1, 2, 0]
     for name, state in (("verified", example.verified), ("committed", example.after)):
         (slots,) = table(name)
         keys = np.asarray(state.cache.keys[0, 0, 0, :, 0]).astype(int)

@@ -11,7 +11,6 @@ import pytest
 
 from tokenswift_jax.checkpoint.save import save, state_tensors
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.stats import by_window
 from tokenswift_jax.token_log import from_columns
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))  # as python scripts/benchmark.py does
@@ -29,7 +28,7 @@ def records(offsets, milliseconds):
 
 
 def test_windows_leave_prefills_token_out_and_count_the_iterations_that_begin_in_them():
-    found = by_window(records([-1, 0, 1, 2, 0, 0, 1, 2, 3], [9, 1, 1, 1, 3, 2, 2, 2, 2]), 3)
+    found = records([-1, 0, 1, 2, 0, 0, 1, 2, 3], [9, 1, 1, 1, 3, 2, 2, 2, 2]).by_window(3)
     assert found == [
         {"tokens": 3, "ms_per_token": 1.0, "tokens_per_iteration": 3.0},
         {"tokens": 3, "ms_per_token": pytest.approx(7 / 3, rel=1e-4), "tokens_per_iteration": 1.5},

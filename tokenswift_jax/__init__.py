@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenswift_jax.api import StreamEvent, generate, stream
     from tokenswift_jax.errors import NumericsError, UserError
+    from tokenswift_jax.hardware.environment import describe_environment
+    from tokenswift_jax.hardware.host_work import host_work
     from tokenswift_jax.model import Model, load
     from tokenswift_jax.sampling import SamplingConfig
     from tokenswift_jax.scoring import ScoredText, draft_logits, score, score_tokens
     from tokenswift_jax.speculation import SpeculationConfig
     from tokenswift_jax.stats import GenerationResult
+    from tokenswift_jax.token_log import TokenLog
     from tokenswift_jax.training.swift_trainer import SwiftTrainer
 
 __version__ = "0.1.0"
@@ -30,10 +33,13 @@ __all__ = [
     "SpeculationConfig",
     "StreamEvent",
     "SwiftTrainer",
+    "TokenLog",
     "UserError",
     "__version__",
+    "describe_environment",
     "draft_logits",
     "generate",
+    "host_work",
     "load",
     "score",
     "score_tokens",
@@ -49,9 +55,12 @@ _HOMES = {
     "SpeculationConfig": "speculation",
     "StreamEvent": "api",
     "SwiftTrainer": "training.swift_trainer",
+    "TokenLog": "token_log",
     "UserError": "errors",
+    "describe_environment": "hardware.environment",
     "draft_logits": "scoring",
     "generate": "api",
+    "host_work": "hardware.host_work",
     "load": "model",
     "score": "scoring",
     "score_tokens": "scoring",

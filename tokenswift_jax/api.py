@@ -13,7 +13,7 @@ import jax
 from tokenswift_jax import __version__, checkpoint, stats
 from tokenswift_jax.arguments import check_call, logprob_spec, requests_for
 from tokenswift_jax.engine.journal import Journal, recorded_header
-from tokenswift_jax.engine.sequence import Row
+from tokenswift_jax.engine.sequence import SequenceOutput
 from tokenswift_jax.errors import UserError, WriteError
 from tokenswift_jax.finish import FAILED, INTERRUPTED
 from tokenswift_jax.journal_header import journal_header
@@ -166,7 +166,7 @@ def stream(
 
     parts, traced = agreed(opened)
     try:
-        rows = [Row(model.tokenizer, request) for request in requests]
+        rows = [SequenceOutput(model.tokenizer, request) for request in requests]
         past = [rows[0].take(part) for part in parts if rows[0].finish is None]
         run = None
         if rows[0].finish is None:  # only a journal can have ended the row by now
@@ -240,7 +240,7 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
 
 def _events(
     call: _Call,
-    rows: list[Row],
+    rows: list[SequenceOutput],
     past: list[StreamEvent],
     run: Session | None,
     journal: Journal | None,
@@ -292,7 +292,7 @@ def _events(
 def _result(
     call: _Call,
     index: int,
-    row: Row,
+    row: SequenceOutput,
     run: Session | None,
     trace: ScheduleTrace,
     error: str | None,
@@ -329,6 +329,7 @@ def _result(
         audit_failed=found is not None and found.failed,
         plan_reason=run.plan_reason if run is not None else None,
         prefill_stream=run.prefill_stream if run is not None else None,
+        records=records,
     )
 
 

@@ -25,6 +25,8 @@ from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshArgument, MeshSpec, 
 from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.processes.agreement import agreed
 from tokenswift_jax.progress_report import Report, check_report, silent
+from tokenswift_jax.prompt import encode_rows, is_batch
+from tokenswift_jax.sampling import SamplingConfig, resolve_sampling
 from tokenswift_jax.step.loop import compiled
 
 _Value = TypeVar("_Value")
@@ -66,6 +68,32 @@ class Model:
     mesh_notes: tuple[str, ...] = ()
     prompt_chunks: int | None = None
     _kept: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash (64 hex digits) of the checkpoint's configuration and weights; copies of a checkpoint share it."""
+        return self.once("fingerprint", lambda: checkpoint.fingerprint(self.path))
+
+    def encode(self, prompt: Any = None, *, messages: Any = None) -> Any:
+        """The token ids that `generate` begins with: a list of them, or a list of such lists for a batch.
+
+        Args:
+          prompt: text or token ids, or a list of those, which is a batch. The tokenizer's own special tokens enter.
+          messages: in place of a prompt, a conversation for the tokenizer's chat template, or a list of those.
+
+        Raises:
+          UserError: the prompt is empty or wrong, or the checkpoint has no tokenizer or chat template for it.
+        """
+        rows = encode_rows(prompt, messages, self.tokenizer, self.config.vocab_size)
+        return rows if is_batch(prompt, messages) else rows[0]
+
+    def sampling_config(self, **given: Any) -> SamplingConfig:
+        """The checkpoint's own sampling, which `generate` uses without `sampling`, with the `given` fields changed.
+
+        Raises:
+          UserError: a value is out of range, or the checkpoint's generation_config asks for an unsupported setting.
+        """
+        return resolve_sampling(given, self.generation_config)
 
     def once(self, name: Hashable, make: Callable[[], _Value]) -> _Value:
         """The value that `make` gives, which it makes once for each name."""

@@ -25,8 +25,7 @@ class SamplingConfig:
       top_p: keep the fewest likeliest tokens whose probabilities reach this sum; None keeps all.
       min_p: keep tokens at least this fraction as likely as the likeliest; None keeps all.
       eta_cutoff: keep tokens of probability at least min(eta, sqrt(eta) * exp(-entropy)); None keeps all.
-      repetition_penalty: theta; it divides a positive logit of a token in the penalty window and multiplies a negative
-        one.
+      repetition_penalty: divides a positive logit of a token in the penalty window, and multiplies a negative one.
       penalty_window: positions the penalty looks back; None is the whole text.
       min_tokens_to_keep: the fewest tokens that a filter may leave.
       suppress_tokens: ids that are never drawn.

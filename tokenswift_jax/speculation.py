@@ -60,7 +60,7 @@ class SpeculationConfig:
         if self.schedule not in SCHEDULES:
             known = ", ".join(SCHEDULES)
             raise UserError(f"schedule {self.schedule!r} is unknown; known: {known}", arguments=("schedule",))
-        used = used_fields(self.mode, self.schedule)
+        used = self.used
         if self.schedule != "auto" and "schedule" not in used:
             raise UserError(
                 f"schedule {self.schedule!r} needs mode 'tokenswift', not {self.mode!r}",
@@ -109,6 +109,11 @@ class SpeculationConfig:
             )
         if self.mode == "ngram" and self.ngram_k == 0:
             raise UserError("mode 'ngram' needs ngram_k of at least 1", arguments=("mode", "ngram_k"))
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The fields that have an effect in this mode and schedule, `mode` excepted."""
+        return used_fields(self.mode, self.schedule)
 
     def _at_least(self, name: str, low: int, optional: bool = False) -> None:
         value = getattr(self, name)

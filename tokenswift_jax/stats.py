@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from tokenswift_jax.token_log import NGRAM, PREFILL_OFFSET, TokenLog, TokenLogpr
 
 LATENCY_WINDOW = 512  # tokens
 # A command generates one text, and an error ends it; the closing report says why a plan ran, and how stages worked.
-NOT_IN_JSON = ("text", "audit_failed", "error", "plan_reason", "prefill_stream")
+NOT_IN_JSON = ("text", "audit_failed", "error", "plan_reason", "prefill_stream", "records")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class GenerationResult:
       accepted_per_position: entry d counts the iterations that accepted a draft at depth d + 1.
       schedule_trace: the modes, schedules and node budgets that ran, each with its first generated token.
       plan_reason: why the newest plan ran; None for a mode that names its plan.
+      records: a record per token: its source, its place in its iteration, its time.
       prefill_stream: on a mesh with stages, the chunks in which the prompts went through them; None without stages.
       compile_seconds, prefill_seconds: of this process; a resumed run does not add those of earlier ones.
       decode_seconds: without compilation and prefill; a resumed run includes the time that its journal recorded.
@@ -77,6 +78,7 @@ class GenerationResult:
     audit_failed: bool = False
     plan_reason: str | None = None
     prefill_stream: PromptStream | None = None
+    records: TokenLog | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields of the statistics file, in their order."""
@@ -125,23 +127,6 @@ def timing(records: TokenLog) -> dict[str, Any]:
         "tokens_per_second": len(decoded) / total if total else 0.0,
         "latency": [{"tokens": len(window), "ms_per_token": 1e3 * float(window.mean())} for window in windows],
     }
-
-
-def by_window(records: TokenLog, size: int) -> list[dict[str, Any]]:
-    """Windows of `size` tokens after those of prefill, the last one shorter.
-
-    Each has `tokens`, `ms_per_token` (5 digits) and `tokens_per_iteration`: tokens over the iterations that began in
-    it, None where none did.
-    """
-    decoded = records.offsets != PREFILL_OFFSET
-    seconds, starts = records.seconds[decoded], records.offsets[decoded] == 0
-    windows = []
-    for begin in range(0, len(seconds), size):
-        part, iterations = seconds[begin : begin + size], int(starts[begin : begin + size].sum())
-        rate = float(f"{len(part) / iterations:.5g}") if iterations else None
-        taken = float(f"{1e3 * float(part.mean()):.5g}")
-        windows.append({"tokens": len(part), "ms_per_token": taken, "tokens_per_iteration": rate})
-    return windows
 
 
 def distinct_n(token_ids: np.ndarray, largest: int = 4) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -65,8 +66,9 @@ class TokenLog:
 
     Attributes:
       token_ids: int32 [n].
-      sources: int32 [n]: SAMPLED, DRAFTED or NGRAM.
-      offsets: int32 [n]: index within the iteration; PREFILL_OFFSET for the token of the prefill.
+      sources: int32 [n]: 0 (SAMPLED) drawn by the target, 1 (DRAFTED) an accepted draft, 2 (NGRAM) an accepted draft
+        that only the n-gram table proposed.
+      offsets: int32 [n]: index within the iteration; -1 (PREFILL_OFFSET) for the token of the prefill.
       offered: int32 [n]: tree depth that the token's iteration offered, 0 in plain decoding.
       seconds: float64 [n]: decode time; the tokens of a chunk share its time equally.
       logprobs: log-probabilities of the tokens; None where none were asked for.
@@ -100,6 +102,22 @@ class TokenLog:
             kept,
             None if self.logprobs is None else self.logprobs.cut(count),
         )
+
+    def by_window(self, size: int) -> list[dict[str, Any]]:
+        """Windows of `size` tokens after those of prefill, the last one shorter.
+
+        Each has `tokens`, `ms_per_token` (5 digits) and `tokens_per_iteration`: tokens over the iterations that began
+        in it, None where none did.
+        """
+        decoded = self.offsets != PREFILL_OFFSET
+        seconds, starts = self.seconds[decoded], self.offsets[decoded] == 0
+        windows = []
+        for begin in range(0, len(seconds), size):
+            part, iterations = seconds[begin : begin + size], int(starts[begin : begin + size].sum())
+            rate = float(f"{len(part) / iterations:.5g}") if iterations else None
+            taken = float(f"{1e3 * float(part.mean()):.5g}")
+            windows.append({"tokens": len(part), "ms_per_token": taken, "tokens_per_iteration": rate})
+        return windows
 
 
 def from_records(

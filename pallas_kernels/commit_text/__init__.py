@@ -1,12 +1,12 @@
-"""The end of an iteration: the walk down the verified tree, and its tokens in the text."""
+"""The end of an iteration: the accepted path of the verified tree, and its tokens in the text."""
 
 from __future__ import annotations
 
 from pallas_kernels.commit_text import reference
-from pallas_kernels.commit_text.rows import Committed, Ends, Text, TreeRows, Walk
+from pallas_kernels.commit_text.rows import Acceptance, Committed, Ends, Text, TreeRows
 from pallas_kernels.implementation import choose
 
-__all__ = ["Committed", "Ends", "Text", "TreeRows", "Walk", "commit_text"]
+__all__ = ["Acceptance", "Committed", "Ends", "Text", "TreeRows", "commit_text"]
 
 # The kernel holds the mask in registers.
 _MOST_ROWS = 128

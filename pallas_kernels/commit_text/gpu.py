@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.commit_text.rows import Committed, Ends, Text, TreeRows, Walk
+from pallas_kernels.commit_text.rows import Acceptance, Committed, Ends, Text, TreeRows
 from pallas_kernels.gpu_memory import store_row, synchronise
 from pallas_kernels.implementation import interpret
 
@@ -39,7 +39,7 @@ def commit_text(tree: TreeRows, text: Text, ends: Ends, depth: int) -> Committed
         ),
     )(*given)
     tokens, last_positions, finish, path, emitted, accepted, count, last, length = results
-    return Committed(Walk(path, accepted, emitted), count, last, Text(tokens, length, finish, last_positions))
+    return Committed(Acceptance(path, accepted, emitted), count, last, Text(tokens, length, finish, last_positions))
 
 
 def _text(depth: int, reasons: tuple[int, int, int], *refs: Any) -> None:
@@ -68,7 +68,7 @@ def _text(depth: int, reasons: tuple[int, int, int], *refs: Any) -> None:
     word = eos_ref[text, jnp.minimum(token // 32, eos_ref.shape[1] - 1)]
     is_eos = (word >> (token % 32).astype(jnp.uint32)) & jnp.uint32(1) != 0
     end = jnp.min(jnp.where(is_eos & exists, level, never))
-    nan = jnp.min(jnp.where(tree.broken[text, path] & exists, level, never))
+    nan = jnp.min(jnp.where(tree.no_draw[text, path] & exists, level, never))
     at_length, at_eos, without_draw = reasons
     remaining = stop_ref[text] - (before + 1)
     count = jnp.minimum(accepted + 1, remaining)

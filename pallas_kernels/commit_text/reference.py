@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.commit_text.rows import Committed, Ends, Text, TreeRows, Walk
+from pallas_kernels.commit_text.rows import Acceptance, Committed, Ends, Text, TreeRows
 
 WORD = 32  # token ids per word of a token set
 
@@ -19,17 +19,17 @@ def commit_text(
 
     advance: in place of `newest_positions`; None: that.
     """
-    won = walk(tree, depth) if tree.tokens.shape[1] > 1 else _root_walk(tree.draws)
-    count, finish = cut(won, jnp.take_along_axis(tree.broken, won.path, axis=1), text, ends)
+    acceptance = accept(tree, depth) if tree.tokens.shape[1] > 1 else _root_accepted(tree.draws)
+    count, finish = cut(acceptance, jnp.take_along_axis(tree.no_draw, acceptance.path, axis=1), text, ends)
     before, after = text.length, text.length + count
     # Tokens past `count` are scratch, like the cache's slots past the committed ones.
-    tokens = write_at(text.tokens, won.emitted, before + 1)
-    last = jnp.take_along_axis(won.path, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
+    tokens = write_at(text.tokens, acceptance.emitted, before + 1)
+    last = jnp.take_along_axis(acceptance.path, jnp.maximum(count - 1, 0)[:, None], axis=1)[:, 0]
     last_positions = (advance or newest_positions)(text.last_positions, tokens, before + 1, after + 1, depth + 1)
-    return Committed(won, count, last, Text(tokens, after, finish, last_positions))
+    return Committed(acceptance, count, last, Text(tokens, after, finish, last_positions))
 
 
-def walk(tree: TreeRows, depth: int) -> Walk:
+def accept(tree: TreeRows, depth: int) -> Acceptance:
     """The accepted path."""
     batch = jnp.arange(tree.draws.shape[0], dtype=jnp.int32)[:, None]
     row = jnp.arange(tree.draws.shape[1], dtype=jnp.int32)
@@ -43,19 +43,19 @@ def walk(tree: TreeRows, depth: int) -> Walk:
     path = jnp.sum(jnp.where(reached, row[None, None], 0), axis=-1, dtype=jnp.int32)
     # The token of an accepted child is its parent's draw, so the draws along the path are the emitted tokens.
     emitted = jnp.where(level <= accepted[:, None], tree.draws.at[batch, path].get(mode="clip"), -1)
-    return Walk(path=path, accepted=accepted, emitted=emitted)
+    return Acceptance(path=path, accepted=accepted, emitted=emitted)
 
 
-def cut(won: Walk, broken: jax.Array, text: Text, ends: Ends) -> tuple[jax.Array, jax.Array]:
-    """The number of emitted tokens that count, int32 [batch], and `Text.finish` after them; broken is bool [batch,
+def cut(acceptance: Acceptance, no_draw: jax.Array, text: Text, ends: Ends) -> tuple[jax.Array, jax.Array]:
+    """The number of emitted tokens that count, int32 [batch], and `Text.finish` after them; no_draw is bool [batch,
     depth + 1], along the path."""
-    steps = jnp.arange(won.emitted.shape[1], dtype=jnp.int32)[None, :]
+    steps = jnp.arange(acceptance.emitted.shape[1], dtype=jnp.int32)[None, :]
     at_length, at_eos, without_draw = ends.reasons
     remaining = ends.stop_length - (text.length + 1)
-    count = jnp.minimum(won.accepted + 1, remaining)
-    never = jnp.int32(won.emitted.shape[1])
-    end = jnp.where(contains(ends.eos, jnp.maximum(won.emitted, 0)), steps, never).min(axis=1)
-    nan = jnp.where(broken, steps, never).min(axis=1)
+    count = jnp.minimum(acceptance.accepted + 1, remaining)
+    never = jnp.int32(acceptance.emitted.shape[1])
+    end = jnp.where(contains(ends.eos, jnp.maximum(acceptance.emitted, 0)), steps, never).min(axis=1)
+    nan = jnp.where(no_draw, steps, never).min(axis=1)
     finish = jnp.where(count >= remaining, at_length, 0)
     finish, count = jnp.where(end < count, at_eos, finish), jnp.minimum(count, end + 1)
     finish, count = jnp.where(nan < count, without_draw, finish), jnp.minimum(count, nan)
@@ -96,7 +96,7 @@ def write_at(whole: jax.Array, new: jax.Array, starts: jax.Array) -> jax.Array:
     )
 
 
-def _root_walk(draws: jax.Array) -> Walk:
-    """The walk of a tree that contains only its root."""
+def _root_accepted(draws: jax.Array) -> Acceptance:
+    """The acceptance of a tree that contains only its root."""
     zeros = jnp.zeros_like(draws)
-    return Walk(path=zeros, accepted=zeros[:, 0], emitted=draws)
+    return Acceptance(path=zeros, accepted=zeros[:, 0], emitted=draws)

@@ -15,7 +15,7 @@ class TreeRows(NamedTuple):
       valid: bool [batch, rows]; the root is always valid.
       mask: bool [batch, rows, rows]; a row sees its ancestors and itself.
       draws: int32 [batch, rows], the target's token after each row; meaningless where invalid.
-      broken: bool [batch, rows], whether there is no such token.
+      no_draw: bool [batch, rows], whether there is no such token.
     """
 
     tokens: jax.Array
@@ -24,7 +24,7 @@ class TreeRows(NamedTuple):
     valid: jax.Array
     mask: jax.Array
     draws: jax.Array
-    broken: jax.Array
+    no_draw: jax.Array
 
 
 class Text(NamedTuple):
@@ -57,7 +57,7 @@ class Ends(NamedTuple):
     reasons: tuple[int, int, int]
 
 
-class Walk(NamedTuple):
+class Acceptance(NamedTuple):
     """The accepted path of a tree.
 
     Attributes:
@@ -75,13 +75,13 @@ class Committed(NamedTuple):
     """The texts after an iteration.
 
     Attributes:
-      walk: the accepted path.
+      acceptance: the accepted path.
       count: int32 [batch], the emitted tokens that count; 0 for a text that had ended.
       last: int32 [batch], the row that drew the newest token.
       text: the texts with these tokens.
     """
 
-    walk: Walk
+    acceptance: Acceptance
     count: jax.Array
     last: jax.Array
     text: Text

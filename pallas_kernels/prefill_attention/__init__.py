@@ -13,7 +13,7 @@ from pallas_kernels.gpus import Gpu
 from pallas_kernels.implementation import gpu as gpu_compiled_for
 from pallas_kernels.implementation import implementation, interpret, say_once
 from pallas_kernels.prefill_attention import reference
-from pallas_kernels.prefill_attention.one_sequence import numbered
+from pallas_kernels.prefill_attention.flat_cache_view import numbered
 
 __all__ = ["prefill_attention", "served_by"]
 

@@ -20,7 +20,7 @@ from tokamax._src.ops.attention.pallas_triton import Config as ConfigTriton
 from tokamax._src.ops.attention.pallas_triton import PallasTritonFlashAttention
 
 from pallas_kernels.implementation import gpu
-from pallas_kernels.prefill_attention.one_sequence import layer_begins, one_sequence, spans
+from pallas_kernels.prefill_attention.flat_cache_view import flat_cache_view, kv_ranges, layer_begins
 
 
 def prefill_attention(
@@ -40,9 +40,9 @@ def prefill_attention(
     heads = queries.swapaxes(0, 1).reshape(rows, batch * query_heads, head_dim)
     begins, ends = (
         layer_begins(keys, layer) + span.repeat(group, axis=1).reshape(batch * query_heads, rows)
-        for span in spans(keys, lengths, rows, window)
+        for span in kv_ranges(keys, lengths, rows, window)
     )
-    arrays = heads, one_sequence(keys)[:, None], one_sequence(values)[:, None]
+    arrays = heads, flat_cache_view(keys)[:, None], flat_cache_view(values)[:, None]
     attend = _triton if gpu().compute_capability[0] == 8 else _mosaic
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         mixed = attend(*arrays, begins, ends, scale)

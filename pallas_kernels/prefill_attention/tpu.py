@@ -2,7 +2,7 @@
 
 Its grid walks a list of blocks that the program builds as it runs, so its cost follows the live slots and not the
 capacity. The kernel sees the rows of all KV heads as one sequence of rows, the cache as one sequence of slots
-(`one_sequence`), and the query group as its heads. Slots past the rows' own must be finite, because the kernel
+(`flat_cache_view`), and the query group as its heads. Slots past the rows' own must be finite, because the kernel
 multiplies them by zero.
 
 The caller of the kernel scales the queries first, in their own dtype, which rounds them once.
@@ -25,7 +25,7 @@ from tokamax._src.ops.experimental.tpu.splash_attention.splash_attention_kernel 
 from tokamax._src.ops.experimental.tpu.splash_attention.splash_attention_mask_info import MaskInfo
 
 from pallas_kernels.implementation import interpret
-from pallas_kernels.prefill_attention.one_sequence import layer_begins, one_sequence, spans
+from pallas_kernels.prefill_attention.flat_cache_view import flat_cache_view, kv_ranges, layer_begins
 
 BLOCK, COMPUTED = 1024, 512  # slots that a step fetches, and slots that it multiplies at a time
 # The scalar memory, one megabyte, contains five int32 arrays of this length.
@@ -61,7 +61,7 @@ def prefill_attention(
     scaled = (queries.astype(jnp.float32) * scale).astype(queries.dtype)
     heads = scaled.reshape(batch, rows, kv_heads, group, head_dim).transpose(3, 0, 2, 1, 4)
     heads = heads.reshape(group, batch * kv_heads * rows, head_dim)
-    walked = listed(*spans(keys, lengths, rows, window), block, capacity // block, layer_begins(keys, layer))
+    walked = listed(*kv_ranges(keys, lengths, rows, window), block, capacity // block, layer_begins(keys, layer))
     config = SplashConfig(
         block_q=rows,
         block_kv=block,
@@ -87,7 +87,7 @@ def prefill_attention(
             fwd_mask_sparsity=1.0,
             dkv_mask_sparsity=1.0,
         )
-        mixed: Any = attend(heads, one_sequence(keys), one_sequence(values))
+        mixed: Any = attend(heads, flat_cache_view(keys), flat_cache_view(values))
     mixed = mixed.reshape(group, batch, kv_heads, rows, head_dim).transpose(1, 3, 2, 0, 4)
     return mixed.reshape(batch, rows, query_heads, head_dim)
 
@@ -103,7 +103,7 @@ def listed(begins: jax.Array, ends: jax.Array, block: int, most: int, offset: in
     """The list of blocks to walk: for each sequence and KV head, the blocks that any of its rows sees.
 
     Args:
-      begins, ends: `one_sequence.spans`.
+      begins, ends: `flat_cache_view.kv_ranges`.
       block: slots of a block.
       most: blocks in the slots of one head.
       offset: slots before those of the layer, a multiple of `block`.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.implementation import choose
-from pallas_kernels.order_statistics import Search
+from pallas_kernels.order_statistics import RadixSearch
 from pallas_kernels.shortlist_edges import reference
 
 __all__ = ["shortlist_edges"]
@@ -19,7 +19,7 @@ def shortlist_edges(
     top_k: jax.Array,
     top_p: jax.Array,
     weights: jax.Array,
-    search: Search,
+    search: RadixSearch,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Three scores per row, [rows, 1] each, exact as far as the shortlist contains the scores that decide them.
 

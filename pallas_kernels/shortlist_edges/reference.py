@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.order_statistics import ONE_BIT, Search, kth_largest, nucleus_edge
+from pallas_kernels.order_statistics import ONE_BIT, RadixSearch, kth_largest, nucleus_edge
 
 Condition = Callable[[jax.Array, Callable[[], jax.Array], jax.Array], jax.Array]
 
@@ -25,7 +25,7 @@ def shortlist_edges(
     top_k: jax.Array,
     top_p: jax.Array,
     total: jax.Array | None,
-    search: Search = ONE_BIT,
+    search: RadixSearch = ONE_BIT,
     condition: Condition = if_any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `pallas_kernels.shortlist_edges`, for scores [..., count] and settings that broadcast to [..., 1].

@@ -63,10 +63,10 @@ def sparse_attention(
     # A row that overflowed must spoil the rows that see it and no other. Without these masks it spoils every row, since
     # 0 * NaN is NaN.
     finite = jnp.isfinite(all_values).all(axis=-1)
-    spoiled = (visible & ~finite[:, :, None, None, :]).any(axis=-1, keepdims=True)
+    sees_non_finite = (visible & ~finite[:, :, None, None, :]).any(axis=-1, keepdims=True)
     all_values = jnp.where(finite[..., None], all_values, jnp.zeros((), all_values.dtype))
     mixed = jnp.einsum("bhgrc,bhcd->bhgrd", weights.astype(all_values.dtype), all_values, preferred_element_type=wide)
-    mixed = jnp.where(spoiled, jnp.nan, mixed).astype(queries.dtype)
+    mixed = jnp.where(sees_non_finite, jnp.nan, mixed).astype(queries.dtype)
     mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, rows, query_heads, head_dim)
     if not return_lse:
         return mixed

@@ -146,10 +146,10 @@ def attend(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
         # A tree row that overflowed must spoil the rows that see it and no other. Without these masks it spoils every
         # row, since 0 * NaN is NaN.
         finite = jnp.abs(values) < jnp.inf
-        broken = jnp.where(finite, 0.0, 1.0)
-        spoiled = _dot(jnp.where(visible, 1.0, 0.0), broken, 0).max(axis=1, keepdims=True) > 0
+        non_finite = jnp.where(finite, 0.0, 1.0)
+        sees_non_finite = _dot(jnp.where(visible, 1.0, 0.0), non_finite, 0).max(axis=1, keepdims=True) > 0
         fold(head, inputs["own_keys"][head], jnp.where(finite, values, 0.0), visible, None, None, False)
-        mixed = jnp.where(spoiled, jnp.nan, mix_ref[...] / norm_ref[:, :1])
+        mixed = jnp.where(sees_non_finite, jnp.nan, mix_ref[...] / norm_ref[:, :1])
         out_ref[head] = mixed.astype(out_ref.dtype)
         if lse_ref:
             lse_ref[0][head] = (peak_ref[...] + jnp.log2(norm_ref[...])) * LN_2

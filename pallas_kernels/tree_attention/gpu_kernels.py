@@ -140,7 +140,7 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
         return fold(state, keys, values, visible, *scales)
 
     def own_block(index, carry):
-        state, spoiled = carry
+        state, sees_non_finite = carry
         order = index * p.own_columns + jnp.arange(p.own_columns, dtype=jnp.int32)
         other = jnp.minimum(order, p.rows - 1)
         visible = inputs["mask"][batch, row[:, None], other[None, :]] & (order < p.rows)[None, :]
@@ -151,12 +151,12 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
         # A tree row that overflowed must spoil the rows that see it and no other. Without these masks it spoils every
         # row, since 0 * NaN is NaN.
         finite = [jnp.abs(value.astype(jnp.float32)) < jnp.inf for value in values]
-        broken = jnp.zeros((p.own_columns,), jnp.int32)
+        non_finite = jnp.zeros((p.own_columns,), jnp.int32)
         for good in finite:
-            broken = jnp.maximum(broken, jnp.where(good, 0, 1).max(axis=1))
+            non_finite = jnp.maximum(non_finite, jnp.where(good, 0, 1).max(axis=1))
         values = [jnp.where(good, value, 0) for good, value in zip(finite, values, strict=True)]
-        spoiled = jnp.maximum(spoiled, jnp.where(visible, broken[None, :], 0).max(axis=1))
-        return fold(state, keys, values, visible), spoiled
+        sees_non_finite = jnp.maximum(sees_non_finite, jnp.where(visible, non_finite[None, :], 0).max(axis=1))
+        return fold(state, keys, values, visible), sees_non_finite
 
     state = (
         jnp.full((p.tile_rows,), LOWEST, jnp.float32),
@@ -173,9 +173,9 @@ def attend_split(p: Problem, names: tuple[str, ...], *refs: Any) -> None:
     state = lax.fori_loop(ragged, end, lambda index, s: prefix_block(index, s, False), state)
     # The last split has the fewest blocks, so it also folds in the rows' own block.
     own = jnp.where(split == p.splits - 1, inputs["own_blocks"][batch, pl.program_id(0)], jnp.int32(0))
-    spoiled = jnp.zeros((p.tile_rows,), jnp.int32)
-    (peak, total, mix), spoiled = lax.fori_loop(jnp.int32(0), own, own_block, (state, spoiled))
-    mix = [jnp.where(spoiled[:, None] > 0, jnp.nan, m) for m in mix]
+    sees_non_finite = jnp.zeros((p.tile_rows,), jnp.int32)
+    (peak, total, mix), sees_non_finite = lax.fori_loop(jnp.int32(0), own, own_block, (state, sees_non_finite))
+    mix = [jnp.where(sees_non_finite[:, None] > 0, jnp.nan, m) for m in mix]
     if p.splits == 1:
         for piece, m in zip(p.pieces, mix, strict=True):
             mixed = (m / total[:, None]).astype(outputs[0].dtype)

@@ -232,10 +232,10 @@ def _one_sequence(
     # since 0 * NaN is NaN.
     rows_values = own_values.transpose(0, 2, 1, 3)
     finite = jnp.isfinite(rows_values)
-    spoiled = (own_visible & ~finite.all(axis=-1)[:, :, None, :]).any(axis=-1, keepdims=True)
+    sees_non_finite = (own_visible & ~finite.all(axis=-1)[:, :, None, :]).any(axis=-1, keepdims=True)
     rows_values = jnp.where(finite, rows_values, jnp.zeros((), rows_values.dtype))
     peak, total, mixed = accumulate(state, scaled(own_keys.transpose(0, 2, 1, 3)), rows_values, own_visible)
-    mixed = jnp.where(spoiled, jnp.nan, mixed)
+    mixed = jnp.where(sees_non_finite, jnp.nan, mixed)
     mixed = (mixed / total).astype(queries.dtype).reshape(1, kv_heads, group, rows, head_dim)
     mixed = mixed.transpose(0, 3, 1, 2, 4).reshape(1, rows, query_heads, head_dim)
     lse = (peak + jnp.log(total)).reshape(1, kv_heads, group, rows)

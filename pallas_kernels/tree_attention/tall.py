@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from pallas_kernels.implementation import gpu, interpret
-from pallas_kernels.prefill_attention.one_sequence import layer_begins, numbered, one_sequence
+from pallas_kernels.prefill_attention.flat_cache_view import flat_cache_view, layer_begins, numbered
 
 BLOCK = 128  # slots
 TILE = 128  # rows of a program: two warpgroups of 64
@@ -58,7 +58,7 @@ def tall_attention(
       queries, keys, values, layer, lengths, scale: as there.
       rest: attends with all rows over their own block and the slots from `begins` on, int32 [batch]; result and
         log-sum-exp [batch, rows, query_heads].
-      walk: `walk_spans`, or its definition.
+      walk: `walk_ranges`, or its definition.
     """
     batch, rows, query_heads, head_dim = queries.shape
     kv_heads = keys.shape[2]
@@ -71,7 +71,9 @@ def tall_attention(
     members = members.reshape(rows * group, heads, head_dim)
     copies = jnp.tile(jnp.pad(members, ((0, tall - rows * group), (0, 0), (0, 0)), mode="edge"), (splits, 1, 1))
     begins, ends = _spans(keys, layer, complete, splits, tall)
-    mix, peak, total = (walk or walk_spans)(copies, one_sequence(keys), one_sequence(values), begins, ends, scale)
+    mix, peak, total = (walk or walk_ranges)(
+        copies, flat_cache_view(keys), flat_cache_view(values), begins, ends, scale
+    )
     mix = mix.reshape(splits, tall, heads, head_dim)[:, : rows * group]
     peak, total = (x.reshape(heads, splits, tall)[:, :, : rows * group].transpose(1, 2, 0) for x in (peak, total))
     out, lse = rest(complete)
@@ -99,7 +101,7 @@ def tall_attention(
 def _spans(
     stack: jax.Array, layer: int | jax.Array, complete: jax.Array, splits: int, tall: int
 ) -> tuple[jax.Array, jax.Array]:
-    """First slot of `one_sequence` that each row sees and the one past the last, int32 [heads, splits * tall] each:
+    """First slot of `flat_cache_view` that each row sees and the one past the last, int32 [heads, splits * tall] each:
     whole blocks, as evenly split as they can be."""
     _, batch, kv_heads, capacity, _ = stack.shape
     each = pl.cdiv(complete // BLOCK, splits) * BLOCK
@@ -113,7 +115,7 @@ def _spans(
     return spread(begin), spread(end)
 
 
-def walk_spans(
+def walk_ranges(
     queries: jax.Array, keys: jax.Array, values: jax.Array, begins: jax.Array, ends: jax.Array, scale: float
 ) -> Parts:
     """Attention of rows [rows, heads, head_dim] over slots begins .. ends-1, int32 [heads, rows], of keys and values

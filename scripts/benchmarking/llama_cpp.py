@@ -12,7 +12,6 @@ import tokenswift_jax as ts
 from benchmarking.rows import LLAMA
 from benchmarking.runs import Contender, Run
 from benchmarking.texts import Prompts
-from tokenswift_jax.hardware.environment import usable_cores
 
 _WORKER = Path(__file__).with_name("llama_worker.py")
 
@@ -27,7 +26,7 @@ class LlamaModel:
         if not file.is_file():
             raise ts.UserError(f"{file} is not a file")
         self.name = f"{LLAMA}, {file.stem.rpartition('.')[2] or file.stem}"
-        command = [sys.executable, str(_WORKER), str(file), str(positions), str(usable_cores())]
+        command = [sys.executable, str(_WORKER), str(file), str(positions), str(ts.describe_environment()["cores"])]
         self._worker = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )

@@ -8,16 +8,15 @@ from dataclasses import asdict
 
 import numpy as np
 
-from benchmarking.rows import PLAIN, TRANSFORMERS, Row, RowFile, labels_of, measures, setting
+import tokenswift_jax as ts
+from benchmarking.rows import PLAIN, TRANSFORMERS, Row, RowFile, labels_of, load_average, measures, setting
 from benchmarking.runs import Results, Run, rounded, run_ours
 from benchmarking.settings import Settings, speculation_of
 from benchmarking.texts import Prompts
-from tokenswift_jax import stats
-from tokenswift_jax.hardware.environment import load_average
-from tokenswift_jax.sampling import SamplingConfig
-from tokenswift_jax.token_log import TokenLog
 
 _DIGITS = 16  # of a digest: 64 bits
+_STATISTICS = ("iterations", "draft_depth", "accepted_tokens", "ngram_accepted_tokens", "acceptance_rate")
+_STATISTICS += ("mean_accepted_length", "accepted_per_position", "distinct_n", "schedule_trace")
 
 
 def protocol(settings: Settings, emit: RowFile) -> None:
@@ -31,7 +30,7 @@ def protocol(settings: Settings, emit: RowFile) -> None:
 
 
 def _measure(
-    settings: Settings, emit: RowFile, prompts: Prompts, name: str, sampling: SamplingConfig, tokens: int
+    settings: Settings, emit: RowFile, prompts: Prompts, name: str, sampling: ts.SamplingConfig, tokens: int
 ) -> None:
     """The rows of one text."""
     asked, prompt = settings.asked, prompts.of_round(0)
@@ -63,7 +62,9 @@ def _measure(
         fields |= {"load_average_at_begin": load, "load_average_at_end": load_average()}
         # With compilation and the audit.
         fields |= {"run_seconds": round(time.perf_counter() - begun, 3)} | _measured(run, asked.windows)
-        fields |= compared(fields, rows) | ({} if run.audit is None else {"audit": run.audit})
+        fields |= compared(fields, rows)
+        if run.result is not None and run.result.audit is not None:
+            fields["audit"] = run.result.audit | {"failed": run.result.audit_failed}
         settings.report(f"{what}: {run.ms_per_token:.3f} ms/token")
         emit(fields)
         rows[contender] = fields
@@ -81,19 +82,17 @@ def _measured(run: Run, windows: tuple[int, int]) -> Row:
     records, (fine, coarse) = run.records, windows
     assert records is not None
     fields: Row = measures(Results({"": [run]}, {"": 0.0}), "")
-    fields |= {"latency": stats.by_window(records, fine), "latency_coarse": stats.by_window(records, coarse)}
-    if run.schedule_trace:
-        fields |= drafting(records)
-        fields |= {"text_digests": digests(run.token_ids, fine), "schedule_trace": run.schedule_trace}
+    fields |= {"latency": records.by_window(fine), "latency_coarse": records.by_window(coarse)}
+    if run.result is not None:
+        fields |= drafting(run.result) | {"text_digests": digests(run.token_ids, fine)}
     return fields
 
 
-def drafting(records: TokenLog) -> Row:
-    """Acceptance, the n-grams' share of the accepted tokens (None without any), Distinct-n."""
-    counted = stats.acceptance(records)
-    accepted = counted["accepted_tokens"]
-    share = counted["ngram_accepted_tokens"] / accepted if accepted else None
-    return counted | {"ngram_share": share, "distinct_n": stats.distinct_n(records.token_ids)}
+def drafting(result: ts.GenerationResult) -> Row:
+    """Acceptance, Distinct-n, the plans that ran, the n-grams' share of the accepted tokens (None without any)."""
+    accepted = result.accepted_tokens
+    share = result.ngram_accepted_tokens / accepted if accepted else None
+    return {name: getattr(result, name) for name in _STATISTICS} | {"ngram_share": share}
 
 
 def compared(row: Row, others: dict[str, Row]) -> Row:

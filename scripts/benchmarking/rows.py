@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import tokenswift_jax as ts
 from benchmarking.runs import Results, paired_ratios, rounded, spread
 from benchmarking.texts import Prompts
-from tokenswift_jax.errors import UserError
-from tokenswift_jax.hardware.environment import load_average
-from tokenswift_jax.modes import used_fields
-from tokenswift_jax.speculation import SpeculationConfig
 
 Row = dict[str, Any]
 _DRAFTING = ("mode", "schedule", "tree", "node_budget", "ngram_k", "draft_cache", "refresh_interval", "draft_block")
@@ -26,11 +24,16 @@ def setting(section: str, prompts: Prompts, temperature: float, seed: int) -> Ro
     return about | {"prompt": prompts.describe()}
 
 
-def labels_of(speculation: SpeculationConfig) -> Row:
+def labels_of(speculation: ts.SpeculationConfig) -> Row:
     """The fields of a row that say how drafts were made; None where the mode has no such thing."""
-    used = {"mode", "tree", "node_budget", *used_fields(speculation.mode, speculation.schedule)}
+    used = {"mode", "tree", "node_budget", *speculation.used}
     chosen = {name: getattr(speculation, name) if name in used else None for name in _DRAFTING}
     return {"implementation": "tokenswift_jax"} | chosen
+
+
+def load_average() -> list[float] | None:
+    """Runnable processes over the last 1, 5 and 15 minutes; None where the system does not tell."""
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
 
 def measures(results: Results, name: str) -> Row:
@@ -114,9 +117,9 @@ def read_rows(path: Path, *, torn: bool = False) -> list[Row]:
         whole = content[: content.rfind(b"\n") + 1] if torn else content
         rows = [json.loads(line) for line in whole.decode("utf-8").splitlines()]
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name rows of the benchmark") from error
+        raise ts.UserError(f"{path} cannot be read ({error.strerror}); name rows of the benchmark") from error
     except ValueError:
-        raise UserError(f"{path} does not hold JSON lines; name rows of the benchmark, or another file") from None
+        raise ts.UserError(f"{path} does not hold JSON lines; name rows of the benchmark, or another file") from None
     if not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} holds something else than objects; name rows of the benchmark")
+        raise ts.UserError(f"{path} holds something else than objects; name rows of the benchmark")
     return rows

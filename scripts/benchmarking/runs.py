@@ -5,11 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import tokenswift_jax as ts
-from tokenswift_jax.token_log import PREFILL_OFFSET, TokenLog, concatenate
 
 _WARM_UPS = 4  # `auto` may run a plan in a later run that it did not try in the first
 
@@ -25,11 +24,9 @@ class Run:
       iterations: passes of the target after prefill.
       prefill_seconds: from the call to the first token, compilation excluded.
       compile_seconds: of the whole call.
-      schedule_trace: which plan ran from which token on.
       prefill_tokens: tokens that came with prefill; more than 1 only where another package drafts in it.
       records: one entry a token; those of prefill have no time.
-      audit: the replay's findings where it was asked for.
-      plan_reason: why the last plan ran.
+      result: the statistics of a text of this package.
     """
 
     token_ids: list[int]
@@ -38,11 +35,9 @@ class Run:
     iterations: int
     prefill_seconds: float
     compile_seconds: float
-    schedule_trace: list[dict[str, Any]] = field(default_factory=list)
     prefill_tokens: int = 1
-    records: TokenLog | None = None
-    audit: dict[str, Any] | None = None
-    plan_reason: str | None = None
+    records: ts.TokenLog | None = None
+    result: ts.GenerationResult | None = None
 
     @property
     def decoded_tokens(self) -> int:
@@ -76,28 +71,25 @@ def run_ours(
 ) -> Run:
     """Generates exactly `new_tokens` tokens after one prompt; EOS does not end the text."""
     options: dict[str, Any] = {"ignore_eos": True, "stop": [], "capacity": capacity, "audit": audit}
-    parts, times, result = [], [], None
+    times, result = [], None
     for event in ts.stream(model, prompt, sampling, speculation, max_new_tokens=new_tokens, **options):
         result = event.result or result
         if len(event.records):
-            parts.append(event.records)
             times.append(time.perf_counter())
     assert result is not None
     assert result.generated_tokens == new_tokens, f"{result.generated_tokens} tokens instead of {new_tokens}"
-    records = concatenate(parts)
-    assert not (records.offsets[1:] == PREFILL_OFFSET).any()
+    assert result.records is not None
+    assert (result.records.offsets[1:] >= 0).all(), "only the first token comes with prefill"
     return Run(
         token_ids=result.token_ids,
-        decode_seconds=float(records.seconds.sum()),
+        decode_seconds=result.decode_seconds,
         # After a warm-up, prefill compiles nothing: only a new plan of `auto` compiles, after the first token.
         wall_seconds=times[-1] - times[0] - result.compile_seconds,
-        iterations=int((records.offsets == 0).sum()),
+        iterations=result.iterations,
         prefill_seconds=result.prefill_seconds,
         compile_seconds=result.compile_seconds,
-        schedule_trace=result.schedule_trace,
-        records=records,
-        audit=result.audit and result.audit | {"failed": result.audit_failed},
-        plan_reason=result.plan_reason,
+        records=result.records,
+        result=result,
     )
 
 

@@ -10,7 +10,6 @@ from benchmarking.runs import Contender, paired_ratios, play, run_ours, spread
 from benchmarking.settings import Settings, speculation_of
 from benchmarking.tasks import task_prompts
 from benchmarking.texts import Prompts, random_ids
-from tokenswift_jax.hardware.host_work import host_work, stream_seconds
 
 _ADVERSARIAL_TEMPERATURE = 5.0  # nearly uniform draws: no draft is ever right
 
@@ -92,7 +91,8 @@ def auto_long(settings: Settings, emit: RowFile) -> None:
             if contender.name == "auto":
                 times = ([run.wall_ms_per_token for run in runs] for runs in (plain, auto))
                 row |= {"wall_speed_vs_autoregressive": paired_ratios(*times)}
-                row |= {"schedule_trace": auto[-1].schedule_trace}
+                assert auto[-1].result is not None
+                row |= {"schedule_trace": auto[-1].result.schedule_trace}
             emit(row | comparison(results, contender.name, greedy=temperature == 0))
 
 
@@ -122,8 +122,8 @@ def host(settings: Settings, emit: RowFile) -> None:
         contender = _ours(settings, mode, prompts, 0.0, asked.new_tokens)
         row = setting("host", prompts, 0.0, asked.seed) | {"contender": contender.name, **contender.labels}
         options = _speculation(settings, mode), asked.new_tokens
-        warm_up = stream_seconds(settings.model, prompts.of_round(0), *options)
-        found = [host_work(settings.model, prompts.of_round(i), *options) for i in range(asked.rounds)]
+        warm_up = contender.run(0)
+        found = [ts.host_work(settings.model, prompts.of_round(i), *options) for i in range(asked.rounds)]
         row |= {name: spread(one[name] for one in found) for name in found[0]}
-        row |= {"compile_seconds_excluded": warm_up["compile_seconds"]}
+        row |= {"compile_seconds_excluded": warm_up.compile_seconds}
         emit(row | {"runs": asked.rounds, "new_tokens": asked.new_tokens})

@@ -19,15 +19,14 @@ from benchmarking.rows import TRANSFORMERS
 from benchmarking.tasks import TASKS
 from benchmarking.texts import Prompts, passages_of_files, random_ids
 from benchmarking.transformers_generate import TransformersModel
-from tokenswift_jax.cli.converters import number, whole_list
-from tokenswift_jax.modes import MODES, NEED_HEADS
-from tokenswift_jax.sampling import resolve_sampling
 
 # The contenders of the paper's protocol; others are compared with those that run first.
 CONTENDERS = (
     *("autoregressive", TRANSFORMERS, "tokenswift-partial", "tokenswift-fused"),
     *("medusa", "selfspec", "ngram", "auto"),
 )
+MODES = tuple(dict.fromkeys(name.partition("-")[0] for name in CONTENDERS if name != TRANSFORMERS))
+_NEED_HEADS = ("tokenswift", "medusa")
 # Sizes of a run and of --quick, in tokens; the paper's "20K" is 20,480. The smaller capacity of --quick is the one that
 # its other sections reserve, so that their programs serve.
 _SIZES: dict[str, tuple[Any, Any]] = {
@@ -81,8 +80,8 @@ def add_flags(parser: argparse.ArgumentParser, sections: tuple[str, ...], usual:
     add("--dtype", help="of weights and activations")
     add("--sections", type=_names(sections), default=usual, help="comma separated; default: " + ",".join(usual))
     add("--modes", type=_names(MODES), default=("autoregressive", "tokenswift", "ngram", "auto"))
-    add("--prefixes", type=whole_list("2048,4096"), help="tokens before the generated ones, e.g. 2048,4096")
-    add("--temperatures", type=lambda text: tuple(map(number, text.split(","))), default=(0.0, 1.0))
+    add("--prefixes", type=_numbers(int), help="tokens before the generated ones, e.g. 2048,4096")
+    add("--temperatures", type=_numbers(float), default=(0.0, 1.0))
     add("--new-tokens", type=int, help="of a run of speed, capacity and host")
     add("--node-budget", type=int, help="of tokenswift, medusa and ngram; `auto` chooses for itself")
     add("--rounds", type=int, default=3, help="timed runs of every contender (protocol: see --passages)")
@@ -96,7 +95,7 @@ def add_flags(parser: argparse.ArgumentParser, sections: tuple[str, ...], usual:
     add = parser.add_argument_group("protocol").add_argument
     add("--sampling", type=_names(SAMPLINGS), default=("checkpoint",), help="checkpoint (its defaults), greedy or both")
     add("--draft-cache", type=int, default=512, help="slots of the draft cache (default: %(default)s)")
-    add("--tokens", type=whole_list("2048,4096"), help="tokens to generate, e.g. 20480,102400 (default: 20480)")
+    add("--tokens", type=_numbers(int), help="tokens to generate, e.g. 20480,102400 (default: 20480)")
     add("--contenders", type=_names(CONTENDERS), help="default: all that the checkpoint allows")
     add("--passages", type=int, default=1, help="texts of each length (default: %(default)s)")
     add("--transformers-tokens", type=int, default=2048, help="its limit; ratios are over equal windows")
@@ -141,10 +140,7 @@ def make_settings(asked: argparse.Namespace) -> Settings:
         prompts=prompts,
         other=_transformers(asked, model, contenders),
         llamas=[LlamaModel(file, longest + 64 + asked.new_tokens) for file in asked.llama],
-        samplings={
-            name: resolve_sampling(SAMPLINGS[name] | {"seed": asked.seed}, model.generation_config)
-            for name in asked.sampling
-        },
+        samplings={name: model.sampling_config(**SAMPLINGS[name], seed=asked.seed) for name in asked.sampling},
         contenders=contenders,
         report=_report,
     )
@@ -152,7 +148,7 @@ def make_settings(asked: argparse.Namespace) -> Settings:
 
 def _contenders(asked: argparse.Namespace, model: ts.Model) -> tuple[str, ...]:
     """The named ones in the order of `CONTENDERS`: the baselines of ratios run first."""
-    needing = [name for name in CONTENDERS if name.partition("-")[0] in NEED_HEADS]
+    needing = [name for name in CONTENDERS if name.partition("-")[0] in _NEED_HEADS]
     lacking = () if model.config.num_draft_heads else needing
     wrong = [name for name in asked.contenders or () if name in lacking]
     if wrong:
@@ -173,6 +169,13 @@ def _transformers(asked: argparse.Namespace, model: Any, contenders: tuple[str, 
 
 def _report(message: str) -> None:
     print(f"{datetime.now(UTC):%H:%M:%S} {message}", file=sys.stderr, flush=True)
+
+
+def _numbers(kind: Any) -> Callable[[str], tuple[Any, ...]]:
+    def numbers(text: str) -> tuple[Any, ...]:
+        return tuple(map(kind, text.split(",")))
+
+    return numbers
 
 
 def _names(known: Any) -> Callable[[str], tuple[str, ...]]:

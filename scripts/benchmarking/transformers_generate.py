@@ -8,12 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 import tokenswift_jax as ts
 from benchmarking.runs import Contender, Run
 from benchmarking.texts import Prompts
 from convert.export import export
-from tokenswift_jax.hardware.environment import usable_cores
-from tokenswift_jax.token_log import PREFILL_OFFSET, from_columns
 
 LOOKUP_TOKENS = 10  # prompt_lookup_num_tokens: the value of transformers' documentation
 
@@ -42,7 +42,7 @@ class TransformersModel:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        self._torch.set_num_threads(usable_cores())
+        self._torch.set_num_threads(ts.describe_environment()["cores"])
         with TemporaryDirectory() as folder:
             path = Path(folder) / "exported"
             export([str(model.path), str(path)])
@@ -100,10 +100,10 @@ def timed_run(token_ids: list[int], begun: float, times: list[float], counts: li
     """The run whose streamer was called at `times` (s) with `counts` tokens: the prompt, prefill's, each pass's."""
     assert sum(counts[1:]) == len(token_ids), "the streamer missed tokens"
     seconds = times[-1] - times[1]
+    zeros = np.zeros(len(token_ids), np.int32)
     passes = [(count, end - begin) for count, begin, end in zip(counts[2:], times[1:], times[2:], strict=False)]
-    offsets = [PREFILL_OFFSET] * counts[1] + [index for count, _ in passes for index in range(count)]
+    offsets = [-1] * counts[1] + [index for count, _ in passes for index in range(count)]
     times_of_tokens = [0.0] * counts[1] + [time / count for count, time in passes for _ in range(count)]
-    zeros = [0] * len(token_ids)
     return Run(
         token_ids=token_ids,
         decode_seconds=seconds,
@@ -112,5 +112,5 @@ def timed_run(token_ids: list[int], begun: float, times: list[float], counts: li
         prefill_seconds=times[1] - begun,
         compile_seconds=0.0,
         prefill_tokens=counts[1],
-        records=from_columns(token_ids, zeros, offsets, zeros, times_of_tokens),
+        records=ts.TokenLog(np.asarray(token_ids), zeros, np.asarray(offsets), zeros, np.asarray(times_of_tokens)),
     )

@@ -14,7 +14,7 @@ from convert.hf import convert
 from tests.checkpoint.checkpoints_made_here import copy, heads, set_config
 from tokenswift_jax.checkpoint import open_checkpoint
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.models.decoder import causal_attention
+from tokenswift_jax.models.attention import causal_attention
 
 
 def with_heads(folder, head_type="chained", tensors=None, family="llama2"):

@@ -15,10 +15,10 @@ def test_an_executable_is_compiled_once_a_shape_and_the_latest_used_is_listed_la
     assert spent > 0
     scalar = mine.compile(function, jnp.float32(3))
     assert mine.compile_seconds == spent
-    assert compile_cache.kept()[-1] is scalar
+    assert compile_cache.cached_executables()[-1] is scalar
     vector = mine.compile(function, jnp.ones(3, jnp.float32))
     assert mine.compile_seconds > spent
-    assert compile_cache.kept()[-2:] == [scalar, vector]
+    assert compile_cache.cached_executables()[-2:] == [scalar, vector]
     assert others.run(function, jnp.float32(4)) == 5
     assert others.compile_seconds == 0, "an earlier run compiled it"
-    assert compile_cache.kept()[-2:] == [vector, scalar]
+    assert compile_cache.cached_executables()[-2:] == [vector, scalar]

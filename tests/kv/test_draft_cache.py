@@ -155,7 +155,7 @@ PLAIN, INTERVAL = DraftCacheShape(24, 4, 1, None), DraftCacheShape(40, 4, 1, 7)
 SHAPES = {
     "used up": (PLAIN, (None, None)),
     "no sinks": (DraftCacheShape(24, 0, 4, None), (None, None)),
-    "narrow": (DraftCacheShape(24, 4, 1, None, narrow=True), (None, None)),
+    "narrow": (DraftCacheShape(24, 4, 1, None, int8=True), (None, None)),
     "interval": (INTERVAL, (None, None)),
     "interval of one": (DraftCacheShape(20, 4, 1, 1), (None, None)),
     "interval beyond the room": (DraftCacheShape(20, 4, 1, 99), (None, None)),

@@ -14,7 +14,7 @@ from tokenswift_jax.engine.prefill import chunk_rows
 from tokenswift_jax.kv.dense import FullCache, empty_cache
 from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import Causal, RowBatch, TreeMask
-from tokenswift_jax.models.decoder import causal_attention
+from tokenswift_jax.models.attention import causal_attention
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.speculate.plans import autoregressive_plan
 

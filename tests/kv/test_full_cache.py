@@ -7,7 +7,7 @@ import pytest
 
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, empty_cache, round_up, write_rows
-from tokenswift_jax.kv.quantize import dequantized, quantized
+from tokenswift_jax.kv.quantize import dequantize_kv, quantize_kv
 from tokenswift_jax.kv.row_batch import Causal, RowBatch, TreeMask, TreeMaskOverBlocks
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.models.projected import Apart
@@ -75,9 +75,9 @@ def test_rounding_to_eight_bits(dtype, step):
     """To half a step of the row's largest; float8 to half of its last of four bits, relative to each number."""
     rows = np.random.default_rng(2).normal(size=(2, 3, 64)).astype(np.float32)
     rows[0, 0] = 0
-    numbers, scales = quantized(jnp.asarray(rows), jnp.dtype(dtype))
+    numbers, scales = quantize_kv(jnp.asarray(rows), jnp.dtype(dtype))
     assert (numbers.dtype, scales.dtype, scales.shape) == (dtype, jnp.float32, (2, 3))
-    again = np.asarray(dequantized(numbers, scales, jnp.dtype(jnp.float32)))
+    again = np.asarray(dequantize_kv(numbers, scales, jnp.dtype(jnp.float32)))
     largest = abs(rows).max(axis=-1, keepdims=True)
     of = largest if dtype == jnp.int8 else np.maximum(abs(rows), largest * 2**-14)
     assert np.all(abs(again - rows) <= 1.0001 * step * of)
@@ -86,7 +86,7 @@ def test_rounding_to_eight_bits(dtype, step):
 
 def test_a_row_that_is_not_finite_stays_so():
     rows = jnp.asarray([[1, jnp.nan], [jnp.inf, 2], [3, 4]], jnp.float32)
-    again = np.asarray(dequantized(*quantized(rows, jnp.dtype(jnp.int8)), jnp.dtype(jnp.float32)))
+    again = np.asarray(dequantize_kv(*quantize_kv(rows, jnp.dtype(jnp.int8)), jnp.dtype(jnp.float32)))
     assert not np.isfinite(again[0]).any()
     assert not np.isfinite(again[1]).any()
     np.testing.assert_allclose(again[2], [3, 4], rtol=0, atol=4 / 254)

@@ -18,7 +18,7 @@ from scipy import stats
 
 from tests.engine_fixture import layout_of, prefilled_state, settings_of
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
-from tokenswift_jax.models.decoder import causal_attention
+from tokenswift_jax.models.attention import causal_attention
 from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sample.gumbel import row_keys
 from tokenswift_jax.sampling import SamplingConfig

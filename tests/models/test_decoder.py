@@ -11,8 +11,9 @@ from flax import nnx
 
 from tokenswift_jax.checkpoint import names, state_tensors
 from tokenswift_jax.checkpoint.load import abstract_decoder
+from tokenswift_jax.models.attention import causal_attention
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.models.decoder import Decoder, causal_attention
+from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.heads import DraftHeads
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.models.layers import Linear, RMSNorm, wide_dtype

@@ -15,7 +15,7 @@ from tokenswift_jax.checkpoint import load_decoder
 from tokenswift_jax.kv.dense import empty_cache
 from tokenswift_jax.kv.forward import forward_rows
 from tokenswift_jax.kv.row_batch import next_rows
-from tokenswift_jax.models.decoder import causal_attention
+from tokenswift_jax.models.attention import causal_attention
 
 FAMILIES = Path(__file__).parents[1] / "data" / "families"
 NAMES = ("llama2", "llama3_1", "llama_linear", "yarn_llama2", "mistral", "qwen2", "qwen2_window", "qwen3")

@@ -10,7 +10,7 @@ from flax import nnx
 
 from tests.golden import BOUND, arrays, checkpoint, each_checkpoint
 from tokenswift_jax.checkpoint import load_decoder, open_checkpoint
-from tokenswift_jax.models.decoder import causal_attention
+from tokenswift_jax.models.attention import causal_attention
 from tokenswift_jax.models.rope import inverse_frequencies
 
 pytestmark = each_checkpoint

@@ -41,8 +41,8 @@ def case(rows, depth, seed):
     eos[: BATCH // 3, 0] = 1 << 4
     stop = length + 1 + np.where(rng.random(BATCH) < 0.3, rng.integers(1, depth + 2, BATCH), 40)
     integers = [jnp.asarray(x, jnp.int32) for x in (tokens, parents, depths)]
-    broken = jnp.asarray(rng.random(shape) < 0.05)
-    tree = TreeRows(*integers, jnp.asarray(valid), jnp.asarray(mask), jnp.asarray(draws, jnp.int32), broken)
+    no_draw = jnp.asarray(rng.random(shape) < 0.05)
+    tree = TreeRows(*integers, jnp.asarray(valid), jnp.asarray(mask), jnp.asarray(draws, jnp.int32), no_draw)
     finish = jnp.asarray(np.where(rng.random(BATCH) < 0.2, 2, 0), jnp.int32)
     of_text = [jnp.asarray(x, jnp.int32) for x in (text, length)]
     return tree, Text(*of_text, finish, jnp.asarray(last_positions, jnp.int32)), jnp.asarray(stop, jnp.int32), eos
@@ -59,7 +59,7 @@ def test_the_kernel_is_the_definition(rows, depth):
     given = case(rows, depth, rows)
     found, expected = (committed(*given, way=way, depth=depth) for way in ("gpu", "reference"))
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    finish, count, accepted = (np.asarray(x) for x in (found.text.finish, found.count, found.walk.accepted))
+    finish, count, accepted = (np.asarray(x) for x in (found.text.finish, found.count, found.acceptance.accepted))
     assert set(finish.tolist()) == {0, 1, 2, 3}
     assert len(set(accepted.tolist())) > min(depth, 2)
     assert len(set(count.tolist())) > min(depth, 2)

@@ -17,7 +17,7 @@ from pallas_kernels import implementation
 from pallas_kernels.gpus import A100, H200, Gpu
 from pallas_kernels.implementation import compiling_for
 from pallas_kernels.prefill_attention import LANES, prefill_attention, served_by, tpu
-from pallas_kernels.prefill_attention.one_sequence import layer_begins, one_sequence, spans
+from pallas_kernels.prefill_attention.flat_cache_view import flat_cache_view, kv_ranges, layer_begins
 from pallas_kernels.prefill_attention.reference import causal_mask
 from tests import tiny
 from tokenswift_jax.kv import dense
@@ -161,10 +161,10 @@ def test_the_reference_is_dense_attention():
 def test_spans_name_the_slots_of_one_layer_and_head():
     """Numbers count the slots of all layers, sequences and heads: what a span names is a row's own and those before."""
     stack = jnp.arange(LAYERS * 2 * 3 * 8, dtype=jnp.float32).reshape(LAYERS, 2, 3, 8, 1)
-    flat = np.asarray(one_sequence(stack))[:, 0]
+    flat = np.asarray(flat_cache_view(stack))[:, 0]
     begins, ends = (
         layer_begins(stack, LAYER) + np.asarray(span)
-        for span in spans(stack, jnp.asarray([4, 1], jnp.int32), 3, window=2)
+        for span in kv_ranges(stack, jnp.asarray([4, 1], jnp.int32), 3, window=2)
     )
     for row, length in enumerate((4, 1)):
         for head in range(3):

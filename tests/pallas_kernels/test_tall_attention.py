@@ -17,7 +17,7 @@ CAPACITY = 640
 
 
 def walked(queries, keys, values, begins, ends, scale):
-    """`tall.walk_spans` as it is defined; fails at a span that is not of whole blocks."""
+    """`tall.walk_ranges` as it is defined; fails at a span that is not of whole blocks."""
     assert (np.asarray(begins) % tall.BLOCK == 0).all()
     assert (np.asarray(ends) % tall.BLOCK == 0).all()
     slots = jnp.arange(keys.shape[0])[None, None]

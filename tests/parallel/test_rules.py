@@ -10,7 +10,7 @@ from parallel_models import FEW, first_call, model_of
 
 from tests.engine_fixture import part_of
 from tokenswift_jax.kv.draft_positions import DraftCache
-from tokenswift_jax.parallel.embedding import looked_up
+from tokenswift_jax.parallel.embedding import embed_lookup
 from tokenswift_jax.parallel.mesh_spec import MODEL
 from tokenswift_jax.parallel.rules import shardings
 from tokenswift_jax.step.loop import run_chunk
@@ -52,7 +52,7 @@ def test_no_device_sends_its_part_of_the_embeddings(mesh, shape):
     tokens = jax.random.randint(jax.random.key(1), shape, 0, 64)
     with jax.set_mesh(mesh):
         split = jax.device_put(table, NamedSharding(mesh, P(MODEL)))
-        compiled = jax.jit(looked_up).lower(split, tokens).compile()
+        compiled = jax.jit(embed_lookup).lower(split, tokens).compile()
         np.testing.assert_array_equal(compiled(split, tokens), table[tokens])
     assert "all-reduce" in compiled.as_text()
     assert "all-gather" not in compiled.as_text()

@@ -9,7 +9,7 @@ from pallas_kernels.implementation import compiling_for
 from pallas_kernels.order_statistics import FEW_PASSES, ONE_BIT, kth_largest, nucleus_edge
 from tests.engine_fixture import settings_of
 from tokenswift_jax.sample import filters as filters_module
-from tokenswift_jax.sample.block_topk import BLOCKS, WIDTH, search_whole, shortlist, worthwhile
+from tokenswift_jax.sample.block_topk import BLOCKS, WIDTH, is_profitable, search_whole, shortlist
 from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sample.filters import FilterParams, threshold
 from tokenswift_jax.sample.processors import process
@@ -61,7 +61,7 @@ def processed(config, rows):
 def test_a_shortlist_does_not_change_what_is_kept(asked, monkeypatch):
     config, rows = SamplingConfig(**asked), rows_of_scores()
     actual = processed(config, rows)
-    monkeypatch.setattr(filters_module, "worthwhile", lambda vocab: False)
+    monkeypatch.setattr(filters_module, "is_profitable", lambda vocab: False)
     np.testing.assert_array_equal(actual, processed(config, rows))
 
 
@@ -74,30 +74,30 @@ def test_a_gpu_keeps_what_a_search_of_all_scores_keeps(vocab):
     filters = [FilterParams.of(settings_of(config, vocab=VOCAB, batch=1), scores.dtype) for config in asked]
     both = jax.tree.map(lambda *values: jnp.concatenate(values), *filters)
     with compiling_for("gpu", interpret=True):
-        assert worthwhile(vocab)
+        assert is_profitable(vocab)
         found = jax.jit(lambda *given: threshold(*given, search=FEW_PASSES, listed=True))(scores, both)
     np.testing.assert_array_equal(found, threshold(scores, both, search=ONE_BIT, listed=False))
 
 
 def test_which_answers_are_exact():
     """Any k up to BLOCKS is; beyond, as much as the list happens to hold; a nucleus, where it is no larger."""
-    assert worthwhile(VOCAB)
+    assert is_profitable(VOCAB)
     rows = rows_of_scores()
     few = shortlist(jnp.asarray(rows))
     ordered = -np.sort(-rows, axis=-1)
-    stored = (rows > np.asarray(few.sure)).sum(axis=-1)
+    stored = (rows > np.asarray(few.guaranteed_above)).sum(axis=-1)
     assert (stored[:2] >= BLOCKS - 1).all()
     assert (stored[:2] < 2 * BLOCKS).all()
     for k in (1, BLOCKS, BLOCKS + 60, 3000):
         found = np.asarray(kth_largest(few.scores, jnp.int32(k), ONE_BIT))[:, 0]
-        exact = found >= np.asarray(few.sure)[:, 0]
+        exact = found >= np.asarray(few.guaranteed_above)[:, 0]
         assert exact.all() if k <= BLOCKS else not exact[1]
         np.testing.assert_array_equal(found[exact], ordered[exact, k - 1])
     weights = np.exp(rows - ordered[:, :1])
     total = jnp.asarray(weights.sum(axis=-1, keepdims=True))
     everything = jnp.full((6, 1), -jnp.inf)
     edge = np.asarray(nucleus_edge(few.scores, few.highest, everything, jnp.float32(0.8), ONE_BIT, total))[:, 0]
-    exact = edge > np.asarray(few.sure)[:, 0]
+    exact = edge > np.asarray(few.guaranteed_above)[:, 0]
     np.testing.assert_array_equal(exact, [True, False, False, True, True, True])
     mass = np.where(rows >= edge[:, None], weights, 0).sum(axis=-1) / weights.sum(axis=-1)
     above = np.where(rows > edge[:, None], weights, 0).sum(axis=-1) / weights.sum(axis=-1)

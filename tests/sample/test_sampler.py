@@ -13,7 +13,7 @@ from tokenswift_jax.sample.draw import draw
 from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.sample.gumbel import gumbel_noise
 from tokenswift_jax.sample.processors import process
-from tokenswift_jax.sample.sampler import RowInputs, TextInputs, draw_rows
+from tokenswift_jax.sample.sampler import LogitsBatch, SamplingContext, draw_rows
 from tokenswift_jax.sampling import SamplingConfig
 
 BATCH, ROWS, VOCAB, DEPTH = 2, 7, 90, 3
@@ -31,23 +31,23 @@ def problem(config, seed=0):
     settings = settings_of(config, vocab=VOCAB, batch=BATCH)
     settings = dataclasses.replace(settings, prompt_length=length - 5)
     noise = jnp.asarray(rng.gumbel(size=(BATCH, DEPTH + 1, VOCAB)), jnp.float32) if config.temperature else None
-    rows = RowInputs(
+    rows = LogitsBatch(
         jnp.asarray(logits),
         jnp.asarray(rng.integers(0, DEPTH + 1, (BATCH, ROWS)), jnp.int32),
         jnp.asarray(rng.integers(0, VOCAB, (BATCH, ROWS, DEPTH)), jnp.int32),
     )
-    return rows, TextInputs(length, jnp.asarray(last, jnp.int32), noise, settings), features_of(config)
+    return rows, SamplingContext(length, jnp.asarray(last, jnp.int32), noise, settings), features_of(config)
 
 
-def whole(rows, texts, features):
+def whole(rows, context, features):
     """The definition: masks and noise of the logits' size."""
     penalised = penalty.row_penalised(
-        texts.last_positions, texts.next_position, rows.path_tokens, rows.depths, texts.settings.penalty_window
+        context.last_positions, context.next_position, rows.path_tokens, rows.depths, context.settings.penalty_window
     )
     scores = process(
-        rows.logits, penalised=penalised, generated=5 + rows.depths, settings=texts.settings, features=features
+        rows.logits, penalised=penalised, generated=5 + rows.depths, settings=context.settings, features=features
     )
-    noise = texts.noise
+    noise = context.noise
     if noise is not None:
         noise = jnp.take_along_axis(noise, rows.depths[:, :, None], axis=1)
     return draw(scores, noise), jnp.isnan(rows.logits).any(axis=-1)
@@ -81,8 +81,8 @@ def test_a_wide_vocabulary_needs_a_fraction_of_the_logits():
         length = jnp.full((1,), 50, jnp.int32)
         ahead = jnp.arange(depth + 1, dtype=jnp.int32)
         noise = gumbel_noise(settings.keys, length[:, None] + ahead[None], vocab)
-        texts = TextInputs(length, last, noise, settings)
-        return draw_rows(RowInputs(logits, depths, path), texts, features_of(FILTERED))
+        context = SamplingContext(length, last, noise, settings)
+        return draw_rows(LogitsBatch(logits, depths, path), context, features_of(FILTERED))
 
     real = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1, rows, size), (size, vocab))]
     ints = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, vocab), (1, rows), (1, rows, depth))]

@@ -15,12 +15,13 @@ from speculations import SPECULATIONS
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import BLOCK
 from tokenswift_jax.request import Request
-from tokenswift_jax.serve import scheduler as scheduler_module
+from tokenswift_jax.serve import pool_choice
+from tokenswift_jax.serve.busy import BusyError
 from tokenswift_jax.serve.observer import Observer
 from tokenswift_jax.serve.pool import Pool, PoolSize, Tenancy
 from tokenswift_jax.serve.prefix_store import PrefixStore
 from tokenswift_jax.serve.run import Run, RunState
-from tokenswift_jax.serve.scheduler import BusyError, Scheduler
+from tokenswift_jax.serve.scheduler import Scheduler
 
 actions = st.one_of(
     st.tuples(st.just("arrive"), st.integers(0, COUNT - 1)),
@@ -138,7 +139,7 @@ def test_short_requests_borrow_idle_slots_of_the_long_pool():
 )
 def test_runs_enter_few_and_wide_pools_and_leave_a_slot_for_longer_ones(monkeypatch, lengths, placed):
     """Pools without an engine: one slot and four for texts of 400 positions, two for texts of 100; nobody waits."""
-    monkeypatch.setattr(scheduler_module, "_PATIENT", 0)
+    monkeypatch.setattr(pool_choice, "_PATIENT", 0)
 
     class Places:
         inhabitants = Pool.inhabitants
@@ -173,7 +174,7 @@ def test_runs_enter_few_and_wide_pools_and_leave_a_slot_for_longer_ones(monkeypa
 
 
 @pytest.mark.parametrize(
-    ("length", "waits"), [(16, False), (99, False), (100, True), (1500, True), (scheduler_module._PATIENT, False)]
+    ("length", "waits"), [(16, False), (99, False), (100, True), (1500, True), (pool_choice._PATIENT, False)]
 )
 def test_a_short_text_waits_for_a_wide_pool_that_has_a_slot_soon(length, waits):
     """Pools without an engine: four texts fill the wide one, the first to end has 100 tokens left; one slot is idle."""
@@ -198,7 +199,7 @@ def test_a_short_text_waits_for_a_wide_pool_that_has_a_slot_soon(length, waits):
 
     narrow, wide = Places(1), Places(4, list(enumerate((2000, 100, 900, 3000))))
     scheduler = Scheduler([narrow, wide], lambda run, update: None)
-    scheduler._places = {tenancy.run: wide for tenancy in wide.tenants.values()}
+    scheduler._places.update({tenancy.run: wide for tenancy in wide.tenants.values()})
     scheduler.queue.push(Run(Request((1,), request(0).sampling, length)))
     for pool in scheduler.pools:
         scheduler._admit(pool)
@@ -296,7 +297,7 @@ def test_a_run_that_moves_counts_its_own_keys_and_values_as_no_earlier_texts():
 def test_a_run_that_began_alone_joins_the_others(monkeypatch):
     """It leaves a pool of one slot for a wider one, and has the tokens that it has alone; a long text stays."""
     for most, expected in ((1024, [(2, 2)]), (3, [(1, 1), (2, 1)])):
-        monkeypatch.setattr(scheduler_module, "_GATHERED", most)
+        monkeypatch.setattr(pool_choice, "_GATHERED", most)
         guests = Guests("fused", sizes=(PoolSize(1, SHORT.length), SHORT))
         first = guests.arrive(0, max_new_tokens=SHORT.length - 2)
         while len(first.tokens) < 2:

@@ -12,13 +12,13 @@ pytest.importorskip("starlette")
 pytest.importorskip("prometheus_client")
 from tokenswift_jax import checkpoint
 from tokenswift_jax.errors import WriteError
+from tokenswift_jax.serve.busy import BusyError
 from tokenswift_jax.serve.channel import read
 from tokenswift_jax.serve.openai.errors import ApiError
 from tokenswift_jax.serve.openai.responses import _frames, _last
 from tokenswift_jax.serve.pool import PoolSize
 from tokenswift_jax.serve.run import Run, RunState
 from tokenswift_jax.serve.run_store import RunStore, StoredRun
-from tokenswift_jax.serve.scheduler import BusyError
 from tokenswift_jax.serve.service import Service
 
 WAIT = 2  # seconds

@@ -27,18 +27,18 @@ def table():
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _observe(shape, record, known, tree, walk, running):
-    key = ngram_calibration.judged_key(shape, tree, walk)
+def _observe(shape, record, known, tree, acceptance, running):
+    key = ngram_calibration.judged_key(shape, tree, acceptance)
     _, best = ngram.updated(known, jnp.zeros((2, 4), jnp.int32), jnp.zeros(2, jnp.int32), 1, key, shape.ngram_k)
-    return ngram_calibration.observe(record, shape, best, tree, walk, running)
+    return ngram_calibration.observe(record, shape, best, tree, acceptance, running)
 
 
 def observe(shape, record, root, emitted, accepted=(0, 0), running=(True, True), nodes=()):
     """The record after an iteration of two texts; `emitted` [2][2]. Each tree has the nodes (token, parent, depth,
     drafted by an n-gram only) below its root."""
     emitted, accepted = jnp.asarray(emitted, jnp.int32), jnp.asarray(accepted, jnp.int32)
-    # The first node is the one that the walk accepted, if it accepted any.
-    walk = Acceptance(
+    # The first node is the one that was accepted, if it accepted any.
+    acceptance = Acceptance(
         path=jnp.minimum(jnp.arange(2, dtype=jnp.int32)[None], accepted[:, None]), accepted=accepted, emitted=emitted
     )
     rows = [np.array([[token, 0, 0, False], *nodes, (0, 0, 0, True)]) for token in root]
@@ -46,25 +46,26 @@ def observe(shape, record, root, emitted, accepted=(0, 0), running=(True, True),
     valid = jnp.asarray([[True] * (1 + len(nodes)) + [False]] * 2)
     nothing = jnp.zeros(())
     tree = Tree(*map(jnp.asarray, (tokens, parents, depths)), valid, jnp.asarray(by_ngram > 0), nothing, nothing)
-    return _observe(shape, record, table(), tree, walk, jnp.asarray(running))
+    return _observe(shape, record, table(), tree, acceptance, jnp.asarray(running))
 
 
-def expected(outcomes, claim):
-    hits = claims = 0.0
+def expected(outcomes, predicted):
+    hits = predicted_sum = 0.0
     for hit in outcomes:
-        hits, claims = ngram_calibration.DECAY * hits + hit, ngram_calibration.DECAY * claims + claim
-    return min(1.0, (hits + ngram_calibration.PRIOR) / (claims + ngram_calibration.PRIOR))
+        hits, predicted_sum = ngram_calibration.DECAY * hits + hit, ngram_calibration.DECAY * predicted_sum + predicted
+    return min(1.0, (hits + ngram_calibration.PRIOR_WEIGHT) / (predicted_sum + ngram_calibration.PRIOR_WEIGHT))
 
 
 def test_it_starts_at_one_falls_with_failures_and_comes_back_with_hits():
     record = ngram_calibration.unobserved(2)
-    np.testing.assert_array_equal(ngram_calibration.factor(record), [1, 1])
-    # The two kept chains of 0 (1 2 3 and the later 5 5 5) have counts 2 and 1 of 4: token 1 claims 2 / (4 + 1).
+    np.testing.assert_array_equal(ngram_calibration.acceptance_scale(record), [1, 1])
+    # The two kept chains of 0 (1 2 3 and the later 5 5 5) have counts 2 and 1 of 4: token 1 is predicted with
+    # probability 2 / (4 + 1).
     outcomes = [0] * 30 + [1] * 30
     course = []
     for step, hit in enumerate(outcomes, 1):
         record = observe(ROOTED, record, [0, 0], [[1 if hit else 2, -1], [1, -1]])
-        course.append(ngram_calibration.factor(record))
+        course.append(ngram_calibration.acceptance_scale(record))
         np.testing.assert_allclose(course[-1], [expected(outcomes[:step], 0.4), 1], rtol=0, atol=ROUNDING)
     course = np.array(course)[:, 0]
     assert (np.diff(course[:30]) < 0).all()
@@ -72,8 +73,8 @@ def test_it_starts_at_one_falls_with_failures_and_comes_back_with_hits():
     assert course[59] == 1
 
 
-def test_a_claim_is_that_of_the_node():
-    """Chains that share their first token claim together, as they do in the tree."""
+def test_the_prediction_is_that_of_the_node():
+    """Chains that share their first token are predicted together, as in the tree."""
     shape = TreeSpec((2,), 3)
     record = observe(shape, ngram_calibration.unobserved(2), [0, 1], [[1, -1], [4, -1]])
     # Of the 4 after 0 three begin with 1; of the 3 after 1 two begin with 2.
@@ -121,7 +122,7 @@ def test_where_the_table_lies_the_heads_fill_the_budget():
         record = observe(ROOTED, record, root, [[7, -1], [1, -1]])
     chains = ngram.lookup(table(), root[:, None], 2)
     tree = jax.jit(build, static_argnums=0)(
-        shape, root, shared_levels(shape, candidates), chains, ngram_calibration.factor(record)
+        shape, root, shared_levels(shape, candidates), chains, ngram_calibration.acceptance_scale(record)
     )
     np.testing.assert_array_equal(tree.tokens, [[0, 2, 3, 4], [0, 1, 2, 3]])
     np.testing.assert_array_equal(tree.drafted_by_ngram_only[0], [False] * 4)

@@ -16,7 +16,7 @@ from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.node_sets import product_within, within_budget
 from tokenswift_jax.models.node_sets import widths as widths_of
 from tokenswift_jax.speculate.tree import build
-from tokenswift_jax.speculate.tree_expand import next_level, shared_levels, to_expand
+from tokenswift_jax.speculate.tree_expand import next_level, select_frontier, shared_levels
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
@@ -311,7 +311,7 @@ def test_expanding_within_a_budget_loses_no_node(node_set, budget, limited):
         rows = jnp.arange(2, dtype=jnp.int32)[:, None]
         for depth in range(len(narrow)):
             if levels:
-                parents = to_expand(shape, levels)
+                parents = select_frontier(shape, levels)
                 last = narrow[depth - 1]
                 code = jnp.take_along_axis(code, parents // last, axis=1) * widths[depth - 1] + parents % last
             tokens, log_probs = (table[rows, code][..., : narrow[depth]] for table in tables[depth])
@@ -361,7 +361,7 @@ def test_a_node_set_is_the_tree(per_parent, budget):
     if per_parent:
         levels = []
         for depth, width in enumerate(shape.widths, 1):
-            parents = to_expand(shape, levels) if levels else jnp.zeros((1, 1), jnp.int32)
+            parents = select_frontier(shape, levels) if levels else jnp.zeros((1, 1), jnp.int32)
             dims = (1, shape.expanded(depth), width)
             tokens = jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), dims)
             levels.append(next_level(shape, levels, parents, tokens, jnp.broadcast_to(log_probs[depth - 1], dims)))

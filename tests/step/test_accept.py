@@ -1,4 +1,4 @@
-"""The walk against the obvious descent, on trees that hypothesis makes."""
+"""Acceptance against the obvious descent, on trees that hypothesis makes."""
 
 import functools
 
@@ -12,10 +12,10 @@ from tokenswift_jax.speculate import ngram, ngram_fill
 from tokenswift_jax.speculate.tree import Tree, build
 from tokenswift_jax.speculate.tree_expand import shared_levels
 from tokenswift_jax.speculate.tree_spec import TreeSpec
-from tokenswift_jax.step.accept import walk
+from tokenswift_jax.step.accept import accept
 
 ROWS, DEPTH, VOCAB = 9, 4, 3
-compiled_walk = jax.jit(walk, static_argnums=2)
+compiled_accept = jax.jit(accept, static_argnums=2)
 
 
 @st.composite
@@ -75,7 +75,7 @@ def descend(tree, draws):
     draws=st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=ROWS, max_size=ROWS), min_size=2, max_size=2),
 )
 def test_walk_is_the_plain_descent(batch, draws):
-    result = compiled_walk(as_tree(batch), jnp.asarray(draws, jnp.int32), DEPTH)
+    result = compiled_accept(as_tree(batch), jnp.asarray(draws, jnp.int32), DEPTH)
     for b, tree in enumerate(batch):
         path, emitted = descend(tree, draws[b])
         accepted = len(path) - 1
@@ -89,7 +89,7 @@ def test_a_whole_chain_is_accepted():
     tokens, parents = [2, 0, 1, 2, 1, 0, 0, 0, 0], [0, 0, 1, 2, 3, 0, 0, 0, 0]
     chain = (tokens, parents, [0, 1, 2, 3, 4, 0, 0, 0, 0], [True] * 5 + [False] * 4)
     draws = [[0, 1, 2, 1, 2, 0, 0, 0, 0]]
-    result = compiled_walk(as_tree([chain]), jnp.asarray(draws, jnp.int32), DEPTH)
+    result = compiled_accept(as_tree([chain]), jnp.asarray(draws, jnp.int32), DEPTH)
     assert result.accepted.tolist() == [4]
     assert result.path.tolist() == [[0, 1, 2, 3, 4]]
     assert result.emitted.tolist() == [[0, 1, 2, 1, 2]]
@@ -114,7 +114,7 @@ def test_table_tree_and_walk_keep_their_dtypes_in_a_float64_loop():
             ]
             chains = ngram.lookup(table, candidates[0][0], shape.ngram_k)
             tree = build(shape, root, shared_levels(shape, candidates), chains)
-            result = walk(tree, (tree.tokens + 1) % 4, shape.depth)
+            result = accept(tree, (tree.tokens + 1) % 4, shape.depth)
             return step + 1, table, total * 3 + jnp.sum(result.emitted, axis=-1, dtype=jnp.int32)
 
         start = (jnp.int32(0), ngram.empty(2, 64, 8), jnp.zeros((2,), jnp.int32))

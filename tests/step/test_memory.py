@@ -12,7 +12,7 @@ from decoded import start
 from pallas_kernels import cpu
 from tokenswift_jax import SamplingConfig, SpeculationConfig
 from tokenswift_jax.engine import capacity as memory
-from tokenswift_jax.engine.engine import CHUNK_TOKENS
+from tokenswift_jax.engine.plan_programs import CHUNK_TOKENS
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
 from tokenswift_jax.request import Request, batch_of

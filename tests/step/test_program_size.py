@@ -11,7 +11,7 @@ from flax import nnx
 
 from pallas_kernels.rotate_write import rotate_write
 from tokenswift_jax import SamplingConfig, SpeculationConfig
-from tokenswift_jax.engine.engine import CHUNK_TOKENS
+from tokenswift_jax.engine.plan_programs import CHUNK_TOKENS
 from tokenswift_jax.kv.dense import empty_cache
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.kv.forward import forward_rows

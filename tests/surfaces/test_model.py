@@ -36,6 +36,27 @@ def test_the_bundled_demo():
     assert {leaf.dtype.name for leaf in jax.tree.leaves(model.params)} == {"float32"}
 
 
+def test_a_model_encodes_as_generate_does_and_gives_the_checkpoint_s_sampling():
+    model = ts.load()
+    ids = model.encode("It was late")
+    assert ids == model.tokenizer("It was late")["input_ids"]
+    assert model.encode(["It was late", ids]) == [ids, ids]
+    out = ts.generate(model, "It was late", model.sampling_config(seed=5), max_new_tokens=3)
+    assert (out.prompt_tokens, out.seed) == (len(ids), 5)
+    assert out.records is not None
+    assert out.records.token_ids.tolist() == out.token_ids
+    assert out.records.offsets.tolist()[0] == -1
+    own = {name: value for name, value in model.generation_config.items() if name in ("temperature", "top_p")}
+    assert own.items() <= vars(model.sampling_config()).items()
+    assert model.sampling_config(temperature=0.25).temperature == 0.25
+    with pytest.raises(UserError, match="empty"):
+        model.encode("")
+    with pytest.raises(UserError, match="chat template"):
+        model.encode(messages=[{"role": "user", "content": "x"}])
+    assert len(model.fingerprint) == 64
+    assert model.fingerprint == ts.load().fingerprint
+
+
 @pytest.mark.parametrize(
     ("generation", "config", "ids"),
     [

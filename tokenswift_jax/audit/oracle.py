@@ -82,8 +82,8 @@ def may_be_drawn(
         return False
     scores = np.where(allowed, logits, -np.inf)
     if sampling.repetition_penalty != 1:
-        old, theta = scores[recent], sampling.repetition_penalty
-        scores[recent] = np.where(old < 0, old * theta, old / theta)
+        old, penalty = scores[recent], sampling.repetition_penalty
+        scores[recent] = np.where(old < 0, old * penalty, old / penalty)
     if sampling.temperature:
         scores = scores / sampling.temperature
     row = _Row(scores, request)

@@ -276,9 +276,9 @@ def _read_prompt(options: argparse.Namespace) -> str | list[int] | None:
 def _report(result: GenerationResult, model: Model, settings: str) -> None:
     import jax.numpy as jnp
 
-    from tokenswift_jax.cli.summary import closing_report
+    from tokenswift_jax.cli.summary import closing_summary
 
-    print(closing_report(result, model.config, jnp.dtype(model.dtype).itemsize, settings), file=sys.stderr)
+    print(closing_summary(result, model.config, jnp.dtype(model.dtype).itemsize, settings), file=sys.stderr)
 
 
 def _status(result: GenerationResult, audit: bool) -> int:

@@ -13,7 +13,7 @@ from tokenswift_jax.stats import GenerationResult
 from tokenswift_jax.text.repetition import first_loop
 
 
-def closing_report(result: GenerationResult, config: ModelConfig, bytes_per_value: int, settings: str) -> str:
+def closing_summary(result: GenerationResult, config: ModelConfig, bytes_per_value: int, settings: str) -> str:
     """Lines on rate, acceptance, memory traffic, compilation and prefill, on the settings with their sources
     (`settings_line`), and on the audit if there was one."""
     depth = f"{result.accepted_tokens:,} of {result.draft_depth:,} drafted tokens accepted"

@@ -12,8 +12,8 @@ from tokenswift_jax.hardware.environment import usable_cores
 from tokenswift_jax.processes.agreement import several
 from tokenswift_jax.threads import COMPILING
 
-# On two cores a program of SmolLM2 that compiles in 4.2 s took 9.7 s beside decoding, whose threads wait for work by
-# looking for it. Without this, a text of 200 tokens took 9.7 s instead of 4.2 for a plan that came after its end.
+# On two cores a program of SmolLM2 that compiles in 4.2 s took 9.7 s beside decoding, whose threads poll for work.
+# Without this, a text of 200 tokens took 9.7 s instead of 4.2 for a plan that came after its end.
 STRETCH = 2.3
 # 4,096 tokens of an 8B took 20.0 s on an H200 beside a compilation, 18.1 s without: XLA tries kernels on the device,
 # and JAX traces the program in Python. benchmarks/2026-11-27-device-h200-contact-fourth.json
@@ -21,7 +21,7 @@ ON_ACCELERATOR = 0.9
 
 
 class CompileAhead:
-    """One thread beside the session's. XLA holds no lock of Python's while it compiles; JAX does while it traces."""
+    """One thread beside the session's. XLA releases Python's lock while it compiles; JAX holds it while it traces."""
 
     def __init__(self) -> None:
         """Starts no thread before the first program."""
@@ -36,8 +36,9 @@ class CompileAhead:
 
     @staticmethod
     def pace() -> float:
-        """The speed of decoding beside a compilation, as a share of its speed alone: ON_ACCELERATOR there, 0
-        without a core for the thread. On a CPU, decoding loses that core (measured on two: 22.5 ms a step became 43).
+        """The speed of decoding beside a compilation, as a share of its speed alone: ON_ACCELERATOR on an
+        accelerator, 0 without a core for the thread. On a CPU, decoding loses that core (measured on two: 22.5 ms
+        a step became 43).
         """
         if not CompileAhead.has_a_core():
             return 0.0
@@ -45,7 +46,7 @@ class CompileAhead:
 
     @staticmethod
     def stretch() -> float:
-        """The time of a compilation beside decoding, relative to that alone: STRETCH on a CPU, 1 on an accelerator and
+        """The time of a compilation beside decoding, relative to one alone: STRETCH on a CPU, 1 on an accelerator and
         where decoding waits for it."""
         return STRETCH if jax.default_backend() == "cpu" and CompileAhead.has_a_core() else 1.0
 
@@ -57,7 +58,7 @@ class CompileAhead:
         return self._executor.submit(compile_them, self._closed.is_set)
 
     def close(self) -> None:
-        """Drops the programs that XLA has not begun with, and waits for none."""
+        """Drops the programs that XLA has not begun to compile, and waits for none."""
         self._closed.set()
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)

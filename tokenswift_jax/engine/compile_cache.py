@@ -12,7 +12,7 @@ import jax
 
 from tokenswift_jax.progress_report import Report, phase, silent
 
-# More than one long run ever needs, and a server with several groups of slots (some 15 each); an executable costs host
+# Enough for any long run, and for a server with several groups of slots (some 15 each); an executable costs host
 # memory only.
 _KEPT = 256
 # XLA makes the kernels of an iteration a graph and, with WHILE in the first option, also the loop around them. Without
@@ -42,7 +42,7 @@ def longest_compilation() -> float:
     return _longest
 
 
-def kept() -> list[jax.stages.Compiled]:
+def cached_executables() -> list[jax.stages.Compiled]:
     """The executables in the cache, the most recently used last."""
     return list(_executables.values())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,11 @@ import numpy as np
 from tokenswift_jax import arrays
 from tokenswift_jax.engine import compile_cache
 from tokenswift_jax.engine.compile_cache import CompileCache
-from tokenswift_jax.engine.layout import Layout, with_all_parts, with_parts_at
+from tokenswift_jax.engine.layout import Layout
 from tokenswift_jax.engine.placement import Placement
+from tokenswift_jax.engine.plan_programs import PlanPrograms
 from tokenswift_jax.engine.prefill import Prefill, Prefix, padded, read_part
+from tokenswift_jax.engine.step_result import Pending
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import BLOCK
@@ -29,61 +31,14 @@ from tokenswift_jax.sample.params import SequenceParams, sequence_params
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate import plans, predicted_text
 from tokenswift_jax.speculate.drafter import Drafter, DrafterState
-from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.plans import NamedPlan
-from tokenswift_jax.step.loop import Chunk, compiled
+from tokenswift_jax.step.loop import Chunk
 from tokenswift_jax.step.state import DecodeState, StepInputs
-from tokenswift_jax.token_log import LogprobLog, TokenLog, from_records
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
-CHUNK_TOKENS = 32  # records per row in one chunk: frequent enough for a reader, rare enough for the host
 VACANT = Request((0,), SamplingConfig(temperature=0.0), 0)
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """The output of one chunk of iterations, on the host.
-
-    Attributes:
-      records: int32 [slots, most, 4], columns `token_log.RECORD`.
-      logprobs: log-probabilities of the same tokens, [slots, most]; None if the plan gives none.
-      counts: int32 [slots], number of valid records.
-      finish: int32 [slots], `Finish` after the chunk.
-      length: int32 [slots], committed positions after the chunk.
-      iterations: number of iterations run.
-    """
-
-    records: np.ndarray
-    logprobs: LogprobLog | None
-    counts: np.ndarray
-    finish: np.ndarray
-    length: np.ndarray
-    iterations: int
-
-    def log(self, row: int, seconds: float, *, prefilled: bool = False) -> TokenLog:
-        """The token log of one row; the chunk took `seconds`."""
-        count, own = int(self.counts[row]), None
-        if self.logprobs is not None:
-            own = self.logprobs.at(row).cut(count)
-        return from_records(self.records[row, :count], seconds, prefilled=prefilled, logprobs=own)
-
-
-class Pending:
-    """A chunk in flight."""
-
-    def __init__(self, future: Future[Chunk]) -> None:
-        self._future = future
-
-    def result(self) -> StepResult:
-        """Waits for the device and returns the output of the chunk."""
-        chunk = self._future.result()
-        counts, logprobs = np.asarray(chunk.counts), chunk.emitted.logprobs
-        if logprobs is not None:
-            logprobs = LogprobLog(*map(np.asarray, jax.tree.leaves(logprobs)))
-        records, finish = np.asarray(chunk.emitted.records), np.asarray(chunk.finish)
-        return StepResult(records, logprobs, counts, finish, np.asarray(chunk.length), int(chunk.iterations))
 
 
 class Engine:
@@ -131,12 +86,7 @@ class Engine:
         self._state: DecodeState | None = None
         self._ready: NamedPlan | None = None  # the plan that `step` may run
         self._drafted: Drafter | None = None  # the drafter whose parts of the state are up to date with the rows
-        self._programs_of: dict[Plan, tuple[Callable, tuple[int, ...]]] = {}
-        # Executables of prepared plans. Without them, a chunk builds the key of its executable from 80 to 400 arrays
-        # (cost: 0.15 to 0.5 ms of a core that the chunk before needs on a CPU).
-        self._executables: dict[Plan, jax.stages.Compiled] = {}
-        self._catch_ups: dict[Drafter, jax.stages.Compiled] = {}
-        self._counts: dict[int, jax.Array] = {}  # numbers on the device; to make one takes 0.07 ms
+        self._plans = PlanPrograms(model, layout, self.placement, self.programs)
         x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
         entered = x64, self.placement
         self._sender = ThreadPoolExecutor(1, "tokenswift-engine", initializer=_enter, initargs=entered)
@@ -226,16 +176,11 @@ class Engine:
         if named is self._ready:
             return 0.0
         seconds, before = 0.0, self.programs.compile_seconds
-        state = self.state
-        assert state is not None, "no row has entered"
+        state = self._entered()
         if named.plan.drafter.parts and self._drafted != named.plan.drafter:
             seconds = self._sender.submit(self._catch_up, named).result()
             self._drafted = named.plan.drafter
-        if named.plan not in self._executables:
-            function, places = self._program(named.plan)
-            with self.placement.in_use():
-                arguments = self._arguments(named.plan, with_parts_at(state, places), self._inputs, None)
-                self._executables[named.plan] = self.programs.compile(function, *arguments, name=named.label)
+        self._plans.prepare(named, state, self._inputs)
         if self.programs.compile_seconds > before:
             # Run zero iterations first: loading the program must not count as decode time.
             self._sender.submit(self._step, named, 0).result()
@@ -247,7 +192,11 @@ class Engine:
         # Once: every text asks for each plan, and the keys of one plan take 0.4 ms.
         place = "keys", named.plan, self.layout, self.slots, jnp.result_type(float)
         alone = self._inputs.draft_params is None  # another draft model has other parameters
-        keys = self._model.once(place, lambda: self._keys(named)) if alone else self._keys(named)
+
+        def find() -> list[tuple]:
+            return self._plans.keys(named, self._entered(), self._inputs)
+
+        keys = self._model.once(place, find) if alone else find()
         return all(map(compile_cache.has, keys))
 
     def compiling(self, named: NamedPlan) -> Callable[[Callable[[], bool]], float]:
@@ -256,19 +205,7 @@ class Engine:
         It stops before the next program once the function that it is called with returns True. `programs` does not
         count these seconds: no caller of the engine waits for them.
         """
-        # Shapes in place of arrays: the next chunk takes over the buffers.
-        with self.placement.in_use():
-            calls = [(function, *jax.tree.map(_shape_of, given)) for function, *given in self._calls(named)]
-        own = CompileCache()
-
-        def compile_them(stopped: Callable[[], bool]) -> float:
-            for call in calls:
-                if not stopped():
-                    with self.placement.in_use():
-                        own.compile(*call)
-            return own.compile_seconds
-
-        return compile_them
+        return self._plans.compiling(named, self._entered(), self._inputs)
 
     def frozen_seconds(self, named: NamedPlan, iterations: int) -> float:
         """Seconds of so many iterations of a plan on frozen rows: they do all their work and commit nothing.
@@ -305,7 +242,7 @@ class Engine:
 
     def _step(self, named: NamedPlan, iterations: int | None) -> Chunk:
         assert self._state is not None
-        self._state, chunk = self._run(named, self._state, self._inputs, iterations)
+        self._state, chunk = self._plans.run(named, self._state, self._inputs, iterations)
         return chunk
 
     def _frozen_seconds(self, named: NamedPlan, iterations: int) -> float:
@@ -314,14 +251,14 @@ class Engine:
         frozen = replace(self._state, finish=self.placement.rows_of(np.full(finish.shape, Finish.VACANT, np.int32)))
         jax.block_until_ready(frozen)
         begun = time.perf_counter()
-        state, _ = jax.block_until_ready(self._run(named, frozen, self._inputs, -iterations))
+        state, _ = jax.block_until_ready(self._plans.run(named, frozen, self._inputs, -iterations))
         seconds = time.perf_counter() - begun
         self._state = replace(state, finish=finish)
         return seconds
 
     def _insert(self, prefill: Prefill, slots: list[int], settings: SequenceParams) -> Chunk:
         inputs = replace(self._inputs, sequence=settings)
-        state, chunk = self._run(self._plain, prefill.state(), inputs, 1, on_slots=False)
+        state, chunk = self._plans.run(self._plain, prefill.state(), inputs, 1, prepared=False)
         if any(prefill.emitted):
             state = self._resumed(prefill, state)
             chunk = replace(chunk, counts=jnp.where(jnp.asarray([bool(e) for e in prefill.emitted]), 0, chunk.counts))
@@ -334,8 +271,7 @@ class Engine:
         ready = self._ready
         self._drafted = None if ready is None else ready.plan.drafter
         if ready is not None and ready.plan.drafter.parts:
-            after = self.programs.run(*self._catching_up(ready.plan.drafter, state, settings), name="drafts")
-            state = with_all_parts(after, self.layout.places(ready.plan.drafter), state)
+            state = self._plans.catch_up(ready.plan.drafter, state, settings, prepared=False)
         if self._state is None:
             self._state = self.placement.make(Layout.vacant, self.layout, self.slots)
         both = self._state, self._inputs.sequence
@@ -360,65 +296,22 @@ class Engine:
 
     def _catch_up(self, named: NamedPlan) -> float:
         assert self._state is not None
-        drafter, before = named.plan.drafter, self._state
-        call = self._catching_up(drafter, before, self._inputs.sequence)
-        if drafter not in self._catch_ups:
-            self._catch_ups[drafter] = self.programs.compile(*call, name=f"the drafts of {named.label}")
+        settings = self._inputs.sequence
+        self._plans.prepare_catch_up(named, self._state, settings)
         begun = time.perf_counter()
         with phase(self._report, f"preparing the drafts of {named.label}"):
-            after = jax.block_until_ready(self.programs.run(*call, executable=self._catch_ups[drafter]))
-        self._state = with_all_parts(after, self.layout.places(drafter), before)
+            self._state = self._plans.catch_up(named.plan.drafter, self._state, settings)
+            jax.block_until_ready(self._state)
         return time.perf_counter() - begun
 
-    def _catching_up(self, drafter: Drafter, state: DecodeState, settings: SequenceParams) -> tuple:
-        """The arguments with which `CompileCache` brings the state of a drafter up to date."""
-        function = compiled("catch_up", None, self.layout.config, drafter)
-        return function, settings, with_parts_at(state, self.layout.places(drafter))
-
-    def _run(
-        self, named: NamedPlan, state: DecodeState, inputs: StepInputs, iterations: int | None, *, on_slots: bool = True
-    ) -> tuple[DecodeState, Chunk]:
-        """Runs a chunk: on the engine's slots, for which `prepare` has compiled it, or on other rows."""
-        function, places = self._program(named.plan)
-        arguments = self._arguments(named.plan, with_parts_at(state, places), inputs, iterations)
-        known = self._executables[named.plan] if on_slots else None
-        results = self.programs.run(function, *arguments, name=named.label, executable=known)
-        after, chunk = self.placement.settle(results)
-        return with_all_parts(after, places, state), self.placement.readable(chunk)
-
-    def _keys(self, named: NamedPlan) -> list[tuple]:
-        with self.placement.in_use():
-            return [compile_cache.key_of(*call) for call in self._calls(named)]
-
-    def _calls(self, named: NamedPlan) -> list[tuple]:
-        """The calls that compile the programs of a plan: their functions and arguments."""
+    def _entered(self) -> DecodeState:
+        """The state of rows that have entered."""
         state = self.state
         assert state is not None, "no row has entered"
-        function, places = self._program(named.plan)
-        calls = [(function, *self._arguments(named.plan, with_parts_at(state, places), self._inputs, None))]
-        if named.plan.drafter.parts:
-            calls.append(self._catching_up(named.plan.drafter, state, self._inputs.sequence))
-        return calls
+        return state
 
     def _settings(self, requests: Sequence[Request]) -> SequenceParams:
         return self.placement.put(sequence_params(requests, self.layout.config.padded_vocab))
-
-    def _program(self, plan: Plan) -> tuple[Callable, tuple[int, ...]]:
-        """The function that runs chunks of a plan, and the places of the plan's parts in the layout."""
-        found = self._programs_of.get(plan)
-        if found is None:
-            function = self._model.program("chunk", plan, CHUNK_TOKENS + plan.depth)
-            found = self._programs_of[plan] = function, self.layout.places(plan.drafter)
-        return found
-
-    def _arguments(self, plan: Plan, state: DecodeState, inputs: StepInputs, iterations: int | None) -> tuple:
-        """The arguments of a chunk of at most `iterations`; `state` contains the parts of the plan's drafter."""
-        count = CHUNK_TOKENS + plan.depth if iterations is None else iterations
-        most = self._counts.get(count)
-        if most is None:
-            most = self._counts[count] = jnp.asarray(count, jnp.int32)
-        # Drop the parameters that only other plans need, so that a plan has the same executable in every mode.
-        return (inputs if plan.draft_graph is not None else replace(inputs, draft_params=None)), state, most
 
     def _resumed(self, prefill: Prefill, state: DecodeState) -> DecodeState:
         """The state whose roots are the newest emitted tokens; it discards the draws of the step before them."""
@@ -443,14 +336,6 @@ class Engine:
             last_positions=penalty.last_positions(jnp.asarray(tokens), jnp.asarray(lengths), vocab),
         )
         return self.placement.put(resumed)
-
-
-def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The shape of an array, placed as the array is; arrays of one device are placed nowhere in particular."""
-    single = isinstance(leaf.sharding, jax.sharding.SingleDeviceSharding)
-    return jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=None if single else leaf.sharding, weak_type=leaf.weak_type
-    )
 
 
 def _enter(x64: bool, placement: Placement) -> None:

@@ -60,7 +60,7 @@ class Placement:
         return use(self.mesh)
 
     def enter(self) -> None:
-        """Makes it the context of this thread to its end."""
+        """Makes it the context of this thread until the thread ends."""
         if self.mesh is not None:
             jax.set_mesh(self.mesh)
 

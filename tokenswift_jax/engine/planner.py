@@ -13,7 +13,8 @@ import jax
 from tokenswift_jax.engine.adaptive import SHORTEST, Chooser
 from tokenswift_jax.engine.compile_ahead import CompileAhead
 from tokenswift_jax.engine.compile_cache import longest_compilation
-from tokenswift_jax.engine.engine import CHUNK_TOKENS, Engine
+from tokenswift_jax.engine.engine import Engine
+from tokenswift_jax.engine.plan_programs import CHUNK_TOKENS
 from tokenswift_jax.engine.row_costs import RowCosts
 from tokenswift_jax.engine.step_costs import StepCosts
 from tokenswift_jax.speculate.drafter import DraftWeights

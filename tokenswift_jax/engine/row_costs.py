@@ -1,5 +1,5 @@
-"""The time of a verification relative to a plain step, as the roofline of the device has it: before anything is
-measured, and for the choice of the plans that are worth a measurement."""
+"""The time of a verification relative to a plain step, by the roofline of the device. It serves before anything is
+measured, and chooses the plans that are worth a measurement."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ ATTENTION_RATES = {"H100": 0.45, "H200": 0.45}
 # programs of the largest. A program takes the time of a full one: on an H200, 16 rows of groups of 5 (Qwen2.5-14B) cost
 # 1.47 plain steps after 126,976 tokens, 16 rows of groups of 4 (Llama-3.1-8B) 1.06.
 GPU_TILES = (16, 32, 64, 128)
-# A verification may cost so many plain steps, by the roofline, to be one of no extra time: the goal for 16 rows.
+# A verification that costs at most so many plain steps by the roofline counts as taking no extra time: the goal for 16
+# rows.
 NO_EXTRA_TIME = 1.1
 # Without tiles, the tree rows that a plan may have are multiples of 8.
 FEWEST, MOST, STEP = 4, 64, 8
@@ -59,8 +60,8 @@ class RowCosts:
         fill the programs of attention, and no more than MOST.
 
         The weights of the layers are read once for all rows, and the K/V of a KV head once for all rows of its query
-        heads. So attention is bound by arithmetic from a number of rows on that the query heads a KV head divide, and
-        its share of the step grows with the length.
+        heads. So the more query heads a KV head has, the fewer rows make arithmetic the bound of attention, whose share
+        of the step grows with the length.
         """
         fit = (rows for rows in self._full() if self.price(rows, length) <= NO_EXTRA_TIME)
         return next(fit, FEWEST)

@@ -13,7 +13,7 @@ from tokenswift_jax.token_log import SAMPLED, TokenLog
 
 
 @dataclass
-class Row:
+class SequenceOutput:
     """The tokens and the text of one row, extended as chunks arrive.
 
     Attributes:
@@ -82,9 +82,9 @@ class Row:
         self.text += "".join(text for text, _ in segments)
         return segments
 
-    def interrupted(self) -> Row:
+    def interrupted(self) -> SequenceOutput:
         """The row rebuilt from its complete chunks and ended there; an interrupt may have left this one incomplete."""
-        row = Row(self.tokenizer, self.request)
+        row = SequenceOutput(self.tokenizer, self.request)
         for part in self.parts:
             row.take(part)
         if row.finish is None:

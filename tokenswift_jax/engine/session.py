@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenswift_jax.engine import capacity as memory
 from tokenswift_jax.engine.device_pace import DevicePace
-from tokenswift_jax.engine.engine import VACANT, Engine, Pending, StepResult
+from tokenswift_jax.engine.engine import VACANT, Engine
 from tokenswift_jax.engine.foresight import NgramForesight
 from tokenswift_jax.engine.heads_foresight import HeadsForesight
 from tokenswift_jax.engine.layout import Layout, scratch_of
@@ -22,6 +22,7 @@ from tokenswift_jax.engine.policy import FixedPlan, PlanPolicy
 from tokenswift_jax.engine.prefill import chunk_rows
 from tokenswift_jax.engine.row_costs import row_costs_of
 from tokenswift_jax.engine.step_costs import costs_in, file_name
+from tokenswift_jax.engine.step_result import Pending, StepResult
 from tokenswift_jax.errors import NumericsError, UserError
 from tokenswift_jax.finish import REASONS, Finish
 from tokenswift_jax.modes import is_adaptive
@@ -44,7 +45,12 @@ from tokenswift_jax.token_log import TokenLog
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
-_MEMORY_ARGUMENTS = ("max_new_tokens", "capacity", "draft_cache", "ngram_slots")  # they lower a session's memory
+_MEMORY_ARGUMENTS = (
+    "max_new_tokens",
+    "capacity",
+    "draft_cache",
+    "ngram_slots",
+)  # smaller ones lower a session's memory
 
 # After so many iterations, a text's acceptance is worth keeping: the mean of tokens per iteration errs by about 10%.
 _ENOUGH = 16
@@ -175,7 +181,7 @@ class Session:
     def _policy_for(
         self, speculation: SpeculationConfig, plain: NamedPlan, plans: list[NamedPlan], asked: int, model: Model
     ) -> PlanPolicy:
-        """The planner if knowledge chooses the plan; else the one plan that was asked for."""
+        """The planner if measurements choose the plan; else a policy of the one plan that was asked for."""
         if not is_adaptive(speculation.mode, speculation.schedule):
             return FixedPlan(plans[0] if plans else plain)
         config = model.config
@@ -187,7 +193,7 @@ class Session:
         return Planner(plain, plans, asked, *known, row_costs=self._row_costs, drafts_always=always)
 
     def _foreseen_by_ngrams(self, named: NamedPlan) -> float | None:
-        """The tokens that n-grams foresee of an iteration; None for a plan without n-grams."""
+        """The tokens that an iteration is expected to give by its n-grams; None for a plan without n-grams."""
         if self._foresight is None or not _has_ngrams(named):
             return None
         return self._foresight.tokens_an_iteration(named.node_budget)

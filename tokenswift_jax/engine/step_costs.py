@@ -33,12 +33,12 @@ _FORMAT = 1
 # measurements upwards, and a price that is too high is never corrected, since its plan does not run. (On two cores with
 # a load of 8, prices of 1.3 to 1.8 were measured as 1.9 to 5.)
 _KEPT = 5
-# A value outside these is no measurement of a step but of a clock or of another program: an iteration of several tree
-# rows does all the work of a plain step, and rows one by one would cost more than any way to run them together.
+# A value outside these bounds measures a clock or another program, not a step: an iteration of several tree rows does
+# all the work of a plain step, and to run rows one by one would cost more than any way to run them together.
 _LEAST_PRICE, _MOST_PRICE_A_ROW = 0.8, 3.0
 
 _saver = ThreadPoolExecutor(1, "tokenswift-costs")
-_savings: set[Future[None]] = set()  # on their way
+_savings: set[Future[None]] = set()  # not yet on disk
 
 _Values = dict[str, list[list[float]]]  # per length bucket: [length, value], the newest last
 
@@ -96,9 +96,9 @@ class StepCosts:
         return self.measured(named, length) >= _KEPT
 
     def ready_seconds(self, named: NamedPlan, capacity: int) -> float | None:
-        """Seconds that a program is expected to take until it may run, if need be as at other capacities.
+        """Seconds that a program is expected to take until it may run; if it never did at this capacity, as at others.
 
-        That is its compilation, or, if the compilation cache may have it, what it took last. None: never compiled.
+        That is its compilation, or, if the compilation cache may have it, its newest time. None: never compiled.
         """
         label, own = self._label(named), self.ready.get(self._program(named, capacity))
         if own is not None:

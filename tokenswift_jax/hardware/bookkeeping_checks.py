@@ -73,7 +73,7 @@ def _iteration(shape: TreeSpec, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _committed(shape: TreeSpec, tree: Tree, given: dict[str, Any]) -> Any:
-    broken = given["draws"] == VOCAB - 1
+    no_draw = given["draws"] == VOCAB - 1
     # Most rows draw the token of a child, so that walks are long.
     row = jnp.arange(shape.rows, dtype=jnp.int32)[None, :, None]
     first = jnp.argmax((tree.parents[:, None, :] == row) & tree.valid[:, None], axis=-1)
@@ -81,7 +81,7 @@ def _committed(shape: TreeSpec, tree: Tree, given: dict[str, Any]) -> Any:
     draws = jnp.where(given["draws"] < VOCAB // 8, given["draws"], child)
     text = Text(given["tokens"], given["length"], given["finish"], given["last_positions"])
     ends = Ends(given["stop"], given["eos"], (1, 2, 3))
-    return commit_text(tree_rows(tree, draws, broken), text, ends, shape.depth)
+    return commit_text(tree_rows(tree, draws, no_draw), text, ends, shape.depth)
 
 
 def _given(shape: TreeSpec, seed: int) -> dict[str, Any]:

@@ -32,10 +32,15 @@ def stream_seconds(
 def host_work(
     model: ts.Model, prompt: list[int], speculation: ts.SpeculationConfig, new_tokens: int
 ) -> dict[str, float]:
-    """The device's idle time per token against the time of a token without the profiler; after a warm-up.
+    """Measures the host's share in a greedy text, which it streams twice, the second time under jax's profiler.
 
-    The profiler notes every operation, which lengthens the device's part and not the idle time. `caller_share` is the
-    processor time of the calling thread, most of it spent while the device is busy.
+    Generate the text once before, so that nothing compiles here. The profiler notes every operation, which lengthens
+    the device's part and not its idle time.
+
+    Returns:
+      `ms_per_token` without the profiler; `idle_us_per_token`, the time in which the device executes nothing;
+      `host_share`, that idle time over all time; `caller_share`, the processor time of the calling thread over all
+      time, most of it spent while the device is busy.
 
     Raises:
       RuntimeError: a timed run compiled.

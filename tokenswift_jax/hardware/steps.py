@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tokenswift_jax.engine.engine import CHUNK_TOKENS
 from tokenswift_jax.engine.layout import Layout
+from tokenswift_jax.engine.plan_programs import CHUNK_TOKENS
 from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
 from tokenswift_jax.kv.context_cache import full_cache
 from tokenswift_jax.kv.cyclic import Cyclic

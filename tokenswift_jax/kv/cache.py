@@ -8,7 +8,7 @@ from typing import Protocol, Self
 import jax
 import jax.numpy as jnp
 
-from tokenswift_jax.kv.quantize import dequantized
+from tokenswift_jax.kv.quantize import dequantize_kv
 from tokenswift_jax.kv.row_batch import RowBatch
 from tokenswift_jax.models.config import AttentionSpec
 from tokenswift_jax.models.projected import Projected
@@ -36,7 +36,7 @@ class StoredKV:
         """Returns keys and values [layers, batch, kv_heads, rows, head_dim] in `dtype`, as attention reads them."""
         if self.key_scales is None or self.value_scales is None:
             return self.keys, self.values
-        return dequantized(self.keys, self.key_scales, dtype), dequantized(self.values, self.value_scales, dtype)
+        return dequantize_kv(self.keys, self.key_scales, dtype), dequantize_kv(self.values, self.value_scales, dtype)
 
     def along(self, path: jax.Array) -> StoredKV:
         """Returns the rows along a path, int32 [batch, depth]."""

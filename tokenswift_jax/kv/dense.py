@@ -18,12 +18,12 @@ from pallas_kernels.sparse_attention import sparse_attention
 from pallas_kernels.tree_attention import tree_attention
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.cache import StoredKV
-from tokenswift_jax.kv.quantize import CACHE_DTYPES, SCALE_BYTES, quantized
+from tokenswift_jax.kv.quantize import CACHE_DTYPES, SCALE_BYTES, quantize_kv
 from tokenswift_jax.kv.row_batch import Causal, RowBatch, TreeMask, TreeMaskOverBlocks
 from tokenswift_jax.models.config import AttentionSpec, ModelConfig
 from tokenswift_jax.models.projected import Projected, Together
 from tokenswift_jax.models.rope import Rotation
-from tokenswift_jax.parallel.heads import over_heads
+from tokenswift_jax.parallel.heads import shard_over_heads
 from tokenswift_jax.parallel.rules import one_device
 
 BLOCK = 256  # slots; capacities are multiples of it, so that block-wise readers never see a partial block
@@ -38,7 +38,7 @@ class FullCache:
         stores position i. Slots at or past a row's committed length are scratch: their content means nothing.
       values: as `keys`, not rotated.
       key_scales, value_scales: float32 [layers, batch, kv_heads, capacity] if K/V are in 8 bits
-        (`quantize.quantized`); else None.
+        (`quantize.quantize_kv`); else None.
       numbers: for each layer its index, int32 [], where the program is for a CPU; else None.
       model_dtype: static, the model's dtype if K/V are in 8 bits; None: K/V are in the model's dtype.
     """
@@ -103,7 +103,7 @@ class FullCache:
         """Converts keys and values [..., head_dim] to the cache's form."""
         if self.key_scales is None:
             return StoredKV(keys, values)
-        (keys, key_scales), (values, value_scales) = (quantized(rows, self.keys.dtype) for rows in (keys, values))
+        (keys, key_scales), (values, value_scales) = (quantize_kv(rows, self.keys.dtype) for rows in (keys, values))
         return StoredKV(keys, values, key_scales, value_scales)
 
     def converted(self, rows: StoredKV) -> StoredKV:
@@ -139,12 +139,14 @@ class FullCache:
         }
         match rows.visible:
             case Causal():
-                return over_heads(prefill_attention, result=2, **given, key_positions=None)
+                return shard_over_heads(prefill_attention, result=2, **given, key_positions=None)
             case TreeMask(mask):
-                return over_heads(tree_attention, result=2, **given, tree_mask=mask, key_positions=rows.key_positions)
+                return shard_over_heads(
+                    tree_attention, result=2, **given, tree_mask=mask, key_positions=rows.key_positions
+                )
             case TreeMaskOverBlocks(mask, blocks, block_size):
                 table = blocks[layer]
-                return over_heads(
+                return shard_over_heads(
                     sparse_attention, result=2, **given, tree_mask=mask, blocks=table, block_size=block_size
                 )
 
@@ -182,7 +184,7 @@ class FullCache:
     ) -> jax.Array:
         """Calls `pallas_kernels.cache_scores.top_positions` for a layer."""
         scored = {"query": query, "keys": self.keys, "key_scales": self.key_scales, "layer": layer}
-        return over_heads(top_positions, result=1, **scored, begins=begins, ends=ends, count=count)
+        return shard_over_heads(top_positions, result=1, **scored, begins=begins, ends=ends, count=count)
 
     def top_blocks(
         self, layer: int | jax.Array, query: jax.Array, begins: jax.Array, ends: jax.Array, count: int, block_size: int
@@ -190,12 +192,12 @@ class FullCache:
         """Calls `pallas_kernels.cache_scores.top_blocks` for a layer."""
         scored = {"query": query, "keys": self.keys, "key_scales": self.key_scales, "layer": layer}
         sizes = {"count": count, "block_size": block_size}
-        return over_heads(top_blocks, result=1, **scored, begins=begins, ends=ends, **sizes)
+        return shard_over_heads(top_blocks, result=1, **scored, begins=begins, ends=ends, **sizes)
 
     def gather(self, layer: int | jax.Array, positions: jax.Array) -> StoredKV:
         """A layer's K/V at positions int32 [batch, kv_heads, count]."""
         stacks = {name: stack for name, stack in vars(self.stacks).items() if stack is not None}
-        return StoredKV(**over_heads(_gathered, result=2, **stacks, layer=layer, chosen=positions))
+        return StoredKV(**shard_over_heads(_gathered, result=2, **stacks, layer=layer, chosen=positions))
 
     def part(self, slot: jax.Array, start: jax.Array) -> StoredKV:
         """The K/V [layers, 1, kv_heads, BLOCK, ...] of `BLOCK` positions from `start` on of the text in a slot, both
@@ -258,8 +260,8 @@ def empty_cache(
         numbers = tuple(jnp.asarray(layer, jnp.int32) for layer in range(config.num_layers))
     if cache_dtype is None:
         return FullCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), numbers=numbers)
-    narrow = CACHE_DTYPES[cache_dtype]
-    cache = FullCache(jnp.zeros(shape, narrow), jnp.zeros(shape, narrow), numbers=numbers, model_dtype=jnp.dtype(dtype))
+    stored = CACHE_DTYPES[cache_dtype]
+    cache = FullCache(jnp.zeros(shape, stored), jnp.zeros(shape, stored), numbers=numbers, model_dtype=jnp.dtype(dtype))
     zeros = (jnp.zeros(shape[:4], jnp.float32) for _ in range(2))
     return replace(cache, **dict(zip(("key_scales", "value_scales"), zeros, strict=True)))
 

@@ -33,7 +33,7 @@ class BlockTable:
 
 @dataclass(frozen=True)
 class BlockTableShape:
-    """Static sizes of a draft cache that names blocks; implements `draft_cache.DraftKind`.
+    """Static sizes of a draft cache that names blocks; implements `draft_cache.DraftCachePolicy`.
 
     Drafting writes the K/V of drafted rows to the full cache past the committed length, where verification overwrites
     them. While a text and its drafts fit, the table names all their blocks. Later, blocks newer than the selection
@@ -91,7 +91,7 @@ class BlockTableShape:
         seen = TreeMaskOverBlocks(itself, self.blocks(draft, committed), self.block)
         return RowBatch(token[:, None], at[:, None], at, seen), full
 
-    def written(
+    def after_write(
         self,
         draft: BlockTable,
         full: FullCache,

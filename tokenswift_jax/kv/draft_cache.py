@@ -26,7 +26,7 @@ def reaches(config: ModelConfig) -> jax.Array:
     return of_this_stage(jnp.asarray(windows, jnp.int32))
 
 
-class DraftKind(Protocol):
+class DraftCachePolicy(Protocol):
     """Static kind and sizes of a draft cache; hashable. Its arrays are a separate pytree, `draft` below.
 
     `committed` is int32 [batch], the committed length n of each text; `query` is [layers, batch, query_heads,
@@ -72,7 +72,7 @@ class DraftKind(Protocol):
         """
         ...
 
-    def written(
+    def after_write(
         self,
         draft: Any,
         full: FullCache,

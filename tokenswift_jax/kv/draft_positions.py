@@ -39,26 +39,26 @@ class DraftCache:
 
 @dataclass(frozen=True)
 class DraftCacheShape:
-    """Static sizes, in slots, of a draft cache that copies single positions; implements `draft_cache.DraftKind`.
+    """Static sizes, in slots, of a draft cache that copies single positions; implements `draft_cache.DraftCachePolicy`.
 
     Attributes:
       size: slots that store positions of the text.
       sinks: leading slots that always store positions 0 .. sinks-1.
       scratch: slots past `size` for the root and a drafted chain.
       refresh_interval: select again after this many committed tokens; None: when no replaceable slot is left.
-      narrow: whether K/V are in int8; else they are in the full cache's form.
+      int8: whether K/V are in int8; else they are in the full cache's form.
     """
 
     size: int
     sinks: int
     scratch: int
     refresh_interval: int | None
-    narrow: bool = False
+    int8: bool = False
 
     def empty(self, config: ModelConfig, batch: int, dtype: jnp.dtype, cache_dtype: str | None = None) -> DraftCache:
         """An empty draft cache for a model of `dtype`; `cache_dtype` is the number format of its full cache."""
         slots = round_up(self.size + self.scratch)
-        cache = empty_cache(config, batch, slots, dtype, "int8" if self.narrow else cache_dtype)
+        cache = empty_cache(config, batch, slots, dtype, "int8" if self.int8 else cache_dtype)
         positions = jnp.full((config.num_layers, batch, config.num_kv_heads, slots), FAR_AWAY, jnp.int32)
         return DraftCache(cache, positions, jnp.zeros((batch,), jnp.int32))
 
@@ -80,7 +80,7 @@ class DraftCacheShape:
         in_use, slot_positions = self.slots_in_use(committed) + depth, draft.positions if _windowed(config) else None
         return RowBatch(token[:, None], (committed + depth)[:, None], in_use, itself, slot_positions), draft.cache
 
-    def written(
+    def after_write(
         self,
         draft: DraftCache,
         full: FullCache,

@@ -12,7 +12,7 @@ CACHE_DTYPES: dict[str, jnp.dtype] = {"int8": jnp.dtype(jnp.int8), "float8_e4m3"
 SCALE_BYTES = 4  # scales are float32
 
 
-def quantized(rows: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+def quantize_kv(rows: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """Quantises keys or values [..., head_dim] to numbers of `dtype` [..., head_dim] and float32 scales [...].
 
     The largest magnitude of a position and head becomes the largest number of `dtype`, 127 or 448. The others round to
@@ -30,7 +30,7 @@ def quantized(rows: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     return jnp.clip(numbers, -most, most).astype(dtype), scales
 
 
-def dequantized(numbers: jax.Array, scales: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Keys or values [..., head_dim] in `dtype`, from the numbers and scales of `quantized`."""
+def dequantize_kv(numbers: jax.Array, scales: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Keys or values [..., head_dim] in `dtype`, from the numbers and scales of `quantize_kv`."""
     wide = wide_dtype(dtype)
     return (numbers.astype(wide) * scales[..., None].astype(wide)).astype(dtype)

@@ -1,7 +1,7 @@
 """The decoder: one config-driven Flax NNX module for Llama, Mistral, Qwen2 and Qwen3.
 
 The module declares parameters and computation. The caller's `attention` decides how keys and values are
-stored (`tokenswift_jax.kv.forward` with a cache, `causal_attention` below without one). Programs split a
+stored (`tokenswift_jax.kv.forward` with a cache, `models.attention.causal_attention` without one). Programs split a
 decoder once (`nnx.split`) and run pure jitted functions of (parameters, state, inputs).
 """
 
@@ -9,146 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from pallas_kernels.rotate_write import HeadNorms
+from tokenswift_jax.models.attention import Attention
 from tokenswift_jax.models.config import AttentionSpec, ModelConfig
+from tokenswift_jax.models.decoder_layer import DecoderLayer
 from tokenswift_jax.models.heads import DraftHeads
-from tokenswift_jax.models.layers import Linear, RMSNorm, linear_maps, product_of_lines, wide_dtype
-from tokenswift_jax.models.projected import Apart, Projected, Together
+from tokenswift_jax.models.layers import Linear, RMSNorm, product_of_lines, wide_dtype
 from tokenswift_jax.models.rope import Rotation, rotation
-from tokenswift_jax.parallel.embedding import looked_up
-from tokenswift_jax.parallel.residual import whole
+from tokenswift_jax.parallel.embedding import embed_lookup
+from tokenswift_jax.parallel.residual import replicate
 from tokenswift_jax.parallel.stages import OwnLayers, in_turn, stages_here
-
-
-class Attention(Protocol):
-    """Attention as the caller of the decoder supplies it: over a cache, packed documents or a whole sequence."""
-
-    def __call__(
-        self,
-        layer: int | jax.Array,
-        projected: Projected,
-        rotation: Rotation,
-        spec: AttentionSpec,
-        carry: Any,
-        /,
-    ) -> tuple[jax.Array, Any, Any]:
-        """Mixed values [batch, rows, query_heads, head_dim], the layer's output to the caller, and the carry.
-
-        layer is an int, or int32 [] if the caller scans layers; projected are queries, keys and values before rotation.
-        """
-        ...
-
-
-class SelfAttention(nnx.Module):
-    """Projections and optional per-head norms around the caller's attention, which rotates queries and keys."""
-
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        size, dim = config.hidden_size, config.head_dim
-        queries, keys = config.num_heads * dim, config.num_kv_heads * dim
-        self.q_proj = Linear(size, queries, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
-        self.k_proj = Linear(size, keys, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
-        self.v_proj = Linear(size, keys, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
-        self.qkv_proj = nnx.data(None)  # `models.joined` puts one map in the place of the three
-        self.o_proj = Linear(queries, size, bias=config.output_bias, dtype=dtype, rngs=rngs)
-        norm = config.qk_norm
-        self.q_norm = RMSNorm(dim, eps=config.rms_norm_eps, dtype=dtype) if norm else None
-        self.k_norm = RMSNorm(dim, eps=config.rms_norm_eps, dtype=dtype) if norm else None
-        self.head_dim = dim
-
-    def __call__(
-        self,
-        x: jax.Array,
-        rotation: Rotation,
-        layer: int | jax.Array,
-        spec: AttentionSpec,
-        attention: Attention,
-        carry: Any,
-    ) -> tuple[jax.Array, Any, Any]:
-        mixed, left, carry = attention(layer, self.projected(x), rotation, spec, carry)
-        return self.o_proj(mixed.reshape(*x.shape[:2], -1)), left, carry
-
-    def projected(self, x: jax.Array) -> Projected:
-        """Queries, keys and values of rows [batch, rows, hidden_size]."""
-        if self.qkv_proj is None:
-            # Without this barrier, XLA for TPU makes the split into heads part of the matmuls, and changes the weights'
-            # layout for it.
-            maps = jax.lax.optimization_barrier(linear_maps(x, (self.q_proj, self.k_proj, self.v_proj)))
-            queries, keys, values = (heads.reshape(*x.shape[:2], -1, self.head_dim) for heads in maps)
-            if self.q_norm is not None and self.k_norm is not None:
-                queries, keys = self.q_norm(queries), self.k_norm(keys)
-            return Apart(queries, keys, values)
-        # Without this barrier, XLA for GPU makes the bias part of the matmul, which it then cannot split over the
-        # inputs: few columns leave most multiprocessors idle.
-        heads = self.qkv_proj.biased(jax.lax.optimization_barrier(self.qkv_proj.sums(x)))
-        if self.q_norm is None or self.k_norm is None:
-            return Together(heads, None)
-        return Together(heads, HeadNorms(self.q_norm.scale[...], self.k_norm.scale[...], self.q_norm.eps))
-
-
-class MLP(nnx.Module):
-    """SwiGLU: down(silu(gate x) * up x)."""
-
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(size, inner, bias=bias, dtype=dtype, rngs=rngs)
-        self.up_proj = Linear(size, inner, bias=bias, dtype=dtype, rngs=rngs)
-        self.down_proj = Linear(inner, size, bias=bias, dtype=dtype, rngs=rngs)
-        self.gate_up_proj = nnx.data(None)  # `models.joined` puts one map in the place of the two
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        if self.gate_up_proj is None:
-            gate, up = linear_maps(x, (self.gate_proj, self.up_proj))
-            return self.down_proj(jax.nn.silu(gate) * up)
-        both = self.gate_up_proj(x)
-        return self.down_proj(jax.nn.silu(both[..., 0, :]) * both[..., 1, :])
-
-
-class DecoderLayer(nnx.Module):
-    """Pre-norm attention and MLP, each added to the residual stream."""
-
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
-        self.self_attn = SelfAttention(config, dtype, rngs)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps, dtype=dtype)
-        self.mlp = MLP(config, dtype, rngs)
-
-    def __call__(
-        self,
-        x: jax.Array,
-        rotation: Rotation,
-        layer: int | jax.Array,
-        spec: AttentionSpec,
-        attention: Attention,
-        carry: Any,
-    ) -> tuple[jax.Array, Any, Any]:
-        """Returns the residual stream after the layer, its attention's output to the caller, and the carry."""
-        x, added, left, carry = self.halves(x, None, rotation, layer, spec, attention, carry)
-        return whole(x + added), left, carry
-
-    def halves(
-        self,
-        x: jax.Array,
-        added: jax.Array | None,
-        rotation: Rotation,
-        layer: int | jax.Array,
-        spec: AttentionSpec,
-        attention: Attention,
-        carry: Any,
-    ) -> tuple[jax.Array, jax.Array, Any, Any]:
-        """As a call, but the stream comes and goes in two summands: each sum is then one kernel with the norm after it.
-
-        added is None for a stream that comes whole.
-        """
-        x, normed = (x, self.input_layernorm(x)) if added is None else self.input_layernorm.of_sum(x, added)
-        mixed, left, carry = self.self_attn(normed, rotation, layer, spec, attention, carry)
-        x, normed = self.post_attention_layernorm.of_sum(x, mixed)
-        return x, self.mlp(normed), left, carry
 
 
 class Decoder(nnx.Module):
@@ -177,7 +52,7 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [..., hidden_size] of token ids."""
-        return looked_up(self.embed_tokens[...], tokens)
+        return embed_lookup(self.embed_tokens[...], tokens)
 
     def hidden(
         self,
@@ -194,7 +69,7 @@ class Decoder(nnx.Module):
         are the layers' indices as int32 []: JAX then traces layers of the same form once. None: constants. On a mesh
         with stages, outputs and carry are those of the stage's own layers, and so are the indices.
         """
-        x = whole(self.embed(tokens))
+        x = replicate(self.embed(tokens))
         if stages_here() > 1:
             return in_turn(self.own_layers(positions, attention, numbers), x, carry)
         config = self.config
@@ -213,7 +88,7 @@ class Decoder(nnx.Module):
             else:
                 x, added, output, carry = run(*nnx.split(layer), numbers[index], spec, x, added, carry)
             outputs.append(_one_layer(output))
-        x = x if added is None else whole(x + added)
+        x = x if added is None else replicate(x + added)
         return x, _concatenated(outputs), carry
 
     def own_layers(
@@ -252,7 +127,7 @@ class Decoder(nnx.Module):
             else:
                 x, added, output, carry = run(*nnx.split(layer), numbers[index], spec, x, added, carry)
             outputs.append(_one_layer(output))
-        return (x if added is None else whole(x + added)), _concatenated(outputs), carry
+        return (x if added is None else replicate(x + added)), _concatenated(outputs), carry
 
     def _scanned(
         self, x: jax.Array, angles: Rotation, attention: Attention, carry: Any
@@ -335,7 +210,7 @@ class Decoder(nnx.Module):
         drafted = self.config.draft_vocab
         if drafted is None:
             return self.project(outputs)
-        outputs, wide = whole(outputs), wide_dtype(outputs.dtype)
+        outputs, wide = replicate(outputs), wide_dtype(outputs.dtype)
         if self.draft_lm_head is not None:
             return self.draft_lm_head.product(outputs, wide)
         ids = jnp.asarray(drafted.ids)  # training: the copy would not follow the LM head
@@ -346,9 +221,9 @@ class Decoder(nnx.Module):
     def project(self, normed: jax.Array) -> jax.Array:
         """Applies the LM head: logits [..., vocab] in float32 (or wider); -inf past the vocabulary."""
         wide = wide_dtype(normed.dtype)
-        # The draft heads' output is sharded. Without `whole`, XLA computes this matmul in steps, each of which waits
-        # for a neighbouring device.
-        normed = whole(normed)
+        # The draft heads' output is sharded. Without `replicate`, XLA computes this matmul in steps, and each of them
+        # waits for a neighbouring device.
+        normed = replicate(normed)
         if self.lm_head is None:
             logits = product_of_lines(normed, self.embed_tokens[...], wide)
         else:
@@ -386,33 +261,3 @@ def _one_layer(output: Any) -> Any:
 def _concatenated(outputs: Sequence[Any]) -> Any:
     """The outputs of several lists of layers as that of one."""
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs) if outputs else None
-
-
-def causal_attention(config: ModelConfig) -> Attention:
-    """Attention over whole sequences without a cache (training, teacher forcing): quadratic, differentiable.
-
-    Each layer's output to the caller is its rotated queries, its rotated keys and its values.
-    """
-
-    def attend(
-        layer: int | jax.Array,
-        projected: Projected,
-        rotation: Rotation,
-        spec: AttentionSpec,
-        carry: Any,
-    ) -> tuple[jax.Array, Any, Any]:
-        queries, keys, values = projected.rotated(rotation)
-        batch, rows, heads, dim = queries.shape
-        wide = wide_dtype(queries.dtype)
-        grouped = queries.reshape(batch, rows, config.num_kv_heads, config.group_size, dim)
-        # jax.nn.dot_product_attention would compute its softmax in float32 even for float64 models
-        scores = jnp.einsum("brkgd,bskd->bkgrs", grouped, keys, preferred_element_type=wide)
-        seen = jnp.tril(jnp.ones((rows, rows), bool))
-        if spec.window is not None:
-            seen &= ~jnp.tril(seen, -spec.window)
-        scores = jnp.where(seen[None, None, None], scores * jnp.asarray(spec.scale, wide), -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-        mixed = jnp.einsum("bkgrs,bskd->brkgd", weights, values)
-        return mixed.reshape(batch, rows, heads, dim), (queries, keys, values), carry
-
-    return attend

@@ -8,7 +8,7 @@ from flax import nnx
 
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.layers import Linear, RMSNorm
-from tokenswift_jax.parallel.residual import whole
+from tokenswift_jax.parallel.residual import replicate
 
 
 class ChainedHead(nnx.Module):
@@ -23,8 +23,8 @@ class ChainedHead(nnx.Module):
 
     def __call__(self, hidden: jax.Array, embedded: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         assert embedded is None
-        # Without `whole`, devices sum the squares for each norm before they gather the state.
-        hidden = whole(hidden + self.linear(self.input_layernorm(hidden)))
+        # Without `replicate`, devices sum the squares for each norm before they gather the state.
+        hidden = replicate(hidden + self.linear(self.input_layernorm(hidden)))
         return hidden, self.post_layernorm(hidden)
 
 
@@ -48,7 +48,7 @@ class SequentialHead(nnx.Module):
     def __call__(self, hidden: jax.Array, embedded: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         assert embedded is not None
         z = jnp.concatenate([self.input_layernorm(hidden), self.token_layernorm(embedded)], axis=-1)
-        hidden = whole(hidden + self.down_proj(jax.nn.silu(self.gate_proj(z)) * self.up_proj(z)))
+        hidden = replicate(hidden + self.down_proj(jax.nn.silu(self.gate_proj(z)) * self.up_proj(z)))
         return hidden, self.post_layernorm(hidden)
 
 

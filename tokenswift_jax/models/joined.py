@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from tokenswift_jax.models.decoder import MLP, Decoder, SelfAttention
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.decoder_layer import MLP, SelfAttention
 from tokenswift_jax.models.layers import Linear
 
 

@@ -13,7 +13,7 @@ from pallas_kernels.add_norm import add_norm
 from pallas_kernels.add_norm.reference import rms_norm
 from pallas_kernels.dtypes import wide_dtype
 from pallas_kernels.few_rows import product, product_of_lines, products
-from tokenswift_jax.parallel.residual import whole
+from tokenswift_jax.parallel.residual import replicate
 from tokenswift_jax.parallel.rules import one_device
 
 __all__ = ["Linear", "RMSNorm", "linear_maps", "product_of_lines", "wide_dtype"]
@@ -69,6 +69,6 @@ class RMSNorm(nnx.Module):
     def of_sum(self, stream: jax.Array, added: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The sum of two parts of the residual stream, and its norm."""
         if not one_device():  # XLA cannot split a Pallas call by itself
-            stream = whole(stream + added)
+            stream = replicate(stream + added)
             return stream, self(stream)
         return add_norm(stream, added, self.scale[...], self.eps)

@@ -11,7 +11,7 @@ from tokenswift_jax.parallel.mesh_spec import MODEL
 from tokenswift_jax.parallel.rules import size_of
 
 
-def looked_up(table: jax.Array, tokens: jax.Array) -> jax.Array:
+def embed_lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
     """Looks up int32 tokens [...] in a table [vocab, size]: embeddings [..., size].
 
     Without `shard_map`, XLA for GPUs turns the look-up of a single token into a slice of the whole table, which the

@@ -29,7 +29,7 @@ _ARGUMENTS = {
 }
 
 
-def over_heads(kernel: Callable[..., Any], result: int, **arguments: Any) -> Any:
+def shard_over_heads(kernel: Callable[..., Any], result: int, **arguments: Any) -> Any:
     """Calls a kernel; each device computes its own heads on a mesh of several devices.
 
     XLA cannot split a Pallas call by itself, so under `jax.set_mesh` this function splits it with `shard_map`.

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 
-def whole(x: jax.Array) -> jax.Array:
+def replicate(x: jax.Array) -> jax.Array:
     """Replicates x on every device of the mesh in use, if there is one.
 
     Without this constraint, XLA may split the stream and then copies slices of the weights at every step.

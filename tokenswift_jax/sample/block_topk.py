@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.implementation import implementation
-from tokenswift_jax.parallel.residual import whole
+from tokenswift_jax.parallel.residual import replicate
 
 _Found = TypeVar("_Found")
 _Params = TypeVar("_Params")
@@ -24,23 +24,25 @@ WIDTH = 32  # scores per block
 BLOCKS = 128  # blocks per shortlist
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["scores", "sure", "highest"], meta_fields=[])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["scores", "guaranteed_above", "highest"], meta_fields=[]
+)
 @dataclass(frozen=True)
 class Shortlist:
     """The BLOCKS blocks with the highest peaks of every row; a block's peak is its highest score.
 
     Attributes:
-      scores: [..., BLOCKS * WIDTH]; they contain every score of the row above `sure`.
-      sure: [..., 1], the lowest peak of the chosen blocks: at least BLOCKS scores of the row are no lower.
+      scores: [..., BLOCKS * WIDTH]; they contain every score of the row above `guaranteed_above`.
+      guaranteed_above: [..., 1], the lowest peak of the chosen blocks: at least BLOCKS scores of the row are no lower.
       highest: [..., 1], the row's highest score.
     """
 
     scores: jax.Array
-    sure: jax.Array
+    guaranteed_above: jax.Array
     highest: jax.Array
 
 
-def worthwhile(vocab: int) -> bool:
+def is_profitable(vocab: int) -> bool:
     """Whether a shortlist is less than an eighth of the vocabulary; a search over a smaller vocabulary costs little.
 
     On a GPU less than a half: a search over all scores launches a kernel a pass, about 100 in all (cost on an H200: 3.3
@@ -60,9 +62,9 @@ def shortlist(scores: jax.Array) -> Shortlist:
     if missing:
         scores = jnp.pad(scores, [(0, 0)] * len(rows) + [(0, missing)], constant_values=-jnp.inf)
     blocks = scores.reshape(*rows, WIDTH, -1)
-    peaks, chosen = jax.lax.top_k(whole(jnp.max(blocks, axis=-2)), BLOCKS)
+    peaks, chosen = jax.lax.top_k(replicate(jnp.max(blocks, axis=-2)), BLOCKS)
     few = jnp.take_along_axis(blocks, chosen[..., None, :], axis=-1).reshape(*rows, BLOCKS * WIDTH)
-    return Shortlist(whole(few), peaks[..., -1:], peaks[..., :1])
+    return Shortlist(replicate(few), peaks[..., -1:], peaks[..., :1])
 
 
 def search_whole(
@@ -71,7 +73,7 @@ def search_whole(
     params: _Params,
     found: _Found,
     settled: jax.Array,
-    together: int,
+    scores_at_once: int,
 ) -> _Found:
     """Replaces the entries of `found` that are not settled by the results of a search over all scores of their rows.
 
@@ -84,10 +86,10 @@ def search_whole(
       params: arrays [texts, rows, 1], or [texts, 1, 1] for all rows of a text.
       found: arrays [texts, rows, 1].
       settled: bool [texts, rows, 1].
-      together: the most scores to search at a time, in whole rows, but at least one row.
+      scores_at_once: the most scores to search at a time, in whole rows, but at least one row.
     """
     rows = scores.reshape(-1, scores.shape[-1])
-    size = min(rows.shape[0], max(1, together // rows.shape[1]))
+    size = min(rows.shape[0], max(1, scores_at_once // rows.shape[1]))
 
     def of_rows(values: jax.Array, chosen: jax.Array) -> jax.Array:
         # The loop reads a text's parameter where it is. XLA would launch a kernel to copy it to every row.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from tokenswift_jax.parallel.residual import whole
+from tokenswift_jax.parallel.residual import replicate
 from tokenswift_jax.parallel.vocabulary import best, highest, is_shared
 
 
@@ -80,6 +80,6 @@ def top_candidates(scores: jax.Array, noise: jax.Array | None, k: int) -> tuple[
         return tokens, (few - total).astype(jnp.float32)
     # Without the barriers, XLA pushes slices into top-k and sorts the whole vocabulary. Each result has its own barrier
     # because one for both would take top-k's tuple, which XLA's partitioner for meshes cannot read.
-    few, tokens = map(jax.lax.optimization_barrier, jax.lax.top_k(whole(perturbed), k))
-    log_shares = few - jax.nn.logsumexp(perturbed, axis=-1, keepdims=True)
-    return tokens.astype(jnp.int32), log_shares.astype(jnp.float32)
+    few, tokens = map(jax.lax.optimization_barrier, jax.lax.top_k(replicate(perturbed), k))
+    log_probs = few - jax.nn.logsumexp(perturbed, axis=-1, keepdims=True)
+    return tokens.astype(jnp.int32), log_probs.astype(jnp.float32)

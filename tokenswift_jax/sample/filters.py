@@ -8,11 +8,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.order_statistics import Search
+from pallas_kernels.order_statistics import RadixSearch
 from pallas_kernels.shortlist_edges import reference, shortlist_edges
 from tokenswift_jax.parallel.island import on_every_device
 from tokenswift_jax.parallel.rules import one_device
-from tokenswift_jax.sample.block_topk import WIDTH, search_whole, shortlist, worthwhile
+from tokenswift_jax.sample.block_topk import WIDTH, is_profitable, search_whole, shortlist
 from tokenswift_jax.sample.params import SequenceParams
 
 
@@ -51,7 +51,7 @@ class FilterParams:
 _Orders = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def threshold(scores: jax.Array, filters: FilterParams, *, search: Search, listed: bool) -> jax.Array:
+def threshold(scores: jax.Array, filters: FilterParams, *, search: RadixSearch, listed: bool) -> jax.Array:
     """[texts, rows, 1]: the lowest score that every filter keeps.
 
     Args:
@@ -60,7 +60,7 @@ def threshold(scores: jax.Array, filters: FilterParams, *, search: Search, liste
       search: how to search, static.
       listed: static; whether to gather the highest scores in a shortlist first, where that pays.
     """
-    if not (listed and worthwhile(scores.shape[-1])):
+    if not (listed and is_profitable(scores.shape[-1])):
         orders = _orders_of_all(scores, filters, search)
         return _with_eta(scores, filters, orders, _with_min_p(filters, orders))
     orders, exact = _orders_of_few(scores, filters, search)
@@ -74,7 +74,7 @@ def threshold(scores: jax.Array, filters: FilterParams, *, search: Search, liste
     # Few rows need all their scores. They do it in one loop, because XLA launches each branch of its own for all rows.
     settled = exact & (filters.eta_cutoff == 0)
     known = filters, orders, exact
-    return search_whole(settle, scores, known, _with_min_p(filters, orders), settled, search.together)
+    return search_whole(settle, scores, known, _with_min_p(filters, orders), settled, search.scores_at_once)
 
 
 def _with_min_p(filters: FilterParams, orders: _Orders) -> jax.Array:
@@ -102,7 +102,7 @@ def _with_eta(scores: jax.Array, filters: FilterParams, orders: _Orders, lowest:
     return jnp.where(on, reference.if_any(on, eta_edge, lowest), lowest)
 
 
-def _orders_of_all(scores: jax.Array, filters: FilterParams, search: Search) -> _Orders:
+def _orders_of_all(scores: jax.Array, filters: FilterParams, search: RadixSearch) -> _Orders:
     """Searches all scores of every row, [..., vocab]."""
     highest = jnp.max(scores, axis=-1, keepdims=True)
     settings = filters.keep, filters.top_k, filters.top_p
@@ -110,7 +110,7 @@ def _orders_of_all(scores: jax.Array, filters: FilterParams, search: Search) -> 
     return highest, floor, jnp.maximum(lowest, jnp.minimum(nucleus, floor))
 
 
-def _orders_of_few(scores: jax.Array, filters: FilterParams, search: Search) -> tuple[_Orders, jax.Array]:
+def _orders_of_few(scores: jax.Array, filters: FilterParams, search: RadixSearch) -> tuple[_Orders, jax.Array]:
     """Searches the shortlist of every row; also returns for which rows the result is exact, bool [texts, rows, 1]."""
     few = shortlist(scores)
     highest = few.highest
@@ -123,10 +123,10 @@ def _orders_of_few(scores: jax.Array, filters: FilterParams, search: Search) -> 
         _weights(scores, highest, filters, apart=search.unroll and one_device()),
     )
     floor, lowest, nucleus = (edge.reshape(highest.shape) for edge in edges)
-    # The shortlist contains every score above `sure`, and at least BLOCKS scores of the row are no lower.
-    exact = floor >= few.sure
-    exact &= ~by_k | (lowest >= few.sure)
-    exact &= ~by_p | ((nucleus > few.sure) & (~by_k | (lowest > few.sure)))
+    # The shortlist contains every score above `guaranteed_above`, and at least BLOCKS scores of the row are no lower.
+    exact = floor >= few.guaranteed_above
+    exact &= ~by_k | (lowest >= few.guaranteed_above)
+    exact &= ~by_p | ((nucleus > few.guaranteed_above) & (~by_k | (lowest > few.guaranteed_above)))
     return (highest, floor, jnp.maximum(lowest, jnp.minimum(nucleus, floor))), exact
 
 

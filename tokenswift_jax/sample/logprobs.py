@@ -11,7 +11,7 @@ from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.parallel.vocabulary import best, is_shared
 from tokenswift_jax.sample.features import SamplingFeatures
-from tokenswift_jax.sample.sampler import RowInputs, TextInputs, row_scores
+from tokenswift_jax.sample.sampler import LogitsBatch, SamplingContext, row_scores
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,18 @@ def logprobs_of(scores: jax.Array, tokens: jax.Array, top: int) -> Logprobs:
 
 def path_logprobs(
     spec: LogprobSpec,
-    rows: RowInputs,
-    texts: TextInputs,
+    rows: LogitsBatch,
+    context: SamplingContext,
     path: jax.Array,
     emitted: jax.Array,
     features: SamplingFeatures,
 ) -> Logprobs:
-    """Log-probabilities of the tokens that a walk emitted.
+    """Log-probabilities of the tokens along the accepted path.
 
     Args:
       spec: the log-probabilities to return, static.
       rows: the logits of the tree rows and their places in the tree.
-      texts: the inputs that the tree rows of a text share.
+      context: the inputs that the tree rows of a text share.
       path: int32 [batch, count], the tree row that drew each token.
       emitted: int32 [batch, count]; -1 past the last token, where the results are meaningless.
       features: the sampling features of the step, static.
@@ -79,5 +79,5 @@ def path_logprobs(
         return jnp.take_along_axis(values, index, axis=1, mode="clip")
 
     walked = jax.tree.map(along, rows)
-    scores = row_scores(walked, texts, features=features) if spec.processed else walked.logits
+    scores = row_scores(walked, context, features=features) if spec.processed else walked.logits
     return logprobs_of(scores, jnp.maximum(emitted, 0), spec.top)

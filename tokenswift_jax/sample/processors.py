@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.order_statistics import FEW_PASSES, ONE_BIT
 from tokenswift_jax.models.layers import wide_dtype
-from tokenswift_jax.parallel.residual import whole
+from tokenswift_jax.parallel.residual import replicate
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.filters import FilterParams, threshold
 from tokenswift_jax.sample.params import SequenceParams, members
@@ -45,12 +45,13 @@ def process(
     """
     scores = logits.astype(wide_dtype(logits.dtype))
     early = (generated < settings.min_new_tokens[:, None])[:, :, None]
-    # Without `whole`, XLA splits the sets like the vocabulary, and gathers them at every step for the end of the text.
-    sets = whole(settings.suppressed), whole(settings.eos)
+    # Without `replicate`, XLA splits the sets like the vocabulary, and gathers them at every step for the end of the
+    # text.
+    sets = replicate(settings.suppressed), replicate(settings.eos)
     suppressed, eos = (members(each, scores.shape[-1])[:, None] for each in sets)
     scores = jnp.where(suppressed | (early & eos), -jnp.inf, scores)
-    theta = _over_rows(settings.repetition_penalty, scores)
-    scores = jnp.where(penalised, jnp.where(scores < 0, scores * theta, scores / theta), scores)
+    penalty = _over_rows(settings.repetition_penalty, scores)
+    scores = jnp.where(penalised, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
     if features < SamplingFeatures.SAMPLED:
         return scores
     temperature = _over_rows(settings.temperature, scores)

@@ -26,7 +26,7 @@ _BLOCK = 2**20
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class RowInputs:
+class LogitsBatch:
     """The inputs of the draws, one entry per tree row.
 
     Attributes:
@@ -42,7 +42,7 @@ class RowInputs:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class TextInputs:
+class SamplingContext:
     """The inputs that the tree rows of a text share.
 
     Attributes:
@@ -59,7 +59,7 @@ class TextInputs:
     settings: SequenceParams
 
 
-def draw_rows(rows: RowInputs, texts: TextInputs, features: SamplingFeatures) -> tuple[jax.Array, jax.Array]:
+def draw_rows(rows: LogitsBatch, context: SamplingContext, features: SamplingFeatures) -> tuple[jax.Array, jax.Array]:
     """The draws, int32 [batch, rows], and for which tree rows there is none, bool [batch, rows].
 
     A row has no draw if its logits, suppressed tokens aside, contain a NaN or inf, or are all -inf.
@@ -68,11 +68,13 @@ def draw_rows(rows: RowInputs, texts: TextInputs, features: SamplingFeatures) ->
     draw_all = partial(_draw_rows, features=features)
     size = max(1, _BLOCK // vocab)
     if count <= size:
-        return draw_all(rows, texts)
-    return jax.lax.platform_dependent(rows, texts, cpu=partial(_by_blocks, draw_all, size), default=draw_all)
+        return draw_all(rows, context)
+    return jax.lax.platform_dependent(rows, context, cpu=partial(_by_blocks, draw_all, size), default=draw_all)
 
 
-def _by_blocks(function: partial, size: int, rows: RowInputs, texts: TextInputs) -> tuple[jax.Array, jax.Array]:
+def _by_blocks(
+    function: partial, size: int, rows: LogitsBatch, context: SamplingContext
+) -> tuple[jax.Array, jax.Array]:
     """Applies `function` to `size` rows of one text at a time, and to some of the last rows twice where `size` does not
     divide their number."""
     batch, count, _ = rows.logits.shape
@@ -88,31 +90,33 @@ def _by_blocks(function: partial, size: int, rows: RowInputs, texts: TextInputs)
         def own(values: jax.Array) -> jax.Array:
             return jax.lax.dynamic_slice_in_dim(values, text, 1)
 
-        new = function(jax.tree.map(some, rows), jax.tree.map(own, texts))
+        new = function(jax.tree.map(some, rows), jax.tree.map(own, context))
         return jax.tree.map(lambda old, part: jax.lax.dynamic_update_slice(old, part, (text, start)), drawn, new)
 
     nothing = jnp.zeros((batch, count), jnp.int32), jnp.zeros((batch, count), bool)
     return jax.lax.fori_loop(0, batch * blocks, block, nothing)
 
 
-def row_scores(rows: RowInputs, texts: TextInputs, *, features: SamplingFeatures) -> jax.Array:
+def row_scores(rows: LogitsBatch, context: SamplingContext, *, features: SamplingFeatures) -> jax.Array:
     """The scores to which every draw adds its noise: `processors.process` of the logits, [batch, rows, vocab]."""
-    settings = texts.settings
+    settings = context.settings
     penalised = penalty.row_penalised(
-        texts.last_positions, texts.next_position, rows.path_tokens, rows.depths, settings.penalty_window
+        context.last_positions, context.next_position, rows.path_tokens, rows.depths, settings.penalty_window
     )
     return process(
         rows.logits,
         penalised=penalised,
-        generated=(texts.next_position - settings.prompt_length)[:, None] + rows.depths,
+        generated=(context.next_position - settings.prompt_length)[:, None] + rows.depths,
         settings=settings,
         features=features,
     )
 
 
-def _draw_rows(rows: RowInputs, texts: TextInputs, *, features: SamplingFeatures) -> tuple[jax.Array, jax.Array]:
-    scores = row_scores(rows, texts, features=features)
-    token, score = draw_and_score(scores, _at_depths(texts.noise, rows.depths))
+def _draw_rows(
+    rows: LogitsBatch, context: SamplingContext, *, features: SamplingFeatures
+) -> tuple[jax.Array, jax.Array]:
+    scores = row_scores(rows, context, features=features)
+    token, score = draw_and_score(scores, _at_depths(context.noise, rows.depths))
     return token, ~jnp.isfinite(score)
 
 

@@ -17,7 +17,7 @@ async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
     """The JSON object of a body.
 
     Raises:
-      ApiError: it is too large, comes too slowly, or is no JSON object.
+      ApiError: it is too large, arrives too slowly, or is no JSON object.
       GoneError: the client left in the middle of it.
     """
     declared = request.headers.get("content-length", "")

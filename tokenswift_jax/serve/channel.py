@@ -72,7 +72,7 @@ async def read(*channels: Channel) -> AsyncGenerator[tuple[int, list[Update]], N
                 if newest:
                     yield number, newest
             if any(place < len(channel.updates) for place, channel in zip(places, channels, strict=True)):
-                await asyncio.sleep(0)  # other tasks have their turn
+                await asyncio.sleep(0)  # lets other tasks run
             elif all(channel.ended for channel in channels):
                 return
             else:

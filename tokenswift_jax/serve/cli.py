@@ -237,7 +237,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _one_device(given: str) -> str:
-    """Refuses a mesh, as `generate` has them."""
+    """Refuses the mesh flags of `generate`."""
     if given != "1":
         raise argparse.ArgumentTypeError(
             f"a server uses one device, so it has no mesh {given}; start a server for each device, or write the texts "

@@ -51,7 +51,7 @@ class Delivery:
             self._loop.call_later(BEAT, self._beat)
 
     def _hand_over(self, *, last: bool = False) -> bool:
-        """Delivers what waits; returns whether anything did. If nothing does, a `last` one ends the beat."""
+        """Delivers the waiting updates; returns whether there were any. If `last`, an empty delivery ends the beat."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
             self._beating = self._beating and not (last and not waiting)

@@ -30,11 +30,11 @@ class DraftValue:
         return True
 
     def retry(self) -> None:
-        """Makes the next chunk draft: a text came whose drafts may be better."""
+        """Makes the next chunk draft, because the drafts of a new text may be better."""
         self.tokens = None
 
     def took(self, tokens: int, iterations: int) -> None:
-        """A drafting chunk gave so many tokens to one text or several, in so many iterations of each, all together."""
+        """Takes the tokens of a drafting chunk and its iterations, each added up over its texts."""
         if iterations:
             rate = tokens / iterations
             self.tokens = rate if self.tokens is None else self.tokens + _WEIGHT * (rate - self.tokens)

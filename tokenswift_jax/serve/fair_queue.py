@@ -59,7 +59,7 @@ class FairQueue:
         return run
 
     def left(self, owner: str) -> None:
-        """An admitted run of the owner has ended or paused."""
+        """Notes that an admitted run of the owner has ended or paused."""
         self._admitted[owner] -= 1
         if len(self._served) > _REMEMBERED:
             present = self.present

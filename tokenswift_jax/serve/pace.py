@@ -19,11 +19,11 @@ class Pace:
         self._last: float | None = None
 
     def idle(self) -> None:
-        """Nothing runs: the time until the next chunk does not count."""
+        """Notes that nothing runs: the time until the next chunk does not count."""
         self._last = None
 
     def took(self, tokens: int) -> float:
-        """A chunk has given so many tokens; returns the seconds since the chunk before it, 0 after a pause."""
+        """Takes the tokens that a chunk has given; returns the seconds since the chunk before it, 0 after a pause."""
         now = time.perf_counter()
         seconds, self._last = 0.0 if self._last is None else now - self._last, now
         if tokens and seconds > 0:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 import jax
 
 from tokenswift_jax.engine.capacity import check_memory
-from tokenswift_jax.engine.engine import Engine, Pending, StepResult
+from tokenswift_jax.engine.engine import Engine
 from tokenswift_jax.engine.layout import Layout, scratch_of
 from tokenswift_jax.engine.prefill import Prefill, Prefix, chunk_rows, chunk_widths
+from tokenswift_jax.engine.step_result import Pending, StepResult
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
 from tokenswift_jax.progress_report import Report, silent
 from tokenswift_jax.request import Request
@@ -259,7 +260,7 @@ class Pool:
             jax.block_until_ready(prefill.newest)
 
     def took(self, seconds: float, iterations: int) -> None:
-        """A chunk of so many iterations took so long."""
+        """Takes the seconds and the iterations of a chunk."""
         if seconds > 0 and iterations:
             found, before = seconds / iterations, self._iteration
             self._iteration = found if before is None else before + _WEIGHT * (found - before)

@@ -170,14 +170,14 @@ class StoredText:
         self._count, self._lost, self._pure = 0, False, True
 
     def begin(self, parts: int) -> None:
-        """The text takes over so many of the parts."""
+        """Notes how many of the parts the text takes over."""
         entries = [entry for entry, _ in self._found[:parts]]
         self._last, self._count = (entries[-1] if entries else None), len(entries)
         self._pure = all(entry.family is None for entry in entries)
         self._found, self.parts = [], []
 
     def decode(self) -> None:
-        """From now on steps write the K/V, and other texts than those of the family do not get them."""
+        """Notes that decoding steps write the K/V from now on, which only texts of the family may use."""
         self._pure = False
 
     def behind(self, positions: int) -> bool:
@@ -187,7 +187,7 @@ class StoredText:
     def keep(self, positions: int, token_ids: Sequence[int], read: Callable[[int], Callable[[], StoredKV]]) -> None:
         """Stores the parts that the store lacks, of `positions` whose K/V are final, in a text of `token_ids`.
 
-        `read` sends a part by its number on its way, and gives a function that waits for it.
+        `read` starts the copy of a part, by its number, and returns a function that waits for it.
         """
         while self.behind(positions):
             if not self._pure and self._family is None:

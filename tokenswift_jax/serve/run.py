@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tokenswift_jax.engine.journal import Journal
-from tokenswift_jax.engine.sequence import Row
+from tokenswift_jax.engine.sequence import SequenceOutput
 from tokenswift_jax.request import Request
 from tokenswift_jax.text.detokenizer import Decodes
 from tokenswift_jax.text.repetition import Loop, RepetitionGuard
@@ -128,7 +128,7 @@ class Run:
     trace: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.row = Row(self.tokenizer, self.request)
+        self.row = SequenceOutput(self.tokenizer, self.request)
         self._guard = None if self.on_repetition is None else RepetitionGuard()
 
     @property

@@ -10,39 +10,25 @@ from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from tokenswift_jax.engine.engine import CHUNK_TOKENS
 from tokenswift_jax.errors import NumericsError, UserError, WriteError
 from tokenswift_jax.finish import CANCELLED, FAILED, INTERRUPTED, Finish
 from tokenswift_jax.request import check_drawable
+from tokenswift_jax.serve.busy import BusyError
 from tokenswift_jax.serve.fair_queue import FairQueue
 from tokenswift_jax.serve.observer import Observer
 from tokenswift_jax.serve.pace import Pace
-from tokenswift_jax.serve.pool import LONG, Flight, Pool
+from tokenswift_jax.serve.pool import Flight, Pool
+from tokenswift_jax.serve.pool_choice import PoolChoice, tokens_left
 from tokenswift_jax.serve.run import Run, RunState, Update
 from tokenswift_jax.token_log import concatenate
 
 _SHORT_CHUNK = 8  # iterations of a chunk while a prompt enters a cache: its first token comes sooner
 _IN_FLIGHT = 2  # chunks of a pool that the device has: the next one hides the host's work on the last one
-_PATIENT = LONG  # positions of the longest text that waits for a wider pool though another has a slot
-_GATHERED = 1024  # tokens of the longest text that moves to a wider pool
 _PROMPT_CHUNKS = 2  # chunks of a prompt between two looks at the queue while nothing decodes
 _NOTHING = concatenate([])
 _T = TypeVar("_T")
 
 Publish = Callable[[Run, Update], None]
-
-
-class BusyError(Exception):
-    """The queue is full, or the server takes no runs now.
-
-    Attributes:
-      retry_after: seconds after which it is worth another try.
-      unavailable: whether the server takes no runs at all, rather than no more.
-    """
-
-    def __init__(self, message: str, retry_after: int, *, unavailable: bool = False) -> None:
-        super().__init__(message)
-        self.retry_after, self.unavailable = retry_after, unavailable
 
 
 class Scheduler:
@@ -77,6 +63,7 @@ class Scheduler:
         self._publish, self._observer = publish, observer or Observer()
         self._flights: deque[Flight] = deque()
         self._places: dict[Run, Pool] = {}  # admitted runs
+        self._choice = PoolChoice(self.pools, self.queue, self._places)
         self._newest: Pool | None = None  # the pool of the newest result
         self._lock = threading.Lock()  # guards the queue and the commands
         self._wake = threading.Condition(self._lock)
@@ -174,7 +161,8 @@ class Scheduler:
         return {"waiting": waiting, "prefill": max(placed - running, 0), "running": running}
 
     def stop(self, timeout: float | None = None) -> None:
-        """Admits no more, finishes the chunks in flight, ends what has no journal, and leaves the rest to a restart."""
+        """Admits no more runs, finishes the chunks in flight, and ends the runs without a journal; a restart resumes
+        the others."""
         with self._lock:
             self._stopping = True
             self._wake.notify()
@@ -193,7 +181,7 @@ class Scheduler:
                 if not self.turn():
                     self._sleep()
             self._interrupt()
-        except BaseException as error:  # a fault of the device or of this program: say so, and answer nobody late
+        except BaseException as error:  # a fault of the device or of this program: nobody waits for an answer
             self.error = f"{type(error).__name__}: {error}"
             self._fail_all()
             raise
@@ -241,7 +229,7 @@ class Scheduler:
         """Begins the prompts that a pool has slots and memory for."""
         while pool.vacant:
             with self._lock:
-                run = self.queue.first(self._wanted_by(pool))
+                run = self.queue.first(self._choice.wanted_by(pool))
                 if run is None:
                     return
                 run.state = RunState.PREFILL
@@ -263,74 +251,17 @@ class Scheduler:
     def _gather(self, pool: Pool) -> None:
         """Lets runs that began alone join the others in a wider pool, where their prompt and tokens enter once more.
 
-        Without it, two pools decode in turns until such a run ends. Long texts stay: to enter costs more. A run moves
-        to wider pools alone, and past the queue: from the queue, it could enter the pool that it left.
+        Without it, two pools decode in turns until such a run ends. A run moves to wider pools alone, and past the
+        queue: from the queue, it could enter the pool that it left.
         """
         for run in [tenancy.run for tenancy in pool.tenants.values()]:
-            if not _is_short(run):
-                continue
             with self._lock:
-                wider = self._chosen(run, self._longest())
-            if wider is None or wider.size.slots <= pool.size.slots:
-                continue
-            if not any(_left(other) >= CHUNK_TOKENS for other in wider.inhabitants):  # they end before it comes
-                continue
-            if wider.may_begin(run):
+                wider = self._choice.wider(run, pool)
+            if wider is not None and wider.may_begin(run):
                 pool.leave(run)
                 with self._lock:
                     run.state, self._places[run] = RunState.PREFILL, wider
                 self._begin(run, wider, moved=True)
-
-    def _home(self, run: Run) -> int:
-        """The length of the shortest slots with room for a run."""
-        return next(pool.size.length for pool in self.pools if pool.fits(run.request))
-
-    def _wanted_by(self, pool: Pool) -> Callable[[Run], bool]:
-        """Whether a waiting run should enter the pool now."""
-        longest = self._longest()
-        return lambda run: self._chosen(run, longest) is pool and pool.may_begin(run)
-
-    def _longest(self) -> int:
-        """The length of the slots that the longest waiting run needs; 0: none waits."""
-        return max(map(self._home, self.queue.order()), default=0)
-
-    def _chosen(self, run: Run, longest: int) -> Pool | None:
-        """The pool that a run should enter, or the one that it is in; None: it has to wait. `longest` is `_longest()`.
-
-        Alone, it pays for the fewest rows in the narrowest pool. Otherwise the widest one is best: runs of one pool
-        decode together, and those of several pools in turns. Slots longer than it needs are for longer runs: it leaves
-        them the last one, and enters that only if its own are taken and no longer run waits.
-        """
-        home = self._home(run)
-        present = self._places.get(run)
-        open_to = [pool for pool in self.pools if pool.fits(run.request) and (pool.vacant or pool is present)]
-        # A pool whose cache for prompts is taken would let the run wait beside others that are idle.
-        vacant = [pool for pool in open_to if pool is present or pool.may_begin(run)] or open_to
-        if len(self.queue) == 1 and not self._places:
-            return min(vacant, key=_slots, default=None)
-        own = [pool for pool in vacant if pool.size.length == home]
-        longer = [pool for pool in vacant if pool.size.length > home]
-        if longest > home or (own and sum(len(pool.vacant) for pool in longer) < 2):
-            longer = []
-        if len(self.queue) == 1 and not any(pool.inhabitants for pool in vacant) and not self._company(run):
-            return min([*own, *longer], key=_slots, default=None)
-        best = max([*own, *longer], key=_slots, default=None)
-        return None if best is not None and best is not present and self._should_wait(run, best) else best
-
-    def _company(self, run: Run) -> bool:
-        """Whether a run of another pool would join this one in a wider pool (`_gather`)."""
-        return _left(run) >= CHUNK_TOKENS and any(_is_short(other) for other in self._places if other is not run)
-
-    def _should_wait(self, run: Run, offered: Pool) -> bool:
-        """Whether a run of a few tokens should wait for a slot of a wider pool than the one offered.
-
-        In the narrow pool, it would decode in turns with the wide one, and slow down all texts there. It waits no
-        longer than the wide pool takes for as many tokens as it asks for.
-        """
-        if run.length > _PATIENT:
-            return False
-        full = [pool for pool in self.pools if pool.size.slots > offered.size.slots and pool.fits(run.request)]
-        return any(_left(other) <= _left(run) for pool in full for other in pool.inhabitants)
 
     def _advance(self, pool: Pool, decoding: bool) -> None:
         """Sends chunks of prompts, fewer while texts decode, and inserts the prompts that are complete."""
@@ -352,7 +283,7 @@ class Scheduler:
         if self._newest is flight.pool and not flight.inserted:  # nothing else ran meanwhile
             flight.pool.took(seconds, result.iterations)
         self._newest = flight.pool
-        # Before the runs: who sees the end of one finds it in the metrics.
+        # Metrics come before the runs, so that a caller who sees the end of a run finds it in them.
         flight.pool.learn(flight, result)
         self._observer.stepped(flight, result)
         for row, tenancy in flight.rows.items():
@@ -462,20 +393,6 @@ class Scheduler:
 
     def _retry_after(self) -> int:
         """Seconds until a place in the queue is likely to be free."""
-        fewest = min(map(_left, self._places), default=0)
+        fewest = min(map(tokens_left, self._places), default=0)
         seconds = self.pace.seconds(fewest * max(len(self._places), 1), self.slots)
         return 5 if seconds is None else min(max(int(seconds) + 1, 1), 120)
-
-
-def _left(run: Run) -> int:
-    """The most tokens that a run may still get."""
-    return run.request.max_new_tokens - len(run.tokens)
-
-
-def _is_short(run: Run) -> bool:
-    """Whether a run may still move to another pool."""
-    return len(run.request.prompt_ids) + len(run.tokens) <= _GATHERED
-
-
-def _slots(pool: Pool) -> int:
-    return pool.size.slots

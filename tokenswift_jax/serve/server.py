@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
         self._service, self._listener, self._say = service, listener, say
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Takes a signal: no more runs, the chunks in flight, then the end."""
+        """Ends the server on a signal: it admits no more runs and finishes the chunks in flight."""
         self._service.drain()
         super().handle_exit(sig, frame)
 

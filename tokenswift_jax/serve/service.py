@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tokenswift_jax.errors import UserError, WriteError
 from tokenswift_jax.finish import CANCELLED, INTERRUPTED
 from tokenswift_jax.request import Request
+from tokenswift_jax.serve.busy import BusyError
 from tokenswift_jax.serve.channel import Channel
 from tokenswift_jax.serve.delivery import Delivery
 from tokenswift_jax.serve.limits import Limits
@@ -26,7 +27,7 @@ from tokenswift_jax.serve.metrics import Metrics
 from tokenswift_jax.serve.pool import Pool
 from tokenswift_jax.serve.run import Run, RunState, Update, new_id
 from tokenswift_jax.serve.run_store import RunStore, StoredRun, described
-from tokenswift_jax.serve.scheduler import BusyError, Scheduler
+from tokenswift_jax.serve.scheduler import Scheduler
 from tokenswift_jax.token_log import TokenLog, concatenate
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ class Service:
 
         Raises:
           UserError: one does not fit any slot.
-          BusyError: the queue is full. One that has a place takes all runs of a request, as many as they are.
+          BusyError: the queue is full. A queue with one free place takes all runs of a request, however many.
         """
         self._check_ready()
         tokenizer = self.model.tokenizer

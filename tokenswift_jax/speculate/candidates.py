@@ -15,7 +15,7 @@ from tokenswift_jax.sample.draw import top_candidates
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.params import SequenceParams, subset
 from tokenswift_jax.sample.processors import process
-from tokenswift_jax.speculate.tree_expand import TreeDepth, next_level, shared_levels, to_expand
+from tokenswift_jax.speculate.tree_expand import TreeDepth, next_level, select_frontier, shared_levels
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 
 
@@ -59,7 +59,9 @@ class DraftSampler:
     def best(
         self, logits: jax.Array, above: Sequence[jax.Array], depths: jax.Array, count: int
     ) -> tuple[jax.Array, jax.Array]:
-        """The `count` best candidates of each row of logits: tokens int32 and log shares float32 [batch, rows, count].
+        """The `count` best candidates of each row of logits.
+
+        Returns tokens int32 and draft log-probabilities float32, [batch, rows, count] each.
 
         logits is [batch, rows, vocab]; row i guesses the token `depths[i]` (int32 [1 or rows]) places below the depth-1
         guess. The penalty applies to those tokens of the text up to the root and of `above` that are in the penalty
@@ -88,8 +90,8 @@ class DraftSampler:
         if self.noise is not None:
             first = len(above)
             noise = self.noise[:, first : first + depths.shape[0]]
-        tokens, log_shares = top_candidates(scores, noise, count)
-        return (tokens if self.drafted is None else jnp.asarray(self.drafted.ids)[tokens]), log_shares
+        tokens, log_probs = top_candidates(scores, noise, count)
+        return (tokens if self.drafted is None else jnp.asarray(self.drafted.ids)[tokens]), log_probs
 
     def _place(self, tokens: jax.Array) -> jax.Array:
         """The index of tokens in the draft vocabulary; its size, which no index equals, for tokens outside it."""
@@ -164,7 +166,7 @@ def _sequential(
     for depth, width in enumerate(shape.widths):
         if levels:
             previous = shape.widths[depth - 1]
-            parents = to_expand(shape, levels)
+            parents = select_frontier(shape, levels)
             token = jnp.take_along_axis(levels[-1].tokens, parents, axis=1, mode="clip")
             # A node's index in its level, divided by the width, is the index of the row that proposed it.
             proposer = parents // previous

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from tokenswift_jax.kv.dense import FullCache
-from tokenswift_jax.kv.draft_cache import DraftKind
+from tokenswift_jax.kv.draft_cache import DraftCachePolicy
 from tokenswift_jax.kv.forward import Rows, forward_rows
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.speculate.drafter import (
@@ -33,7 +33,7 @@ class DraftCachePart:
       kind: kind and sizes of the draft cache.
     """
 
-    kind: DraftKind
+    kind: DraftCachePolicy
     rebuilt = True
 
     def empty(self, sizes: StateSizes, batch: int) -> Any:
@@ -46,7 +46,7 @@ class DraftCachePart:
 
     def advance(self, own: Any, outcome: Outcome) -> Any:
         """Adds the newly committed positions, and selects again if that is due."""
-        text, new = outcome.text, outcome.new.along(outcome.walk.path)
+        text, new = outcome.text, outcome.new.along(outcome.acceptance.path)
         return self.kind.advance(own, text.cache, new, outcome.before, text.length, text.query, text.config)
 
     def forward(
@@ -58,7 +58,7 @@ class DraftCachePart:
         """
         row, cache = self.kind.view(own, full, token, roots.length, depth, roots.config)
         rows, cache = forward_rows(model, row, cache)
-        own, full = self.kind.written(own, full, cache, roots.length, depth, roots.config)
+        own, full = self.kind.after_write(own, full, cache, roots.length, depth, roots.config)
         return rows, own, full
 
 
@@ -70,7 +70,7 @@ class CachedDrafter:
       cache: kind and sizes of the draft cache.
     """
 
-    cache: DraftKind
+    cache: DraftCachePolicy
     weights = DraftWeights.LAYERS
 
     @property

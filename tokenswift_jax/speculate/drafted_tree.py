@@ -31,7 +31,7 @@ def drafted_tree(
         root: int32 `[batch]`, the newest emitted token.
         levels: the head nodes, depth by depth.
         table: the n-gram table; None iff `shape.ngram_k` is 0.
-        ngram_scale: float32 `[batch]` in (0, 1], the factor of n-gram probabilities; None is 1.
+        ngram_scale: float32 `[batch]` in (0, 1], which scales n-gram probabilities; None is 1.
     """
     chains = None
     if table is not None:

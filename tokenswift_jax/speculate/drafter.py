@@ -115,7 +115,7 @@ class Outcome:
       new: K/V of the tree rows.
       spec: the sizes of the tree.
       tree: the verified tree.
-      walk: its acceptance.
+      acceptance: its acceptance.
     """
 
     text: CommittedText
@@ -123,7 +123,7 @@ class Outcome:
     new: StoredKV
     spec: TreeSpec
     tree: Tree
-    walk: Acceptance
+    acceptance: Acceptance
 
     @property
     def most(self) -> int:

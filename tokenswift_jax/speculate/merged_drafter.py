@@ -77,8 +77,8 @@ class MergedDrafter:
         """The merged tree. Chains continue the root or, if the tree says so, each candidate of depth 1."""
         *theirs, table, calibration = own
         levels, theirs, cache = self.candidates.levels(model, roots, tuple(theirs))
-        factor = ngram_calibration.factor(calibration.record)
-        tree = drafted_tree(roots.tree, roots.token, levels, table, factor)
+        scale = ngram_calibration.acceptance_scale(calibration.record)
+        tree = drafted_tree(roots.tree, roots.token, levels, table, scale)
         return tree, (*theirs, table, calibration), cache
 
     def observe(self, own: DrafterState, outcome: Outcome) -> DrafterState:
@@ -86,9 +86,9 @@ class MergedDrafter:
         *theirs, table, calibration = own
         theirs = self.candidates.observe(tuple(theirs), outcome)
         text, spec = outcome.text, outcome.spec
-        key = ngram_calibration.judged_key(spec, outcome.tree, outcome.walk)
+        key = ngram_calibration.judged_key(spec, outcome.tree, outcome.acceptance)
         table, best = ngram.updated(table, text.tokens, text.ngrams_end, outcome.most, key, spec.ngram_k)
         assert best is not None
         moved = text.length > outcome.before
-        record = ngram_calibration.observe(calibration.record, spec, best, outcome.tree, outcome.walk, moved)
+        record = ngram_calibration.observe(calibration.record, spec, best, outcome.tree, outcome.acceptance, moved)
         return (*theirs, table, Calibration(record))

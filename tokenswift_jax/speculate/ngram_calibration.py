@@ -15,56 +15,58 @@ from tokenswift_jax.speculate.acceptance import Acceptance
 from tokenswift_jax.speculate.tree import Tree
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 
-# Weight of the prior (a factor of 1), in observations. With 1.0, decayed failures never lower the factor enough:
+# Weight of the prior (a scale of 1), in observations. With 1.0, decayed failures never lower the scale enough:
 # penalised text, whose n-grams fail, takes more passes, and text that repeats itself hardly fewer.
-PRIOR = 0.1
+PRIOR_WEIGHT = 0.1
 DECAY = 0.98  # an observation's weight at the next one: about fifty observations count
 
 
 def unobserved(batch: int) -> jax.Array:
-    """A record, float32 `[batch, 2]`, of no observations: its factor is 1."""
+    """A record, float32 `[batch, 2]`, of no observations: its scale is 1."""
     return jnp.zeros((batch, 2), jnp.float32)
 
 
-def factor(record: jax.Array) -> jax.Array:
-    """The factor of n-gram probabilities, float32 `[batch]` in (0, 1].
+def acceptance_scale(record: jax.Array) -> jax.Array:
+    """The scale of n-gram probabilities, float32 `[batch]` in (0, 1].
 
     Args:
         record: float32 `[batch, 2]`, decayed sums of hits and of the n-grams' predicted probabilities.
     """
-    hits, claims = record[:, 0], record[:, 1]
-    return jnp.minimum((hits + PRIOR) / (claims + PRIOR), 1)
+    hits, predicted = record[:, 0], record[:, 1]
+    return jnp.minimum((hits + PRIOR_WEIGHT) / (predicted + PRIOR_WEIGHT), 1)
 
 
-def judged_key(shape: TreeSpec, tree: Tree, walk: Acceptance) -> jax.Array:
+def judged_key(shape: TreeSpec, tree: Tree, acceptance: Acceptance) -> jax.Array:
     """The accepted key of each row, whose most frequent continuation `observe` judges: the first column of the result,
     int32 `[batch, any]`."""
-    return tree.tokens if shape.keyed_by_root else walk.emitted
+    return tree.tokens if shape.keyed_by_root else acceptance.emitted
 
 
 def observe(
-    record: jax.Array, shape: TreeSpec, best: BestContinuation, tree: Tree, walk: Acceptance, running: jax.Array
+    record: jax.Array, shape: TreeSpec, best: BestContinuation, tree: Tree, acceptance: Acceptance, running: jax.Array
 ) -> jax.Array:
     """Updates the record after an iteration.
 
     The observation compares the first token of the most frequent continuation of the accepted key with the token that
-    followed the key, whether or not a node budget kept its node (else a low factor could not recover). A row's record
+    followed the key, whether or not a node budget kept its node (else a low scale could not recover). A row's record
     does not change if the row is not running, the accepted path contains no key, the key has no continuation, or a
     head drafted the same token below the key.
 
     Args:
-        record: float32 `[batch, 2]`, as `factor` takes it.
+        record: float32 `[batch, 2]`, as `acceptance_scale` takes it.
         shape: the tree's shape, with chains.
         best: the best continuation of `judged_key` in the table from which the tree was built (`ngram.updated`).
         tree: the verified tree.
-        walk: the iteration's acceptance.
+        acceptance: the iteration's acceptance.
         running: bool `[batch]`.
     """
-    followed = walk.emitted[:, shape.key_depth]
-    seen = running if shape.keyed_by_root else running & (walk.accepted > 0)
-    below = tree.valid & (tree.parents == walk.path[:, shape.key_depth, None]) & (tree.depths == shape.key_depth + 1)
+    followed = acceptance.emitted[:, shape.key_depth]
+    seen = running if shape.keyed_by_root else running & (acceptance.accepted > 0)
+    below = (
+        tree.valid & (tree.parents == acceptance.path[:, shape.key_depth, None]) & (tree.depths == shape.key_depth + 1)
+    )
     by_heads = below & ~tree.drafted_by_ngram_only & (tree.tokens == best.following[:, None])
     seen &= (best.count > 0) & ~by_heads.any(axis=1)
-    claim = best.through.astype(jnp.float32) / (best.total + 1).astype(jnp.float32)
+    predicted = best.through.astype(jnp.float32) / (best.total + 1).astype(jnp.float32)
     hit = (best.following == followed).astype(jnp.float32)
-    return jnp.where(seen[:, None], jnp.float32(DECAY) * record + jnp.stack([hit, claim], axis=1), record)
+    return jnp.where(seen[:, None], jnp.float32(DECAY) * record + jnp.stack([hit, predicted], axis=1), record)

@@ -57,7 +57,8 @@ class Plan:
         """Draft heads whose logits the verification of so many texts computes for all its tree rows, in one pass over
         the LM head; 0: drafting computes those of the row that drew the root, in a pass of its own.
 
-        The next tree needs the logits of one row, which only the draws tell: all rows' cost no time up to `MOST_LINES`.
+        The next tree needs the logits of one row, and only the draws tell which one; up to `MOST_LINES`, those of all
+        rows take no more time.
         """
         heads = len(self.tree.widths) if self.one_pass and self.draft_graph is None else 0
         return heads if batch * self.rows * (1 + heads) <= MOST_LINES else 0

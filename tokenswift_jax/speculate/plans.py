@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.draft_blocks import BlockTableShape
-from tokenswift_jax.kv.draft_cache import DraftKind
+from tokenswift_jax.kv.draft_cache import DraftCachePolicy
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.node_sets import NodeSet, product_within, within_budget
@@ -202,11 +202,11 @@ def _drafter(speculation: SpeculationConfig, mode: str, *, partial: bool, chains
     return MergedDrafter(levels, ngrams) if chains else levels
 
 
-def _draft_cache(speculation: SpeculationConfig, chain: int) -> DraftKind:
+def _draft_cache(speculation: SpeculationConfig, chain: int) -> DraftCachePolicy:
     """The draft cache, with scratch for a drafted chain of so many rows."""
     sizes = speculation.draft_cache, speculation.draft_sinks, chain, speculation.refresh_interval
     if speculation.draft_block is None:
-        return DraftCacheShape(*sizes, narrow=speculation.draft_cache_dtype == "int8")
+        return DraftCacheShape(*sizes, int8=speculation.draft_cache_dtype == "int8")
     return BlockTableShape(*sizes, speculation.draft_block)
 
 

@@ -81,8 +81,8 @@ def build(
         levels: the head nodes, depth by depth (`tree_expand.shared_levels`, `tree_expand.next_level`).
         ngrams: the result of `ngram.lookup` for the keys: continuations `[batch, keys, k, 3]`, counts
             `[batch, keys, k]`, totals `[batch, keys]`; None iff `shape.ngram_k` is 0.
-        ngram_scale: float32 `[batch]` in (0, 1], the factor of n-gram probabilities (`ngram_calibration.factor`);
-            None is 1.
+        ngram_scale: float32 `[batch]` in (0, 1], which scales n-gram probabilities
+            (`ngram_calibration.acceptance_scale`); None is 1.
 
     Raises:
         ValueError: the inputs do not fit the shape.

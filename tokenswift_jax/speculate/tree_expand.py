@@ -23,15 +23,15 @@ class TreeDepth:
         score: float32 `[batch, nodes]`, the product of the draft probabilities along the path; negative if the slot
             contains no node.
         parents: int32 `[batch, nodes]`, index of each node's parent among the nodes of the level above.
-        places: int32 `[batch, nodes]`, places in a node set (`TreeSpec.children`) if candidates differ from parent to
-            parent; else None.
+        node_set_index: int32 `[batch, nodes]`, indices into a node set (`TreeSpec.children`) if candidates differ
+            from parent to parent; else None.
         path: int32 `[batch, nodes, depth + 1]`, depth being the tree's; entry t is the slot of the ancestor at depth t.
     """
 
     tokens: jax.Array
     score: jax.Array
     parents: jax.Array
-    places: jax.Array | None
+    node_set_index: jax.Array | None
     path: jax.Array
 
 
@@ -67,7 +67,7 @@ def shared_levels(shape: TreeSpec, candidates: Sequence[tuple[jax.Array, jax.Arr
                 tokens=tokens,
                 score=_product(above, own),
                 parents=jnp.broadcast_to(jnp.asarray(parents)[None], tokens.shape),
-                places=None,
+                node_set_index=None,
                 path=jnp.broadcast_to(jnp.asarray(paths)[None], (batch, *paths.shape)),
             )
         )
@@ -82,7 +82,7 @@ def next_level(
     Args:
         shape: the static shape, `per_parent`.
         levels: the levels above, from depth 1; empty below the root.
-        parents: int32 `[batch, expanded]`, ascending: the expanded nodes of the level above (`to_expand`); 0, the
+        parents: int32 `[batch, expanded]`, ascending: the expanded nodes of the level above (`select_frontier`); 0, the
             root, for depth 1.
         tokens: int32 `[batch, expanded, width]`, distinct below each parent.
         log_probs: float `[batch, expanded, width]`, -inf where a filter removed the token.
@@ -98,28 +98,28 @@ def next_level(
     else:
         above = jnp.ones((batch, 1), jnp.float32)
         path = jnp.zeros((batch, 1, shape.depth + 1), jnp.int32)
-    score, places = _product(above[..., None], _probability(log_probs)), None
+    score, node_set_index = _product(above[..., None], _probability(log_probs)), None
     if shape.node_set is not None:
         table = jnp.asarray(shape.children[depth - 1])
         own = parents
         if levels:
-            assert levels[-1].places is not None
-            own = jnp.take_along_axis(levels[-1].places, parents, axis=1, mode="clip")
-        places = table.at[own].get(mode="clip")
-        score = jnp.where(places >= 0, score, -1)
-        places = places.reshape(batch, nodes)
+            assert levels[-1].node_set_index is not None
+            own = jnp.take_along_axis(levels[-1].node_set_index, parents, axis=1, mode="clip")
+        node_set_index = table.at[own].get(mode="clip")
+        score = jnp.where(node_set_index >= 0, score, -1)
+        node_set_index = node_set_index.reshape(batch, nodes)
     slots = shape.first_slot(depth) + jnp.arange(nodes, dtype=jnp.int32)
     here = jnp.arange(shape.depth + 1, dtype=jnp.int32)[None, None] == depth
     return TreeDepth(
         tokens=tokens.reshape(batch, nodes),
         score=score.reshape(batch, nodes),
         parents=jnp.repeat(parents, width, axis=1),
-        places=places,
+        node_set_index=node_set_index,
         path=jnp.where(here, slots[None, :, None], jnp.repeat(path, width, axis=1)),
     )
 
 
-def to_expand(shape: TreeSpec, levels: Sequence[TreeDepth]) -> jax.Array:
+def select_frontier(shape: TreeSpec, levels: Sequence[TreeDepth]) -> jax.Array:
     """The nodes of the last level to expand, int32 `[batch, expanded]`, ascending: the best, ties to the lower slot.
 
     They include every node that could have a child within the node budget. The choice prefers nodes with a child in
@@ -131,8 +131,8 @@ def to_expand(shape: TreeSpec, levels: Sequence[TreeDepth]) -> jax.Array:
         return jnp.broadcast_to(jnp.arange(nodes, dtype=jnp.int32)[None], (batch, nodes))
     score = level.score
     if shape.node_set is not None:
-        assert level.places is not None
-        fertile = jnp.asarray(shape.has_children[len(levels)]).at[level.places].get(mode="clip")
+        assert level.node_set_index is not None
+        fertile = jnp.asarray(shape.has_children[len(levels)]).at[level.node_set_index].get(mode="clip")
         score = jnp.where(fertile, score, -1)
     return jnp.sort(lax.top_k(score, count)[1].astype(jnp.int32), axis=1)
 

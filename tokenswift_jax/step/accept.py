@@ -1,4 +1,4 @@
-"""The walk: from the root, it follows the child whose token is its parent's draw.
+"""Acceptance: from the root, follow the child whose token is its parent's draw.
 
 Each tree row has one draw, so there is one longest path.
 """
@@ -12,7 +12,7 @@ from tokenswift_jax.speculate.acceptance import Acceptance
 from tokenswift_jax.speculate.tree import Tree
 
 
-def walk(tree: Tree, draws: jax.Array, depth: int) -> Acceptance:
+def accept(tree: Tree, draws: jax.Array, depth: int) -> Acceptance:
     """Accepts the one path of the tree on which every token is the draw of the tree row above it.
 
     Args:
@@ -20,9 +20,9 @@ def walk(tree: Tree, draws: jax.Array, depth: int) -> Acceptance:
         draws: int32 `[batch, rows]`, the target's token after each tree row; ignored where invalid.
         depth: static, the deepest level the tree can have (`TreeSpec.depth`).
     """
-    return Acceptance(*reference.walk(tree_rows(tree, draws, draws < 0), depth))
+    return Acceptance(*reference.accept(tree_rows(tree, draws, draws < 0), depth))
 
 
-def tree_rows(tree: Tree, draws: jax.Array, broken: jax.Array) -> TreeRows:
-    """The tree and its draws as the kernel takes them; broken is bool `[batch, rows]`, whether a row has no draw."""
-    return TreeRows(tree.tokens, tree.parents, tree.depths, tree.valid, tree.mask, draws, broken)
+def tree_rows(tree: Tree, draws: jax.Array, no_draw: jax.Array) -> TreeRows:
+    """The tree and its draws as the kernel takes them; no_draw is bool `[batch, rows]`, whether a row has no draw."""
+    return TreeRows(tree.tokens, tree.parents, tree.depths, tree.valid, tree.mask, draws, no_draw)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from pallas_kernels.commit_text import Committed, Ends, Text, commit_text, reference
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.forward import Rows
-from tokenswift_jax.parallel.residual import whole
+from tokenswift_jax.parallel.residual import replicate
 from tokenswift_jax.parallel.rules import one_device
 from tokenswift_jax.parallel.vocabulary import newest_positions
 from tokenswift_jax.speculate.acceptance import Acceptance
@@ -30,7 +30,7 @@ def commit(
     plan: Plan,
     tree: Tree,
     draws: jax.Array,
-    broken: jax.Array,
+    no_draw: jax.Array,
     rows: Rows,
     guesses: jax.Array | None = None,
 ) -> tuple[DecodeState, Acceptance, jax.Array, jax.Array]:
@@ -45,17 +45,17 @@ def commit(
       plan: its plan.
       tree: the verified tree.
       draws: int32 [batch, rows], the target's token after each tree row.
-      broken: bool [batch, rows], whether there is no such token.
+      no_draw: bool [batch, rows], whether there is no such token.
       rows: the results of the target's forward.
       guesses: the draft heads' logits [batch, rows, draft_heads, vocab] after every tree row; None where drafting
         computes them.
     """
-    done = _committed_text(state, inputs, plan, tree, draws, broken)
-    walk, text, count = Acceptance(*done.walk), done.text, done.count
+    done = _committed_text(state, inputs, plan, tree, draws, no_draw)
+    acceptance, text, count = Acceptance(*done.acceptance), done.text, done.count
 
-    cache = state.cache.keep(rows.new, walk.path, state.length) if plan.depth else state.cache
+    cache = state.cache.keep(rows.new, acceptance.path, state.length) if plan.depth else state.cache
     committed = CommittedText(plan.config, text.tokens, text.length, inputs.sequence.ngram_lag, cache, rows.query)
-    outcome = Outcome(committed, state.length, rows.new, plan.tree, tree, walk)
+    outcome = Outcome(committed, state.length, rows.new, plan.tree, tree, acceptance)
     drafter = plan.drafter.observe(state.drafter, outcome)
 
     # The tree row that drew the newest token; a frozen row keeps its hidden state and query.
@@ -67,12 +67,12 @@ def commit(
         guesses = jnp.where(moved[:, None, None], guesses, state.guesses)
 
     steps = jnp.arange(plan.depth + 1, dtype=jnp.int32)[None, :]
-    by_ngram = jnp.take_along_axis(tree.drafted_by_ngram_only, walk.path[:, 1:], axis=1)
+    by_ngram = jnp.take_along_axis(tree.drafted_by_ngram_only, acceptance.path[:, 1:], axis=1)
     by_ngram = jnp.pad(by_ngram, ((0, 0), (0, 1)))
     drafted = jnp.where(by_ngram, jnp.int32(NGRAM), jnp.int32(DRAFTED))
-    source = jnp.where(steps < walk.accepted[:, None], drafted, jnp.int32(SAMPLED))
+    source = jnp.where(steps < acceptance.accepted[:, None], drafted, jnp.int32(SAMPLED))
     offered = jnp.broadcast_to(tree.deepest[:, None], source.shape)
-    records = jnp.stack([walk.emitted, source, jnp.broadcast_to(steps, source.shape), offered], axis=-1)
+    records = jnp.stack([acceptance.emitted, source, jnp.broadcast_to(steps, source.shape), offered], axis=-1)
     state = replace(
         state,
         tokens=text.tokens,
@@ -85,17 +85,18 @@ def commit(
         drafter=drafter,
         guesses=guesses,
     )
-    return state, walk, records, count
+    return state, acceptance, records, count
 
 
 def _committed_text(
-    state: DecodeState, inputs: StepInputs, plan: Plan, tree: Tree, draws: jax.Array, broken: jax.Array
+    state: DecodeState, inputs: StepInputs, plan: Plan, tree: Tree, draws: jax.Array, no_draw: jax.Array
 ) -> Committed:
     settings = inputs.sequence
     text = Text(state.tokens, state.length, state.finish, state.last_positions)
-    # Without `whole`, XLA splits the set with the vocabulary on a mesh, and sums what each device finds in its part.
-    ends = Ends(settings.stop_length, whole(settings.eos), _REASONS)
-    rows = tree_rows(tree, draws, broken)
+    # Without `replicate`, XLA splits the set with the vocabulary on a mesh, and sums what each device finds in its
+    # part.
+    ends = Ends(settings.stop_length, replicate(settings.eos), _REASONS)
+    rows = tree_rows(tree, draws, no_draw)
     if one_device():
         return commit_text(rows, text, ends, plan.depth)
     return reference.commit_text(rows, text, ends, plan.depth, newest_positions)

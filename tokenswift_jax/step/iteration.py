@@ -1,4 +1,4 @@
-"""One iteration: draft a tree, verify it with the target, walk it, commit."""
+"""One iteration: draft a tree, verify it with the target, accept the path that its draws follow, commit."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def iterate(
     tree, state = draft_tree(model, state, inputs, plan, noise)
     tree = of_first_stage(tree)
     verified, state = verify(model, state, inputs, plan, tree, noise)
-    draws = of_first_stage((verified.draws, verified.broken))
-    state, won, records, count = commit(state, inputs, plan, tree, *draws, verified.computed, verified.guesses)
+    draws = of_first_stage((verified.draws, verified.no_draw))
+    state, acceptance, records, count = commit(state, inputs, plan, tree, *draws, verified.computed, verified.guesses)
     logprobs = None
     if plan.logprobs is not None:
-        walked = verified.rows, verified.texts, won.path, won.emitted
-        logprobs = path_logprobs(plan.logprobs, *walked, plan.features)
+        on_path = verified.rows, verified.context, acceptance.path, acceptance.emitted
+        logprobs = path_logprobs(plan.logprobs, *on_path, plan.features)
     return state, Emitted(records, logprobs), count

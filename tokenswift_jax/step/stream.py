@@ -14,7 +14,7 @@ from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.forward import forward_own_layers
 from tokenswift_jax.kv.row_batch import next_rows
-from tokenswift_jax.parallel.residual import whole
+from tokenswift_jax.parallel.residual import replicate
 from tokenswift_jax.parallel.rows import over_rows
 from tokenswift_jax.parallel.rules import placed
 from tokenswift_jax.parallel.stages import handed_on, this_stage
@@ -72,7 +72,7 @@ def _run_tick(graph: nnx.GraphDef, params: Any, tick: Tick, flow: Flow, cache: F
         return lax.dynamic_update_index_in_dim(hidden, x, index, 1), cache
 
     with exact_products(cache.dtype):
-        entering = whole(model.embed(tick.tokens))
+        entering = replicate(model.embed(tick.tokens))
         hidden = jnp.where(this_stage() == 0, entering, flow.hidden[0])
         hidden, cache = lax.fori_loop(jnp.int32(0), count, forward, (hidden, cache))
         return Flow(handed_on(hidden)[None]), cache

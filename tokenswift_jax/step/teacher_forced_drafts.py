@@ -14,7 +14,7 @@ from tokenswift_jax.sample.params import SequenceParams
 from tokenswift_jax.speculate.candidates import DraftSampler, head_levels
 from tokenswift_jax.speculate.tree import build
 from tokenswift_jax.speculate.tree_spec import TreeSpec
-from tokenswift_jax.step.accept import walk
+from tokenswift_jax.step.accept import accept
 
 NOT_ACCEPTED = 2**31 - 1  # above every node budget, which may exceed the rows of the heads' own tree
 
@@ -47,6 +47,6 @@ def accepted_rows(
     levels = head_levels(model, spec, hidden, root, ranking, backbone=False)
     tree = build(spec, root, levels)
     draws = jnp.take_along_axis(following, tree.depths, axis=1)
-    won = walk(tree, draws, spec.depth)
+    acceptance = accept(tree, draws, spec.depth)
     depths = jnp.arange(1, spec.depth + 1, dtype=jnp.int32)[None]
-    return jnp.where(depths <= won.accepted[:, None], won.path[:, 1:], jnp.int32(NOT_ACCEPTED))
+    return jnp.where(depths <= acceptance.accepted[:, None], acceptance.path[:, 1:], jnp.int32(NOT_ACCEPTED))

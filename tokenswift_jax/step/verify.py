@@ -9,7 +9,7 @@ import jax
 from tokenswift_jax.kv.forward import Rows, forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.models.decoder import Decoder
-from tokenswift_jax.sample.sampler import RowInputs, TextInputs, draw_rows
+from tokenswift_jax.sample.sampler import LogitsBatch, SamplingContext, draw_rows
 from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.tree import Tree, path_tokens_of
 from tokenswift_jax.step.state import DecodeState, StepInputs
@@ -21,18 +21,18 @@ class Verified:
 
     Attributes:
       draws: int32 [batch, rows], the target's token after every tree row.
-      broken: bool [batch, rows], whether the tree row's logits contain a NaN.
+      no_draw: bool [batch, rows], whether there is no such token (`sampler.draw_rows`).
       computed: the results of the forward.
-      rows, texts: the inputs of the draws.
+      rows, context: the inputs of the draws.
       guesses: the draft heads' logits [batch, rows, draft_heads, vocab] after every tree row; None where drafting
         computes them (`Plan.heads_verified`).
     """
 
     draws: jax.Array
-    broken: jax.Array
+    no_draw: jax.Array
     computed: Rows
-    rows: RowInputs
-    texts: TextInputs
+    rows: LogitsBatch
+    context: SamplingContext
     guesses: jax.Array | None
 
 
@@ -51,7 +51,7 @@ def verify(
         logits, guesses = model.logits_and_guesses(computed.hidden, heads)
     else:
         logits = model.logits(computed.hidden)
-    rows = RowInputs(logits, tree.depths, path_tokens_of(tree, plan.depth))
-    texts = TextInputs(state.length + 1, state.last_positions, noise, inputs.sequence)
-    draws, broken = draw_rows(rows, texts, plan.features)
-    return Verified(draws, broken, computed, rows, texts, guesses), replace(state, cache=cache)
+    rows = LogitsBatch(logits, tree.depths, path_tokens_of(tree, plan.depth))
+    context = SamplingContext(state.length + 1, state.last_positions, noise, inputs.sequence)
+    draws, no_draw = draw_rows(rows, context, plan.features)
+    return Verified(draws, no_draw, computed, rows, context, guesses), replace(state, cache=cache)

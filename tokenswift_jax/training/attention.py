@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax.models.attention import Attention
 from tokenswift_jax.models.config import AttentionSpec
-from tokenswift_jax.models.decoder import Attention
 from tokenswift_jax.models.projected import Projected
 from tokenswift_jax.models.rope import Rotation
 

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from tokenswift_jax.models.config import AttentionSpec, ModelConfig
-from tokenswift_jax.models.decoder import Decoder, DecoderLayer
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.decoder_layer import DecoderLayer
 from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.models.projected import Projected
 from tokenswift_jax.models.rope import Rotation, rotation

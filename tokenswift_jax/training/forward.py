@@ -8,8 +8,10 @@ import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from tokenswift_jax.models.attention import Attention
 from tokenswift_jax.models.config import AttentionSpec
-from tokenswift_jax.models.decoder import Attention, Decoder, DecoderLayer
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.models.decoder_layer import DecoderLayer
 from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.models.rope import Rotation, rotation
 from tokenswift_jax.training.attention import packed_attention

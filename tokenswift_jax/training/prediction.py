@@ -43,7 +43,7 @@ from tokenswift_jax.speculate.merged_drafter import MergedDrafter
 from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.plans import speculative_plans
 from tokenswift_jax.speculation import SpeculationConfig
-from tokenswift_jax.step.accept import walk
+from tokenswift_jax.step.accept import accept
 from tokenswift_jax.step.exact_products import exact_products
 from tokenswift_jax.step.state import StepInputs
 
@@ -200,13 +200,13 @@ def _program(graph: nnx.GraphDef, plan: Plan, partial: bool) -> Callable:
             # On the true path the draw of a tree row is the text's next token; off that path, draws decide nothing.
             place = length[:, None] + tree.depths + 1
             draws = jnp.where(place < ends[:, None], take(tokens, place), jnp.int32(-1))
-            won = walk(tree, draws, plan.depth)
-            count = jnp.clip(won.accepted + 1, 0, ends - (length + 1))  # 0 once a text has ended
+            acceptance = accept(tree, draws, plan.depth)
+            count = jnp.clip(acceptance.accepted + 1, 0, ends - (length + 1))  # 0 once a text has ended
             accepted = jnp.where(count > 0, count - 1, jnp.int32(plan.depth + 1))
             histogram = histogram.at[accepted].add(1, mode="drop")
             after = length + count
             last_positions = newest_positions(last_positions, tokens, length + 1, after + 1, plan.depth + 1)
-            own = drafter.observe(own, Outcome(committed(after), length, cache.stacks, plan.tree, tree, won))
+            own = drafter.observe(own, Outcome(committed(after), length, cache.stacks, plan.tree, tree, acceptance))
             return after, last_positions, own, histogram
 
         last_positions = penalty.last_positions(tokens, start + 1, config.padded_vocab)

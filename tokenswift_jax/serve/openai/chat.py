@@ -120,7 +120,7 @@ async def _read(body: dict[str, Any], service: Service, limit: str) -> _Asked:
     prediction = await predicted(fields, service)
     if settings.truncate is not None:
         prompt = prompt[-settings.truncate :]
-    left = generation.room(service, len(prompt))
+    left = generation.remaining_tokens(service, len(prompt))
     most = fields.whole(limit, 1, 2**31 - 1)
     return _Asked(
         fields=fields,

@@ -111,7 +111,7 @@ async def _read(body: dict[str, Any], service: Service) -> _Asked:
         texts = [None for _ in prompts]
     most = _DEFAULT_TOKENS if most is None else most
     for prompt in prompts:
-        most_here = generation.room(service, len(prompt) - (not most))
+        most_here = generation.remaining_tokens(service, len(prompt) - (not most))
         if body.get("max_tokens") is None:
             most = min(most, most_here)
     return _Asked(

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 
 from tokenswift_jax.cli.command import in_flags
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.serve.scheduler import BusyError
+from tokenswift_jax.serve.busy import BusyError
 
 _TYPES = {
     401: "authentication_error",

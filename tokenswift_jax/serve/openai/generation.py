@@ -88,7 +88,7 @@ class Offsets:
 
 
 def failure(update: Update) -> ApiError:
-    """The error of a run that ended without a text of its own end."""
+    """The error of a run that ended before its text did."""
     if update.finish == INTERRUPTED:
         return ApiError(503, "the server went down in the middle of the text", code="interrupted")
     if update.finish == CANCELLED:
@@ -131,7 +131,7 @@ def usage(prompts: Sequence[Sequence[int]], completion_tokens: int, channels: Se
 
 
 def check_model(fields: Fields, service: Service) -> None:
-    """Raises ApiError for the name of another model; without a name the only one is meant."""
+    """Raises ApiError for the name of another model; a body without a name means the only model."""
     name = fields.text("model")
     if name is not None and name != service.name:
         raise ApiError(
@@ -185,7 +185,7 @@ def check_prompt_bytes(text: str, service: Service, param: str) -> None:
         raise bad(f"{param} has {size} bytes; the most is {most}", param, "context_length_exceeded")
 
 
-def room(service: Service, prompt_tokens: int) -> int:
+def remaining_tokens(service: Service, prompt_tokens: int) -> int:
     """The most tokens that fit after a prompt.
 
     Raises:

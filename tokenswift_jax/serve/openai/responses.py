@@ -139,7 +139,7 @@ async def _read(body: dict[str, Any], service: Service, owner: str) -> _Asked:
     prompt = await service.work(_prompt, conversation, service)
     if settings.truncate is not None:
         prompt = prompt[-settings.truncate :]
-    left = generation.room(service, len(prompt))
+    left = generation.remaining_tokens(service, len(prompt))
     most = fields.whole("max_output_tokens", 1, 2**31 - 1)
     sampling = settings.sampling
     details = {
@@ -214,7 +214,7 @@ async def _created(asked: _Asked, service: Service, owner: str) -> Channel:
 
 @contextlib.asynccontextmanager
 async def _channel(asked: _Asked, service: Service, owner: str) -> AsyncIterator[Channel]:
-    """The updates of a new response; one in the foreground is cancelled with the block."""
+    """The updates of a new response; one in the foreground is cancelled when the block ends."""
     if not asked.store:
         salt = asked.details["cache_salt"]
         async with service.runs([asked.request], owner, kind="resp", salt=salt) as (channel,):
@@ -241,7 +241,7 @@ async def _frames(asked: _Asked, service: Service, owner: str) -> AsyncGenerator
         async with contextlib.aclosing(_taken(events, channel, asked.background)) as taken:
             async for newest in taken:
                 yield newest
-        # In one piece, the end that a server going down gives a run without a journal would pass for an answer.
+        # Without this error, an answer in one piece would hide that the server went down before the text had ended.
         if not asked.stream and channel.run.state.ended and channel.run.finish == INTERRUPTED:
             yield [_interrupted(channel, asked.background)]
 

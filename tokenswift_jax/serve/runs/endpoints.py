@@ -45,7 +45,7 @@ async def create(request: HttpRequest) -> Response:
         prompt = await service.work(_prompt, fields, service)
         if settings.truncate is not None:
             prompt = prompt[-settings.truncate :]
-        left = generation.room(service, len(prompt))
+        left = generation.remaining_tokens(service, len(prompt))
         most = fields.whole("max_tokens", 1, 2**31 - 1)
         if most is None:
             most = default_length(service.model.generation_config, len(prompt), left) or left

@@ -73,7 +73,8 @@ def summary(description: dict[str, Any]) -> dict[str, Any]:
 
 
 def iterations(log: TokenLog) -> list[list[int]]:
-    """Tokens and offered depth of each iteration of a chunk; the token of a prefill is one that was offered nothing."""
+    """Tokens and offered depth of each iteration of a chunk; the token of a prefill counts as an
+    iteration that was offered nothing."""
     starts = np.flatnonzero(log.offsets <= 0)
     lengths = np.diff(np.append(starts, len(log)))
     offered = np.where(log.offsets[starts] == 0, log.offered[starts], 0)

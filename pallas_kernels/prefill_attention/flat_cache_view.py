@@ -1,4 +1,4 @@
-"""The stacked cache as one long sequence of slots, in which every row of every head sees one span.
+"""The stacked cache as one long sequence of slots, in which every row of every head sees one range.
 
 This view lets a library's kernel read any layer of the cache in place: the kernel sees all KV heads as one, and the
 mask that it is given selects the slots of a layer and a head.
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 
-def one_sequence(stack: jax.Array) -> jax.Array:
+def flat_cache_view(stack: jax.Array) -> jax.Array:
     """A stacked cache [layers, batch, kv_heads, capacity, head_dim] as [slots of all, head_dim]; a view."""
     return stack.reshape(-1, stack.shape[-1])
 
@@ -23,11 +23,11 @@ def numbered(stack: jax.Array) -> bool:
 
 
 def layer_begins(stack: jax.Array, layer: int | jax.Array) -> int | jax.Array:
-    """The first slot of a layer in `one_sequence`."""
+    """The first slot of a layer in `flat_cache_view`."""
     return layer * math.prod(stack.shape[1:4])
 
 
-def spans(stack: jax.Array, lengths: jax.Array, rows: int, window: int | None) -> tuple[jax.Array, jax.Array]:
+def kv_ranges(stack: jax.Array, lengths: jax.Array, rows: int, window: int | None) -> tuple[jax.Array, jax.Array]:
     """First slot that each row sees of a layer, and the one past the last, int32 [batch, kv_heads, rows] each.
 
     They count from `layer_begins`, so XLA compiles the arithmetic on them once for all layers. Row i of a sequence is
