@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from tokenswift_jax.cli import streams
 from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers
+from tokenswift_jax.progress_report import Report
 
 
 def run(convert: Callable[[list[str]], str], argv: Sequence[str] | None, parser: Parser) -> int:
@@ -21,3 +23,17 @@ def run(convert: Callable[[list[str]], str], argv: Sequence[str] | None, parser:
         return 0
 
     return exit_status(converted, flags=parser.flags, interrupted="interrupted, nothing written")
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Report]:
+    """The report of a conversion's phases on stderr, a line that a terminal rewrites; silent if `quiet`."""
+    from tokenswift_jax.cli.phases import Phases
+    from tokenswift_jax.cli.progress import ProgressLine
+
+    line = ProgressLine(sys.stderr, total=0, enabled=not quiet)
+    try:
+        with Phases(line, sys.stderr, enabled=not quiet, alone=True) as report:
+            yield report
+    finally:
+        line.clear()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert.command import run
+from convert.command import progress, run
 from tokenswift_jax.cli.command import Parser, leave
 from tokenswift_jax.cli.converters import path
 from tokenswift_jax.errors import UserError
@@ -38,14 +38,17 @@ def export(arguments: list[str], parser: Parser | None = None) -> str:
     from convert.medusa import write_medusa
     from tokenswift_jax.checkpoint import open_checkpoint
     from tokenswift_jax.checkpoint.new_directory import new_directory
+    from tokenswift_jax.progress_report import phase
 
-    with new_directory(options.output) as folder:
+    with progress(options.quiet) as report, new_directory(options.output) as folder:
         checkpoint = open_checkpoint(options.directory)
         if options.heads == "medusa":
-            summary = write_medusa(checkpoint, folder)
+            summary = write_medusa(checkpoint, folder, report)
         else:
-            summary = write_layout(checkpoint, folder, None, reference_heads=options.heads == "tokenswift")
-            _check_readable(folder)
+            reference = options.heads == "tokenswift"
+            summary = write_layout(checkpoint, folder, None, reference_heads=reference, report=report)
+            with phase(report, "reading the export with transformers"):
+                _check_readable(folder)
     return f"wrote {options.output}: {summary}"
 
 
@@ -62,6 +65,7 @@ def _parser(program: str) -> Parser:
         help="layout of the draft heads: the reference program's, inside the model; or Medusa's, without the model "
         "(default: heads.safetensors beside the model)",
     )
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from convert.command import run
+from convert.command import progress, run
 from tokenswift_jax.cli.command import Parser, leave
 from tokenswift_jax.cli.converters import path
 
@@ -36,19 +36,19 @@ def convert(arguments: list[str], parser: Parser | None = None) -> str:
     from tokenswift_jax.checkpoint.load import parse_dtype
     from tokenswift_jax.checkpoint.new_directory import new_directory
 
-    with new_directory(options.destination) as folder:
+    with progress(options.quiet) as report, new_directory(options.destination) as folder:
         dtype = None if options.dtype is None else parse_dtype(options.dtype)
         file = gguf_file(options.source)
         if file is None:
-            checkpoint = open_checkpoint(resolve(options.source, heads=False))
-            summary = write_layout(checkpoint, folder, dtype, orbax=options.orbax)
+            checkpoint = open_checkpoint(resolve(options.source, report, heads=False))
+            summary = write_layout(checkpoint, folder, dtype, orbax=options.orbax, report=report)
         elif options.orbax:
             # Without this folder, `resolve` keeps the conversion to float32 in the cache folder (cost: its disk space).
             with TemporaryDirectory(dir=folder) as plain:
-                convert_gguf(file, Path(plain), dtype)
-                summary = write_layout(open_checkpoint(plain), folder, None, orbax=True)
+                convert_gguf(file, Path(plain), dtype, report)
+                summary = write_layout(open_checkpoint(plain), folder, None, orbax=True, report=report)
         else:
-            summary = summary_of(convert_gguf(file, folder, dtype), heads=0)
+            summary = summary_of(convert_gguf(file, folder, dtype, report), heads=0)
     return f"wrote {options.destination}: {summary}"
 
 
@@ -65,6 +65,7 @@ def _parser(program: str) -> Parser:
     parser.add_argument("destination", metavar="DST", type=path, help="new or empty directory")
     parser.add_argument("--orbax", action="store_true", help="write the weights as an orbax checkpoint (DST/orbax)")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="cast the weights")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     return parser
 
 

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from tokenswift_jax.checkpoint import save
+from tokenswift_jax.checkpoint.counted import counted
 from tokenswift_jax.checkpoint.directory import companion_files
 from tokenswift_jax.checkpoint.load import Checkpoint
 from tokenswift_jax.checkpoint.names import HEAD_PREFIX
 from tokenswift_jax.checkpoint.save import ARCHITECTURES
 from tokenswift_jax.checkpoint.tensors import Tensor
 from tokenswift_jax.errors import UserError, writing
+from tokenswift_jax.progress_report import Report, silent
 
 
 def write_layout(
@@ -26,6 +28,7 @@ def write_layout(
     *,
     reference_heads: bool = False,
     orbax: bool = False,
+    report: Report = silent,
 ) -> str:
     """Writes a complete checkpoint (including a base) in this project's layout, cast if a dtype is given.
 
@@ -36,6 +39,7 @@ def write_layout(
       reference_heads: whether to store draft heads among the model's tensors, under the reference program's names, and
         to omit the fields of draft heads that only this project has (the node set).
       orbax: whether to write an orbax checkpoint in place of safetensors files.
+      report: receives the number of bytes written so far.
 
     Returns:
       A summary for a person.
@@ -48,7 +52,8 @@ def write_layout(
         tensors = [tensor.astype(dtype) for tensor in tensors]
     if reference_heads:
         tensors, config = _as_reference(checkpoint, tensors, config)
-    save(folder, config, tensors, orbax=orbax)
+    with counted(tensors, "writing the checkpoint", report) as announced:
+        save(folder, config, announced, orbax=orbax)
     for file in companion_files(checkpoint.directory):
         with writing(folder / file.name):
             shutil.copyfile(file, folder / file.name)

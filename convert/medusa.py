@@ -15,10 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tokenswift_jax.checkpoint.counted import counted
 from tokenswift_jax.checkpoint.directory import read_json
 from tokenswift_jax.checkpoint.load import Checkpoint
 from tokenswift_jax.checkpoint.tensors import WHOLE_FILE, write_file
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.progress_report import Report, silent
 
 MEDUSA_FILE = "medusa_lm_head.safetensors"
 _WHY_NOT = {
@@ -27,8 +29,10 @@ _WHY_NOT = {
 }
 
 
-def write_medusa(checkpoint: Checkpoint, folder: Path) -> str:
+def write_medusa(checkpoint: Checkpoint, folder: Path, report: Report = silent) -> str:
     """Writes the heads of a checkpoint, bit for bit, with the LM head they share; returns a summary for a person.
+
+    `report` receives the number of bytes written so far.
 
     Raises:
       UserError: the checkpoint has no draft heads, or heads that this layout cannot express.
@@ -48,8 +52,9 @@ def write_medusa(checkpoint: Checkpoint, folder: Path) -> str:
             medusa.append(replace(tensor, name=f"{head}.0.linear.{part}"))
             vllm.append(replace(tensor, name=f"blocks.{head}.layers.0.{part}"))
         medusa.append(replace(lm_head, name=f"{head}.1.weight"))
-    write_file(folder / MEDUSA_FILE, medusa)
-    write_file(folder / WHOLE_FILE, vllm)
+    with counted([*medusa, *vllm], "writing the heads", report) as announced:
+        write_file(folder / MEDUSA_FILE, announced[: len(medusa)])
+        write_file(folder / WHOLE_FILE, announced[len(medusa) :])
     (folder / "config.json").write_text(json.dumps(_config(checkpoint), indent=2) + "\n", encoding="utf-8")
     return f"{heads} heads in Medusa's layout, {sum(tensor.nbytes for tensor in medusa) / 1e9:.3g} GB"
 

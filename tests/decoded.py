@@ -21,7 +21,7 @@ class Text:
     """The tokens that a session emitted for one row: `token_log.TokenLog`, its chunks joined.
 
     Attributes:
-      trace: the run's schedule_trace.
+      trace: the row's schedule trace.
     """
 
     tokens: list[int]
@@ -90,7 +90,7 @@ def _texts(running: Session, count: int) -> list[Text]:
         log = concatenate([part.log for part in parts])
         columns = [getattr(log, name) for name in RECORD]
         finish = next((part.finish for part in reversed(parts) if part.finish), None)
-        texts.append(Text(columns[0].tolist(), *columns[1:], finish, running.schedule_trace))
+        texts.append(Text(columns[0].tolist(), *columns[1:], finish, running.schedule_traces[row]))
     return texts
 
 

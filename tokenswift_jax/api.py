@@ -183,7 +183,8 @@ def stream(
             saved.close()
         raise
     earlier = [StreamEvent(0, tuple(text), kept) for kept, text in past]
-    return _events(call, rows, earlier, run, saved, ScheduleTrace(traced))
+    traces = [ScheduleTrace(traced), *(ScheduleTrace() for _ in rows[1:])]  # a journal has one row
+    return _events(call, rows, earlier, run, saved, traces)
 
 
 @_with_parameters_of(stream)
@@ -244,7 +245,7 @@ def _events(
     past: list[StreamEvent],
     run: Session | None,
     journal: Journal | None,
-    trace: ScheduleTrace,
+    traces: list[ScheduleTrace],
 ) -> Generator[StreamEvent, None, None]:
     withheld = [""] * len(rows)
     errors: dict[int, str] = {}
@@ -252,12 +253,12 @@ def _events(
     try:
         yield from past
         for step in run or ():
-            new_trace = trace.follow(run.schedule_trace) if run is not None else []
             for index, (row, new) in enumerate(zip(rows, step.rows, strict=True)):
                 if row.finish is not None:
                     continue
                 if len(new.log):
                     kept, segments = row.take(new.log)
+                    new_trace = traces[index].follow(run.schedule_traces[index]) if run is not None else []
                     if journal is not None:
                         try:
                             journal.append(kept, new_trace)
@@ -284,7 +285,8 @@ def _events(
             journal.close()
     for index, (row, text) in enumerate(zip(rows, withheld, strict=True)):
         segments = ((text, SAMPLED),) if text else ()
-        yield StreamEvent(index, segments, concatenate([]), _result(call, index, row, run, trace, errors.get(index)))
+        result = _result(call, index, row, run, traces[index], errors.get(index))
+        yield StreamEvent(index, segments, concatenate([]), result)
     if unwritten is not None:
         raise unwritten
 

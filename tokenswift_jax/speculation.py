@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from tokenswift_jax.errors import UserError, check_whole, is_whole
-from tokenswift_jax.modes import MODES, SCHEDULES, used_fields
+from tokenswift_jax.modes import MODES, SCHEDULES, check_used, used_fields
 
 DRAFT_BLOCKS = (16, 32, 64, 128, 256)  # the full cache's capacity is a multiple of each
 DRAFT_WEIGHTS = ("int8", "int4")
@@ -15,6 +15,8 @@ DRAFT_WEIGHTS = ("int8", "int4")
 @dataclass(frozen=True)
 class SpeculationConfig:
     """The settings of drafting (paper sections 3.1 to 3.3).
+
+    A field without an effect in the mode keeps its default: another value raises UserError.
 
     Attributes:
       mode: `autoregressive` draws one token a step; `tokenswift` drafts with draft heads and n-grams; `medusa` drafts
@@ -60,12 +62,6 @@ class SpeculationConfig:
         if self.schedule not in SCHEDULES:
             known = ", ".join(SCHEDULES)
             raise UserError(f"schedule {self.schedule!r} is unknown; known: {known}", arguments=("schedule",))
-        used = self.used
-        if self.schedule != "auto" and "schedule" not in used:
-            raise UserError(
-                f"schedule {self.schedule!r} needs mode 'tokenswift', not {self.mode!r}",
-                arguments=("schedule", "mode"),
-            )
         if self.tree is not None:
             object.__setattr__(self, "tree", _tree(self.tree))
         self._at_least("node_budget", 1, optional=True)
@@ -87,11 +83,6 @@ class SpeculationConfig:
             raise UserError(
                 f"draft_weights {self.draft_weights!r} is unknown; known: {known}", arguments=("draft_weights",)
             )
-        if self.draft_weights is not None and "draft_weights" not in used:
-            raise UserError(
-                f"mode {self.mode!r} drafts without weights; leave draft_weights out",
-                arguments=("mode", "draft_weights"),
-            )
         if self.draft_cache_dtype not in (None, "int8"):
             raise UserError(
                 f"draft_cache_dtype {self.draft_cache_dtype!r} is unknown; known: int8",
@@ -102,11 +93,7 @@ class SpeculationConfig:
                 "draft_block reads the full cache in place; leave draft_cache_dtype out",
                 arguments=("draft_block", "draft_cache_dtype"),
             )
-        if self.draft_cache_dtype is not None and "draft_cache_dtype" not in used:
-            raise UserError(
-                f"mode {self.mode!r} keeps no draft cache; leave draft_cache_dtype out",
-                arguments=("mode", "draft_cache_dtype"),
-            )
+        check_used(self._chosen(), self.mode, self.schedule)
         if self.mode == "ngram" and self.ngram_k == 0:
             raise UserError("mode 'ngram' needs ngram_k of at least 1", arguments=("mode", "ngram_k"))
 
@@ -114,6 +101,15 @@ class SpeculationConfig:
     def used(self) -> frozenset[str]:
         """The fields that have an effect in this mode and schedule, `mode` excepted."""
         return used_fields(self.mode, self.schedule)
+
+    def with_mode(self, mode: str, schedule: str = "auto") -> SpeculationConfig:
+        """The same settings in another mode, and the defaults of the fields that it does not use."""
+        kept = used_fields(mode, schedule) - {"schedule"}
+        return SpeculationConfig(mode, schedule, **{name: getattr(self, name) for name in kept})
+
+    def _chosen(self) -> list[str]:
+        """The fields whose values are not the defaults."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
 
     def _at_least(self, name: str, low: int, optional: bool = False) -> None:
         value = getattr(self, name)

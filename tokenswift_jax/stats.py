@@ -31,7 +31,7 @@ class GenerationResult:
       acceptance_rate: accepted_tokens / draft_depth.
       mean_accepted_length: tokens per iteration, accepted_tokens / iterations + 1.
       accepted_per_position: entry d counts the iterations that accepted a draft at depth d + 1.
-      schedule_trace: the modes, schedules and node budgets that ran, each with its first generated token.
+      schedule_trace: the modes, schedules and node budgets that ran, each with the first token of this text from it.
       plan_reason: why the newest plan ran; None for a mode that names its plan.
       records: a record per token: its source, its place in its iteration, its time.
       prefill_stream: on a mesh with stages, the chunks in which the prompts went through them; None without stages.

@@ -70,7 +70,8 @@ def speculation_of(name: str, node_budget: int | None, draft_cache: int) -> ts.S
     """How a contender other than transformers' generate drafts; `auto` chooses its node budget for itself."""
     mode, _, schedule = name.partition("-")
     budget = node_budget if mode in ("tokenswift", "medusa", "ngram") else None
-    return ts.SpeculationConfig(mode=mode, schedule=schedule or "auto", node_budget=budget, draft_cache=draft_cache)
+    asked = ts.SpeculationConfig(node_budget=budget, draft_cache=draft_cache)
+    return asked.with_mode(mode, schedule or "auto")
 
 
 def add_flags(parser: argparse.ArgumentParser, sections: tuple[str, ...], usual: tuple[str, ...]) -> None:

@@ -1,6 +1,7 @@
 """Compiled chunks need no memory of the cache's size, at any reserved capacity; nothing is allocated here."""
 
 import re
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -15,6 +16,7 @@ from tokenswift_jax.engine import capacity as memory
 from tokenswift_jax.engine.plan_programs import CHUNK_TOKENS
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
+from tokenswift_jax.modes import used_fields
 from tokenswift_jax.request import Request, batch_of
 from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.speculate import ngram, plans
@@ -38,7 +40,8 @@ MODES = {
 def program(mode, batch, capacity):
     """The plan and the compiled chunk. LLVM's optimisation is off: buffers are assigned before it, and are the same."""
     processors = features_of(SAMPLING)
-    speculation = SpeculationConfig(draft_cache=256, **MODES[mode])
+    asked = SpeculationConfig(**MODES[mode])
+    speculation = replace(asked, draft_cache=256) if "draft_cache" in used_fields(asked.mode, asked.schedule) else asked
     named = plans.speculative_plans(CONFIG, speculation, processors, "cpu")
     plan = (named or [plans.autoregressive_plan(CONFIG, processors)])[0].plan
     graph, params = tiny.abstract_model(CONFIG)

@@ -65,11 +65,14 @@ class ScriptedRun:
     steps: list
     compile_seconds: float = 2.0
     prefill_seconds: float = 0.5
-    schedule_trace: list = field(default_factory=lambda: [{"from_token": 1, "mode": "tokenswift"}])
     prefill_stream: None = None
     plan_reason: str = "ngram, 3 nodes was 2.00x as fast as plain decoding"
     closed: bool = False
     asked: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        rows = max((len(step.rows) for step in self.steps if isinstance(step, Step)), default=1)
+        self.schedule_traces = [[{"from_token": 1, "mode": "tokenswift"}] for _ in range(rows)]
 
     def __iter__(self):
         for step in self.steps:

@@ -55,7 +55,7 @@ def test_text_ids_and_statistics_of_a_run(loaded, monkeypatch):
     assert (out.prompt_tokens, out.generated_tokens) == (len(ids_of("once")), len(ids))
     assert (out.iterations, out.accepted_tokens, out.draft_depth) == (2 + len(ids[6:]), 3, 6)
     assert (out.compile_seconds, out.prefill_seconds, out.decode_seconds) == (2.0, 0.5, 1.0)
-    assert (out.mode, out.seed, out.dtype, out.schedule_trace) == ("auto", 0, "float32", run.schedule_trace)
+    assert (out.mode, out.seed, out.dtype, out.schedule_trace) == ("auto", 0, "float32", run.schedule_traces[0])
     assert run.closed
     assert run.asked["prompts"] == [ids_of("once")]
     assert (run.asked["max_new_tokens"], run.asked["capacity"]) == (len(ids), 64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ from tokenswift_jax.request import Request
 from tokenswift_jax.sample.features import features_for
 from tokenswift_jax.sample.logprobs import LogprobSpec
 from tokenswift_jax.sample.params import ngram_lag_of
-from tokenswift_jax.schedule_trace import trace_entry
+from tokenswift_jax.schedule_trace import Entry, trace_entry
 from tokenswift_jax.speculate import plans
 from tokenswift_jax.speculate.draft_model import with_draft_model
 from tokenswift_jax.speculate.plans import NamedPlan
@@ -94,7 +94,7 @@ class Session:
       engine: the engine; row i occupies slot i.
       prefill_seconds: seconds from the first dispatch to the first token, compilation excluded.
       prefill_stream: on a mesh with stages, the chunks of the prompts; else None.
-      schedule_trace: the plans that ran, each with the generated token from which on it ran.
+      schedule_traces: for each row, the plans that ran, each with that row's first generated token of it.
     """
 
     def __init__(
@@ -175,7 +175,8 @@ class Session:
         self._requests, self._report, self._idle = requests, report, slots - len(requests)
         self._running = np.ones(len(requests), bool)
         self.prefill_seconds, self.prefill_stream = 0.0, None
-        self.schedule_trace: list[dict[str, Any]] = []
+        self.schedule_traces: list[list[Entry]] = [[] for _ in requests]
+        self._tokens = [len(done) for done in self._emitted]  # generated ones of each row
         self._traced: NamedPlan | None = None
 
     def _policy_for(
@@ -227,14 +228,12 @@ class Session:
 
     def _steps(self) -> Iterator[Step]:
         first = self._prefill()
-        generated = max(map(len, self._emitted)) + int(first.counts.any())
         step = self._step_of(first, 0.0, prefilled=True)
         if any(len(row.log) or row.error for row in step.rows):
             yield step
         if not self._running.any():
-            self._trace(self._policy.next_plan()[0], generated)
             return
-        catch_up = self._prepare(generated)
+        catch_up = self._prepare()
         clock = time.perf_counter()
         sent = self._send(catch_up)
         while True:
@@ -247,7 +246,6 @@ class Session:
             counts = result.counts
             step = self._step_of(result, sent.catch_up + seconds)
             if counts.any():
-                generated += int(counts.max())
                 least = int(counts[counts > 0].min())
                 self._policy.observe(sent.named, least, result.iterations, seconds, sent.catch_up)
                 before = self._accepted.get(sent.named, (0, 0))
@@ -258,7 +256,7 @@ class Session:
             if not self._running.any():
                 return
             if ahead is None:
-                catch_up = self._prepare(generated)
+                catch_up = self._prepare()
                 clock = time.perf_counter()
                 ahead = self._send(catch_up)
             sent = ahead
@@ -297,12 +295,12 @@ class Session:
     def _can_run_ahead(self) -> bool:
         return not self._policy.waiting and self.engine.is_ready(self._policy.next_plan()[0])
 
-    def _prepare(self, generated: int) -> float:
+    def _prepare(self) -> float:
         """Compiles the next plan and prepares its drafts, where necessary; returns the seconds that the drafts took."""
         self._policy.attend(self.engine, self._positions)
         named, _ = self._policy.next_plan()
         if named is not self._traced:
-            self._trace(named, generated)
+            self._trace(named)
         before = self.compile_seconds
         catch_up = self.engine.prepare(named)
         compiling = self.compile_seconds - before
@@ -323,9 +321,12 @@ class Session:
         named, iterations = self._policy.next_plan()
         return _Sent(named, self.engine.step(named, iterations), catch_up)
 
-    def _trace(self, named: NamedPlan, generated: int) -> None:
+    def _trace(self, named: NamedPlan) -> None:
+        """Adds a plan that begins to the traces of the rows that it continues."""
         self._traced = named
-        self.schedule_trace.append(trace_entry(generated, named.mode, named.schedule, named.node_budget))
+        for trace, tokens, runs in zip(self.schedule_traces, self._tokens, self._running, strict=True):
+            if runs:
+                trace.append(trace_entry(tokens, named.mode, named.schedule, named.node_budget))
 
     def _step_of(self, result: StepResult, seconds: float, *, prefilled: bool = False) -> Step:
         rows = []
@@ -336,6 +337,7 @@ class Session:
             if finish == Finish.NOT_A_NUMBER and self._running[row]:
                 error = NumericsError(int(result.length[row]) + 1)
             rows.append(RowStep(log, REASONS.get(finish), error))
+            self._tokens[row] += len(log)
             self._running[row] = finish == Finish.RUNNING
             if self._foresight is not None:
                 self._foresight.read(row, log.token_ids.tolist())

@@ -122,9 +122,8 @@ def plan_named(name: str, config: ModelConfig) -> Plan:
         return plans.autoregressive_plan(config, features).plan
     schedule = "fused" if name.startswith("verify") else "partial"
     rows = 16 if name == "draft" else rows_of(name)
-    speculation = SpeculationConfig(
-        mode="tokenswift", schedule=schedule, node_budget=rows - 1, draft_cache=DRAFT_CACHE, tree=(1, 3, 3, 3)
-    )
+    drafting = SpeculationConfig(tree=(1, 3, 3, 3), node_budget=rows - 1, draft_cache=DRAFT_CACHE)
+    speculation = drafting.with_mode("tokenswift", schedule)
     return plans.speculative_plans(config, speculation, features, "accelerator")[0].plan
 
 

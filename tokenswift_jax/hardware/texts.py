@@ -22,15 +22,15 @@ def texts(dtype: str, tokens: int, report: Callable[[str], None]) -> Iterator[di
     model, first = ts.load(dtype=dtype), []
     for kind in KINDS:
         report(f"text: {model.dtype}, {kind}, {tokens:,} tokens")
-        mode: dict[str, Any] = {"mode": kind}
-        if kind != KINDS[0]:
-            mode = {"mode": "tokenswift", "schedule": kind, "draft_cache": 512}
+        plain = kind == KINDS[0]
+        drafting = ts.SpeculationConfig(draft_cache=512)
+        speculation = drafting.with_mode(kind) if plain else drafting.with_mode("tokenswift", kind)
         begun = time.perf_counter()
         out = ts.generate(
             model,
             DEMO_PROMPT,
             None,
-            ts.SpeculationConfig(**mode),
+            speculation,
             max_new_tokens=tokens,
             ignore_eos=True,
             audit=True,

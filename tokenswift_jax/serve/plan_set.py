@@ -90,13 +90,13 @@ def serving_plan(config: ModelConfig, speculation: SpeculationConfig, features: 
     """
     platform = jax.default_backend()
     if speculation.mode == "auto" and config.num_draft_heads:
-        speculation = replace(speculation, mode="tokenswift", schedule="fused")
+        speculation = speculation.with_mode("tokenswift", "fused")
     elif speculation.mode == "auto" and platform != "cpu" and speculation.ngram_k:
         budget = speculation.node_budget or 15
-        speculation = replace(speculation, mode="ngram", node_budget=budget)
+        speculation = replace(speculation.with_mode("ngram"), node_budget=budget)
     elif speculation.mode == "auto":
-        speculation = replace(speculation, mode="autoregressive")
+        speculation = speculation.with_mode("autoregressive")
     elif speculation.mode == "tokenswift" and speculation.schedule == "auto":
-        speculation = replace(speculation, schedule="fused")
+        speculation = speculation.with_mode("tokenswift", "fused")
     found = plans.speculative_plans(config, speculation, features, platform)
     return found[0] if found else plans.autoregressive_plan(config, features)

@@ -183,7 +183,7 @@ def evaluate(
         base = SpeculationConfig() if speculation is None else speculation
         outlooks = []
         for schedule in SCHEDULES:
-            asked = replace(base, mode="tokenswift", schedule=schedule)
+            asked = base.with_mode("tokenswift", schedule)
             predictions = tuple(replay.predict(asked) for replay in replays)
             ranks = [measure_ranks(model, replay, schedule) for replay in replays]
             outlooks.append(_outlook(schedule, predictions, ranks, min(WIDTH, model.config.vocab_size), budgets))

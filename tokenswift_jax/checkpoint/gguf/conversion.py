@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
+from tokenswift_jax.checkpoint.counted import counted
 from tokenswift_jax.checkpoint.directory import GENERATION_FILE
 from tokenswift_jax.checkpoint.gguf.config import architecture, hf_config
 from tokenswift_jax.checkpoint.gguf.container import read_container
@@ -18,10 +17,10 @@ from tokenswift_jax.checkpoint.gguf.tokenizer import write_tokenizer
 from tokenswift_jax.checkpoint.gguf.weights import hf_tensors
 from tokenswift_jax.checkpoint.match import match_tensors
 from tokenswift_jax.checkpoint.save import save
-from tokenswift_jax.checkpoint.tensors import Index, Tensor
+from tokenswift_jax.checkpoint.tensors import Tensor
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.hf_config import model_config
-from tokenswift_jax.progress_report import Report, phase, silent
+from tokenswift_jax.progress_report import Report, silent
 
 
 def convert_gguf(file: Path, folder: Path, dtype: np.dtype | None = None, report: Report = silent) -> list[Tensor]:
@@ -55,26 +54,6 @@ def convert_gguf(file: Path, folder: Path, dtype: np.dtype | None = None, report
     config["dtype"] = str(next(tensor for tensor in tensors if tensor.name == "model.embed_tokens.weight").dtype)
     if generation:
         (folder / GENERATION_FILE).write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
-    total = sum(tensor.nbytes for tensor in tensors)
-    with phase(report, f"converting {file.name}", total, "bytes") as so_far:
-        save(folder, config, _counted(tensors, so_far))
+    with counted(tensors, f"converting {file.name}", report) as announced:
+        save(folder, config, announced)
     return tensors
-
-
-def _counted(tensors: list[Tensor], so_far: Callable[[int], None]) -> list[Tensor]:
-    """The tensors, which report the bytes of those read before each one."""
-    counted, before = [], 0
-    for tensor in tensors:
-        counted.append(replace(tensor, read=_announced(tensor.read, before, so_far)))
-        before += tensor.nbytes
-    return counted
-
-
-def _announced(
-    read: Callable[[Index], np.ndarray], before: int, so_far: Callable[[int], None]
-) -> Callable[[Index], np.ndarray]:
-    def announced(index: Index) -> np.ndarray:
-        so_far(before)
-        return read(index)
-
-    return announced
