@@ -103,3 +103,9 @@ def test_every_field_of_a_decode_s_state_names_its_axes():
         "cache",
         "drafter",
     }
+
+
+def test_a_decode_s_state_has_the_same_fields_whatever_runs():
+    from tokenswift_jax.step.state import DecodeState
+
+    assert all(field.default is dataclasses.MISSING for field in dataclasses.fields(DecodeState))

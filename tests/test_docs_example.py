@@ -119,10 +119,10 @@ def iteration(monkeypatch, way):
     @jax.jit
     def run():
         noise = gumbel_noise(settings.keys, n + 1 + jnp.arange(5, dtype=jnp.int32)[None], len(WORDS))
-        tree, state = draft_tree(model, state_before(text, config), inputs, plan, noise)
+        tree, state = draft_tree(model, state_before(text, config), (), inputs, plan, noise)
         found, verified = verification.verify(model, state, inputs, plan, tree, noise)
-        draws, broken, computed = found.draws, found.broken, found.computed
-        after, walked, records, count = commit(verified, inputs, plan, tree, draws, broken, computed)
+        draws = found.draws
+        after, _, walked, records, count = commit(verified, (), inputs, plan, tree, found)
         return noise, tree, draws, verified, walked, after, records, count, positions_run.pop(), candidates_run.pop()
 
     names = ("noise", "tree", "draws", "verified", "walk", "after", "records", "count", "positions", "candidates")

@@ -99,7 +99,7 @@ def test_plain_decoding_proposes_the_tree_without_nodes():
     state = layout("plain").vacant(2)
     state = replace(state, tokens=state.tokens.at[:, 0].set(jnp.asarray([7, 30], jnp.int32)))
     inputs = StepInputs(None, settings_of(SamplingConfig(), vocab=CONFIG.vocab_size, batch=2))
-    tree, after = draft_tree(None, state, inputs, plan, None)
+    tree, after = draft_tree(None, state, (), inputs, plan, None)
     expected = build(ROOT_ALONE, jnp.asarray([7, 30], jnp.int32), [])
     for name in Tree.__dataclass_fields__:
         built, proposed = getattr(expected, name), getattr(tree, name)

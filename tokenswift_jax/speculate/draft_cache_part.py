@@ -12,6 +12,7 @@ from tokenswift_jax.kv.draft_cache import DraftKind
 from tokenswift_jax.kv.forward import Rows, forward_rows
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.speculate.drafter import (
+    BaseDrafter,
     CommittedText,
     DrafterState,
     DraftWeights,
@@ -63,7 +64,7 @@ class DraftCachePart:
 
 
 @dataclass(frozen=True)
-class CachedDrafter:
+class CachedDrafter(BaseDrafter):
     """A drafter whose state is a draft cache; subclasses give the levels (`LevelDrafter.levels`).
 
     Attributes:

@@ -26,6 +26,8 @@ from tokenswift_jax.speculate.tree_expand import TreeDepth
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 
 DrafterState = tuple[Any, ...]  # one pytree for each of `Drafter.parts`
+# Dataclasses whose fields name their axes, from one iteration of a chunk to the next; () for most drafters.
+Prepared = tuple[Any, ...]
 
 
 class DraftWeights(IntEnum):
@@ -92,7 +94,7 @@ class Roots:
         tree rows that drew the roots.
       cache: the full cache.
       ranking: ranks candidates as the target will draw.
-      guesses: the draft heads' logits [batch, draft_heads, vocab] of `hidden`; None where drafting computes them.
+      prepared: the drafter's arrays for the rows that drew the roots (`Drafter.prepare`).
     """
 
     config: ModelConfig
@@ -102,7 +104,7 @@ class Roots:
     hidden: jax.Array
     cache: FullCache
     ranking: DraftSampler
-    guesses: jax.Array | None = None
+    prepared: Prepared
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,19 @@ class Drafter(Protocol):
         """The weights of the model that `propose` reads."""
         ...
 
+    def prepare(self, model: Decoder, hidden: jax.Array, heads: int) -> Prepared:
+        """The arrays [batch, ..] that `propose` reads of the rows that drew the roots, computed at the beginning of a
+        chunk from those rows' hidden states [batch, hidden_size]; () with `heads` 0.
+
+        heads is static, `Plan.heads_verified`.
+        """
+        ...
+
+    def score(self, model: Decoder, hidden: jax.Array, heads: int) -> tuple[jax.Array, Prepared]:
+        """The target's logits [batch, rows, vocab] of the verified rows' hidden states [batch, rows, hidden_size], and
+        from the same pass over the LM head what `prepare` computes, for every row: [batch, rows, ..]."""
+        ...
+
     def propose(self, model: Decoder, roots: Roots, own: DrafterState) -> tuple[Tree, DrafterState, FullCache]:
         """The tree to verify, the state, and the full cache: drafting may overwrite its scratch slots."""
         ...
@@ -168,6 +183,18 @@ class Drafter(Protocol):
     def observe(self, own: DrafterState, outcome: Outcome) -> DrafterState:
         """The state after the commit of an iteration."""
         ...
+
+
+class BaseDrafter:
+    """The common part of drafters for which the verification prepares nothing."""
+
+    def prepare(self, model: Decoder, hidden: jax.Array, heads: int) -> Prepared:
+        """Nothing."""
+        return ()
+
+    def score(self, model: Decoder, hidden: jax.Array, heads: int) -> tuple[jax.Array, Prepared]:
+        """The target's logits alone."""
+        return model.logits(hidden), ()
 
 
 class LevelDrafter(Drafter, Protocol):

@@ -17,6 +17,7 @@ from tokenswift_jax.speculate.drafter import (
     DraftWeights,
     LevelDrafter,
     Outcome,
+    Prepared,
     Roots,
     StatePart,
     StateSizes,
@@ -72,6 +73,14 @@ class MergedDrafter:
     def weights(self) -> DraftWeights:
         """The weights that the candidates need."""
         return self.candidates.weights
+
+    def prepare(self, model: Decoder, hidden: jax.Array, heads: int) -> Prepared:
+        """The arrays of the candidates."""
+        return self.candidates.prepare(model, hidden, heads)
+
+    def score(self, model: Decoder, hidden: jax.Array, heads: int) -> tuple[jax.Array, Prepared]:
+        """The target's logits and the arrays of the candidates."""
+        return self.candidates.score(model, hidden, heads)
 
     def propose(self, model: Decoder, roots: Roots, own: DrafterState) -> tuple[Tree, DrafterState, FullCache]:
         """The merged tree. Chains continue the root or, if the tree says so, each candidate of depth 1."""

@@ -9,6 +9,7 @@ from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.speculate import ngram, ngram_fill
 from tokenswift_jax.speculate.drafted_tree import drafted_tree
 from tokenswift_jax.speculate.drafter import (
+    BaseDrafter,
     CommittedText,
     DrafterState,
     DraftWeights,
@@ -42,7 +43,7 @@ class NgramTablePart:
 
 
 @dataclass(frozen=True)
-class NgramDrafter:
+class NgramDrafter(BaseDrafter):
     """Proposes chains of tokens that followed the root before.
 
     Attributes:

@@ -27,8 +27,6 @@ class DecodeState:
       last_positions: int32 [batch, vocab], newest position of each token in the text (`penalty.last_positions`).
       drafter: the state of the drafter, one pytree for each of its parts. A step takes and returns the parts of its
         plan's drafter; between two steps an engine keeps the parts of all its plans (`Layout.parts`).
-      guesses: float32 or wider [batch, draft_heads, vocab], the draft heads' logits of `hidden`, between the iterations
-        of a chunk whose verification computes them (`Plan.heads_verified`); else None.
     """
 
     tokens: jax.Array = axes("batch", "slots")
@@ -39,7 +37,6 @@ class DecodeState:
     query: jax.Array = axes("layers", "batch", "heads", "head_dim")
     last_positions: jax.Array = axes("batch", "vocab")
     drafter: DrafterState
-    guesses: jax.Array | None = axes("batch", "draft_heads", "vocab", default=None)
 
 
 @jax.tree_util.register_dataclass

@@ -10,6 +10,7 @@ from tokenswift_jax.kv.forward import Rows, forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sample.sampler import RowInputs, TextInputs, draw_rows
+from tokenswift_jax.speculate.drafter import Prepared
 from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.tree import Tree, path_tokens_of
 from tokenswift_jax.step.state import DecodeState, StepInputs
@@ -24,8 +25,7 @@ class Verified:
       broken: bool [batch, rows], whether the tree row's logits contain a NaN.
       computed: the results of the forward.
       rows, texts: the inputs of the draws.
-      guesses: the draft heads' logits [batch, rows, draft_heads, vocab] after every tree row; None where drafting
-        computes them (`Plan.heads_verified`).
+      prepared: the arrays [batch, rows, ..] that the drafter reads of the tree row that draws the next root.
     """
 
     draws: jax.Array
@@ -33,7 +33,7 @@ class Verified:
     computed: Rows
     rows: RowInputs
     texts: TextInputs
-    guesses: jax.Array | None
+    prepared: Prepared
 
 
 def verify(
@@ -46,12 +46,8 @@ def verify(
     positions = state.length[:, None] + tree.depths
     batch = RowBatch(tree.tokens, positions, state.length, TreeMask(tree.mask))
     computed, cache = forward_rows(model, batch, state.cache)
-    heads, guesses = plan.heads_verified(state.length.shape[0]), None
-    if heads:
-        logits, guesses = model.logits_and_guesses(computed.hidden, heads)
-    else:
-        logits = model.logits(computed.hidden)
+    logits, prepared = plan.drafter.score(model, computed.hidden, plan.heads_verified(state.length.shape[0]))
     rows = RowInputs(logits, tree.depths, path_tokens_of(tree, plan.depth))
     texts = TextInputs(state.length + 1, state.last_positions, noise, inputs.sequence)
     draws, broken = draw_rows(rows, texts, plan.features)
-    return Verified(draws, broken, computed, rows, texts, guesses), replace(state, cache=cache)
+    return Verified(draws, broken, computed, rows, texts, prepared), replace(state, cache=cache)

@@ -196,7 +196,8 @@ def _program(graph: nnx.GraphDef, plan: Plan, partial: bool) -> Callable:
             ranking = DraftSampler(length + 1, last_positions, shared, settings, plan.features)
             root = take(tokens, length[:, None])[:, 0]
             read = take(hidden, (length if partial else length - 1)[:, None])[:, 0]
-            tree, own, _ = drafter.propose(model, Roots(config, plan.tree, root, length, read, cache, ranking), own)
+            roots = Roots(config, plan.tree, root, length, read, cache, ranking, prepared=())
+            tree, own, _ = drafter.propose(model, roots, own)
             # On the true path the draw of a tree row is the text's next token; off that path, draws decide nothing.
             place = length[:, None] + tree.depths + 1
             draws = jnp.where(place < ends[:, None], take(tokens, place), jnp.int32(-1))
