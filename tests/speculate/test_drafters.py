@@ -1,6 +1,8 @@
 """Drafters: what they keep, what the plans of one engine share, and what that costs."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 import small_models
 from speculations import SPECULATIONS
 
+import tokenswift_jax
 from tests.engine_fixture import layout_of, settings_of
 from tokenswift_jax.arrays import axes_of
 from tokenswift_jax.engine.layout import Layout, with_all_parts, with_parts_at
@@ -17,8 +20,11 @@ from tokenswift_jax.kv.draft_positions import DraftCache
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate.drafter import DraftWeights
-from tokenswift_jax.speculate.merged_drafter import Calibration
+from tokenswift_jax.speculate.heads_drafter import HeadsDrafter
+from tokenswift_jax.speculate.merged_drafter import Calibration, MergedDrafter
 from tokenswift_jax.speculate.ngram import NgramTable
+from tokenswift_jax.speculate.ngram_drafter import NgramDrafter
+from tokenswift_jax.speculate.no_drafter import NoDrafter
 from tokenswift_jax.speculate.plans import autoregressive_plan, speculative_plans
 from tokenswift_jax.speculate.tree import Tree, build
 from tokenswift_jax.speculate.tree_spec import ROOT_ALONE
@@ -58,6 +64,43 @@ def test_what_a_drafter_keeps(mode):
     assert plan.drafter.weights == weights
     for names, leaf in zip(jax.tree.leaves(axes_of(parts)), jax.tree.leaves(parts), strict=True):
         assert not names.names or leaf.shape[names.batch] == 3  # the numbers of layers have no axes
+
+
+@pytest.mark.parametrize(
+    ("mode", "text_alone", "heads_depth", "teacher_forced"),
+    [
+        ("plain", False, None, NoDrafter()),
+        ("ngram", True, None, NgramDrafter(SPECULATIONS["ngram"].ngram_slots)),
+        ("medusa", False, 1, HeadsDrafter()),
+        ("fused", False, 1, MergedDrafter(HeadsDrafter(), NgramDrafter(SPECULATIONS["fused"].ngram_slots))),
+        (
+            "partial",
+            False,
+            2,
+            MergedDrafter(HeadsDrafter(backbone=True), NgramDrafter(SPECULATIONS["partial"].ngram_slots)),
+        ),
+        ("selfspec", False, None, None),
+    ],
+)
+def test_what_others_ask_of_a_drafter(mode, text_alone, heads_depth, teacher_forced):
+    (plan,) = plans_of(mode)
+    drafter = plan.drafter
+    assert (drafter.text_alone, drafter.heads_depth, drafter.teacher_forced) == (
+        text_alone,
+        heads_depth,
+        teacher_forced,
+    )
+    if teacher_forced is not None:
+        assert (teacher_forced.text_alone, teacher_forced.heads_depth) == (text_alone, heads_depth)
+        assert teacher_forced.teacher_forced == teacher_forced
+    tables = [part for part in drafter.parts if part.takes_predictions]
+    assert len(tables) == (NgramTable in KEPT[mode][0])
+
+
+def test_nobody_asks_for_a_drafter_s_class():
+    asked = re.compile(r"isinstance\([^\n]*(Drafter|Part)\b")
+    files = Path(tokenswift_jax.__file__).parent.rglob("*.py")
+    assert [str(path) for path in files if asked.search(path.read_text(encoding="utf-8"))] == []
 
 
 def test_the_plans_of_an_engine_share_equal_parts():

@@ -16,6 +16,7 @@ from tokenswift_jax.speculate.drafter import (
     CommittedText,
     DrafterState,
     DraftWeights,
+    LevelDrafter,
     Outcome,
     Roots,
     StatePart,
@@ -36,6 +37,7 @@ class DraftCachePart:
 
     kind: DraftKind
     rebuilt = True
+    takes_predictions = False
 
     def empty(self, sizes: StateSizes, batch: int) -> Any:
         """A draft cache without positions."""
@@ -83,6 +85,11 @@ class CachedDrafter(BaseDrafter):
     def part(self) -> DraftCachePart:
         """The draft cache as the only part of the state."""
         return DraftCachePart(self.cache)
+
+    @property
+    def teacher_forced(self) -> LevelDrafter | None:
+        """None, unless a subclass knows one: the layers draft over the draft cache alone."""
+        return None
 
     def levels(
         self, model: Decoder, roots: Roots, own: DrafterState

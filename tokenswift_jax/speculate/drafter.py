@@ -137,6 +137,11 @@ class StatePart(Protocol):
     """One part of a drafter's state; static and hashable. Equal parts of several drafters share their arrays."""
 
     @property
+    def takes_predictions(self) -> bool:
+        """Whether the part is an n-gram table, which predicted texts enter too (`predicted_text`)."""
+        ...
+
+    @property
     def rebuilt(self) -> bool:
         """Whether `catch_up` computes the part from the whole text again, at the cost of several decoding steps."""
         ...
@@ -163,6 +168,28 @@ class Drafter(Protocol):
         """The weights of the model that `propose` reads."""
         ...
 
+    @property
+    def text_alone(self) -> bool:
+        """Whether the drafts come from the text alone, so that the host can foresee them without the device."""
+        ...
+
+    @property
+    def heads_depth(self) -> int | None:
+        """The depth of the nodes that draft head 0 guesses; None if no draft heads guess.
+
+        It is 1 where the heads read a verified row, the one that drew the root, and 2 where they read the root's own
+        row and the backbone guesses depth 1.
+        """
+        ...
+
+    @property
+    def teacher_forced(self) -> Drafter | None:
+        """The drafter that proposes the same where the hidden state of every position is known; None: there is none.
+
+        It needs no draft cache, and reads the state of the root's own row if `heads_depth` is 2.
+        """
+        ...
+
     def prepare(self, model: Decoder, hidden: jax.Array, heads: int) -> Prepared:
         """The arrays [batch, ..] that `propose` reads of the rows that drew the roots, computed at the beginning of a
         chunk from those rows' hidden states [batch, hidden_size]; () with `heads` 0.
@@ -186,7 +213,17 @@ class Drafter(Protocol):
 
 
 class BaseDrafter:
-    """The common part of drafters for which the verification prepares nothing."""
+    """The common part of drafters that use no draft heads, and for which the verification prepares nothing."""
+
+    @property
+    def text_alone(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def heads_depth(self) -> int | None:
+        """None: no draft heads."""
+        return None
 
     def prepare(self, model: Decoder, hidden: jax.Array, heads: int) -> Prepared:
         """Nothing."""
@@ -199,6 +236,11 @@ class BaseDrafter:
 
 class LevelDrafter(Drafter, Protocol):
     """A drafter whose nodes are levels of candidates (`TreeDepth`); `MergedDrafter` can add n-gram chains to them."""
+
+    @property
+    def teacher_forced(self) -> LevelDrafter | None:
+        """As `Drafter.teacher_forced`."""
+        ...
 
     def levels(
         self, model: Decoder, roots: Roots, own: DrafterState

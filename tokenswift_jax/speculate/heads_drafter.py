@@ -50,6 +50,16 @@ class HeadsDrafter(BaseDrafter):
     parts = ()
     weights = DraftWeights.HEADS
 
+    @property
+    def heads_depth(self) -> int:
+        """1, or 2 below the backbone's guess."""
+        return 2 if self.backbone else 1
+
+    @property
+    def teacher_forced(self) -> HeadsDrafter:
+        """Itself: it has no draft cache."""
+        return self
+
     def prepare(self, model: Decoder, hidden: jax.Array, heads: int) -> Prepared:
         """The logits of the first `heads` heads."""
         if not heads:
@@ -86,6 +96,16 @@ class HeadsDrafter(BaseDrafter):
 @dataclass(frozen=True)
 class CachedHeadsDrafter(CachedDrafter):
     """The root runs over a draft cache, then backbone and heads read its hidden state (schedule `partial`)."""
+
+    @property
+    def heads_depth(self) -> int:
+        """2: the backbone guesses depth 1."""
+        return 2
+
+    @property
+    def teacher_forced(self) -> HeadsDrafter:
+        """The drafter that reads the root's hidden state over the full cache."""
+        return HeadsDrafter(backbone=True)
 
     def levels(
         self, model: Decoder, roots: Roots, own: DrafterState

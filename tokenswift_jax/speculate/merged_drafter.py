@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 
@@ -42,6 +42,7 @@ class CalibrationPart:
     """The calibration of the n-grams that compete with candidates of a model."""
 
     rebuilt = False
+    takes_predictions = False
 
     def empty(self, sizes: StateSizes, batch: int) -> Calibration:
         """A record of no observations."""
@@ -73,6 +74,22 @@ class MergedDrafter:
     def weights(self) -> DraftWeights:
         """The weights that the candidates need."""
         return self.candidates.weights
+
+    @property
+    def text_alone(self) -> bool:
+        """Whether the candidates come from the text too."""
+        return self.candidates.text_alone
+
+    @property
+    def heads_depth(self) -> int | None:
+        """That of the candidates."""
+        return self.candidates.heads_depth
+
+    @property
+    def teacher_forced(self) -> MergedDrafter | None:
+        """The same merge with the candidates' own."""
+        candidates = self.candidates.teacher_forced
+        return None if candidates is None else replace(self, candidates=candidates)
 
     def prepare(self, model: Decoder, hidden: jax.Array, heads: int) -> Prepared:
         """The arrays of the candidates."""

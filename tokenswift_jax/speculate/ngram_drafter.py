@@ -32,6 +32,7 @@ class NgramTablePart:
 
     slots: int
     rebuilt = False
+    takes_predictions = True
 
     def empty(self, sizes: StateSizes, batch: int) -> NgramTable:
         """A table without n-grams."""
@@ -57,6 +58,16 @@ class NgramDrafter(BaseDrafter):
     def parts(self) -> tuple[StatePart, ...]:
         """The n-gram table."""
         return (NgramTablePart(self.slots),)
+
+    @property
+    def text_alone(self) -> bool:
+        """True: an n-gram table has nothing else."""
+        return True
+
+    @property
+    def teacher_forced(self) -> NgramDrafter:
+        """Itself: it reads no hidden state."""
+        return self
 
     def propose(self, model: Decoder, roots: Roots, own: DrafterState) -> tuple[Tree, DrafterState, FullCache]:
         """The tree of the root's chains."""

@@ -19,6 +19,11 @@ class NoDrafter(BaseDrafter):
     parts = ()
     weights = DraftWeights.NONE
 
+    @property
+    def teacher_forced(self) -> NoDrafter:
+        """Itself."""
+        return self
+
     def propose(self, model: Decoder, roots: Roots, own: DrafterState) -> tuple[Tree, DrafterState, FullCache]:
         """The tree that contains only its root."""
         root = roots.token[:, None]
