@@ -13,8 +13,9 @@ from speculations import SPECULATIONS
 
 import tokenswift_jax
 from tests.engine_fixture import layout_of, settings_of
-from tokenswift_jax.arrays import axes_of
+from tokenswift_jax.arrays import axes_of, check_shapes
 from tokenswift_jax.engine.layout import Layout, with_all_parts, with_parts_at
+from tokenswift_jax.kv.cyclic import Cyclic
 from tokenswift_jax.kv.draft_blocks import BlockTable
 from tokenswift_jax.kv.draft_positions import DraftCache
 from tokenswift_jax.sample.features import SamplingFeatures
@@ -112,6 +113,15 @@ def test_the_plans_of_an_engine_share_equal_parts():
         "NgramTablePart",
     ]
     assert {part for plan in plans for part in plan.drafter.parts} == set(shared.parts)
+
+
+@pytest.mark.parametrize("mode", [*KEPT, "auto"])
+def test_the_shapes_of_every_state_are_those_that_its_fields_name(mode):
+    state = jax.eval_shape(lambda: layout(mode).vacant(3))
+    settings = settings_of(SamplingConfig(), vocab=CONFIG.vocab_size, batch=3)
+    check_shapes(state=state, settings=settings)
+    check_shapes(state=jax.eval_shape(lambda: replace(layout(mode), cache_dtype="int8").vacant(3)))
+    check_shapes(state=jax.eval_shape(lambda: replace(layout(mode), cyclic=Cyclic(2)).vacant(3)))
 
 
 def test_node_budgets_share_one_program_that_catches_up():

@@ -88,7 +88,7 @@ class CachedDrafter(BaseDrafter):
 
     @property
     def teacher_forced(self) -> LevelDrafter | None:
-        """None, unless a subclass knows one: the layers draft over the draft cache alone."""
+        """There is none: the layers draft over the draft cache alone; a subclass may know one."""
         return None
 
     def levels(

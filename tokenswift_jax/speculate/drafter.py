@@ -222,7 +222,7 @@ class BaseDrafter:
 
     @property
     def heads_depth(self) -> int | None:
-        """None: no draft heads."""
+        """No draft heads."""
         return None
 
     def prepare(self, model: Decoder, hidden: jax.Array, heads: int) -> Prepared:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import jax
 
-from tokenswift_jax.arrays import axes, pytree
+from tokenswift_jax.arrays import apart, axes, pytree
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.sample.params import SequenceParams
 from tokenswift_jax.speculate.drafter import DrafterState
@@ -29,14 +29,14 @@ class DecodeState:
         plan's drafter; between two steps an engine keeps the parts of all its plans (`Layout.parts`).
     """
 
-    tokens: jax.Array = axes("batch", "slots")
+    tokens: jax.Array = axes("batch", "positions")
     length: jax.Array = axes("batch")
     finish: jax.Array = axes("batch")
     cache: FullCache
     hidden: jax.Array = axes("batch", "embed")
     query: jax.Array = axes("layers", "batch", "heads", "head_dim")
     last_positions: jax.Array = axes("batch", "vocab")
-    drafter: DrafterState
+    drafter: DrafterState = apart("batch", "layers", "kv_heads", "head_dim", "vocab")
 
 
 @jax.tree_util.register_dataclass
