@@ -77,6 +77,54 @@ def test_shardings_follow_the_names():
     assert rules.shardings(mesh, tree(3, 4)).length.spec == P(), "3 rows are not cut in two"
 
 
+@pytree
+class Kept:
+    entries: jax.Array = axes("batch", "slots")
+
+
+@pytree
+class Whole:
+    outer: Outer
+    parts: tuple[Kept, ...] = arrays.apart("batch")
+
+
+def test_shapes_that_agree():
+    """Entries of a field that is apart have as many slots as they like."""
+    whole = Whole(tree(3, 5), (Kept(jnp.zeros((3, 2))), Kept(jnp.zeros((3, 7)))))
+    arrays.check_shapes(state=whole, settings=jax.eval_shape(lambda: tree(3, 5)))
+    arrays.check_shapes(settings=tree(3, 5), other=(None, ()))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        (
+            lambda: {"state": Outer(Inner(jnp.zeros((2, 3))), jnp.zeros(3))},
+            r"^state\.inner\.keys has shape \[2, 3\] and its dimensions are \[layers, batch, slots\]$",
+        ),
+        (
+            lambda: {"state": Outer(Inner(jnp.zeros((2, 3, 5))), jnp.zeros(4))},
+            r"^state\.length has 4 for batch in shape \[4\], and state\.inner\.keys has 3$",
+        ),
+        (
+            lambda: {"state": Outer(Inner(jnp.zeros((2, 3, 5)), jnp.zeros((3, 6))), jnp.zeros(3))},
+            r"^state\.inner\.scales has 6 for slots in shape \[3, 6\], and state\.inner\.keys has 5$",
+        ),
+        (
+            lambda: {"state": tree(3, 5), "settings": tree(2, 5)},
+            r"^settings\.inner\.keys has 2 for batch in shape \[2, 2, 5\], and state\.inner\.keys has 3$",
+        ),
+        (
+            lambda: {"state": Whole(tree(3, 5), (Kept(jnp.zeros((2, 5))),))},
+            r"^state\.parts\[0\]\.entries has 2 for batch in shape \[2, 5\], and state\.outer\.inner\.keys has 3$",
+        ),
+    ],
+)
+def test_a_shape_that_does_not_agree_is_one_clear_error(wrong, error):
+    with pytest.raises(ValueError, match=error):
+        arrays.check_shapes(**wrong())
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_write_at(batch):
     whole, new = np.zeros((batch, 9, 2), np.float32), np.ones((batch, 3, 2), np.float32)
@@ -103,3 +151,9 @@ def test_every_field_of_a_decode_s_state_names_its_axes():
         "cache",
         "drafter",
     }
+
+
+def test_a_decode_s_state_has_no_optional_fields():
+    from tokenswift_jax.step.state import DecodeState
+
+    assert all(field.default is dataclasses.MISSING for field in dataclasses.fields(DecodeState))

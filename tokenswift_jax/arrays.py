@@ -1,4 +1,4 @@
-"""Named axes of the arrays in dataclass fields: one declaration gives the slots of a batch and, by
+"""Named axes of the arrays in dataclass fields: one declaration gives the slots of a batch, checks of shapes and, by
 `parallel.rules`, shardings and bytes.
 
 A dataclass declares each array with `axes(...)`; code that needs a dimension asks here instead of counting dimensions.
@@ -7,6 +7,7 @@ A dataclass declares each array with `axes(...)`; code that needs a dimension as
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
@@ -33,7 +34,13 @@ def axes(*names: str, **options: Any) -> Any:
     return dataclasses.field(metadata={"axes": Axes(names)}, **options)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(axes, dataclasses.field))
+def apart(*shared: str, **options: Any) -> Any:
+    """A dataclass field with a tuple of dataclasses, which mean the same sizes as the dataclasses around them by these
+    names alone: each entry has sizes of its own for the others."""
+    return dataclasses.field(metadata={"shared": shared}, **options)
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(axes, apart, dataclasses.field))
 def pytree(declared: type[_Tree]) -> type[_Tree]:
     """Makes a class a frozen dataclass that JAX treats as a pytree; every field that is not `static` is data."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(declared))
@@ -62,6 +69,64 @@ def axes_of(tree: Any) -> Any:
         else:
             named[field.name] = axes_of(value)
     return dataclasses.replace(tree, **named)
+
+
+def check_shapes(**trees: Any) -> None:
+    """Checks arrays or shapes against the axes that their fields name: each has as many dimensions, and a name has one
+    size in all the trees (but see `apart`). Outside of jit, where arrays enter; it reads shapes alone.
+
+    Args:
+      trees: dataclasses, or tuples of them, by their names in errors.
+
+    Raises:
+      ValueError: an array has another shape; it names the field.
+      TypeError: a field contains an array and names no axes.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, tree in trees.items():
+        _check(tree, sizes, name)
+
+
+def _check(tree: Any, sizes: dict[str, tuple[int, str]], path: str) -> None:
+    """sizes: of each name, its size and the field that gave it."""
+    if tree is None:
+        return
+    if isinstance(tree, tuple):
+        for place, entry in enumerate(tree):
+            _check(entry, sizes, f"{path}[{place}]")
+        return
+    for field, names in _fields(type(tree)):
+        value, where = getattr(tree, field.name), f"{path}.{field.name}"
+        if names is not None:
+            for array in value if isinstance(value, tuple) else () if value is None else (value,):
+                _check_array(array.shape, names.names, sizes, where)
+        elif "shared" in field.metadata:
+            common = {name: sizes[name] for name in field.metadata["shared"] if name in sizes}
+            for place, entry in enumerate(value):
+                _check(entry, dict(common), f"{where}[{place}]")
+        else:
+            _check(value, sizes, where)
+
+
+def _check_array(shape: tuple[int, ...], names: tuple[str, ...], sizes: dict[str, tuple[int, str]], where: str) -> None:
+    if len(shape) != len(names):
+        raise ValueError(f"{where} has shape {list(shape)} and its dimensions are [{', '.join(names)}]")
+    for name, size in zip(names, shape, strict=True):
+        known, first = sizes.setdefault(name, (size, where))
+        if known != size:
+            raise ValueError(f"{where} has {size} for {name} in shape {list(shape)}, and {first} has {known}")
+
+
+@functools.cache
+def _fields(declared: type) -> tuple[tuple[dataclasses.Field, Axes | None], ...]:
+    """The fields with data, and the axes of each that has arrays."""
+    if not dataclasses.is_dataclass(declared):
+        raise TypeError(f"a {declared.__name__} names no axes; declare the field with arrays.axes(...)")
+    return tuple(
+        (field, field.metadata.get("axes"))
+        for field in dataclasses.fields(declared)
+        if not field.metadata.get("static")
+    )
 
 
 def put_row(tree: _Tree, row: Any, slot: jax.Array) -> _Tree:

@@ -291,6 +291,17 @@ def test_a_row_with_nan_ends_alone():
     assert_same(house.ended[0], alone(0).tokens)
 
 
+def test_settings_of_other_rows_than_the_prefill_s_are_one_clear_error():
+    engine = new_engine()
+    engine._settings = lambda requests: Engine._settings(engine, [*requests, *requests])
+    pending = engine.insert(engine.prefill([request(0)]))
+    error = r"^settings\.keys has 2 for batch in shape \[2, 2\], and state\.tokens has 1$"
+    with pytest.raises(ValueError, match=error):
+        pending.result()
+    assert engine.state is None
+    engine.close()
+
+
 def test_a_request_that_does_not_fit_is_refused_before_anything_is_computed():
     """At the last slot that fits, a row decodes to its end; one more token is an error, not overwritten K/V."""
     engine = new_engine()

@@ -71,7 +71,7 @@ def samples():
 
     def one(keys):
         mine = replace(inputs, sequence=replace(inputs.sequence, keys=keys[None]))
-        first, _, _ = iterate(nnx.merge(model.graphdef, model.params), state, mine, plain)
+        first, _, _, _ = iterate(nnx.merge(model.graphdef, model.params), state, (), mine, plain)
         ready = catch_up(plan.config, plan.drafter, mine.sequence, first)
         _, chunk = run_chunk(model.graphdef, plan, TOKENS + plan.depth, mine, ready, jnp.int32(TOKENS))
         start = len(PROMPT)
@@ -173,10 +173,10 @@ def candidate_paths():
     @jax.jit
     def draft(first):
         decoder = nnx.merge(model.graphdef, model.params)
-        after, _, _ = iterate(decoder, state, inputs, plain)
+        after, _, _, _ = iterate(decoder, state, (), inputs, plain)
         after = replace(after, tokens=after.tokens.at[0, len(PROMPT)].set(first))
         ready = catch_up(plan.config, plan.drafter, inputs.sequence, after)
-        return draft_tree(decoder, ready, inputs, plan, None)[0]
+        return draft_tree(decoder, ready, (), inputs, plan, None)[0]
 
     found = {}
     for first in range(VOCAB):

@@ -15,6 +15,7 @@ import tokenswift_jax as ts
 from tests.tiny import tiny_config
 from tokenswift_jax.engine import capacity
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.kv.dense import cache_bytes
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.parallel import device_memory, mesh_choice
 from tokenswift_jax.parallel.fit import ZEROS, fit
@@ -238,6 +239,22 @@ def test_devices_share_the_memory_of_a_cache(monkeypatch):
         with pytest.raises(UserError, match=r"on each of 4 devices.*; lower it"):
             capacity.check_memory(tiny_config(), 1, 2**20, jnp.float32, advice="lower it", mesh=make_mesh(mesh))
         capacity.check_memory(tiny_config(), 1, 2**19, jnp.float32, advice="lower it", mesh=make_mesh(mesh))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rows", "parts"),
+    [
+        (MeshSpec(data=2, model=2), 4, 4),
+        (MeshSpec(data=2, model=2), 3, 2),  # 3 rows are not cut in two
+        (MeshSpec(model=4), 4, 1),  # nor 2 KV heads in four
+        (MeshSpec(context=4), 4, 4),
+        (MeshSpec(stage=2), 4, 2),
+    ],
+)
+def test_the_part_of_a_cache_on_each_device_follows_the_rules(mesh, rows, parts):
+    whole = cache_bytes(tiny_config(), rows, 1024, jnp.dtype(jnp.float32))
+    found = device_memory.cache_bytes_on_each(make_mesh(mesh), tiny_config(), rows, 1024, jnp.dtype(jnp.float32))
+    assert found == pytest.approx(whole // parts, abs=4 * tiny_config().num_layers)  # the numbers of layers, on a CPU
 
 
 def test_too_little_memory_is_noticed_before_loading(monkeypatch):

@@ -1,5 +1,8 @@
 """Decoding split over eight devices writes what one device writes, and every array lies where the rules say."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +12,11 @@ from jax.sharding import PartitionSpec as P
 from parallel_models import FEW, first_call, model_of
 
 from tests.engine_fixture import part_of
+from tokenswift_jax import parallel
 from tokenswift_jax.kv.draft_positions import DraftCache
 from tokenswift_jax.parallel.embedding import embed_lookup
-from tokenswift_jax.parallel.mesh_spec import MODEL
-from tokenswift_jax.parallel.rules import shardings
+from tokenswift_jax.parallel.mesh_spec import CONTEXT, MODEL
+from tokenswift_jax.parallel.rules import island_spec, shardings
 from tokenswift_jax.step.loop import run_chunk
 
 DEVICES = 8
@@ -89,6 +93,28 @@ def test_weights_and_caches_are_split_and_the_rest_is_whole(mesh):
         assert [wanted for part, wanted in expected.items() if part in name] == [spec], name
     for part in expected:
         assert any(part in name for name in found), part
+
+
+def test_the_rules_alone_say_over_which_axes_an_array_is_split():
+    """Training also stores parts along the data axis."""
+    package, written = Path(parallel.__file__).parent.parent, re.compile(r"\bP\([^)\n]*\b(DATA|MODEL|CONTEXT|STAGE)\b")
+    found = [path for path in package.rglob("*.py") if written.search(path.read_text(encoding="utf-8"))]
+    assert [path.relative_to(package).as_posix() for path in found] == ["training/shares.py"]
+
+
+@pytest.mark.parametrize(
+    ("names", "spec"),
+    [
+        ((), P()),
+        (("vocab", "embed"), P(MODEL, None)),
+        ((None, None, "vocab"), P(None, None, MODEL)),
+        (("layers", "batch", "kv_heads", "context"), P(None, None, MODEL, CONTEXT)),
+        (("batch", "inner"), P(None, (MODEL, CONTEXT))),
+    ],
+)
+def test_the_split_of_an_island_follows_the_names(names, spec):
+    """The batch and the layers are split before."""
+    assert island_spec(*names) == spec
 
 
 @pytest.mark.parametrize("stack", [False, True])

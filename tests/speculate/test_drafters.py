@@ -1,6 +1,8 @@
 """Drafters: what they keep, what the plans of one engine share, and what that costs."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +11,21 @@ import pytest
 import small_models
 from speculations import SPECULATIONS
 
+import tokenswift_jax
 from tests.engine_fixture import layout_of, settings_of
-from tokenswift_jax.arrays import axes_of
+from tokenswift_jax.arrays import axes_of, check_shapes
 from tokenswift_jax.engine.layout import Layout, with_all_parts, with_parts_at
+from tokenswift_jax.kv.cyclic import Cyclic
 from tokenswift_jax.kv.draft_blocks import BlockTable
 from tokenswift_jax.kv.draft_positions import DraftCache
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate.drafter import DraftWeights
-from tokenswift_jax.speculate.merged_drafter import Calibration
+from tokenswift_jax.speculate.heads_drafter import HeadsDrafter
+from tokenswift_jax.speculate.merged_drafter import Calibration, MergedDrafter
 from tokenswift_jax.speculate.ngram import NgramTable
+from tokenswift_jax.speculate.ngram_drafter import NgramDrafter
+from tokenswift_jax.speculate.no_drafter import NoDrafter
 from tokenswift_jax.speculate.plans import autoregressive_plan, speculative_plans
 from tokenswift_jax.speculate.tree import Tree, build
 from tokenswift_jax.speculate.tree_spec import ROOT_ALONE
@@ -60,6 +67,43 @@ def test_what_a_drafter_keeps(mode):
         assert not names.names or leaf.shape[names.batch] == 3  # the numbers of layers have no axes
 
 
+@pytest.mark.parametrize(
+    ("mode", "text_alone", "heads_depth", "teacher_forced"),
+    [
+        ("plain", False, None, NoDrafter()),
+        ("ngram", True, None, NgramDrafter(SPECULATIONS["ngram"].ngram_slots)),
+        ("medusa", False, 1, HeadsDrafter()),
+        ("fused", False, 1, MergedDrafter(HeadsDrafter(), NgramDrafter(SPECULATIONS["fused"].ngram_slots))),
+        (
+            "partial",
+            False,
+            2,
+            MergedDrafter(HeadsDrafter(backbone=True), NgramDrafter(SPECULATIONS["partial"].ngram_slots)),
+        ),
+        ("selfspec", False, None, None),
+    ],
+)
+def test_what_others_ask_of_a_drafter(mode, text_alone, heads_depth, teacher_forced):
+    (plan,) = plans_of(mode)
+    drafter = plan.drafter
+    assert (drafter.text_alone, drafter.heads_depth, drafter.teacher_forced) == (
+        text_alone,
+        heads_depth,
+        teacher_forced,
+    )
+    if teacher_forced is not None:
+        assert (teacher_forced.text_alone, teacher_forced.heads_depth) == (text_alone, heads_depth)
+        assert teacher_forced.teacher_forced == teacher_forced
+    tables = [part for part in drafter.parts if part.takes_predictions]
+    assert len(tables) == (NgramTable in KEPT[mode][0])
+
+
+def test_nobody_asks_for_a_drafter_s_class():
+    asked = re.compile(r"isinstance\([^\n]*(Drafter|Part)\b")
+    files = Path(tokenswift_jax.__file__).parent.rglob("*.py")
+    assert [str(path) for path in files if asked.search(path.read_text(encoding="utf-8"))] == []
+
+
 def test_the_plans_of_an_engine_share_equal_parts():
     plans, shared = plans_of("auto"), layout("auto")
     assert len(plans) > 1
@@ -69,6 +113,15 @@ def test_the_plans_of_an_engine_share_equal_parts():
         "NgramTablePart",
     ]
     assert {part for plan in plans for part in plan.drafter.parts} == set(shared.parts)
+
+
+@pytest.mark.parametrize("mode", [*KEPT, "auto"])
+def test_the_shapes_of_every_state_are_those_that_its_fields_name(mode):
+    state = jax.eval_shape(lambda: layout(mode).vacant(3))
+    settings = settings_of(SamplingConfig(), vocab=CONFIG.vocab_size, batch=3)
+    check_shapes(state=state, settings=settings)
+    check_shapes(state=jax.eval_shape(lambda: replace(layout(mode), cache_dtype="int8").vacant(3)))
+    check_shapes(state=jax.eval_shape(lambda: replace(layout(mode), cyclic=Cyclic(2)).vacant(3)))
 
 
 def test_node_budgets_share_one_program_that_catches_up():
@@ -99,7 +152,7 @@ def test_plain_decoding_proposes_the_tree_without_nodes():
     state = layout("plain").vacant(2)
     state = replace(state, tokens=state.tokens.at[:, 0].set(jnp.asarray([7, 30], jnp.int32)))
     inputs = StepInputs(None, settings_of(SamplingConfig(), vocab=CONFIG.vocab_size, batch=2))
-    tree, after = draft_tree(None, state, inputs, plan, None)
+    tree, after = draft_tree(None, state, (), inputs, plan, None)
     expected = build(ROOT_ALONE, jnp.asarray([7, 30], jnp.int32), [])
     for name in Tree.__dataclass_fields__:
         built, proposed = getattr(expected, name), getattr(tree, name)

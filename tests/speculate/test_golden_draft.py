@@ -262,7 +262,7 @@ def test_the_drafted_tree(name):
 
     @jax.jit
     def draft(inputs, state):
-        return draft_tree(nnx.merge(text.model.graphdef, inputs.params), state, inputs, plan, None)[0]
+        return draft_tree(nnx.merge(text.model.graphdef, inputs.params), state, (), inputs, plan, None)[0]
 
     tree = draft(inputs, state)
     seen, depths, drafted = (np.asarray(part)[0] for part in (tree.mask, tree.depths, tree.tokens))

@@ -48,6 +48,32 @@ def test_which_plans_share_the_pass(config, platform, settings, heads):
         assert [plan.heads_verified(batch) for batch in (most, most + 1)] == [heads, 0]
 
 
+@pytest.mark.parametrize(
+    ("settings", "prepares"),
+    [
+        (FUSED, True),
+        ({"mode": "medusa"}, True),
+        ({"mode": "tokenswift", "schedule": "partial", "draft_cache": 64, "draft_sinks": 8}, False),
+        ({"mode": "ngram"}, False),
+        ({"mode": "selfspec", "draft_cache": 64, "draft_sinks": 8}, False),
+    ],
+)
+def test_what_the_verification_prepares_for_a_drafter(settings, prepares):
+    """The logits of the heads, of each row as of the rows that drew the roots; else nothing."""
+    (named,) = speculative_plans(CONFIG, SpeculationConfig(**settings), SamplingFeatures.GREEDY, "gpu")
+    model, drafter = small_models.random_model(64), named.plan.drafter
+    decoder = nnx.merge(model.graphdef, model.params)
+    hidden = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, model.config.hidden_size)), jnp.float32)
+    for heads in (0, 2):
+        logits, prepared = drafter.score(decoder, hidden, heads)
+        np.testing.assert_allclose(logits, decoder.logits(hidden), rtol=1e-5, atol=1e-5)
+        first = drafter.prepare(decoder, hidden[:, 0], heads)
+        assert len(prepared) == len(first) == (prepares and heads > 0)
+        for rows, alone in zip(prepared, first, strict=True):
+            np.testing.assert_allclose(rows.logits[:, 0], alone.logits, rtol=1e-5, atol=1e-5)
+            assert alone.logits.shape == (2, heads, decoder.config.padded_vocab)
+
+
 @pytest.mark.parametrize("head_type", ["chained", "medusa"])
 def test_the_sums_are_those_of_two_products(head_type):
     """Up to rounding: the order of a sum depends on the number of rows."""

@@ -13,11 +13,9 @@ from jax.sharding import Mesh
 
 from tokenswift_jax.engine.host_memory import available_bytes
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.kv.cyclic import Cyclic
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.parallel.device_memory import least_free
-from tokenswift_jax.parallel.mesh_spec import CONTEXT, DATA, MODEL, STAGE
+from tokenswift_jax.parallel.device_memory import cache_bytes_on_each, least_free
 from tokenswift_jax.request import Request
 
 # The largest factor of published models (Yarn-Llama-2 128K, Llama 3.2); no advice goes beyond it.
@@ -124,10 +122,8 @@ def check_memory(
     if mesh is None:
         needed, free = cache_bytes(config, batch, capacity, dtype, cache_dtype) + drafter_bytes, _free_bytes()
     else:
-        slots = Cyclic(mesh.shape[CONTEXT]).slots(capacity)
-        cache = cache_bytes(config, batch, slots, dtype, cache_dtype)
-        parts = mesh.shape[STAGE] * mesh.shape[MODEL] * (1 if batch % mesh.shape[DATA] else mesh.shape[DATA])
-        needed, (free, fullest) = cache // parts + drafter_bytes, least_free(list(mesh.devices.flat))
+        cache = cache_bytes_on_each(mesh, config, batch, capacity, dtype, cache_dtype)
+        needed, (free, fullest) = cache + drafter_bytes, least_free(list(mesh.devices.flat))
         where = f" on each of {mesh.size} devices", f" on {fullest}"
     if free is not None and needed > free:
         missing = "" if mesh is None else f": {(needed - free) / 1e9:.1f} GB are missing"

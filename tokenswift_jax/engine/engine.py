@@ -257,8 +257,9 @@ class Engine:
         return seconds
 
     def _insert(self, prefill: Prefill, slots: list[int], settings: SequenceParams) -> Chunk:
-        inputs = replace(self._inputs, sequence=settings)
-        state, chunk = self._plans.run(self._plain, prefill.state(), inputs, 1, prepared=False)
+        inputs, state = replace(self._inputs, sequence=settings), prefill.state()
+        arrays.check_shapes(state=state, settings=settings)
+        state, chunk = self._plans.run(self._plain, state, inputs, 1, prepared=False)
         if any(prefill.emitted):
             state = self._resumed(prefill, state)
             chunk = replace(chunk, counts=jnp.where(jnp.asarray([bool(e) for e in prefill.emitted]), 0, chunk.counts))

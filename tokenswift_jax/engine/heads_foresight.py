@@ -15,9 +15,6 @@ from tokenswift_jax.parallel.mesh import use
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample.params import sequence_params
 from tokenswift_jax.sampling import SamplingConfig
-from tokenswift_jax.speculate.drafter import Drafter
-from tokenswift_jax.speculate.heads_drafter import CachedHeadsDrafter, HeadsDrafter
-from tokenswift_jax.speculate.merged_drafter import MergedDrafter
 from tokenswift_jax.speculate.plans import NamedPlan
 
 ROOTS = 64  # roots in all rows together, or more: the share of accepted drafts then errs by about 6%
@@ -35,7 +32,7 @@ class HeadsForesight:
     def __init__(self, model: Model, plans: Sequence[NamedPlan]) -> None:
         """plans: those that may run; the ones with draft heads are counted."""
         self._model = model
-        fused = [named for named in plans if isinstance(_levels(named.plan.drafter), HeadsDrafter)]
+        fused = [named for named in plans if named.plan.drafter.heads_depth == 1]
         self._largest = max(fused, key=lambda named: named.plan.rows, default=None)
         self._accepted: list[np.ndarray] = []  # of each row: the tree rows of accepted drafts, [roots, depth]
         self._within: dict[int, float] = {}  # tokens an iteration within a node budget, counted from these
@@ -78,19 +75,15 @@ class HeadsForesight:
 
     def tokens_an_iteration(self, named: NamedPlan) -> float | None:
         """Tokens that an iteration of a plan with heads would have emitted, the least of the rows; None: unknown."""
-        levels = _levels(named.plan.drafter)
-        if not self._accepted or not isinstance(levels, HeadsDrafter | CachedHeadsDrafter):
+        depth = named.plan.drafter.heads_depth
+        if not self._accepted or depth is None:
             return None
         budget = named.plan.rows - 1
         if budget not in self._within:  # the policy asks at every chunk
             self._within[budget] = min(_iterated(accepted <= budget) for accepted in self._accepted)
         tokens = self._within[budget]
         # The backbone's own guess over a draft cache nearly always comes true, and the heads begin behind it.
-        return tokens + isinstance(levels, CachedHeadsDrafter)
-
-
-def _levels(drafter: Drafter) -> Drafter:
-    return drafter.candidates if isinstance(drafter, MergedDrafter) else drafter
+        return tokens + depth - 1
 
 
 def _iterated(kept: np.ndarray) -> float:

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from tokenswift_jax.kv.cyclic import BLOCK, Cyclic
 from tokenswift_jax.parallel.mesh import settled, use
 from tokenswift_jax.parallel.mesh_spec import CONTEXT, DATA
-from tokenswift_jax.parallel.rules import shardings
+from tokenswift_jax.parallel.rules import shardings, spec_of_axes
 
 _Tree = TypeVar("_Tree")
 
@@ -72,9 +72,7 @@ class Placement:
         """An array [batch, ...] on the devices."""
         if self.mesh is None:
             return jnp.asarray(values)
-        groups = self.sizes[DATA]
-        spec = P(DATA) if values.shape[0] % groups == 0 else P()
-        return _put(values, NamedSharding(self.mesh, spec))
+        return _put(values, NamedSharding(self.mesh, spec_of_axes(self.sizes, ("batch",), values.shape)))
 
     def put(self, tree: _Tree) -> _Tree:
         """The tree on the mesh's devices."""

@@ -18,7 +18,6 @@ from tokenswift_jax.engine.plan_programs import CHUNK_TOKENS
 from tokenswift_jax.engine.row_costs import RowCosts
 from tokenswift_jax.engine.step_costs import StepCosts
 from tokenswift_jax.speculate.drafter import DraftWeights
-from tokenswift_jax.speculate.ngram_drafter import NgramDrafter
 from tokenswift_jax.speculate.plans import NamedPlan
 
 # Before an iteration is measured, n rows are assumed to cost n / CPU_ROWS plain steps more: 4 rows of a 135M model on
@@ -188,7 +187,7 @@ class Planner:
 
     def is_live(self, named: NamedPlan) -> bool:
         """Whether the foreseen tokens follow the text: n-grams alone do."""
-        return isinstance(named.plan.drafter, NgramDrafter)
+        return named.plan.drafter.text_alone
 
     def plain_seconds(self) -> float | None:
         """Seconds of a plain step on earlier texts."""

@@ -154,7 +154,7 @@ def draft_alone(graph: Any, plan: Plan, inputs: StepInputs, state: DecodeState) 
     ahead = jnp.arange(1, plan.depth + 2, dtype=jnp.int32)
     with exact_products(state.cache.dtype):
         noise = gumbel_noise(inputs.sequence.keys, state.length[:, None] + ahead[None], plan.config.padded_vocab)
-        return draft_tree(model, state, inputs, plan, noise)
+        return draft_tree(model, state, (), inputs, plan, noise)
 
 
 def cache_of(step: Step) -> FullCache:

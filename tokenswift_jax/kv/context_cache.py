@@ -26,11 +26,13 @@ from tokenswift_jax.kv.row_batch import Causal, RowBatch, TreeMask, TreeMaskOver
 from tokenswift_jax.models.config import AttentionSpec, ModelConfig
 from tokenswift_jax.parallel import context
 from tokenswift_jax.parallel.island import island
-from tokenswift_jax.parallel.mesh_spec import CONTEXT, MODEL
+from tokenswift_jax.parallel.mesh_spec import CONTEXT
+from tokenswift_jax.parallel.rules import island_spec
 
-_STACK = P(None, None, MODEL, CONTEXT)  # the specs of islands: the cache's arrays,
-_ROWS = P(None, None, MODEL)  # rows of K/V, queries, and results of attention,
-_HEADS = P(None, MODEL)  # and arrays [batch, heads, ...]
+# The specs of islands: the cache's arrays,
+_STACK = island_spec("layers", "batch", "kv_heads", "context")
+_ROWS = island_spec(None, None, "heads")  # rows of K/V, queries, and results of attention,
+_HEADS = island_spec("batch", "heads")  # and arrays [batch, heads, ...]
 
 
 @pytree

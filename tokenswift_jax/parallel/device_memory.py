@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 
 from tokenswift_jax.engine.host_memory import available_bytes
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.kv.context_cache import full_cache
 from tokenswift_jax.kv.cyclic import Cyclic
-from tokenswift_jax.kv.dense import cache_bytes
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.mesh import spec_of
-from tokenswift_jax.parallel.mesh_spec import CONTEXT, MODEL, STAGE
+from tokenswift_jax.parallel.mesh_spec import CONTEXT
 from tokenswift_jax.parallel.rules import bytes_on_each
 
 
@@ -41,6 +41,16 @@ def least_free(devices: Sequence[Any]) -> tuple[int | None, str]:
     return found[fullest], str(fullest)
 
 
+def cache_bytes_on_each(
+    mesh: Mesh, config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, cache_dtype: str | None = None
+) -> int:
+    """The bytes of a full cache (`full_cache`) that each device of a mesh stores."""
+    devices = mesh.shape[CONTEXT]
+    cyclic = None if devices == 1 else Cyclic(devices)
+    shapes = jax.eval_shape(lambda: full_cache(config, batch, capacity, dtype, cache_dtype, cyclic))
+    return bytes_on_each(dict(mesh.shape), shapes)
+
+
 def check_room(mesh: Mesh, params: Any, config: ModelConfig, dtype: Any, length: int | None = None) -> None:
     """Checks that parameters, arrays or shapes, fit the devices of a mesh, with the cache of one text.
 
@@ -56,8 +66,7 @@ def check_room(mesh: Mesh, params: Any, config: ModelConfig, dtype: Any, length:
     """
     weights, cache = bytes_on_each(dict(mesh.shape), params), 0
     if length is not None:
-        slots = Cyclic(mesh.shape[CONTEXT]).slots(length)
-        cache = cache_bytes(config, 1, slots, jnp.dtype(dtype)) // (mesh.shape[MODEL] * mesh.shape[STAGE])
+        cache = cache_bytes_on_each(mesh, config, 1, length, jnp.dtype(dtype))
     needed = weights + cache
     free, device = least_free(list(mesh.devices.flat))
     if free is None or needed <= free:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 
 from tokenswift_jax.parallel.island import island
 from tokenswift_jax.parallel.mesh_spec import MODEL
-from tokenswift_jax.parallel.rules import size_of
+from tokenswift_jax.parallel.rules import island_spec, size_of
 
 
 def embed_lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
@@ -28,4 +27,4 @@ def embed_lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
         # One device has the token's row; the others add zero.
         return jax.lax.psum(jnp.where(mine[..., None], found, jnp.zeros((), rows.dtype)), MODEL)
 
-    return island(own, in_specs=(P(MODEL, None), P()), out_specs=P())(table, tokens)
+    return island(own, in_specs=(island_spec("vocab", "embed"), island_spec()), out_specs=island_spec())(table, tokens)

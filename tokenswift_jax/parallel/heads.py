@@ -6,26 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec as P
 
 from tokenswift_jax.parallel.island import island
-from tokenswift_jax.parallel.mesh_spec import MODEL
-from tokenswift_jax.parallel.rules import one_device
+from tokenswift_jax.parallel.rules import island_spec, one_device
 
-_SECOND, _THIRD = P(None, MODEL), P(None, None, MODEL)
-# The heads dimension of each argument; arguments not named here have none.
+# The names of each argument's dimensions, up to its heads; arguments not named here have none.
 _ARGUMENTS = {
-    "queries": _THIRD,
-    "keys": _THIRD,
-    "values": _THIRD,
-    "own_keys": _THIRD,
-    "own_values": _THIRD,
-    "key_positions": _THIRD,
-    "key_scales": _THIRD,
-    "value_scales": _THIRD,
-    "query": _SECOND,
-    "blocks": _SECOND,
-    "chosen": _SECOND,
+    "queries": ("batch", "rows", "heads"),
+    "keys": ("layers", "batch", "kv_heads"),
+    "values": ("layers", "batch", "kv_heads"),
+    "own_keys": ("batch", "rows", "kv_heads"),
+    "own_values": ("batch", "rows", "kv_heads"),
+    "key_positions": ("layers", "batch", "kv_heads"),
+    "key_scales": ("layers", "batch", "kv_heads"),
+    "value_scales": ("layers", "batch", "kv_heads"),
+    "query": ("batch", "heads"),
+    "blocks": ("batch", "kv_heads"),
+    "chosen": ("batch", "kv_heads"),
 }
 
 
@@ -45,7 +42,7 @@ def shard_over_heads(kernel: Callable[..., Any], result: int, **arguments: Any) 
     static = {name: value for name, value in arguments.items() if name not in arrays}
     split = island(
         lambda arrays: kernel(**arrays, **static),
-        in_specs=({name: _ARGUMENTS.get(name, P()) for name in arrays},),
-        out_specs=P(*[None] * result, MODEL),
+        in_specs=({name: island_spec(*_ARGUMENTS.get(name, ())) for name in arrays},),
+        out_specs=island_spec(*[None] * result, "heads"),
     )
     return split(arrays)

@@ -13,9 +13,9 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from tokenswift_jax.parallel.mesh_spec import CONTEXT, DATA, MODEL, STAGE
-from tokenswift_jax.parallel.rules import free_axes, size_of, specs
+from tokenswift_jax.parallel.rules import RULES, free_axes, size_of, specs
 
-ROWS = P(DATA)  # the spec of an array whose first dimension is the batch
+ROWS = P(*RULES["batch"])  # the spec of an array whose first dimension is the batch
 EVERY = P()  # of an array that all groups have
 
 

@@ -1,8 +1,12 @@
 """The sharding of every array on a mesh: this module alone maps array dimensions to mesh axes.
 
 Each array's dimensions have names, those of a state on its fields (`arrays.axes`), those of a parameter in a table
-below. A second table gives the mesh axes of each name; names without any, and dimensions that no axis divides, are
-replicated.
+below, those of a kernel's arguments where it is split (`heads`). A second table gives the mesh axes of each name; names
+without any, and dimensions that no axis divides, are replicated.
+
+Three facts have other homes. A collective names the axis along which it sends: `vocabulary`, `embedding`, `context` and
+`stages` add up what that axis splits. `rows` knows that scalars are not split, and plain arrays are along the batch.
+Training stores each matrix in parts along the data axis too, which decoding never does (`training.shares`).
 """
 
 from __future__ import annotations
@@ -56,6 +60,7 @@ _PARAMETERS = {
     ("linear", "bias"): ("inner",),
 }
 _EMBEDDINGS = ("vocab", "embed")
+_ISLANDS = (MODEL, CONTEXT)  # the axes that split islands
 
 
 def split_over(axis: str) -> bool:
@@ -179,6 +184,13 @@ def spec_of_axes(sizes: Mapping[str, int], names: tuple[str, ...], shape: tuple[
     while over and over[-1] is None:
         over.pop()
     return P(*over)
+
+
+def island_spec(*names: str | None) -> P:
+    """The split, inside what `over_rows` runs, of an argument or result of an island whose first dimensions have these
+    names; None is a dimension that nothing splits. `over_rows` has split the batch and the layers before."""
+    over = [tuple(axis for axis in RULES.get(name or "", ()) if axis in _ISLANDS) for name in names]
+    return P(*(axes if len(axes) > 1 else axes[0] if axes else None for axes in over))
 
 
 def _names_on(path: tuple[Any, ...]) -> list[str]:

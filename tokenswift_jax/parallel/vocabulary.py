@@ -17,7 +17,7 @@ from pallas_kernels.commit_text import reference
 from tokenswift_jax.parallel.gathered import apart, gathered
 from tokenswift_jax.parallel.island import island
 from tokenswift_jax.parallel.mesh_spec import MODEL
-from tokenswift_jax.parallel.rules import size_of
+from tokenswift_jax.parallel.rules import island_spec, size_of
 
 
 def is_shared(vocab: int) -> bool:
@@ -79,11 +79,12 @@ def newest_positions(last: jax.Array, tokens: jax.Array, before: jax.Array, afte
         first = lax.axis_index(MODEL).astype(jnp.int32) * part.shape[1]
         return reference.newest_positions(part, tokens, before, after, most, first)
 
-    return island(own, in_specs=(P(None, MODEL), P(), P(), P()), out_specs=P(None, MODEL))(last, tokens, before, after)
+    split = _split(last)
+    return island(own, in_specs=(split, P(), P(), P()), out_specs=split)(last, tokens, before, after)
 
 
 def _split(scores: jax.Array) -> P:
-    return P(*[None] * (scores.ndim - 1), MODEL)
+    return island_spec(*[None] * (scores.ndim - 1), "vocab")
 
 
 def _global(tokens: jax.Array, part: jax.Array) -> jax.Array:

@@ -39,7 +39,7 @@ class SequenceParams:
       stop_length: int32 [batch], length in tokens, prompt included, at which the text ends.
     """
 
-    keys: jax.Array = axes("batch", "words")
+    keys: jax.Array = axes("batch", "key_words")
     temperature: jax.Array = axes("batch")
     top_k: jax.Array = axes("batch")
     top_p: jax.Array = axes("batch")

@@ -12,9 +12,11 @@ from tokenswift_jax.kv.draft_cache import DraftCachePolicy
 from tokenswift_jax.kv.forward import Rows, forward_rows
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.speculate.drafter import (
+    BaseDrafter,
     CommittedText,
     DrafterState,
     DraftWeights,
+    LevelDrafter,
     Outcome,
     Roots,
     StatePart,
@@ -35,6 +37,7 @@ class DraftCachePart:
 
     kind: DraftCachePolicy
     rebuilt = True
+    takes_predictions = False
 
     def empty(self, sizes: StateSizes, batch: int) -> Any:
         """A draft cache without positions."""
@@ -63,7 +66,7 @@ class DraftCachePart:
 
 
 @dataclass(frozen=True)
-class CachedDrafter:
+class CachedDrafter(BaseDrafter):
     """A drafter whose state is a draft cache; subclasses give the levels (`LevelDrafter.levels`).
 
     Attributes:
@@ -82,6 +85,11 @@ class CachedDrafter:
     def part(self) -> DraftCachePart:
         """The draft cache as the only part of the state."""
         return DraftCachePart(self.cache)
+
+    @property
+    def teacher_forced(self) -> LevelDrafter | None:
+        """There is none: the layers draft over the draft cache alone; a subclass may know one."""
+        return None
 
     def levels(
         self, model: Decoder, roots: Roots, own: DrafterState

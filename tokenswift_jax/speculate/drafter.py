@@ -26,6 +26,8 @@ from tokenswift_jax.speculate.tree_expand import TreeDepth
 from tokenswift_jax.speculate.tree_spec import TreeSpec
 
 DrafterState = tuple[Any, ...]  # one pytree for each of `Drafter.parts`
+# Dataclasses whose fields name their axes, from one iteration of a chunk to the next; () for most drafters.
+Prepared = tuple[Any, ...]
 
 
 class DraftWeights(IntEnum):
@@ -92,7 +94,7 @@ class Roots:
         tree rows that drew the roots.
       cache: the full cache.
       ranking: ranks candidates as the target will draw.
-      guesses: the draft heads' logits [batch, draft_heads, vocab] of `hidden`; None where drafting computes them.
+      prepared: the drafter's arrays for the rows that drew the roots (`Drafter.prepare`).
     """
 
     config: ModelConfig
@@ -102,7 +104,7 @@ class Roots:
     hidden: jax.Array
     cache: FullCache
     ranking: DraftSampler
-    guesses: jax.Array | None = None
+    prepared: Prepared
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,11 @@ class StatePart(Protocol):
     """One part of a drafter's state; static and hashable. Equal parts of several drafters share their arrays."""
 
     @property
+    def takes_predictions(self) -> bool:
+        """Whether the part is an n-gram table, which predicted texts enter too (`predicted_text`)."""
+        ...
+
+    @property
     def rebuilt(self) -> bool:
         """Whether `catch_up` computes the part from the whole text again, at the cost of several decoding steps."""
         ...
@@ -161,6 +168,41 @@ class Drafter(Protocol):
         """The weights of the model that `propose` reads."""
         ...
 
+    @property
+    def text_alone(self) -> bool:
+        """Whether the drafts come from the text alone, so that the host can foresee them without the device."""
+        ...
+
+    @property
+    def heads_depth(self) -> int | None:
+        """The depth of the nodes that draft head 0 guesses; None if no draft heads guess.
+
+        It is 1 where the heads read a verified row, the one that drew the root, and 2 where they read the root's own
+        row and the backbone guesses depth 1.
+        """
+        ...
+
+    @property
+    def teacher_forced(self) -> Drafter | None:
+        """The drafter that proposes the same where the hidden state of every position is known; None: there is none.
+
+        It needs no draft cache, and reads the state of the root's own row if `heads_depth` is 2.
+        """
+        ...
+
+    def prepare(self, model: Decoder, hidden: jax.Array, heads: int) -> Prepared:
+        """The arrays [batch, ..] that `propose` reads of the rows that drew the roots, computed at the beginning of a
+        chunk from those rows' hidden states [batch, hidden_size]; () with `heads` 0.
+
+        heads is static, `Plan.heads_verified`.
+        """
+        ...
+
+    def score(self, model: Decoder, hidden: jax.Array, heads: int) -> tuple[jax.Array, Prepared]:
+        """The target's logits [batch, rows, vocab] of the verified rows' hidden states [batch, rows, hidden_size], and
+        from the same pass over the LM head what `prepare` computes, for every row: [batch, rows, ..]."""
+        ...
+
     def propose(self, model: Decoder, roots: Roots, own: DrafterState) -> tuple[Tree, DrafterState, FullCache]:
         """The tree to verify, the state, and the full cache: drafting may overwrite its scratch slots."""
         ...
@@ -170,8 +212,35 @@ class Drafter(Protocol):
         ...
 
 
+class BaseDrafter:
+    """The common part of drafters that use no draft heads, and for which the verification prepares nothing."""
+
+    @property
+    def text_alone(self) -> bool:
+        """False."""
+        return False
+
+    @property
+    def heads_depth(self) -> int | None:
+        """No draft heads."""
+        return None
+
+    def prepare(self, model: Decoder, hidden: jax.Array, heads: int) -> Prepared:
+        """Nothing."""
+        return ()
+
+    def score(self, model: Decoder, hidden: jax.Array, heads: int) -> tuple[jax.Array, Prepared]:
+        """The target's logits alone."""
+        return model.logits(hidden), ()
+
+
 class LevelDrafter(Drafter, Protocol):
     """A drafter whose nodes are levels of candidates (`TreeDepth`); `MergedDrafter` can add n-gram chains to them."""
+
+    @property
+    def teacher_forced(self) -> LevelDrafter | None:
+        """As `Drafter.teacher_forced`."""
+        ...
 
     def levels(
         self, model: Decoder, roots: Roots, own: DrafterState

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 
@@ -17,6 +17,7 @@ from tokenswift_jax.speculate.drafter import (
     DraftWeights,
     LevelDrafter,
     Outcome,
+    Prepared,
     Roots,
     StatePart,
     StateSizes,
@@ -41,6 +42,7 @@ class CalibrationPart:
     """The calibration of the n-grams that compete with candidates of a model."""
 
     rebuilt = False
+    takes_predictions = False
 
     def empty(self, sizes: StateSizes, batch: int) -> Calibration:
         """A record of no observations."""
@@ -72,6 +74,30 @@ class MergedDrafter:
     def weights(self) -> DraftWeights:
         """The weights that the candidates need."""
         return self.candidates.weights
+
+    @property
+    def text_alone(self) -> bool:
+        """Whether the candidates come from the text too."""
+        return self.candidates.text_alone
+
+    @property
+    def heads_depth(self) -> int | None:
+        """That of the candidates."""
+        return self.candidates.heads_depth
+
+    @property
+    def teacher_forced(self) -> MergedDrafter | None:
+        """The same merge with the candidates' own."""
+        candidates = self.candidates.teacher_forced
+        return None if candidates is None else replace(self, candidates=candidates)
+
+    def prepare(self, model: Decoder, hidden: jax.Array, heads: int) -> Prepared:
+        """The arrays of the candidates."""
+        return self.candidates.prepare(model, hidden, heads)
+
+    def score(self, model: Decoder, hidden: jax.Array, heads: int) -> tuple[jax.Array, Prepared]:
+        """The target's logits and the arrays of the candidates."""
+        return self.candidates.score(model, hidden, heads)
 
     def propose(self, model: Decoder, roots: Roots, own: DrafterState) -> tuple[Tree, DrafterState, FullCache]:
         """The merged tree. Chains continue the root or, if the tree says so, each candidate of depth 1."""

@@ -9,6 +9,7 @@ from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.speculate import ngram, ngram_fill
 from tokenswift_jax.speculate.drafted_tree import drafted_tree
 from tokenswift_jax.speculate.drafter import (
+    BaseDrafter,
     CommittedText,
     DrafterState,
     DraftWeights,
@@ -31,6 +32,7 @@ class NgramTablePart:
 
     slots: int
     rebuilt = False
+    takes_predictions = True
 
     def empty(self, sizes: StateSizes, batch: int) -> NgramTable:
         """A table without n-grams."""
@@ -42,7 +44,7 @@ class NgramTablePart:
 
 
 @dataclass(frozen=True)
-class NgramDrafter:
+class NgramDrafter(BaseDrafter):
     """Proposes chains of tokens that followed the root before.
 
     Attributes:
@@ -56,6 +58,16 @@ class NgramDrafter:
     def parts(self) -> tuple[StatePart, ...]:
         """The n-gram table."""
         return (NgramTablePart(self.slots),)
+
+    @property
+    def text_alone(self) -> bool:
+        """True: an n-gram table has nothing else."""
+        return True
+
+    @property
+    def teacher_forced(self) -> NgramDrafter:
+        """Itself: it reads no hidden state."""
+        return self
 
     def propose(self, model: Decoder, roots: Roots, own: DrafterState) -> tuple[Tree, DrafterState, FullCache]:
         """The tree of the root's chains."""

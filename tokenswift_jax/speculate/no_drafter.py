@@ -8,16 +8,21 @@ import jax.numpy as jnp
 
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.models.decoder import Decoder
-from tokenswift_jax.speculate.drafter import DrafterState, DraftWeights, Outcome, Roots
+from tokenswift_jax.speculate.drafter import BaseDrafter, DrafterState, DraftWeights, Outcome, Roots
 from tokenswift_jax.speculate.tree import Tree
 
 
 @dataclass(frozen=True)
-class NoDrafter:
+class NoDrafter(BaseDrafter):
     """Proposes the root alone."""
 
     parts = ()
     weights = DraftWeights.NONE
+
+    @property
+    def teacher_forced(self) -> NoDrafter:
+        """Itself."""
+        return self
 
     def propose(self, model: Decoder, roots: Roots, own: DrafterState) -> tuple[Tree, DrafterState, FullCache]:
         """The tree that contains only its root."""

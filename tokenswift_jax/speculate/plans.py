@@ -182,9 +182,8 @@ def _reads_verified_rows(config: ModelConfig, drafter: Drafter) -> bool:
     Sequential heads read the tokens above each guess too, and those of `partial` the root's row over the draft cache,
     which runs after the verification. A draft vocabulary's columns are a smaller matrix. A CPU pays for every row.
     """
-    drafter = drafter.candidates if isinstance(drafter, MergedDrafter) else drafter
     whole = config.draft_head_type != "sequential" and config.draft_vocab is None
-    return drafter == HeadsDrafter() and whole
+    return drafter.heads_depth == 1 and whole
 
 
 def _drafter(speculation: SpeculationConfig, mode: str, *, partial: bool, chains: bool) -> Drafter:

@@ -17,7 +17,6 @@ from tokenswift_jax.parallel.rules import placed
 from tokenswift_jax.speculate import ngram_fill
 from tokenswift_jax.speculate.drafter import StatePart
 from tokenswift_jax.speculate.ngram import NgramTable
-from tokenswift_jax.speculate.ngram_drafter import NgramTablePart
 
 _WIDTH = 1024  # tokens of a piece: one program for predictions of every length
 _HEAD = 2  # columns of a piece before its tokens
@@ -25,7 +24,7 @@ _HEAD = 2  # columns of a piece before its tokens
 
 def tables(parts: Sequence[StatePart]) -> list[int]:
     """The places of n-gram tables among the parts of a drafter's state."""
-    return [place for place, part in enumerate(parts) if isinstance(part, NgramTablePart)]
+    return [place for place, part in enumerate(parts) if part.takes_predictions]
 
 
 def pieces(predictions: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:

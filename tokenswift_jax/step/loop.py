@@ -73,27 +73,23 @@ def _run_chunk(
     batch, step = state.length.shape[0], plan.depth + 1
 
     def unfinished(carry: tuple) -> jax.Array:
-        state, _, counts, done = carry
+        state, _, _, counts, done = carry
         running = (state.finish == Finish.RUNNING).any() | (iterations < 0)
         return running & (counts.max() + step <= capacity) & (done < jnp.abs(iterations))
 
     def body(carry: tuple) -> tuple:
-        state, emitted, counts, done = carry
-        state, new, count = iterate(model, state, inputs, plan)
+        state, prepared, emitted, counts, done = carry
+        state, prepared, new, count = iterate(model, state, prepared, inputs, plan)
         emitted = jax.tree.map(partial(write_at, starts=counts), emitted, new)
         # Without `placed`, XLA splits some arrays of the state in the loop otherwise than around it, and gathers them.
-        return placed(state), emitted, counts + count, done + 1
+        return *placed((state, prepared)), emitted, counts + count, done + 1
 
     with exact_products(state.cache.dtype):
-        heads = plan.heads_verified(batch)
-        if heads:
-            # Iterations of other plans, and prefill, leave no logits of the draft heads: a chunk begins with its own.
-            assert model.draft_heads is not None
-            outputs = model.draft_heads(model.heads_input(state.hidden), heads)
-            state = placed(replace(state, guesses=model.score_drafts(outputs)))
-        carry = (state, _nothing(plan, batch, capacity), jnp.zeros((batch,), jnp.int32), jnp.zeros((), jnp.int32))
-        state, emitted, counts, done = jax.lax.while_loop(unfinished, body, carry)
-        state = replace(state, guesses=None)
+        # Iterations of other plans, and prefill, prepare nothing for this plan's drafter: a chunk begins with its own.
+        prepared = placed(plan.drafter.prepare(model, state.hidden, plan.heads_verified(batch)))
+        nothing, zeros = _nothing(plan, batch, capacity), jnp.zeros((batch,), jnp.int32)
+        carry = (state, prepared, nothing, zeros, jnp.zeros((), jnp.int32))
+        state, _, emitted, counts, done = jax.lax.while_loop(unfinished, body, carry)
     return state, Chunk(emitted, counts, state.finish, state.length, over_groups(done))
 
 

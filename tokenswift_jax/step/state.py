@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import jax
 
-from tokenswift_jax.arrays import axes, pytree
+from tokenswift_jax.arrays import apart, axes, pytree
 from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.sample.params import SequenceParams
 from tokenswift_jax.speculate.drafter import DrafterState
@@ -27,19 +27,16 @@ class DecodeState:
       last_positions: int32 [batch, vocab], newest position of each token in the text (`penalty.last_positions`).
       drafter: the state of the drafter, one pytree for each of its parts. A step takes and returns the parts of its
         plan's drafter; between two steps an engine keeps the parts of all its plans (`Layout.parts`).
-      guesses: float32 or wider [batch, draft_heads, vocab], the draft heads' logits of `hidden`, between the iterations
-        of a chunk whose verification computes them (`Plan.heads_verified`); else None.
     """
 
-    tokens: jax.Array = axes("batch", "slots")
+    tokens: jax.Array = axes("batch", "positions")
     length: jax.Array = axes("batch")
     finish: jax.Array = axes("batch")
     cache: FullCache
     hidden: jax.Array = axes("batch", "embed")
     query: jax.Array = axes("layers", "batch", "heads", "head_dim")
     last_positions: jax.Array = axes("batch", "vocab")
-    drafter: DrafterState
-    guesses: jax.Array | None = axes("batch", "draft_heads", "vocab", default=None)
+    drafter: DrafterState = apart("batch", "layers", "kv_heads", "head_dim", "vocab")
 
 
 @jax.tree_util.register_dataclass

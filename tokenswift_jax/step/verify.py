@@ -10,6 +10,7 @@ from tokenswift_jax.kv.forward import Rows, forward_rows
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.sample.sampler import LogitsBatch, SamplingContext, draw_rows
+from tokenswift_jax.speculate.drafter import Prepared
 from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.tree import Tree, path_tokens_of
 from tokenswift_jax.step.state import DecodeState, StepInputs
@@ -24,8 +25,7 @@ class Verified:
       no_draw: bool [batch, rows], whether there is no such token (`sampler.draw_rows`).
       computed: the results of the forward.
       rows, context: the inputs of the draws.
-      guesses: the draft heads' logits [batch, rows, draft_heads, vocab] after every tree row; None where drafting
-        computes them (`Plan.heads_verified`).
+      prepared: the arrays [batch, rows, ..] that the drafter reads of the tree row that draws the next root.
     """
 
     draws: jax.Array
@@ -33,7 +33,7 @@ class Verified:
     computed: Rows
     rows: LogitsBatch
     context: SamplingContext
-    guesses: jax.Array | None
+    prepared: Prepared
 
 
 def verify(
@@ -46,12 +46,8 @@ def verify(
     positions = state.length[:, None] + tree.depths
     batch = RowBatch(tree.tokens, positions, state.length, TreeMask(tree.mask))
     computed, cache = forward_rows(model, batch, state.cache)
-    heads, guesses = plan.heads_verified(state.length.shape[0]), None
-    if heads:
-        logits, guesses = model.logits_and_guesses(computed.hidden, heads)
-    else:
-        logits = model.logits(computed.hidden)
+    logits, prepared = plan.drafter.score(model, computed.hidden, plan.heads_verified(state.length.shape[0]))
     rows = LogitsBatch(logits, tree.depths, path_tokens_of(tree, plan.depth))
     context = SamplingContext(state.length + 1, state.last_positions, noise, inputs.sequence)
     draws, no_draw = draw_rows(rows, context, plan.features)
-    return Verified(draws, no_draw, computed, rows, context, guesses), replace(state, cache=cache)
+    return Verified(draws, no_draw, computed, rows, context, prepared), replace(state, cache=cache)

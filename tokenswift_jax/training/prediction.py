@@ -37,9 +37,7 @@ from tokenswift_jax.sample.gumbel import gumbel_noise
 from tokenswift_jax.sample.params import sequence_params
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculate.candidates import DraftSampler
-from tokenswift_jax.speculate.drafter import CommittedText, Drafter, Outcome, Roots, StateSizes
-from tokenswift_jax.speculate.heads_drafter import CachedHeadsDrafter, HeadsDrafter
-from tokenswift_jax.speculate.merged_drafter import MergedDrafter
+from tokenswift_jax.speculate.drafter import CommittedText, Outcome, Roots, StateSizes
 from tokenswift_jax.speculate.plan import Plan
 from tokenswift_jax.speculate.plans import speculative_plans
 from tokenswift_jax.speculation import SpeculationConfig
@@ -132,8 +130,7 @@ class Replay:
           UserError: a mode without prediction (`auto`, `selfspec`, `autoregressive`) or schedule `auto`; missing
             heads; under `partial` a text longer than the draft cache.
         """
-        partial = speculation.schedule == "partial"
-        program = _program(self._model.graphdef, self._plan(speculation), partial)
+        program = _program(self._model.graphdef, self._plan(speculation))
         histogram = np.asarray(program(self.inputs, self.tokens, self.hidden))
         iterations = int(histogram.sum())
         accepted = int(histogram @ np.arange(len(histogram)))
@@ -157,23 +154,15 @@ class Replay:
                 f"a text of {longest} tokens exceeds the draft cache of {speculation.draft_cache}, beyond which "
                 "schedule partial cannot be predicted; give shorter prompts and continuations or a larger draft cache"
             )
-        return replace(plans[0].plan, drafter=_without_draft_cache(plans[0].plan.drafter))
-
-
-def _without_draft_cache(drafter: Drafter) -> Drafter:
-    """The drafter that reads the root's hidden state over the full cache in place of a forward over a draft cache."""
-    if isinstance(drafter, MergedDrafter) and isinstance(drafter.candidates, CachedHeadsDrafter):
-        return replace(drafter, candidates=HeadsDrafter(backbone=True))
-    return HeadsDrafter(backbone=True) if isinstance(drafter, CachedHeadsDrafter) else drafter
+        drafter = plans[0].plan.drafter.teacher_forced
+        assert drafter is not None, f"mode {mode} has no replay"
+        return replace(plans[0].plan, drafter=drafter)
 
 
 @functools.cache
-def _program(graph: nnx.GraphDef, plan: Plan, partial: bool) -> Callable:
-    """The jitted function (inputs, tokens, hidden) -> int32 [depth + 1], the iterations that accept 0, 1, .. drafts.
-
-    `partial`: the drafter reads the hidden state of the root's own row; else of the row that drew the root.
-    """
-    drafter = plan.drafter
+def _program(graph: nnx.GraphDef, plan: Plan) -> Callable:
+    """The jitted function (inputs, tokens, hidden) -> int32 [depth + 1], the iterations that accept 0, 1, .. drafts."""
+    drafter, of_root = plan.drafter, plan.drafter.heads_depth == 2
 
     def run(inputs: StepInputs, tokens: jax.Array, hidden: jax.Array) -> jax.Array:
         model, batch, config = nnx.merge(graph, inputs.params), tokens.shape[0], plan.config
@@ -195,8 +184,9 @@ def _program(graph: nnx.GraphDef, plan: Plan, partial: bool) -> Callable:
             shared = noise if plan.shared_noise else None
             ranking = DraftSampler(length + 1, last_positions, shared, settings, plan.features)
             root = take(tokens, length[:, None])[:, 0]
-            read = take(hidden, (length if partial else length - 1)[:, None])[:, 0]
-            tree, own, _ = drafter.propose(model, Roots(config, plan.tree, root, length, read, cache, ranking), own)
+            read = take(hidden, (length if of_root else length - 1)[:, None])[:, 0]
+            roots = Roots(config, plan.tree, root, length, read, cache, ranking, prepared=())
+            tree, own, _ = drafter.propose(model, roots, own)
             # On the true path the draw of a tree row is the text's next token; off that path, draws decide nothing.
             place = length[:, None] + tree.depths + 1
             draws = jnp.where(place < ends[:, None], take(tokens, place), jnp.int32(-1))
