@@ -14,11 +14,14 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # a checkout runs where it is not installed
+
+from tokenswift_jax.hardware.page import fill, table  # noqa: E402
+
 DEMO = ROOT / "tokenswift_jax" / "demo_model"
 NOT_MEASURED = "Not measured yet."
 _PLAIN, _OTHER, _LOOKUP = "autoregressive", "transformers", "transformers, prompt lookup"
@@ -67,23 +70,6 @@ def demo_section(training: Row, config: Row, card: str) -> str:
     return text
 
 
-def fill(page: str, name: str, text: str, source: str = "") -> str:
-    """The page with `text` between the marks of `name`; the first mark also names the `source` of the figures.
-
-    Raises ValueError if the page does not have these marks exactly once.
-    """
-    begin, end = f"<!-- {name}:begin {source} -->".replace("  ", " "), f"<!-- {name}:end -->"
-    filled, count = re.subn(rf"<!-- {name}:begin.*?-->.*?{end}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.S)
-    if count != 1:
-        raise ValueError(f"a page needs one pair of marks <!-- {name}:begin --> ... {end}, not {count}")
-    return filled
-
-
-def _table(headings: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
-
-
 def _speed_table(rows: list[Row]) -> str:
     contenders = list(dict.fromkeys(row["contender"] for row in rows))
     others = [name for name in contenders if name.startswith(_OTHERS)]
@@ -101,7 +87,7 @@ def _speed_table(rows: list[Row]) -> str:
         )
         for prefix, temperature, task in settings
     ]
-    return _table((*([] if tasks == [None] else ["task"]), "prompt", "temperature", *names), lines)
+    return table((*([] if tasks == [None] else ["task"]), "prompt", "temperature", *names), lines)
 
 
 def _cell(row: Row) -> str:

@@ -117,18 +117,18 @@ def iteration(monkeypatch, way):
     inputs = StepInputs(None, settings)
 
     @jax.jit
-    def first():
+    def run():
         noise = gumbel_noise(settings.keys, n + 1 + jnp.arange(5, dtype=jnp.int32)[None], len(WORDS))
         tree, state = draft_tree(model, state_before(text, config), (), inputs, plan, noise)
         found, verified = verification.verify(model, state, inputs, plan, tree, noise)
         draws = found.draws
         after, _, acceptance, records, count = commit(verified, (), inputs, plan, tree, found)
-        run = positions_run.pop(), candidates_run.pop()
-        return noise, tree, draws, verified, acceptance, after, records, count, *run
+        seen = positions_run.pop(), candidates_run.pop()
+        return noise, tree, draws, verified, acceptance, after, records, count, *seen
 
     names = ("noise", "tree", "draws", "verified", "acceptance", "after", "records", "count", "positions", "candidates")
     with compiling_for(way, interpret=way != "reference"):
-        found = jax.device_get(first())  # JAX compiles a program for every index into an array on the device
+        found = jax.device_get(run())  # JAX compiles a program for every index into an array on the device
     return SimpleNamespace(text=text, n=n, target=target, **dict(zip(names, found, strict=True)))
 
 
