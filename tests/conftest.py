@@ -28,7 +28,10 @@ _DEFAULT_XLA_OPTIMIZATION = {
     "documents/test_workers.py",
     "engine/test_batch.py",
     "pallas_kernels/test_tree_attention_neighbours.py",
-    *(f"lossless/test_lossless_{name}.py" for name in ("demo", "float64", "modes", "quantised_cache", "transformers")),
+    *(
+        f"lossless/test_lossless_{name}.py"
+        for name in ("demo", "distribution", "float64", "modes", "quantised_cache", "transformers")
+    ),
 }
 # Files of few and long tests. Were they last, one core would run them while the other waits (cost: over a minute).
 _FIRST = ("test_smollm2.py", "test_smollm2_long.py", "test_end_to_end.py")
@@ -47,13 +50,18 @@ _MAPS = Path("/proc/self/maps")
 _MANY = 20_000
 
 
+def _own(path):
+    """The path of a test's file below this folder."""
+    return path.relative_to(Path(__file__).parent).as_posix()
+
+
 def pytest_collection_modifyitems(items):
-    """Marks the slow files, and puts the long ones first; the rest stays in the order of the names."""
+    """Marks the slow files. Puts the long ones first and then those that compile as for a person: between the two ways
+    to compile a worker drops all programs. The rest stays in the order of the names."""
     for item in items:
-        own = item.path.relative_to(Path(__file__).parent).as_posix()
-        if own.startswith(_SLOW) or item.get_closest_marker("long"):
+        if _own(item.path).startswith(_SLOW) or item.get_closest_marker("long"):
             item.add_marker("slow")
-    items.sort(key=lambda item: item.path.name not in _FIRST)
+    items.sort(key=lambda item: (item.path.name not in _FIRST, _own(item.path) not in _DEFAULT_XLA_OPTIMIZATION))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -83,7 +91,7 @@ def optimised(request):
 
     Commands that a test starts read the same settings from the environment.
     """
-    quick = request.path.relative_to(Path(__file__).parent).as_posix() not in _DEFAULT_XLA_OPTIMIZATION
+    quick = _own(request.path) not in _DEFAULT_XLA_OPTIMIZATION
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(quick))
     os.environ["XLA_FLAGS"] = compilation.QUICK if quick else compilation.DEVICES
     old = compilation.OLD_FUSIONS

@@ -36,18 +36,22 @@ PROMPT = (  # more than the 32 tokens that a short prefill takes, so that every 
     "empty. On the first day of winter a light was seen in the upper window."
 )
 DRAFTED = ts.SpeculationConfig(mode="medusa", node_budget=3)
-FLAGS = ["--mode", "medusa", "--node-budget", "3", "--capacity", "512", "--ignore-eos", "--quiet"]
+CAPACITY = 2048  # one for all, the longest text's, so that each program compiles once
+FLAGS = ["--mode", "medusa", "--node-budget", "3", "--capacity", str(CAPACITY), "--ignore-eos", "--quiet"]
 COUNT = 60
-LIMITS = {"max_new_tokens": COUNT, "ignore_eos": True, "capacity": 512}
+LIMITS = {"max_new_tokens": COUNT, "ignore_eos": True, "capacity": CAPACITY}
 GREEDY = ts.SamplingConfig(temperature=0.0)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A copy of what is installed: the packages, the demo among them."""
+    """A copy of what is installed: the packages, the demo among them.
+
+    With the kernels as Numba compiled them: without these, the first command compiles them again (20 s).
+    """
     site = tmp_path_factory.mktemp("site")
     for package in ("tokenswift_jax", "pallas_kernels"):
-        shutil.copytree(ROOT / package, site / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / package, site / package, ignore=shutil.ignore_patterns("*.pyc*", "*.tmp*"))
     return site
 
 
@@ -137,7 +141,7 @@ def test_the_main_job_and_another_mode_from_standard_input(start, folder, tmp_pa
 def test_a_killed_run_goes_on_to_the_same_text_in_another_mode(start, folder, tmp_path, capsys):
     """SIGKILL in the middle, the last record torn; the rest in another mode than the first part."""
     count, journal = 1500, tmp_path / "journal"
-    same = ["--model", folder, "--prompt", PROMPT, "--max-new-tokens", count, "--capacity", 2048, "--ignore-eos"]
+    same = ["--model", folder, "--prompt", PROMPT, "--max-new-tokens", count, "--capacity", CAPACITY, "--ignore-eos"]
     run = start(tmp_path, *same, "--quiet", "--mode", "autoregressive", "--journal", journal)
     deadline = time.monotonic() + 300
     while run.poll() is None and time.monotonic() < deadline:

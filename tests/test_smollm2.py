@@ -105,10 +105,10 @@ def test_an_answer(tmp_path, capsys):
     assert json.loads((tmp_path / "stats.json").read_text())["finish_reason"] == "eos"
 
 
-@pytest.mark.parametrize("name", ["chat", "book"])
-def test_plain_decoding_begins_as_transformers(model, name):
-    out = greedy(model, PLAIN, 48, name)
-    assert out.token_ids == GREEDY[name]["token_ids"][:48]
+def test_plain_decoding_begins_as_transformers(model):
+    """On the other prompt than that of the 512 tokens below."""
+    out = greedy(model, PLAIN, 48, "book")
+    assert out.token_ids == GREEDY["book"]["token_ids"][:48]
 
 
 def test_drafting_begins_as_transformers_and_is_audited(model):

@@ -9,7 +9,7 @@ from speculations import SPECULATIONS
 from tokenswift_jax.engine.session import Session
 from tokenswift_jax.sampling import SamplingConfig
 
-MODEL = small_models.successor_model()
+MODEL = small_models.successor_model(layers=1)
 
 
 def write(monkeypatch, speculation, frozen):

@@ -11,6 +11,7 @@ from tokenswift_jax.sampling import SamplingConfig, resolve_sampling
 from tokenswift_jax.speculation import SpeculationConfig
 
 TOKENS = 2048
+CAPACITY = 2560  # of every run, so that texts of any length share their executables
 PROMPT = "The old house stood at the end of the lane, and nobody had lived in it for many years. "
 _TREE = {"tree": (1, 2, 2, 1), "ngram_k": 4, "ngram_slots": 8, "node_budget": 5}
 _CACHE = {"draft_cache": 192, "draft_sinks": 16}
@@ -45,7 +46,7 @@ def text(model, name, mode=None):
     if (name, mode) not in texts():
         speculation = PLAIN if mode is None else SPECULATIONS[mode]
         ids = model.tokenizer(PROMPT)["input_ids"]
-        limits = {"max_new_tokens": TOKENS, "ignore_eos": True}
+        limits = {"max_new_tokens": TOKENS, "ignore_eos": True, "capacity": CAPACITY}
         texts()[name, mode] = decode(model, ids, sampling(model, name), speculation, **limits)
     return texts()[name, mode]
 
@@ -64,7 +65,7 @@ def test_tokens_are_those_of_plain_decoding(model, name, mode):
 def test_the_demo_accepts_drafts_of_every_source(model):
     """The heads' and, in a text that repeats what the heads do not foresee, the table's; unlike the tiny models'."""
     ids = model.tokenizer("It was late in the autumn when")["input_ids"]
-    limits = {"max_new_tokens": 512, "ignore_eos": True}
+    limits = {"max_new_tokens": 512, "ignore_eos": True, "capacity": CAPACITY}
     plain, speculative = (
         decode(model, ids, sampling(model, "greedy"), speculation, **limits)
         for speculation in (PLAIN, SPECULATIONS["fused"])

@@ -1,5 +1,7 @@
 """A batch whose rows share no setting: every row is the text of its request alone, in float32 and in float64."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -35,25 +37,31 @@ def requests_of(lengths, new):
     ]
 
 
-def check(model, requests, mode):
-    texts = decode_requests(model, requests, SPECULATIONS[mode])
-    for request, text in zip(requests, texts, strict=True):
-        (alone,) = decode_requests(model, [request], SPECULATIONS["plain"])
-        assert_same(text.tokens, alone.tokens)
-        assert text.finish == alone.finish
+@functools.cache
+def model(dtype=np.float32):
+    made = small_models.successor_model(layers=1, certainty=6.0, context=0.8, dtype=dtype)
+    return small_models.with_eos(made, EOS)
+
+
+@functools.cache
+def alone(lengths, new, dtype):
+    """The text of each request by itself, from plain decoding: one for all modes."""
+    plain = SPECULATIONS["plain"]
+    return [decode_requests(model(dtype), [request], plain)[0] for request in requests_of(lengths, new)]
+
+
+def check(lengths, new, mode, dtype=np.float32):
+    texts = decode_requests(model(dtype), requests_of(lengths, new), SPECULATIONS[mode])
+    for text, single in zip(texts, alone(lengths, new, dtype), strict=True):
+        assert_same(text.tokens, single.tokens)
+        assert text.finish == single.finish
     return texts
 
 
-@pytest.fixture(scope="module")
-def model():
-    return small_models.with_eos(small_models.successor_model(layers=1, certainty=6.0, context=0.8), EOS)
-
-
 @pytest.mark.parametrize("mode", MODES)
-def test_rows_with_their_own_settings(model, mode):
-    requests = requests_of((3, 90, 31, 2, 60), 200)
-    assert features_for(request.sampling for request in requests) == SamplingFeatures.FILTERED
-    texts = check(model, requests, mode)
+def test_rows_with_their_own_settings(mode):
+    assert features_for(SETTINGS) == SamplingFeatures.FILTERED
+    texts = check((3, 90, 31, 2, 60), 200, mode)
     assert len({len(text.tokens) for text in texts}) >= 4
     assert {text.finish for text in texts} == {"eos", "length"}
     if mode not in ("plain", "auto"):
@@ -61,13 +69,12 @@ def test_rows_with_their_own_settings(model, mode):
 
 
 @pytest.mark.parametrize("mode", ["plain", "partial", "fused"])
-def test_rows_beyond_a_thousand_slots(model, mode):
+def test_rows_beyond_a_thousand_slots(mode):
     """Lengths on both sides of the block in which attention on a CPU walks a long cache."""
-    check(model, requests_of((1300, 90, 2100, 700, 1020), 120), mode)
+    check((1300, 90, 2100, 700, 1020), 120, mode)
 
 
 @pytest.mark.parametrize("mode", ["plain", "partial", "fused", "selfspec", "ngram"])
 def test_float64(mode):
     with jax.enable_x64(True):
-        model = small_models.successor_model(layers=1, certainty=6.0, context=0.8, dtype=np.float64)
-        check(small_models.with_eos(model, EOS), requests_of((3, 90, 31, 1100, 60), 150), mode)
+        check((3, 90, 31, 1100, 60), 150, mode, np.float64)

@@ -1,5 +1,7 @@
 """Equality in the harder places: penalties inside one draft, whole default trees, windows, chunk sizes, resume."""
 
+import functools
+
 import numpy as np
 import pytest
 import small_models
@@ -21,9 +23,20 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def full_text(model):
-    sampling = SamplingConfig(seed=2, **PENALISED, penalty_window=3)
-    return decode(model, PROMPT, sampling, max_new_tokens=400, capacity=CAPACITY).tokens
+def plain_text(model):
+    """Plain decoding's tokens under a penalty window: one text for all modes."""
+
+    @functools.cache
+    def of(window):
+        sampling = SamplingConfig(seed=2, **PENALISED, penalty_window=window)
+        return decode(model, PROMPT, sampling, max_new_tokens=400, capacity=CAPACITY).tokens
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def full_text(plain_text):
+    return plain_text(3)
 
 
 def repeats_inside(text, window):
@@ -38,12 +51,11 @@ def repeats_inside(text, window):
 
 @pytest.mark.parametrize("mode", ["partial", "fused", "selfspec"])
 @pytest.mark.parametrize("window", [1, 2, 3, 4, None])
-def test_the_window_slides_inside_the_tree(model, mode, window):
+def test_the_window_slides_inside_the_tree(model, plain_text, mode, window):
     """Tokens that repeat every 3 positions: what the tree itself emits enters and leaves windows of 1 to 4."""
     sampling = SamplingConfig(seed=2, **PENALISED, penalty_window=window)
-    plain = decode(model, PROMPT, sampling, max_new_tokens=400, capacity=CAPACITY)
     speculative = decode(model, PROMPT, sampling, SPECULATIONS[mode], max_new_tokens=400, capacity=CAPACITY)
-    assert_same(speculative.tokens, plain.tokens)
+    assert_same(speculative.tokens, plain_text(window))
     assert sum(speculative.accepted_per_depth[1:]) > 20
     if window in (3, 4):
         assert repeats_inside(speculative, window) > 10
