@@ -14,7 +14,7 @@ from statistics import median_low
 import numpy as np
 import small_models
 
-from tokenswift_jax.engine import adaptive
+from tokenswift_jax.engine import adaptive, draft_evidence
 from tokenswift_jax.engine.adaptive import Chooser
 from tokenswift_jax.engine.foresight import CHAIN, NgramForesight
 from tokenswift_jax.kv.draft_positions import DraftCacheShape
@@ -102,7 +102,8 @@ class Device:
     # The run
 
     def run(self):
-        """Speed relative to plain decoding, and the chunks: plan, first position, tokens, iterations."""
+        """Speed relative to plain decoding, whose first chunk does not run ahead either, and the chunks: plan, first
+        position, tokens, iterations."""
         for named in self.prices:
             self.chooser.admit(named)
         position, clock, log, ready = 0, 0.0, [], None
@@ -135,7 +136,7 @@ class Device:
                 cached = ahead[0].schedule == "partial"
                 catch_up, ready = self.catch_up * self.step * (cached and ahead[0] is not ready), ahead[0]
             chunk = ahead
-        return self.total * self.step / clock, log
+        return (self.total * self.step + OVERHEAD) / clock, log
 
     def best(self):
         """The speed of the best single plan, plain decoding among them."""
@@ -176,19 +177,24 @@ def emitted(text, first, nodes, slots=32):
     return found
 
 
-TEXTS = Path(__file__).parents[1] / "benchmarks" / "2026-11-26-policy-texts.json"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # Prices of SmolLM2 on two cores: of 3 nodes, medians of `benchmarks/2026-11-26-tasks-cpu.jsonl`.
 NGRAM_PRICES, HEAD_PRICES = {1: 1.28, 3: 1.42, 7: 1.75}, {1: 1.35, 3: 1.6, 7: 2.0}
 # Tokens an iteration of heads on earlier texts: none, those of an ordinary mixture, and those of hard texts.
 EARLIER = (None, {1: 1.35, 3: 1.7, 7: 1.85}, {1: 1.1, 3: 1.15, 7: 1.2})
 
 
-def stored_texts():
-    """Texts of SmolLM2 by name, as benchmarks/README.md says."""
-    return json.loads(TEXTS.read_text(encoding="utf-8"))
+# The demo: a plain step of 0.4 ms; iterations of real texts took so many of them on two cores.
+DEMO_STEP, DEMO_NGRAM_PRICES, DEMO_HEAD_PRICES = 0.0004, {1: 1.35, 3: 1.5, 7: 2.0}, {1: 1.55, 3: 2.15, 7: 3.2}
+DEMO_EARLIER = (None, {1: 1.7, 3: 2.4, 7: 2.8})
 
 
-def decoding(stored, prices, head_prices=None, earlier=None, tokens=None):
+def stored_texts(file="2026-11-26-policy-texts.json"):
+    """Texts of SmolLM2, or of another model, by name, as benchmarks/README.md says."""
+    return json.loads((BENCHMARKS / file).read_text(encoding="utf-8"))
+
+
+def decoding(stored, prices, head_prices=None, earlier=None, tokens=None, step=STEP):
     """A device that decodes a stored text, where drafts come true as they do in it.
 
     Args:
@@ -196,6 +202,7 @@ def decoding(stored, prices, head_prices=None, earlier=None, tokens=None):
       prices, head_prices: by nodes, of the n-gram plans and of the plans with heads; None: without heads.
       earlier: tokens of an iteration of heads on earlier texts, by nodes; None: the prompt alone tells.
       tokens: the text's first tokens; None: all.
+      step: seconds of a plain step.
     """
     first, text = len(stored["prompt"]), stored["prompt"] + stored["ids"]
     gains = {nodes: emitted(text, first, nodes) for nodes in prices}
@@ -220,7 +227,7 @@ def decoding(stored, prices, head_prices=None, earlier=None, tokens=None):
 
     plans = ngrams(prices) | heads(head_prices or {})
     most = len(stored["ids"]) - 1
-    return Device(plans, gain, foreseen, tokens=min(tokens or most, most), step=STEP, remembered=earlier is not None)
+    return Device(plans, gain, foreseen, tokens=min(tokens or most, most), step=step, remembered=earlier is not None)
 
 
 def _rests(iterations):
@@ -241,15 +248,27 @@ def replayed(earlier):
     return speeds
 
 
+def demo_replayed(earlier):
+    """As `replayed`, on the demo's texts."""
+    speeds = {}
+    for name, stored in stored_texts("2026-11-27-policy-texts-demo.json").items():
+        device = decoding(stored, DEMO_NGRAM_PRICES, DEMO_HEAD_PRICES, earlier, step=DEMO_STEP)
+        speed, _ = device.run()
+        speeds[name] = speed, speed / device.best()
+    return speeds
+
+
 def main(changes):
     """Prints the least and the mean speeds with changed constants of the policy."""
     for change in changes:
         name, value = change.split("=")
-        setattr(adaptive, name, type(getattr(adaptive, name))(value))
-    for earlier in EARLIER:
-        plain, best = np.array(list(replayed(earlier).values())).T
+        module = next(module for module in (adaptive, draft_evidence) if hasattr(module, name))
+        setattr(module, name, type(getattr(module, name))(value))
+    runs = [("SmolLM2", replayed, earlier) for earlier in EARLIER]
+    for model, replay, earlier in [*runs, *(("demo", demo_replayed, earlier) for earlier in DEMO_EARLIER)]:
+        plain, best = np.array(list(replay(earlier).values())).T
         print(
-            f"heads before: {earlier}; of plain decoding {plain.min():.3f}; "
+            f"{model}, heads before: {earlier}; of plain decoding {plain.min():.3f}; "
             f"of the best plan {best.min():.3f}, on average {best.mean():.3f}"
         )
 

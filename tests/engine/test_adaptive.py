@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from simulated_device import (
     CPU,
+    DEMO_EARLIER,
     EARLIER,
     PLAIN,
     Device,
     decoding,
+    demo_replayed,
     fused,
     heads,
     ngram,
@@ -245,6 +247,16 @@ def test_heads_and_ngrams_are_both_found_on_short_and_long_texts(earlier):
     assert np.mean([best for _, best in speeds.values()]) >= 0.93
     assert min(best for _, best in speeds.values()) >= 0.8
     assert speeds["JSON list, darwin_voyage_of_the_beagle, 1024, 0.0", 127][0] >= 1.45
+
+
+@pytest.mark.parametrize("earlier", DEMO_EARLIER)
+def test_plans_of_a_device_whose_steps_are_shorter_than_a_switch(earlier):
+    """Texts of the demo: to switch costs about two plain steps, so a first chunk must be long enough to pay for it."""
+    speeds = demo_replayed(earlier)
+    assert min(plain for plain, _ in speeds.values()) >= 0.97
+    for length, least in (("256", 0.87), ("2048", 0.94)):
+        assert np.mean([best for name, (_, best) in speeds.items() if length in name.split()]) >= least
+    assert speeds["quote 256 0.0"][0] >= 1.3
 
 
 def test_no_plans_no_choice():

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from math import ceil
-from typing import Protocol
 
+from tokenswift_jax.engine.draft_evidence import DraftEvidence
+from tokenswift_jax.engine.plan_knowledge import Knowledge
 from tokenswift_jax.speculate.plans import NamedPlan
 
-# The promise is 0.97 of plain decoding's speed on any text. Of these 3%, 1% is kept for the overhead of short chunks
-# (`OVERHEAD`); drafts that are not accepted may lose the other 2%, of the tokens so far, or of the first HORIZON
-# tokens. N-grams and heads have a half each, and all gains together. Without halves, a look at heads in vain takes the
-# means of n-grams that pay (cost: all of their gain of 1.6 on a JSON list of 128 tokens).
-ALLOWANCE, HORIZON = 0.02, 256
+# The promise is 0.97 of plain decoding's speed on any text. Of these 3%, 1% is kept for the overhead of short plain
+# chunks (`OVERHEAD`); drafts that are not accepted may lose the other 2%, of the tokens so far, or of the first HORIZON
+# tokens. Chunks of MOST iterations are those of plain decoding, so where they are not shorter (WHOLE), 0.2% is enough
+# for the host's own work. N-grams and heads have a half each, and all gains together. Without halves, a look at heads
+# in vain takes the means of n-grams that pay (cost: all of their gain of 1.6 on a JSON list of 128 tokens).
+ALLOWANCE, WHOLE, HORIZON = 0.02, 0.028, 256
 # Seconds that a chunk costs beside its iterations where none runs ahead, twice for a look: the look prepares its drafts
 # (0.55 ms), and reading its chunk and the one before takes as long (1.0 to 1.2 ms in all on the demo, two cores).
 OVERHEAD, OVERHEAD_SHARE = 0.00075, 0.01
@@ -22,9 +24,9 @@ SHORTEST = OVERHEAD / OVERHEAD_SHARE
 LEAST, MOST = 4, 32  # iterations of a plain chunk; a drafted chunk of fewer than LEAST is read before the next is sent
 # Iterations of the first chunk of a plan, which is read before another is sent, and of the later ones. If reading costs
 # more than these may lose, as with the demo, a first chunk is longer. These two, LEAST, STAKE, LOOK, MARGIN, BELIEF,
-# RISKED, the decays and CHECKED_AGAIN were compared on texts of SmolLM2 at two sets of prices, by
-# `PYTHONPATH=. python tests/simulated_device.py NAME=VALUE`. Neighbouring values change the mean speed, relative to the
-# best single plan, by at most 3%, and that of the slowest text by up to a fifth.
+# RISKED, the decays, CHECKED_AGAIN and PAYING were compared on texts of SmolLM2 at two sets of prices, and of the demo,
+# by `PYTHONPATH=. python tests/simulated_device.py NAME=VALUE`. Neighbouring values change the mean speed, relative to
+# the best single plan, by at most 3% (of the demo's short texts by 7%), and that of the slowest text by up to a fifth.
 FIRST, LATER = 2, 16
 # The share of the account that a stay with a plan may begin with. Without it, one stay in vain near the beginning of a
 # text takes the means of all later ones.
@@ -32,16 +34,12 @@ STAKE = 0.6
 # Plain steps that the first chunk of a plan may lose, however cheap its iterations are. Without it, two iterations at a
 # price of 1.12 decide about heads that would write a quote at temperature 1 1.5 times as fast, and turn them down.
 LOOK = 0.5
+# A first chunk must be able to gain so many times the overhead of the switch to its plan; a chunk whose gain is not
+# foreseen must risk as much. Without it, the demo's account of a text of 256 tokens was spent on a first chunk of one
+# iteration, whose draft was accepted, and n-grams that would have written the text 1.5 times as fast never ran.
+PAYING = 1.8
 # A plan must be so much faster than plain decoding, or than the plan in use, to be taken: estimates waver.
 MARGIN = 1.05
-# Weights of evidence on how far foreseen drafts come true: of an iteration relative to the next one of its kind; of an
-# iteration relative to a token decoded plainly later; and of the belief that all come true, in iterations. The belief
-# fades like an iteration. An iteration of a cheap plan risks little and tells as little, so both count in plain steps
-# where these are more: the belief is worth RISKED plain steps lost, at most MOST_BELIEF iterations, and an iteration
-# fades by FADING of what it may lose. With iterations alone, four without an accepted draft turn down a plan that costs
-# 1.14 plain steps and is worth 1.3 (cost: up to a sixth of a text's speed).
-ITERATION_DECAY, TOKEN_DECAY, BELIEF = 0.9, 0.997, 2.0
-RISKED, MOST_BELIEF, FADING, LEAST_FADING = 1.0, 12.0, 0.3, 0.02
 # The extra tokens of heads on a text, relative to those on its prompt or on earlier texts, are up to so many: one model
 # with 3 nodes gave 1.2 tokens an iteration of a chat at temperature 1 and 2.4 of a greedy book, and 2.5 of a JSON list
 # after a prompt with 1.27.
@@ -56,42 +54,6 @@ WAVERING = 1.25
 # iteration in vain at a price of 1.5 about every 50 tokens.
 CHECKED_AGAIN, LONGEST_WAIT = 16, 8192
 ASSUMED_REBUILD = 8.0  # assumed cost of a draft cache's first rebuild, in plain steps (measured on a CPU: 1 to 9)
-
-
-class Knowledge(Protocol):
-    """Knowledge of plans at the present length of the text."""
-
-    def price(self, named: NamedPlan) -> float:
-        """Plain steps that an iteration costs, measured or assumed."""
-        ...
-
-    def is_measured(self, named: NamedPlan) -> bool:
-        """Whether the price was measured at about this length."""
-        ...
-
-    def tokens(self, named: NamedPlan) -> float | None:
-        """Tokens that an iteration is foreseen to emit; None where nothing tells them before the plan has run."""
-        ...
-
-    def is_remembered(self, named: NamedPlan) -> bool:
-        """Whether earlier texts showed the tokens of an iteration."""
-        ...
-
-    def is_live(self, named: NamedPlan) -> bool:
-        """Whether the foreseen tokens follow the text while other plans run."""
-        ...
-
-    def plain_seconds(self) -> float | None:
-        """Seconds of a plain step as earlier texts took them."""
-        ...
-
-    def learn_price(self, named: NamedPlan, price: float) -> None:
-        """Takes a price measured on the text itself."""
-        ...
-
-    def learn_plain(self, seconds: float) -> None:
-        """Takes the measured seconds of a plain step."""
-        ...
 
 
 class Chooser:
@@ -124,8 +86,7 @@ class Chooser:
         self._timed = 0.0, 0  # seconds and iterations of the plan in use, too short yet to measure
         # Plain steps that the plans have saved, by whether their foreseen tokens follow the text (`Knowledge.is_live`).
         self._saved = dict.fromkeys(map(knowledge.is_live, plans), 0.0)
-        # Per source of drafts: extra tokens, those foreseen, and what is left of the belief in foreseen tokens.
-        self._evidence: dict[str, tuple[float, float, float]] = {}
+        self._evidence = DraftEvidence(knowledge)
         self._catch_ups: dict[NamedPlan, float] = {}  # plain steps of the newest
         self._under_way = 0  # iterations of the chunk that was sent beside the one just read
         self._doubted = False  # the next chunk is plain, to measure it
@@ -169,11 +130,7 @@ class Chooser:
 
     def gain(self, named: NamedPlan) -> float:
         """Tokens that an iteration of a plan is foreseen to emit, corrected by the drafts that came true."""
-        extra = self._foreseen(named) - 1
-        emitted, foreseen, belief = self._evidence.get(_source(named), (0.0, 0.0, 1.0))
-        believed = belief * self._belief(named) * extra
-        ratio = (emitted + believed) / max(foreseen + believed, 1e-6)
-        return min(1 + extra * ratio, named.plan.depth + 1.0)
+        return self._evidence.gain(named)
 
     def fastest(self) -> NamedPlan | None:
         """The fastest plan, whether or not it may run yet; None without plans."""
@@ -258,9 +215,7 @@ class Chooser:
             self._paces.append(pace)
             self._paced_at = self.tokens
             self._know.learn_plain(pace)
-        faded = TOKEN_DECAY**tokens
-        for source, (emitted, foreseen, belief) in self._evidence.items():
-            self._evidence[source] = emitted * faded, foreseen * faded, 1 + (belief - 1) * faded
+        self._evidence.fade(tokens)
         self._doubted = False
 
     def _pace(self, named: NamedPlan, iterations: int, seconds: float, alone: bool) -> float | None:
@@ -295,12 +250,7 @@ class Chooser:
             self._doubted = pace is not None
         saved = tokens - iterations * price - (self._catch_ups.get(named, 0.0) if catch_up else 0.0)
         self._saved[self._know.is_live(named)] += saved - (self._switches() if named is not self._ran else 0.0)
-        extra, foreseen = tokens / iterations - 1, self._foreseen(named) - 1
-        kept = self._kept(named)
-        decay = kept**iterations
-        a, b, belief = self._evidence.get(_source(named), (0.0, 0.0, 1.0))
-        weight = (1 - decay) / (1 - kept)
-        self._evidence[_source(named)] = a * decay + weight * extra, b * decay + weight * foreseen, belief * decay
+        self._evidence.add(named, tokens, iterations)
         if self._checking is named:
             self._checking = None
             paid = self.speed(named) >= MARGIN
@@ -351,7 +301,7 @@ class Chooser:
 
     def _hoped(self, named: NamedPlan) -> float:
         """The most tokens that an iteration may prove to emit."""
-        return min(1 + UNSURE * (self._foreseen(named) - 1), named.plan.depth + 1.0)
+        return min(1 + UNSURE * (self._evidence.foreseen(named) - 1), named.plan.depth + 1.0)
 
     def _time(self, named: NamedPlan) -> float:
         """Plain steps in which a plan is foreseen to write the rest of the text."""
@@ -359,49 +309,51 @@ class Chooser:
 
     def _can_lose(self, named: NamedPlan) -> bool:
         """Whether the account can lose an iteration of a plan."""
-        return self._left(named) - self._rebuild(named) >= self._worst(named)
+        least = 1 if named is self.current else self._paying(named)
+        return self._left(named) - self._rebuild(named) >= least * self._evidence.worst(named)
 
     def _iterations(self) -> int:
         """Iterations of the next chunk of the plan in use: no more than the account can lose."""
-        named, most = self.current, LATER
-        left, worst = self._left(named) - self._rebuild(named), self._worst(named)
+        named = self.current
+        left, worst = self._left(named) - self._rebuild(named), self._evidence.worst(named)
         if not self._stayed:
-            left, most = left * STAKE, self._first(named)
-        elif self._under_way:
+            least = self._paying(named)
+            return max(least, min(self._first(named), max(int(left * STAKE / worst), 1)))
+        if self._under_way:
             left -= self._under_way * worst
         else:
             left /= 2  # a second chunk of as many may be sent before this one is read
-        return min(most, max(int(left / worst), 1))
+        return min(LATER, max(int(left / worst), 1))
 
     def _first(self, named: NamedPlan) -> int:
         """Iterations of the first chunk of a plan."""
-        return min(max(FIRST, ceil(max(self._overhead(), LOOK) / self._worst(named))), LATER)
+        return min(max(FIRST, ceil(max(self._overhead(), LOOK) / self._evidence.worst(named))), LATER)
+
+    def _paying(self, named: NamedPlan) -> int:
+        """The fewest iterations of a plan's first chunk: the fewest that can pay for the switch to the plan."""
+        gain = self.gain(named) - self._know.price(named)
+        per_iteration = gain if gain > 0 else self._evidence.worst(named)
+        return min(ceil(PAYING * self._switches() / per_iteration), LATER)
+
+    def _least_look(self) -> float:
+        """Plain steps that the cheapest first chunk of a plan with heads may lose."""
+        heads = [named for named in self._usable if not self._know.is_live(named)]
+        looks = (self._rebuild(named) + self._paying(named) * self._evidence.worst(named) for named in heads)
+        return min(looks, default=0.0)
+
+    def _allowance(self) -> float:
+        """The share of the tokens, as plain steps, that drafts in vain may lose."""
+        step = self.plain_pace()
+        return WHOLE if step is not None and SHORTEST / step >= MOST else ALLOWANCE
 
     def _left(self, named: NamedPlan) -> float:
         """Plain steps that a plan may still lose: the account's, without what is left of the other kind's share."""
-        own, allowed = self._know.is_live(named), ALLOWANCE * max(self.tokens, min(HORIZON, self._asked))
+        live, allowed = self._know.is_live(named), self._allowance() * max(self.tokens, min(HORIZON, self._asked))
         share = allowed / len(self._saved)
-        kept = sum(max(share + min(saved, 0.0), 0.0) for kind, saved in self._saved.items() if kind != own)
+        kept = sum(max(share + min(saved, 0.0), 0.0) for kind, saved in self._saved.items() if kind != live)
+        if live and kept < self._least_look():
+            kept = 0.0  # heads could not use it
         return sum(self._saved.values()) + allowed - kept
-
-    def _worst(self, named: NamedPlan) -> float:
-        """Plain steps that an iteration without an accepted draft loses."""
-        return max(self._know.price(named) - 1, 1e-6)
-
-    def _belief(self, named: NamedPlan) -> float:
-        """The weight, in iterations, of the belief that the foreseen drafts of a plan come true."""
-        return min(max(BELIEF, RISKED / self._worst(named)), MOST_BELIEF)
-
-    def _kept(self, named: NamedPlan) -> float:
-        """The weight of an iteration of a plan relative to the next one."""
-        return max(min(1 - FADING * self._worst(named), 1 - LEAST_FADING), ITERATION_DECAY)
-
-    def _foreseen(self, named: NamedPlan) -> float:
-        found = self._know.tokens(named)
-        if found is not None:
-            return max(found, 1.0)
-        # Half of the drafts of each depth: a shape that evidence scales.
-        return 1 + sum(0.5**depth for depth in range(1, min(named.plan.rows, named.plan.depth + 1)))
 
     def _rebuild(self, named: NamedPlan) -> float:
         """Plain steps to take a plan that did not run last: its drafts are prepared, and chunks do not run ahead."""
@@ -421,8 +373,3 @@ class Chooser:
 
     def _is_fresh(self) -> bool:
         return self._paced_at is not None and self.tokens - self._paced_at <= FRESH
-
-
-def _source(named: NamedPlan) -> str:
-    """The source of a plan's drafts; the plans of one source share the evidence."""
-    return named.schedule or named.mode
