@@ -8,7 +8,7 @@ import small_models
 from decoded import PLAIN, assert_same, decode, start
 from speculations import SPECULATIONS
 
-from tokenswift_jax.engine import engine
+from tokenswift_jax.engine import plan_programs
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.speculation import SpeculationConfig
 
@@ -64,7 +64,7 @@ def test_the_window_slides_inside_the_tree(model, plain_text, mode, window):
 @pytest.mark.parametrize("mode", ["partial", "fused"])
 @pytest.mark.parametrize("size", [1, 5])
 def test_chunks_may_have_any_size(model, full_text, monkeypatch, mode, size):
-    monkeypatch.setattr(engine, "CHUNK_TOKENS", size)
+    monkeypatch.setattr(plan_programs, "CHUNK_TOKENS", size)
     sampling = SamplingConfig(seed=2, **PENALISED, penalty_window=3)
     limits = {"max_new_tokens": 100, "capacity": CAPACITY}
     chunks = list(start(model, [PROMPT], sampling, SPECULATIONS[mode], **limits))

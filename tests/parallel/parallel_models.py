@@ -54,8 +54,14 @@ def first_call(schedule, join=False, stack=False, sampling=SAMPLING, windows=Non
     plan = plans.autoregressive_plan(config, features).plan
     if schedule != "autoregressive":
         speculation = SpeculationConfig(
-            mode="tokenswift", schedule=schedule, node_budget=4, draft_cache=24, draft_sinks=4, ngram_k=4, ngram_slots=4
-        )
+            mode="tokenswift",
+            schedule="partial",
+            node_budget=4,
+            draft_cache=24,
+            draft_sinks=4,
+            ngram_k=4,
+            ngram_slots=4,
+        ).with_mode("tokenswift", schedule)
         plan = plans.speculative_plans(config, speculation, features, "cpu")[0].plan
     state = blank_state(layout_of(plan, jnp.float32, CAPACITY), 1)
     settings = settings_of(sampling, vocab=config.vocab_size, max_new_tokens=CAPACITY - 1)

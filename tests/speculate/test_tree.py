@@ -257,7 +257,7 @@ def test_inputs_that_do_not_fit_the_shape_are_refused():
 
 
 @pytest.mark.parametrize("node_set", [None, NODE_SET], ids=["product", "node set"])
-@pytest.mark.parametrize("budget", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("budget", [1, 3, 9])
 @pytest.mark.parametrize("chains", [0, 4])
 def test_nodes_that_a_budget_cannot_keep_change_no_tree(node_set, budget, chains):
     widths = (3, 3, 3) if node_set is None else widths_of(node_set)
@@ -288,8 +288,10 @@ def test_nodes_that_a_budget_cannot_keep_change_no_tree(node_set, budget, chains
 
 
 @pytest.mark.parametrize("node_set", [None, NODE_SET], ids=["product", "node set"])
-@pytest.mark.parametrize("budget", [None, 1, 2, 3, 5, 9])
-@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize(
+    ("budget", "limited"),
+    [(None, False), (1, True), (2, False), (3, False), (3, True), (5, True), (9, False), (9, True)],
+)
 def test_expanding_within_a_budget_loses_no_node(node_set, budget, limited):
     """Candidates that differ from parent to parent: the budget's best of the full expansion, by brute force; `limited`:
     the tree lacks the nodes that the budget cannot keep."""

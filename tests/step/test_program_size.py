@@ -102,7 +102,8 @@ def test_prefill_copies_no_cache(capacity):
 def test_instructions_of_a_whole_chunk(schedule):
     """Drafting, n-grams, verification and commit together."""
     sampling = SamplingConfig(temperature=0.0, min_p=None, repetition_penalty=1.0)
-    speculation = SpeculationConfig(mode="tokenswift", schedule=schedule, node_budget=4, draft_cache=128)
+    speculation = SpeculationConfig(mode="tokenswift", schedule="partial", node_budget=4, draft_cache=128)
+    speculation = speculation.with_mode("tokenswift", schedule)
     (named,) = speculative_plans(CONFIG, speculation, features_of(sampling), "cpu")
     function = compiled("chunk", GRAPH, named.plan, CHUNK_TOKENS + named.plan.depth)
     counts = []

@@ -92,11 +92,11 @@ def test_what_cannot_be_predicted_is_a_one_line_error():
     model = successor_model(cycle=12)
     continuations = Continuations(ts.SamplingConfig(temperature=0.0), (tuple(range(30)),), ((4, 5, 6, 7),))
     replay = Replay(model, continuations)
-    for wrong in ({"schedule": "auto"}, {"mode": "selfspec", "schedule": "auto"}, {"mode": "auto", "schedule": "auto"}):
+    for mode in ("tokenswift", "selfspec", "auto"):
         with pytest.raises(UserError, match="cannot be predicted"):
-            replay.predict(replace(SPECULATION, **wrong))
-    small = replace(SPECULATION, draft_cache=33, draft_sinks=4)
+            replay.predict(SPECULATION.with_mode(mode, "auto"))
+    small = replace(SPECULATION, schedule="partial", draft_cache=33, draft_sinks=4)
     with pytest.raises(UserError, match="a text of 34 tokens exceeds the draft cache of 33"):
-        replay.predict(replace(small, schedule="partial"))
+        replay.predict(small)
     with pytest.raises(UserError, match="needs draft heads"):
         Replay(successor_model(heads=0), continuations).predict(SPECULATION)
