@@ -268,14 +268,14 @@ class Chooser:
         self.current = chosen
 
     def _best(self) -> NamedPlan:
-        choices = self._usable if self._always else [self.plain, *self._usable]
-        if not choices:
+        plans = self._usable if self._always else [self.plain, *self._usable]
+        if not plans:
             return self.plain
         if self._doubted and not self._always:
             return self.plain
+        times = {named: self._time(named) for named in plans}
         if not self._always:
-            choices = [self.plain, *(named for named in self._usable if self._can_lose(named))]
-        times = {named: self._time(named) for named in choices}
+            times = {named: time for named, time in times.items() if self._is_choice(named, time, times[self.plain])}
         best = min(times, key=times.__getitem__)
         if self.current in times and times[best] * MARGIN > times[self.current]:
             best = self.current
@@ -285,10 +285,16 @@ class Chooser:
             return self._check() or self.plain
         return best
 
+    def _is_choice(self, named: NamedPlan, time: float, plain_time: float) -> bool:
+        """Whether a plan may be taken or stay; the account is asked last, because its answer takes the host longest."""
+        return named is self.plain or ((named is self.current or time < plain_time) and self._can_lose(named))
+
     def _check(self) -> NamedPlan | None:
         """The plan that is due for a look, because nothing tells what its drafts are worth."""
+        if self.tokens < self._next_check or self.remaining < HORIZON / 4:
+            return None
         blind = [named for named in self._usable if not self._know.is_live(named) and self._can_lose(named)]
-        if not blind or self.tokens < self._next_check or self.remaining < HORIZON / 4:
+        if not blind:
             return None
         self._checking = max(blind, key=lambda named: self._hoped(named) / self._know.price(named))
         return self._checking
@@ -351,7 +357,7 @@ class Chooser:
         live, allowed = self._know.is_live(named), self._allowance() * max(self.tokens, min(HORIZON, self._asked))
         share = allowed / len(self._saved)
         kept = sum(max(share + min(saved, 0.0), 0.0) for kind, saved in self._saved.items() if kind != live)
-        if live and kept < self._least_look():
+        if live and 0 < kept < self._least_look():
             kept = 0.0  # heads could not use it
         return sum(self._saved.values()) + allowed - kept
 

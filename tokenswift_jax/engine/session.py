@@ -45,12 +45,8 @@ from tokenswift_jax.token_log import TokenLog
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
-_MEMORY_ARGUMENTS = (
-    "max_new_tokens",
-    "capacity",
-    "draft_cache",
-    "ngram_slots",
-)  # smaller ones lower a session's memory
+# Smaller values of these lower a session's memory.
+_MEMORY_ARGUMENTS = ("max_new_tokens", "capacity", "draft_cache", "ngram_slots")
 
 # After so many iterations, a text's acceptance is worth keeping: the mean of tokens per iteration errs by about 10%.
 _ENOUGH = 16

@@ -30,8 +30,8 @@ class Guesses:
     """The draft heads' logits after the rows that drew the roots.
 
     Attributes:
-      logits: float32 or wider [batch, draft_heads, vocab]; [batch, rows, draft_heads, vocab] of verified rows, of which
-        the draws then choose one a text.
+      logits: float32 or wider [batch, draft_heads, vocab]. A verification gives those of all its rows, [batch, rows,
+        draft_heads, vocab]; the commit keeps one row of each text.
     """
 
     logits: jax.Array = axes("batch", "draft_heads", "vocab")
