@@ -26,13 +26,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from benchmarking.command import exit_status
 from benchmarking.protocol import protocol
-from benchmarking.rows import RowFile, load_average
+from benchmarking.rows import RowFile
 from benchmarking.sections import auto_long, capacity, host, speed, tasks
 from benchmarking.settings import add_flags, make_settings
 
 import tokenswift_jax as ts
+from tokenswift_jax.cli.command import exit_status
+from tokenswift_jax.hardware.environment import load_average
+from tokenswift_jax.paths import check_writable
 
 ROOT = Path(__file__).resolve().parent.parent
 USUAL = {"speed": speed, "auto-long": auto_long, "capacity": capacity, "host": host}
@@ -67,8 +69,7 @@ def run(asked: argparse.Namespace) -> list[dict[str, Any]]:
         day = datetime.now(UTC).date().isoformat()
         output = ROOT / "benchmarks" / f"{day}-{jax.default_backend()}.jsonl"
         output.parent.mkdir(exist_ok=True)
-    if not output.resolve().parent.is_dir():
-        raise ts.UserError(f"--output {output}: there is no folder {output.parent}")
+    check_writable(output, "--output")
     settings = make_settings(asked)
     model = settings.model
     common = ts.describe_environment() | {

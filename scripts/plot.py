@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarking.command import exit_status
 from benchmarking.rows import Row, read_rows
 from benchmarking.settings import CONTENDERS
 
 import tokenswift_jax as ts
+from tokenswift_jax.cli.command import exit_status
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = "autoregressive"

@@ -9,10 +9,11 @@ from dataclasses import asdict
 import numpy as np
 
 import tokenswift_jax as ts
-from benchmarking.rows import PLAIN, TRANSFORMERS, Row, RowFile, labels_of, load_average, measures, setting
+from benchmarking.rows import PLAIN, TRANSFORMERS, Row, RowFile, labels_of, measures, setting
 from benchmarking.runs import Results, Run, rounded, run_ours
 from benchmarking.settings import Settings, speculation_of
 from benchmarking.texts import Prompts
+from tokenswift_jax.hardware.environment import load_average
 
 _DIGITS = 16  # of a digest: 64 bits
 _STATISTICS = ("iterations", "draft_depth", "accepted_tokens", "ngram_accepted_tokens", "acceptance_rate")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import tokenswift_jax as ts
 from benchmarking.runs import Results, paired_ratios, rounded, spread
 from benchmarking.texts import Prompts
+from tokenswift_jax.hardware.environment import load_average
 
 Row = dict[str, Any]
 _DRAFTING = ("mode", "schedule", "tree", "node_budget", "ngram_k", "draft_cache", "refresh_interval", "draft_block")
@@ -29,11 +29,6 @@ def labels_of(speculation: ts.SpeculationConfig) -> Row:
     used = {"mode", "tree", "node_budget", *speculation.used}
     chosen = {name: getattr(speculation, name) if name in used else None for name in _DRAFTING}
     return {"implementation": "tokenswift_jax"} | chosen
-
-
-def load_average() -> list[float] | None:
-    """Runnable processes over the last 1, 5 and 15 minutes; None where the system does not tell."""
-    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
 
 def measures(results: Results, name: str) -> Row:

@@ -19,6 +19,7 @@ from benchmarking.rows import TRANSFORMERS
 from benchmarking.tasks import TASKS
 from benchmarking.texts import Prompts, passages_of_files, random_ids
 from benchmarking.transformers_generate import TransformersModel
+from tokenswift_jax.cli.converters import number, whole_list
 
 # The contenders of the paper's protocol; others are compared with those that run first.
 CONTENDERS = (
@@ -81,8 +82,8 @@ def add_flags(parser: argparse.ArgumentParser, sections: tuple[str, ...], usual:
     add("--dtype", help="of weights and activations")
     add("--sections", type=_names(sections), default=usual, help="comma separated; default: " + ",".join(usual))
     add("--modes", type=_names(MODES), default=("autoregressive", "tokenswift", "ngram", "auto"))
-    add("--prefixes", type=_numbers(int), help="tokens before the generated ones, e.g. 2048,4096")
-    add("--temperatures", type=_numbers(float), default=(0.0, 1.0))
+    add("--prefixes", type=whole_list("2048,4096"), help="tokens before the generated ones, e.g. 2048,4096")
+    add("--temperatures", type=lambda text: tuple(map(number, text.split(","))), default=(0.0, 1.0))
     add("--new-tokens", type=int, help="of a run of speed, capacity and host")
     add("--node-budget", type=int, help="of tokenswift, medusa and ngram; `auto` chooses for itself")
     add("--rounds", type=int, default=3, help="timed runs of every contender (protocol: see --passages)")
@@ -96,7 +97,7 @@ def add_flags(parser: argparse.ArgumentParser, sections: tuple[str, ...], usual:
     add = parser.add_argument_group("protocol").add_argument
     add("--sampling", type=_names(SAMPLINGS), default=("checkpoint",), help="checkpoint (its defaults), greedy or both")
     add("--draft-cache", type=int, default=512, help="slots of the draft cache (default: %(default)s)")
-    add("--tokens", type=_numbers(int), help="tokens to generate, e.g. 20480,102400 (default: 20480)")
+    add("--tokens", type=whole_list("2048,4096"), help="tokens to generate, e.g. 20480,102400 (default: 20480)")
     add("--contenders", type=_names(CONTENDERS), help="default: all that the checkpoint allows")
     add("--passages", type=int, default=1, help="texts of each length (default: %(default)s)")
     add("--transformers-tokens", type=int, default=2048, help="its limit; ratios are over equal windows")
@@ -170,13 +171,6 @@ def _transformers(asked: argparse.Namespace, model: Any, contenders: tuple[str, 
 
 def _report(message: str) -> None:
     print(f"{datetime.now(UTC):%H:%M:%S} {message}", file=sys.stderr, flush=True)
-
-
-def _numbers(kind: Any) -> Callable[[str], tuple[Any, ...]]:
-    def numbers(text: str) -> tuple[Any, ...]:
-        return tuple(map(kind, text.split(",")))
-
-    return numbers
 
 
 def _names(known: Any) -> Callable[[str], tuple[str, ...]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import tokenswift_jax as ts
-from benchmarking.texts import Prompts, read_text
+from benchmarking.texts import Prompts
+from tokenswift_jax.prompt import read_text
 
 _SOURCE = Path(ts.__file__).parent
 # Of each task: the words around the material, and the kind of material. None: the material itself is the prompt.
@@ -28,7 +29,7 @@ def task_prompts(model: ts.Model, files: list[Path], name: str, length: int, cou
     if words is not None and not getattr(tokenizer, "chat_template", None):
         raise ts.UserError(f"the task {name!r} needs a checkpoint whose tokenizer has a chat template")
     files = files if kind == "book" else sorted(_SOURCE.rglob("*.py"))
-    text = "\n".join(read_text(file) for file in files)
+    text = "\n".join(read_text(str(file)) for file in files)
     ids = model.encode(text)
     if len(ids) < length * (count + 1):
         raise ts.UserError(f"{', '.join(map(str, files))}: {len(ids):,} tokens are too few for {count} of {length:,}")

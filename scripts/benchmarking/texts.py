@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 import tokenswift_jax as ts
+from tokenswift_jax.prompt import read_text
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def passages_of_files(model: ts.Model, files: list[Path], length: int, count: in
       UserError: an unreadable file, a folder without *.txt, a checkpoint without a tokenizer, a book that is too short.
     """
     files = [file for path in files for file in _files_of(path)]
-    books = [model.encode(read_text(file)) for file in files]
+    books = [model.encode(read_text(str(file))) for file in files]
     passages = []
     for index in range(count):
         book, file = books[index % len(books)], files[index % len(books)]
@@ -62,14 +63,6 @@ def passages_of_files(model: ts.Model, files: list[Path], length: int, count: in
             raise ts.UserError(f"{file} has {len(book)} tokens; a passage of {length} needs a longer book")
         passages.append(book[start : start + length])
     return Prompts(", ".join(file.name for file in files), tuple(passages))
-
-
-def read_text(file: Path) -> str:
-    """The text of a book. Raises UserError for a file that cannot be read."""
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ts.UserError(f"--prompt-file {file}: {error}; name a file of UTF-8 text") from error
 
 
 def _files_of(path: Path) -> list[Path]:
