@@ -48,8 +48,9 @@ def tile_for(rows: int, pieces: int, *, head_dim: int, wide: bool, hopper: bool)
     It is the largest tile that ptxas compiles without spills for sm_80 and sm_90a, at a head_dim up to 128 and any
     dtype (except 60 bytes for a sliding window over one-byte numbers on sm_80). Larger tiles spill: 128 rows 800 bytes
     on sm_80, 256 rows 400 bytes on sm_90a, and 32 columns of float32 240 bytes on both. On an H200, a third stage made
-    128 rows 26% to 31% faster and 64 rows 4% to 7% (16,384 and 126,976 positions, head_dim 128, bfloat16;
-    benchmarks/2026-11-27-device-h200-contact-fourth.json).
+    128 rows 26% to 31% faster; 32 columns in four stages made 64 rows 3% to 9% faster than 64 columns in three, and 32
+    rows 4% to 6% slower (16,384 and 126,976 positions, head_dim 128, bfloat16;
+    benchmarks/2026-11-27-device-h200-contact-fourth.json and -sixth.json).
 
     Args:
       rows: number of rows to tile.
@@ -63,9 +64,10 @@ def tile_for(rows: int, pieces: int, *, head_dim: int, wide: bool, hopper: bool)
     if rows <= 32:
         # Two of these programs share a multiprocessor; with three stages they fit only a shared memory of 228 KB.
         return Tile(16 if rows <= 16 else 32, 64, 4, 3 if hopper else 2)
+    if hopper and head_dim <= 128:
+        return Tile(64, 32, 4, 4) if rows <= 64 else Tile(128, 64, 8, 3)
     if hopper:
-        stages = 3 if head_dim <= 128 else 2
-        return Tile(64, 64, 4, stages) if rows <= 64 else Tile(128, 64, 8, stages)
+        return Tile(64, 64, 4, 2) if rows <= 64 else Tile(128, 64, 8, 2)
     return Tile(64, 64, 8, 2) if pieces == 1 else Tile(64, 32, 4, 3)
 
 

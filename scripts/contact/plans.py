@@ -71,7 +71,7 @@ THIRD = (
     Stage("lm-head", ("joined",), 45, {"steps": _STEPS[1:2], "variants": ("joined", "two passes")}),
 )
 FOURTH = (
-    Stage("random-texts", ("random_texts",), 220),
+    Stage("random-texts", ("random_texts",), 220, {"demo_tokens": 20480}),
     Stage("14B", ("copy", "steps"), 75, {"model": "Qwen2.5-14B", "steps": _STEPS[:2], "lengths": _TWO}),
     # PyTorch needs the memory that JAX would reserve.
     Stage(
@@ -83,11 +83,24 @@ FOURTH = (
 FIFTH = (
     Stage("texts-float32", ("machine", "copy", "demo"), 130),
     Stage("8B", ("joined",), 75, {"steps": ("plain", "verify-16", "verify-64"), "lengths": _TWO}),
-    Stage("prefill", ("steps", "profile"), 45, {"steps": ("prefill",)}),
-    Stage("14B", ("steps",), 60, {"model": "Qwen2.5-14B", "steps": _STEPS[:2], "lengths": _TWO}),
+    Stage("prefill", ("steps", "profile"), 75, {"steps": ("prefill", "prefill-1024", "prefill-2048")}),
+    Stage("14B", ("steps",), 60, {"model": "Qwen2.5-14B", "steps": ("plain", "verify-12"), "lengths": _TWO}),
     Stage("attention", ("attention",), 50, {"lengths": _TWO}),
+    Stage("1.5B", ("steps",), 45, {"model": SMALL, "steps": ("plain", "verify-10"), "lengths": _TWO}),
 )
-PLANS = {"first": FIRST, "second": SECOND, "third": THIRD, "fourth": FOURTH, "fifth": FIFTH}
+# Open after the fifth plan: attention's programs of few columns, tokamax' kernel in a step, mode `auto`, prompts.
+SIXTH = (
+    Stage(
+        "8B",
+        ("copy", "joined"),
+        100,
+        {"steps": ("plain", "verify-16"), "variants": ("joined", "64 columns", "49 splits"), "lengths": _TWO},
+    ),
+    Stage("64 rows", ("joined",), 60, {"steps": ("verify-64",), "variants": ("joined", "tokamax"), "lengths": _TWO}),
+    Stage("attention", ("attention",), 60, {"lengths": _TWO}),
+    Stage("random-texts", ("random_texts",), 150, {"demo_tokens": 4096}),
+)
+PLANS = {"first": FIRST, "second": SECOND, "third": THIRD, "fourth": FOURTH, "fifth": FIFTH, "sixth": SIXTH}
 
 
 def stage_named(plan: str, name: str) -> Stage:

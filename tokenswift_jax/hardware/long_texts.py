@@ -47,23 +47,25 @@ CASES = (
 )
 
 
-def long_texts(config: ModelConfig, dtype: Any, most_tokens: int | None, report: Callable[[str], None]) -> Iterator:
+def long_texts(
+    config: ModelConfig, dtype: Any, prompt: int, most_tokens: int, report: Callable[[str], None]
+) -> Iterator:
     """A row for each of the `CASES`; a case that fails has its error and costs no other.
 
     Args:
       config: of the model.
       dtype: of its weights.
-      most_tokens: of a text; None: as many as the case asks for.
+      prompt: tokens of a prompt.
+      most_tokens: of a text; fewer where the case asks for fewer.
       report: called with a line of progress.
     """
     model = _model(config, dtype)
     rng = np.random.default_rng(0)
-    length = PROMPT if most_tokens is None else most_tokens
-    prompts = rng.integers(0, config.vocab_size, (max(case.rows for case in CASES), length)).tolist()
+    prompts = rng.integers(0, config.vocab_size, (max(case.rows for case in CASES), prompt)).tolist()
     first: dict[float, list[int]] = {}
     for case in CASES:
-        tokens = case.tokens if most_tokens is None else min(case.tokens, most_tokens)
-        about = {"mode": case.mode, "temperature": case.temperature, "rows": case.rows, "prompt_tokens": length}
+        tokens = min(case.tokens, most_tokens)
+        about = {"mode": case.mode, "temperature": case.temperature, "rows": case.rows, "prompt_tokens": prompt}
         report(f"text: {case.mode}, temperature {case.temperature}, {case.rows} x {tokens:,} tokens")
         begun = time.perf_counter()
         try:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from tokenswift_jax.engine.prefill import ACCELERATOR_ROWS
-from tokenswift_jax.hardware.steps import DRAFT_CACHE, plan_named, rows_of
+from tokenswift_jax.hardware.steps import DRAFT_CACHE, is_prefill, plan_named, rows_of
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.forward_cost import (
     Cost,
@@ -23,8 +22,8 @@ def step_cost(name: str, config: ModelConfig, length: int, itemsize: int = 2) ->
     # Three chained heads and the backbone give their candidates from one product with the LM head.
     guess = [product_part(heads, 1, itemsize), product_part(head, 1 + config.num_draft_heads, itemsize)]
     guess.append((4 * 2 * (1 + config.num_draft_heads) * config.vocab_size, 0))
-    if name == "prefill":
-        parts = _pass(config, ACCELERATOR_ROWS, length, itemsize)
+    if is_prefill(name):
+        parts = _pass(config, rows_of(name), length, itemsize)
     elif name == "plain":
         return forward_cost(config, 1, length, itemsize)
     elif name == "draft":
@@ -53,7 +52,7 @@ def chunk_cost(name: str, config: ModelConfig, itemsize: int = 2) -> Cost:
 
 
 def _shared_heads(name: str, config: ModelConfig) -> int:
-    return 0 if name == "prefill" else plan_named(name, config).heads_verified(1)
+    return 0 if is_prefill(name) else plan_named(name, config).heads_verified(1)
 
 
 def parameter_bytes(config: ModelConfig, itemsize: int = 2) -> int:

@@ -26,7 +26,7 @@ from tokenswift_jax.hardware import (
 )
 from tokenswift_jax.hardware.clock import copy_bandwidth, product_rate
 from tokenswift_jax.hardware.filled_steps import filled_step, milliseconds_a_pass, random_model
-from tokenswift_jax.hardware.long_texts import long_texts
+from tokenswift_jax.hardware.long_texts import PROMPT, long_texts
 from tokenswift_jax.hardware.texts import texts
 from tokenswift_jax.kv.dense import cache_bytes
 
@@ -48,7 +48,7 @@ class Check:
       copied_bytes: of the array that the copy bandwidth is measured with.
       steps: the iterations that are timed (of `steps.STEPS`).
       demo_dtype: of the bundled model's texts.
-      demo_tokens: of each text.
+      demo_tokens: of each text; of a text of random weights at most.
       variants: ways in which steps are compiled (of `variants.VARIANTS`).
       earlier: rows of earlier sections, of this process or another.
       report: prints a line of progress.
@@ -168,8 +168,8 @@ def demo(check: Check) -> Rows:
 
 def random_texts(check: Check) -> Rows:
     """Long texts of random weights of the model's shapes, end to end."""
-    most = check.demo_tokens if jax.default_backend() == "cpu" else None
-    yield from long_texts(shapes.config_of(check.model), check.dtype, most, check.report)
+    prompt = check.demo_tokens if jax.default_backend() == "cpu" else PROMPT
+    yield from long_texts(shapes.config_of(check.model), check.dtype, prompt, check.demo_tokens, check.report)
 
 
 def transformers(check: Check) -> Rows:

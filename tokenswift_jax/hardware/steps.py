@@ -91,20 +91,15 @@ def step_named(
 
     `plain` is a token of `autoregressive`; `verify-N` an iteration of `fused` with N rows, drafting by heads and commit
     included, `verify-N-topkp` one whose draws have top-k and top-p; `partial-16` an iteration of `partial`; `draft` its
-    drafting alone; `prefill` a chunk of a prompt.
+    drafting alone; `prefill` a chunk of a prompt, `prefill-N` one of N positions.
     """
     graph, params = decoder_shapes(config, dtype, join, stack)
-    if name == "prefill":
-        shape = jax.ShapeDtypeStruct
+    if is_prefill(name):
+        shape, rows = jax.ShapeDtypeStruct, rows_of(name)
         cache = jax.eval_shape(lambda: full_cache(config, batch, capacity, jnp.dtype(dtype), None, cyclic))
-        arguments = (params, shape((batch, ACCELERATOR_ROWS), jnp.int32), shape((), jnp.int32), cache)
-        return Step(
-            name,
-            jax.jit(functools.partial(loop.prefill_chunk, graph), donate_argnums=3),
-            arguments,
-            ACCELERATOR_ROWS,
-            None,
-        )
+        arguments = (params, shape((batch, rows), jnp.int32), shape((), jnp.int32), cache)
+        function = jax.jit(functools.partial(loop.prefill_chunk, graph), donate_argnums=3)
+        return Step(name, function, arguments, rows, None)
     plan = plan_named(name, config)
     plan = replace(plan, one_pass=plan.one_pass and one_pass)
     inputs, state = jax.eval_shape(lambda p: first_call(plan, p, jnp.dtype(dtype), batch, capacity, cyclic), params)
@@ -128,8 +123,13 @@ def plan_named(name: str, config: ModelConfig) -> Plan:
 
 
 def rows_of(name: str) -> int:
-    """Rows that the target verifies in a step, from its name."""
-    return int(name.split("-")[1])
+    """Rows that the target verifies in a step, or a prompt's positions that a chunk takes in, from its name."""
+    return ACCELERATOR_ROWS if name == "prefill" else int(name.split("-")[1])
+
+
+def is_prefill(name: str) -> bool:
+    """Whether a step is a chunk of a prompt."""
+    return name.startswith("prefill")
 
 
 def _sampling(name: str) -> SamplingConfig:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -18,7 +16,7 @@ from pallas_kernels.tree_attention import reference
 from tokenswift_jax.engine.compile_cache import COMPILER_OPTIONS
 from tokenswift_jax.hardware.clock import seconds_of
 from tokenswift_jax.hardware.kernel_speed import tree_call
-from tokenswift_jax.hardware.variants import changed
+from tokenswift_jax.hardware.variants import AttentionSizes
 from tokenswift_jax.models.config import ModelConfig
 
 LAYERS = 8  # after 16,384 tokens of Llama-3.1-8B 537 MB: no second-level cache holds them
@@ -26,41 +24,20 @@ TURNS = 4
 RAGGED = 13  # slots that the check sees past the longest length; those after them hold NaN
 BOUND = 2**-7  # half an eps of bfloat16 for the weights, and for the result
 WORKERS = 8
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to compute the attention of so many rows.
-
-    Attributes:
-      rows: of a tree.
-      tile: rows, columns, warps and stages of a program; None: decoding's own.
-      splits: of the length; None: decoding's own rule.
-      tall: whether tokamax' kernel serves the rows that it can.
-    """
-
-    rows: int
-    tile: tuple[int, int, int, int] | None = None
-    splits: int | None = None
-    tall: bool = False
-
-    def __str__(self) -> str:
-        if self.tall:
-            return "tokamax"
-        tile = "present" if self.tile is None else "x".join(map(str, self.tile))
-        return tile if self.splits is None else f"{tile}, {self.splits} splits"
+Case = tuple[int, AttentionSizes]  # rows of a tree, sizes of the programs
 
 
 _TILES = {
-    64: ((128, 64, 8, 2), (128, 64, 8, 3, 33), (128, 32, 8, 4)),
-    16: ((64, 64, 4, 2), (64, 64, 4, 3, 66), (64, 32, 4, 4)),
-    1: ((16, 64, 4, 3, 66), (16, 64, 4, 3, 98), (16, 32, 4, 4), (16, 64, 2, 3, 98)),
+    64: ((128, 64, 8, 4),),
+    16: ((64, 64, 4, 3), (64, 32, 4, 4, 49), (64, 32, 4, 4, 66), (64, 32, 4, 5), (64, 32, 8, 4)),
+    8: ((32, 64, 4, 3), (32, 32, 4, 4, 66)),
+    1: ((16, 64, 4, 3), (16, 32, 4, 4, 49), (16, 32, 4, 4, 66), (16, 32, 4, 6), (16, 32, 2, 4, 66), (16, 16, 4, 6)),
 }
-"""Tiles tried, by rows; a fifth number is the splits."""
-VARIANTS = (
-    *(Variant(rows) for rows in _TILES),
-    *(Variant(rows, tile[:4], *tile[4:]) for rows, tiles in _TILES.items() for tile in tiles),
-    Variant(64, tall=True),
+"""Tiles tried, by the rows of a tree; a fifth number is the splits."""
+VARIANTS: tuple[Case, ...] = (
+    *((rows, AttentionSizes()) for rows in _TILES),
+    *((rows, AttentionSizes(tile[:4], *tile[4:])) for rows, tiles in _TILES.items() for tile in tiles),
+    (64, AttentionSizes(tall=True)),
 )
 
 
@@ -72,28 +49,29 @@ def sweep(config: ModelConfig, lengths: tuple[int, ...], dtype: Any, bandwidth: 
     read = 2 * heads * dim * jnp.dtype(dtype).itemsize
     ragged = max(lengths) + RAGGED
     keys, values = (_poisoned(shape, dtype, ragged, jnp.uint32(seed)) for seed in (1, 2))
-    asked = {rows: _asked(config, rows, dtype) for rows in sorted({variant.rows for variant in VARIANTS})}
+    asked = {rows: _asked(config, rows, dtype) for rows in _TILES}
     with ThreadPoolExecutor(WORKERS) as workers:
         making = {}
         for variant in VARIANTS:
-            lowered = lowered_variant(variant, heads, asked[variant.rows], keys, values)
+            lowered = lowered_variant(variant, heads, asked[variant[0]], keys, values)
             making[variant] = workers.submit(lowered.compile, COMPILER_OPTIONS.get(jax.default_backend(), {}))
         expected = {rows: _expected(heads, queries, keys, values, ragged) for rows, queries in asked.items()}
         for variant, made in making.items():
-            about = {"kernel": "tree_attention", "variant": str(variant), "rows": variant.rows}
+            rows, sizes = variant
+            about = {"kernel": "tree_attention", "variant": str(sizes), "rows": rows}
             try:
-                program = functools.partial(made.result(), asked[variant.rows], keys, values)
+                program = functools.partial(made.result(), asked[rows], keys, values)
                 found = np.asarray(program(jnp.int32(ragged), jnp.int32(0))[0].astype(jnp.float32), np.float64)
             except Exception as error:  # of one tile, such as one that needs too much shared memory
                 yield about | {"refused": f"{type(error).__name__}: {error}"[:300]}
                 continue
-            wanted = expected[variant.rows]
+            wanted = expected[rows]
             off = float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
             yield about | {"length": ragged, "relative_error": off, "good": bool(off <= BOUND)}
             for length in lengths:
                 run = functools.partial(program, jnp.int32(length), jnp.int32(TURNS))
                 seconds = seconds_of(run, repeats=3) / (TURNS * layers + 1)
-                operations = 4 * variant.rows * config.num_heads * dim * length
+                operations = 4 * rows * config.num_heads * dim * length
                 yield about | {
                     "length": length,
                     "microseconds": 1e6 * seconds,
@@ -102,7 +80,7 @@ def sweep(config: ModelConfig, lengths: tuple[int, ...], dtype: Any, bandwidth: 
                 }
 
 
-def lowered_variant(variant: Variant, heads: int, queries: Any, keys: Any, values: Any) -> jax.stages.Lowered:
+def lowered_variant(variant: Case, heads: int, queries: Any, keys: Any, values: Any) -> jax.stages.Lowered:
     """The program that calls a variant once, and then in turns for layer after layer."""
     one, layers = tree_call(heads), keys.shape[0]
 
@@ -117,21 +95,8 @@ def lowered_variant(variant: Variant, heads: int, queries: Any, keys: Any, value
         return one(queries, keys, values, layers - 1, length), jax.lax.fori_loop(0, turns, turn, queries)
 
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    with _as_asked(variant):
+    with variant[1].applied():
         return jax.jit(many).lower(queries, keys, values, number, number)
-
-
-def _as_asked(variant: Variant) -> ExitStack:
-    from pallas_kernels.tree_attention import gpu
-
-    stack = ExitStack()
-    stack.enter_context(changed(gpu, "TALL", variant.tall))
-    if variant.tile is not None:
-        tile = gpu.Tile(*variant.tile)
-        stack.enter_context(changed(gpu, "tile_for", lambda *_, **__: tile))
-    if variant.splits is not None:
-        stack.enter_context(changed(gpu, "splits_for", lambda *_: variant.splits))
-    return stack
 
 
 def _asked(config: ModelConfig, rows: int, dtype: Any) -> jax.Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,42 @@ Case = tuple[str, str]  # step, variant
 
 
 @dataclass(frozen=True)
+class AttentionSizes:
+    """Sizes of `tree_attention`'s programs on GPUs; None: decoding's own.
+
+    Attributes:
+      tile: rows, columns, warps and stages of a program.
+      splits: of the length.
+      tall: whether tokamax' kernel serves the rows that it can.
+    """
+
+    tile: tuple[int, int, int, int] | None = None
+    splits: int | None = None
+    tall: bool = False
+
+    def __str__(self) -> str:
+        if self.tall:
+            return "tokamax"
+        tile = "present" if self.tile is None else "x".join(map(str, self.tile))
+        return tile if self.splits is None else f"{tile}, {self.splits} splits"
+
+    def applied(self) -> AbstractContextManager:
+        """Programs traced inside have these sizes."""
+        stack = ExitStack()
+        if self == AttentionSizes():
+            return stack
+        from pallas_kernels.tree_attention import gpu
+
+        stack.enter_context(changed(gpu, "TALL", self.tall))
+        if self.tile is not None:
+            tile = gpu.Tile(*self.tile)
+            stack.enter_context(changed(gpu, "tile_for", lambda *_, **__: tile))
+        if self.splits is not None:
+            stack.enter_context(changed(gpu, "splits_for", lambda *_: self.splits))
+        return stack
+
+
+@dataclass(frozen=True)
 class Variant:
     """How a step is compiled.
 
@@ -36,12 +72,14 @@ class Variant:
       options: options of XLA in addition to decoding's own.
       padded: whether products of fewer rows than PADDED_ROWS get rows of zeros.
       one_pass: whether verification may compute the draft heads' logits in its pass over the LM head.
+      attention: other sizes for the programs of attention.
     """
 
     join: bool = True
     options: dict[str, Any] = field(default_factory=dict)
     padded: bool = False
     one_pass: bool = True
+    attention: AttentionSizes = AttentionSizes()
 
 
 JOINED, APART = "joined", "apart"
@@ -55,14 +93,18 @@ VARIANTS = {
         options={"xla_gpu_experimental_autotune_backends": "TRITON,NATIVE_EMITTER,BLOCK_LEVEL_EMITTER,CUSTOM_KERNEL"}
     ),
     "untuned": Variant(options={"xla_gpu_autotune_level": 0}),
+    "tokamax": Variant(attention=AttentionSizes(tall=True)),
+    # Of one row, before the fifth plan.
+    "64 columns": Variant(attention=AttentionSizes(tile=(16, 64, 4, 3))),
+    "49 splits": Variant(attention=AttentionSizes(splits=49)),
+    "66 splits": Variant(attention=AttentionSizes(splits=66)),
 }
 
 
 def time_variants(config: ModelConfig, check: Any, profiled: Sequence[str]) -> Iterator[dict[str, Any]]:
     """A row for each step, variant and length; then the profiles of the first step.
 
-    A step with top-k and top-p is timed after the first of the lengths only, as are variants other than JOINED and
-    APART, and those with the first step only.
+    A step with top-k and top-p is timed after the first of the lengths only.
 
     Args:
       config: the model's.
@@ -73,11 +115,11 @@ def time_variants(config: ModelConfig, check: Any, profiled: Sequence[str]) -> I
     ceilings = check.ceilings()
     by_join = {join: random_model(config, check.dtype, join) for join in {VARIANTS[kind].join for kind in kinds}}
     models = {kind: by_join[VARIANTS[kind].join] for kind in kinds}
-    cases = [(name, kind) for name in names for kind in kinds if name == names[0] or kind in (JOINED, APART)]
+    cases = [(name, kind) for name in names for kind in kinds]
     made = _compiled(models, cases, capacity)
     for name, kind in cases:
         for length in lengths:
-            if (name.endswith("-topkp") or kind not in (JOINED, APART)) and length != lengths[0]:
+            if name.endswith("-topkp") and length != lengths[0]:
                 continue
             about = {"step": name, "variant": kind, "length": length}
             try:
@@ -102,7 +144,7 @@ def _compiled(models: dict[str, RandomModel], cases: Sequence[Case], capacity: i
     ours = COMPILER_OPTIONS.get(jax.default_backend(), {})
     options = {kind: {**ours, **(VARIANTS[kind].options if on_gpu else {})} for kind in models}
     made: dict[Case, Future] = {}
-    lowered: dict[tuple[str, bool, bool, bool], jax.stages.Lowered] = {}
+    lowered: dict[tuple[Any, ...], jax.stages.Lowered] = {}
 
     def compile_after(first: Future | None, program: jax.stages.Lowered, kind: str) -> Any:
         if first is not None:
@@ -112,13 +154,13 @@ def _compiled(models: dict[str, RandomModel], cases: Sequence[Case], capacity: i
     workers = ThreadPoolExecutor(WORKERS)
     for name, kind in cases:
         variant = VARIANTS[kind]
-        key = name, variant.join, variant.padded, variant.one_pass
+        key = name, variant.join, variant.padded, variant.one_pass, variant.attention
         if key not in lowered:
             model = models[kind]
             # A function of its own each time, or JAX would take the trace of another variant.
             of = name, model.config, capacity, model.dtype
             step = steps.step_named(*of, join=model.join, one_pass=variant.one_pass)
-            with _padding() if variant.padded else nullcontext():
+            with _padding() if variant.padded else nullcontext(), variant.attention.applied():
                 lowered[key] = step.function.lower(*step.arguments)
         first = made.get(cases[0])
         made[name, kind] = workers.submit(compile_after, first, lowered[key], kind)
