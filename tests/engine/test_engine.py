@@ -277,6 +277,20 @@ def test_plans_that_share_a_drafter_change_without_another_catch_up():
     assert len(tokens) >= 40
 
 
+def test_a_table_that_lacks_little_of_the_text_is_not_waited_for():
+    """Plain decoding and drafts by turns: the first chunk of drafts waits for its table, later ones begin with it."""
+    plans = named_plans()["fused"], named_plans()["plain"]
+    engine = new_engine()
+    engine.insert(engine.prefill([request(0)]), [0]).result()
+    tokens = alone(0).tokens[:1]
+    for turn in range(20):
+        seconds = engine.prepare(plans[turn % 2])
+        assert (seconds > 0) is (turn == 0)
+        result = engine.step(plans[turn % 2], 2).result()
+        tokens += result.records[0, : result.counts[0], 0].tolist()
+    assert_same(tokens, alone(0).tokens[: len(tokens)])
+
+
 def test_a_row_with_nan_ends_alone():
     """A prompt that reaches a poisoned embedding ends with NOT_A_NUMBER; its neighbours' texts are as without it."""
     used = {*request(0).prompt_ids, *alone(0).tokens}

@@ -19,6 +19,7 @@ class Alternating(FixedPlan):
         super().__init__(plain)
         self._order, self._sent = (plain, plans[0]), 0
 
+    busy = False
     waiting = True  # so that the session changes the plan at every chunk
 
     def next_plan(self):

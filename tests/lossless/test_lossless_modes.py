@@ -147,7 +147,7 @@ def test_tokens_are_those_of_plain_decoding_with_any_plan_of_auto(case):
 class EachInTurn(Planner):
     """Takes another plan with every chunk, as no knowledge would; waits for no program."""
 
-    waiting = False
+    waiting = busy = False
 
     def __init__(self, plain, plans, *arguments, **named):
         super().__init__(plain, plans, *arguments, **named)

@@ -23,6 +23,7 @@ FILLS = [
     functools.partial(jax.jit(ngram_fill.fill, static_argnames=("block", "tile", "steps")), **sizes)
     for sizes in ({}, {"block": 16, "tile": 2}, {"block": 20, "tile": 256, "steps": 32})
 ]
+FILLS.append(jax.jit(ngram_fill.catch_up))
 
 
 class DictTable:

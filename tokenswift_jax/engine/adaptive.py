@@ -15,8 +15,10 @@ from tokenswift_jax.speculate.plans import NamedPlan
 # for the host's own work. N-grams and heads have a half each, and all gains together. Without halves, a look at heads
 # in vain takes the means of n-grams that pay (cost: all of their gain of 1.6 on a JSON list of 128 tokens).
 ALLOWANCE, WHOLE, HORIZON = 0.02, 0.028, 256
-# Seconds that a chunk costs beside its iterations where none runs ahead, twice for a look: the look prepares its drafts
-# (0.55 ms), and reading its chunk and the one before takes as long (1.0 to 1.2 ms in all on the demo, two cores).
+# Seconds that a chunk counts as costing beside its iterations where none runs ahead, twice for a look. On the demo (two
+# cores) a look costs 3.4 ms, 2.2 to begin it and 1.2 to come back. Half of that does best on the stored texts
+# (`tests/simulated_device.py`): with 1.2 ms instead, plans that would pay are not tried, and with 0.4 ms hostile texts
+# take up to 1.12 times as long.
 OVERHEAD, OVERHEAD_SHARE = 0.00075, 0.01
 # Seconds of iterations beside which that overhead is small enough. Shorter times measure nothing: on a busy machine,
 # one turn of another program (some milliseconds) would change them several times over.

@@ -86,6 +86,7 @@ class Engine:
         self._state: DecodeState | None = None
         self._ready: NamedPlan | None = None  # the plan that `step` may run
         self._drafted: Drafter | None = None  # the drafter whose parts of the state are up to date with the rows
+        self._known: set[Drafter] = set()  # drafters whose parts have been up to date since rows entered
         self._plans = PlanPrograms(model, layout, self.placement, self.programs)
         x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
         entered = x64, self.placement
@@ -140,8 +141,9 @@ class Engine:
     def step(self, named: NamedPlan, iterations: int | None = None) -> Pending:
         """Sends a chunk of iterations (None: until a row has CHUNK_TOKENS records); call `prepare` first."""
         assert self._ready is named, "the plan is not prepared"
+        behind = self._is_behind(named)
         self._drafted = named.plan.drafter
-        return Pending(self._sender.submit(self._step, named, iterations))
+        return Pending(self._sender.submit(self._step, named, iterations, behind))
 
     def evict(self, slots: Sequence[int]) -> None:
         """Ends the rows in some slots; these slots are vacant from the next chunk on."""
@@ -170,17 +172,22 @@ class Engine:
     def prepare(self, named: NamedPlan) -> float:
         """Compiles a plan and brings the tables and caches of its drafts up to date with the rows, where necessary.
 
+        A table that was up to date earlier in the text lacks little: the next chunk begins with that, and this call
+        does not wait.
+
         Returns:
-          Seconds that the tables and caches took; this call waits for them.
+          Seconds that the tables and caches took.
         """
         if named is self._ready:
             return 0.0
-        seconds, before = 0.0, self.programs.compile_seconds
-        state = self._entered()
-        if named.plan.drafter.parts and self._drafted != named.plan.drafter:
+        seconds, before, drafter = 0.0, self.programs.compile_seconds, named.plan.drafter
+        rebuilt = any(part.rebuilt for part in drafter.parts)
+        if self._is_behind(named) and (rebuilt or drafter not in self._known):
             seconds = self._sender.submit(self._catch_up, named).result()
-            self._drafted = named.plan.drafter
-        self._plans.prepare(named, state, self._inputs)
+            self._drafted = drafter
+            self._known.add(drafter)
+        if not self._plans.is_prepared(named):
+            self._plans.prepare(named, self._entered(), self._inputs)
         if self.programs.compile_seconds > before:
             # Run zero iterations first: loading the program must not count as decode time.
             self._sender.submit(self._step, named, 0).result()
@@ -189,6 +196,8 @@ class Engine:
 
     def is_compiled(self, named: NamedPlan) -> bool:
         """Whether this process has the programs of a plan."""
+        if self._plans.is_prepared(named):
+            return True
         # Once: every text asks for each plan, and the keys of one plan take 0.4 ms.
         place = "keys", named.plan, self.layout, self.slots, jnp.result_type(float)
         alone = self._inputs.draft_params is None  # another draft model has other parameters
@@ -240,8 +249,14 @@ class Engine:
 
     # The sender's thread runs these, one at a time
 
-    def _step(self, named: NamedPlan, iterations: int | None) -> Chunk:
+    def _is_behind(self, named: NamedPlan) -> bool:
+        """Whether the tables and caches of a plan's drafts lack some of the rows' text."""
+        return bool(named.plan.drafter.parts) and self._drafted != named.plan.drafter
+
+    def _step(self, named: NamedPlan, iterations: int | None, behind: bool = False) -> Chunk:
         assert self._state is not None
+        if behind:
+            self._state = self._plans.catch_up(named.plan.drafter, self._state, self._inputs.sequence)
         self._state, chunk = self._plans.run(named, self._state, self._inputs, iterations)
         return chunk
 
@@ -268,9 +283,11 @@ class Engine:
         adopted = self._state is None and slots == list(range(self.slots)) and prefill.capacity == self.layout.capacity
         if adopted:
             self._state, self._inputs, self._ready, self._drafted = state, inputs, None, None
+            self._known.clear()
             return chunk
         ready = self._ready
         self._drafted = None if ready is None else ready.plan.drafter
+        self._known.clear()
         if ready is not None and ready.plan.drafter.parts:
             state = self._plans.catch_up(ready.plan.drafter, state, settings, prepared=False)
         if self._state is None:

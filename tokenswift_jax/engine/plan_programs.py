@@ -43,9 +43,13 @@ class PlanPrograms:
         self._catch_ups: dict[Drafter, jax.stages.Compiled] = {}
         self._counts: dict[int, jax.Array] = {}  # numbers on the device; to make one takes 0.07 ms
 
+    def is_prepared(self, named: NamedPlan) -> bool:
+        """Whether `prepare` has compiled the program that runs chunks of a plan."""
+        return named.plan in self._executables
+
     def prepare(self, named: NamedPlan, state: DecodeState, inputs: StepInputs) -> None:
         """Compiles the program that runs chunks of a plan on such a state, unless an earlier call did."""
-        if named.plan in self._executables:
+        if self.is_prepared(named):
             return
         function, places = self._function(named.plan)
         with self._placement.in_use():

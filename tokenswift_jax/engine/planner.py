@@ -93,11 +93,12 @@ class Planner:
     @property
     def waiting(self) -> bool:
         """Whether a program has arrived, or should be fetched, or a plan's first chunk is under way."""
-        return (
-            self._chooser.reads_first
-            or any(future.done() for future in self._coming.values())
-            or self._wanted() is not None
-        )
+        return self._chooser.reads_first or self.busy
+
+    @property
+    def busy(self) -> bool:
+        """Whether a program has arrived, or should be fetched."""
+        return any(future.done() for future in self._coming.values()) or self._wanted() is not None
 
     def attend(self, engine: Engine, length: int) -> None:
         """As `PlanPolicy.attend`."""

@@ -19,7 +19,12 @@ class PlanPolicy(Protocol):
 
     @property
     def waiting(self) -> bool:
-        """Whether the policy waits for `attend`; the session then sends no chunk before it reads the one under way."""
+        """Whether the session must read the chunk under way, and call `attend`, before it sends another."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether `attend` will compile or measure programs, which can take seconds."""
         ...
 
     def attend(self, engine: Engine, length: int) -> None:
@@ -62,7 +67,7 @@ class FixedPlan:
     """Names the same plan for every chunk."""
 
     reason = None
-    waiting = False
+    waiting = busy = False
 
     def __init__(self, named: NamedPlan) -> None:
         self._named = named

@@ -229,9 +229,7 @@ class Session:
             yield step
         if not self._running.any():
             return
-        catch_up = self._prepare()
-        clock = time.perf_counter()
-        sent = self._send(catch_up)
+        sent, clock = self._switch()
         while True:
             # Do not run ahead before the next plan is compiled and its drafts are prepared: that time would be charged
             # to the chunk. Otherwise the next chunk hides the host's work.
@@ -247,14 +245,15 @@ class Session:
                 before = self._accepted.get(sent.named, (0, 0))
                 self._accepted[sent.named] = before[0] + least, before[1] + result.iterations
                 self._positions = max(self._positions, int(result.length.max()))
+            running = self._running.any()
+            if running and ahead is None and self._can_switch():
+                ahead, clock = self._switch()  # while the caller works with the step
             if counts.any() or any(row.error for row in step.rows):
                 yield step
-            if not self._running.any():
+            if not running:
                 return
             if ahead is None:
-                catch_up = self._prepare()
-                clock = time.perf_counter()
-                ahead = self._send(catch_up)
+                ahead, clock = self._switch()
             sent = ahead
 
     def _keep_costs(self) -> None:
@@ -290,6 +289,16 @@ class Session:
 
     def _can_run_ahead(self) -> bool:
         return not self._policy.waiting and self.engine.is_ready(self._policy.next_plan()[0])
+
+    def _can_switch(self) -> bool:
+        """Whether the next chunk can be sent although it does not run ahead: nothing has to be compiled for it."""
+        return not self._policy.busy and self.engine.is_compiled(self._policy.next_plan()[0])
+
+    def _switch(self) -> tuple[_Sent, float]:
+        """Prepares the next plan and sends its first chunk; returns it and the time at which it was sent."""
+        catch_up = self._prepare()
+        clock = time.perf_counter()
+        return self._send(catch_up), clock
 
     def _prepare(self) -> float:
         """Compiles the next plan and prepares its drafts, where necessary; returns the seconds that the drafts took."""

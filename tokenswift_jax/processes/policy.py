@@ -45,6 +45,11 @@ class _Leader:
         """As the own policy's."""
         return self._sent(self._own.waiting)
 
+    @property
+    def busy(self) -> bool:
+        """As the own policy's."""
+        return self._sent(self._own.busy)
+
     def attend(self, engine: Engine, length: int) -> None:
         """Attends with an engine whose calls the others repeat."""
         self._check()
@@ -93,6 +98,11 @@ class _Follower:
 
     @property
     def waiting(self) -> bool:
+        """The leader's answer."""
+        return self._received()
+
+    @property
+    def busy(self) -> bool:
         """The leader's answer."""
         return self._received()
 

@@ -40,7 +40,7 @@ class NgramTablePart:
 
     def catch_up(self, own: NgramTable, text: CommittedText) -> NgramTable:
         """Inserts the 4-grams that the table has not processed."""
-        return ngram_fill.fill(own, text.tokens, text.ngrams_end)
+        return ngram_fill.catch_up(own, text.tokens, text.ngrams_end)
 
 
 @dataclass(frozen=True)

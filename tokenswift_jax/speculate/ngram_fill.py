@@ -1,8 +1,9 @@
-"""Fills the n-gram table from a long text: equal to insertion position by position, in far fewer steps.
+"""Fills the n-gram table from a text of any length: equal to insertion position by position, in far fewer steps.
 
 An insertion reads and writes one set, so one step can insert 4-grams of different sets. `fill` processes the text in
 blocks. It sorts a block's 4-grams by set, joins equal neighbours, and inserts the first of every set in one step, then
 the second of every set, and so on. A block takes about as many steps as its most frequent first token has occurrences.
+A few 4-grams are inserted sooner one after the other (`catch_up`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,23 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.ngram_table.sets import LENGTH, choose, grams_at, read, write
-from tokenswift_jax.speculate.ngram import NgramTable
+from tokenswift_jax.speculate.ngram import NgramTable, insert
 
 _LAST = 2**31 - 1
+# Two cores take 0.6 ms to fill from 8 or from 200 positions; to insert 4 at a time takes 0.1 ms for 40 positions and
+# 0.2 ms for 200.
+_FEW, _AT_A_TIME = 512, 4
+
+
+def catch_up(table: NgramTable, tokens: jax.Array, eligible: jax.Array) -> NgramTable:
+    """`fill`, but where no row lacks more than a few positions, it inserts them one after the other."""
+    few = (eligible - table.inserted).max() <= _FEW
+
+    def behind(table: NgramTable) -> jax.Array:
+        return few & (table.inserted < eligible).any()
+
+    table = lax.while_loop(behind, lambda table: insert(table, tokens, eligible, _AT_A_TIME), table)
+    return fill(table, tokens, eligible)
 
 
 def fill(
