@@ -96,7 +96,6 @@ SIXTH = (
         100,
         {"steps": ("plain", "verify-16"), "variants": ("joined", "64 columns", "49 splits"), "lengths": _TWO},
     ),
-    Stage("64 rows", ("joined",), 60, {"steps": ("verify-64",), "variants": ("joined", "tokamax"), "lengths": _TWO}),
     Stage("attention", ("attention",), 60, {"lengths": _TWO}),
     Stage("random-texts", ("random_texts",), 150, {"demo_tokens": 4096}),
 )

@@ -37,7 +37,6 @@ _TILES = {
 VARIANTS: tuple[Case, ...] = (
     *((rows, AttentionSizes()) for rows in _TILES),
     *((rows, AttentionSizes(tile[:4], *tile[4:])) for rows, tiles in _TILES.items() for tile in tiles),
-    (64, AttentionSizes(tall=True)),
 )
 
 
