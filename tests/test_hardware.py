@@ -476,6 +476,28 @@ def test_goals_are_of_one_model_and_of_one_process_where_they_can_be():
     assert (small[0]["value"], "at_least" in small[0], "met" in small[0]) == (0.4, False, False), "no goal is set"
 
 
+def test_the_rows_that_auto_is_offered_are_judged_beside_a_plain_step_of_their_own_process():
+    """On an H200 12 rows of Qwen2.5-14B's groups of 5, not 16; at the beginning of a long text 25 too."""
+    about = {"model": "Qwen2.5-14B", "device": "NVIDIA H200", "platform": "gpu", "date": "2026-11-27T14:00:00"}
+    fifth = about | {"plan": "fifth", "stage": "14B"}
+    newest = [timed("plain", 16384, 8.0, 0.95, **about, plan="sixth", stage="14B")]
+    newest += [timed("verify-12", 16384, 9.25, 0.8, **fifth), timed("verify-16", 16384, 10.1, 0.7, **fifth)]
+    _, offered, wide, _ = goals(newest, [*newest, timed("plain", 16384, 8.5, 0.9, **fifth)])
+    assert (offered["value"], offered["step"], offered["met"]) == (pytest.approx(9.25 / 8.5), "verify-12", True)
+    assert "missing" in wide
+    _, offered, _, _ = goals([*newest, timed("verify-25", 16384, 10.1, 0.7, **fifth)])
+    assert (offered["value"], offered["step"], offered["met"]) == (10.1 / 8.0, "verify-25", False)
+    _, offered, _, _ = goals([*newest, timed("verify-25", 126976, 20.0, 0.7, **fifth)])
+    assert offered["step"] == "verify-12", "no text has 25 rows there"
+
+
+def test_steps_of_an_earlier_day_are_of_older_code_and_judged_by_no_goal():
+    rows = [timed("plain", 65536, 6.7, 0.5, date="2026-11-26"), timed("plain", 16384, 4.8, 0.9, date="2026-11-27")]
+    rows.append(timed("verify-16", 65536, 9.9, 0.8, date="2026-11-26"))
+    plain, offered, *_ = goals(rows)
+    assert (plain["value"], plain["met"], "missing" in offered) == (0.9, True, True)
+
+
 @pytest.fixture
 def small_cases(monkeypatch):
     monkeypatch.setattr(kernel_checks, "SHAPES", ((4, 16),))
