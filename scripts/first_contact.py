@@ -6,7 +6,8 @@
     python scripts/first_contact.py --plan third       # there: kernels again, joined maps, texts, the 1.5B
     python scripts/first_contact.py --plan fourth      # there: long texts, a 14B, transformers, tiles of attention
     python scripts/first_contact.py --plan fifth       # there: texts, steps with the present tiles, prefill, a 14B
-    python scripts/first_contact.py --plan sixth       # there: programs of attention in steps, texts in mode auto
+    python scripts/first_contact.py --plan sixth       # there: programs of attention in steps
+    python scripts/first_contact.py --plan seventh     # there: texts in mode auto, its widest plans
     python scripts/first_contact.py --plan report      # anywhere: predictions and goals
 
 The machine needs jax with its GPU, numpy, transformers and the other imports of this project; no network, and no
@@ -51,7 +52,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if (arguments.plan is None) == (arguments.stage is None):
-        parser.error("--plan is needed: first, second, third, fourth, fifth, sixth, report or wheels")
+        parser.error(f"--plan is needed: {', '.join(PLANS)}, report or wheels")
     names = {stage.name for stage in PLANS.get(arguments.plan, ())}
     arguments.limits = {}
     for limit in arguments.limit:

@@ -398,7 +398,7 @@ def test_a_command_line_that_cannot_be_meant_is_refused(flags, capsys):
 
 
 def test_the_steps_become_a_table(tmp_path):
-    """The fastest of the newest day's measurements of a step."""
+    """The fastest of the newest day's measurements of a step; of two plans of that day the later one's."""
     row = {"section": "steps", "device": "NVIDIA H200", "model": "Llama-3.1-8B", "step": "plain", "length": 16384}
     row |= {"floor_milliseconds": 4.2, "of_copy_bandwidth": 0.8}
 
@@ -419,9 +419,14 @@ def test_the_steps_become_a_table(tmp_path):
     page.write_text("before\n<!-- contact:begin -->\nold\n<!-- contact:end -->\nafter\n")
     command = ["--plan", "report", "--output", str(tmp_path), "--table", str(page)]
     assert first_contact.main(command) == 0
-    before, _, _, _, line, _, after = page.read_text().splitlines()
+    written = page.read_text()
+    later = {"plan": "second", "date": "2026-11-27T09:00:00+00:00", "notes": []}
+    (tmp_path / "second.json").write_text(json.dumps(later | {"stages": [stage_of("steps", "2026-11-27", 5.35)]}))
+    assert first_contact.main(command) == 0
+    assert "| 5.35 | 80% | 4.20 | 5.88 | 2026-11-27 second |" in page.read_text()
+    before, _, _, _, line, _, after = written.splitlines()
     assert (before, after) == ("before", "after")
-    assert line == "| NVIDIA H200 | Llama-3.1-8B | plain | 16,384 | 5.25 | 80% | 4.20 | 5.88 | 2026-11-27 |"
+    assert line == "| NVIDIA H200 | Llama-3.1-8B | plain | 16,384 | 5.25 | 80% | 4.20 | 5.88 | 2026-11-27 first |"
 
 
 def test_a_text_that_ends_with_an_error_is_wrong():

@@ -476,6 +476,28 @@ def test_goals_are_of_one_model_and_of_one_process_where_they_can_be():
     assert (small[0]["value"], "at_least" in small[0], "met" in small[0]) == (0.4, False, False), "no goal is set"
 
 
+def test_the_rows_that_auto_is_offered_are_judged_beside_a_plain_step_of_their_own_process():
+    """On an H200 12 rows of Qwen2.5-14B's groups of 5, not 16; at the beginning of a long text 25 too."""
+    about = {"model": "Qwen2.5-14B", "device": "NVIDIA H200", "platform": "gpu", "date": "2026-11-27T14:00:00"}
+    fifth = about | {"plan": "fifth", "stage": "14B"}
+    newest = [timed("plain", 16384, 8.0, 0.95, **about, plan="sixth", stage="14B")]
+    newest += [timed("verify-12", 16384, 9.25, 0.8, **fifth), timed("verify-16", 16384, 10.1, 0.7, **fifth)]
+    _, offered, wide, _ = goals(newest, [*newest, timed("plain", 16384, 8.5, 0.9, **fifth)])
+    assert (offered["value"], offered["step"], offered["met"]) == (pytest.approx(9.25 / 8.5), "verify-12", True)
+    assert "missing" in wide
+    _, offered, _, _ = goals([*newest, timed("verify-25", 16384, 10.1, 0.7, **fifth)])
+    assert (offered["value"], offered["step"], offered["met"]) == (10.1 / 8.0, "verify-25", False)
+    _, offered, _, _ = goals([*newest, timed("verify-25", 126976, 20.0, 0.7, **fifth)])
+    assert offered["step"] == "verify-12", "no text has 25 rows there"
+
+
+def test_steps_of_an_earlier_day_are_of_older_code_and_judged_by_no_goal():
+    rows = [timed("plain", 65536, 6.7, 0.5, date="2026-11-26"), timed("plain", 16384, 4.8, 0.9, date="2026-11-27")]
+    rows.append(timed("verify-16", 65536, 9.9, 0.8, date="2026-11-26"))
+    plain, offered, *_ = goals(rows)
+    assert (plain["value"], plain["met"], "missing" in offered) == (0.9, True, True)
+
+
 @pytest.fixture
 def small_cases(monkeypatch):
     monkeypatch.setattr(kernel_checks, "SHAPES", ((4, 16),))
@@ -551,7 +573,7 @@ def test_steps_are_compiled_in_several_ways(check, monkeypatch):
     asked = {"steps": ("plain",), "variants": ("joined", "apart", "padded"), "lengths": (20, 30), "capacity": 512}
     rows = list(variants.time_variants(shapes.config_of("tiny"), dataclasses.replace(check, **asked), ("apart",)))
     timed = [(row["variant"], row["length"]) for row in rows if "bytes" in row]
-    assert timed == [("joined", 20), ("joined", 30), ("apart", 20), ("apart", 30), ("padded", 20)]
+    assert timed == [(variant, length) for variant in asked["variants"] for length in asked["lengths"]]
     assert len(set(programs.values())) >= 3
     assert {row["variant"] for row in rows if "bytes" not in row} == {"apart"}
 
@@ -565,7 +587,7 @@ def _noted(programs, compile_it):
 
 
 def test_attention_is_swept(monkeypatch):
-    asked = (tile_sweep.Variant(4), tile_sweep.Variant(1, (16, 64, 4, 2), 3))
+    asked = ((4, variants.AttentionSizes()), (1, variants.AttentionSizes((16, 64, 4, 2), 3)))
     monkeypatch.setattr(tile_sweep, "VARIANTS", asked)
     rows = list(tile_sweep.sweep(shapes.config_of("tiny"), (40,), jnp.dtype(jnp.float32), 1e9))
     assert [(row["variant"], row["length"], row.get("good")) for row in rows] == [

@@ -26,10 +26,8 @@ from pallas_kernels.implementation import gpu, interpret
 from pallas_kernels.tree_attention.gpu_kernels import Problem, attend_split, merge_splits
 from pallas_kernels.tree_attention.own_blocks import own_blocks
 from pallas_kernels.tree_attention.pieces import head_pieces
-from pallas_kernels.tree_attention.tall import serves, tall_attention
 
 MOST_SPLITS = 128
-TALL = False  # whether `tall` serves the calls that it can: no GPU has timed it yet (`first_contact.py --plan third`)
 
 
 @dataclass(frozen=True)
@@ -100,11 +98,8 @@ def tree_attention(
     return_lse: bool = False,
     blocks: jax.Array | None = None,
     block_size: int | None = None,
-    begins: jax.Array | None = None,
 ) -> Any:
     """`reference.tree_attention`; with `blocks` of `block_size` slots, `sparse_attention.reference.sparse_attention`.
-
-    With `begins`, int32 [batch], rows see no slots before them, and few after them: one program walks them all.
 
     Raises:
       ValueError: beyond the limits above.
@@ -115,25 +110,8 @@ def tree_attention(
     group = query_heads // kv_heads
     target = gpu()
     pieces = head_pieces(head_dim)
-    if TALL and window is None and blocks is None and begins is None and serves(group * rows, queries, keys):
-        rest = partial(
-            tree_attention,
-            *(queries, keys, values, own_keys, own_values),
-            layer=layer,
-            lengths=lengths,
-            tree_mask=tree_mask,
-            positions=positions,
-            window=None,
-            scale=scale,
-            key_positions=None,
-            return_lse=True,
-        )
-        both = tall_attention(
-            queries, keys, values, layer=layer, lengths=lengths, scale=scale, rest=lambda at: rest(begins=at)
-        )
-        return both if return_lse else both[0]
     tile = tile_for(
-        group * rows if begins is None else min(group * rows, 64),
+        group * rows,
         len(pieces),
         head_dim=head_dim,
         wide=queries.dtype == jnp.float32,
@@ -145,9 +123,7 @@ def tree_attention(
     wanted = target.multiprocessors * (8 // tile.warps)
     table = 0 if blocks is None else blocks.shape[2]
     walked = capacity if block_size is None else table * block_size
-    splits = 1
-    if begins is None:
-        splits = splits_for(batch * kv_heads * tiles, wanted, pl.cdiv(walked, tile.columns))
+    splits = splits_for(batch * kv_heads * tiles, wanted, pl.cdiv(walked, tile.columns))
     float8_bits = keys.dtype == jnp.float8_e4m3fn and target.compute_capability < (8, 9)
     if float8_bits:
         keys, values = (lax.bitcast_convert_type(x, jnp.uint8) for x in (keys, values))
@@ -170,7 +146,7 @@ def tree_attention(
         table=table,
         return_lse=return_lse,
     )
-    begins = jnp.zeros((batch,), jnp.int32) if begins is None else begins
+    begins = jnp.zeros((batch,), jnp.int32)
     if window is not None and key_positions is None and blocks is None:
         begins = jnp.maximum(positions.min(axis=1) - window + 1, 0)
     given: dict[str, Any] = {

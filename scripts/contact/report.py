@@ -27,7 +27,8 @@ def write_report(files: Sequence[Path], output: Path) -> list[str]:
         made = list(_computed(measured))
         rows += measured + [{"device": device, **row} for row in made]
         lines += [f"== {device}", f"kernels and texts: {verdict(measured)}", as_table(measured)]
-        lines += [f"  {row['stage']} {row['section']}: {trouble(row)}" for row in measured if trouble(row)]
+        failed = [row for row in measured if trouble(row)]
+        lines += [f"  {row['plan']}, {row['stage']} {row['section']}: {trouble(row)}" for row in failed]
         lines += [f"  {goal_line(row)}" for row in made if row["section"] == "goals"]
     unfinished = [line for document in documents for line in _unfinished(document)]
     lines += ["== not done", *unfinished] if unfinished else []
@@ -52,7 +53,7 @@ def _cells(row: Row) -> list[str]:
         f"{row['of_copy_bandwidth']:.0%}",
         f"{row['floor_milliseconds']:.2f}",
         "" if predicted is None else f"{predicted:.2f}",
-        row.get("date", "")[:10],
+        f"{row.get('date', '')[:10]} {row['plan']}",
     ]
 
 
@@ -73,7 +74,7 @@ def _computed(measured: Sequence[Row]) -> Iterator[Row]:
         for row in replayed(timed, model, REPLAYED_TOKENS, ACCEPTANCES)
     ]
     yield from long
-    for row in goals([*timed, *long]):
+    for row in goals([*timed, *long], measured):
         yield {"section": "goals", **row}
 
 

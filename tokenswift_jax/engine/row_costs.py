@@ -113,9 +113,18 @@ def row_costs_of(config: ModelConfig, dtype: Any, batch: int, cache_dtype: str |
       cache_dtype: the number format of the full cache; None: that of the weights.
     """
     device = jax.devices()[0]
-    rates = None if device.platform == "cpu" else rates_of(device.device_kind)
-    if rates is None or jnp.dtype(dtype).itemsize != 2:
+    if jnp.dtype(dtype).itemsize != 2:
         return None
-    attention = next((rate for name, rate in ATTENTION_RATES.items() if name in device.device_kind), 1.0)
-    tiles = GPU_TILES if device.platform == "gpu" else ()
-    return RowCosts(config, rates, attention, batch, jnp.dtype(cache_dtype or dtype).itemsize, tiles)
+    itemsize = jnp.dtype(cache_dtype or dtype).itemsize
+    return row_costs_on(device.platform, device.device_kind, config, batch, itemsize)
+
+
+def row_costs_on(
+    platform: str, kind: str, config: ModelConfig, batch: int = 1, cache_itemsize: int = 2
+) -> RowCosts | None:
+    """The costs on a device by its platform and name (JAX's `device_kind`), as `row_costs_of`."""
+    rates = None if platform == "cpu" else rates_of(kind)
+    if rates is None:
+        return None
+    attention = next((rate for name, rate in ATTENTION_RATES.items() if name in kind), 1.0)
+    return RowCosts(config, rates, attention, batch, cache_itemsize, GPU_TILES if platform == "gpu" else ())

@@ -7,8 +7,9 @@ from typing import Any
 
 Row = dict[str, Any]
 # Fields that distinguish rows about different things.
-_KEYS = ("stage", "section", "model", "kernel", "by", "rows", "group", "head_dim", "step", "length", "operation")
-_KEYS += ("option", "round", "text_dtype", "mode", "temperature", "shapes", "library", "product_size", "variant")
+_KEYS = ("plan", "stage", "section", "model", "kernel", "by", "rows", "group", "head_dim", "step", "length")
+_KEYS += ("operation", "option", "round", "text_dtype", "mode", "temperature", "shapes", "library", "product_size")
+_KEYS += ("variant",)
 
 
 def by_device(documents: Sequence[dict[str, Any]]) -> dict[str, list[Row]]:
@@ -16,7 +17,7 @@ def by_device(documents: Sequence[dict[str, Any]]) -> dict[str, list[Row]]:
     found: dict[str, dict[tuple, Row]] = {}
     for document in documents:
         for stage in _counted(document["stages"]):
-            about: Row = {"plan": document["plan"], "stage": stage["stage"]}
+            about: Row = {"plan": document["plan"], "plan_date": document.get("date", ""), "stage": stage["stage"]}
             for row in stage["rows"]:
                 if row["section"] == "environment":
                     about |= {key: value for key, value in row.items() if key not in ("section", "model", "dtype")}
@@ -30,7 +31,8 @@ def by_device(documents: Sequence[dict[str, Any]]) -> dict[str, list[Row]]:
 
 
 def newest(rows: Sequence[Row]) -> list[Row]:
-    """The newest timed row of each device, model, step and length, sorted by them; of one day the fastest."""
+    """The newest timed row of each device, model, step and length, sorted by them: of the newest day the newest plan's
+    (a machine's, mostly), and of that the fastest."""
     best: dict[tuple[str, str, str, int], Row] = {}
     for row in rows:
         if row["section"] == "steps" and "of_copy_bandwidth" in row:
@@ -40,8 +42,8 @@ def newest(rows: Sequence[Row]) -> list[Row]:
     return [row for _, row in sorted(best.items())]
 
 
-def _rank(row: Row) -> tuple[str, float]:
-    return row.get("date", "")[:10], -row["milliseconds"]
+def _rank(row: Row) -> tuple[str, str, float]:
+    return row.get("date", "")[:10], row.get("plan_date", ""), -row["milliseconds"]
 
 
 def _counted(stages: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

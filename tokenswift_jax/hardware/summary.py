@@ -33,6 +33,8 @@ def trouble(row: Row) -> str | None:
 def goal_line(row: Row) -> str:
     """A row of `goals` as a line."""
     about = f"{row['model']}, {row['goal']}"
+    if "step" in row:
+        about += f", the worst {row['step']} after {row['length']:,}"
     if "missing" in row:
         return f"{about}: {row['missing']}"
     bound = next((f" ({key.replace('_', ' ')} {row[key]:.3g})" for key in ("at_least", "at_most") if key in row), "")

@@ -34,16 +34,12 @@ class AttentionSizes:
     Attributes:
       tile: rows, columns, warps and stages of a program.
       splits: of the length.
-      tall: whether tokamax' kernel serves the rows that it can.
     """
 
     tile: tuple[int, int, int, int] | None = None
     splits: int | None = None
-    tall: bool = False
 
     def __str__(self) -> str:
-        if self.tall:
-            return "tokamax"
         tile = "present" if self.tile is None else "x".join(map(str, self.tile))
         return tile if self.splits is None else f"{tile}, {self.splits} splits"
 
@@ -54,7 +50,6 @@ class AttentionSizes:
             return stack
         from pallas_kernels.tree_attention import gpu
 
-        stack.enter_context(changed(gpu, "TALL", self.tall))
         if self.tile is not None:
             tile = gpu.Tile(*self.tile)
             stack.enter_context(changed(gpu, "tile_for", lambda *_, **__: tile))
@@ -93,11 +88,9 @@ VARIANTS = {
         options={"xla_gpu_experimental_autotune_backends": "TRITON,NATIVE_EMITTER,BLOCK_LEVEL_EMITTER,CUSTOM_KERNEL"}
     ),
     "untuned": Variant(options={"xla_gpu_autotune_level": 0}),
-    "tokamax": Variant(attention=AttentionSizes(tall=True)),
     # Of one row, before the fifth plan.
     "64 columns": Variant(attention=AttentionSizes(tile=(16, 64, 4, 3))),
     "49 splits": Variant(attention=AttentionSizes(splits=49)),
-    "66 splits": Variant(attention=AttentionSizes(splits=66)),
 }
 
 
