@@ -30,6 +30,7 @@ from pallas_kernels.cpu.calls import (
     intrinsic,
     ints,
     malloc,
+    memcpy,
     new_work,
     register,
     release,
@@ -37,6 +38,7 @@ from pallas_kernels.cpu.calls import (
     share,
     size,
     symbol,
+    take_part,
     threads,
     wait,
     words,
@@ -261,8 +263,8 @@ def _finish(call, index):
             )
 
 
-@njit
-def _work(work):
+@cfunc(TASK, cache=True)
+def _task(work):
     # A thread may come here when all is done and everything but the piece of work is freed.
     chunks, call = words(work, ARGUMENTS)[CHUNKS], work + 8 * ARGUMENTS
     shape = words(call, SHAPE)
@@ -284,11 +286,6 @@ def _work(work):
         add(work + 8 * DONE, 1)
     if scores != 0:
         free(scores)
-
-
-@cfunc(TASK, cache=True)
-def _task(work):
-    _work(work)
     release(work)
 
 
@@ -327,13 +324,12 @@ def _attention(frame):
         data(result(frame, 0)),
         data(result(frame, 1)),
     )
-    source = floats(data(queries), batch * rows * query_heads * dim)
-    sorted_ = floats(by_head, batch * heads * count * dim)
     for row in range(batch):
         for r in range(rows):
             for q in range(query_heads):
-                at = ((row * heads + q // group) * count + q % group * rows + r) * dim
-                sorted_[at : at + dim] = source[((row * rows + r) * query_heads + q) * dim :][:dim]
+                target = (row * heads + q // group) * count + q % group * rows + r
+                source = (row * rows + r) * query_heads + q
+                memcpy(by_head + 4 * dim * target, data(queries) + 4 * dim * source, 4 * dim)
     chunk = 0
     for row in range(batch):
         length = max(lengths[row], 0)
@@ -351,7 +347,7 @@ def _attention(frame):
                 chunk += 1
     if chunk:
         share(frame, work, _task_address(), min(threads(frame), chunk) - 1)
-        _work(work)
+        take_part(work, _task_address())
         wait(work)
     release(work)
     free(by_head)

@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 import llvmlite.binding
-import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic as _intrinsic
+from numba.np.arrayobj import make_array, populate_array
 
 intrinsic: Any = _intrinsic  # Numba gives the function its first argument, the context
 HANDLER = types.intp(types.intp)  # the address of a call frame; the address of an error, or 0
@@ -27,6 +27,8 @@ NEXT, DONE, CHUNKS, USERS, ARGUMENTS = range(5)
 
 malloc = types.ExternalFunction("malloc", types.intp(types.intp))
 free = types.ExternalFunction("free", types.void(types.intp))
+# Numba compiles for 2 s what it would say of arrays of other sizes, if a slice of one were set to one of another.
+memcpy = types.ExternalFunction("memcpy", types.intp(types.intp, types.intp, types.intp))
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
@@ -76,28 +78,31 @@ def symbol(name: str) -> Any:
     return address
 
 
-@njit(inline="always")
-def words(address, count):
-    """`count` words at an address."""
-    return carray(_pointer(address), (count,), np.int64)
+def _array_of(kind: Any) -> Any:
+    """A Numba function: the one-dimensional array of `count` numbers of a type at an address.
+
+    `numba.carray` also checks the array's shape; its messages alone take Numba 2 s to compile.
+    """
+    array = types.Array(kind, 1, "C")
+
+    @intrinsic
+    def made(context: Any, address: Any, count: Any) -> Any:
+        def generate(context: Any, builder: Any, __: Any, given: Any) -> Any:
+            made = make_array(array)(context, builder)
+            size = context.get_constant(types.intp, kind.bitwidth // 8)
+            first = builder.inttoptr(given[0], made.data.type)
+            populate_array(made, data=first, shape=[given[1]], strides=[size], itemsize=size, meminfo=None)
+            return made._getvalue()
+
+        return array(types.intp, types.intp), generate
+
+    return made
 
 
-@njit(inline="always")
-def floats(address, count):
-    """`count` floats at an address."""
-    return carray(_pointer(address), (count,), np.float32)
-
-
-@njit(inline="always")
-def ints(address, count):
-    """`count` 32-bit integers at an address."""
-    return carray(_pointer(address), (count,), np.int32)
-
-
-@njit(inline="always")
-def bools(address, count):
-    """`count` bytes at an address."""
-    return carray(_pointer(address), (count,), np.uint8)
+words = _array_of(types.int64)
+floats = _array_of(types.float32)
+ints = _array_of(types.int32)
+bools = _array_of(types.uint8)
 
 
 @njit
@@ -167,6 +172,16 @@ def share(frame, work, task, helpers):
         if _call(schedule, memory) != 0:
             add(work + 8 * USERS, -1)
     free(memory)
+
+
+@njit
+def take_part(work, task):
+    """Runs `task` on `work` in this thread until no chunk is left to begin.
+
+    Through the address: a direct call would have LLVM optimise the whole task again in every caller (3 s).
+    """
+    add(work + 8 * USERS, 1)
+    _call(task, work)
 
 
 @njit

@@ -30,6 +30,7 @@ from pallas_kernels.cpu.calls import (
     free,
     intrinsic,
     malloc,
+    memcpy,
     new_work,
     register,
     release,
@@ -37,6 +38,7 @@ from pallas_kernels.cpu.calls import (
     share,
     size,
     symbol,
+    take_part,
     threads,
     wait,
     words,
@@ -107,6 +109,8 @@ def _add(context: Any, numbers: Any, sums: Any, count: Any):
     return types.void(*[types.intp] * 3), generate
 
 
+# Numba compiles a function once more for arguments that are literals.
+_NO, _YES = np.int64(0), np.int64(1)
 # More rows at a time read the sums from the first-level cache less often: it takes longer than the multiplications.
 _eight, _four, _two, _one = (_sweep(rows, DEEP, LANES, AHEAD) for rows in (8, 4, 2, 1))
 _shallow, _narrow = _sweep(1, 1, LANES, 0), _sweep(1, 1, 1, 0)
@@ -144,7 +148,7 @@ def _last(x, rows, inputs, w, outputs, y, stride, begin, end, left, right):
 def _parts(x, rows, inputs, w, outputs, y, left, right):
     """Columns left .. right-1 of y [rows, outputs] = x [rows, inputs] w, one part after the other."""
     stride, depth = right - left, _depth(inputs, outputs)
-    _part(x, rows, inputs, w, outputs, y + 4 * left, outputs, 0, min(depth, inputs), left, right)
+    _part(x, rows, inputs, w, outputs, y + 4 * left, outputs, _NO, min(depth, inputs), left, right)
     sums = malloc(4 * rows * stride)
     for begin in range(depth, inputs, depth):
         _part(x, rows, inputs, w, outputs, sums, stride, begin, min(begin + depth, inputs), left, right)
@@ -224,14 +228,14 @@ def _depth(inputs, outputs):
     return inputs if outputs > BROAD else (inputs + PARTS * DEEP - 1) // (PARTS * DEEP) * DEEP
 
 
-@njit
-def _work(work):
+@cfunc(TASK, cache=True)
+def _task(work):
     head = words(work, ARGUMENTS + 6)
     x, rows, inputs, by_line, matrices = head[ARGUMENTS : ARGUMENTS + 5]
     while True:
         chunk = add(work + 8 * NEXT, 1)
         if chunk >= head[CHUNKS]:
-            return
+            break
         at, before = work + 8 * (ARGUMENTS + 5), 0
         for _ in range(matrices):
             w, y, outputs, step, chunks = words(at, 5)
@@ -244,15 +248,10 @@ def _work(work):
                     _parts(x, rows, inputs, w, outputs, y, begin, end)
                 else:
                     own = y + 4 * (chunk - before) * rows * outputs
-                    _part(x, rows, inputs, w, outputs, own, outputs, begin, min(begin + step, inputs), 0, outputs)
+                    _part(x, rows, inputs, w, outputs, own, outputs, begin, min(begin + step, inputs), _NO, outputs)
                 break
             at, before = at + 40, before + chunks
         add(work + 8 * DONE, 1)
-
-
-@cfunc(TASK, cache=True)
-def _task(work):
-    _work(work)
     release(work)
 
 
@@ -265,7 +264,9 @@ def _products(frame, by_line):
     x, matrices = argument(frame, 0), arguments(frame) - 1
     rows, inputs = size(x, 0), size(x, 1)
     work = new_work(0, 5 + 5 * matrices)
-    words(work, ARGUMENTS + 5)[ARGUMENTS:] = (data(x), rows, inputs, by_line, matrices)
+    head = words(work, ARGUMENTS + 5)
+    head[ARGUMENTS], head[ARGUMENTS + 1], head[ARGUMENTS + 2] = data(x), rows, inputs
+    head[ARGUMENTS + 3], head[ARGUMENTS + 4] = by_line, matrices
     total = 0
     for index in range(matrices):
         y = result(frame, index)
@@ -284,18 +285,18 @@ def _products(frame, by_line):
         own = words(work + 8 * (ARGUMENTS + 5 + 5 * index), 5)
         own[0], own[1], own[2], own[3], own[4] = data(argument(frame, index + 1)), place, outputs, step, chunks
         total += chunks
-    words(work, ARGUMENTS)[CHUNKS] = total
+    head[CHUNKS] = total
     share(frame, work, _task_address(), min(threads(frame), total) - 1)
-    _work(work)
+    take_part(work, _task_address())
     wait(work)
     for index in range(matrices):
         own = words(work + 8 * (ARGUMENTS + 5 + 5 * index), 5)
         if not by_line and _by_parts(rows, inputs, own[2]):
             count = rows * own[2]
-            sums = floats(data(result(frame, index)), count)
-            sums[:] = floats(own[1], count)
+            sums = data(result(frame, index))
+            memcpy(sums, own[1], 4 * count)
             for part in range(1, own[4]):
-                _add(own[1] + 4 * part * count, data(result(frame, index)), count)
+                _add(own[1] + 4 * part * count, sums, count)
             free(own[1])
     release(work)
 
@@ -303,14 +304,14 @@ def _products(frame, by_line):
 @cfunc(HANDLER, cache=True)
 def _by_columns(frame):
     if not asks_for_version(frame):
-        _products(frame, 0)
+        _products(frame, _NO)
     return 0
 
 
 @cfunc(HANDLER, cache=True)
 def _by_lines(frame):
     if not asks_for_version(frame):
-        _products(frame, 1)
+        _products(frame, _YES)
     return 0
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from numba import cfunc, njit
 
-from pallas_kernels.cpu.calls import HANDLER, argument, asks_for_version, data, floats, ints, register, result, size
+from pallas_kernels.cpu.calls import HANDLER, argument, asks_for_version, data, ints, memcpy, register, result, size
 
 
 @njit
@@ -22,7 +22,7 @@ def _write(frame):
             for head in range(heads):
                 source = ((layer * batch + text) * heads + head) * rows * dim
                 target = (((first + layer) * batch + text) * heads + head) * slots * dim + start * dim
-                floats(data(stack) + 4 * target, rows * dim)[:] = floats(data(new) + 4 * source, rows * dim)
+                memcpy(data(stack) + 4 * target, data(new) + 4 * source, 4 * rows * dim)
 
 
 @cfunc(HANDLER, cache=True)
