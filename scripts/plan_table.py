@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,12 @@ def fixed_plans(nodes: list[int], heads: bool) -> dict[str, ts.SpeculationConfig
     return PLAIN | fused | dict([list(ngrams.items())[len(ngrams) // 2]])
 
 
+def chunks(records: ts.TokenLog) -> list[tuple[int, float]]:
+    """Tokens and milliseconds of every chunk after prefill: the tokens of a chunk share its time equally."""
+    counts = [(seconds, len(list(same))) for seconds, same in groupby(records.seconds[1:].tolist())]
+    return [(tokens, round(1e3 * seconds * tokens, 2)) for seconds, tokens in counts]
+
+
 def measure(model: ts.Model, name: str, tokens: int, rounds: int, nodes: list[int]) -> dict[str, Any]:
     """One row of the table: tokens per second of every contender, and what `auto` ran."""
     prompt, chat, temperature = TEXTS[name]
@@ -71,6 +78,7 @@ def measure(model: ts.Model, name: str, tokens: int, rounds: int, nodes: list[in
     fixed = max(rate for label, rate in best.items() if label != "auto")
     newest = results.runs["auto"][-1].result
     assert newest is not None
+    assert newest.records is not None
     return {
         "text": name,
         "tokens": tokens,
@@ -80,6 +88,7 @@ def measure(model: ts.Model, name: str, tokens: int, rounds: int, nodes: list[in
         "auto_over_best": round(best["auto"] / fixed, 3),
         "auto_over_plain": round(best["auto"] / best["plain"], 3),
         "trace": [(e["from_token"], e["schedule"] or e["mode"], e["node_budget"]) for e in newest.schedule_trace],
+        "chunks": chunks(newest.records),
         "reason": newest.plan_reason,
         "load_average": os.getloadavg()[0],
     }
