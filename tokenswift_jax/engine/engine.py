@@ -85,8 +85,9 @@ class Engine:
         self._inputs = StepInputs(params=model.params, sequence=vacant, draft_params=draft_params)
         self._state: DecodeState | None = None
         self._ready: NamedPlan | None = None  # the plan that `step` may run
-        self._drafted: Drafter | None = None  # the drafter whose parts of the state are up to date with the rows
         self._known: set[Drafter] = set()  # drafters whose parts have been up to date since rows entered
+        # The drafter whose parts of the state are up to date with the rows; the sender's thread alone knows it.
+        self._drafted: Drafter | None = None
         self._plans = PlanPrograms(model, layout, self.placement, self.programs)
         x64 = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
         entered = x64, self.placement
@@ -136,14 +137,13 @@ class Engine:
             prefill.advance()
         slots = list(range(len(prefill.requests)) if slots is None else slots)
         settings = self._settings(prefill.requests)
+        self._known.clear()
         return Pending(self._sender.submit(self._insert, prefill, slots, settings))
 
     def step(self, named: NamedPlan, iterations: int | None = None) -> Pending:
         """Sends a chunk of iterations (None: until a row has CHUNK_TOKENS records); call `prepare` first."""
         assert self._ready is named, "the plan is not prepared"
-        behind = self._is_behind(named)
-        self._drafted = named.plan.drafter
-        return Pending(self._sender.submit(self._step, named, iterations, behind))
+        return Pending(self._sender.submit(self._step, named, iterations))
 
     def evict(self, slots: Sequence[int]) -> None:
         """Ends the rows in some slots; these slots are vacant from the next chunk on."""
@@ -181,10 +181,8 @@ class Engine:
         if named is self._ready:
             return 0.0
         seconds, before, drafter = 0.0, self.programs.compile_seconds, named.plan.drafter
-        rebuilt = any(part.rebuilt for part in drafter.parts)
-        if self._is_behind(named) and (rebuilt or drafter not in self._known):
+        if drafter.parts and (drafter not in self._known or any(part.rebuilt for part in drafter.parts)):
             seconds = self._sender.submit(self._catch_up, named).result()
-            self._drafted = drafter
             self._known.add(drafter)
         if not self._plans.is_prepared(named):
             self._plans.prepare(named, self._entered(), self._inputs)
@@ -249,14 +247,12 @@ class Engine:
 
     # The sender's thread runs these, one at a time
 
-    def _is_behind(self, named: NamedPlan) -> bool:
-        """Whether the tables and caches of a plan's drafts lack some of the rows' text."""
-        return bool(named.plan.drafter.parts) and self._drafted != named.plan.drafter
-
-    def _step(self, named: NamedPlan, iterations: int | None, behind: bool = False) -> Chunk:
+    def _step(self, named: NamedPlan, iterations: int | None) -> Chunk:
         assert self._state is not None
-        if behind:
-            self._state = self._plans.catch_up(named.plan.drafter, self._state, self._inputs.sequence)
+        drafter = named.plan.drafter
+        if drafter.parts and self._drafted != drafter:
+            self._state = self._plans.catch_up(drafter, self._state, self._inputs.sequence)
+        self._drafted = drafter
         self._state, chunk = self._plans.run(named, self._state, self._inputs, iterations)
         return chunk
 
@@ -283,13 +279,9 @@ class Engine:
         adopted = self._state is None and slots == list(range(self.slots)) and prefill.capacity == self.layout.capacity
         if adopted:
             self._state, self._inputs, self._ready, self._drafted = state, inputs, None, None
-            self._known.clear()
             return chunk
-        ready = self._ready
-        self._drafted = None if ready is None else ready.plan.drafter
-        self._known.clear()
-        if ready is not None and ready.plan.drafter.parts:
-            state = self._plans.catch_up(ready.plan.drafter, state, settings, prepared=False)
+        if self._drafted is not None and self._drafted.parts:
+            state = self._plans.catch_up(self._drafted, state, settings, prepared=False)
         if self._state is None:
             self._state = self.placement.make(Layout.vacant, self.layout, self.slots)
         both = self._state, self._inputs.sequence
@@ -314,11 +306,14 @@ class Engine:
 
     def _catch_up(self, named: NamedPlan) -> float:
         assert self._state is not None
+        if self._drafted == named.plan.drafter:
+            return 0.0
         settings = self._inputs.sequence
         self._plans.prepare_catch_up(named, self._state, settings)
         begun = time.perf_counter()
         with phase(self._report, f"preparing the drafts of {named.label}"):
             self._state = self._plans.catch_up(named.plan.drafter, self._state, settings)
+            self._drafted = named.plan.drafter
             jax.block_until_ready(self._state)
         return time.perf_counter() - begun
 
