@@ -136,6 +136,14 @@ def test_a_batch_gives_a_result_a_row_and_stops_rows_apart(loaded, monkeypatch):
     assert run.closed
 
 
+def test_each_prompt_of_a_batch_may_have_its_own_stops(loaded, monkeypatch):
+    ids = ids_of(" the cat and the dog")
+    play(monkeypatch, [prefilled(ids[0])] * 3, [plain(ids[1:])] * 3)
+    outs = ts.generate(loaded, ["x", "y", "z"], max_new_tokens=len(ids), stop=[["dog"], [], ("and", "zebra")])
+    assert [out.text for out in outs] == [" the cat and the ", " the cat and the dog", " the cat "]
+    assert [out.finish_reason for out in outs] == ["stop", "length", "stop"]
+
+
 def test_a_single_prompt_in_a_list_is_a_batch_of_one(loaded, monkeypatch):
     play(monkeypatch, prefilled(5))
     assert len(ts.generate(loaded, [[4]], max_new_tokens=1)) == 1

@@ -56,6 +56,25 @@ def test_a_row_with_nan_ends_alone_and_says_so(model):
         ts.generate(small_models.poisoned(model, poison), prompts[3], SAMPLING, max_new_tokens=30)
 
 
+def test_a_row_that_meets_nan_in_its_text_keeps_what_came_before(model):
+    """A token that one row draws after some others, and no other row before its last token, is poison."""
+    limits = {"max_new_tokens": 40, "ignore_eos": True}
+    good = [out.token_ids for out in ts.generate(model, PROMPTS, SAMPLING, FUSED, **limits)]
+    seen = [{*prompt, *text[:-1]} for prompt, text in zip(PROMPTS, good, strict=True)]
+    row, index = next(
+        (row, index)
+        for row, text in enumerate(good)
+        for index, token in enumerate(text[:-1])
+        if index > 4 and token not in [*PROMPTS[row], *text[:index]] and sum(token in one for one in seen) == 1
+    )
+    outs = ts.generate(small_models.poisoned(model, good[row][index]), PROMPTS, SAMPLING, FUSED, **limits)
+    for number, out in enumerate(outs):
+        if number != row:
+            assert (out.token_ids, out.error, out.finish_reason) == (good[number], None, "length")
+    assert (outs[row].finish_reason, outs[row].token_ids) == ("error", good[row][: index + 1])
+    assert f"position {len(PROMPTS[row]) + index + 1} are not numbers" in outs[row].error
+
+
 @pytest.mark.parametrize(
     ("sampling", "asked", "message"),
     [

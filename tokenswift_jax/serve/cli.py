@@ -131,7 +131,7 @@ def make_pools(
     if length > limit:
         raise UserError(f"max_length {length} exceeds the model's {limit} positions; ask for less", ("max_length",))
     if slots is None:
-        dtype = jax.tree.leaves(model.params)[0].dtype
+        dtype = jax.numpy.dtype(model.dtype)
         more = _MORE_SLOTS_OF_A_CPU if jax.default_backend() == "cpu" else _MORE_SLOTS
         slots = more if cache_bytes(model.config, sum(more), length, dtype) <= _MORE_BYTES else _SLOTS
     sizes = [PoolSize(count, length) for count in slots]
@@ -154,7 +154,7 @@ def _prefix_store(model: Model, memory: int | None, pools: Sequence[Pool]) -> Pr
     from tokenswift_jax.kv.dense import BLOCK, cache_bytes
     from tokenswift_jax.serve.prefix_store import PrefixStore
 
-    part = cache_bytes(model.config, 1, BLOCK, jax.tree.leaves(model.params)[0].dtype)
+    part = cache_bytes(model.config, 1, BLOCK, jax.numpy.dtype(model.dtype))
     free = available_bytes()
     if free is not None and jax.default_backend() == "cpu":  # the slots, not yet allocated, are in the same memory
         free = max(free - sum(pool.bytes for pool in pools), 0)

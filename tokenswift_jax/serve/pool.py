@@ -116,7 +116,7 @@ class Pool:
         Raises:
           UserError: it does not.
         """
-        config, dtype = model.config, jax.tree.leaves(model.params)[0].dtype
+        config, dtype = model.config, jax.numpy.dtype(model.dtype)
         self.size, self._plans = size, plans
         scratch = scratch_of(plans.drafting)
         needed = max(size.length + scratch + 1, round_up(size.length, chunk_rows(size.length)))
