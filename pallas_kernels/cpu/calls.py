@@ -1,7 +1,9 @@
 """Numba functions as XLA custom calls: they read XLA's call frames and share work with XLA's threads.
 
 The offsets below are those of `xla/ffi/api/c_api.h` (jaxlib ships it in `jax.ffi.include_dir()`), counted in words of
-8 bytes. XLA supports an old binary interface for at least a year.
+8 bytes. XLA supports an old binary interface for at least a year. `cgutils`, `make_array` and `populate_array` are
+internal to Numba, which has no other way to such arrays and calls; where a new version lacks them, XLA computes the
+step (`pallas_kernels.cpu`).
 """
 
 from __future__ import annotations

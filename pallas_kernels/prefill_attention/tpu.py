@@ -3,7 +3,7 @@
 Its grid walks a list of blocks that the program builds as it runs, so its cost follows the live slots and not the
 capacity. The kernel sees the rows of all KV heads as one sequence of rows, the cache as one sequence of slots
 (`flat_cache_view`), and the query group as its heads. Slots past the rows' own must be finite, because the kernel
-multiplies them by zero.
+multiplies them by zero. tokamax' public functions take no such list, so this file calls the kernel directly.
 
 The caller of the kernel scales the queries first, in their own dtype, which rounds them once.
 """

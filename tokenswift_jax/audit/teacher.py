@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from tokenswift_jax.engine.capacity import check_memory
 from tokenswift_jax.engine.placement import Placement
-from tokenswift_jax.engine.prefill import padded
+from tokenswift_jax.engine.prefill import padded, send_chunk
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.context_cache import full_cache
 from tokenswift_jax.kv.dense import round_up
@@ -42,10 +42,7 @@ def teacher_forced(model: Model, texts: list[list[int]], rows: int = ROWS) -> It
     check_memory(model.config, len(texts), capacity, dtype, advice=advice, mesh=model.mesh)
     placement = Placement(model.mesh)
     cache = placement.make(full_cache, model.config, len(texts), capacity, dtype, None, placement.cyclic())
-    tokens, function = padded(texts, capacity), model.program("causal")
+    tokens, forward = padded(texts, capacity), model.program("causal")
     for start in range(0, longest, rows):
-        piece = placement.rows_of(tokens[:, start : start + rows])
-        with placement.in_use():
-            given = model.params, piece, jnp.asarray(start, jnp.int32), cache
-            hidden, cache = placement.settle(function(*given))
+        hidden, cache = send_chunk(forward, model, placement, tokens[:, start : start + rows], start, cache)
         yield start, hidden

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,24 @@ def padded(texts: Sequence[Sequence[int]], width: int) -> np.ndarray:
     for row, text in enumerate(texts):
         tokens[row, : len(text)] = text
     return tokens
+
+
+def send_chunk(
+    forward: Callable[..., Any], model: Model, placement: Placement, tokens: np.ndarray, start: int, cache: FullCache
+) -> Any:
+    """Sends a chunk of texts to the devices: the result of `forward` (of `loop.causal_chunk` or `loop.prefill_chunk`).
+
+    Args:
+      forward: called with the parameters and the chunk.
+      model: the target.
+      placement: the devices.
+      tokens: int32 [batch, rows], the texts' tokens from `start` on.
+      start: position of the first of them.
+      cache: with the K/V of earlier positions; it is donated.
+    """
+    piece = placement.rows_of(tokens)
+    with placement.in_use():
+        return placement.settle(forward(model.params, piece, jnp.asarray(start, jnp.int32), cache))
 
 
 @dataclass(frozen=True)
@@ -156,10 +174,9 @@ class Prefill:
             return
         # Begin a last chunk early enough to end within the capacity: it computes some positions again.
         start = min(self.done, self.capacity - self._rows)
-        piece = self._placement.rows_of(self._ids[:, start : start + self._rows])
-        arguments = self._model.params, piece, jnp.asarray(start, jnp.int32), self._cache
-        with self._placement.in_use():
-            result = self._placement.settle(self._programs.run(self._forward, *arguments, name="prefill"))
+        forward = partial(self._programs.run, self._forward, name="prefill")
+        texts = self._ids[:, start : start + self._rows]
+        result = send_chunk(forward, self._model, self._placement, texts, start, self._cache)
         if self._keeps:
             hidden, self._cache = result
             self._hidden = [*self._hidden[-1:], (start, hidden)]  # the last chunk alone may be short
