@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from tokenswift_jax.parallel.rules import bytes_on_each
 from tokenswift_jax.speculate import ngram, ngram_fill, predicted_text
 
+pytestmark = pytest.mark.slow
+
 CAPACITY = 48
 KEYS = 8  # of an alphabet; what is looked up
 

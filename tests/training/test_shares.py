@@ -23,6 +23,8 @@ from tokenswift_jax.training.run_mesh import run_mesh
 from tokenswift_jax.training.settings import TrainingSettings
 from tokenswift_jax.training.shares import Shares
 
+pytestmark = pytest.mark.slow
+
 # Adam divides a gradient by its size. Where that is as small as the rounding of the sums (1e-9; the median is 1e-4),
 # another order of the sums moves the weight by a part of the learning rate.
 SHORT = {"max_steps": 4, "save_steps": 2, "batch_size": 3, "evaluate_steps": 0, "learning_rate": 2e-4}
