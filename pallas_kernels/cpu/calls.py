@@ -35,12 +35,6 @@ _sched_yield = types.ExternalFunction("sched_yield", types.int32())
 
 
 @intrinsic
-def _pointer(context: Any, address: Any) -> Any:
-    """An address as a `void*`."""
-    return types.voidptr(address), lambda _, builder, __, given: builder.inttoptr(given[0], cgutils.voidptr_t)
-
-
-@intrinsic
 def _call(context: Any, function: Any, argument: Any) -> Any:
     """Calls the C function at an address with a pointer; returns the pointer that it returns."""
 
