@@ -38,7 +38,7 @@ _FIRST = ("test_smollm2.py", "test_smollm2_long.py", "test_end_to_end.py")
 # Files, or folders of them, that take more than about 20 seconds. `pytest -n 2 --dist loadfile -m "not slow"` takes
 # less than six minutes without them.
 _SLOW = (
-    *("audit/", "lossless/", "test_end_to_end", "test_hardware", "test_smollm2", "training/test_trainer"),
+    *("audit/", "lossless/", "test_end_to_end", "hardware/", "test_smollm2", "training/test_trainer"),
     *(f"engine/test_{name}" for name in ("batch", "engine", "frozen_rows", "logprobs")),
     *("pallas_kernels/test_prefill_attention", "pallas_kernels/test_tree_attention_kernels"),
     *("parallel/test_mesh_decoding", "serve/test_runs", "serve/test_scheduler", "speculate/test_tree"),
