@@ -91,7 +91,8 @@ def test_a_run_called_again_continues_and_reports_all_phases(folder, model):
 
 def test_what_is_assembled(folder, model):
     config = json.loads((model / "config.json").read_text())
-    assert config["tokenswift"] == {"num_heads": 2, "head_type": "sequential", "node_set": None, "draft_vocab": None}
+    nothing = dict.fromkeys(("node_set", "expected_tokens", "draft_vocab"))
+    assert config["tokenswift"] == {"num_heads": 2, "head_type": "sequential", **nothing}
     assert json.loads((model / "generation_config.json").read_text())["penalty_window"] == 1024
     for name, last in (("model", folder / "work" / "short"), ("heads", folder / "work" / "heads")):
         with (

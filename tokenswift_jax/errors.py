@@ -44,6 +44,12 @@ def check_whole(name: str, value: Any, low: int) -> int:
     return int(value)
 
 
+def shortened(value: Any) -> str:
+    """The repr of a value that a message quotes, cut to 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 @contextmanager
 def read_from(source: str, given: Collection[str]) -> Iterator[None]:
     """Puts `source`, the file that set the other values, before errors about none of the `given` arguments."""

@@ -38,7 +38,7 @@ def _run(options: argparse.Namespace) -> int:
     from tokenswift_jax.model import load
     from tokenswift_jax.progress_report import phase
     from tokenswift_jax.speculation import SpeculationConfig
-    from tokenswift_jax.training.evaluation import evaluate, store_node_sets
+    from tokenswift_jax.training.evaluation import evaluate, store
     from tokenswift_jax.training.held_out import HeldOut, windows
     from tokenswift_jax.training.shards import tokenise
     from tokenswift_jax.training.trainer import default_cache
@@ -72,8 +72,8 @@ def _run(options: argparse.Namespace) -> int:
         if options.json is not None:
             write_text(options.json, json.dumps(result.to_json(), allow_nan=False) + "\n")
         if options.store:
-            store_node_sets(model.path, result.node_sets)
-            print(f"node sets stored in {model.path / 'config.json'}", file=sys.stderr)
+            store(model.path, result.found)
+            print(f"node sets and expected tokens stored in {model.path / 'config.json'}", file=sys.stderr)
     finally:
         streams.show(result.table())
     return 0
@@ -104,7 +104,11 @@ def _parser(program: str) -> Parser:
     add("--ngram-k", type=whole(0), metavar="K", help="n-gram chains a key (default: 20)")
     add("--seed", type=whole(0), default=0, metavar="S", help="of the continuations (default: 0)")
     add("--json", type=path, metavar="FILE", help="write all figures there")
-    add("--store", action="store_true", help="write the node sets found into the checkpoint's config.json")
+    add(
+        "--store",
+        action="store_true",
+        help="write the node sets and the expected tokens into the checkpoint's config.json",
+    )
     add("--data-cache", type=path, metavar="DIR", help="folder of tokenised data")
     add("--quiet", action="store_true", help="no progress on stderr")
     return parser

@@ -140,7 +140,7 @@ def test_a_session_offers_plans_for_its_texts(monkeypatch):
         return Costs()
 
     class Recorded(Planner):
-        def __init__(self, plain, plans, *more, row_costs, drafts_always):
+        def __init__(self, plain, plans, *more, trained, row_costs, drafts_always):
             offered.append([named.node_budget for named in plans])
             assert isinstance(row_costs, Costs)
             super().__init__(plain, plans, *more, drafts_always=drafts_always)

@@ -9,6 +9,7 @@ import small_models
 from tokenswift_jax.engine import step_costs
 from tokenswift_jax.engine.planner import Planner, measure
 from tokenswift_jax.engine.step_costs import StepCosts, costs_in, file_name
+from tokenswift_jax.models.expected_tokens import ExpectedTokens
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.speculate.plans import autoregressive_plan, speculative_plans
 from tokenswift_jax.speculation import SpeculationConfig
@@ -169,3 +170,13 @@ def test_without_measurements_a_price_is_assumed_from_rows_and_heads():
     assert planner.price(ngram) == 1 + 4 / 8
     assert planner.price(FUSED) == pytest.approx(1 + 4 / 8 + 0.2)
     assert all(planner.price(named) > 2 for named in PLANS if named.schedule == "partial")
+
+
+def test_what_training_measured_counts_until_earlier_texts_tell():
+    costs, trained = StepCosts(), ExpectedTokens(((1, 1.4), (3, 1.7)))
+    planner = Planner(PLAIN, PLANS, 256, costs, lambda _: None, lambda _: None, 0.2, trained=trained)
+    partial = next(named for named in PLANS if named.schedule == "partial")
+    assert (planner.tokens(FUSED), planner.is_remembered(FUSED)) == (1.7, True)
+    assert (planner.tokens(partial), planner.is_remembered(partial)) == (None, False)
+    costs.add_accepted(FUSED, 1.2)
+    assert planner.tokens(FUSED) == 1.2

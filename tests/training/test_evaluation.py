@@ -11,8 +11,9 @@ from tests.small_models import VOCAB, successor_model
 from tokenswift_jax.checkpoint.directory import read_config
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.evaluate import main
+from tokenswift_jax.models.expected_tokens import parse_expected_tokens
 from tokenswift_jax.models.node_sets import parse_node_sets
-from tokenswift_jax.training.evaluation import evaluate, store_node_sets
+from tokenswift_jax.training.evaluation import evaluate, store
 from tokenswift_jax.training.prediction import Replay
 
 SIZES = {"prompts": 2, "prompt_tokens": 8, "continuation": 40}
@@ -56,6 +57,8 @@ def test_what_is_reported_is_what_was_found(examined):
     report = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert report["schedules"][0]["best_nodes"][1]["nodes"] == 4
     assert parse_node_sets(report["node_set"], 3).fused == found.schedules[1].node_set
+    means = {nodes: sum(values) / len(values) for nodes, values in found.schedules[1].by_budget}
+    assert dict(parse_expected_tokens(report["expected_tokens"], 3).curve) == pytest.approx(means, abs=5e-4)
     table = found.table()
     assert f"{found.schedules[0].predictions[0].expected_tokens:.2f}" in table
     assert f"{found.accuracy.heads[0].model_top[2]:.1%}" in table
@@ -69,18 +72,19 @@ def test_continuations_can_be_used_again(examined, monkeypatch):
     assert again == found
 
 
-def test_node_sets_are_stored_and_nothing_else_changes(tmp_path):
+def test_what_was_found_is_stored_and_nothing_else_changes(tmp_path):
     before = {"model_type": "llama", "tokenswift": {"num_heads": 3, "node_set": None, "base": None}, "z": [1]}
     (tmp_path / "config.json").write_text(json.dumps(before))
-    store_node_sets(tmp_path, {"fused": [[0], [0, 0]]})
+    found = {"node_set": {"fused": [[0], [0, 0]]}, "expected_tokens": {"1": 1.5}}
+    store(tmp_path, found)
     after = read_config(tmp_path)
-    assert after["tokenswift"].pop("node_set") == {"fused": [[0], [0, 0]]}
+    assert {name: after["tokenswift"].pop(name) for name in found} == found
     before["tokenswift"].pop("node_set")
     assert after == before
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(UserError, match='no "tokenswift" block'):
-        store_node_sets(tmp_path, {})
+        store(tmp_path, {})
 
 
 def test_too_little_text_is_a_one_line_error():
@@ -129,7 +133,11 @@ def test_the_command_reports_and_stores(tmp_path, capsys, monkeypatch):
     out, _ = capsys.readouterr()
     assert "tokens per iteration" in out
     report = json.loads((tmp_path / "report.json").read_text())
-    stored = read_config(tmp_path / "model")["tokenswift"]["node_set"]
-    assert stored == report["node_set"]
-    assert stored["partial"][0] == [0]
-    assert ts.load(tmp_path / "model").config.node_sets == parse_node_sets(stored, 3)
+    stored = read_config(tmp_path / "model")["tokenswift"]
+    assert {name: stored[name] for name in ("node_set", "expected_tokens")} == {
+        name: report[name] for name in ("node_set", "expected_tokens")
+    }
+    assert stored["node_set"]["partial"][0] == [0]
+    config = ts.load(tmp_path / "model").config
+    assert config.node_sets == parse_node_sets(stored["node_set"], 3)
+    assert config.expected_tokens == parse_expected_tokens(stored["expected_tokens"], 3)

@@ -17,6 +17,7 @@ from tokenswift_jax.engine.engine import Engine
 from tokenswift_jax.engine.plan_programs import CHUNK_TOKENS
 from tokenswift_jax.engine.row_costs import RowCosts
 from tokenswift_jax.engine.step_costs import StepCosts
+from tokenswift_jax.models.expected_tokens import ExpectedTokens
 from tokenswift_jax.speculate.drafter import DraftWeights
 from tokenswift_jax.speculate.plans import NamedPlan
 
@@ -48,6 +49,7 @@ class Planner:
         ngrams: Callable[[NamedPlan], float | None],
         head_share: float,
         *,
+        trained: ExpectedTokens | None = None,
         row_costs: RowCosts | None = None,
         drafts_always: bool = False,
     ) -> None:
@@ -61,11 +63,12 @@ class Planner:
           ngrams: the tokens an iteration that n-grams with the plan's node budget foresee at the end of the text; None
             for a plan without them.
           head_share: the draft LM head's share of the weights that a plain step reads.
+          trained: what the training of the draft heads measured; None: nothing.
           row_costs: the device's roofline; None: unknown.
           drafts_always: whether plain decoding is no choice (a mode asked for by name).
         """
         self._costs, self._counted, self._ngrams = costs, counted, ngrams
-        self._head_share, self._row_costs, self._always = head_share, row_costs, drafts_always
+        self._trained, self._head_share, self._row_costs, self._always = trained, head_share, row_costs, drafts_always
         self._plain, self._length = plain, 1
         self._capacity = 0
         self._coming: dict[NamedPlan, Future[float]] = {}
@@ -179,12 +182,19 @@ class Planner:
         ngrams, counted = self._ngrams(named), self._counted(named)
         if self.is_live(named):
             return ngrams
-        heads = [tokens for tokens in (counted, self._costs.tokens_an_iteration(named)) if tokens is not None]
+        heads = [tokens for tokens in (counted, self._shown(named)) if tokens is not None]
         return max([*heads, ngrams or 1.0]) if heads else None
 
     def is_remembered(self, named: NamedPlan) -> bool:
-        """Whether earlier texts showed what its drafts are worth."""
-        return self._costs.tokens_an_iteration(named) is not None
+        """Whether earlier texts, or training, showed what its drafts are worth."""
+        return self._shown(named) is not None
+
+    def _shown(self, named: NamedPlan) -> float | None:
+        """The tokens an iteration that earlier texts showed; before the first of them, those that training measured."""
+        kept = self._costs.tokens_an_iteration(named)
+        if kept is None and self._trained is not None and named.schedule == "fused":
+            return self._trained.with_nodes(named.plan.rows - 1)
+        return kept
 
     def is_live(self, named: NamedPlan) -> bool:
         """Whether the foreseen tokens follow the text: n-grams alone do."""

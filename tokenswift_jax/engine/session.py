@@ -187,7 +187,8 @@ class Session:
         always = speculation.mode != "auto"
         own = self._heads.tokens_an_iteration, self._foreseen_by_ngrams
         known = self._costs, *own, share
-        return Planner(plain, plans, asked, *known, row_costs=self._row_costs, drafts_always=always)
+        trained = config.expected_tokens
+        return Planner(plain, plans, asked, *known, trained=trained, row_costs=self._row_costs, drafts_always=always)
 
     def _foreseen_by_ngrams(self, named: NamedPlan) -> float | None:
         """The tokens that an iteration is expected to give by its n-grams; None for a plan without n-grams."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokenswift_jax.models.draft_vocab import DraftVocab
+from tokenswift_jax.models.expected_tokens import ExpectedTokens
 from tokenswift_jax.models.node_sets import NO_NODE_SETS, NodeSets
 
 RopeType = Literal["default", "linear", "llama3", "yarn"]
@@ -68,6 +69,7 @@ class ModelConfig:
       draft_head_type: `chained` heads read that state alone, `sequential` heads also the token above their guess;
         `medusa` heads read that state after the final norm, and do not build on each other.
       node_sets: the most profitable nodes of the draft heads' tree, found when the heads were trained.
+      expected_tokens: the tokens of an iteration with the draft heads on held-out text; None: nobody measured them.
       draft_vocab: the tokens that draft heads score; None for all.
       vocab_padding: zeros that a mesh adds after the vocabulary, in the embeddings and the LM head, so that its devices
         share them evenly (`parallel.fit`); no program draws them.
@@ -95,6 +97,7 @@ class ModelConfig:
     num_draft_heads: int
     draft_head_type: DraftHeadType
     node_sets: NodeSets = NO_NODE_SETS
+    expected_tokens: ExpectedTokens | None = None
     draft_vocab: DraftVocab | None = None
     limited_by: str | None = None
     vocab_padding: int = 0

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import DraftHeadType, ModelConfig
 from tokenswift_jax.models.draft_vocab import DraftVocab, parse_draft_vocab
+from tokenswift_jax.models.expected_tokens import ExpectedTokens, parse_expected_tokens
 from tokenswift_jax.models.hf_fields import check_block, check_known, plain_positions
 from tokenswift_jax.models.hf_rope import longest_text, rope_config, rope_parameters, unused_fields
 from tokenswift_jax.models.node_sets import NodeSets, parse_node_sets
@@ -41,7 +42,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _NULLABLE = {"head_dim", "num_key_value_heads", "sliding_window", "layer_types"}
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # Of the block "tokenswift"; `checkpoint` reads the last two.
-_BLOCK = ("num_heads", "head_type", "node_set", "draft_vocab", "base", "trained_for")
+_BLOCK = ("num_heads", "head_type", "node_set", "expected_tokens", "draft_vocab", "base", "trained_for")
 _HEAD_TYPES = get_args(DraftHeadType)
 
 
@@ -89,7 +90,9 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
     rope = rope_config(config, max_positions)
     longest, plain = longest_text(config, max_positions), plain_positions(config)
     attention_bias = _flag(fields, "attention_bias")
-    num_draft_heads, draft_head_type, node_sets, draft_vocab = _draft_heads(config, _positive(fields, "vocab_size"))
+    num_draft_heads, draft_head_type, node_sets, expected, draft_vocab = _draft_heads(
+        config, _positive(fields, "vocab_size")
+    )
     return ModelConfig(
         model_type=family,
         vocab_size=_positive(fields, "vocab_size"),
@@ -111,6 +114,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         num_draft_heads=num_draft_heads,
         draft_head_type=draft_head_type,
         node_sets=node_sets,
+        expected_tokens=expected,
         draft_vocab=draft_vocab,
         limited_by="dual_chunk_attention_config" if plain is not None and plain < longest else None,
     )
@@ -222,7 +226,9 @@ def _window(fields: Mapping[str, Any]) -> int | None:
     return None if fields["sliding_window"] is None else _positive(fields, "sliding_window")
 
 
-def _draft_heads(config: Mapping[str, Any], vocab: int) -> tuple[int, Any, NodeSets, DraftVocab | None]:
+def _draft_heads(
+    config: Mapping[str, Any], vocab: int
+) -> tuple[int, Any, NodeSets, ExpectedTokens | None, DraftVocab | None]:
     block = config.get("tokenswift")
     if block is None:
         block = {"num_heads": config.get("medusa_heads") or 0}
@@ -236,4 +242,5 @@ def _draft_heads(config: Mapping[str, Any], vocab: int) -> tuple[int, Any, NodeS
     if kind not in _HEAD_TYPES:
         raise UserError(f"unknown draft head type {kind!r} in config.json; known: {', '.join(_HEAD_TYPES)}")
     known = parse_draft_vocab(block.get("draft_vocab"), vocab)
-    return count, kind, parse_node_sets(block.get("node_set"), count), known if count else None
+    expected = parse_expected_tokens(block.get("expected_tokens"), count)
+    return count, kind, parse_node_sets(block.get("node_set"), count), expected, known if count else None

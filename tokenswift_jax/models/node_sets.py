@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, shortened
 
 # Paths from depth 1 down. An entry is the rank of the candidate at its depth; every path follows its prefixes.
 NodeSet = tuple[tuple[int, ...], ...]
@@ -88,7 +88,7 @@ def parse_node_sets(value: Any, num_heads: int) -> NodeSets:
         return NO_NODE_SETS
     if not isinstance(value, Mapping) or not set(value) <= {"partial", "fused"}:
         raise UserError(
-            f'node_set in config.json is {_short(value)}; it must be {{"partial": paths, "fused": paths}} or null'
+            f'node_set in config.json is {shortened(value)}; it must be {{"partial": paths, "fused": paths}} or null'
         )
     deepest = {"partial": num_heads + 1, "fused": num_heads}
     return NodeSets(**{name: _nodes(name, paths, deepest[name]) for name, paths in value.items() if paths is not None})
@@ -97,13 +97,13 @@ def parse_node_sets(value: Any, num_heads: int) -> NodeSets:
 def _nodes(name: str, paths: Any, deepest: int) -> NodeSet:
     where = f"node_set.{name} in config.json"
     if not isinstance(paths, Sequence) or isinstance(paths, str) or not paths:
-        raise UserError(f"{where} is {_short(paths)}; it must be a list of paths such as [[0], [0, 0], [1]]")
+        raise UserError(f"{where} is {shortened(paths)}; it must be a list of paths such as [[0], [0, 0], [1]]")
     nodes: dict[tuple[int, ...], None] = {}
     for path in paths:
         if not isinstance(path, Sequence) or not path or any(type(rank) is not int or rank < 0 for rank in path):
-            raise UserError(f"{where} has the path {_short(path)}; a path is a list of ranks, whole numbers from 0")
+            raise UserError(f"{where} has the path {shortened(path)}; a path is a list of ranks, whole numbers from 0")
         if len(path) > deepest:
-            raise UserError(f"{where} has the path {_short(path)} of {len(path)} depths; the heads guess {deepest}")
+            raise UserError(f"{where} has the path {shortened(path)} of {len(path)} depths; the heads guess {deepest}")
         path = tuple(path)
         if path in nodes:
             raise UserError(f"{where} has the path {list(path)} twice")
@@ -111,8 +111,3 @@ def _nodes(name: str, paths: Any, deepest: int) -> NodeSet:
             raise UserError(f"{where} has the path {list(path)} without {list(path[:-1])} before it")
         nodes[path] = None
     return tuple(nodes)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

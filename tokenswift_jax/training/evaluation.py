@@ -15,6 +15,7 @@ import numpy as np
 from tokenswift_jax.checkpoint.directory import read_json
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.model import Model
+from tokenswift_jax.models.expected_tokens import ExpectedTokens
 from tokenswift_jax.parallel.mesh import use
 from tokenswift_jax.sampling import SamplingConfig, resolve_sampling
 from tokenswift_jax.speculation import SpeculationConfig
@@ -66,10 +67,16 @@ class Evaluation:
     continuations: tuple[Continuations, ...] = field(repr=False)
 
     @property
-    def node_sets(self) -> dict[str, list[list[int]]]:
-        """The node sets in the form of config.json's "tokenswift" block, without schedules where no node has a chance
-        of acceptance."""
-        return {one.schedule: [list(path) for path in one.node_set] for one in self.schedules if one.node_set}
+    def found(self) -> dict[str, Any]:
+        """`node_set` and `expected_tokens` as config.json's "tokenswift" block has them; None for what no text tells.
+
+        Node sets are those of the schedules where a node has a chance of acceptance. The expected tokens are those of
+        `fused`, the mean over the temperatures."""
+        sets = {one.schedule: [list(path) for path in one.node_set] for one in self.schedules if one.node_set}
+        fused = next(one for one in self.schedules if one.schedule == "fused")
+        curve = [(nodes, float(np.mean(tokens))) for nodes, tokens in fused.by_budget if np.isfinite(tokens).all()]
+        expected = ExpectedTokens(tuple(curve)).to_json() if curve and fused.node_set else None
+        return {"node_set": sets or None, "expected_tokens": expected}
 
     def metrics(self) -> dict[str, float]:
         """Numbers under flat names for `MetricsWriter` and `curves`: eval/head_1/loss, .., eval/expected/fused_t1."""
@@ -94,7 +101,7 @@ class Evaluation:
             for one in self.schedules
         ]
         report = {"accuracy": asdict(self.accuracy), "temperatures": self.temperatures, "schedules": schedules}
-        return _without_nan(report | {"node_set": self.node_sets})
+        return _without_nan(report | self.found)
 
     def table(self) -> str:
         """The table for a person: one line a head, then one line for each schedule and temperature."""
@@ -209,8 +216,8 @@ def _outlook(
     return ScheduleOutlook(schedule, predictions, nodes, by_budget)
 
 
-def store_node_sets(directory: Path, node_sets: dict[str, list[list[int]]]) -> None:
-    """Writes node sets into a checkpoint's config.json in place of those that it has, and changes nothing else there.
+def store(directory: Path, found: dict[str, Any]) -> None:
+    """Writes `Evaluation.found` over what a checkpoint's config.json has, and changes nothing else there.
 
     Raises:
       UserError: config.json is missing, has no "tokenswift" block, or cannot be written.
@@ -218,8 +225,8 @@ def store_node_sets(directory: Path, node_sets: dict[str, list[list[int]]]) -> N
     place = directory / "config.json"
     config = read_json(place)
     if not isinstance(config.get("tokenswift"), dict):
-        raise UserError(f'{place} has no "tokenswift" block to keep node sets in; convert the checkpoint first')
-    config["tokenswift"]["node_set"] = node_sets or None
+        raise UserError(f'{place} has no "tokenswift" block to keep the figures in; convert the checkpoint first')
+    config["tokenswift"] |= found
     draft = place.with_name("config.json.part")
     try:
         draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -26,10 +26,11 @@ def write_checkpoint(
     learner: Learner,
     params: dict[str, Any],
     settings: TrainingSettings,
-    node_set: dict[str, Any] | None,
+    found: dict[str, Any],
     facts: dict[str, Any],
 ) -> None:
-    """Writes the heads (and the backbone, if trained) in the target's dtype, with its configuration and tokenizer.
+    """Writes the heads (and the backbone, if trained) in the target's dtype, with its configuration and tokenizer, and
+    with what the last evaluation found (`Evaluation.found`).
 
     With a frozen backbone, "base" names the target, by its hub id if it has one, and the directory contains no weights
     of the target.
@@ -45,7 +46,8 @@ def write_checkpoint(
     config["tokenswift"] = {
         "num_heads": settings.heads,
         "head_type": settings.head_type,
-        "node_set": node_set,
+        "node_set": found.get("node_set"),
+        "expected_tokens": found.get("expected_tokens"),
         "draft_vocab": None if drafted is None else drafted.ids.tolist(),
         "base": base,
     }

@@ -77,7 +77,7 @@ class Examiner:
     """The evaluation of parameters on held-out text during training.
 
     Attributes:
-      node_set: the best node sets of the last evaluation, in the form of config.json; None before the first.
+      found: what the last evaluation found (`Evaluation.found`); empty before the first.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Examiner:
         self._windows = windows(examined, min(_WINDOW_TOKENS, learner.config.max_position_embeddings), _WINDOWS)
         self._continuations: Sequence[Continuations] | None = None
         self._graph: Any = None
-        self.node_set: dict[str, Any] | None = None
+        self.found: dict[str, Any] = {}
 
     def model(self, params: dict[str, Any]) -> Model:
         """The target with the heads (and the backbone) in training."""
@@ -145,7 +145,7 @@ class Examiner:
         )
         if settings.what == "heads":
             self._continuations = result.continuations  # a frozen target would write the same texts again
-        self.node_set = result.node_sets or None
+        self.found = result.found
         metrics.write(step, result.metrics())
         print(f"step {step}, {result.table()}", file=self._say)
         if settings.what == "all":

@@ -70,7 +70,8 @@ def load_learner(folder: Path, settings: TrainingSettings, shares: Shares = ONE_
             f"max_length {settings.max_length} exceeds the model's {config.max_position_embeddings} positions",
             arguments=("max_length",),
         )
-    wanted = replace(config, num_draft_heads=settings.heads, draft_head_type=settings.head_type, node_sets=NO_NODE_SETS)
+    heads_asked = {"num_draft_heads": settings.heads, "draft_head_type": settings.head_type}
+    wanted = replace(config, **heads_asked, node_sets=NO_NODE_SETS, expected_tokens=None)
     loaded = nnx.merge(graph, params)
     _, heads, backbone = nnx.split(loaded, nnx.PathContains("draft_heads"), ...)
     continues = (config.num_draft_heads, config.draft_head_type) == (settings.heads, settings.head_type)

@@ -164,8 +164,8 @@ def train(
             _steps(run, saved, metrics, examiner, say, report)
         finally:
             saved.finish()
-        node_set = examiner.node_set if examiner is not None else None
-        write_checkpoint(paths, learner, run.state.params, settings, node_set, run.recorded_facts())
+        found = examiner.found if examiner is not None else {}
+        write_checkpoint(paths, learner, run.state.params, settings, found, run.recorded_facts())
     from tokenswift_jax.training.curves import draw_curves
 
     draw_curves(folder / METRICS_FILE, folder / CURVES_FILE)
