@@ -13,6 +13,7 @@ from tokenswift_jax.engine.host_memory import available_bytes
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.context_cache import full_cache
 from tokenswift_jax.kv.cyclic import Cyclic
+from tokenswift_jax.kv.dense import cache_bytes
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.mesh import spec_of
 from tokenswift_jax.parallel.mesh_spec import CONTEXT
@@ -42,9 +43,11 @@ def least_free(devices: Sequence[Any]) -> tuple[int | None, str]:
 
 
 def cache_bytes_on_each(
-    mesh: Mesh, config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, cache_dtype: str | None = None
+    mesh: Mesh | None, config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, cache_dtype: str | None = None
 ) -> int:
-    """The bytes of a full cache (`full_cache`) that each device of a mesh stores."""
+    """The bytes of a full cache (`full_cache`) that each device of a mesh stores; None: one device."""
+    if mesh is None:
+        return cache_bytes(config, batch, capacity, dtype, cache_dtype)
     devices = mesh.shape[CONTEXT]
     cyclic = None if devices == 1 else Cyclic(devices)
     shapes = jax.eval_shape(lambda: full_cache(config, batch, capacity, dtype, cache_dtype, cyclic))
@@ -72,20 +75,20 @@ def check_room(mesh: Mesh, params: Any, config: ModelConfig, dtype: Any, length:
     if free is None or needed <= free:
         return
     unused = jax.device_count() > mesh.size
-    whole = f"{_shown(weights)} of weights"
+    whole = f"{shown_bytes(weights)} of weights"
     if cache and weights <= free:
-        whole += f" and {_shown(cache)} of cache for {length} positions"
+        whole += f" and {shown_bytes(cache)} of cache for {length} positions"
         advice = "a larger model or context axis stores less on each" if unused else "ask for a shorter text"
     else:
         advice = "a larger model axis stores less on each" if unused else "there is no device left to share them"
         needed = weights
     raise UserError(
-        f"mesh {spec_of(mesh)} puts {whole} on each device, and {device} has {_shown(free)} free: "
-        f"{_shown(needed - free)} are missing; {advice}",
+        f"mesh {spec_of(mesh)} puts {whole} on each device, and {device} has {shown_bytes(free)} free: "
+        f"{shown_bytes(needed - free)} are missing; {advice}",
         arguments=("mesh",),
     )
 
 
-def _shown(count: int) -> str:
+def shown_bytes(count: int) -> str:
     """Bytes for a person."""
     return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"
