@@ -103,7 +103,7 @@ def test_the_slots_and_their_bytes_are_divided(monkeypatch):
         assert pool.bytes == whole // 8 + prompts // 4 + drafts + numbers
     rounded, last = mesh_lines(placed, pools, [1, 3])
     assert "1,3 slots are rounded up to 2,4, which 2 groups of devices share evenly" in rounded
-    assert last.startswith("mesh data=2,model=2,context=2: each of 8 devices has 0.0 MB of weights and 0.3 MB of caches")
+    assert last == "mesh data=2,model=2,context=2: each of 8 devices has 0.0 MB of weights and 0.3 MB of caches"
     keys = [line.split() for line in server_table(placed, pools).splitlines() if "4 x 400 state.cache.keys" in line]
     assert keys[0][-4:-1] == ["data,", "model,", "context"]
     assert int(keys[0][-1].replace(",", "")) == cache_bytes(model().config, 4, 512, jnp.dtype(jnp.float32)) // 16
@@ -181,6 +181,7 @@ def test_a_killed_server_goes_on_on_another_mesh(tmp_path):
     connection, answer = server.open(f"/v1/runs/{run}/text.txt")
     found = answer.read().decode()
     connection.close()
+    assert " --mesh model=2,context=2 " in server.get(f"/v1/runs/{run}/command")["command"]
     server.kill(signal.SIGTERM)
     placed = ts.load(mesh="data=2,model=2")
     sampling = ts.SamplingConfig(temperature=0.9, seed=4)
