@@ -166,7 +166,7 @@ def test_a_ready_pool_compiles_nothing_more(spec):
 def test_a_killed_server_goes_on_on_another_mesh(tmp_path):
     """A run of a server on a mesh is killed, and its text ends on another mesh: that of `generate` on the first."""
     text = {"prompt": "It was late", "max_tokens": 150, "temperature": 0.9, "seed": 4, "ignore_eos": True}
-    flags = ["--port", "0", "--max-length", "1024", "--slots", "1,2", "--mesh"]
+    flags = ["--port", "0", "--max-length", "240", "--slots", "2", "--mode", "autoregressive", "--mesh"]
     devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     server = Process(tmp_path, [*flags, "data=2,model=2"], devices)
     run = server.get("/v1/runs", text)["id"]

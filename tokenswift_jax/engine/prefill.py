@@ -202,16 +202,16 @@ class Prefill:
 
     def compile_reuse(self) -> None:
         """Compiles the programs that write and read parts of this cache; it contains nothing yet."""
-        zero = jnp.zeros((), jnp.int32)
-        with self._placement.in_use():
+        with self._placement.in_use():  # it places scalars, too
+            zero = jnp.zeros((), jnp.int32)
             read = self._programs.run(read_part, self._cache, zero, zero, name="a part of a prefix")
             part = self._placement.put(jax.tree.map(np.asarray, read))
             self._cache = self._programs.run(_put, self._cache, part, zero, name="reuse of a prefix")
 
     def part(self, number: int) -> StoredKV:
         """Sends a copy of the K/V of a single row's positions from `number` * `BLOCK` on to the device's queue."""
-        zero, start = jnp.zeros((), jnp.int32), jnp.asarray(number * BLOCK, jnp.int32)
         with self._placement.in_use():
+            zero, start = jnp.zeros((), jnp.int32), jnp.asarray(number * BLOCK, jnp.int32)
             return self._programs.run(read_part, self._cache, zero, start, name="a part of a prefix")
 
     def _advance(self, stream: PromptStream) -> None:
