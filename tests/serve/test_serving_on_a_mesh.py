@@ -1,5 +1,6 @@
 """A server's pools on a mesh of virtual devices: where their arrays are, and each run's tokens, those of one device."""
 
+import random
 import signal
 import threading
 import time
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from decoded import assert_same, decode_requests
 from flax import nnx
-from houses import Guests, model
+from houses import COUNT, Guests, model, request
 from process import Process
 from speculations import SPECULATIONS
 
@@ -75,17 +76,37 @@ def visited(guests, pool):
 
 @pytest.mark.parametrize(
     ("spec", "mode"),
-    [
-        ("data=2,context=2", "plain"),
-        pytest.param("model=2,context=2", "fused", marks=pytest.mark.long),
-        pytest.param("data=2,model=2", "partial blocks", marks=pytest.mark.long),
-        pytest.param("context=3", "selfspec blocks", marks=pytest.mark.long),
-        pytest.param("data=2,model=2,context=2", "ngram", marks=pytest.mark.long),
-    ],
+    [("data=2,context=2", "plain"), pytest.param("context=3", "selfspec blocks", marks=pytest.mark.long)],
 )
 def test_runs_on_a_mesh_have_the_tokens_of_one_device(spec, mode):
     pool = pool_on(spec, mode)
     visited(Guests(mode, made=[pool]), pool)
+    pool.engine.close()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("spec", "mode"), [("model=2,context=2", "fused"), ("data=2,model=2", "partial blocks")])
+def test_a_schedule_on_a_mesh_gives_every_run_the_tokens_of_one_device(spec, mode):
+    pool, chance = pool_on(spec, mode), random.Random(0)
+    guests = Guests(mode, made=[pool])
+    for _ in range(120):
+        index = chance.randrange(COUNT)
+        run = guests.runs.get(index)
+        if run is None:
+            guests.arrive(index, "ab"[index % 2])
+        elif run.state is RunState.PAUSED:
+            guests.scheduler.submit(run)
+        else:
+            chance.choice([guests.scheduler.turn] * 4 + [lambda run=run: guests.scheduler.pause(run)])()
+    guests.scheduler.cancel(guests.runs[9])
+    guests.finish()
+    guests.emptied()
+    expected = decode_requests(model(), [request(index) for index in range(COUNT)], SPECULATIONS["plain"])
+    assert len(guests.runs) == COUNT
+    for index, run in guests.runs.items():
+        assert run.finish in (expected[index].finish, "cancelled")
+        assert_same(run.tokens, expected[index].tokens[: len(run.tokens)])
+    assert sum(run.state is RunState.FINISHED for run in guests.runs.values()) >= COUNT - 1
     pool.engine.close()
 
 
@@ -146,11 +167,16 @@ def test_one_thread_at_a_time_sends_a_program(monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("spec", ["data=2,model=2", "model=2,context=2"])
-def test_a_ready_pool_compiles_nothing_more(spec):
+def test_a_ready_pool_compiles_nothing_more():
     compiled = []
     pools = make_pools(
-        on(spec), SPECULATIONS["fused"], 400, [2], 0, 64, report=lambda phase, done, *_: compiled.append(phase)
+        on("data=2,model=2"),
+        SPECULATIONS["fused"],
+        400,
+        [2],
+        0,
+        64,
+        report=lambda phase, done, *_: compiled.append(phase),
     )
     for pool in pools:
         pool.warm_up()
@@ -184,6 +210,6 @@ def test_a_killed_server_goes_on_on_another_mesh(tmp_path):
     assert " --mesh model=2,context=2 " in server.get(f"/v1/runs/{run}/command")["command"]
     server.kill(signal.SIGTERM)
     placed = ts.load(mesh="data=2,model=2")
-    sampling = ts.SamplingConfig(temperature=0.9, seed=4)
+    sampling = placed.sampling_config(temperature=0.9, seed=4)
     expected = ts.generate(placed, text["prompt"], sampling, max_new_tokens=150, ignore_eos=True)
     assert found == expected.text

@@ -38,16 +38,16 @@ def check_stages(mesh: MeshSpec) -> None:
 
 def mesh_lines(model: Model, pools: Sequence[Pool], slots: Sequence[int]) -> list[str]:
     """For a person: the notes about the mesh, the numbers of `slots` that it rounds up, and the bytes on each device;
-    none without a mesh."""
+    on one device, why `auto` chose it, if it did."""
     from tokenswift_jax.engine.placement import Placement
     from tokenswift_jax.parallel.device_memory import shown_bytes
     from tokenswift_jax.parallel.mesh import spec_of
     from tokenswift_jax.parallel.rules import bytes_on_each
 
     mesh, placement = model.mesh, Placement(model.mesh)
-    if mesh is None:
-        return []
     lines, rounded = list(model.mesh_notes), [placement.rows(count) for count in slots]
+    if mesh is None:
+        return lines
     if rounded != list(slots):
         change = f"{','.join(map(str, slots))} slots are rounded up to {','.join(map(str, rounded))}"
         lines.append(f"mesh {spec_of(mesh)}: {change}, which {mesh.shape[DATA]} groups of devices share evenly")
