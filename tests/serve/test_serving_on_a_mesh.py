@@ -124,7 +124,7 @@ def test_the_slots_and_their_bytes_are_divided(monkeypatch):
         assert pool.bytes == whole // 8 + prompts // 4 + drafts + numbers
     rounded, last = mesh_lines(placed, pools, [1, 3])
     assert "1,3 slots are rounded up to 2,4, which 2 groups of devices share evenly" in rounded
-    assert last == "mesh data=2,model=2,context=2: each of 8 devices has 0.0 MB of weights and 0.3 MB of caches"
+    assert last == "mesh data=2,model=2,context=2: each of 8 devices has 0.00 GB of weights and 0.00 GB of caches"
     keys = [line.split() for line in server_table(placed, pools).splitlines() if "4 x 400 state.cache.keys" in line]
     assert keys[0][-4:-1] == ["data,", "model,", "context"]
     assert int(keys[0][-1].replace(",", "")) == cache_bytes(model().config, 4, 512, jnp.dtype(jnp.float32)) // 16

@@ -75,20 +75,20 @@ def check_room(mesh: Mesh, params: Any, config: ModelConfig, dtype: Any, length:
     if free is None or needed <= free:
         return
     unused = jax.device_count() > mesh.size
-    whole = f"{shown_bytes(weights)} of weights"
+    whole = f"{_shown(weights)} of weights"
     if cache and weights <= free:
-        whole += f" and {shown_bytes(cache)} of cache for {length} positions"
+        whole += f" and {_shown(cache)} of cache for {length} positions"
         advice = "a larger model or context axis stores less on each" if unused else "ask for a shorter text"
     else:
         advice = "a larger model axis stores less on each" if unused else "there is no device left to share them"
         needed = weights
     raise UserError(
-        f"mesh {spec_of(mesh)} puts {whole} on each device, and {device} has {shown_bytes(free)} free: "
-        f"{shown_bytes(needed - free)} are missing; {advice}",
+        f"mesh {spec_of(mesh)} puts {whole} on each device, and {device} has {_shown(free)} free: "
+        f"{_shown(needed - free)} are missing; {advice}",
         arguments=("mesh",),
     )
 
 
-def shown_bytes(count: int) -> str:
+def _shown(count: int) -> str:
     """Bytes for a person."""
     return f"{count / 1e9:.1f} GB" if count >= 10**8 else f"{count / 1e6:.1f} MB"

@@ -184,12 +184,6 @@ class Pool:
             self.engine.part(0, 0).result()
         self.engine.evict([0])
 
-    def arrays(self) -> dict[str, Any]:
-        """The settings of the rows, and the shapes of the state and of the caches of prompts on their way."""
-        layout, found = self.engine.layout, self.engine.arrays()
-        caches = jax.eval_shape(lambda: tuple(layout.cache(1, capacity) for capacity in self._prompts))
-        return {"settings": found["settings"], "state": found["state"], "prompts": caches}
-
     def fits(self, request: Request) -> bool:
         """Whether a slot has room for the request."""
         return len(request.prompt_ids) + request.max_new_tokens <= self.size.length
@@ -312,6 +306,12 @@ class Pool:
                 self.engine.evict([tenancy.slot])
         self.coming = deque(entry for entry in self.coming if entry[0] is not run)
         self._texts.pop(run, None)
+
+    def arrays(self) -> dict[str, Any]:
+        """The settings of the rows, and the shapes of the state and of the caches of prompts on their way."""
+        layout, found = self.engine.layout, self.engine.arrays()
+        caches = jax.eval_shape(lambda: tuple(layout.cache(1, capacity) for capacity in self._prompts))
+        return {"settings": found["settings"], "state": found["state"], "prompts": caches}
 
     def _staging_of(self, run: Run) -> int:
         length = len(run.request.prompt_ids) + len(run.tokens)

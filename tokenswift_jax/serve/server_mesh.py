@@ -40,7 +40,6 @@ def mesh_lines(model: Model, pools: Sequence[Pool], slots: Sequence[int]) -> lis
     """For a person: the notes about the mesh, the numbers of `slots` that it rounds up, and the bytes on each device;
     on one device, why `auto` chose it, if it did."""
     from tokenswift_jax.engine.placement import Placement
-    from tokenswift_jax.parallel.device_memory import shown_bytes
     from tokenswift_jax.parallel.mesh import spec_of
     from tokenswift_jax.parallel.rules import bytes_on_each
 
@@ -51,9 +50,9 @@ def mesh_lines(model: Model, pools: Sequence[Pool], slots: Sequence[int]) -> lis
     if rounded != list(slots):
         change = f"{','.join(map(str, slots))} slots are rounded up to {','.join(map(str, rounded))}"
         lines.append(f"mesh {spec_of(mesh)}: {change}, which {mesh.shape[DATA]} groups of devices share evenly")
-    weights = shown_bytes(bytes_on_each(placement.sizes, model.params))
-    caches = shown_bytes(sum(pool.bytes for pool in pools))
-    lines.append(f"mesh {spec_of(mesh)}: each of {mesh.size} devices has {weights} of weights and {caches} of caches")
+    weights, caches = bytes_on_each(placement.sizes, model.params), sum(pool.bytes for pool in pools)
+    bytes_each = f"{weights / 1e9:.2f} GB of weights and {caches / 1e9:.2f} GB of caches"
+    lines.append(f"mesh {spec_of(mesh)}: each of {mesh.size} devices has {bytes_each}")
     return lines
 
 
