@@ -129,11 +129,12 @@ def _fields(declared: type) -> tuple[tuple[dataclasses.Field, Axes | None], ...]
     )
 
 
-def put_row(tree: _Tree, row: Any, slot: jax.Array) -> _Tree:
+def put_row(tree: _Tree, row: Any, slot: jax.Array, meant: jax.Array | None = None) -> _Tree:
     """Writes row 0 of `row` (the same dataclasses, batch 1) to a slot, int32 [], of the tree's batch.
 
     Every other dimension of `row` may be shorter: then its content fills the beginning. XLA writes in place where the
-    tree is donated. Arrays without a batch stay as they are.
+    tree is donated. Arrays without a batch stay as they are, and so does the slot if `meant`, bool [], is false; None
+    is true.
     """
 
     def put(names: Axes, whole: jax.Array, one: jax.Array) -> jax.Array:
@@ -141,7 +142,10 @@ def put_row(tree: _Tree, row: Any, slot: jax.Array) -> _Tree:
             return whole
         at = [jnp.zeros((), jnp.int32)] * whole.ndim
         at[names.batch] = slot
-        return jax.lax.dynamic_update_slice(whole, one.astype(whole.dtype), at)
+        new = one.astype(whole.dtype)
+        if meant is not None:
+            new = jnp.where(meant, new, jax.lax.dynamic_slice(whole, at, new.shape))
+        return jax.lax.dynamic_update_slice(whole, new, at)
 
     return jax.tree.map(put, axes_of(tree), tree, row)
 

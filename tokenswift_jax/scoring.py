@@ -16,7 +16,7 @@ from tokenswift_jax.arguments import check_model
 from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError, is_whole
 from tokenswift_jax.models.decoder import Decoder
-from tokenswift_jax.parallel.mesh import use
+from tokenswift_jax.parallel.mesh import run, use
 from tokenswift_jax.parallel.rules import one_device
 from tokenswift_jax.prompt import Prompt, encode, is_batch
 from tokenswift_jax.sample.draw import draw
@@ -73,7 +73,7 @@ def score_tokens(model: Model, texts: Sequence[Prompt], top: int = 0) -> list[Sc
     for start, hidden in teacher_forced(model, rows):
         following = _following(rows, start, hidden.shape[1], 1)[..., 0]
         with use(model.mesh):
-            found = [np.asarray(values) for values in reduce(model.params, hidden, following)]
+            found = [np.asarray(values) for values in run(reduce, model.params, hidden, following)]
         for row, text in enumerate(rows):
             taken = max(min(len(text) - 1 - start, hidden.shape[1]), 0)
             parts[row].append(tuple(values[row, :taken] for values in found))
@@ -106,7 +106,7 @@ def _logits(model: Model, texts: Sequence[Prompt], *, heads: bool) -> np.ndarray
     for start, hidden in teacher_forced(model, rows):
         following = _following(rows, start, hidden.shape[1], count) if sequential else None
         with use(model.mesh):
-            logits = np.asarray(project(model.params, hidden, following))
+            logits = np.asarray(run(project, model.params, hidden, following))
         for row, text in enumerate(rows):
             taken = max(min(len(text) - start, logits.shape[1]), 0)
             result[row, start : start + taken] = logits[row, :taken, ..., : model.config.vocab_size]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tokenswift_jax.arrays import take_row
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import BLOCK, cache_bytes, empty_cache, round_up, write_rows
 from tokenswift_jax.kv.quantize import dequantize_kv, quantize_kv
@@ -196,9 +197,9 @@ def test_a_commit_keeps_a_path_of_every_layer_with_its_scales(cache_dtype):
 def test_a_part_goes_into_another_slot(cache_dtype):
     rng = np.random.default_rng(5)
     cache, other = filled(cache_dtype, rng, 2 * BLOCK), filled(cache_dtype, rng, 2 * BLOCK)
-    start = jnp.int32(BLOCK)
+    start, other = jnp.int32(BLOCK), take_row(other, jnp.int32(0))
     part = jax.jit(type(cache).part)(cache, jnp.int32(1), start)
-    after = jax.jit(type(cache).with_part)(other, jnp.int32(0), start, part)
+    after = jax.jit(type(cache).append)(other, jnp.int32(0), part, start[None])
     for source, was, now in zip(*map(jax.tree.leaves, (cache.stacks, other.stacks, after.stacks)), strict=True):
         expected = np.array(was)
         expected[:, 0, :, BLOCK:] = np.asarray(source)[:, 1, :, BLOCK:]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import tiny_config
+from tokenswift_jax.arrays import take_row
 from tokenswift_jax.kv.context_cache import full_cache
 from tokenswift_jax.kv.cyclic import Cyclic
 from tokenswift_jax.kv.row_batch import Causal, RowBatch, TreeMask, TreeMaskOverBlocks
@@ -79,6 +80,19 @@ def test_writes_and_copies(caches):
         for expected, found in zip(*both(caches, function), strict=True):
             assert np.any(expected)
             np.testing.assert_array_equal(found, expected)
+
+
+def test_a_part_of_a_text(caches):
+    """Its positions come in text order, from all devices, and go into another cache at another place."""
+
+    def moved(cache):
+        part = cache.part(jnp.int32(0), jnp.int32(112))
+        empty = take_row(jax.tree.map(jnp.zeros_like, cache), jnp.int32(0))
+        return part, empty.append(0, part, jnp.asarray([300], jnp.int32)).in_order(600)
+
+    for expected, found in zip(*both(caches, moved), strict=True):
+        assert np.any(expected)
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(("visible", "window"), [("causal", None), ("tree", 30), ("blocks", None), ("blocks", 30)])

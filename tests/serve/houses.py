@@ -76,10 +76,11 @@ class Guests:
       heard: the updates that were published, by run.
     """
 
-    def __init__(self, mode, max_queue=64, sizes=(SHORT, LONG)):
+    def __init__(self, mode, max_queue=64, sizes=(SHORT, LONG), made=None):
+        """Takes the shared pools of a mode, or those that were `made`."""
         self.heard = {}
         self.scheduler = Scheduler(
-            pools(mode, sizes), lambda run, update: self.heard[run].append(update), max_queue=max_queue
+            made or pools(mode, sizes), lambda run, update: self.heard[run].append(update), max_queue=max_queue
         )
         self.runs = {}
 

@@ -20,9 +20,10 @@ ENVIRONMENT |= {"PYTHONPATH": str(ROOT)}
 class Process:
     """A server in a process of its own, once it is ready."""
 
-    def __init__(self, state, flags=()):
+    def __init__(self, state, flags=(), environment=()):
         command = [sys.executable, "-m", "tokenswift_jax.serve", *flags, "--state-dir", str(state)]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+        own = ENVIRONMENT | dict(environment)
+        self.process = subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, text=True)
         self.port = 0
         for line in self.process.stdout:
             if found := re.match(r"listening on http://127\.0\.0\.1:(\d+)/v1", line):

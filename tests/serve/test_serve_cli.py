@@ -34,7 +34,12 @@ def test_the_name_of_a_model(tmp_path):
         (["--api-key", "a b"], "an API key has characters that no header holds"),
         (["--model", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--state-dir", "/proc/nowhere"], "--state-dir /proc/nowhere/runs cannot be used"),
-        (["--mesh", "model=2"], "argument --mesh: a server uses one device, so it has no mesh model=2; start a server"),
+        (["--mesh", "stage=2"], "--mesh stage=2: a server has no stages: the program that sends a prompt through them"),
+        (["--mesh", "model=9"], "--mesh model=9 needs 9 devices, and there are 8; "),
+        (
+            ["--mesh", "model=2", "--slots", "100000", "--max-length", "131072"],
+            "GB are missing; lower --max-length or --slots",
+        ),
         (["--sing"], "unrecognized arguments: --sing; serve --help lists the flags"),
     ],
 )

@@ -15,7 +15,7 @@ from tokenswift_jax.audit.replay import draw_inputs
 from tokenswift_jax.audit.teacher import ROWS, teacher_forced
 from tokenswift_jax.engine.prefill import padded
 from tokenswift_jax.kv.dense import round_up
-from tokenswift_jax.parallel.mesh import use
+from tokenswift_jax.parallel.mesh import run, use
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample.draw import top_candidates
 from tokenswift_jax.sample.features import SamplingFeatures, features_of
@@ -38,7 +38,7 @@ def leads_of(model: Model, request: Request, token_ids: Sequence[int]) -> np.nda
     leads = []
     for start, hidden in teacher_forced(model, [text[:-1]]):
         with use(model.mesh):
-            found = program(model.params, hidden, tokens, jnp.int32(start), jnp.int32(first), settings)
+            found = run(program, model.params, hidden, tokens, jnp.int32(start), jnp.int32(first), settings)
         drawn = start + 1 + np.arange(ROWS)
         leads.append(np.asarray(found)[(drawn >= first) & (drawn < len(text))])
     return np.concatenate(leads)

@@ -15,7 +15,7 @@ from tokenswift_jax.audit.replay import text_windows
 from tokenswift_jax.audit.teacher import ROWS, teacher_forced
 from tokenswift_jax.engine.prefill import padded
 from tokenswift_jax.kv.dense import round_up
-from tokenswift_jax.parallel.mesh import use
+from tokenswift_jax.parallel.mesh import run, use
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample.features import SamplingFeatures, features_of
 from tokenswift_jax.sample.logprobs import Logprobs, LogprobSpec, logprobs_of
@@ -40,7 +40,7 @@ def replayed_logprobs(model: Model, request: Request, token_ids: list[int], spec
         if begin >= end:
             continue
         with use(model.mesh):
-            found = program(model.params, hidden, tokens, jnp.int32(start), jnp.int32(first), settings)
+            found = run(program, model.params, hidden, tokens, jnp.int32(start), jnp.int32(first), settings)
         rows = slice(begin - start - 1, end - start - 1)
         parts.append(LogprobLog(*map(np.asarray, jax.tree.leaves(found))).at(0).at(rows))
     replayed = concatenate_logprobs(parts)

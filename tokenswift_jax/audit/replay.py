@@ -18,7 +18,7 @@ from tokenswift_jax.audit.teacher import ROWS, teacher_forced
 from tokenswift_jax.engine.prefill import padded
 from tokenswift_jax.kv.dense import round_up
 from tokenswift_jax.models.layers import wide_dtype
-from tokenswift_jax.parallel.mesh import use
+from tokenswift_jax.parallel.mesh import run, use
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.draw import draw
@@ -84,7 +84,7 @@ def audit(model: Model, request: Request, token_ids: Sequence[int]) -> AuditRepo
             settings,
         )
         with use(model.mesh):
-            draws, logits = map(np.asarray, redraw(*arguments))
+            draws, logits = map(np.asarray, run(redraw, *arguments))
         drawn = start + 1 + np.arange(ROWS)  # the position that each row draws
         audited = (drawn >= first) & (drawn < len(text))
         positions += int(audited.sum())
@@ -93,7 +93,7 @@ def audit(model: Model, request: Request, token_ids: Sequence[int]) -> AuditRepo
         for at in range(0, len(wrong), _MEASURED):
             rows = wrong[at : at + _MEASURED]
             with use(model.mesh):
-                found = measure(*arguments, jnp.asarray(np.resize(rows, _MEASURED), jnp.int32))
+                found = run(measure, *arguments, jnp.asarray(np.resize(rows, _MEASURED), jnp.int32))
             margins += np.asarray(found)[: len(rows)].tolist()
         broken += _undefined(request, text, logits, draws, drawn, np.flatnonzero(audited))
     wide = jnp.dtype(model.dtype).itemsize >= 4
@@ -196,7 +196,7 @@ def _logit_spread(model: Model, text: list[int]) -> float:
         chunks = []
         for _, hidden in teacher_forced(model, [sample], rows):
             with use(model.mesh):
-                chunks.append(np.asarray(logits(model.params, hidden))[0])
+                chunks.append(np.asarray(run(logits, model.params, hidden))[0])
         return np.concatenate(chunks)[: len(sample)]
 
     full = computed(ROWS)

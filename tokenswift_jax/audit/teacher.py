@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -14,6 +15,7 @@ from tokenswift_jax.engine.prefill import padded, send_chunk
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.context_cache import full_cache
 from tokenswift_jax.kv.dense import round_up
+from tokenswift_jax.parallel.mesh import run
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
@@ -42,7 +44,7 @@ def teacher_forced(model: Model, texts: list[list[int]], rows: int = ROWS) -> It
     check_memory(model.config, len(texts), capacity, dtype, advice=advice, mesh=model.mesh)
     placement = Placement(model.mesh)
     cache = placement.make(full_cache, model.config, len(texts), capacity, dtype, None, placement.cyclic())
-    tokens, forward = padded(texts, capacity), model.program("causal")
+    tokens, forward = padded(texts, capacity), partial(run, model.program("causal"))
     for start in range(0, longest, rows):
         hidden, cache = send_chunk(forward, model, placement, tokens[:, start : start + rows], start, cache)
         yield start, hidden

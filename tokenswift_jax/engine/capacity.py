@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from tokenswift_jax.engine.host_memory import available_bytes
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
+from tokenswift_jax.kv.dense import BLOCK, round_up
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.device_memory import cache_bytes_on_each, least_free
 from tokenswift_jax.request import Request
@@ -118,12 +118,10 @@ def check_memory(
     Raises:
       UserError: they exceed its free memory; the message ends with `advice`, which names these `arguments`.
     """
-    where = ("", "")
-    if mesh is None:
-        needed, free = cache_bytes(config, batch, capacity, dtype, cache_dtype) + drafter_bytes, _free_bytes()
-    else:
-        cache = cache_bytes_on_each(mesh, config, batch, capacity, dtype, cache_dtype)
-        needed, (free, fullest) = cache + drafter_bytes, least_free(list(mesh.devices.flat))
+    needed = cache_bytes_on_each(mesh, config, batch, capacity, dtype, cache_dtype) + drafter_bytes
+    free, where = _free_bytes() if mesh is None else None, ("", "")
+    if mesh is not None:
+        free, fullest = least_free(list(mesh.devices.flat))
         where = f" on each of {mesh.size} devices", f" on {fullest}"
     if free is not None and needed > free:
         missing = "" if mesh is None else f": {(needed - free) / 1e9:.1f} GB are missing"

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from tokenswift_jax.parallel.mesh import run
 from tokenswift_jax.progress_report import Report, phase, silent
 
 # Enough for any long run, and for a server with several groups of slots (some 15 each); an executable costs host
@@ -72,7 +73,7 @@ class CompileCache:
         """
         if executable is None:
             executable = self.compile(function, *arguments, name=name)
-        return executable(*arguments)
+        return run(executable, *arguments)
 
     def compile(self, function: Callable, *arguments: Any, name: str = "a program") -> jax.stages.Compiled:
         """Returns the executable of `function`, from `jax.jit`, for such arguments; reports call it `name`."""

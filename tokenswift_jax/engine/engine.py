@@ -24,6 +24,8 @@ from tokenswift_jax.engine.step_result import Pending
 from tokenswift_jax.finish import Finish
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import BLOCK
+from tokenswift_jax.parallel.rows import of_group, over_rows
+from tokenswift_jax.parallel.rules import placed
 from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample import penalty
@@ -160,7 +162,6 @@ class Engine:
 
     def part(self, slot: int, number: int) -> Future[StoredKV]:
         """The K/V of a slot's positions from `number` * `BLOCK` on, as they are after the work sent so far."""
-        assert self.layout.cyclic is None, "devices share the cache's length"
 
         def read() -> StoredKV:
             assert self._state is not None
@@ -358,12 +359,18 @@ def _enter(x64: bool, placement: Placement) -> None:
 
 
 @partial(jax.jit, donate_argnums=0)
-def _move_row(whole: Any, rows: Any, row: jax.Array, slot: jax.Array) -> Any:
-    return tuple(
-        arrays.put_row(tree, arrays.take_row(source, row), slot) for tree, source in zip(whole, rows, strict=True)
-    )
+def _move_row(whole: tuple, rows: tuple, row: jax.Array, slot: jax.Array) -> tuple:
+    """The state and the settings of all slots, with a row of `rows` in a slot; on a mesh, in the group that has it."""
+    batch = whole[0].length.shape[0]
+
+    def put(state: DecodeState, settings: SequenceParams, one: tuple, slot: jax.Array) -> tuple:
+        place, mine = of_group(slot, state.length.shape[0], batch)
+        return tuple(arrays.put_row(*pair, place, mine) for pair in zip((state, settings), one, strict=True))
+
+    one = placed(tuple(arrays.take_row(source, row) for source in rows))
+    return placed(over_rows(put, (*whole, one, slot), (0, 1), batch))
 
 
 @partial(jax.jit, donate_argnums=0)
 def _evict(state: DecodeState, gone: jax.Array) -> DecodeState:
-    return replace(state, finish=jnp.where(gone, jnp.int32(Finish.VACANT), state.finish))
+    return placed(replace(state, finish=jnp.where(gone, jnp.int32(Finish.VACANT), state.finish)))

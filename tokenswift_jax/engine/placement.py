@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tokenswift_jax.kv.cyclic import BLOCK, Cyclic
-from tokenswift_jax.parallel.mesh import settled, use
+from tokenswift_jax.parallel.mesh import use
 from tokenswift_jax.parallel.mesh_spec import CONTEXT, DATA
 from tokenswift_jax.parallel.rules import shardings, spec_of_axes
 
@@ -88,10 +88,6 @@ class Placement:
     def read(self, values: jax.Array) -> np.ndarray:
         """All values of an array, on the host; in several processes, all have to call it."""
         return np.asarray(self.readable(values))
-
-    def settle(self, results: _Tree) -> _Tree:
-        """Waits for the results of a program where it must (`parallel.mesh.settled`)."""
-        return settled(self.mesh, results)
 
 
 def _put(values: Any, where: NamedSharding) -> jax.Array:

@@ -72,8 +72,7 @@ class PlanPrograms:
         function, places = self._function(named.plan)
         arguments = self._arguments(named.plan, with_parts_at(state, places), inputs, iterations)
         known = self._executables[named.plan] if prepared else None
-        results = self.cache.run(function, *arguments, name=named.label, executable=known)
-        after, chunk = self._placement.settle(results)
+        after, chunk = self.cache.run(function, *arguments, name=named.label, executable=known)
         return with_all_parts(after, places, state), self._placement.readable(chunk)
 
     def prepare_catch_up(self, named: NamedPlan, state: DecodeState, settings: SequenceParams) -> None:

@@ -17,7 +17,10 @@ from tokenswift_jax.engine.placement import Placement
 from tokenswift_jax.engine.prompt_stream import PromptStream
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.dense import BLOCK, FullCache, round_up
-from tokenswift_jax.parallel.mesh_spec import STAGE
+from tokenswift_jax.parallel.context import owned
+from tokenswift_jax.parallel.mesh_spec import DATA, STAGE
+from tokenswift_jax.parallel.rows import LAYERS, of_group, over_rows
+from tokenswift_jax.parallel.rules import placed
 from tokenswift_jax.request import Request
 from tokenswift_jax.step.loop import compiled
 from tokenswift_jax.step.state import DecodeState
@@ -68,7 +71,7 @@ def send_chunk(
     """Sends a chunk of texts to the devices: the result of `forward` (of `loop.causal_chunk` or `loop.prefill_chunk`).
 
     Args:
-      forward: called with the parameters and the chunk.
+      forward: sends the program (`parallel.mesh.run`); called with the parameters and the chunk.
       model: the target.
       placement: the devices.
       tokens: int32 [batch, rows], the texts' tokens from `start` on.
@@ -77,7 +80,7 @@ def send_chunk(
     """
     piece = placement.rows_of(tokens)
     with placement.in_use():
-        return placement.settle(forward(model.params, piece, jnp.asarray(start, jnp.int32), cache))
+        return forward(model.params, piece, jnp.asarray(start, jnp.int32), cache)
 
 
 @dataclass(frozen=True)
@@ -192,21 +195,23 @@ class Prefill:
         with self._placement.in_use():
             for number, part in enumerate(self._parts[first : first + _COPIED], first):
                 start = jnp.asarray(number * BLOCK, jnp.int32)
+                part = self._placement.put(part)
                 self._cache = self._programs.run(_put, self._cache, part, start, name="reuse of a prefix")
                 self.done += BLOCK
         self.aligned = self.done
 
     def compile_reuse(self) -> None:
         """Compiles the programs that write and read parts of this cache; it contains nothing yet."""
-        zero = jnp.zeros((), jnp.int32)
-        with self._placement.in_use():
-            part = self._programs.run(read_part, self._cache, zero, zero, name="a part of a prefix")
+        with self._placement.in_use():  # it places scalars, too
+            zero = jnp.zeros((), jnp.int32)
+            read = self._programs.run(read_part, self._cache, zero, zero, name="a part of a prefix")
+            part = self._placement.put(jax.tree.map(np.asarray, read))
             self._cache = self._programs.run(_put, self._cache, part, zero, name="reuse of a prefix")
 
     def part(self, number: int) -> StoredKV:
         """Sends a copy of the K/V of a single row's positions from `number` * `BLOCK` on to the device's queue."""
-        zero, start = jnp.zeros((), jnp.int32), jnp.asarray(number * BLOCK, jnp.int32)
         with self._placement.in_use():
+            zero, start = jnp.zeros((), jnp.int32), jnp.asarray(number * BLOCK, jnp.int32)
             return self._programs.run(read_part, self._cache, zero, start, name="a part of a prefix")
 
     def _advance(self, stream: PromptStream) -> None:
@@ -220,8 +225,7 @@ class Prefill:
         tick = self._placement.put(Tick(*work))
         with self._placement.in_use():
             given = self._model.params, tick, self._flow, self._cache
-            result = self._placement.settle(self._programs.run(self._forward, *given, name="prefill"))
-            self._flow, self._cache = result
+            self._flow, self._cache = self._programs.run(self._forward, *given, name="prefill")
             for place, forward in enumerate(chunks[-1]):
                 self.done = stream.starts[forward] + stream.rows
                 if self._keeps and forward >= len(stream.starts) - 2:
@@ -274,10 +278,22 @@ def _shared(first: Sequence[int], second: Sequence[int]) -> int:
 
 @partial(jax.jit, donate_argnums=0)
 def _put(cache: FullCache, part: StoredKV, start: jax.Array) -> FullCache:
-    return cache.with_part(jnp.zeros((), jnp.int32), start, part)
+    """The cache of a single text with a part from a position on."""
+
+    def put(cache: FullCache, part: StoredKV, start: jax.Array) -> FullCache:
+        return cache.append(jnp.zeros((), jnp.int32), part, start[None])
+
+    return placed(over_rows(put, (cache, part, start), 0, batch=1))
 
 
 @jax.jit
 def read_part(cache: FullCache, slot: jax.Array, start: jax.Array) -> StoredKV:
-    """The K/V of `BLOCK` positions of a slot (`FullCache.part`)."""
-    return cache.part(slot, start)
+    """The K/V of `BLOCK` positions of a slot (`FullCache.part`), on every group of a mesh."""
+    batch = cache.keys.shape[1]
+
+    def read(cache: FullCache, slot: jax.Array, start: jax.Array) -> StoredKV:
+        place, mine = of_group(slot, cache.keys.shape[1], batch)
+        part = cache.part(place, start)
+        return part if mine is None else jax.tree.map(lambda values: owned(values, mine, DATA), part)
+
+    return placed(over_rows(read, (cache, slot, start), LAYERS, batch))

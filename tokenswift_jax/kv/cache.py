@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol, Self
 
 import jax
 import jax.numpy as jnp
 
+from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.quantize import dequantize_kv
 from tokenswift_jax.kv.row_batch import RowBatch
 from tokenswift_jax.models.config import AttentionSpec
@@ -15,8 +15,7 @@ from tokenswift_jax.models.projected import Projected
 from tokenswift_jax.models.rope import Rotation
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@pytree
 class StoredKV:
     """K/V of some rows in the form in which a cache stores them.
 
@@ -27,10 +26,10 @@ class StoredKV:
         in the model's dtype.
     """
 
-    keys: jax.Array
-    values: jax.Array
-    key_scales: jax.Array | None = None
-    value_scales: jax.Array | None = None
+    keys: jax.Array = axes("layers", "batch", "kv_heads", "rows", "head_dim")
+    values: jax.Array = axes("layers", "batch", "kv_heads", "rows", "head_dim")
+    key_scales: jax.Array | None = axes("layers", "batch", "kv_heads", "rows", default=None)
+    value_scales: jax.Array | None = axes("layers", "batch", "kv_heads", "rows", default=None)
 
     def read(self, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
         """Returns keys and values [layers, batch, kv_heads, rows, head_dim] in `dtype`, as attention reads them."""
@@ -128,9 +127,5 @@ class KVCache(Protocol):
         ...
 
     def part(self, slot: jax.Array, start: jax.Array) -> StoredKV:
-        """The K/V of `kv.dense.BLOCK` positions from `start` on of the text in a slot, both int32 []."""
-        ...
-
-    def with_part(self, slot: jax.Array, start: jax.Array, part: StoredKV) -> Self:
-        """The cache with such a part, in the same form, in a slot of the batch."""
+        """The K/V of `kv.dense.BLOCK` positions from `start` on of the text in a slot, both int32 [], in text order."""
         ...

@@ -21,7 +21,7 @@ from pallas_kernels.tree_attention import tree_attention
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.kv.cache import StoredKV
 from tokenswift_jax.kv.cyclic import Cyclic
-from tokenswift_jax.kv.dense import FullCache, empty_cache, write_chosen_rows
+from tokenswift_jax.kv.dense import BLOCK, FullCache, empty_cache, slots_of, write_chosen_rows
 from tokenswift_jax.kv.row_batch import Causal, RowBatch, TreeMask, TreeMaskOverBlocks
 from tokenswift_jax.models.config import AttentionSpec, ModelConfig
 from tokenswift_jax.parallel import context
@@ -203,6 +203,24 @@ class ContextCache(FullCache):
 
         find = island(own, in_specs=(_STACK, P(), _HEADS), out_specs=_ROWS)
         return find(self.stacks, jnp.asarray(layer, jnp.int32), positions)
+
+    def part(self, slot: jax.Array, start: jax.Array) -> StoredKV:
+        """As `FullCache.part`, on all devices: each gives the positions that it stores."""
+
+        def own(stacks: StoredKV, slot: jax.Array, start: jax.Array) -> StoredKV:
+            stacks, device = _of_device(stacks), context.this_device()
+            positions = start + jnp.arange(BLOCK, dtype=jnp.int32)
+            most = self.cyclic.most(BLOCK)
+            begin = jnp.minimum(self.cyclic.below(start, device), stacks.keys.shape[3] - most)
+            mine, places = self.cyclic.device(positions) == device, self.cyclic.slot(positions) - begin
+            mine, places = mine[None, None, None, :], jnp.clip(places, 0, most - 1)
+
+            def of(rows: jax.Array) -> jax.Array:
+                return context.owned(rows[:, :, :, places], mine if rows.ndim == 4 else mine[..., None])
+
+            return jax.tree.map(of, slots_of(stacks, slot, begin, most))
+
+        return island(own, in_specs=(_STACK, P(), P()), out_specs=_ROWS)(self.stacks, slot, start)
 
 
 def full_cache(

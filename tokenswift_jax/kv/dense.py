@@ -202,23 +202,19 @@ class FullCache:
     def part(self, slot: jax.Array, start: jax.Array) -> StoredKV:
         """The K/V [layers, 1, kv_heads, BLOCK, ...] of `BLOCK` positions from `start` on of the text in a slot, both
         int32 []."""
-        return jax.tree.map(lambda stack: lax.dynamic_slice(stack, *_place(stack, slot, start)), self.stacks)
-
-    def with_part(self, slot: jax.Array, start: jax.Array, part: StoredKV) -> Self:
-        """The cache with such a part, in the same form, in a slot."""
-
-        def put(stack: jax.Array, own: jax.Array) -> jax.Array:
-            return lax.dynamic_update_slice(stack, own, _place(stack, slot, start)[0])
-
-        return self.with_stacks(jax.tree.map(put, self.stacks, part))
+        return slots_of(self.stacks, slot, start, BLOCK)
 
 
-def _place(stack: jax.Array, slot: jax.Array, start: jax.Array) -> tuple[list[Any], list[int]]:
-    """The first indices and the sizes of a part of a stack [layers, batch, kv_heads, slots, ...]."""
+def slots_of(stacks: StoredKV, row: jax.Array, start: jax.Array, count: int) -> StoredKV:
+    """`count` slots from `start` on of one row, int32 [] both, of stacks [layers, batch, kv_heads, slots, ...]."""
     zero = jnp.zeros((), jnp.int32)
-    after = stack.shape[4:]
-    sizes = [stack.shape[0], 1, stack.shape[2], BLOCK, *after]
-    return [zero, jnp.asarray(slot, jnp.int32), zero, jnp.asarray(start, jnp.int32), *[zero] * len(after)], sizes
+
+    def of(stack: jax.Array) -> jax.Array:
+        after = stack.shape[4:]
+        at = [zero, jnp.asarray(row, jnp.int32), zero, jnp.asarray(start, jnp.int32), *[zero] * len(after)]
+        return lax.dynamic_slice(stack, at, [stack.shape[0], 1, stack.shape[2], count, *after])
+
+    return jax.tree.map(of, stacks)
 
 
 def _gathered(layer: int | jax.Array, chosen: jax.Array, **stacks: jax.Array) -> dict[str, jax.Array]:

@@ -13,6 +13,7 @@ from tokenswift_jax.engine.host_memory import available_bytes
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.context_cache import full_cache
 from tokenswift_jax.kv.cyclic import Cyclic
+from tokenswift_jax.kv.dense import cache_bytes
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.mesh import spec_of
 from tokenswift_jax.parallel.mesh_spec import CONTEXT
@@ -42,9 +43,11 @@ def least_free(devices: Sequence[Any]) -> tuple[int | None, str]:
 
 
 def cache_bytes_on_each(
-    mesh: Mesh, config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, cache_dtype: str | None = None
+    mesh: Mesh | None, config: ModelConfig, batch: int, capacity: int, dtype: jnp.dtype, cache_dtype: str | None = None
 ) -> int:
-    """The bytes of a full cache (`full_cache`) that each device of a mesh stores."""
+    """The bytes of a full cache (`full_cache`) that each device of a mesh stores; None: one device."""
+    if mesh is None:
+        return cache_bytes(config, batch, capacity, dtype, cache_dtype)
     devices = mesh.shape[CONTEXT]
     cyclic = None if devices == 1 else Cyclic(devices)
     shapes = jax.eval_shape(lambda: full_cache(config, batch, capacity, dtype, cache_dtype, cyclic))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ _Tree = TypeVar("_Tree")
 # Each virtual device of a CPU waits in a collective with a thread of its own. Without enough threads, the collectives
 # of two devices wait for each other forever (2 cores, 2 devices, some 200 steps).
 _CPU_THREADS = "32"
+_turn = threading.Lock()
 
 
 def make_mesh(spec: MeshSpec) -> Mesh | None:
@@ -98,6 +100,21 @@ def left_over(mesh: Mesh) -> tuple[str, ...]:
         return ()
     names = ", ".join(map(str, idle))
     return (f"mesh {spec_of(mesh)} uses {mesh.size} of {mesh.size + len(idle)} devices; left over: {names}",)
+
+
+def run(program: Any, *arguments: Any) -> Any:
+    """Calls a program, from `jax.jit` or compiled, on the mesh in use; there, one thread at a time sends one.
+
+    Without the turns, two threads of a server could send two programs to two devices in different orders, and their
+    collectives would wait for each other forever. A program is compiled before its turn: the others go on meanwhile.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return program(*arguments)
+    if not isinstance(program, jax.stages.Compiled):
+        program = program.lower(*arguments).compile()
+    with _turn:
+        return settled(mesh, program(*arguments))
 
 
 def settled(mesh: Mesh | None, results: _Tree) -> _Tree:

@@ -56,7 +56,7 @@ def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[Me
         return [spec for spec in _shapes(even, min(even, stages)) if spec.devices % processes == 0]
 
     found = min(map(judged, shapes()))
-    if found[0]:  # stages make no step faster: they are for models that fit no other mesh
+    if found[0] and asked.stages:  # stages make no step faster: they are for models that fit no other mesh
         found = min(found, *map(judged, shapes(config.num_layers)))
     misfit, seconds, _, *sizes, stored = found
     spec = MeshSpec(*sizes)

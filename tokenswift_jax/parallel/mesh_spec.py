@@ -25,10 +25,12 @@ class AutoMesh:
     Attributes:
       rows: rows of a batch to expect.
       length: positions of a row to expect; None: as many as the model has.
+      stages: whether it may have stages.
     """
 
     rows: int = 1
     length: int | None = None
+    stages: bool = True
 
 
 MeshArgument = str | int | Mapping[str, int] | AutoMesh | None

@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from tokenswift_jax.parallel.mesh_spec import CONTEXT, DATA, MODEL, STAGE
 from tokenswift_jax.parallel.rules import RULES, free_axes, size_of, specs
 
 ROWS = P(*RULES["batch"])  # the spec of an array whose first dimension is the batch
+LAYERS = P(*RULES["layers"])  # of one whose first dimension is the layers
 EVERY = P()  # of an array that all groups have
 
 
@@ -53,6 +55,15 @@ def over_groups(value: jax.Array) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     inside = DATA in mesh.axis_names and mesh.axis_types[mesh.axis_names.index(DATA)] == jax.sharding.AxisType.Manual
     return jax.lax.pmax(value, DATA) if inside else value
+
+
+def of_group(row: jax.Array, own: int, batch: int) -> tuple[jax.Array, jax.Array | None]:
+    """The place of a row, int32 [], among the `own` rows of this group, and whether the group has it, bool []; inside
+    `over_rows`. None: every group has all rows of the batch."""
+    if own == batch:
+        return row, None
+    place = row - jax.lax.axis_index(DATA).astype(jnp.int32) * own
+    return jnp.clip(place, 0, own - 1), (place >= 0) & (place < own)
 
 
 def _specs(sizes: Mapping[str, int], argument: Any) -> Any:

@@ -18,6 +18,7 @@ from tokenswift_jax.modes import MODES, check_used
 from tokenswift_jax.paths import expanded, state_folder
 from tokenswift_jax.progress_report import Report, silent
 from tokenswift_jax.serve.extra import check_installed
+from tokenswift_jax.serve.server_mesh import check_stages, mesh_lines, server_mesh, server_table
 from tokenswift_jax.speculation import SpeculationConfig
 from tokenswift_jax.text.reading import NotTextError, decode
 
@@ -53,6 +54,7 @@ def _run(options: argparse.Namespace) -> int:
     _check_host(options.host, keys)
     check_installed()
     speculation = _speculation(options)
+    mesh = server_mesh(options.mesh, sum(options.slots or _SLOTS), options.max_length or _MAX_LENGTH)
     quiet_transformers()
     from tokenswift_jax.cli.phases import Phases
     from tokenswift_jax.cli.progress import ProgressLine
@@ -65,8 +67,11 @@ def _run(options: argparse.Namespace) -> int:
     showing = Phases(line, sys.stderr, enabled=True, alone=True)
     with showing as phases, listening(options.host, options.port) as listener:
         announcer = _Announcer(line, phases)
-        model = load(options.model, options.dtype, options.rope_override, report=announcer.report)
+        placed = {"mesh": mesh, "length": options.max_length}
+        model = load(options.model, options.dtype, options.rope_override, report=announcer.report, **placed)
         service = _service(options, _with_template(model, options.model), speculation, announcer.report)
+        for text in _mesh_texts(options, service):
+            announcer.say(text)
         hosts = [*LOOPBACK, options.host, *(options.allowed_host or ())]
         # Beyond loopback the names are the network's, and the key protects the server.
         strict = _is_loopback(options.host) or options.allowed_host
@@ -100,6 +105,13 @@ def _service(options: argparse.Namespace, model: Model, speculation: Speculation
     )
 
 
+def _mesh_texts(options: argparse.Namespace, service: Service) -> list[str]:
+    """For a person: where the arrays are, on a mesh; with the flag also the whole table."""
+    model, pools = service.model, service.scheduler.pools
+    lines = mesh_lines(model, pools, [*(options.slots or ()), options.short_slots])
+    return [*lines, server_table(model, pools)] if options.mesh_report else lines
+
+
 def make_pools(
     model: Model,
     speculation: SpeculationConfig,
@@ -111,21 +123,25 @@ def make_pools(
 ) -> list[Pool]:
     """The groups of slots for texts of up to `max_length` tokens, and `short_slots` more for short ones alone.
 
-    By default the groups have 1 and 3 slots, or 1 and 8 (a CPU: 1 and 4) where the K/V of these take at most 1 GiB.
+    By default the groups have 1 and 3 slots, or 1 and 8 (a CPU: 1 and 4) where the K/V of these take at most 1 GiB on
+    each device. A mesh with a data axis rounds every number up, so that its groups of devices share the slots evenly.
     A server of texts not much longer than short ones has no slots for these alone. `prefix_memory` is the most MiB of
     the host's memory for the K/V of earlier texts; None: a quarter of what the slots leave free, at most 8192.
 
     Raises:
-      UserError: the length exceeds the model's positions, or the slots the memory.
+      UserError: the length exceeds the model's positions, or the slots the memory; the mesh has stages.
     """
     import jax
 
-    from tokenswift_jax.kv.dense import cache_bytes
+    from tokenswift_jax.engine.placement import Placement
+    from tokenswift_jax.parallel.device_memory import cache_bytes_on_each
+    from tokenswift_jax.parallel.mesh import spec_of
     from tokenswift_jax.serve.plan_set import PlanSet
     from tokenswift_jax.serve.pool import Pool, PoolSize
 
     if slots is not None and not all(slots):
         raise UserError("slots has a group of 0; give at least 1 for each", ("slots",))
+    check_stages(spec_of(model.mesh))
     limit = model.config.max_position_embeddings
     length = min(_MAX_LENGTH, limit) if max_length is None else max_length
     if length > limit:
@@ -133,10 +149,12 @@ def make_pools(
     if slots is None:
         dtype = jax.numpy.dtype(model.dtype)
         more = _MORE_SLOTS_OF_A_CPU if jax.default_backend() == "cpu" else _MORE_SLOTS
-        slots = more if cache_bytes(model.config, sum(more), length, dtype) <= _MORE_BYTES else _SLOTS
-    sizes = [PoolSize(count, length) for count in slots]
+        most = cache_bytes_on_each(model.mesh, model.config, sum(more), length, dtype)
+        slots = more if most <= _MORE_BYTES else _SLOTS
+    rows = Placement(model.mesh).rows
+    sizes = [PoolSize(rows(count), length) for count in slots]
     if short_slots and length >= 2 * _SHORT_LENGTH:
-        sizes.append(PoolSize(short_slots, _SHORT_LENGTH))
+        sizes.append(PoolSize(rows(short_slots), _SHORT_LENGTH))
     plans, pools = PlanSet(model.config, speculation), list[Pool]()
     for size in sizes:
         beside = sum(pool.bytes for pool in pools)
@@ -157,7 +175,8 @@ def _prefix_store(model: Model, memory: int | None, pools: Sequence[Pool]) -> Pr
     part = cache_bytes(model.config, 1, BLOCK, jax.numpy.dtype(model.dtype))
     free = available_bytes()
     if free is not None and jax.default_backend() == "cpu":  # the slots, not yet allocated, are in the same memory
-        free = max(free - sum(pool.bytes for pool in pools), 0)
+        devices = 1 if model.mesh is None else model.mesh.size
+        free = max(free - devices * sum(pool.bytes for pool in pools), 0)
     most = _PREFIX_BYTES if free is None else min(_PREFIX_BYTES, free // 4)
     budget = most if memory is None else memory * 2**20
     return PrefixStore(budget, part) if budget >= part else None
@@ -236,16 +255,6 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _one_device(given: str) -> str:
-    """Refuses the mesh flags of `generate`."""
-    if given != "1":
-        raise argparse.ArgumentTypeError(
-            f"a server uses one device, so it has no mesh {given}; start a server for each device, or write the texts "
-            "with generate --mesh"
-        )
-    return given
-
-
 def _parser(program: str) -> Parser:
     parser = Parser(prog=program, allow_abbrev=False, description="Serves a checkpoint behind OpenAI's interface.")
     add = parser.add_argument
@@ -284,6 +293,12 @@ def _parser(program: str) -> Parser:
     add("--mode", choices=MODES, help="how to draft; no text depends on it (default: auto)")
     add("--node-budget", type=whole(1), metavar="N", help="drafted tokens verified per iteration")
     add("--ngram-k", type=whole(0), metavar="N", help="n-gram chains per key; 0 switches them off")
-    add("--mesh", type=_one_device, help=argparse.SUPPRESS)
+    add(
+        "--mesh",
+        default="1",
+        metavar="data=2,model=4,context=2|N|auto",
+        help="devices: groups for slots, devices that share a model, and that share the texts' caches (default: 1)",
+    )
+    add("--mesh-report", action="store_true", help="print every array's split and bytes on each device")
     add("--metrics-prefix", choices=("tokenswift", "vllm"), default="tokenswift", help="before the names of metrics")
     return parser

@@ -71,7 +71,7 @@ class Metrics(Observer):
         self._running = gauge("num_requests_running", "Runs in slots or on their way there")
         self._waiting = gauge("num_requests_waiting", "Runs in the queue")
         self._usage = gauge("kv_cache_usage_perc", "Share of the slots in use, from 0 to 1")
-        self._bytes = gauge("cache_bytes", "Bytes of all caches, reserved at the start")
+        self._bytes = gauge("cache_bytes", "Bytes of all caches on each device, reserved at the start")
         self._prefixes = gauge("prefix_cache_bytes", "Bytes of K/V of earlier texts in the host's memory")
         self._device = gauge("device_bytes_in_use", "Bytes in use on the first device, where it says so")
         self._host = gauge("host_bytes_available", "Bytes of host memory that can still be allocated")

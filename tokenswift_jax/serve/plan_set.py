@@ -30,6 +30,7 @@ class PlanSet:
       optional: whether a pool may decode plainly where drafts do not pay: a mode that a person names always drafts.
       spec: the log-probabilities that the variant with them gives.
       features: the classes that have a variant, lowest first; the last one serves every request.
+      draft_block: positions of the blocks that a draft cache selects; None: it selects single ones, or there is none.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class PlanSet:
         self.spec = LogprobSpec(min(TOP_LOGPROBS, config.vocab_size))
         self.features = tuple(sorted(features))
         self.optional = speculation.mode == "auto"
+        self.draft_block = speculation.draft_block
         self._drafted = {each: serving_plan(config, speculation, each) for each in self.features}
         self._undrafted = {each: plans.autoregressive_plan(config, each) for each in self.features}
         # Runs with log-probabilities are rare: they share one variant.

@@ -7,16 +7,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 
 from tokenswift_jax.engine.capacity import check_memory
 from tokenswift_jax.engine.engine import Engine
 from tokenswift_jax.engine.layout import Layout, scratch_of
+from tokenswift_jax.engine.placement import Placement
 from tokenswift_jax.engine.prefill import Prefill, Prefix, chunk_rows, chunk_widths
 from tokenswift_jax.engine.step_result import Pending, StepResult
-from tokenswift_jax.kv.dense import BLOCK, cache_bytes, round_up
+from tokenswift_jax.kv.dense import BLOCK, round_up
+from tokenswift_jax.parallel.device_memory import cache_bytes_on_each
 from tokenswift_jax.progress_report import Report, silent
 from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
@@ -93,6 +95,7 @@ class Pool:
 
     Attributes:
       size: its size.
+      bytes: those of its caches, on each device.
       engine: the engine of the slots.
       tenants: the runs in the slots.
       coming: the runs whose prompts enter a cache, in the order in which they take turns.
@@ -121,12 +124,16 @@ class Pool:
         scratch = scratch_of(plans.drafting)
         needed = max(size.length + scratch + 1, round_up(size.length, chunk_rows(size.length)))
         self.capacity = round_up(needed)
-        layout = Layout.of(config, dtype, self.capacity, plans.features[-1], plans.drafting, plans.spec)
+        placement = Placement(model.mesh)
+        cyclic = placement.cyclic(plans.draft_block)
+        layout = Layout.of(config, dtype, self.capacity, plans.features[-1], plans.drafting, plans.spec, cyclic=cyclic)
         self.staging = staging_sizes(self.capacity)
         # Two prompts may be on their way at once: one of any length and one of the smallest size.
-        beside = cache_bytes(config, 1, self.capacity + self.staging[0], dtype)
-        drafts = layout.drafter_bytes(size.slots + 2)
-        self.bytes = cache_bytes(config, size.slots, self.capacity, dtype) + beside + drafts
+        self._prompts = self.capacity, self.staging[0]
+        beside = sum(cache_bytes_on_each(model.mesh, config, 1, each, dtype) for each in self._prompts)
+        drafts = layout.drafter_bytes(size.slots, placement.sizes) + 2 * layout.drafter_bytes(1, placement.sizes)
+        slots = cache_bytes_on_each(model.mesh, config, size.slots, self.capacity, dtype)
+        self.bytes = slots + beside + drafts
         check_memory(
             config,
             size.slots,
@@ -135,6 +142,7 @@ class Pool:
             advice="lower max_length or slots",
             drafter_bytes=beside + drafts + reserved,
             arguments=("max_length", "slots"),
+            mesh=model.mesh,
         )
         self.engine = Engine(model, layout, size.slots, report=report)
         self.tenants: dict[int, Tenancy] = {}
@@ -298,6 +306,12 @@ class Pool:
                 self.engine.evict([tenancy.slot])
         self.coming = deque(entry for entry in self.coming if entry[0] is not run)
         self._texts.pop(run, None)
+
+    def arrays(self) -> dict[str, Any]:
+        """The settings of the rows, and the shapes of the state and of the caches of prompts on their way."""
+        layout, found = self.engine.layout, self.engine.arrays()
+        caches = jax.eval_shape(lambda: tuple(layout.cache(1, capacity) for capacity in self._prompts))
+        return {"settings": found["settings"], "state": found["state"], "prompts": caches}
 
     def _staging_of(self, run: Run) -> int:
         length = len(run.request.prompt_ids) + len(run.tokens)

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.generation_config import ends
 from tokenswift_jax.model import DEMO_MODEL, Model
+from tokenswift_jax.parallel.mesh import spec_of
 from tokenswift_jax.prompt import encode
 from tokenswift_jax.sampling import SamplingConfig, resolve_sampling
 from tokenswift_jax.serve.run import OnRepetition, Run
@@ -61,6 +62,8 @@ def command_of(stored: StoredRun, model: Model) -> str:
     words += ["--dtype", model.dtype]
     if model.rope_override:
         words += ["--rope-override", json.dumps(model.rope_override)]
+    if model.mesh is not None:
+        words += ["--mesh", str(spec_of(model.mesh))]
     words += ["--max-new-tokens", str(request.max_new_tokens), "--min-new-tokens", str(request.min_new_tokens)]
     words += ["--ignore-eos"] if stored.details.get("ignore_eos") else []
     words += [word for stop in request.stops if request.stops != defaults.stops for word in ("--stop", stop)]
