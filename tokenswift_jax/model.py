@@ -128,7 +128,8 @@ def load(
       mesh: the devices to use: "data=2,model=4" or {"data": 2, "model": 4}, 4 for model=4, or "auto" (or
         `parallel.mesh_spec.AutoMesh` with the rows and the length to expect); None: one device.
         Devices along `model` share weights, heads and vocabulary; those along `context` share the positions of the
-        full cache; those along `data` share the rows of a batch; those along `stage` have different layers.
+        full cache, the MLPs and the vocabulary; those along `data` share the rows of a batch; those along `stage` have
+        different layers.
       pipeline_depth: the chunks in which a prompt goes through the stages of the mesh, at least two for each; None: 8
         for each.
       length: positions of a text to expect, whose cache has to fit a mesh beside the weights: else there is an error

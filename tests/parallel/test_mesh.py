@@ -148,6 +148,7 @@ def test_a_vocabulary_that_does_not_divide_is_filled_up():
     fitted = fit(tiny_config(vocab_size=65), 4)
     assert (fitted.config.vocab_size, fitted.config.padded_vocab) == (65, 68)
     assert fitted.vocab.tolist() == [*range(65), *[ZEROS] * 3]
+    assert fit(tiny_config(vocab_size=65), 2, context=4).config.padded_vocab == 72
     assert "the vocabulary of 65 tokens is filled up to 68 with zeros, which are never drawn" in fitted.notes
     decoder = Decoder(
         dataclasses.replace(fitted.config, num_layers=0, sliding_windows=()),
@@ -171,7 +172,7 @@ def test_one_device_is_no_mesh_and_virtual_devices_gain_nothing():
     [
         (8, 8, 1_000_000, MeshSpec(model=8)),  # every device has its own head: nothing is left for `context` to save
         (8, 16, 1_000_000, MeshSpec(model=8, context=2)),
-        (2, 8, 131_072, MeshSpec(model=8)),  # a short cache is not worth its gathers
+        (2, 8, 65_536, MeshSpec(model=8)),  # a short cache is not worth its gathers
         (2, 8, 1_000_000, MeshSpec(model=2, context=4)),  # the heads first, then the length
         (1, 2, 1_000_000, MeshSpec(context=2)),
     ],
@@ -292,6 +293,7 @@ def test_a_loaded_model_is_split_by_whole_heads():
     columns = [part.strip() for part in line.split("  ") if part.strip()]
     assert layer["o_proj"]["kernel"][...].sharding.spec == P("model")
     inner = model.params["layers"][0]["mlp"]
+    assert model.params["embed_tokens"][...].sharding.spec == P(("model", "context"))
     assert inner["up_proj"]["kernel"][...].sharding.spec == P(None, ("model", "context"))
     assert inner["down_proj"]["kernel"][...].sharding.spec == P(("model", "context"))
     size = 4 * whole.shape[0] * 256 * 4 // 4  # four layers, float32, four devices
