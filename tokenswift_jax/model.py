@@ -152,7 +152,7 @@ def load(
         spec, why = agreed(lambda: chosen_mesh(opened.config, chosen.itemsize, auto))
     else:
         spec, why = asked, ()
-    devices = make_mesh(spec)
+    devices = make_mesh(spec, opened.config.num_layers)
     if devices is None and chosen == jnp.float32:
         cpu.load_ahead()
     config, graphdef, params = checkpoint.load_decoder(opened, chosen, mesh=devices, report=report, length=length)

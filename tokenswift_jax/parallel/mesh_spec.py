@@ -86,7 +86,8 @@ def parse_mesh(given: MeshArgument, axes: Sequence[str] = AXES) -> MeshSpec | Au
     elif isinstance(given, str) and re.fullmatch(r"\w+=[0-9]+(,\w+=[0-9]+)*", given):
         pairs = [(name, int(size)) for name, size in (part.split("=") for part in given.split(","))]
     else:
-        raise _wrong(given, f"it must be {_FORMS}")
+        spaces = ", without spaces" if isinstance(given, str) and re.search(r"\s", given) else ""
+        raise _wrong(given, f"it must be {_FORMS}{spaces}")
     sizes: dict[str, int] = {}
     for name, size in pairs:
         if name not in AXES:
