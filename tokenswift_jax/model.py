@@ -21,7 +21,7 @@ from tokenswift_jax.generation_config import ids_within, usable, warn_of_unknown
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.mesh import give_threads, make_mesh, notes_on
 from tokenswift_jax.parallel.mesh_choice import chosen_mesh
-from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshArgument, MeshSpec, parse_mesh, prompt_chunks
+from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshArgument, parse_mesh, prompt_chunks
 from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.processes.agreement import agreed
 from tokenswift_jax.progress_report import Report, check_report, silent
@@ -141,8 +141,7 @@ def load(
     check_report(report)
     asked = parse_mesh(mesh)
     prompt_chunks(asked, pipeline_depth)  # refuses a wrong one before anything is read
-    if asked != MeshSpec():
-        give_threads()
+    give_threads()  # for a later mesh too: JAX looks for devices once
     use_compilation_cache()
     folder = checkpoint.resolve(DEMO_MODEL if path is None else path, report)
     opened = checkpoint.open_checkpoint(folder, rope_override)

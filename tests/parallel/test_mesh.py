@@ -1,6 +1,7 @@
 """A mesh as a person writes it, the sizes of a model that it changes, and what is placed where."""
 
 import dataclasses
+import os
 from collections import Counter
 from types import SimpleNamespace
 
@@ -332,6 +333,13 @@ def test_too_little_memory_is_noticed_before_loading(monkeypatch):
     check(r"1.6 MB are missing; mesh model=4 has room$")
     card(12_000_000)
     check(r"MB are missing; mesh model=2,context=2 has room$", length=4096)
+
+
+def test_virtual_devices_get_their_threads_though_the_first_model_uses_one(monkeypatch):
+    """JAX starts its threads when it looks for devices, which a mesh of a later model needs."""
+    monkeypatch.delenv("NPROC")
+    ts.load()
+    assert int(os.environ["NPROC"]) >= 32
 
 
 def test_a_loaded_model_is_split_by_whole_heads():
