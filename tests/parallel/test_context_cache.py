@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from tests.tiny import tiny_config
+from tokenswift_jax.engine.layout import Layout
+from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.context_cache import full_cache
 from tokenswift_jax.kv.cyclic import Cyclic
 from tokenswift_jax.kv.row_batch import Causal, RowBatch, TreeMask, TreeMaskOverBlocks
@@ -15,6 +17,7 @@ from tokenswift_jax.models.config import AttentionSpec
 from tokenswift_jax.parallel.mesh import make_mesh
 from tokenswift_jax.parallel.mesh_spec import MeshSpec
 from tokenswift_jax.parallel.rules import shardings
+from tokenswift_jax.sample.features import SamplingFeatures
 
 CYCLIC = Cyclic(devices=4, block=16)
 MESH = MeshSpec(model=2, context=4)
@@ -101,6 +104,14 @@ def test_attention(caches, visible, window):
     (expected,), (found,) = both(caches, attend)
     assert len(np.unique(expected)) > 1000
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_prefix_of_a_cache_that_devices_share_is_refused():
+    layout = Layout.of(CONFIG, jnp.dtype(jnp.float32), 512, SamplingFeatures.FILTERED, [], cyclic=CYCLIC)
+    with pytest.raises(
+        UserError, match="mesh context=4 splits the positions of a cache, and a prefix is of whole ones"
+    ):
+        layout.check_parts()
 
 
 @pytest.mark.parametrize(("block", "count"), [(1, 20), (1, 300), (16, 4)])

@@ -152,7 +152,11 @@ class Engine:
         self._sender.submit(self._replace, lambda state: _evict(state, jnp.asarray(gone)))
 
     def prefix(self, slot: int, token_ids: Sequence[int]) -> Prefix:
-        """The K/V of `token_ids`, which must be the first tokens that the slot has committed."""
+        """The K/V of `token_ids`, which must be the first tokens that the slot has committed.
+
+        Raises:
+          UserError: devices share the cache's length (`Layout.check_parts`).
+        """
         reading = [self.part(slot, number) for number in range(-(-len(token_ids) // BLOCK))]
         return Prefix(list(token_ids), [each.result() for each in reading])
 
@@ -160,7 +164,7 @@ class Engine:
 
     def part(self, slot: int, number: int) -> Future[StoredKV]:
         """The K/V of a slot's positions from `number` * `BLOCK` on, as they are after the work sent so far."""
-        assert self.layout.cyclic is None, "devices share the cache's length"
+        self.layout.check_parts()
 
         def read() -> StoredKV:
             assert self._state is not None

@@ -97,6 +97,19 @@ class Layout:
             asked, present = features_of(request.sampling).name, self.features.name
             raise ValueError(f"the request needs {asked} sampling and the engine's steps contain {present}")
 
+    def check_parts(self) -> None:
+        """Checks that positions of a text can be read from a cache and put into one.
+
+        Raises:
+          UserError: devices share the positions of the cache.
+        """
+        if self.cyclic is not None:
+            raise UserError(
+                f"mesh context={self.cyclic.devices} splits the positions of a cache, and a prefix is of whole ones; "
+                "a mesh of other axes reuses prefixes",
+                arguments=("mesh",),
+            )
+
     def state(self, tokens: jax.Array, lengths: jax.Array, cache: FullCache | None) -> DecodeState:
         """The state of token ids int32 [batch, capacity or fewer] with `lengths` int32 [batch] tokens per row.
 
