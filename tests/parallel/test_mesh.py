@@ -286,6 +286,15 @@ def test_devices_share_the_memory_of_a_cache(monkeypatch):
         capacity.check_memory(tiny_config(), 1, 2**19, jnp.float32, advice="lower it", mesh=make_mesh(mesh))
 
 
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    """Three processes with two devices each; two of them are on this machine."""
+    devices = [SimpleNamespace(platform="cpu", process_index=process) for process in (0, 0, 1, 1, 2, 2)]
+    monkeypatch.setattr(device_memory, "available_bytes", lambda: 4_000)
+    monkeypatch.setattr(device_memory, "processes_here", lambda: frozenset({1, 2}))
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert device_memory.least_free(devices) == (1_000, str(devices[2]))
+
+
 @pytest.mark.parametrize(
     ("mesh", "rows", "parts"),
     [

@@ -19,21 +19,22 @@ from tokenswift_jax.parallel.fit import fit
 from tokenswift_jax.parallel.mesh import limits_here, make_mesh, mesh_over, spec_of
 from tokenswift_jax.parallel.mesh_spec import CONTEXT, STAGE, MeshSpec
 from tokenswift_jax.parallel.rules import bytes_on_each
+from tokenswift_jax.processes.agreement import processes_here
 
 
 def least_free(devices: Sequence[Any]) -> tuple[int | None, str]:
     """The least free memory among devices, in bytes, and the device that has it.
 
-    None where the platform does not report it. The virtual devices of a CPU share the host's memory equally.
+    None where the platform does not report it. The virtual devices of a CPU share the host's memory equally, those of
+    other processes on the same machine included.
     """
+    own = [device for device in devices if device.process_index == jax.process_index()]
     if devices[0].platform == "cpu":
-        free = available_bytes()
-        own = sum(device.process_index == jax.process_index() for device in devices)
-        return None if free is None else free // max(own, 1), str(devices[0])
+        here = processes_here()  # before any of them looks, and takes the memory that it finds
+        free, sharers = available_bytes(), sum(device.process_index in here for device in devices)
+        return None if free is None else free // sharers, str(own[0])
     found = {}
-    for device in devices:
-        if device.process_index != jax.process_index():  # its own process looks at it
-            continue
+    for device in own:  # the other processes look at theirs
         stats = device.memory_stats()
         if stats and "bytes_limit" in stats:
             found[device] = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
