@@ -314,9 +314,9 @@ def test_the_part_of_a_cache_on_each_device_follows_the_rules(mesh, rows, parts)
 def test_too_little_memory_is_noticed_before_loading(monkeypatch):
     """The demo's 19 MB of weights on two devices, with 4 KB of cache a position; each has half of the memory."""
 
-    def check(line, **more):
+    def check(line, mesh="model=2", **more):
         with pytest.raises(UserError, match=line):
-            ts.load(mesh="model=2", **more)
+            ts.load(mesh=mesh, **more)
 
     def host(free):
         monkeypatch.setattr(device_memory, "available_bytes", lambda: free)
@@ -334,6 +334,10 @@ def test_too_little_memory_is_noticed_before_loading(monkeypatch):
     )
     host(19_160_000)
     check(r"missing; mesh 1 has room$")  # two devices store the norms twice
+    host(10_000_000)
+    check(
+        r"^the model has \S+ MB of weights, and .* has 10.0 MB free: \S+ MB are missing; no mesh of these 8", mesh=None
+    )
 
     def card(free):  # devices with memory of their own
         monkeypatch.setattr(device_memory, "least_free", lambda devices: (free, str(devices[0])))
@@ -342,6 +346,7 @@ def test_too_little_memory_is_noticed_before_loading(monkeypatch):
     check(r"1.6 MB are missing; mesh model=4 has room$")
     card(12_000_000)
     check(r"MB are missing; mesh model=2,context=2 has room$", length=4096)
+    check(r"^the model has .* missing; mesh model=2 has room$", mesh=None)
 
 
 def test_virtual_devices_get_their_threads_though_the_first_model_uses_one(monkeypatch):

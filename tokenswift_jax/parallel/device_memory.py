@@ -76,19 +76,15 @@ def check_room(mesh: Mesh, params: Any, config: ModelConfig, dtype: Any, length:
     whole, needed = f"{_shown(weights)} of weights", weights
     if cache and weights <= free:
         whole, needed = f"{whole} and {_shown(cache)} of cache for {length} positions", weights + cache
-    found = _with_room(mesh, params, config, dtype, length)
+    found, count = _with_room(mesh, params, config, dtype, length), jax.device_count()
     if found is not None:
         remedy = f"mesh {found} has room"
     else:
-        remedy = (
-            f"no mesh of {'this device' if jax.device_count() == 1 else f'these {jax.device_count()} devices'} has room"
-        )
+        remedy = f"no mesh of these {count} devices has room" if count > 1 else "there is no other device to share them"
         remedy += "; ask for a shorter text" if needed > weights else ""
-    raise UserError(
-        f"mesh {spec_of(mesh)} puts {whole} on each device, and {device} has {_shown(free)} free: "
-        f"{_shown(needed - free)} are missing; {remedy}",
-        arguments=("mesh",),
-    )
+    what = f"the model has {whole}" if mesh.size == 1 else f"mesh {spec_of(mesh)} puts {whole} on each device"
+    line = f"{what}, and {device} has {_shown(free)} free: {_shown(needed - free)} are missing; {remedy}"
+    raise UserError(line, arguments=("mesh",) if "mesh" in line else ())
 
 
 def _with_room(mesh: Mesh, params: Any, config: ModelConfig, dtype: Any, length: int | None) -> MeshSpec | None:

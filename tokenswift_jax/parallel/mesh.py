@@ -61,7 +61,7 @@ def make_mesh(spec: MeshSpec, layers: int | None = None) -> Mesh | None:
 
 
 def limits_here(layers: int | None = None) -> MeshLimits:
-    """What the devices of this run's processes, and a model of so many layers, allow."""
+    """The limits that the devices of this run's processes, and a model of so many layers, set to a mesh."""
     own = _by_process()
     return MeshLimits(len(own) * min(map(len, own)), len(own), layers)
 

@@ -11,7 +11,7 @@ _KEPT_FIRST = (MODEL, CONTEXT, STAGE, DATA)  # of equally near meshes, the one w
 
 
 class MeshLimits(NamedTuple):
-    """What a mesh has to fit.
+    """The limits of a mesh.
 
     Attributes:
       devices: the most that it may have.
