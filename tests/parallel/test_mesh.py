@@ -99,22 +99,22 @@ def test_chunks_without_use_are_refused(mesh, depth, line):
     [
         (
             MeshSpec(3, 4),
-            "mesh data=3,model=4 needs 12 devices, and there are 8; data is too large: data=2,model=4 fits",
+            "mesh data=3,model=4 needs 12 devices, and there are 8; data is too large: mesh data=2,model=4 fits",
         ),
-        (MeshSpec(1, 16), "model is too large: model=8 fits"),
-        (MeshSpec(2, 16), "model is too large: data=2,model=4 fits"),
-        (MeshSpec(16, 16), "data and model are too large: model=8 fits"),
+        (MeshSpec(1, 16), "model is too large: mesh model=8 fits"),
+        (MeshSpec(2, 16), "model is too large: mesh data=2,model=4 fits"),
+        (MeshSpec(16, 16), "data and model are too large: mesh model=8 fits"),
         (
             MeshSpec(model=2, context=8),
-            "mesh model=2,context=8 needs 16 devices, and there are 8; .*: model=2,context=4 fits",
+            "mesh model=2,context=8 needs 16 devices, and there are 8; .*: mesh model=2,context=4 fits",
         ),
-        (MeshSpec(data=16, context=16), "data and context are too large: context=8 fits"),
-        (MeshSpec(4, 4, 4), "data and context are too large: model=4,context=2 fits"),
+        (MeshSpec(data=16, context=16), "data and context are too large: mesh context=8 fits"),
+        (MeshSpec(4, 4, 4), "data and context are too large: mesh model=4,context=2 fits"),
         (
             MeshSpec(data=4, stage=4),
-            "mesh data=4,stage=4 needs 16 devices, and there are 8; data is too large: data=2,stage=4 fits",
+            "mesh data=4,stage=4 needs 16 devices, and there are 8; data is too large: mesh data=2,stage=4 fits",
         ),
-        (MeshSpec(stage=16), "stage is too large: stage=8 fits"),
+        (MeshSpec(stage=16), "stage is too large: mesh stage=8 fits"),
     ],
 )
 def test_too_few_devices(spec, remedy):
@@ -124,26 +124,34 @@ def test_too_few_devices(spec, remedy):
 
 def test_stages_that_fit_the_devices_fit_the_layers_too():
     for spec in (MeshSpec(stage=6), MeshSpec(stage=16)):
-        with pytest.raises(UserError, match=f"mesh {spec} has more stages than the model has layers; stage=4 fits"):
+        with pytest.raises(
+            UserError, match=f"mesh {spec} has more stages than the model has layers; mesh stage=4 fits"
+        ):
             make_mesh(spec, layers=4)
-    with pytest.raises(UserError, match="needs 12 devices, and there are 8; model is too large: model=2,stage=4 fits"):
+    with pytest.raises(
+        UserError, match="needs 12 devices, and there are 8; model is too large: mesh model=2,stage=4 fits"
+    ):
         make_mesh(MeshSpec(model=3, stage=4), layers=4)
 
 
 @pytest.mark.parametrize(
     ("spec", "own", "line"),
     [
-        (MeshSpec(), (4, 4), "mesh 1 has 1 device, which 2 processes cannot share evenly; model=8 fits"),
-        (MeshSpec(data=3), (4, 4), "has 3 devices, which 2 processes cannot share evenly; data is too large: data=2 f"),
+        (MeshSpec(), (4, 4), "mesh 1 has 1 device, which 2 processes cannot share evenly; mesh model=8 fits"),
+        (
+            MeshSpec(data=3),
+            (4, 4),
+            "has 3 devices, which 2 processes cannot share evenly; data is too large: mesh data=2 f",
+        ),
         (
             MeshSpec(model=2, stage=5),
             (4, 4),
-            "and there are 8; stage is too large: model=2,stage=4 fits",
+            "and there are 8; stage is too large: mesh model=2,stage=4 fits",
         ),
         (
             MeshSpec(model=4),
             (1, 3),
-            "and process 0 has 1; model is too large: model=2 fits",
+            "and process 0 has 1; model is too large: mesh model=2 fits",
         ),
     ],
 )

@@ -94,7 +94,7 @@ def test_layers_of_zeros_fill_the_last_stage():
             layer = 2 * stage + place
             expected = alone.params["layers"][layer]["mlp"]["up_proj"]["kernel"][...] if layer < 4 else 0 * kernel
             np.testing.assert_array_equal(kernel, expected)
-    with pytest.raises(UserError, match="mesh stage=8 has more stages than the model has layers; stage=4 fits"):
+    with pytest.raises(UserError, match="mesh stage=8 has more stages than the model has layers; mesh stage=4 fits"):
         ts.load(mesh="stage=8")
 
 

@@ -43,7 +43,7 @@ def make_mesh(spec: MeshSpec, layers: int | None = None) -> Mesh | None:
         return None
     devices, own, fits = jax.devices(), _by_process(), limits_here(layers)
     if layers is not None and spec.stage > layers:
-        why = f"has more stages than the model has layers; {nearest(spec, fits)} fits"
+        why = f"has more stages than the model has layers; mesh {nearest(spec, fits)} fits"
     elif spec.devices % processes:
         counted = "1 device" if spec.devices == 1 else f"{spec.devices} devices"
         why = f"has {counted}, which {processes} processes cannot share evenly; {advice(spec, fits)}"

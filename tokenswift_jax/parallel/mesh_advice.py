@@ -28,10 +28,10 @@ def advice(spec: MeshSpec, limits: MeshLimits) -> str:
     """The end of a message about a mesh that does not fit: the axes that are too large, and a mesh that fits."""
     near = nearest(spec, limits)
     if near is None:
-        return f"{MODEL}={limits.devices} fits"
+        return f"mesh {MODEL}={limits.devices} fits"
     large = [axis for axis in AXES if getattr(near, axis) < getattr(spec, axis)]
     verb = "is" if len(large) == 1 else "are"
-    return f"{' and '.join(large)} {verb} too large: {near} fits"
+    return f"{' and '.join(large)} {verb} too large: mesh {near} fits"
 
 
 def nearest(spec: MeshSpec, limits: MeshLimits) -> MeshSpec | None:
