@@ -49,7 +49,6 @@ def main() -> int:
     parser.add_argument("--meshes", nargs="+", default=MESHES)
     parser.add_argument("--runs", nargs="+", default=list(runs), choices=runs)
     options = parser.parse_args()
-
     jax.config.update("jax_enable_x64", options.dtype == "float64")
     texts, leads = {}, {}
     for mesh in dict.fromkeys(("1", *options.meshes)):
@@ -57,6 +56,7 @@ def main() -> int:
         prompts = [model.tokenizer(prompt).input_ids for prompt in PROMPTS]
         for run in options.runs:
             for name, sampling in samplings.items():
+                print(f"mesh {mesh}: {run}, {name}", file=sys.stderr)  # compilation takes most of the time
                 limits = {"max_new_tokens": options.tokens, "ignore_eos": True}
                 results = ts.generate(model, prompts, sampling, runs[run], **limits)
                 requests = batch_of(prompts, sampling, max_new_tokens=options.tokens)

@@ -21,7 +21,7 @@ from tokenswift_jax.generation_config import ids_within, usable, warn_of_unknown
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.mesh import give_threads, make_mesh, notes_on
 from tokenswift_jax.parallel.mesh_choice import chosen_mesh
-from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshArgument, MeshSpec, parse_mesh, prompt_chunks
+from tokenswift_jax.parallel.mesh_spec import AutoMesh, MeshArgument, parse_mesh, prompt_chunks
 from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.processes.agreement import agreed
 from tokenswift_jax.progress_report import Report, check_report, silent
@@ -128,7 +128,8 @@ def load(
       mesh: the devices to use: "data=2,model=4" or {"data": 2, "model": 4}, 4 for model=4, or "auto" (or
         `parallel.mesh_spec.AutoMesh` with the rows and the length to expect); None: one device.
         Devices along `model` share weights, heads and vocabulary; those along `context` share the positions of the
-        full cache; those along `data` share the rows of a batch; those along `stage` have different layers.
+        full cache, the MLPs and the vocabulary; those along `data` share the rows of a batch; those along `stage` have
+        different layers.
       pipeline_depth: the chunks in which a prompt goes through the stages of the mesh, at least two for each; None: 8
         for each.
       length: positions of a text to expect, whose cache has to fit a mesh beside the weights: else there is an error
@@ -140,8 +141,7 @@ def load(
     check_report(report)
     asked = parse_mesh(mesh)
     prompt_chunks(asked, pipeline_depth)  # refuses a wrong one before anything is read
-    if asked != MeshSpec():
-        give_threads()
+    give_threads()  # for a later mesh too: JAX looks for devices once
     use_compilation_cache()
     folder = checkpoint.resolve(DEMO_MODEL if path is None else path, report)
     opened = checkpoint.open_checkpoint(folder, rope_override)
@@ -151,7 +151,7 @@ def load(
         spec, why = agreed(lambda: chosen_mesh(opened.config, chosen.itemsize, auto))
     else:
         spec, why = asked, ()
-    devices = make_mesh(spec)
+    devices = make_mesh(spec, opened.config.num_layers)
     if devices is None and chosen == jnp.float32:
         cpu.load_ahead()
     config, graphdef, params = checkpoint.load_decoder(opened, chosen, mesh=devices, report=report, length=length)

@@ -26,6 +26,21 @@ def in_loop(text):
     return sum((Counter({(each.kind, each.bytes): each.count}) for each in collectives_of(text)), Counter())
 
 
+def of_vocabulary(plan, devices, partial):
+    """The draw, and the candidates of the draft heads, whose inner columns the same devices share."""
+    found = Counter({("all-gather", devices * plan.rows * 8): 1})  # of each device a score and an id, 4 bytes each
+    found["all-reduce", 4 * plan.rows] += 1  # min-p: the highest score of all
+    if plan.tree.widths:
+        heads = plan.config.num_draft_heads
+        guesses = heads + partial
+        found["all-gather", 4 * plan.config.hidden_size] += heads  # the hidden state behind each draft head
+        # Of each device its best candidates, with their ids, and the sum of all shares.
+        local = min(max(plan.tree.widths), plan.config.vocab_size // devices)
+        found["all-gather", devices * guesses * 4 * 2 * (local + 1)] += 1
+        found["all-reduce", 4 * guesses] += 1  # min-p
+    return found
+
+
 @pytest.mark.parametrize("schedule", ["autoregressive", "fused", "partial"])
 def test_a_step_sums_twice_a_layer_and_gathers_no_logits(schedule):
     graph, plan, inputs, state = first_call(schedule)
@@ -39,18 +54,7 @@ def test_a_step_sums_twice_a_layer_and_gathers_no_logits(schedule):
         """Two sums a layer and one for the embeddings, float32."""
         return Counter({("all-reduce", 4 * rows * config.hidden_size): 2 * config.num_layers + 1})
 
-    rows, heads = plan.rows, config.num_draft_heads
-    expected = forward(rows)
-    expected["all-gather", DEVICES * rows * 8] += 1  # the draw: of each device a score and an id, 4 bytes each
-    expected["all-reduce", 4 * rows] += 1  # min-p: the highest score of all
-    if schedule != "autoregressive":
-        guesses = heads + (schedule == "partial")
-        widest = max(plan.tree.widths)
-        expected["all-gather", 4 * config.hidden_size] += heads  # the hidden state behind each draft head
-        # Of each device its best candidates, with their ids, and the sum of all shares.
-        local = min(widest, config.vocab_size // DEVICES)
-        expected["all-gather", DEVICES * guesses * 4 * 2 * (local + 1)] += 1
-        expected["all-reduce", 4 * guesses] += 1  # min-p
+    expected = forward(plan.rows) + of_vocabulary(plan, DEVICES, schedule == "partial")
     if schedule == "partial":
         expected += forward(1)  # the root over the draft cache
     assert found == expected
@@ -67,8 +71,8 @@ def test_a_greedy_step_needs_one_merge():
 
 
 def test_under_context_a_layer_gathers_once():
-    """Results of attention with their log-sum-exp. The MLPs, which the devices share, sum once a layer, and a selection
-    gathers scores and positions and sums the K/V of the draft cache."""
+    """Results of attention with their log-sum-exp. The MLPs, which the devices share, sum once a layer, and so do the
+    embeddings of a forward; a selection gathers scores and positions and sums the K/V of the draft cache."""
     graph, plan, inputs, state = first_call("partial")
     mesh, config = make_mesh(MeshSpec(context=2)), plan.config
     state = replace(state, cache=full_cache(config, 1, CAPACITY, jnp.dtype(jnp.float32), None, Cyclic(2)))
@@ -77,12 +81,10 @@ def test_under_context_a_layer_gathers_once():
         run = jax.jit(lambda i, s: run_chunk(graph, plan, FEW, i, s, jnp.int32(FEW)), donate_argnums=1)
         text = run.lower(*placed).compile().as_text()
     selected = 24 - 4  # of each KV head; `first_call`
-    expected = Counter(
-        {("all-gather", 2 * plan.rows * config.num_heads * (config.head_dim + 1) * 4): config.num_layers}
-    )
+    expected = of_vocabulary(plan, 2, partial=True)
+    expected["all-gather", 2 * plan.rows * config.num_heads * (config.head_dim + 1) * 4] += config.num_layers
     for rows in (plan.rows, 1):  # the target over the tree, the root over the draft cache
-        expected["all-reduce", 4 * rows * config.hidden_size] += config.num_layers
-    expected["all-gather", 4 * config.hidden_size] += config.num_draft_heads
+        expected["all-reduce", 4 * rows * config.hidden_size] += config.num_layers + 1
     # The selection loops over the layers: a score and a position, 4 bytes each, then keys and values, sinks included.
     expected["all-gather", 2 * config.num_kv_heads * selected * 8] += config.num_layers
     expected["all-reduce", 2 * config.num_kv_heads * 24 * config.head_dim * 4] += config.num_layers

@@ -1,6 +1,7 @@
 """A mesh as a person writes it, the sizes of a model that it changes, and what is placed where."""
 
 import dataclasses
+import os
 from collections import Counter
 from types import SimpleNamespace
 
@@ -50,6 +51,7 @@ def test_a_mesh_is_read(given, expected):
     ("given", "line"),
     [
         ("2x2", "mesh 2x2: it must be data=2,model=4, or 4 for model=4, or auto"),
+        ("data=2, model=2", "or auto, without spaces"),
         ("", "mesh : it must be"),
         (0, "mesh 0: it must be"),
         (True, "mesh True: it must be"),
@@ -95,19 +97,69 @@ def test_chunks_without_use_are_refused(mesh, depth, line):
 @pytest.mark.parametrize(
     ("spec", "remedy"),
     [
-        (MeshSpec(3, 4), "mesh data=3,model=4 needs 12 devices, and there are 8; data is too large: data=2 fits"),
-        (MeshSpec(1, 16), "model is too large: model=8 fits"),
-        (MeshSpec(2, 16), "model is too large: model=4 fits"),
-        (MeshSpec(16, 16), "model is too large: model=8 fits, without data"),
-        (MeshSpec(model=2, context=8), "mesh model=2,context=8 needs 16 devices, and there are 8; .*: context=4 fits"),
-        (MeshSpec(data=16, context=16), "context is too large: context=8 fits, without data"),
-        (MeshSpec(4, 4, 4), "they are too large together: model=4 fits, without data and context"),
-        (MeshSpec(data=4, stage=4), "mesh data=4,stage=4 needs 16 devices, and there are 8; data is too large: data=2"),
-        (MeshSpec(stage=16), "stage is too large: stage=8 fits"),
+        (
+            MeshSpec(3, 4),
+            "mesh data=3,model=4 needs 12 devices, and there are 8; data is too large: mesh data=2,model=4 fits",
+        ),
+        (MeshSpec(1, 16), "model is too large: mesh model=8 fits"),
+        (MeshSpec(2, 16), "model is too large: mesh data=2,model=4 fits"),
+        (MeshSpec(16, 16), "data and model are too large: mesh model=8 fits"),
+        (
+            MeshSpec(model=2, context=8),
+            "mesh model=2,context=8 needs 16 devices, and there are 8; .*: mesh model=2,context=4 fits",
+        ),
+        (MeshSpec(data=16, context=16), "data and context are too large: mesh context=8 fits"),
+        (MeshSpec(4, 4, 4), "data and context are too large: mesh model=4,context=2 fits"),
+        (
+            MeshSpec(data=4, stage=4),
+            "mesh data=4,stage=4 needs 16 devices, and there are 8; data is too large: mesh data=2,stage=4 fits",
+        ),
+        (MeshSpec(stage=16), "stage is too large: mesh stage=8 fits"),
     ],
 )
 def test_too_few_devices(spec, remedy):
-    with pytest.raises(UserError, match=remedy):
+    with pytest.raises(UserError, match=f"{remedy}$"):
+        make_mesh(spec)
+
+
+def test_stages_that_fit_the_devices_fit_the_layers_too():
+    for spec in (MeshSpec(stage=6), MeshSpec(stage=16)):
+        with pytest.raises(
+            UserError, match=f"mesh {spec} has more stages than the model has layers; mesh stage=4 fits"
+        ):
+            make_mesh(spec, layers=4)
+    with pytest.raises(
+        UserError, match="needs 12 devices, and there are 8; model is too large: mesh model=2,stage=4 fits"
+    ):
+        make_mesh(MeshSpec(model=3, stage=4), layers=4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "own", "line"),
+    [
+        (MeshSpec(), (4, 4), "mesh 1 has 1 device, which 2 processes cannot share evenly; mesh model=8 fits"),
+        (
+            MeshSpec(data=3),
+            (4, 4),
+            "has 3 devices, which 2 processes cannot share evenly; data is too large: mesh data=2 f",
+        ),
+        (
+            MeshSpec(model=2, stage=5),
+            (4, 4),
+            "and there are 8; stage is too large: mesh model=2,stage=4 fits",
+        ),
+        (
+            MeshSpec(model=4),
+            (1, 3),
+            "and process 0 has 1; model is too large: mesh model=2 fits",
+        ),
+    ],
+)
+def test_a_mesh_that_processes_cannot_share(monkeypatch, spec, own, line):
+    devices = [SimpleNamespace(process_index=process) for process, count in enumerate(own) for _ in range(count)]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match=line):
         make_mesh(spec)
 
 
@@ -148,6 +200,7 @@ def test_a_vocabulary_that_does_not_divide_is_filled_up():
     fitted = fit(tiny_config(vocab_size=65), 4)
     assert (fitted.config.vocab_size, fitted.config.padded_vocab) == (65, 68)
     assert fitted.vocab.tolist() == [*range(65), *[ZEROS] * 3]
+    assert fit(tiny_config(vocab_size=65), 2, context=4).config.padded_vocab == 72
     assert "the vocabulary of 65 tokens is filled up to 68 with zeros, which are never drawn" in fitted.notes
     decoder = Decoder(
         dataclasses.replace(fitted.config, num_layers=0, sliding_windows=()),
@@ -171,7 +224,7 @@ def test_one_device_is_no_mesh_and_virtual_devices_gain_nothing():
     [
         (8, 8, 1_000_000, MeshSpec(model=8)),  # every device has its own head: nothing is left for `context` to save
         (8, 16, 1_000_000, MeshSpec(model=8, context=2)),
-        (2, 8, 131_072, MeshSpec(model=8)),  # a short cache is not worth its gathers
+        (2, 8, 65_536, MeshSpec(model=8)),  # a short cache is not worth its gathers
         (2, 8, 1_000_000, MeshSpec(model=2, context=4)),  # the heads first, then the length
         (1, 2, 1_000_000, MeshSpec(context=2)),
     ],
@@ -241,6 +294,15 @@ def test_devices_share_the_memory_of_a_cache(monkeypatch):
         capacity.check_memory(tiny_config(), 1, 2**19, jnp.float32, advice="lower it", mesh=make_mesh(mesh))
 
 
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    """Three processes with two devices each; two of them are on this machine."""
+    devices = [SimpleNamespace(platform="cpu", process_index=process) for process in (0, 0, 1, 1, 2, 2)]
+    monkeypatch.setattr(device_memory, "available_bytes", lambda: 4_000)
+    monkeypatch.setattr(device_memory, "processes_here", lambda: frozenset({1, 2}))
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert device_memory.least_free(devices) == (1_000, str(devices[2]))
+
+
 @pytest.mark.parametrize(
     ("mesh", "rows", "parts"),
     [
@@ -258,22 +320,48 @@ def test_the_part_of_a_cache_on_each_device_follows_the_rules(mesh, rows, parts)
 
 
 def test_too_little_memory_is_noticed_before_loading(monkeypatch):
-    """The demo's 21 MB of weights on two devices, with 4 KB of cache a position; each has half of the memory."""
+    """The demo's 19 MB of weights on two devices, with 4 KB of cache a position; each has half of the memory."""
 
-    def check(each, line, **more):
-        monkeypatch.setattr(device_memory, "available_bytes", lambda: 2 * each)
+    def check(line, mesh="model=2", **more):
         with pytest.raises(UserError, match=line):
-            ts.load(mesh="model=2", **more)
+            ts.load(mesh=mesh, **more)
 
+    def host(free):
+        monkeypatch.setattr(device_memory, "available_bytes", lambda: free)
+
+    host(8_000_000)
     check(
-        4_000_000,
-        r"mesh model=2 puts \S+ MB of weights on each device, and .* has 4.0 MB free: \S+ MB are missing; a larger",
+        r"mesh model=2 puts \S+ MB of weights on each device, and .* has 4.0 MB free: \S+ MB are missing; "
+        "no mesh of these 8 devices has room$"
     )
+    host(28_000_000)
     check(
-        14_000_000,
-        r"MB of weights and 8.4 MB of cache for 4096 positions on each .*: \S+ MB are missing; a larger model or",
+        r"MB of weights and 8.4 MB of cache for 4096 positions on each .*: \S+ MB are missing; .* has room; ask for a "
+        "shorter text",
         length=4096,
     )
+    host(19_160_000)
+    check(r"missing; mesh 1 has room$")  # two devices store the norms twice
+    host(10_000_000)
+    check(
+        r"^the model has \S+ MB of weights, and .* has 10.0 MB free: \S+ MB are missing; no mesh of these 8", mesh=None
+    )
+
+    def card(free):  # devices with memory of their own
+        monkeypatch.setattr(device_memory, "least_free", lambda devices: (free, str(devices[0])))
+
+    card(8_000_000)
+    check(r"1.6 MB are missing; mesh model=4 has room$")
+    card(12_000_000)
+    check(r"MB are missing; mesh model=2,context=2 has room$", length=4096)
+    check(r"^the model has .* missing; mesh model=2 has room$", mesh=None)
+
+
+def test_virtual_devices_get_their_threads_though_the_first_model_uses_one(monkeypatch):
+    """JAX starts its threads when it looks for devices, which a mesh of a later model needs."""
+    monkeypatch.delenv("NPROC")
+    ts.load()
+    assert int(os.environ["NPROC"]) >= 32
 
 
 def test_a_loaded_model_is_split_by_whole_heads():
@@ -292,6 +380,7 @@ def test_a_loaded_model_is_split_by_whole_heads():
     columns = [part.strip() for part in line.split("  ") if part.strip()]
     assert layer["o_proj"]["kernel"][...].sharding.spec == P("model")
     inner = model.params["layers"][0]["mlp"]
+    assert model.params["embed_tokens"][...].sharding.spec == P(("model", "context"))
     assert inner["up_proj"]["kernel"][...].sharding.spec == P(None, ("model", "context"))
     assert inner["down_proj"]["kernel"][...].sharding.spec == P(("model", "context"))
     size = 4 * whole.shape[0] * 256 * 4 // 4  # four layers, float32, four devices

@@ -68,14 +68,19 @@ def test_more_meshes_write_the_text_of_one_device(model, expected, mesh, specula
     assert texts(model(mesh), speculation) == expected
 
 
-def test_a_journal_goes_on_on_another_mesh(model, expected, tmp_path):
-    def run(mesh, tokens, **more):
-        limits = {"max_new_tokens": tokens, "ignore_eos": True, "journal": tmp_path / "j", **more}
-        return ts.generate(model(mesh), PROMPTS[0], SAMPLED, PLAIN, **limits)
-
-    run("data=2,model=2", 20)
-    # Three devices share neither the heads nor the MLP nor the vocabulary evenly.
-    assert run("model=3", TOKENS, resume=True).token_ids == expected[0]
+@pytest.mark.parametrize(
+    "meshes",
+    [
+        ("data=2,model=2", "model=3"),  # three devices share neither the heads nor the MLP nor the vocabulary evenly
+        pytest.param((None, "stage=2", None), marks=pytest.mark.long),
+    ],
+)
+def test_a_journal_goes_on_on_another_mesh(model, expected, tmp_path, meshes):
+    for part, mesh in enumerate(meshes, 1):
+        limits = {"ignore_eos": True, "journal": tmp_path / "j", "resume": part > 1}
+        tokens = TOKENS * part // len(meshes)
+        result = ts.generate(model(mesh), PROMPTS[0], SAMPLED, PLAIN, max_new_tokens=tokens, **limits)
+    assert result.token_ids == expected[0]
 
 
 def test_draft_weights_are_refused(model):

@@ -106,8 +106,8 @@ def test_the_rules_alone_say_over_which_axes_an_array_is_split():
     ("names", "spec"),
     [
         ((), P()),
-        (("vocab", "embed"), P(MODEL, None)),
-        ((None, None, "vocab"), P(None, None, MODEL)),
+        (("vocab", "embed"), P((MODEL, CONTEXT), None)),
+        ((None, None, "vocab"), P(None, None, (MODEL, CONTEXT))),
         (("layers", "batch", "kv_heads", "context"), P(None, None, MODEL, CONTEXT)),
         (("batch", "inner"), P(None, (MODEL, CONTEXT))),
     ],

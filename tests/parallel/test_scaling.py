@@ -132,6 +132,33 @@ def test_the_mesh_auto_counts_collectives_as_programs_have_them():
         assert row["sent_bytes"] == pytest.approx(sum(each.count * each.bytes for each in weighed), rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("model", "mesh", "kind", "saved", "spent"),
+    [
+        ("Llama-3.1-8B", "context=4", "H200", 0.60, 1.22),
+        ("Llama-3.1-8B", "context=4", "v5 lite", 2.89, 0.20),
+        ("Qwen2.5-7B", "model=4,context=2", "H200", 0.06, 0.49),
+        ("Qwen2.5-7B", "model=4,context=2", "v5 lite", 0.29, 0.14),
+    ],
+)
+def test_the_page_says_what_attention_s_weights_over_context_would_save_and_spend(model, mesh, kind, saved, spent):
+    """In milliseconds a step: a gather of queries, keys and values more a layer, and a wider sum."""
+    config, spec, rates = config_of(model), parse_mesh(mesh), MESH_RATES[kind]
+    columns = config.head_dim * (config.num_heads + 2 * config.num_kv_heads) // spec.model
+    weights = config.num_layers * 2 * config.hidden_size * (columns + config.head_dim * config.num_heads // spec.model)
+
+    def of_sum(devices):
+        return step_time(rates, 0, [Collective("all-reduce", 2 * config.hidden_size, devices, config.num_layers)]).total
+
+    gathers = step_time(rates, 0, [Collective("all-gather", 2 * columns, spec.context, config.num_layers)]).total
+    more = gathers + of_sum(spec.model * spec.context) - (of_sum(spec.model) if spec.model > 1 else 0)
+    less = step_time(rates, weights * (1 - 1 / spec.context), []).total
+    assert (1e3 * less, 1e3 * more) == pytest.approx((saved, spent), abs=0.006)
+    if model == "Llama-3.1-8B":
+        sent = 2 * config.num_layers * (columns + config.hidden_size)
+        assert (weights * 3 / 4 / 1e9, sent / 1e3) == pytest.approx((2.0, 655), rel=0.01)
+
+
 def test_every_row_of_the_issue_s_machines_is_in_the_table():
     asked = {(row["machine"], row["model"], row["positions"]) for row in ROWS if row["step"] == "plain"}
     for machine in ("v5e-8", "v5p-8", "v6e-4", "8x A100", "8x H200"):

@@ -14,14 +14,20 @@ from parallel_models import CAPACITY, FEW, first_call
 import tokenswift_jax as ts
 from tests.engine_fixture import part_of
 from tests.tiny import tiny_config
+from tokenswift_jax.engine.engine import Engine
+from tokenswift_jax.engine.layout import Layout
+from tokenswift_jax.engine.prefill import Prefix
 from tokenswift_jax.engine.prompt_stream import PromptStream, cut
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.hardware.collectives import collectives_of
+from tokenswift_jax.kv.dense import BLOCK
 from tokenswift_jax.kv.draft_positions import FAR_AWAY, DraftCache
 from tokenswift_jax.parallel.mesh import make_mesh
 from tokenswift_jax.parallel.mesh_spec import MeshSpec
 from tokenswift_jax.parallel.report import mesh_table
 from tokenswift_jax.parallel.rules import shardings
+from tokenswift_jax.request import Request
+from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.step.loop import run_chunk
 
 WINDOW, SINKS = 9, 4  # of the second stage's layer, and of `first_call`
@@ -88,7 +94,7 @@ def test_layers_of_zeros_fill_the_last_stage():
             layer = 2 * stage + place
             expected = alone.params["layers"][layer]["mlp"]["up_proj"]["kernel"][...] if layer < 4 else 0 * kernel
             np.testing.assert_array_equal(kernel, expected)
-    with pytest.raises(UserError, match="mesh stage=8 has more stages than the model has layers; stage=4 fits"):
+    with pytest.raises(UserError, match="mesh stage=8 has more stages than the model has layers; mesh stage=4 fits"):
         ts.load(mesh="stage=8")
 
 
@@ -104,6 +110,34 @@ def test_a_forward_gathers_its_rows_once_a_turn(runs):
     assert others[0][1] == 2 * 4 * 2 * rows, "the draws, and whether they are broken"
     assert others[1][1] <= 2 * 4 * rows * (6 + rows + plan.depth), "a number for each field and entry of the tree"
     assert not re.findall(rf"f32\[\S*{CAPACITY},{plan.config.head_dim}\]\S* copy\(", text), "XLA copies the cache"
+
+
+def filled(model, prompt, prefix=None):
+    """A prefill of a prompt through the stages, and the K/V of its first block and of the rest."""
+    layout = Layout.of(model.config, jnp.dtype(jnp.float32), 512, SamplingFeatures.FILTERED, [])
+    engine = Engine(model, layout, 2)
+    prefill = engine.prefill([Request(prompt, ts.SamplingConfig(temperature=0.0), 4)], prefix=prefix)
+    for _ in range(2 * prefill.total):
+        prefill.advance()
+    engine.close()
+    assert prefill.finished
+    return prefill, [prefill.part(number) for number in range(2)]
+
+
+def test_a_prefix_goes_to_its_stages():
+    """Its parts are longer than the stream's chunks: with 300 equal tokens, 256 are reused and not 288."""
+    model = ts.load(mesh="stage=2")
+    random = np.random.default_rng(0)
+    one, two = (random.integers(4, 2000, 330).tolist() for _ in range(2))
+    two = [*one[:300], *two[300:]]
+    _, parts = filled(model, one)
+    _, expected = filled(model, two)
+    prefill, found = filled(model, two, Prefix(one, jax.tree.map(np.asarray, parts)))
+    assert prefill.reused == BLOCK < 288
+    for number, pair in enumerate(zip(expected, found, strict=True)):
+        for ours, theirs in zip(*map(jax.tree.leaves, pair), strict=True):
+            rows = len(two) - 1 - number * BLOCK
+            np.testing.assert_array_equal(ours[:, :, :, :rows], theirs[:, :, :, :rows])
 
 
 def test_a_stream_s_chunks_cost_the_same():

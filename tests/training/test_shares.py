@@ -157,7 +157,7 @@ def test_a_run_goes_on_on_another_mesh(place, mesh):
 @pytest.mark.parametrize(
     ("mesh", "message"),
     [
-        ("data=16", "mesh data=16 needs 16 devices, and there are 8; data is too large: data=8 fits"),
+        ("data=16", "mesh data=16 needs 16 devices, and there are 8; data is too large: mesh data=8 fits"),
         ("rows=2", "mesh rows=2: there is no axis rows; axes: data, model$"),
         ("stage=2", "mesh stage=2: training shares rows over data and matrices over model, and over no other axis"),
         ("context=2", "mesh context=2: training shares rows over data and matrices over model, and over no other axis"),

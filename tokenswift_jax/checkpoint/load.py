@@ -42,7 +42,8 @@ from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.models.stacked import Groups, groups_for, stacked
 from tokenswift_jax.parallel.device_memory import check_room
 from tokenswift_jax.parallel.fit import fit
-from tokenswift_jax.parallel.mesh_spec import CONTEXT, MODEL, STAGE
+from tokenswift_jax.parallel.mesh import mesh_over
+from tokenswift_jax.parallel.mesh_spec import CONTEXT, MODEL, STAGE, MeshSpec
 from tokenswift_jax.parallel.rules import parameter_sharding
 from tokenswift_jax.parallel.stages import filled
 from tokenswift_jax.progress_report import Report, phase, silent
@@ -148,8 +149,8 @@ def load_decoder(
       length: positions of a text to expect, whose cache has to fit a mesh beside the weights; None: unknown.
 
     Raises:
-      UserError: as `open_checkpoint`; an unknown dtype, or float64 without jax_enable_x64; weights and cache that do
-        not fit the devices of the mesh.
+      UserError: as `open_checkpoint`; an unknown dtype, or float64 without jax_enable_x64; weights that do not fit
+        the device, or weights and cache that do not fit the devices of the mesh.
     """
     checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, rope_override)
     chosen = chosen_dtype(checkpoint, dtype)
@@ -177,6 +178,8 @@ def load_decoder(
     wanted = nnx.to_flat_state(state)
     if mesh is not None:
         check_room(mesh, state, config, chosen, length)
+    elif sharding is None:  # the engine looks at the cache once it knows the prompt
+        check_room(mesh_over(jax.local_devices(), MeshSpec()), state, config, chosen)
     loaded, done, total = [], 0, sum(math.prod(param.shape) for _, param in wanted) * chosen.itemsize
     with phase(report, "loading the model", total, "bytes") as so_far:
         for path, param in wanted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -149,8 +150,10 @@ class Prefill:
         self.aligned = self.reused = 0
         self._parts: Sequence[StoredKV] = ()
         if prefix is not None:
-            # To a whole number of chunks: those that follow begin where they would without the prefix.
-            self.reused = _shared(prefix.token_ids, self._rooted[0][:-1]) // self._rows * self._rows
+            # To a whole number of chunks: those that follow begin where they would without the prefix. And of parts,
+            # which are longer than the chunks of a stream.
+            whole = math.lcm(self._rows, BLOCK)
+            self.reused = _shared(prefix.token_ids, self._rooted[0][:-1]) // whole * whole
             self._parts = prefix.parts[: self.reused // BLOCK]
         self.stream, self._tick = None, 0
         if chunks is not None and self.reused < self.total:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import jax
@@ -15,24 +16,26 @@ from tokenswift_jax.kv.context_cache import full_cache
 from tokenswift_jax.kv.cyclic import Cyclic
 from tokenswift_jax.kv.dense import cache_bytes
 from tokenswift_jax.models.config import ModelConfig
-from tokenswift_jax.parallel.mesh import spec_of
-from tokenswift_jax.parallel.mesh_spec import CONTEXT
+from tokenswift_jax.parallel.fit import fit
+from tokenswift_jax.parallel.mesh import limits_here, make_mesh, mesh_over, spec_of
+from tokenswift_jax.parallel.mesh_spec import CONTEXT, STAGE, MeshSpec
 from tokenswift_jax.parallel.rules import bytes_on_each
+from tokenswift_jax.processes.agreement import processes_here
 
 
 def least_free(devices: Sequence[Any]) -> tuple[int | None, str]:
     """The least free memory among devices, in bytes, and the device that has it.
 
-    None where the platform does not report it. The virtual devices of a CPU share the host's memory equally.
+    None where the platform does not report it. The virtual devices of a CPU share the host's memory equally, those of
+    other processes on the same machine included.
     """
+    own = [device for device in devices if device.process_index == jax.process_index()]
     if devices[0].platform == "cpu":
-        free = available_bytes()
-        own = sum(device.process_index == jax.process_index() for device in devices)
-        return None if free is None else free // max(own, 1), str(devices[0])
+        here = processes_here()  # before any of them looks, and takes the memory that it finds
+        free, sharers = available_bytes(), sum(device.process_index in here for device in devices)
+        return None if free is None else free // sharers, str(own[0])
     found = {}
-    for device in devices:
-        if device.process_index != jax.process_index():  # its own process looks at it
-            continue
+    for device in own:  # the other processes look at theirs
         stats = device.memory_stats()
         if stats and "bytes_limit" in stats:
             found[device] = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
@@ -65,28 +68,47 @@ def check_room(mesh: Mesh, params: Any, config: ModelConfig, dtype: Any, length:
       length: positions of the text; None: unknown, no cache is counted.
 
     Raises:
-      UserError: they do not; it names the device, the bytes that are missing and a larger mesh if there is one.
+      UserError: they do not; it names the device, the bytes that are missing, and a mesh that has room if there is one.
     """
     weights, cache = bytes_on_each(dict(mesh.shape), params), 0
     if length is not None:
         cache = cache_bytes_on_each(mesh, config, 1, length, jnp.dtype(dtype))
-    needed = weights + cache
     free, device = least_free(list(mesh.devices.flat))
-    if free is None or needed <= free:
+    if free is None or weights + cache <= free:
         return
-    unused = jax.device_count() > mesh.size
-    whole = f"{_shown(weights)} of weights"
+    whole, needed = f"{_shown(weights)} of weights", weights
     if cache and weights <= free:
-        whole += f" and {_shown(cache)} of cache for {length} positions"
-        advice = "a larger model or context axis stores less on each" if unused else "ask for a shorter text"
+        whole, needed = f"{whole} and {_shown(cache)} of cache for {length} positions", weights + cache
+    found, count = _with_room(mesh, params, config, dtype, length), jax.device_count()
+    if found is not None:
+        remedy = f"mesh {found} has room"
     else:
-        advice = "a larger model axis stores less on each" if unused else "there is no device left to share them"
-        needed = weights
-    raise UserError(
-        f"mesh {spec_of(mesh)} puts {whole} on each device, and {device} has {_shown(free)} free: "
-        f"{_shown(needed - free)} are missing; {advice}",
-        arguments=("mesh",),
-    )
+        remedy = f"no mesh of these {count} devices has room" if count > 1 else "there is no other device to share them"
+        remedy += "; ask for a shorter text" if needed > weights else ""
+    what = f"the model has {whole}" if mesh.size == 1 else f"mesh {spec_of(mesh)} puts {whole} on each device"
+    line = f"{what}, and {device} has {_shown(free)} free: {_shown(needed - free)} are missing; {remedy}"
+    raise UserError(line, arguments=("mesh",) if "mesh" in line else ())
+
+
+def _with_room(mesh: Mesh, params: Any, config: ModelConfig, dtype: Any, length: int | None) -> MeshSpec | None:
+    """The mesh of the fewest devices, with the stages of this one, that has room for the same; None: there is none."""
+    stages, (count, processes, _) = mesh.shape[STAGE], limits_here()
+    sizes = [2**power for power in range(count.bit_length())]
+    shapes = {
+        MeshSpec(model=model, context=context, stage=stages) for model, context in product([*sizes, count], sizes)
+    }
+    for spec in sorted(shapes, key=lambda spec: (spec.devices, spec.context)):
+        if spec.devices > count or spec.devices % processes:
+            continue
+        other, fitted = make_mesh(spec) or mesh_over(jax.devices(), spec), fit(config, spec.model, spec.context)
+        needed = bytes_on_each(dict(other.shape), params)
+        if length is not None:
+            whole = config if fitted is None else fitted.config
+            needed += cache_bytes_on_each(other, whole, 1, length, jnp.dtype(dtype))
+        free, _ = least_free(list(other.devices.flat))
+        if free is None or needed <= free:
+            return spec
+    return None
 
 
 def _shown(count: int) -> str:

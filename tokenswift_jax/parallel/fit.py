@@ -60,8 +60,8 @@ class Fit:
 
 
 def fit(config: ModelConfig, devices: int, context: int = 1) -> Fit | None:
-    """The model fitted to so many devices of the model axis, and of the context axis, which shares inner columns too;
-    None where it fits as it is."""
+    """The model fitted to so many devices of the model axis, and of the context axis, which shares inner columns and
+    the vocabulary too; None where it fits as it is."""
     kv_heads, group = _kv_heads(config.num_kv_heads, devices), config.group_size
     copies = max(np.bincount(kv_heads[kv_heads >= 0]).max(), 1)
     share = -(-group // copies)  # query heads of each copy of a KV head
@@ -74,7 +74,7 @@ def fit(config: ModelConfig, devices: int, context: int = 1) -> Fit | None:
             seen[kv_head] += share
     inner = np.arange(config.intermediate_size)
     inner = np.concatenate([inner, np.full(-len(inner) % (devices * context), ZEROS)])
-    padding = -config.vocab_size % devices
+    padding = -config.vocab_size % (devices * context)
     vocab = np.concatenate([np.arange(config.vocab_size), np.full(padding, ZEROS)])
     fitted = replace(
         config,

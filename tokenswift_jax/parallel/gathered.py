@@ -1,4 +1,4 @@
-"""Scores and ids of all devices along an axis, by one collective for both."""
+"""Scores and ids of all devices along axes, by one collective for both."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def gathered(scores: jax.Array, ids: jax.Array, axis: str) -> tuple[jax.Array, jax.Array]:
+def gathered(scores: jax.Array, ids: jax.Array, axes: str | tuple[str, ...]) -> tuple[jax.Array, jax.Array]:
     """Every device's scores and ids int32 [..., n], as [..., devices * n] on all devices; inside an island."""
     bits = lax.bitcast_convert_type(scores, jnp.int32)
     words = jnp.concatenate([bits.reshape(*ids.shape[:-1], -1), ids], axis=-1)
-    every = apart(lax.all_gather(words, axis, axis=words.ndim - 1, tiled=True), words.shape[-1])
+    every = apart(lax.all_gather(words, axes, axis=words.ndim - 1, tiled=True), words.shape[-1])
     count = ids.shape[-1]
     bits = every[..., :-count]
     if scores.dtype.itemsize == 8:

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, Mesh
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.fit import fit
+from tokenswift_jax.parallel.mesh_advice import MeshLimits, advice, nearest
 from tokenswift_jax.parallel.mesh_spec import AXES, CONTEXT, DATA, MODEL, STAGE, MeshSpec
 from tokenswift_jax.parallel.stages import filled
 
@@ -26,40 +27,45 @@ _CPU_THREADS = "32"
 _turn = threading.Lock()
 
 
-def make_mesh(spec: MeshSpec) -> Mesh | None:
+def make_mesh(spec: MeshSpec, layers: int | None = None) -> Mesh | None:
     """The mesh of a specification over the first devices; None for one device.
 
     In several processes, as many of each process's, so that all of them run the programs.
 
+    Args:
+      spec: the sizes of its axes.
+      layers: of the model, which the stages share; None: unknown.
+
     Raises:
-      UserError: there are too few devices; the message names the axis and a size that fits. Or the processes cannot
-        share the mesh evenly.
+      UserError: the devices or the layers are too few, or the processes cannot share the mesh evenly; the message names
+        the axes that are too large and a mesh that fits.
     """
     processes = jax.process_count()
     if spec.devices == 1 and processes == 1:
         return None
-    devices = jax.devices()
-    count = len(devices)
-    if spec.devices % processes:
-        raise UserError(
-            f"mesh {spec} has {spec.devices} devices, which {processes} processes cannot share evenly; "
-            f"{MODEL}={count} uses all devices",
-            ("mesh",),
-        )
-    if spec.devices > count:
-        found = "there is 1" if count == 1 else f"there are {count}"
-        raise UserError(f"mesh {spec} needs {spec.devices} devices, and {found}; {_remedy(spec, count)}", ("mesh",))
-    if processes > 1:
+    devices, own, fits = jax.devices(), _by_process(), limits_here(layers)
+    if layers is not None and spec.stage > layers:
+        why = f"has more stages than the model has layers; mesh {nearest(spec, fits)} fits"
+    elif spec.devices % processes:
+        counted = "1 device" if spec.devices == 1 else f"{spec.devices} devices"
+        why = f"has {counted}, which {processes} processes cannot share evenly; {advice(spec, fits)}"
+    elif spec.devices > len(devices):
+        found = "there is 1" if len(devices) == 1 else f"there are {len(devices)}"
+        why = f"needs {spec.devices} devices, and {found}; {advice(spec, fits)}"
+    elif spec.devices > fits.devices:
+        share, least = spec.devices // processes, min(own, key=len)
+        short = f"process {own.index(least)} has {len(least)}"
+        why = f"needs {share} devices of each process, and {short}; {advice(spec, fits)}"
+    else:
         share = spec.devices // processes
-        own = [[one for one in devices if one.process_index == process] for process in range(processes)]
-        short = next((process for process in range(processes) if len(own[process]) < share), None)
-        if short is not None:
-            raise UserError(
-                f"mesh {spec} needs {share} devices of each process, and process {short} has {len(own[short])}",
-                ("mesh",),
-            )
-        devices = [one for part in own for one in part[:share]]
-    return mesh_over(devices, spec)
+        return mesh_over([one for part in own for one in part[:share]], spec)
+    raise UserError(f"mesh {spec} {why}", ("mesh",))
+
+
+def limits_here(layers: int | None = None) -> MeshLimits:
+    """The limits that the devices of this run's processes, and a model of so many layers, set to a mesh."""
+    own = _by_process()
+    return MeshLimits(len(own) * min(map(len, own)), len(own), layers)
 
 
 def mesh_over(devices: Sequence[Any], spec: MeshSpec) -> Mesh:
@@ -137,14 +143,6 @@ def use(mesh: Mesh | None) -> AbstractContextManager[Any]:
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
-def _remedy(spec: MeshSpec, count: int) -> str:
-    """The axis that is too large, and a size of it that fits."""
-    sizes = {DATA: spec.data, CONTEXT: spec.context, MODEL: spec.model, STAGE: spec.stage}
-    for axis, size in sizes.items():
-        others = spec.devices // size
-        if others <= count:
-            return f"{axis} is too large: {axis}={count // others} fits"
-    kept = next(axis for axis in (MODEL, CONTEXT, STAGE) if sizes[axis] > 1)
-    rest = " and ".join(axis for axis in sizes if axis != kept and sizes[axis] > 1)
-    why = f"{kept} is too large" if sizes[kept] > count else "they are too large together"
-    return f"{why}: {kept}={min(sizes[kept], count)} fits, without {rest}"
+def _by_process() -> list[list[Any]]:
+    """The devices of each process."""
+    return [[one for one in jax.devices() if one.process_index == own] for own in range(jax.process_count())]

@@ -42,11 +42,12 @@ def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[Me
         whole = config if fitted is None else fitted.config
         tables, attention, inner = _weight_bytes(whole, itemsize)
         row = _row_bytes(whole, itemsize, asked.length)
-        of_layers = attention / spec.model + (inner + rows * row) / (spec.model * spec.context)
+        shared = spec.model * spec.context
+        of_layers = attention / spec.model + (inner + rows * row) / shared
         of_stage = of_layers * -(-config.num_layers // spec.stage) / config.num_layers
-        stored = tables / spec.model + of_stage
+        stored = tables / shared + of_stage
         fits = memory is None or stored <= _ROOM * memory
-        read = tables / spec.model + of_stage * spec.stage  # one stage after the other
+        read = tables / shared + of_stage * spec.stage  # one stage after the other
         seconds = step_time(rates, read, plain_collectives(config, itemsize, spec)).total
         # Of meshes that are equally fast, the one with the fewest devices.
         return not fits, seconds, spec.devices, spec.data, spec.model, spec.context, spec.stage, stored
@@ -69,7 +70,7 @@ def chosen_mesh(config: ModelConfig, itemsize: int, asked: AutoMesh) -> tuple[Me
 
 
 def plain_collectives(config: ModelConfig, itemsize: int, spec: MeshSpec) -> list[Collective]:
-    """The collectives of a plain step of one text: those of attention, of the embeddings and of the draw, of the MLPs,
+    """The collectives of a plain step of one text: those of attention, of the MLPs and the embeddings, of the draw,
     the results that the devices along `context` merge, and those of each stage.
 
     `tests/parallel/test_collectives.py` counts them in compiled programs.
@@ -77,9 +78,9 @@ def plain_collectives(config: ModelConfig, itemsize: int, spec: MeshSpec) -> lis
     layers, row = config.num_layers, itemsize * config.hidden_size
     shared, merged = spec.model * spec.context, 4 * config.num_heads * (config.head_dim + 1)
     found = [
-        Collective("all-reduce", row, spec.model, layers + 1),
-        Collective("all-gather", 8 * spec.model, spec.model, 1),
-        Collective("all-reduce", row, shared, layers),
+        Collective("all-reduce", row, spec.model, layers),
+        Collective("all-reduce", row, shared, layers + 1),
+        Collective("all-gather", 8 * shared, shared, 1),
         Collective("all-gather", spec.context * merged // spec.model, spec.context, layers),
         Collective("all-gather", spec.stage * row, spec.stage, spec.stage + 1),
     ]

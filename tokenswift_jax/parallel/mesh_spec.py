@@ -10,8 +10,8 @@ from tokenswift_jax.errors import UserError, check_whole, is_whole
 
 STAGE = "stage"  # the layers
 DATA = "data"  # the rows of a batch
-CONTEXT = "context"  # the length of the full cache
-MODEL = "model"  # heads, the MLP's inner size and the vocabulary
+CONTEXT = "context"  # the length of the full cache, and with the next axis inner sizes and the vocabulary
+MODEL = "model"  # heads
 AXES = (STAGE, DATA, CONTEXT, MODEL)  # the last one joins neighbouring devices, the first one exchanges least
 TRAINING_AXES = (DATA, MODEL)
 _CHUNKS = 8, 2  # of a prompt, for each stage: by default, and at least
@@ -43,7 +43,8 @@ class MeshSpec:
     Attributes:
       data: groups of devices; each group computes its own rows of a batch.
       model: devices of a group, which share the weights and the heads.
-      context: parts of a group, each of `model` devices, which share the positions of the full cache and the MLPs.
+      context: parts of a group, each of `model` devices, which share the positions of the full cache, the MLPs and the
+        vocabulary.
       stage: parts of the whole, each of `data * model * context` devices, which have different layers.
     """
 
@@ -87,7 +88,8 @@ def parse_mesh(given: MeshArgument, axes: Sequence[str] = AXES) -> MeshSpec | Au
     elif isinstance(given, str) and re.fullmatch(r"\w+=[0-9]+(,\w+=[0-9]+)*", given):
         pairs = [(name, int(size)) for name, size in (part.split("=") for part in given.split(","))]
     else:
-        raise _wrong(given, f"it must be {_FORMS}")
+        spaces = ", without spaces" if isinstance(given, str) and re.search(r"\s", given) else ""
+        raise _wrong(given, f"it must be {_FORMS}{spaces}")
     sizes: dict[str, int] = {}
     for name, size in pairs:
         if name not in AXES:

@@ -32,7 +32,7 @@ RULES = {
     "layers": (STAGE,),
     "stages": (STAGE,),
     "inner": (MODEL, CONTEXT),
-    "vocab": (MODEL,),
+    "vocab": (MODEL, CONTEXT),
 }
 
 # The dimensions of parameters, by the last two names of their path; other parameters are replicated. Projections that
@@ -74,6 +74,11 @@ def split_over(axis: str) -> bool:
 def size_of(axis: str) -> int:
     """The devices along an axis of the mesh in use, over which XLA splits programs; 1 without any."""
     return jax.sharding.get_abstract_mesh().shape[axis] if split_over(axis) else 1
+
+
+def shared_over(name: str, size: int) -> tuple[str, ...]:
+    """The axes of the mesh in use over which XLA splits a dimension of that name and size; () where it is whole."""
+    return _axes_of({axis: size_of(axis) for axis in RULES[name]}, name, size)
 
 
 def one_device() -> bool:
@@ -177,13 +182,19 @@ def spec_of_axes(sizes: Mapping[str, int], names: tuple[str, ...], shape: tuple[
     """The split of an array whose dimensions have these names, on a mesh of such sizes."""
     over: list[str | tuple[str, ...] | None] = []
     for name, size in zip(names, shape, strict=False):
-        axes = tuple(axis for axis in RULES.get(name, ()) if sizes.get(axis, 1) > 1)
-        while size % math.prod(sizes[axis] for axis in axes):
-            axes = axes[:-1]
+        axes = _axes_of(sizes, name, size)
         over.append(axes if len(axes) > 1 else axes[0] if axes else None)
     while over and over[-1] is None:
         over.pop()
     return P(*over)
+
+
+def _axes_of(sizes: Mapping[str, int], name: str, size: int) -> tuple[str, ...]:
+    """The axes that split a dimension of that name and size, on a mesh of such sizes."""
+    axes = tuple(axis for axis in RULES.get(name, ()) if sizes.get(axis, 1) > 1)
+    while size % math.prod(sizes[axis] for axis in axes):
+        axes = axes[:-1]
+    return axes
 
 
 def island_spec(*names: str | None) -> P:

@@ -16,14 +16,12 @@ from jax.sharding import PartitionSpec as P
 from pallas_kernels.commit_text import reference
 from tokenswift_jax.parallel.gathered import apart, gathered
 from tokenswift_jax.parallel.island import island
-from tokenswift_jax.parallel.mesh_spec import MODEL
-from tokenswift_jax.parallel.rules import island_spec, size_of
+from tokenswift_jax.parallel.rules import shared_over
 
 
 def is_shared(vocab: int) -> bool:
     """Whether the devices of the mesh in use share a vocabulary of this size."""
-    devices = size_of(MODEL)
-    return devices > 1 and vocab % devices == 0
+    return bool(shared_over("vocab", vocab))
 
 
 def highest(
@@ -38,33 +36,36 @@ def highest(
       search: returns the same of one device's part.
     """
     vocab = scores.shape[-1]
+    axes = shared_over("vocab", vocab)
 
     def own(part: jax.Array) -> tuple[jax.Array, jax.Array]:
         token, score = search(part)
-        scores, tokens = gathered(score[..., None], _global(token, part)[..., None], MODEL)
+        scores, tokens = gathered(score[..., None], _global(token, part, axes)[..., None], axes)
         best = jnp.max(scores, axis=-1)
         first = jnp.min(jnp.where(scores == best[..., None], tokens, vocab - 1), axis=-1)
         return first, best
 
-    return island(own, in_specs=(_split(scores),), out_specs=(P(), P()))(scores)
+    return island(own, in_specs=(_split(scores, axes),), out_specs=(P(), P()))(scores)
 
 
 def best(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The k highest of scores [..., vocab], [..., k] in descending order, their ids int32 [..., k], and the logarithm
     of the sum of all exponentials, [..., 1]."""
+    axes = shared_over("vocab", scores.shape[-1])
 
     def own(part: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         few, tokens = lax.top_k(part, min(k, part.shape[-1]))
         few, tokens = map(lax.optimization_barrier, (few, tokens))
+        tokens = _global(tokens.astype(jnp.int32), part, axes)
         total = jax.nn.logsumexp(part, axis=-1, keepdims=True)
         given = jnp.concatenate([few, total], axis=-1)
-        ids = jnp.concatenate([_global(tokens.astype(jnp.int32), part), jnp.zeros(total.shape, jnp.int32)], axis=-1)
-        scores, ids = (apart(values, given.shape[-1]) for values in gathered(given, ids, MODEL))
+        ids = jnp.concatenate([tokens, jnp.zeros(total.shape, jnp.int32)], axis=-1)
+        scores, ids = (apart(values, given.shape[-1]) for values in gathered(given, ids, axes))
         found, places = lax.top_k(scores[..., :-1].reshape(*part.shape[:-1], -1), k)
         ids = jnp.take_along_axis(ids[..., :-1].reshape(*part.shape[:-1], -1), places, axis=-1)
         return found, ids, jax.nn.logsumexp(scores[..., -1], axis=-1, keepdims=True)
 
-    return island(own, in_specs=(_split(scores),), out_specs=(P(), P(), P()))(scores)
+    return island(own, in_specs=(_split(scores, axes),), out_specs=(P(), P(), P()))(scores)
 
 
 def newest_positions(last: jax.Array, tokens: jax.Array, before: jax.Array, after: jax.Array, most: int) -> jax.Array:
@@ -72,21 +73,26 @@ def newest_positions(last: jax.Array, tokens: jax.Array, before: jax.Array, afte
 
     Without the island, XLA for GPUs and TPUs gathers all of `last` at every step (513 KB for Llama-3.1-8B).
     """
-    if not is_shared(last.shape[1]):
+    axes = shared_over("vocab", last.shape[1])
+    if not axes:
         return reference.newest_positions(last, tokens, before, after, most)
 
     def own(part: jax.Array, tokens: jax.Array, before: jax.Array, after: jax.Array) -> jax.Array:
-        first = lax.axis_index(MODEL).astype(jnp.int32) * part.shape[1]
-        return reference.newest_positions(part, tokens, before, after, most, first)
+        return reference.newest_positions(part, tokens, before, after, most, _first(part, axes))
 
-    split = _split(last)
+    split = _split(last, axes)
     return island(own, in_specs=(split, P(), P(), P()), out_specs=split)(last, tokens, before, after)
 
 
-def _split(scores: jax.Array) -> P:
-    return island_spec(*[None] * (scores.ndim - 1), "vocab")
+def _split(scores: jax.Array, axes: tuple[str, ...]) -> P:
+    return P(*[None] * (scores.ndim - 1), axes)
 
 
-def _global(tokens: jax.Array, part: jax.Array) -> jax.Array:
+def _first(part: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """The first id of this device's part [..., vocab / devices], int32 []."""
+    return lax.axis_index(axes).astype(jnp.int32) * part.shape[-1]
+
+
+def _global(tokens: jax.Array, part: jax.Array, axes: tuple[str, ...]) -> jax.Array:
     """The ids of the vocabulary for the ids of one device's part."""
-    return tokens + lax.axis_index(MODEL).astype(jnp.int32) * part.shape[-1]
+    return tokens + _first(part, axes)

@@ -6,16 +6,20 @@ would have to run between the same chunks in every process, and two threads woul
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import pickle
+import socket
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.hardware.cgroups import contents
 
 _T = TypeVar("_T")
 
@@ -142,6 +146,34 @@ def compare(stage: str, facts: Mapping[str, Any]) -> None:
     found = agreed(differences)
     if found:
         raise UserError(f"the processes differ: {'; '.join(found[:3])}; start all of them alike")
+
+
+def processes_here() -> frozenset[int]:
+    """The numbers of the run's processes on this machine, this one's included.
+
+    The first call waits for the other processes: call it in all of them.
+
+    Raises:
+      UserError: a process has not called it in time.
+    """
+    return _processes_on(_machine()) if several() else frozenset({jax.process_index()})
+
+
+@functools.cache
+def _processes_on(machine: str) -> frozenset[int]:
+    """The numbers of the processes on a machine, of which this process is one."""
+    store, folder = _store(), "tokenswift/machine"
+    store.key_value_set(f"{folder}/{jax.process_index()}", machine)
+
+    def of(process: int) -> str:
+        return _waited(lambda: store.blocking_key_value_get(f"{folder}/{process}", _POLL), _FACTS_SECONDS)
+
+    return frozenset(process for process in range(jax.process_count()) if of(process) == machine)
+
+
+def _machine() -> str:
+    """A name that processes share if they share a machine, or a container on it."""
+    return f"{socket.gethostname()} {contents(Path('/proc/sys/kernel/random/boot_id')).strip()}"
 
 
 def _waited(get: Callable[[], _T], seconds: float | None = None) -> _T:

@@ -36,7 +36,7 @@ def run_mesh(given: MeshArgument, settings: TrainingSettings) -> tuple[Mesh | No
     if spec.devices != spec.data * spec.model:
         raise UserError(
             f"mesh {spec}: training shares rows over {DATA} and matrices over {MODEL}, and over no other axis; "
-            f"{DATA}={spec.devices} uses as many devices",
+            f"mesh {DATA}={min(spec.devices, jax.device_count())} fits",
             arguments=("mesh",),
         )
     if jax.process_count() > 1:
