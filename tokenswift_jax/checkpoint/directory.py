@@ -45,7 +45,11 @@ def resolve(path_or_hub_id: str | Path, report: Report = silent, *, heads: bool 
     if not str(path_or_hub_id):
         raise UserError("the name of the checkpoint is empty; give a directory, a GGUF file or a hub id")
     path = expanded(path_or_hub_id)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # such as a name that is too long, or a folder that may not be searched
+        raise UserError(f"cannot read the checkpoint {path_or_hub_id}: {error.strerror}") from None
+    if is_folder:
         if not (path / "config.json").is_file():
             raise UserError(f"{path} is not a checkpoint: it has no config.json")
         return path

@@ -14,7 +14,7 @@ from typing import Any
 from tokenswift_jax.documents.lease import owner_of
 from tokenswift_jax.documents.source import Document
 from tokenswift_jax.errors import UserError, writing
-from tokenswift_jax.paths import expanded
+from tokenswift_jax.paths import expanded, resolved
 
 JOB, REPORT = ".job.json", "report.jsonl"
 _PATIENCE = 10.0  # seconds that another worker has to write the few bytes of the job's values
@@ -154,7 +154,7 @@ def output_folder(output: Path, documents: Path) -> Path:
       UserError: it is the folder of the documents, or is no folder, or cannot be made or written.
     """
     folder = expanded(output)
-    if folder.resolve() == expanded(documents).resolve():
+    if resolved(folder) == resolved(expanded(documents)):
         raise UserError(f"output {output} is the folder of the documents; name another", arguments=("output",))
     try:
         folder.mkdir(parents=True, exist_ok=True)
