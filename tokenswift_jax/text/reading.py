@@ -17,6 +17,15 @@ _FOREIGN = {  # byte-order marks of other encodings; the longer ones first
 }
 
 
+POINTER = b"version https://git-lfs.github.com/"
+STANDS_FOR = "is a pointer of Git LFS in place of the file; fetch the file itself with git lfs pull"
+
+
+def is_pointer(data: bytes) -> bool:
+    """Whether a file's first bytes are those of a pointer, which a clone without Git LFS has in place of large files."""
+    return data.startswith(POINTER)
+
+
 def is_utf8(text: str) -> bool:
     """Whether UTF-8 can express a text. JSON and command lines may bring half a surrogate pair, which it cannot."""
     try:
@@ -66,9 +75,14 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: the file is unreadable, not JSON, or not an object.
     """
     try:
-        value = json.loads(decode(path.read_bytes()))
+        data = path.read_bytes()
+        if is_pointer(data):
+            raise UserError(f"{path} {STANDS_FOR}")
+        value = json.loads(decode(data))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
