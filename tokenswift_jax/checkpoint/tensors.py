@@ -236,8 +236,8 @@ def read_model_files(directory: Path) -> list[Tensor]:
         other = found.setdefault(tensor.name, tensor)
         if other is not tensor and not _same(other, tensor):
             raise UserError(
-                f"{tensor.name} has other values in {other.origin} than in {tensor.origin}; remove the file that is not "
-                "of this checkpoint, or one of the two"
+                f"{tensor.name} has other values in {other.origin} than in {tensor.origin}; remove the one that "
+                "is not of this checkpoint"
             )
     return list(found.values())
 

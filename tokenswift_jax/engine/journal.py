@@ -24,7 +24,7 @@ from tokenswift_jax.token_log import DRAFTED, NGRAM, PREFILL_OFFSET, RECORD, SAM
 
 FORMAT = {"format": "tokenswift_jax journal", "version": 1}
 UNCOMPARED = ("asked",)  # fields of the header that identify the source of others
-_CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"}$')
+_CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"}\r?$')  # an editor or a copy may have written CRLF
 
 
 def recorded_header(path: str | Path) -> dict[str, Any] | None:

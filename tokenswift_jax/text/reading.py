@@ -22,7 +22,7 @@ STANDS_FOR = "is a pointer of Git LFS in place of the file; fetch the file itsel
 
 
 def is_pointer(data: bytes) -> bool:
-    """Whether a file's first bytes are those of a pointer, which a clone without Git LFS has in place of large files."""
+    """Whether a file's first bytes are those of a pointer: a clone without Git LFS has pointers for large files."""
     return data.startswith(POINTER)
 
 
