@@ -119,6 +119,11 @@ class Results:
         self._write(self.folder / REPORT, "".join(json.dumps(line) + "\n" for line in lines).encode())
         return lines
 
+    def without(self, documents: Iterable[Document], field: str) -> list[str]:
+        """The names of the documents that are done and have no such field in their statistics."""
+        found = {document.name: _object(self.folder / f"{document.name}.json") for document in documents}
+        return [name for name, statistics in found.items() if statistics is not None and statistics.get(field) is None]
+
     def _line(self, document: Document, listing: set[str]) -> dict[str, Any]:
         line: dict[str, Any] = {"document": document.name, "file": document.path.name, "line": document.line}
         line["sequence"] = document.sequence
