@@ -128,6 +128,8 @@ class TrainingSettings:
         least |= {name: 1 for name in others if getattr(self, name) is not None}
         for name, low in least.items():
             object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
+        if self.seed >= 2**32:  # jax.random takes as many bits
+            raise UserError(f"seed is {self.seed}; it must be a whole number from 0 to {2**32 - 1}", ("seed",))
         for name in ("learning_rate", "clip_norm", "distill_temperature"):
             self._number(name, None, above=True)
         for name in ("weight_decay", "head_weight_decay", "head_learning_rate", "head_loss_weight"):
