@@ -68,6 +68,17 @@ def decode(data: bytes) -> str:
     return text
 
 
+def json_fault(error: Exception) -> str:
+    """The reason why bytes are no JSON, of an error that reading them raised."""
+    if isinstance(error, RecursionError):
+        return "lists and objects are inside each other too deeply"
+    if isinstance(error, UnicodeEncodeError):
+        return "it has half of a surrogate pair, which is no character"
+    if isinstance(error, ValueError) and "integer string conversion" in str(error):
+        return "a number has too many digits"
+    return str(error)[:200]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -84,7 +95,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+        raise UserError(f"{path} is not JSON: {json_fault(error)}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object")
     return value

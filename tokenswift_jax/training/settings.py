@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from tokenswift_jax.errors import UserError, check_whole, read_from
-from tokenswift_jax.text.reading import decode
+from tokenswift_jax.text.reading import decode, json_fault
 
 WHAT = ("heads", "all")
 HEAD_TYPES = ("sequential", "chained", "medusa")
@@ -216,7 +216,7 @@ def read_settings(config: Path | None, given: Mapping[str, Any]) -> TrainingSett
         except OSError as error:
             raise UserError(f"cannot read the configuration {config}: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
-            raise UserError(f"cannot read the configuration {config}: {error}") from None
+            raise UserError(f"cannot read the configuration {config}: {json_fault(error)}") from None
         if not isinstance(chosen, dict):
             raise UserError(f"{config} must hold a JSON object of training settings")
     known = {field.name for field in fields(TrainingSettings)}
