@@ -9,11 +9,11 @@ from tokenswift_jax.cli.generate import main
 @pytest.mark.parametrize(
     ("named", "error", "reason"),
     [
-        ("cuda", AssertionError(), "JAX finds no device of JAX_PLATFORMS=cuda; unset that variable"),
+        ("cuda", AssertionError(), "JAX finds no device of JAX_PLATFORMS=cuda; unset"),
         (
             "rocm",
             RuntimeError("Unable to initialize"),
-            "JAX finds no device of JAX_PLATFORMS=rocm; unset that variable",
+            "JAX finds no device of JAX_PLATFORMS=rocm; unset",
         ),
         (None, RuntimeError("no supported\ndevices"), "JAX finds no device: no supported devices"),
     ],
