@@ -1,5 +1,6 @@
 """Names that the system refuses, loops of links and files that are no files are one line, before anything is loaded."""
 
+import errno
 import os
 
 import pytest
@@ -39,6 +40,21 @@ def test_a_name_that_does_not_work(here, capsys, words, reason):
     assert main(["--quiet", "--max-new-tokens", "1", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert reason in line
+
+
+def test_a_folder_that_may_not_be_searched(here, monkeypatch, capsys):
+    """As for a person without the rights, which a test's user may have."""
+    stat = os.stat
+
+    def refused(path, *arguments, **options):
+        if "secret" in os.fsdecode(path):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return stat(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", refused)
+    for words in (["--journal", "secret/j", "--resume"], ["--model", "secret/m", "--prompt", "x"]):
+        assert main(["--quiet", "--max-new-tokens", "1", *words]) == 2
+        assert "Permission denied" in capsys.readouterr().err
 
 
 def test_a_zero_byte_is_no_name():

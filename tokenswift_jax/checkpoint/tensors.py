@@ -183,7 +183,9 @@ def _header(path: Path) -> list[tuple[str, str, tuple[int, ...], int]]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             entries = json.loads(file.read(length))
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except SafetensorError as error:
         raise UserError(f"{path} is not a readable safetensors file (truncated?): {_line(error)}") from None
     entries.pop("__metadata__", None)
     found = []

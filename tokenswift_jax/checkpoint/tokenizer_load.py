@@ -45,7 +45,10 @@ def loaded(place: Path, names: Sequence[str]) -> Any:
             reason = error
     with TemporaryDirectory() as folder:
         copy = Path(folder)
-        _copy(place, there, copy)
+        try:
+            _copy(place, there, copy)
+        except OSError as error:
+            raise UserError(f"cannot read the tokenizer in {place}: {error.filename}: {error.strerror}") from None
         try:
             return faithful(_of_its_class(copy), copy, origin=place)
         except UserError:

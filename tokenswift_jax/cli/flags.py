@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
@@ -71,7 +72,7 @@ def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
     prompts = [name for name in ("prompt", "prompt_file", "prompt_ids") if getattr(options, name) is not None]
     if len(prompts) > 1:
         raise UserError(f"{named(prompts)} contradict each other; give one of them")
-    continues = options.resume and options.journal is not None and options.journal.exists()  # it has the prompt
+    continues = options.resume and options.journal is not None and os.path.exists(options.journal)  # it has the prompt
     many = options.documents is not None
     if not prompts and options.model is not None and not continues and not many:
         raise UserError("a prompt is missing; give --prompt, --prompt-file or --prompt-ids")
