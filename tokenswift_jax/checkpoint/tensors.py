@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from tokenswift_jax.errors import UserError, writing
 from tokenswift_jax.paths import write_text
 from tokenswift_jax.processes.agreement import agreed
-from tokenswift_jax.text.reading import POINTER, STANDS_FOR, is_pointer, read_json
+from tokenswift_jax.text.reading import POINTER, NOT_FETCHED, is_pointer, read_json
 
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -178,7 +178,7 @@ def _header(path: Path) -> list[tuple[str, str, tuple[int, ...], int]]:
     try:
         with path.open("rb") as file:
             if is_pointer(file.read(len(POINTER))):
-                raise UserError(f"{path} {STANDS_FOR}")
+                raise UserError(f"{path} {NOT_FETCHED}")
         safe_open(path, framework="numpy")  # checks that the data is as long as the header says
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

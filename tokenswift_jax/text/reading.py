@@ -18,7 +18,7 @@ _FOREIGN = {  # byte-order marks of other encodings; the longer ones first
 
 
 POINTER = b"version https://git-lfs.github.com/"
-STANDS_FOR = "is a pointer of Git LFS in place of the file; fetch the file itself with git lfs pull"
+NOT_FETCHED = "is a pointer of Git LFS in place of the file; fetch the file itself with git lfs pull"
 
 
 def is_pointer(data: bytes) -> bool:
@@ -88,7 +88,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
         if is_pointer(data):
-            raise UserError(f"{path} {STANDS_FOR}")
+            raise UserError(f"{path} {NOT_FETCHED}")
         value = json.loads(decode(data))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
