@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from tokenswift_jax.errors import UserError, writing
 from tokenswift_jax.paths import write_text
 from tokenswift_jax.processes.agreement import agreed
-from tokenswift_jax.text.reading import POINTER, NOT_FETCHED, is_pointer, read_json
+from tokenswift_jax.text.reading import NOT_FETCHED, POINTER, is_pointer, read_json
 
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
