@@ -65,3 +65,16 @@ def test_another_encoding_is_named(tmp_path, door):
 def test_a_deep_index_is_one_line(tmp_path):
     with pytest.raises(UserError, match="is not an index: "):
         index_in(tmp_path, b"[" * 200_000)()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"[" * 200_000, "inside each other too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "too many digits"),
+    ],
+)
+@pytest.mark.parametrize("door", ["index", "body"])
+def test_the_words_of_python_s_limits_do_not_pass(tmp_path, door, data, reason):
+    with pytest.raises(Exception, match=reason):
+        DOORS[door][0](tmp_path, data)()

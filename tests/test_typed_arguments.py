@@ -62,6 +62,8 @@ def test_numbers_of_training_are_finite(name):
     [
         (lambda: ts.load(5), "5 is no name of a file or folder"),
         (lambda: ts.load(report=None), "report is None; it must be a function"),
+        (lambda: ts.load(length="x"), "length is 'x'; it must be a whole number"),
+        (lambda: ts.stream(ts.load(), "x", max_new_tokens=1, mesh_report=5), "mesh_report is 5; it must be a function"),
         (lambda: ts.SwiftTrainer().fine_tune(5), "the data is 5; it must be a file"),
         (lambda: ts.SwiftTrainer().fine_tune("x", eval_data=[5]), r"the data is \[5\]; it must be a file"),
     ],

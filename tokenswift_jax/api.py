@@ -132,6 +132,8 @@ def stream(
     speculation = SpeculationConfig() if speculation is None else speculation
     check_call(model, speculation, capacity=capacity, audit=audit, resume=resume, journal=journal)
     check_report(report)
+    if mesh_report is not None and not callable(mesh_report):
+        raise UserError(f"mesh_report is {mesh_report!r:.80}; it must be a function of a text, such as print")
     size = model.config.vocab_size
     _check_processes(audit=audit, replays=logprobs is not None and resume)
     past_run = agreed(lambda: recorded(journal, prompt, messages, size)) if resume and journal is not None else None
@@ -203,7 +205,7 @@ def generate(model: Model, prompt: Any = None, *arguments: Any, **named: Any) ->
         `do_sample`.
       speculation: how drafts are made; None: the defaults (mode "auto").
       max_new_tokens: the most tokens to generate, EOS included; None: as many as the checkpoint's generation_config
-        says and the model's positions allow, else 256.
+        says, else 256, or as many as the model's positions allow, if that is less.
       min_new_tokens: no EOS is drawn before this many tokens; None: the checkpoint's generation_config, else 0.
       ignore_eos: EOS tokens do not end the text.
       stop: strings that end the text; it ends before them. A special token by its name ends it too. A list of lists

@@ -174,9 +174,9 @@ def _stops(stop: Any, count: int) -> list[tuple[str, ...]]:
 
 
 def _length(model: Model, prompt: Sequence[int]) -> int:
-    """The most tokens to generate where the caller does not say."""
+    """The most tokens to generate where the caller does not say, but no more than fit."""
     room = model.config.max_position_embeddings - len(prompt)
-    return default_length(model.generation_config, len(prompt), room) or MAX_NEW_TOKENS
+    return default_length(model.generation_config, len(prompt), room) or max(1, min(MAX_NEW_TOKENS, room))
 
 
 def check_lengths(max_new_tokens: Any, min_new_tokens: Any) -> None:

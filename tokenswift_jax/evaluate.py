@@ -15,7 +15,7 @@ from tokenswift_jax.cli import streams
 from tokenswift_jax.cli.command import Parser, exit_status, leave, quiet_transformers, with_dashes
 from tokenswift_jax.cli.converters import name, path, whole, whole_list
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.paths import check_writable, write_text
+from tokenswift_jax.paths import check_writable, resolved, write_text
 from tokenswift_jax.training.extra import check_installed
 
 PROGRAM = "python -m tokenswift_jax.evaluate"
@@ -28,9 +28,17 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     return exit_status(lambda: _run(parser.parse_args(words)), flags=parser.flags)
 
 
+def _check_json(options: argparse.Namespace) -> None:
+    from tokenswift_jax.training.documents import find_files
+
+    if options.json.exists() and resolved(options.json) in map(resolved, find_files(options.data)):
+        raise UserError(f"json {options.json} would replace a file of the data; name another file", arguments=("json",))
+
+
 def _run(options: argparse.Namespace) -> int:
     if options.json is not None:
         check_writable(options.json, "json")
+        _check_json(options)
     check_installed("evaluating", ("grain",))
     quiet_transformers()
     from tokenswift_jax.cli.phases import Phases
@@ -89,7 +97,7 @@ def _parser(program: str) -> Parser:
     )
     add = parser.add_argument
     add("--model", type=name, metavar="DIR|HUB_ID", help="checkpoint with draft heads (default: the bundled demo)")
-    add("--data", nargs="+", required=True, metavar="PATH", help=".txt and .jsonl files, folders, patterns")
+    add("--data", type=name, nargs="+", required=True, metavar="PATH", help=".txt and .jsonl files, folders, patterns")
     add("--dtype", help="float32, bfloat16, ... (default: the checkpoint's; float32 on CPU)")
     add("--prompts", type=whole(1), default=4, metavar="N", help="prompts that the target continues (default: 4)")
     add("--prompt-tokens", type=whole(1), default=256, metavar="N", help="tokens of each (default: 256)")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from pallas_kernels import cpu
 from tokenswift_jax import checkpoint
 from tokenswift_jax.checkpoint.directory import read_config
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, check_whole
 from tokenswift_jax.generation_config import ids_within, usable, warn_of_unknown
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.parallel.mesh import give_threads, make_mesh, notes_on
@@ -139,6 +140,12 @@ def load(
       UserError: the checkpoint or the mesh cannot be used; the message says why.
     """
     check_report(report)
+    if length is not None:
+        check_whole("length", length, 1)
+    if isinstance(rope_override, Mapping):  # journals contain it, and JSON no numbers of NumPy
+        rope_override = {
+            name: value.item() if isinstance(value, np.generic) else value for name, value in rope_override.items()
+        }
     asked = parse_mesh(mesh)
     prompt_chunks(asked, pipeline_depth)  # refuses a wrong one before anything is read
     give_threads()  # for a later mesh too: JAX looks for devices once

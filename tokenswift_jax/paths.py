@@ -16,10 +16,17 @@ def expanded(path: str | Path) -> Path:
     """
     if not isinstance(path, str | os.PathLike):
         raise UserError(f"{path!r:.80} is no name of a file or folder")
+    if "\0" in os.fsdecode(path):
+        raise UserError(f"{os.fsdecode(path)!r:.80} is no name of a file or folder: it has a zero byte")
     try:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def resolved(path: str | Path) -> Path:
+    """The path without links; of a loop of links, as far as it leads (`Path.resolve` raises a RuntimeError there)."""
+    return Path(os.path.realpath(path))
 
 
 def cache_folder(name: str) -> Path:
@@ -66,6 +73,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _problem(path: Path) -> str | None:
+    try:
+        return _problem_of(path)
+    except OSError as error:  # such as a name that is too long, or a folder that may not be searched
+        return f": {error.strerror}"
+
+
+def _problem_of(path: Path) -> str | None:
+    if path.is_symlink() and not path.exists():
+        path = resolved(path)  # the file that would be made
+        if path.is_symlink():
+            return " is a loop of links; name a file"
     if path.is_dir():
         return " is a folder; name a file"
     if path.exists():

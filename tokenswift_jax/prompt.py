@@ -17,7 +17,7 @@ from tokenswift_jax.text.reading import NotTextError, decode
 Prompt = str | Sequence[int] | np.ndarray
 Message = Mapping[str, Any]
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_TEXT_FIELDS = ("name", "reasoning_content", "thinking", "tool_call_id")  # of a turn, where it has them
+TEXT_FIELDS = ("name", "reasoning_content", "thinking", "tool_call_id")  # of a turn, where it has them
 _TOKENISING = "tokenising the prompt"
 _A_TURN = '{"role": "user", "content": "..."}'
 
@@ -183,7 +183,7 @@ def _wrong_turn(turn: Any) -> str | None:
             continue
         if not isinstance(value, str):
             return f'has the "{field}" {value!r:.80}, which is not text'
-    for field in _TEXT_FIELDS:
+    for field in TEXT_FIELDS:
         if not isinstance(turn.get(field), str | None):  # a template would write Python's spelling of it
             return f'has the "{field}" {turn[field]!r:.80}, which is not text'
     return None

@@ -45,6 +45,21 @@ def lying_index(folder, tensors):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
 
 
+def with_two_values(folder, tensors):
+    save_file(tensors, folder / "a.safetensors")
+    save_file({"model.norm.weight": tensors["model.norm.weight"] + 1}, folder / "b.safetensors")
+    places = dict.fromkeys(tensors, "a.safetensors") | {"model.norm.weight": "b.safetensors"}
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+def pointer_of(name):
+    def spoil(folder, tensors):
+        (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+    return spoil
+
+
 def heads_of(size, count=2, **fields):
     def spoil(folder, tensors):
         save_file(heads(size, count), folder / "heads.safetensors")
@@ -99,6 +114,9 @@ SPOILED = {
         ),
         ["lm_head.weight", "I8", "BF16, F16, F32, F64"],
     ),
+    "one tensor, two values": (with_two_values, ["model.norm.weight has other values in", "a.safetensors", "b.safe"]),
+    "weights not fetched": (pointer_of("model.safetensors"), ["model.safetensors is a pointer", "git lfs pull"]),
+    "JSON not fetched": (pointer_of("config.json"), ["config.json is a pointer", "git lfs pull"]),
     "missing shard": (broken_index, ["model-00002-of-00002.safetensors"]),
     "index names what shards lack": (lying_index, ["model.extra"]),
     "index is no index": (

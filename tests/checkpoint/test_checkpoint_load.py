@@ -63,12 +63,14 @@ def test_shards_are_read_straight_to_their_devices():
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(64, 8)}
 
 
-def test_sharded_files_load_like_one_file(tmp_path):
+@pytest.mark.parametrize("place", ["", "parts/"])
+def test_sharded_files_load_like_one_file(tmp_path, place):
     folder, tensors = copy("qwen2", tmp_path / "model")
+    (folder / place).mkdir(exist_ok=True)
     (folder / "model.safetensors").unlink()
     names, places = sorted(tensors), {}
     for number in range(3):
-        file = f"model-{number + 1:05d}-of-00003.safetensors"
+        file = f"{place}model-{number + 1:05d}-of-00003.safetensors"
         save_file({name: tensors[name] for name in names[number::3]}, folder / file)
         places |= dict.fromkeys(names[number::3], file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))

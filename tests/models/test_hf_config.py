@@ -31,8 +31,12 @@ def rope(kind, theta, **fields):
     return RopeConfig(**{**unused, "attention_factor": None, "truncate": None, **fields}, type=kind, theta=theta)
 
 
+YARN_4 = {"rope_type": "yarn", "factor": 4.0}
+SCALED_4 = {"attention_factor": 0.1 * math.log(4.0) + 1.0}
 YARN = {"original_max_position": 4096, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 DEFAULT = rope("default", 10000.0)
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+NULL_FACTOR = {"rope_type": "yarn", "factor": None}
 # config.json's RoPE fields beside max_position_embeddings 16384 -> what they mean
 ROPE = [
     ({}, DEFAULT),
@@ -47,6 +51,15 @@ ROPE = [
             }
         },
         rope("linear", 10000.0, factor=2.0),
+    ),
+    ({"rope_parameters": {"full_attention": LINEAR, "sliding_attention": None}}, rope("linear", 10000.0, factor=2.0)),
+    (  # transformers reads a null truncate as false, and 0 in these fields as their absence
+        {"rope_scaling": YARN_4 | {"truncate": None}},
+        rope("yarn", 10000.0, factor=4.0, **(YARN | {"original_max_position": 16384, "truncate": False}), **SCALED_4),
+    ),
+    (
+        {"rope_scaling": YARN_4 | {"mscale": 1.0, "mscale_all_dim": 0, "beta_fast": 0, "beta_slow": 0.0}},
+        rope("yarn", 10000.0, factor=4.0, **(YARN | {"original_max_position": 16384}), **SCALED_4),
     ),
     ({"rope_scaling": {"type": "linear", "factor": 4}}, rope("linear", 10000.0, factor=4.0)),
     ({"rope_scaling": {"rope_type": "linear", "type": "yarn", "factor": 4}}, rope("linear", 10000.0, factor=4.0)),
@@ -195,7 +208,6 @@ def test_fields(config, expected):
     assert {name: getattr(actual, name) for name in expected} == expected
 
 
-LINEAR = {"rope_type": "linear", "factor": 2.0}
 YARN_TYPE = {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
 
 
@@ -225,6 +237,13 @@ ERRORS = [
     (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": "4"}}, ["factor is '4'", "positive number"]),
     (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": -1.0}}, ["factor is -1.0"]),
     (LLAMA | {"rope_theta": math.nan}, ["rope_theta is nan"]),
+    (LLAMA | {"rope_theta": 10**400}, ["rope_theta is 1000", "too large"]),
+    (LLAMA | {"rope_scaling": LINEAR | {"factor": 10**400}}, ["factor is 1000", "too large"]),
+    (LLAMA | {"rms_norm_eps": 10**400}, ["rms_norm_eps in config.json is 1000", "too large"]),
+    (LLAMA | {"rope_scaling": NULL_FACTOR | {"original_max_position_embeddings": "64"}}, ["is '64'; it must be"]),
+    (LLAMA | {"rope_scaling": NULL_FACTOR | {"original_max_position_embeddings": 0}}, ["is 0; it must be"]),
+    (LLAMA | {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, ["RoPE type 'longrope'"]),
+    (LLAMA | {"rope_parameters": {"sliding_attention": LINEAR, "full_attention": None}}, ["differ by layer type"]),
     (LLAMA | {"rope_theta": 0}, ["rope_theta is 0"]),
     (
         LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}, "original_max_position_embeddings": "64"},
@@ -335,8 +354,17 @@ def test_rope_override(config, override, kind, theta, factor, original, longest)
         ({"rope_type": "yarn"}, "needs factor"),
         ({"rope_type": "yarn", "faktor": 4}, "faktor"),
         ({"max_position_embeddings": 0}, "max_position_embeddings"),
+        ({"max_position_embeddings": "x"}, "of rope_override is 'x'"),
     ],
 )
 def test_bad_rope_overrides(override, part):
     with pytest.raises(UserError, match=part):
         rope_override(QWEN, override)
+
+
+@pytest.mark.parametrize("scaling", [{"type": "dynamic", "factor": 2.0}, {"type": "longrope", "short_factor": [1.0]}])
+def test_an_override_replaces_a_type_that_is_not_known(scaling):
+    """The error about such a type advises it."""
+    changed = model_config(rope_override(QWEN | {"rope_scaling": scaling}, {"rope_type": "yarn", "factor": 2.0}))
+    assert (changed.rope.type, changed.rope.theta, changed.rope.factor) == ("yarn", 1e6, 2.0)
+    assert (changed.rope.original_max_position, changed.max_position_embeddings) == (32768, 65536)

@@ -150,6 +150,12 @@ def test_tokens_and_text(live):
     turns = [{"role": "user", "content": PROMPT}]
     assert live.post("/tokenize", messages=turns)["tokens"] == answer["tokens"]
     assert live.send("/tokenizer_info")[2]["eos_token"] == "<|endoftext|>"
+    for path, body, reason in (
+        ("/detokenize", {"tokens": "x"}, "tokens must be a list of token ids"),
+        ("/tokenize", {}, "prompt is missing; give text, or a conversation as messages"),
+    ):
+        status, _, refused = live.send(path, body)
+        assert (status, refused["error"]["message"]) == (400, reason)
 
 
 def test_a_prompt_of_ids_longer_than_every_text_is_truncated_as_text_is(live):

@@ -146,6 +146,17 @@ def test_a_loop_ends_a_document(folders, monkeypatch, capsys):
     assert "differs in stop_on_repetition" in capsys.readouterr().err
 
 
+def test_documents_that_had_been_done_without_what_is_asked_are_named(folders, monkeypatch, capsys):
+    fill(folders, a_txt="x")
+    play(monkeypatch, prefilled(300), plain([301]))
+    words = [*WORDS, "--max-new-tokens", "2", "--quiet"]
+    assert main(words) == 0
+    assert main(words) == 0
+    for more, flag in ((["--audit"], "--audit"), (["--logprobs", "1"], "--logprobs")):
+        assert main([*words, *more]) == 1
+        assert f"a had been done without {flag}; name another folder" in capsys.readouterr().err
+
+
 def test_fields_of_records_that_change_no_text_are_named(folders, monkeypatch, capsys):
     fill(folders, a_jsonl='{"prompt": "x", "max_new_tokens": 5}\n[\n{"prompt": "y", "id": 7}', b_txt='{"no": 1}')
     play(monkeypatch, prefilled(300), plain([301]))

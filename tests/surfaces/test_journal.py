@@ -161,6 +161,16 @@ def test_a_journal_without_checksums_is_continued(tmp_path):
     assert columns(read(tmp_path / "j").parts) == columns(CHUNKS)
 
 
+def test_line_ends_of_another_system_are_no_damage(tmp_path):
+    write(tmp_path / "j", CHUNKS[:1])
+    (tmp_path / "j").write_bytes((tmp_path / "j").read_bytes().replace(b"\n", b"\r\n"))
+    journal = Journal(tmp_path / "j", HEADER, resume=True)
+    journal.begin()
+    journal.append(CHUNKS[1], [])
+    journal.close()
+    assert columns(read(tmp_path / "j").parts) == columns(CHUNKS)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

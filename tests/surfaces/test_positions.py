@@ -70,6 +70,20 @@ def test_following_the_advice_works_and_keeps_the_type(tmp_path, name):
     assert (longest.rope.type, longest.max_position_embeddings >= 2010) == (model.config.rope.type, True)
 
 
+def test_a_length_that_nobody_asked_for_is_no_more_than_fits(tmp_path):
+    override = {"rope_type": "yarn", "factor": np.float32(1.25)}
+    for model, longest in (
+        (ts.load(checkpoint(tmp_path / "m")), 64),
+        (ts.load(tmp_path / "m", rope_override=override), 80),
+    ):
+        text = ts.generate(
+            model, [1] * (longest - 3), None, PLAIN, max_new_tokens=None, journal=tmp_path / f"{longest}"
+        )
+        assert (text.generated_tokens, text.finish_reason) == (3, "length")
+        with pytest.raises(ts.UserError, match=f"{longest} positions; ask for less"):
+            ts.generate(model, [1] * longest, None, PLAIN, max_new_tokens=None)
+
+
 def test_a_model_that_is_not_stretched_is_advised_to_use_yarn(tmp_path, capsys, monkeypatch):
     folder = checkpoint(tmp_path / "m")
     monkeypatch.chdir(tmp_path)

@@ -64,8 +64,12 @@ def test_the_server_reads_a_conversation_as_generate_does():
     pytest.importorskip("starlette")
     from tokenswift_jax.serve.openai.messages import read_messages
 
-    turns = [{"role": "developer", "content": [{"type": "text", "text": "x"}]}, *CHAT]
+    thought = {"role": "assistant", "content": "y", "reasoning_content": "z", "name": "n"}
+    turns = [{"role": "developer", "content": [{"type": "text", "text": "x"}]}, *CHAT, thought]
     assert read_messages(turns) == turns_of(turns)
+    for read in (read_messages, turns_of):
+        with pytest.raises(Exception, match="name"):
+            read([thought | {"name": 5}])
 
 
 def test_ids_pass_as_they_are():

@@ -95,6 +95,17 @@ def test_too_little_text_is_a_one_line_error():
         evaluate(model, WINDOWS[:0])
 
 
+def test_figures_do_not_replace_the_data(tmp_path, capsys):
+    data = tmp_path / "data.txt"
+    data.write_text("a text")
+    assert main(["--data", str(tmp_path), "--json", str(data)]) == 2
+    assert main(["--data", "", "--json", str(tmp_path / "new")]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert f"--json {data} would replace a file of the data" in first
+    assert "--data: the name is empty" in second
+    assert data.read_text() == "a text"
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

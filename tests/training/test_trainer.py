@@ -227,6 +227,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     [
         ({"max_length": 3, "heads": 3}, "max_length is 3; it must be a whole number of at least 8"),
         ({"epochs": 1, "max_steps": 3}, "give max_steps or epochs, not both"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be a whole number from 0 to 4294967295"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be above 0"),
         ({"distill_weight": 1.5}, "distill_weight is 1.5; it must be at least 0, at most 1"),
         ({"what": "tail"}, "what is 'tail'; known: heads, all"),
@@ -240,6 +241,16 @@ def test_wrong_settings_are_one_line(place, settings, message):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         run(paths_in(place, "refused"), **settings)
     assert not (place / "refused" / "config.json").exists()
+
+
+def test_a_checkpoint_is_no_place_for_a_run(place):
+    paths = paths_in(place)
+    before = (place / "model" / "config.json").read_bytes()
+    for model in (paths.model, checkpoint_in(place / "another")):
+        with pytest.raises(UserError, match="model is a checkpoint already, whose config"):
+            run(replace(paths, model=model, output=paths.model))
+    assert (place / "model" / "config.json").read_bytes() == before
+    assert not (place / "model" / "training").exists()
 
 
 def test_a_model_without_tokenizer_and_empty_data_are_refused(tmp_path):

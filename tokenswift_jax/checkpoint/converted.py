@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenswift_jax.checkpoint.new_directory import new_directory
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.paths import cache_folder
+from tokenswift_jax.paths import cache_folder, resolved
 from tokenswift_jax.progress_report import Report, silent
 
 SOURCE_FILE = "source.json"
@@ -38,7 +38,7 @@ def converted(file: Path, name: str | None = None, report: Report = silent) -> P
     from tokenswift_jax.checkpoint.gguf.conversion import convert_gguf
 
     map_file(file)  # a file that is not GGUF gets its own message before all of it is read
-    file = file.resolve()
+    file = resolved(file)
     place = cache_folder(_FOLDER) / f"{file.stem}-{_hash(file)[:24]}-{_FORMAT}"
     if not (place / "config.json").is_file():
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from tokenswift_jax.checkpoint.converted import converted, source_name
 from tokenswift_jax.checkpoint.gguf.container import is_gguf
 from tokenswift_jax.checkpoint.packaged import PACKAGED, packaged_file, shipped_heads
 from tokenswift_jax.checkpoint.tensors import HEADS_FILE, INDEX_FILE
-from tokenswift_jax.checkpoint.tokenizer_check import faithful
+from tokenswift_jax.checkpoint.tokenizer_load import loaded
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.hf_fields import OF_GENERATION
 from tokenswift_jax.paths import expanded
@@ -46,7 +45,11 @@ def resolve(path_or_hub_id: str | Path, report: Report = silent, *, heads: bool 
     if not str(path_or_hub_id):
         raise UserError("the name of the checkpoint is empty; give a directory, a GGUF file or a hub id")
     path = expanded(path_or_hub_id)
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:  # such as a name that is too long, or a folder that may not be searched
+        raise UserError(f"cannot read the checkpoint {path_or_hub_id}: {error.strerror}") from None
+    if is_folder:
         if not (path / "config.json").is_file():
             raise UserError(f"{path} is not a checkpoint: it has no config.json")
         return path
@@ -194,25 +197,7 @@ def load_tokenizer(directory: Path) -> Any | None:
     place = _companion_directory(directory, _VOCABULARIES)
     if place is None:
         return None
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # transformers advises installing torch
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(place), local_files_only=True)
-    except Exception as error:  # transformers and tokenizers may raise any exception, even bare Exception
-        raise UserError(f"the tokenizer in {place} cannot be loaded: {_tokenizer_fault(place, error)}") from None
-    return faithful(tokenizer, place)
-
-
-def _tokenizer_fault(place: Path, error: Exception) -> str:
-    """The file that is at fault, else the words of the library."""
-    try:
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            if (place / name).is_file():
-                read_json(place / name)
-    except UserError as fault:
-        return str(fault)
-    return f"transformers reports {' '.join(str(error).split())[:300]!r}; fetch the tokenizer's files again"
+    return loaded(place, TOKENIZER_FILES)
 
 
 def load_generation_config(directory: Path) -> dict[str, Any]:

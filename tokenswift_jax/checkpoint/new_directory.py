@@ -19,12 +19,12 @@ def new_directory(destination: Path) -> Iterator[Path]:
     Raises:
       UserError: the destination exists and is not an empty directory, or it cannot be written.
     """
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise UserError(f"{destination} exists already; name a directory that is new or empty")
     parent = destination.absolute().parent
-    if not parent.is_dir():
-        raise UserError(f"cannot write {destination}: there is no directory {parent}")
     try:
+        if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+            raise UserError(f"{destination} exists already; name a directory that is new or empty")
+        if not parent.is_dir():
+            raise UserError(f"cannot write {destination}: there is no directory {parent}")
         draft = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=parent))
     except OSError as error:
         raise UserError(f"cannot write {destination}: {error.strerror}") from None

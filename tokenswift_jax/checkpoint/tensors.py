@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from tokenswift_jax.errors import UserError, writing
 from tokenswift_jax.paths import write_text
 from tokenswift_jax.processes.agreement import agreed
-from tokenswift_jax.text.reading import read_json
+from tokenswift_jax.text.reading import NOT_FETCHED, POINTER, is_pointer, read_json
 
 DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -114,6 +114,10 @@ def same_values(one: Tensor, other: Tensor) -> bool:
     return all(np.array_equal(one.read((part, *rest)), other.read((part, *rest))) for part in blocks)
 
 
+def _same(one: Tensor, other: Tensor) -> bool:
+    return (one.shape, one.dtype) == (other.shape, other.dtype) and same_values(one, other)
+
+
 def _blocks(shape: tuple[int, ...], itemsize: int) -> list[Any]:
     """The rows of an array in slices of a few megabytes; all of a scalar."""
     if not shape:
@@ -172,11 +176,16 @@ def read_file(path: Path) -> list[Tensor]:
 def _header(path: Path) -> list[tuple[str, str, tuple[int, ...], int]]:
     """The name, the dtype's code, the shape and the first byte of every tensor of a file."""
     try:
+        with path.open("rb") as file:
+            if is_pointer(file.read(len(POINTER))):
+                raise UserError(f"{path} {NOT_FETCHED}")
         safe_open(path, framework="numpy")  # checks that the data is as long as the header says
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             entries = json.loads(file.read(length))
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except SafetensorError as error:
         raise UserError(f"{path} is not a readable safetensors file (truncated?): {_line(error)}") from None
     entries.pop("__metadata__", None)
     found = []
@@ -220,12 +229,19 @@ def read_model_files(directory: Path) -> list[Tensor]:
         raise UserError(f"{index} is not an index: {why}") from None
     if missing:
         raise UserError(f"{index} names shards that are not there: {', '.join(missing)}")
-    tensors = [tensor for shard in shards for tensor in read_file(directory / shard)]
-    found = {(tensor.name, Path(tensor.origin).name) for tensor in tensors}
-    absent = [name for name, shard in places.items() if (name, shard) not in found]
+    contents = {shard: {tensor.name: tensor for tensor in read_file(directory / shard)} for shard in shards}
+    absent = [name for name, shard in places.items() if name not in contents[shard]]
     if absent:
         raise UserError(f"{index} names tensors that their shards do not hold: {', '.join(sorted(absent))}")
-    return tensors
+    found = dict[str, Tensor]()
+    for tensor in (tensor for shard in shards for tensor in contents[shard].values()):
+        other = found.setdefault(tensor.name, tensor)
+        if other is not tensor and not _same(other, tensor):
+            raise UserError(
+                f"{tensor.name} has other values in {other.origin} than in {tensor.origin}; remove the one that "
+                "is not of this checkpoint"
+            )
+    return list(found.values())
 
 
 def write_file(path: Path, tensors: Sequence[Tensor]) -> None:

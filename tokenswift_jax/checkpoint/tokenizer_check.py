@@ -19,8 +19,10 @@ PROBES = (
 _TEXT = "splits text by other rules than the checkpoint's tokenizer.json"
 
 
-def faithful(tokenizer: Any, place: Path) -> Any:
+def faithful(tokenizer: Any, place: Path, origin: Path | None = None) -> Any:
     """The tokenizer, or one that follows tokenizer.json where it does not.
+
+    `origin` is the folder for messages where `place` has a copy of it.
 
     Classes of transformers may replace the rules of a tokenizer.json by their own: versions 5.0 to 5.20 drop the spaces
     of byte-level Llama tokenizers, and 5.24 gives each checkpoint of the family qwen2 the splitting rule of Qwen2.
@@ -48,7 +50,8 @@ def faithful(tokenizer: Any, place: Path) -> Any:
     except Exception as error:  # as for the first loading: any exception
         message = " ".join(str(error).split())[:300]
         raise UserError(
-            f"the tokenizer in {place} cannot be loaded: transformers reports {message!r}; fetch its files again"
+            f"the tokenizer in {origin or place} cannot be loaded: transformers reports {message!r}; fetch its files "
+            "again"
         ) from None
     kind = type(tokenizer).__name__
     problem = f"transformers {__version__} ({kind}) {fault}"

@@ -94,6 +94,7 @@ def exit_status(
 
 def _status(run: Callable[[], int], flags: Mapping[str, str], interrupted: str) -> int:
     try:
+        _check_folder()
         return run()
     except UserError as error:
         print(f"error: {in_flags(error, flags)}", file=sys.stderr)
@@ -107,6 +108,14 @@ def _status(run: Callable[[], int], flags: Mapping[str, str], interrupted: str) 
             raise
         print("error: memory ran out on the way; ask for fewer or shorter texts, or for less at once", file=sys.stderr)
         return 1
+
+
+def _check_folder() -> None:
+    """Raises UserError if somebody has removed the working folder, on which libraries blame other files."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the working folder is not there any more; change to another one (cd)") from None
 
 
 def _system_error(error: OSError) -> int:

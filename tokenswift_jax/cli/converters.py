@@ -64,11 +64,11 @@ def json_object(text: str) -> dict[str, Any]:
     """A JSON object."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(
-            f'{text!r} is not a JSON object such as {{"rope_type": "yarn", "factor": 4.0}}'
+            f'{text!r:.80} is not a JSON object such as {{"rope_type": "yarn", "factor": 4.0}}'
         )
     return value
 

@@ -113,7 +113,12 @@ def run(options: argparse.Namespace, flags: Mapping[str, str]) -> int:
         _name(failed, f"failed; {results.folder / REPORT} says why; --retry-failed tries them again")
     if doubtful:
         _name(doubtful, "did not pass the audit")
-    return int(bool(failed or doubtful))
+    lacking = False
+    for field, asked in (("audit", options.audit), ("logprobs", options.logprobs is not None)):
+        if asked and (done_without := results.without(documents, field)):
+            _name(done_without, f"had been done without {flags[field]}; name another folder to write them with it")
+            lacking = True
+    return int(bool(failed or doubtful or lacking))
 
 
 def _write(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from pathlib import Path
 
 from tokenswift_jax.cli.command import Parser, with_dashes
 from tokenswift_jax.cli.converters import json_object, name, number, path, stop_text, whole, whole_list
@@ -13,7 +13,7 @@ from tokenswift_jax.errors import UserError
 from tokenswift_jax.generation_config import MAX_NEW_TOKENS
 from tokenswift_jax.modes import MODES, SCHEDULES, check_used
 from tokenswift_jax.parallel.mesh_spec import parse_mesh, prompt_chunks
-from tokenswift_jax.paths import check_writable
+from tokenswift_jax.paths import check_writable, resolved
 from tokenswift_jax.processes.cluster import find_cluster
 from tokenswift_jax.speculation import DRAFT_WEIGHTS, SpeculationConfig
 
@@ -72,7 +72,7 @@ def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
     prompts = [name for name in ("prompt", "prompt_file", "prompt_ids") if getattr(options, name) is not None]
     if len(prompts) > 1:
         raise UserError(f"{named(prompts)} contradict each other; give one of them")
-    continues = options.resume and options.journal is not None and options.journal.exists()  # it has the prompt
+    continues = options.resume and options.journal is not None and os.path.exists(options.journal)  # it has the prompt
     many = options.documents is not None
     if not prompts and options.model is not None and not continues and not many:
         raise UserError("a prompt is missing; give --prompt, --prompt-file or --prompt-ids")
@@ -92,15 +92,15 @@ def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
     if options.logprobs is None and options.logprobs_mode != "raw":
         raise UserError("--logprobs-mode has no use without --logprobs K; leave out one or give the other")
     written = [kind for kind in ("output", "stats", "journal") if getattr(options, kind) is not None and not many]
-    places = {getattr(options, kind).resolve() for kind in written}
+    places = {resolved(getattr(options, kind)) for kind in written}
     if len(places) < len(written):
         raise UserError(f"{named(written)} name one file twice; give each its own")
     for kind in written:
         check_writable(getattr(options, kind), kind)
     read = [kind for kind in ("prompt_file", "prompt_ids") if getattr(options, kind) not in (None, "-")]
     for kind in read:
-        if (source := Path(getattr(options, kind)).resolve()) in places and source.is_file():
-            over = next(one for one in written if getattr(options, one).resolve() == source)
+        if (source := resolved(getattr(options, kind))) in places and source.is_file():
+            over = next(one for one in written if resolved(getattr(options, one)) == source)
             raise UserError(f"{named([over])} would replace the file of {named([kind])}; name another file")
 
 

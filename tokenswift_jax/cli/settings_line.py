@@ -36,7 +36,7 @@ def settings_line(
         return FILE if generation_config.get(name) is not None else "defaults"
 
     if sampling.temperature == 0:
-        decided = "temperature" in options.sampling or resumed or generation_config.get("do_sample") is False
+        decided = "temperature" in options.sampling or resumed or generation_config.get("do_sample") is not None
         why = source_of("temperature") if decided else f"{FILE} does not say do_sample"
         add(FILE if decided and why == "defaults" else why, "greedy")
     for name in (*(_FILTERS if sampling.temperature else ()), *_ALWAYS):

@@ -14,7 +14,7 @@ from typing import Any
 from tokenswift_jax.documents.lease import owner_of
 from tokenswift_jax.documents.source import Document
 from tokenswift_jax.errors import UserError, writing
-from tokenswift_jax.paths import expanded
+from tokenswift_jax.paths import expanded, resolved
 
 JOB, REPORT = ".job.json", "report.jsonl"
 _PATIENCE = 10.0  # seconds that another worker has to write the few bytes of the job's values
@@ -119,6 +119,11 @@ class Results:
         self._write(self.folder / REPORT, "".join(json.dumps(line) + "\n" for line in lines).encode())
         return lines
 
+    def without(self, documents: Iterable[Document], field: str) -> list[str]:
+        """The names of the documents that are done and have no such field in their statistics."""
+        found = {document.name: _object(self.folder / f"{document.name}.json") for document in documents}
+        return [name for name, statistics in found.items() if statistics is not None and statistics.get(field) is None]
+
     def _line(self, document: Document, listing: set[str]) -> dict[str, Any]:
         line: dict[str, Any] = {"document": document.name, "file": document.path.name, "line": document.line}
         line["sequence"] = document.sequence
@@ -154,7 +159,7 @@ def output_folder(output: Path, documents: Path) -> Path:
       UserError: it is the folder of the documents, or is no folder, or cannot be made or written.
     """
     folder = expanded(output)
-    if folder.resolve() == expanded(documents).resolve():
+    if resolved(folder) == resolved(expanded(documents)):
         raise UserError(f"output {output} is the folder of the documents; name another", arguments=("output",))
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -19,16 +19,18 @@ from typing import Any, BinaryIO
 
 from tokenswift_jax.errors import UserError, writing
 from tokenswift_jax.file_lock import take_lock
-from tokenswift_jax.paths import check_writable, expanded
+from tokenswift_jax.paths import check_writable, expanded, resolved
 from tokenswift_jax.token_log import DRAFTED, NGRAM, PREFILL_OFFSET, RECORD, SAMPLED, TokenLog, from_columns
 
 FORMAT = {"format": "tokenswift_jax journal", "version": 1}
 UNCOMPARED = ("asked",)  # fields of the header that identify the source of others
-_CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"}$')
+_CHECKSUM = re.compile(rb', "crc32": "([0-9a-f]{8})"}\r?$')  # an editor or a copy may have written CRLF
 
 
 def recorded_header(path: str | Path) -> dict[str, Any] | None:
     """The header of a journal, without its checksum; None if there is no file, or no whole and intact header in it."""
+    if not _is_regular(path):  # else reading a device or a pipe might never end
+        return None
     try:
         with expanded(path).open("rb") as file:
             line = file.readline()
@@ -40,6 +42,8 @@ def recorded_header(path: str | Path) -> dict[str, Any] | None:
 
 def headless(path: str | Path) -> UserError:
     """The error for a file that exists but has no header that `recorded_header` reads."""
+    if not _is_regular(path):
+        return _irregular(path)
     try:
         with expanded(path).open("rb") as file:
             line = file.readline()
@@ -70,6 +74,8 @@ class Journal:
             not a journal, is damaged before its last record, or has another header (the message names the fields).
         """
         self._path, self._vocab = expanded(path), vocab
+        if self._path.is_symlink():
+            self._path = resolved(self._path)  # no file is made in the place of a link
         self._header = checked_line({**FORMAT, **header})
         self._file: BinaryIO | None = None
         self._end = 0
@@ -79,6 +85,8 @@ class Journal:
         check_writable(self._path, "journal")
         if not self._path.exists():
             return
+        if not _is_regular(self._path):
+            raise _irregular(path)
         if not resume:
             raise UserError(
                 f"journal {path} exists; continue it with resume=True or name another file",
@@ -206,6 +214,17 @@ def _begins_a_header(data: bytes) -> bool:
 
 def _is_damaged(line: bytes) -> bool:
     return _CHECKSUM.search(line) is not None and checked_record(line) is None
+
+
+def _is_regular(path: str | Path) -> bool:
+    try:
+        return expanded(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _irregular(path: str | Path) -> UserError:
+    return UserError(f"journal {path} is no regular file; name another file")
 
 
 def _not_a_journal(path: str | Path) -> UserError:

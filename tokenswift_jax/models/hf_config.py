@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, is_whole
 from tokenswift_jax.models.config import DraftHeadType, ModelConfig
 from tokenswift_jax.models.draft_vocab import DraftVocab, parse_draft_vocab
 from tokenswift_jax.models.expected_tokens import ExpectedTokens, parse_expected_tokens
 from tokenswift_jax.models.hf_fields import check_block, check_known, plain_positions
-from tokenswift_jax.models.hf_rope import longest_text, rope_config, rope_parameters, unused_fields
+from tokenswift_jax.models.hf_rope import longest_text, rope_config, rope_origin, rope_parameters, unused_fields
 from tokenswift_jax.models.node_sets import NodeSets, parse_node_sets
 
 # Values of fields that config.json omits: the defaults of the family's config class in transformers. A null head_dim
@@ -39,6 +40,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": _COMMON | _QWEN,
     "qwen3": _COMMON | _QWEN | {"head_dim": 128, "attention_bias": False},
 }
+_OF_ROPE = ("rope_scaling", "rope_theta", "rope_parameters", "original_max_position_embeddings")
 _NULLABLE = {"head_dim", "num_key_value_heads", "sliding_window", "layer_types"}
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # Of the block "tokenswift"; `checkpoint` reads the last two.
@@ -135,18 +137,23 @@ def rope_override(config: Mapping[str, Any], override: Mapping[str, Any]) -> dic
             'rope_override must be a JSON object such as {"rope_type": "yarn", "factor": 4.0}',
             arguments=("rope_override",),
         )
-    model_config(config)
-    positions = trained_positions(config)
-    current = {"original_max_position_embeddings": positions} | rope_parameters(config, positions)
+    stretched = override.get("max_position_embeddings")
+    if stretched is not None and not is_whole(stretched, 1):
+        raise UserError(
+            f"max_position_embeddings of rope_override is {stretched!r:.80}; it must be a positive integer",
+            arguments=("rope_override",),
+        )
     replaces = "rope_type" in override or "type" in override
-    kept = ("rope_theta", "original_max_position_embeddings") if replaces else tuple(current)
-    rope = {name: current[name] for name in kept} | dict(override)
-    stretched = rope.pop("max_position_embeddings", None)
-    changed = {
-        name: value
-        for name, value in config.items()
-        if name not in ("rope_scaling", "rope_theta", "rope_parameters", "original_max_position_embeddings")
-    }
+    changed = {name: value for name, value in config.items() if name not in _OF_ROPE}
+    # A type that this package does not know, such as dynamic, may be replaced.
+    model_config(changed if replaces else config)
+    positions = trained_positions(config)
+    current = {"original_max_position_embeddings": positions}
+    if replaces:
+        current |= rope_origin(config)
+    else:
+        current |= rope_parameters(config, positions)
+    rope = {name: value for name, value in (current | dict(override)).items() if name != "max_position_embeddings"}
     changed["rope_parameters"] = rope
     after = model_config(changed).rope
     if unused := sorted(unused_fields(after.type) & set(override)):
@@ -180,6 +187,8 @@ def _positive_number(fields: Mapping[str, Any], name: str) -> float:
     value = fields[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise UserError(f"{name} in config.json is {value!r}; it must be a positive number")
+    if value > sys.float_info.max:  # a whole number that no float holds
+        raise UserError(f"{name} in config.json is {value!r:.20}..., which is too large")
     return float(value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ _NUMBERS = (
     *("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
 )
 _KNOWN_FIELDS = {*_NUMBERS, "rope_type", "type", "truncate", "partial_rotary_factor", "finetuned"}
+# transformers reads 0 as if the field were absent.
+_OFF_AT_ZERO = {"mscale", "mscale_all_dim", "beta_fast", "beta_slow"}
 # Fields of one type that have no effect in another.
 _OF_TYPE = {
     "default": (),
@@ -40,37 +43,108 @@ _UNUSED = {field.name: None for field in dataclasses.fields(RopeConfig) if field
 
 
 def rope_parameters(config: Mapping[str, Any], max_positions: int) -> dict[str, Any]:
-    """The RoPE fields of a config.json as one flat dict in transformers 5's spelling, without nulls.
+    """The RoPE fields of a config.json as one flat dict in transformers 5's spelling, without nulls, each one checked.
 
     `rope_scaling` (transformers 4) overrides `rope_parameters`, as in transformers; `rope_theta` may be inside or
-    beside it. The function accepts parameters nested by layer type if all types agree.
+    beside it. The function accepts parameters nested by layer type if those of all layers agree.
 
     Raises:
-      UserError: the parameters are not an object, have an unknown field, or differ by layer type.
+      UserError: the parameters are not an object, are of an unknown type, have an unknown or impossible field, or
+        differ by layer type.
     """
-    raw = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if isinstance(raw, Mapping) and raw and set(raw) <= _LAYER_TYPES:
-        nested = [value for value in raw.values() if value is not None]
-        if any(value != nested[0] for value in nested):
-            raise UserError("rope_parameters in config.json differ by layer type; only one setting for all is known")
-        raw = nested[0] if nested else {}
-    if not isinstance(raw, Mapping):
-        raise UserError(f"the RoPE parameters in config.json are {raw!r}; they must be an object or null")
-    fields = {name: value for name, value in raw.items() if value is not None}
+    fields = stated_parameters(config)
+    kind = fields["rope_type"]
+    if kind == "dynamic":
+        raise UserError(
+            "RoPE type 'dynamic' is not supported: its angles depend on how the text was chunked, so no cache can "
+            f"be exact; known: {', '.join(_KNOWN_TYPES)} (rope_override sets another)",
+            arguments=("rope_override",),
+        )
+    if kind not in _KNOWN_TYPES:
+        raise UserError(f"unknown RoPE type {kind!r}; known: {', '.join(_KNOWN_TYPES)}")
     unknown = sorted(set(fields) - _KNOWN_FIELDS)
     if unknown:
         raise UserError(f"unknown RoPE field {', '.join(unknown)}; known: {', '.join(sorted(_KNOWN_FIELDS))}")
-    kind = fields.pop("type", "default")
-    fields["rope_type"] = fields.get("rope_type", kind)
-    theta, beside = config.get("rope_theta"), config.get("original_max_position_embeddings")
-    fields.setdefault("rope_theta", _DEFAULT_THETA if theta is None else theta)
-    if beside is not None and fields["rope_type"] in ("linear", "llama3", "yarn"):
+    beside = config.get("original_max_position_embeddings")
+    if beside is not None and kind in ("linear", "llama3", "yarn"):
         fields["original_max_position_embeddings"] = beside
-    if fields["rope_type"] in ("llama3", "yarn"):
+    _check_values(fields)
+    if kind in ("llama3", "yarn"):
         fields.setdefault("original_max_position_embeddings", max_positions)
-    if fields["rope_type"] == "yarn" and raw.get("factor", 1.0) is None:
+    if kind == "yarn" and fields.get("factor", 1.0) is None:
         fields["factor"] = max_positions / fields["original_max_position_embeddings"]
     return fields
+
+
+def stated_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The RoPE fields that a config.json has, unchecked, as one flat dict with `rope_type` and `rope_theta`.
+
+    One null remains, that of the factor of yarn, which asks for the ratio of the lengths.
+
+    Raises:
+      UserError: the parameters are not an object, or differ by layer type.
+    """
+    raw = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    if isinstance(raw, Mapping) and raw and set(raw) <= _LAYER_TYPES:
+        raw = _of_all_layers(raw, config)
+    if not isinstance(raw, Mapping):
+        raise UserError(f"the RoPE parameters in config.json are {raw!r}; they must be an object or null")
+    fields = {name: value for name, value in raw.items() if value is not None}
+    fields = {name: value for name, value in fields.items() if name not in _OFF_AT_ZERO or value != 0}
+    kind = fields.pop("type", "default")
+    fields["rope_type"] = fields.get("rope_type", kind)
+    theta = config.get("rope_theta")
+    fields.setdefault("rope_theta", _DEFAULT_THETA if theta is None else theta)
+    if fields["rope_type"] == "yarn":
+        if "truncate" in raw and raw["truncate"] is None:
+            fields["truncate"] = False  # transformers' meaning of null; without the field it truncates
+        if "factor" in raw and raw["factor"] is None:
+            fields["factor"] = None
+    return fields
+
+
+def rope_origin(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The `rope_theta` and, where the file states it, the trained length of RoPE parameters of any type, unchecked.
+
+    Raises:
+      UserError: as `stated_parameters`.
+    """
+    fields = stated_parameters(config)
+    beside = config.get("original_max_position_embeddings")
+    if beside is not None and fields["rope_type"] != "default":
+        fields["original_max_position_embeddings"] = beside
+    return {name: fields[name] for name in ("rope_theta", "original_max_position_embeddings") if name in fields}
+
+
+def _of_all_layers(nested: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """The parameters that all layers share, of those by layer type; null may stand for types that no layer has."""
+    kinds = config.get("layer_types")
+    if config.get("model_type") == "llama":
+        used = {"full_attention"}
+    else:
+        used = {kind for kind in kinds if isinstance(kind, str)} if isinstance(kinds, list) else set(nested)
+    given = [value for value in nested.values() if value is not None]
+    if not given or any(value != given[0] for value in given) or any(nested.get(kind) is None for kind in used):
+        raise UserError("rope_parameters in config.json differ by layer type; only one setting for all layers is known")
+    return given[0]
+
+
+def _check_values(fields: Mapping[str, Any]) -> None:
+    if fields.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UserError("partial_rotary_factor is not 1; only rotation of whole heads is known")
+    if not isinstance(fields.get("truncate", True), bool):
+        raise UserError(f"RoPE field truncate is {fields['truncate']!r}; it must be true or false")
+    for name in _NUMBERS:
+        value = fields.get(name, 1.0)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UserError(f"RoPE field {name} is {value!r}; it must be a positive number")
+        if value > sys.float_info.max:  # a whole number that no float holds
+            raise UserError(f"RoPE field {name} is {value!r:.20}..., which is too large")
+    original = fields.get("original_max_position_embeddings", 1)
+    if original != int(original):
+        raise UserError(f"RoPE field original_max_position_embeddings is {original!r}; it must be a whole number")
 
 
 def unused_fields(kind: str) -> set[str]:
@@ -99,33 +173,13 @@ def rope_config(config: Mapping[str, Any], max_positions: int) -> RopeConfig:
       max_positions: its `max_position_embeddings`, the fallback of `original_max_position_embeddings`.
 
     Raises:
-      UserError: the type is `dynamic` or unknown, or a field is missing or impossible.
+      UserError: as `rope_parameters`, or a field is missing or does not fit the others.
     """
     fields = rope_parameters(config, max_positions)
     kind = fields["rope_type"]
-    if kind == "dynamic":
-        raise UserError(
-            "RoPE type 'dynamic' is not supported: its angles depend on how the text was chunked, so no cache can "
-            f"be exact; known: {', '.join(_KNOWN_TYPES)} (rope_override sets another)",
-            arguments=("rope_override",),
-        )
-    if kind not in _KNOWN_TYPES:
-        raise UserError(f"unknown RoPE type {kind!r}; known: {', '.join(_KNOWN_TYPES)}")
     missing = [name for name in _REQUIRED[kind] if name not in fields]
     if missing:
         raise UserError(f"RoPE type {kind!r} needs {', '.join(missing)}")
-    if fields.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError("partial_rotary_factor is not 1; only rotation of whole heads is known")
-    if not isinstance(fields.get("truncate", True), bool):
-        raise UserError(f"RoPE field truncate is {fields['truncate']!r}; it must be true or false")
-    for name in _NUMBERS:
-        value = fields.get(name, 1.0)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise UserError(f"RoPE field {name} is {value!r}; it must be a positive number")
-
-    original = fields.get("original_max_position_embeddings", max_positions)
-    if original != int(original):
-        raise UserError(f"RoPE field original_max_position_embeddings is {original!r}; it must be a whole number")
     settings: dict[str, Any] = {}
     if kind != "default":
         settings["factor"] = float(fields["factor"])

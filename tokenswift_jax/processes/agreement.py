@@ -30,8 +30,20 @@ _FACTS_SECONDS = 600.0  # that all processes have to load what they compare
 
 
 def several() -> bool:
-    """Whether this run has several processes."""
-    return jax.process_count() > 1
+    """Whether this run has several processes.
+
+    Raises:
+      UserError: JAX has no device, for example of the platforms that JAX_PLATFORMS names. Loading asks this first.
+    """
+    try:
+        return jax.process_count() > 1
+    except (RuntimeError, AssertionError) as error:  # JAX asserts that one of the platforms named is there
+        named: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]
+        if not named:
+            raise UserError(f"JAX finds no device: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(
+            f"JAX finds no device of JAX_PLATFORMS={named}; unset that variable, or install jax for such a device"
+        ) from None
 
 
 def leads() -> bool:

@@ -17,6 +17,15 @@ _FOREIGN = {  # byte-order marks of other encodings; the longer ones first
 }
 
 
+POINTER = b"version https://git-lfs.github.com/"
+NOT_FETCHED = "is a pointer of Git LFS in place of the file; fetch the file itself with git lfs pull"
+
+
+def is_pointer(data: bytes) -> bool:
+    """Whether a file's first bytes are those of a pointer: a clone without Git LFS has pointers for large files."""
+    return data.startswith(POINTER)
+
+
 def is_utf8(text: str) -> bool:
     """Whether UTF-8 can express a text. JSON and command lines may bring half a surrogate pair, which it cannot."""
     try:
@@ -59,6 +68,17 @@ def decode(data: bytes) -> str:
     return text
 
 
+def json_fault(error: Exception) -> str:
+    """The reason why bytes are no JSON, of an error that reading them raised."""
+    if isinstance(error, RecursionError):
+        return "lists and objects are inside each other too deeply"
+    if isinstance(error, UnicodeEncodeError):
+        return "it has half of a surrogate pair, which is no character"
+    if isinstance(error, ValueError) and "integer string conversion" in str(error):
+        return "a number has too many digits"
+    return str(error)[:200]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -66,11 +86,16 @@ def read_json(path: Path) -> dict[str, Any]:
       UserError: the file is unreadable, not JSON, or not an object.
     """
     try:
-        value = json.loads(decode(path.read_bytes()))
+        data = path.read_bytes()
+        if is_pointer(data):
+            raise UserError(f"{path} {NOT_FETCHED}")
+        value = json.loads(decode(data))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
+        raise UserError(f"{path} is not JSON: {json_fault(error)}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} must hold a JSON object")
     return value

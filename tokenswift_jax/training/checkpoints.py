@@ -18,6 +18,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from tokenswift_jax.checkpoint.tensorstore_errors import system_error
 from tokenswift_jax.errors import NO_ROOM, UserError, writing
 from tokenswift_jax.file_lock import take_lock
+from tokenswift_jax.paths import resolved
 from tokenswift_jax.training.step import TrainState
 
 LOCK_FILE = "lock"  # in the state folder of a run; a process that works there has its lock
@@ -67,7 +68,7 @@ class Checkpoints:
         # raises that error anyway.
         for name in ("absl", "concurrent.futures"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self.folder = folder.resolve()
+        self.folder = resolved(folder)
         keep = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(2),  # orbax must not delete the previous one while it writes the newest

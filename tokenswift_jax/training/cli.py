@@ -11,7 +11,7 @@ from typing import Any
 from tokenswift_jax.cli import streams
 from tokenswift_jax.cli.command import Parser, exit_status, quiet_transformers, with_dashes
 from tokenswift_jax.cli.converters import integer, number, path
-from tokenswift_jax.cli.converters import name as model_name
+from tokenswift_jax.cli.converters import name as name_of
 from tokenswift_jax.parallel.mesh_spec import TRAINING_AXES, parse_mesh
 from tokenswift_jax.training.extra import check_installed
 from tokenswift_jax.training.settings import HEAD_TYPES, REMAT, SCHEDULES, WHAT, read_settings
@@ -117,9 +117,22 @@ def trainer_parser(program: str) -> Parser:
         "130 interrupted, 141 the reader of a pipe has left (--resume continues).",
     )
     add = parser.add_argument_group("input and output").add_argument
-    add("--model", type=model_name, metavar="DIR|HUB_ID", help="the target (default: the bundled demo)")
-    add("--data", nargs="+", required=True, metavar="PATH", help=".txt and .jsonl files, folders, patterns")
-    add("--eval-data", nargs="+", metavar="PATH", help="held-out text (default: a hundredth of the documents)")
+    add("--model", type=name_of, metavar="DIR|HUB_ID", help="the target (default: the bundled demo)")
+    add(
+        "--data",
+        type=name_of,
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help=".txt and .jsonl files, folders, patterns",
+    )
+    add(
+        "--eval-data",
+        type=name_of,
+        nargs="+",
+        metavar="PATH",
+        help="held-out text (default: a hundredth of the documents)",
+    )
     add("--strict", action="store_true", help="a broken line or file is an error")
     add("--output", type=path, required=True, metavar="DIR", help="checkpoint directory to write")
     add("--data-cache", type=path, metavar="DIR", help="folder of tokenised data")

@@ -79,6 +79,8 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def _expand(path: str | Path) -> list[Path]:
+    if not str(path):
+        raise UserError("the name of the training data is empty; name .txt or .jsonl files, folders or patterns")
     place = expanded(path)
     if place.is_file():
         if not _readable(place):

@@ -11,7 +11,7 @@ from tokenswift_jax.checkpoint.directory import companion_files, lasting_base, r
 from tokenswift_jax.checkpoint.load import open_checkpoint
 from tokenswift_jax.checkpoint.save import save, state_tensors
 from tokenswift_jax.errors import writing
-from tokenswift_jax.paths import write_text
+from tokenswift_jax.paths import resolved, write_text
 from tokenswift_jax.training.learner import Learner
 from tokenswift_jax.training.settings import TrainingSettings
 
@@ -55,7 +55,7 @@ def write_checkpoint(
     output.mkdir(parents=True, exist_ok=True)
     save(output, config, [tensor.astype(dtype) for tensor in tensors])
     for file in companion_files(paths.model):
-        if file.resolve().parent != output.resolve():
+        if resolved(file).parent != resolved(output):
             with writing(output / file.name):
                 shutil.copyfile(file, output / file.name)
     draft = output / f"{TRAINING_FILE}.part"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from tokenswift_jax.errors import UserError, check_whole, read_from
-from tokenswift_jax.text.reading import decode
+from tokenswift_jax.text.reading import decode, json_fault
 
 WHAT = ("heads", "all")
 HEAD_TYPES = ("sequential", "chained", "medusa")
@@ -128,6 +128,8 @@ class TrainingSettings:
         least |= {name: 1 for name in others if getattr(self, name) is not None}
         for name, low in least.items():
             object.__setattr__(self, name, check_whole(name, getattr(self, name), low))
+        if self.seed >= 2**32:  # jax.random takes as many bits
+            raise UserError(f"seed is {self.seed}; it must be a whole number from 0 to {2**32 - 1}", ("seed",))
         for name in ("learning_rate", "clip_norm", "distill_temperature"):
             self._number(name, None, above=True)
         for name in ("weight_decay", "head_weight_decay", "head_learning_rate", "head_loss_weight"):
@@ -214,7 +216,7 @@ def read_settings(config: Path | None, given: Mapping[str, Any]) -> TrainingSett
         except OSError as error:
             raise UserError(f"cannot read the configuration {config}: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
-            raise UserError(f"cannot read the configuration {config}: {error}") from None
+            raise UserError(f"cannot read the configuration {config}: {json_fault(error)}") from None
         if not isinstance(chosen, dict):
             raise UserError(f"{config} must hold a JSON object of training settings")
     known = {field.name for field in fields(TrainingSettings)}

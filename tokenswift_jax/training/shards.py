@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tokenswift_jax.errors import NO_ROOM, UserError
+from tokenswift_jax.paths import resolved
 from tokenswift_jax.training.documents import Broken, Document, find_files, read_documents, strict_error
 
 SHARD_TOKENS = 1 << 26
@@ -119,7 +120,7 @@ def _key(files: Sequence[Path], tokenizer: Any) -> str:
     backend = {"vocabulary": tokenizer.get_vocab()} if fast is None else json.loads(fast.to_str())
     for set_by_earlier_calls in ("truncation", "padding"):
         backend.pop(set_by_earlier_calls, None)
-    sources = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    sources = [(str(resolved(file)), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     what = [_FORMAT, backend, specials, tokenizer.chat_template, sources]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

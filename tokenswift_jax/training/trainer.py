@@ -19,10 +19,10 @@ from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.parallel.mesh import settled, spec_of
 from tokenswift_jax.parallel.mesh_spec import MeshArgument
-from tokenswift_jax.paths import cache_folder
+from tokenswift_jax.paths import cache_folder, resolved
 from tokenswift_jax.progress_report import Report, phase, silent
 from tokenswift_jax.training.checkpoints import Checkpoints, Place, one_run
-from tokenswift_jax.training.export import write_checkpoint
+from tokenswift_jax.training.export import TRAINING_FILE, write_checkpoint
 from tokenswift_jax.training.frequent_tokens import frequent_tokens
 from tokenswift_jax.training.held_out import Examiner, held_out
 from tokenswift_jax.training.kept_states import KeptStates
@@ -98,11 +98,12 @@ def train(
 
     Raises:
       UserError: an error in model, data, settings or mesh, a place that cannot be written, a resume with other
-        settings, or an output in which another run works.
+        settings, or an output in which another run works or that is another checkpoint.
       TrainingStoppedError: the loss is not a number.
     """
     devices, lines = run_mesh(mesh, settings)
     folder = paths.output / STATE_FOLDER
+    _check_output(paths)
     with ExitStack() as stack:
         stack.enter_context(one_run(paths.output, folder))
         saved = Checkpoints(folder / "steps")
@@ -170,6 +171,16 @@ def train(
 
     draw_curves(folder / METRICS_FILE, folder / CURVES_FILE)
     return paths.output
+
+
+def _check_output(paths: Paths) -> None:
+    """Raises UserError for an output whose config.json is not of a training run: the run would replace it."""
+    ours = (paths.output / STATE_FOLDER).is_dir() or (paths.output / TRAINING_FILE).is_file()
+    if resolved(paths.output) == resolved(paths.model) or ((paths.output / "config.json").is_file() and not ours):
+        raise UserError(
+            f"output {paths.output} is a checkpoint already, whose config.json a run would replace; name a new folder",
+            arguments=("output",),
+        )
 
 
 def _with_draft_vocab(

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tokenswift_jax.serve.openai.errors import ApiError, bad
-from tokenswift_jax.text.reading import decode
+from tokenswift_jax.text.reading import decode, json_fault
 
 _NAMES_SHOWN = 20  # unknown fields named in a header
 
@@ -24,7 +24,7 @@ def parsed(data: bytes) -> dict[str, Any]:
         # JSON may bring half a surrogate pair, which no UTF-8 answer can repeat, and no prompt contains.
         json.dumps(body, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
-        raise bad(f"the body is not JSON in UTF-8: {str(error)[:200]}") from None
+        raise bad(f"the body is not JSON in UTF-8: {json_fault(error)}") from None
     if not isinstance(body, dict):
         raise bad(f"the body must be a JSON object, and it is {_kind(body)}")
     return body

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenswift_jax.prompt import known_role, wrong_part
+from tokenswift_jax.prompt import TEXT_FIELDS, known_role, wrong_part
 from tokenswift_jax.serve.openai.errors import bad
 
 _ROLES = ("system", "developer", "user", "assistant")
-_KNOWN = {"role", "content", "name", "refusal", "tool_calls", "audio", "function_call", "annotations"}
 
 
 def read_messages(value: Any, param: str = "messages") -> list[dict[str, str]]:
-    """The turns, each with a role and text.
+    """The turns, each with a role and text, and with the other fields of text that templates read.
 
     The parts of a message are joined. The role "developer" is "system": templates know the older name.
 
@@ -33,7 +32,11 @@ def _turn(turn: Any, place: str, param: str) -> dict[str, str]:
     if role not in _ROLES:
         known = ", ".join(_ROLES)
         raise bad(f"{place} has a role that is not known; known: {known}", param)
-    return {"role": known_role(role), "content": text_of(turn.get("content"), place, param)}
+    others = {name: turn[name] for name in TEXT_FIELDS if turn.get(name) is not None}
+    for name, value in others.items():
+        if not isinstance(value, str):
+            raise bad(f"{place} has a {name} that is not text", param)
+    return {"role": known_role(role), "content": text_of(turn.get("content"), place, param)} | others
 
 
 def text_of(content: Any, place: str, param: str) -> str:

@@ -76,6 +76,8 @@ async def tokenize(request: Request) -> Response:
     strings = fields.flag("return_token_strs", fields.flag("with_pieces"))
     tokenizer = _tokenizer(service)
     if text is None:
+        if fields.get("messages") is None:
+            raise bad("prompt is missing; give text, or a conversation as messages", "prompt")
         turns = read_messages(fields.get("messages"))
         generation.check_prompt_bytes("".join(turn["content"] for turn in turns), service, "messages")
         try:
@@ -99,6 +101,8 @@ async def detokenize(request: Request) -> Response:
     value, tokenizer = fields.get("tokens"), _tokenizer(service)
     if value is None:
         raise bad("tokens is missing; give a list of token ids", "tokens")
+    if not isinstance(value, list):
+        raise bad("tokens must be a list of token ids", "tokens")
     try:
         ids = encode(value, None, service.model.config.vocab_size, name="list of tokens") if value else []
     except UserError as error:
