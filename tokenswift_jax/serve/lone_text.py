@@ -92,6 +92,10 @@ class LoneTexts:
             self._saved = time.perf_counter()
             self.costs.save_later()
 
+    def close(self) -> None:
+        """Writes the costs to disk."""
+        self.costs.save()
+
 
 def lone_texts(model: Model, slots: int, plans: PlanSet) -> LoneTexts | None:
     """The knowledge of a pool; None where its texts have no choice: a mode is named, or nothing drafts."""

@@ -366,7 +366,7 @@ class Pool:
         if self.prefixes is not None:
             self.prefixes.close()
         if self.lone is not None:
-            self.lone.costs.save()
+            self.lone.close()
 
     def _staging_of(self, run: Run) -> int:
         length = len(run.request.prompt_ids) + len(run.tokens)
