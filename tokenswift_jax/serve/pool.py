@@ -184,6 +184,10 @@ class Pool:
                 return
             self.engine.prepare(named)
             self.engine.step(named, 1).result()
+            if named in self._plans.ngrams[:1]:  # an insertion brings the row's drafts up to date for each drafter
+                for slots in self.staging:
+                    prefill = self._prefill(request, [], slots)
+                    self.engine.insert(prefill, [0]).result()
         if self.lone is not None:
             took = (self.engine.programs.compile_seconds - compiled) / len(every)
             self.lone.count(prefill, self.engine)
