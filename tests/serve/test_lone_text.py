@@ -98,6 +98,19 @@ def test_a_chunk_beside_others_tells_nothing_of_the_plans():
     assert known.costs.tokens_an_iteration(plans[1]) is None
 
 
+def test_a_predicted_text_is_drafted_at_first():
+    """Then it is a text as any other; here no draft pays."""
+    known = knowledge((9.0, 9.0))
+    lone = known.begin(Run(replace(request(), predicted_ids=(1, 2, 3))), None, pool().engine)
+    plain, (heads, _) = plan_set().choices(FEATURES, ngrams=True)
+    named, tokens = lone.next_plan()[0], 0
+    while named is heads:
+        lone.took(heads, [4, 5], 2, None)
+        named, tokens = lone.next_plan()[0], tokens + 2
+    assert named is plain
+    assert tokens == 64
+
+
 @pytest.mark.parametrize(
     ("speculation", "slots", "chooses"),
     [

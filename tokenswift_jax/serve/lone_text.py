@@ -29,6 +29,9 @@ _SAVED_EVERY = 60.0  # seconds between two writes of the costs to disk: a short 
 # In a shorter text the chooser tries no drafts of unknown worth, so that a count of the heads' would cost more than it
 # tells.
 _COUNTED = HORIZON // 4
+# First tokens of a text whose caller predicts it that are drafted whatever the costs: the caller asks for drafts, and
+# nothing else tells what they are worth.
+_PREDICTED = 64
 
 
 class LoneTexts:
@@ -123,6 +126,7 @@ class LoneText(TextKnowledge):
         super().__init__(plain, known.costs, heads.tokens_an_iteration, foreseen, known.head_share, known.row_costs)
         self._known, self._foresight = known, ngrams
         self._ran: dict[NamedPlan, tuple[int, int]] = {}  # tokens and iterations
+        self._drafting, self._believed = plans[0], _PREDICTED if run.request.predicted_ids else 0
         self.reach(len(run.request.prompt_ids) + len(run.tokens))
         self._chooser = Chooser(plain, plans, run.request.max_new_tokens - len(run.tokens), self)
         for named in plans:
@@ -130,11 +134,12 @@ class LoneText(TextKnowledge):
 
     def next_plan(self) -> tuple[NamedPlan, int | None]:
         """The plan of the next chunk and the most iterations it may run (None: a whole chunk)."""
-        return self._chooser.next_plan()
+        return (self._drafting, None) if self._believed > 0 else self._chooser.next_plan()
 
     def may_run_ahead(self, engine: Engine) -> bool:
         """Whether the next chunk may be sent before the one under way is read."""
-        return not self._chooser.reads_first and engine.is_ready(self._chooser.next_plan()[0])
+        reads_first = self._believed <= 0 and self._chooser.reads_first
+        return not reads_first and engine.is_ready(self.next_plan()[0])
 
     def took(self, named: NamedPlan | None, token_ids: Sequence[int], iterations: int, seconds: float | None) -> None:
         """Takes a finished chunk.
@@ -147,6 +152,7 @@ class LoneText(TextKnowledge):
         """
         if not token_ids:
             return
+        self._believed -= len(token_ids)
         if self._foresight is not None:
             self._foresight.read(0, token_ids)
         self.reach(self._length + len(token_ids))
