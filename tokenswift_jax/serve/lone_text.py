@@ -29,7 +29,7 @@ _SAVED_EVERY = 60.0  # seconds between two writes of the costs to disk: a short 
 # In a shorter text the chooser tries no drafts of unknown worth, so that a count of the heads' would cost more than it
 # tells.
 _COUNTED = HORIZON // 4
-# First tokens of a text whose caller predicts it that are drafted whatever the costs: the caller asks for drafts, and
+# First tokens of a text whose caller predicts it that are drafted at any cost: the caller asks for drafts, and
 # nothing else tells what they are worth.
 _PREDICTED = 64
 
