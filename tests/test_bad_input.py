@@ -15,12 +15,19 @@ from tokenizers import Tokenizer
 
 from tests.checkpoint.checkpoints_made_here import FAMILIES
 from tokenswift_jax import model as model_module
+from tokenswift_jax.cli import phases
 from tokenswift_jax.cli.generate import main
 from tokenswift_jax.model import DEMO_MODEL
 
 BILLION = 10**9
 DEMO = json.loads((DEMO_MODEL / "config.json").read_text())
 VOCAB, POSITIONS, LAYERS = DEMO["vocab_size"], DEMO["max_position_embeddings"], DEMO["num_hidden_layers"]
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch):
+    """A slow machine says every ten seconds what it loads; those lines are not the error's."""
+    monkeypatch.setattr(phases, "_SECONDS_BETWEEN_LINES", float("inf"))
 
 
 @pytest.fixture(scope="module")

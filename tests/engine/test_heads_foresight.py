@@ -57,7 +57,8 @@ def counted(text, hidden):
     speculation = SpeculationConfig(mode="tokenswift", schedule="fused")
     named = speculative_plans(model.config, speculation, SamplingFeatures.GREEDY, "accelerator", (3, 15, 63))
     foresight = HeadsForesight(model, named)
-    prefill = SimpleNamespace(rooted=[text], hidden=lambda row: (hidden, 0))
+    positions = {"reused": 0, "total": len(text) - 1}
+    prefill = SimpleNamespace(rooted=[text], hidden=lambda rows: [(np.asarray(hidden), 0)], **positions)
     foresight.count(prefill, CompileCache(), 1)
     return {one.plan.rows - 1: foresight.tokens_an_iteration(one) for one in named}
 

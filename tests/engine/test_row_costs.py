@@ -10,10 +10,11 @@ import small_models
 
 from tokenswift_jax.engine import row_costs as module
 from tokenswift_jax.engine import session as session_module
-from tokenswift_jax.engine.planner import ACCELERATOR_ROWS, Planner
+from tokenswift_jax.engine.planner import Planner
 from tokenswift_jax.engine.row_costs import FEWEST, GPU_TILES, RowCosts, row_costs_of
 from tokenswift_jax.engine.session import Session
 from tokenswift_jax.engine.step_costs import StepCosts
+from tokenswift_jax.engine.text_knowledge import ACCELERATOR_ROWS
 from tokenswift_jax.hardware.shapes import config_of
 from tokenswift_jax.parallel.device_rates import RATES
 from tokenswift_jax.request import batch_of

@@ -57,7 +57,7 @@ def alone(index):
 
 @functools.cache
 def pools(mode, sizes=(SHORT, LONG)):
-    """Pools, ready; with several texts they draft at random."""
+    """Pools, ready; they draft at random, several texts and one."""
     features = (SamplingFeatures.GREEDY, SamplingFeatures.FILTERED) if mode == "fused" else (SamplingFeatures.FILTERED,)
     plans = PlanSet(model().config, SPECULATIONS[mode], features)
     made = [Pool(model(), size, plans) for size in sizes]
@@ -66,7 +66,37 @@ def pools(mode, sizes=(SHORT, LONG)):
         if plans.drafts:
             pool.value = DraftValue(1.0, 1.0)
             pool.value.pays = functools.partial(np.random.default_rng(0).choice, [True, False])
+            pool.lone = AtRandom(plans)
     return made
+
+
+class AtRandom:
+    """In place of `LoneTexts` and of a `LoneText`: plain decoding or drafts in chunks of any length, ahead or not."""
+
+    def __init__(self, plans):
+        self.plans, self.random = plans, np.random.default_rng(1)
+
+    def begin(self, run, prompt, engine):
+        plain, drafting = self.plans.choices(self.plans.fitting([run.request.sampling]), ngrams=False)
+        made = AtRandom(self.plans)
+        made.random, made.named = self.random, [plain, *drafting]
+        made.choose()
+        return made
+
+    def choose(self):
+        self.next = self.named[self.random.integers(len(self.named))], int(self.random.integers(1, 9))
+
+    def next_plan(self):
+        return self.next
+
+    def may_run_ahead(self, engine):
+        return engine.is_ready(self.next[0]) and self.random.random() < 0.5
+
+    def took(self, named, token_ids, iterations, seconds):
+        self.choose()
+
+    def close(self):
+        pass
 
 
 class Guests:

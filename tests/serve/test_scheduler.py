@@ -18,10 +18,11 @@ from tokenswift_jax.request import Request
 from tokenswift_jax.serve import pool_choice
 from tokenswift_jax.serve.busy import BusyError
 from tokenswift_jax.serve.observer import Observer
-from tokenswift_jax.serve.pool import Pool, PoolSize, Tenancy
+from tokenswift_jax.serve.pool import Pool, PoolSize
 from tokenswift_jax.serve.prefix_store import PrefixStore
 from tokenswift_jax.serve.run import Run, RunState
 from tokenswift_jax.serve.scheduler import Scheduler
+from tokenswift_jax.serve.tenancy import Tenancy
 
 actions = st.one_of(
     st.tuples(st.just("arrive"), st.integers(0, COUNT - 1)),
@@ -368,6 +369,24 @@ def test_a_run_paused_at_every_turn_reaches_the_same_tokens():
         while len(run.tokens) == before and not run.state.ended:
             guests.scheduler.turn()
     assert_same(run.tokens, alone(2).tokens)
+
+
+@pytest.mark.parametrize("indices", [(0,), (0, 1)])
+def test_a_chunk_is_timed_if_no_other_pool_ran_meanwhile(monkeypatch, indices):
+    guests, results = Guests("fused"), []
+    for each in guests.scheduler.pools:
+        monkeypatch.setattr(each, "learn", lambda flight, result, seconds: results.append((flight.pool, seconds)))
+    for index in indices:
+        guests.arrive(index)
+    while not all(run.tokens for run in guests.runs.values()):
+        guests.scheduler.turn()
+    del results[:-1]
+    guests.finish()
+    turns = [before is not after for (before, _), (after, _) in itertools.pairwise(results)]
+    assert any(turns) == (len(indices) > 1)
+    assert [seconds is None for _, seconds in results[1:]] == turns
+    for index, run in guests.runs.items():
+        assert_same(run.tokens, alone(index).tokens)
 
 
 def test_work_for_the_device_runs_between_turns():

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from tokenswift_jax.speculate.plans import NamedPlan
+
 CHAIN = 3  # tokens of an n-gram draft below the root
 DISCOUNT = 0.85  # weight of an iteration in an estimate, relative to the iteration after it
 DOUBT = 1.0  # weight of an iteration without an accepted draft, which an estimate begins with
 REPLAYED = 64  # newest tokens of a prompt that are replayed: older iterations weigh less than 0.1 in all
 SPAN = 1 << 15  # newest tokens of a prompt whose continuations count: each costs the host about 2 us
+
+
+def has_ngrams(named: NamedPlan) -> bool:
+    """Whether n-gram chains continue the plan's root."""
+    return named.plan.tree.ngram_k > 0 and named.plan.tree.keyed_by_root
 
 
 class NgramForesight:

@@ -48,11 +48,10 @@ class HeadsForesight:
         spec, config = self._largest.plan.tree, self._model.config
         texts, depth = prefill.rooted[:rows], len(spec.widths)
         each = max(ROOTS // len(texts), _FEWEST)
-        if min(map(len, texts)) - 1 - depth < _FEWEST:
+        if min(map(len, texts)) - 1 - depth < _FEWEST or prefill.reused >= prefill.total:
             return
         found, places = [], []
-        for row, text in enumerate(texts):
-            hidden, first = prefill.hidden(row)
+        for text, (hidden, first) in zip(texts, prefill.hidden(rows), strict=True):
             last = len(text) - 2 - depth  # the root follows this position, and `depth` tokens the root
             begin = max(first, last + 1 - each)
             places.append(range(begin, last + 1))
@@ -62,7 +61,7 @@ class HeadsForesight:
         known = [[*text[p + 1 : p + 2 + depth], 0] for text, own in zip(texts, places, strict=True) for p in own]
         spare = each * len(texts) - len(known)
         tokens = np.pad(np.asarray(known, np.int32), ((0, spare), (0, 0)))
-        hidden = jnp.pad(jnp.concatenate(found), ((0, spare), (0, 0)))
+        hidden = jnp.asarray(np.pad(np.concatenate(found), ((0, spare), (0, 0))))
         roots = each * len(texts)
         place = "neutral settings", roots, jnp.result_type(float)
         settings = self._model.once(place, lambda: sequence_params([_NEUTRAL] * roots, config.padded_vocab))

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from math import ceil
-from statistics import median_low
-
-import jax
 
 from tokenswift_jax.engine.adaptive import SHORTEST, Chooser
 from tokenswift_jax.engine.compile_ahead import CompileAhead
@@ -17,22 +13,17 @@ from tokenswift_jax.engine.engine import Engine
 from tokenswift_jax.engine.plan_programs import CHUNK_TOKENS
 from tokenswift_jax.engine.row_costs import RowCosts
 from tokenswift_jax.engine.step_costs import StepCosts
+from tokenswift_jax.engine.text_knowledge import TextKnowledge
 from tokenswift_jax.models.expected_tokens import ExpectedTokens
-from tokenswift_jax.speculate.drafter import DraftWeights
 from tokenswift_jax.speculate.plans import NamedPlan
 
-# Before an iteration is measured, n rows are assumed to cost n / CPU_ROWS plain steps more: 4 rows of a 135M model on
-# two cores cost 1.5. An H200 needs 1.13 plain steps for 16 rows of an 8B. Where the roofline (`RowCosts`) alone asks
-# for more, that is assumed: 64 rows of an 8B took 1.6 plain steps of an H200 after 16,384 tokens and 2.4 after 126,976.
-CPU_ROWS, ACCELERATOR_ROWS = 8, 123
 REPEATED = 3  # measurements of a program on frozen rows, of which the least counts; a disturbance lasts for one or two
 # Measuring may take these shares: of the time that compiling the program took, and of the text to come.
 OF_COMPILING, OF_TEXT = 0.1, 0.01
-OWN = 4  # newest prices measured on the text itself: with the kept one, two of them outvote it
 MANY = 2.0  # plain steps that an iteration is taken to cost before it is measured for the first time
 
 
-class Planner:
+class Planner(TextKnowledge):
     """A `PlanPolicy` that knows what plans cost and what drafts are worth.
 
     Before the first chunk it waits for the fastest plan's program if the compilation cache has it; other programs are
@@ -58,27 +49,18 @@ class Planner:
           plain: plain decoding.
           plans: the speculative plans that may run.
           asked: the most tokens of the text.
-          costs: the costs of this model on this machine.
-          counted: the tokens an iteration that a plan's draft heads would have emitted on the prompt; None: unknown.
-          ngrams: the tokens an iteration that n-grams with the plan's node budget foresee at the end of the text; None
-            for a plan without them.
-          head_share: the draft LM head's share of the weights that a plain step reads.
-          trained: what the training of the draft heads measured; None: nothing.
-          row_costs: the device's roofline; None: unknown.
+          costs, counted, ngrams, head_share, trained, row_costs: as `TextKnowledge`.
           drafts_always: whether plain decoding is no choice (a mode asked for by name).
         """
-        self._costs, self._counted, self._ngrams = costs, counted, ngrams
-        self._trained, self._head_share, self._row_costs, self._always = trained, head_share, row_costs, drafts_always
-        self._plain, self._length = plain, 1
+        super().__init__(plain, costs, counted, ngrams, head_share, trained, row_costs)
+        self._always = drafts_always
         self._capacity = 0
         self._coming: dict[NamedPlan, Future[float]] = {}
         self._here: set[NamedPlan] = set()
         self._ahead = CompileAhead()
         self._begun = False
-        self._prices: dict[NamedPlan, float] = {}  # at the present length
         self._want: NamedPlan | None = None
         self._want_known = False
-        self._own: defaultdict[NamedPlan, deque[float]] = defaultdict(lambda: deque(maxlen=OWN))
         self._chooser = Chooser(plain, plans, asked, self, drafts_always=drafts_always)
 
     # PlanPolicy
@@ -105,8 +87,8 @@ class Planner:
 
     def attend(self, engine: Engine, length: int) -> None:
         """As `PlanPolicy.attend`."""
-        self._length, self._capacity = max(length, 1), engine.layout.capacity
-        self._prices.clear()
+        self.reach(length)
+        self._capacity = engine.layout.capacity
         if not self._begun:
             self._begun = True
             if engine.programs.compile_seconds:  # of prefill and plain decoding: they tell what others will take
@@ -128,8 +110,7 @@ class Planner:
 
     def observe(self, named: NamedPlan, tokens: int, iterations: int, seconds: float, catch_up: float = 0.0) -> None:
         """As `PlanPolicy.observe`."""
-        self._length += tokens
-        self._prices.clear()
+        self.reach(self._length + tokens)
         self._want_known = False
         self._chooser.observe(named, tokens, iterations, seconds, catch_up, alone=not self._coming)
 
@@ -143,76 +124,6 @@ class Planner:
         missed = self._chooser.tokens * step * self._chooser.saving(best)
         if missed > 0:
             self._costs.add_missed(best, self._capacity, missed)
-
-    # Knowledge, for the chooser
-
-    def price(self, named: NamedPlan) -> float:
-        """The price kept for this length, else an assumed one."""
-        found = self._prices.get(named)
-        if found is None:
-            found = self._prices[named] = self._price(named)
-        return found
-
-    def _price(self, named: NamedPlan) -> float:
-        known, own = self._costs.price(named, self._length), self._own[named]
-        if known is not None:
-            return median_low([known, *own])
-        if own:
-            return median_low(own)
-        per_row = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
-        plan = named.plan
-        verified = 1 + plan.rows / per_row
-        if self._row_costs is not None:
-            verified = max(verified, self._row_costs.price(plan.rows, self._length))
-        reads = 0
-        if plan.drafter.weights >= DraftWeights.HEADS:
-            levels = min(len(plan.tree.widths), plan.config.num_draft_heads)
-            reads = levels if plan.tree.per_parent else min(levels, 1)
-            if plan.heads_verified(self._row_costs.batch if self._row_costs else 1):
-                reads = 0
-        return verified + (plan.drafter.weights >= DraftWeights.LAYERS) + reads * self._head_share
-
-    def is_measured(self, named: NamedPlan) -> bool:
-        """Whether the price was measured at about this length."""
-        return self._costs.measured(named, self._length) > 0
-
-    def tokens(self, named: NamedPlan) -> float | None:
-        """The most that n-grams foresee, that the prompt shows of draft heads and that earlier texts showed: to believe
-        too much costs one short chunk, to believe too little costs the text."""
-        ngrams, counted = self._ngrams(named), self._counted(named)
-        if self.is_live(named):
-            return ngrams
-        heads = [tokens for tokens in (counted, self._shown(named)) if tokens is not None]
-        return max([*heads, ngrams or 1.0]) if heads else None
-
-    def is_remembered(self, named: NamedPlan) -> bool:
-        """Whether earlier texts, or training, showed what its drafts are worth."""
-        return self._shown(named) is not None
-
-    def _shown(self, named: NamedPlan) -> float | None:
-        """The tokens an iteration that earlier texts showed; before the first of them, those that training measured."""
-        kept = self._costs.tokens_an_iteration(named)
-        if kept is None and self._trained is not None and named.schedule == "fused":
-            return self._trained.with_nodes(named.plan.rows - 1)
-        return kept
-
-    def is_live(self, named: NamedPlan) -> bool:
-        """Whether the foreseen tokens follow the text: n-grams alone do."""
-        return named.plan.drafter.text_alone
-
-    def plain_seconds(self) -> float | None:
-        """Seconds of a plain step on earlier texts."""
-        return self._costs.plain_seconds(self._plain, self._length)
-
-    def learn_price(self, named: NamedPlan, price: float) -> None:
-        """Keeps a price."""
-        self._own[named].append(price)
-        self._costs.add_price(named, self._length, price)
-        self._prices.clear()
-
-    def learn_plain(self, seconds: float) -> None:
-        """Keeps the time of a plain step."""
-        self._costs.add_plain_seconds(self._plain, self._length, seconds)
 
     # Programs
 

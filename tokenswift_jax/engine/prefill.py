@@ -238,13 +238,21 @@ class Prefill:
         if self.finished:
             del self._flow
 
-    def hidden(self, row: int) -> tuple[jax.Array, int]:
-        """The last layer's output [positions, hidden_size] of a row's newest positions, and the first of these."""
-        (first, hidden), *later = self._hidden
-        parts = [hidden[row]]
-        for start, more in later:
-            parts.append(more[row, first + sum(map(len, parts)) - start :])
-        return jnp.concatenate(parts), first
+    def hidden(self, rows: int) -> list[tuple[np.ndarray, int]]:
+        """For each of the first `rows` rows: the last layer's output [positions, hidden_size] of its newest positions,
+        and the first of these.
+
+        The host cuts them: JAX would compile a program for every place of a cut.
+        """
+        read = [(start, self._placement.read(hidden)) for start, hidden in self._hidden]
+        found = []
+        for row in range(rows):
+            (first, hidden), *later = read
+            parts = [hidden[row]]
+            for start, more in later:
+                parts.append(more[row, first + sum(map(len, parts)) - start :])
+            found.append((np.concatenate(parts), first))
+        return found
 
     @property
     def rooted(self) -> list[list[int]]:

@@ -13,7 +13,7 @@ import numpy as np
 from tokenswift_jax.engine import capacity as memory
 from tokenswift_jax.engine.device_pace import DevicePace
 from tokenswift_jax.engine.engine import VACANT, Engine
-from tokenswift_jax.engine.foresight import NgramForesight
+from tokenswift_jax.engine.foresight import NgramForesight, has_ngrams
 from tokenswift_jax.engine.heads_foresight import HeadsForesight
 from tokenswift_jax.engine.layout import Layout, scratch_of
 from tokenswift_jax.engine.placement import Placement
@@ -23,6 +23,7 @@ from tokenswift_jax.engine.prefill import chunk_rows
 from tokenswift_jax.engine.row_costs import row_costs_of
 from tokenswift_jax.engine.step_costs import costs_in, file_name
 from tokenswift_jax.engine.step_result import Pending, StepResult
+from tokenswift_jax.engine.text_knowledge import head_share_of
 from tokenswift_jax.errors import NumericsError, UserError
 from tokenswift_jax.finish import REASONS, Finish
 from tokenswift_jax.modes import is_adaptive
@@ -47,9 +48,6 @@ if TYPE_CHECKING:
 
 # Smaller values of these lower a session's memory.
 _MEMORY_ARGUMENTS = ("max_new_tokens", "capacity", "draft_cache", "ngram_slots")
-
-# After so many iterations, a text's acceptance is worth keeping: the mean of tokens per iteration errs by about 10%.
-_ENOUGH = 16
 
 
 @dataclass(frozen=True)
@@ -181,18 +179,15 @@ class Session:
         """The planner if measurements choose the plan; else a policy of the one plan that was asked for."""
         if not is_adaptive(speculation.mode, speculation.schedule):
             return FixedPlan(plans[0] if plans else plain)
-        config = model.config
-        scored = config.vocab_size if config.draft_vocab is None else len(config.draft_vocab)
-        share = scored * config.hidden_size / sum(leaf.size for leaf in jax.tree.leaves(model.params))
         always = speculation.mode != "auto"
         own = self._heads.tokens_an_iteration, self._foreseen_by_ngrams
-        known = self._costs, *own, share
-        trained = config.expected_tokens
+        known = self._costs, *own, head_share_of(model.config, model.params)
+        trained = model.config.expected_tokens
         return Planner(plain, plans, asked, *known, trained=trained, row_costs=self._row_costs, drafts_always=always)
 
     def _foreseen_by_ngrams(self, named: NamedPlan) -> float | None:
         """The tokens that an iteration is expected to give by its n-grams; None for a plan without n-grams."""
-        if self._foresight is None or not _has_ngrams(named):
+        if self._foresight is None or not has_ngrams(named):
             return None
         return self._foresight.tokens_an_iteration(named.node_budget)
 
@@ -259,8 +254,7 @@ class Session:
 
     def _keep_costs(self) -> None:
         for named, (tokens, iterations) in self._accepted.items():
-            if iterations >= _ENOUGH and named.plan.drafter.parts:
-                self._costs.add_accepted(named, tokens / iterations)
+            self._costs.add_text(named, tokens, iterations)
         if leads():
             self._costs.save_later()
 
@@ -352,11 +346,6 @@ class Session:
         return Step(tuple(rows))
 
 
-def _has_ngrams(named: NamedPlan) -> bool:
-    """Whether n-gram chains continue the plan's root."""
-    return named.plan.tree.ngram_k > 0 and named.plan.tree.keyed_by_root
-
-
 def _foresight(
     speculation: SpeculationConfig,
     speculative: list[NamedPlan],
@@ -364,7 +353,7 @@ def _foresight(
     emitted: Sequence[Sequence[int]],
 ) -> NgramForesight | None:
     """The foresight for the plans that a policy may choose; None where it chooses none or none drafts by n-grams."""
-    budgets = {named.node_budget for named in speculative if _has_ngrams(named)}
+    budgets = {named.node_budget for named in speculative if has_ngrams(named)}
     if not budgets or not is_adaptive(speculation.mode, speculation.schedule):
         return None
     texts = [[*request.prompt_ids, *done] for request, done in zip(requests, emitted, strict=True)]

@@ -37,6 +37,9 @@ _KEPT = 5
 # all the work of a plain step, and to run rows one by one would cost more than any way to run them together.
 _LEAST_PRICE, _MOST_PRICE_A_ROW = 0.8, 3.0
 
+# After so many iterations, a text's acceptance is worth keeping: the mean of tokens per iteration errs by about 10%.
+_ENOUGH = 16
+
 _saver = ThreadPoolExecutor(1, "tokenswift-costs")
 _savings: set[Future[None]] = set()  # not yet on disk
 
@@ -130,6 +133,11 @@ class StepCosts:
     def add_accepted(self, named: NamedPlan, tokens: float) -> None:
         """Records a text's tokens an iteration."""
         self._add("accepted", self._label(named), None, tokens)
+
+    def add_text(self, named: NamedPlan, tokens: int, iterations: int) -> None:
+        """Records a text's tokens an iteration of a plan with drafts, if it had enough iterations of it."""
+        if iterations >= _ENOUGH and named.plan.drafter.parts:
+            self.add_accepted(named, tokens / iterations)
 
     def add_ready(self, named: NamedPlan, capacity: int, seconds: float) -> None:
         """Records how long a program took to get ready."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from tokenswift_jax.serve.run import Run, RunState, Update
 
-BEAT = 0.04  # seconds between two deliveries; a reader sees no difference
+BEAT = 0.08  # seconds between two deliveries; a reader sees no difference
 
 
 class Delivery:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenswift_jax.serve.pool import Flight
     from tokenswift_jax.serve.run import Run
+    from tokenswift_jax.serve.tenancy import Flight
 
 
 class Observer:

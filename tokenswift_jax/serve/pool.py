@@ -16,16 +16,18 @@ from tokenswift_jax.engine.engine import Engine
 from tokenswift_jax.engine.layout import Layout, scratch_of
 from tokenswift_jax.engine.placement import Placement
 from tokenswift_jax.engine.prefill import Prefill, Prefix, chunk_rows, chunk_widths
-from tokenswift_jax.engine.step_result import Pending, StepResult
+from tokenswift_jax.engine.step_result import StepResult
 from tokenswift_jax.kv.dense import BLOCK, round_up
 from tokenswift_jax.parallel.device_memory import cache_bytes_on_each
 from tokenswift_jax.progress_report import Report, silent
 from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
 from tokenswift_jax.serve.draft_value import DraftValue
+from tokenswift_jax.serve.lone_text import lone_texts
 from tokenswift_jax.serve.plan_set import PlanSet
 from tokenswift_jax.serve.prefix_store import PrefixStore, StoredText
 from tokenswift_jax.serve.run import Run
+from tokenswift_jax.serve.tenancy import Flight, Tenancy
 from tokenswift_jax.speculate.plans import NamedPlan
 from tokenswift_jax.token_log import RECORD
 
@@ -34,47 +36,13 @@ if TYPE_CHECKING:
 
 _SMALLEST = 1024  # slots of the smallest cache that a prompt enters before it moves to its slot
 _TIMED = 8  # iterations whose time tells the cost of a plan
+_IN_FLIGHT = 2  # chunks that the device has: the next one hides the host's work on the last one
 LONG = 2048  # positions above which a text is long
 _CHUNK_SECONDS, _LEAST = 0.016, 4  # of a chunk of long texts, and its fewest iterations
 _WEIGHT = 0.1  # of the newest chunk in the running average
-_OFFSET = RECORD.index("offsets")
+_TOKEN, _OFFSET = map(RECORD.index, ("token_ids", "offsets"))
 _T = TypeVar("_T")
 _GROWTH = 4  # factor from one such size to the next: every size costs five programs
-
-
-@dataclass(eq=False)
-class Tenancy:
-    """A run's stay in a slot.
-
-    Attributes:
-      run: the run.
-      slot: the slot.
-      active: false once the run has left; chunks sent before that still carry its results, which no longer count.
-      text: its place in the store of K/V; None: there is no store.
-    """
-
-    run: Run
-    slot: int
-    active: bool = True
-    text: StoredText | None = None
-
-
-@dataclass(frozen=True)
-class Flight:
-    """Work that the device has yet to finish.
-
-    Attributes:
-      rows: the tenancies by their row in the result.
-      pending: the result.
-      inserted: whether this is an insertion; else it is a chunk.
-      drafted: whether it is a chunk with drafts.
-    """
-
-    pool: Pool
-    rows: dict[int, Tenancy]
-    pending: Pending
-    inserted: bool = False
-    drafted: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +68,7 @@ class Pool:
       tenants: the runs in the slots.
       coming: the runs whose prompts enter a cache, in the order in which they take turns.
       value: the value of drafts to several texts; None where they have no choice.
+      lone: the knowledge for texts that are alone here; None where they have no choice.
     """
 
     def __init__(
@@ -121,12 +90,14 @@ class Pool:
         """
         config, dtype = model.config, jax.numpy.dtype(model.dtype)
         self.size, self._plans = size, plans
-        scratch = scratch_of(plans.drafting)
+        self.lone = lone_texts(model, size.slots, plans)
+        drafting = [named.plan for named in [*plans.variants, *(self.lone.programs if self.lone else ())]]
+        scratch = scratch_of(drafting)
         needed = max(size.length + scratch + 1, round_up(size.length, chunk_rows(size.length)))
         self.capacity = round_up(needed)
         placement = Placement(model.mesh)
         cyclic = placement.cyclic(plans.draft_block)
-        layout = Layout.of(config, dtype, self.capacity, plans.features[-1], plans.drafting, plans.spec, cyclic=cyclic)
+        layout = Layout.of(config, dtype, self.capacity, plans.features[-1], drafting, plans.spec, cyclic=cyclic)
         self.staging = staging_sizes(self.capacity)
         # Two prompts may be on their way at once: one of any length and one of the smallest size.
         self._prompts = self.capacity, self.staging[0]
@@ -148,6 +119,8 @@ class Pool:
         self.tenants: dict[int, Tenancy] = {}
         self.coming: deque[tuple[Run, Prefill]] = deque()
         self.prefixes = prefixes
+        # In all pools or in none: the K/V of prompts, which they share, come from one program.
+        self._keeps_hidden = plans.optional and config.num_draft_heads > 0
         self._texts: dict[Run, StoredText] = {}  # of the runs in `coming`
         self.value: DraftValue | None = None
         self._iteration: float | None = None  # seconds, a running average
@@ -163,26 +136,43 @@ class Pool:
                 for emitted in ([], [0]):
                     if given_up():
                         return
-                    prefill = self.engine.prefill([request], [emitted], capacity=slots)
+                    prefill = self._prefill(request, emitted, slots)
                     if self.prefixes is not None and number and not emitted:
                         prefill.compile_reuse()
                     self.engine.insert(prefill, [0]).result()
                     if number == 0:  # with a plan prepared, an insertion also brings the row's drafts up to date
                         self.engine.prepare(first)
-        chosen = self.size.slots > 1 and self._plans.drafts and self._plans.optional
-        seconds: dict[NamedPlan, float] = {}
-        for named in [*self._plans.variants, *(self._plans.undrafted if chosen else ())]:
+        variants, compiled = self._plans.variants, self.engine.programs.compile_seconds
+        every = [*variants, *(self.lone.programs if self.lone else ())]
+        for named in every:
             if given_up():
                 return
             self.engine.prepare(named)
             self.engine.step(named, 1).result()
-            if chosen:
-                seconds[named] = min(self.engine.frozen_seconds(named, _TIMED) for _ in range(3))
-        if chosen:
-            self.value = DraftValue(seconds[self._plans.variants[0]], seconds[self._plans.undrafted[0]])
+            if named in self._plans.ngrams[:1]:  # an insertion brings the row's drafts up to date for each drafter
+                for slots in self.staging:
+                    prefill = self._prefill(request, [], slots)
+                    self.engine.insert(prefill, [0]).result()
+        if self.lone is not None:
+            took = (self.engine.programs.compile_seconds - compiled) / len(every)
+            self.lone.count(prefill, self.engine)
+            self.lone.measure(self.engine, lengths[-1], took, self.size.length)
+        if self._plans.optional and self._plans.drafts and self.size.slots > 1:
+            self.value = DraftValue(*map(self._seconds, (variants[0], self._plans.undrafted[0])))
         if self.prefixes is not None:
             self.engine.part(0, 0).result()
         self.engine.evict([0])
+
+    def _seconds(self, named: NamedPlan) -> float:
+        """Seconds of some iterations on frozen rows."""
+        self.engine.prepare(named)
+        return min(self.engine.frozen_seconds(named, _TIMED) for _ in range(3))
+
+    def _prefill(
+        self, request: Request, emitted: Sequence[int], capacity: int, prefix: Prefix | None = None
+    ) -> Prefill:
+        keeps = self._keeps_hidden
+        return self.engine.prefill([request], [emitted], capacity=capacity, prefix=prefix, keep_hidden=keeps)
 
     def fits(self, request: Request) -> bool:
         """Whether a slot has room for the request."""
@@ -191,7 +181,8 @@ class Pool:
     @property
     def drafts_ngrams(self) -> bool:
         """Whether its plans draft n-grams."""
-        return any(named.plan.tree.ngram_k for named in self._plans.variants)
+        plans = [*self._plans.variants, *(self.lone.programs if self.lone else ())]
+        return any(named.plan.tree.ngram_k for named in plans)
 
     @property
     def vacant(self) -> list[int]:
@@ -221,7 +212,7 @@ class Pool:
         if self.prefixes is not None:
             text = self._texts[run] = StoredText(self.prefixes, run.caller, run.family, ids[:-1])
             prefix = Prefix(ids[: len(text.parts) * BLOCK], text.parts)
-        prefill = self.engine.prefill([run.request], [run.tokens], capacity=capacity, prefix=prefix)
+        prefill = self._prefill(run.request, run.tokens, capacity, prefix)
         if text is not None:
             text.begin(prefill.reused // BLOCK)
         self.coming.append((run, prefill))
@@ -253,7 +244,8 @@ class Pool:
         for entry in complete:
             run, prefill = entry
             slot = next(slot for slot in range(self.size.slots) if slot not in self.tenants)
-            tenancy = self.tenants[slot] = Tenancy(run, slot, text=self._texts.pop(run, None))
+            prompt = prefill if self._keeps_hidden else None
+            tenancy = self.tenants[slot] = Tenancy(run, slot, text=self._texts.pop(run, None), prompt=prompt)
             if tenancy.text is not None:
                 tenancy.text.decode()
             self.coming.remove(entry)
@@ -273,6 +265,21 @@ class Pool:
             found, before = seconds / iterations, self._iteration
             self._iteration = found if before is None else before + _WEIGHT * (found - before)
 
+    def may_step(self, in_flight: int) -> bool:
+        """Whether the next chunk may be sent beside so many results of the pool that are still to come."""
+        if not self.tenants or in_flight >= _IN_FLIGHT:
+            return False
+        tenancy = self._alone
+        if tenancy is None or not in_flight:
+            return True
+        return tenancy.lone is not None and tenancy.lone.may_run_ahead(self.engine)
+
+    @property
+    def _alone(self) -> Tenancy | None:
+        """The tenancy of a text that is alone and has a choice of plans; the program with log-probabilities is one."""
+        only = next(iter(self.tenants.values())) if len(self.tenants) == 1 else None
+        return None if only is None or self.lone is None or only.run.logprobs else only
+
     def step(self, iterations: int | None) -> Flight:
         """Sends a chunk of at most so many iterations; None: a whole chunk.
 
@@ -283,15 +290,28 @@ class Pool:
         if self._iteration is not None and any(run.length > LONG for run in runs):
             most = max(math.ceil(_CHUNK_SECONDS / self._iteration), _LEAST)
             iterations = most if iterations is None else min(iterations, most)
-        drafted = self.value is None or len(runs) == 1 or self.value.pays()
-        settings, logprobs = [run.request.sampling for run in runs], any(run.logprobs for run in runs)
-        named = self._plans.named(settings, logprobs, drafted=drafted)
+        tenancy, chosen = self._alone, None
+        if tenancy is not None and self.lone is not None:
+            tenancy.lone = tenancy.lone or self.lone.begin(tenancy.run, tenancy.prompt, self.engine)
+            named, most = tenancy.lone.next_plan()
+            iterations = min((each for each in (iterations, most) if each is not None), default=None)
+            chosen = named
+        else:
+            drafted = self.value is None or self.value.pays()
+            settings, logprobs = [run.request.sampling for run in runs], any(run.logprobs for run in runs)
+            named = self._plans.named(settings, logprobs, drafted=drafted)
         self.engine.prepare(named)
-        rows = {tenancy.slot: tenancy for tenancy in self.tenants.values()}
-        return Flight(self, rows, self.engine.step(named, iterations), drafted=named.plan.rows > 1)
+        rows = {each.slot: each for each in self.tenants.values()}
+        for each in rows.values():
+            each.prompt = None
+        return Flight(self, rows, self.engine.step(named, iterations), drafted=named.plan.rows > 1, chosen=chosen)
 
-    def learn(self, flight: Flight, result: StepResult) -> None:
-        """Takes from the result of a chunk how many tokens its drafts gave."""
+    def learn(self, flight: Flight, result: StepResult, seconds: float | None) -> None:
+        """Takes from the result of a chunk how many tokens its drafts gave; `seconds` None: its time tells nothing."""
+        for row, tenancy in flight.rows.items():
+            if tenancy.active and tenancy.lone is not None and not flight.inserted:
+                ids = result.records[row, : result.counts[row], _TOKEN].tolist()
+                tenancy.lone.took(flight.chosen, ids, result.iterations, seconds)
         if self.value is not None and flight.drafted:
             records = [result.records[row, : result.counts[row]] for row in flight.rows]
             begun = sum(int((each[:, _OFFSET] == 0).sum()) for each in records)
@@ -302,10 +322,20 @@ class Pool:
         for tenancy in list(self.tenants.values()):
             if tenancy.run is run:
                 tenancy.active = False
+                if tenancy.lone is not None:
+                    tenancy.lone.close()
                 del self.tenants[tenancy.slot]
                 self.engine.evict([tenancy.slot])
         self.coming = deque(entry for entry in self.coming if entry[0] is not run)
         self._texts.pop(run, None)
+
+    def close(self) -> None:
+        """Frees the device's state, and writes what its texts have shown to disk."""
+        self.engine.close()
+        if self.prefixes is not None:
+            self.prefixes.close()
+        if self.lone is not None:
+            self.lone.close()
 
     def arrays(self) -> dict[str, Any]:
         """The settings of the rows, and the shapes of the state and of the caches of prompts on their way."""

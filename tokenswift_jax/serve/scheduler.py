@@ -17,13 +17,13 @@ from tokenswift_jax.serve.busy import BusyError
 from tokenswift_jax.serve.fair_queue import FairQueue
 from tokenswift_jax.serve.observer import Observer
 from tokenswift_jax.serve.pace import Pace
-from tokenswift_jax.serve.pool import Flight, Pool
+from tokenswift_jax.serve.pool import Pool
 from tokenswift_jax.serve.pool_choice import PoolChoice, tokens_left
 from tokenswift_jax.serve.run import Run, RunState, Update
+from tokenswift_jax.serve.tenancy import Flight
 from tokenswift_jax.token_log import concatenate
 
 _SHORT_CHUNK = 8  # iterations of a chunk while a prompt enters a cache: its first token comes sooner
-_IN_FLIGHT = 2  # chunks of a pool that the device has: the next one hides the host's work on the last one
 _PROMPT_CHUNKS = 2  # chunks of a prompt between two looks at the queue while nothing decodes
 _NOTHING = concatenate([])
 _T = TypeVar("_T")
@@ -188,9 +188,7 @@ class Scheduler:
         finally:
             self.ready.clear()
             for pool in self.pools:
-                pool.engine.close()
-                if pool.prefixes is not None:
-                    pool.prefixes.close()
+                pool.close()
 
     def turn(self) -> bool:
         """One look at the queue, one chunk of each prompt, one chunk of each pool, one result; the thread's work.
@@ -203,7 +201,7 @@ class Scheduler:
             self._gather(pool)
             self._admit(pool)
             self._advance(pool, decoding)
-            if pool.tenants and sum(flight.pool is pool for flight in self._flights) < _IN_FLIGHT:
+            if pool.may_step(sum(flight.pool is pool for flight in self._flights)):
                 hurry = any(other.coming for other in self.pools)
                 self._flights.append(pool.step(_SHORT_CHUNK if hurry else None))
         if self._flights:
@@ -280,11 +278,13 @@ class Scheduler:
         """Waits for a result and gives every run its tokens."""
         result = flight.pending.result()
         seconds = self.pace.took(int(result.counts.sum()))
+        alone = self._newest is flight.pool and not any(pool.coming for pool in self.pools)
         if self._newest is flight.pool and not flight.inserted:  # nothing else ran meanwhile
             flight.pool.took(seconds, result.iterations)
         self._newest = flight.pool
+        since = time.perf_counter() - flight.sent
+        flight.pool.learn(flight, result, min(seconds or since, since) if alone else None)
         # Metrics come before the runs, so that a caller who sees the end of a run finds it in them.
-        flight.pool.learn(flight, result)
         self._observer.stepped(flight, result)
         for row, tenancy in flight.rows.items():
             if not tenancy.active:

@@ -90,7 +90,7 @@ class Service:
     @property
     def drafts_ngrams(self) -> bool:
         """Whether drafts may come from n-grams, and so from a predicted text."""
-        return self.scheduler.pools[0].drafts_ngrams
+        return any(pool.drafts_ngrams for pool in self.scheduler.pools)
 
     @property
     def ready(self) -> bool:

@@ -1,7 +1,9 @@
 // The text of a run in blocks, each one text node. Model text enters the page here, through text nodes alone.
 
-const TARGET = 3000; // UTF-16 units after which a block ends at the next line end
-const MOST = 9000; // units of a block without a line end
+// UTF-16 units after which a block ends at the next line end. The browser lays out and paints a block at once: with 3000
+// and colours, the largest task on 100,000 tokens took 36 ms of a core, 24 of them for paint, with 1500 it took 20.
+const TARGET = 1500;
+const MOST = 4500; // units of a block without a line end
 const WORD = /[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]|[^\s\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]+/gu;
 const NO_WORD_BEFORE = /^[\s\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]/u; // no word goes on here
 const NO_WORD_AFTER = /[\s\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}]$/u; // nor beyond such an end
