@@ -41,8 +41,9 @@ _SLOW = (
     *("audit/", "lossless/", "test_end_to_end", "hardware/", "test_smollm2", "training/test_trainer"),
     *(f"engine/test_{name}" for name in ("batch", "engine", "frozen_rows", "logprobs")),
     *("pallas_kernels/test_prefill_attention", "pallas_kernels/test_tree_attention_kernels"),
-    *("parallel/test_mesh_decoding", "serve/test_runs", "serve/test_scheduler", "speculate/test_tree"),
-    *("step/test_memory", "surfaces/test_closed_streams", "training/test_prediction"),
+    *("parallel/test_mesh_decoding", "serve/test_bytes", "serve/test_runs", "serve/test_scheduler"),
+    *("speculate/test_golden_draft", "speculate/test_tree", "step/test_memory", "surfaces/test_closed_streams"),
+    *("training/test_losses", "training/test_prediction"),
 )
 # Linux allows a process 65,530 memory maps, and every executable for CPU takes some: a worker that has compiled for
 # hundreds of tests would crash in the compiler.

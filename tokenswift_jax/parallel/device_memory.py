@@ -80,14 +80,15 @@ def check_room(mesh: Mesh, params: Any, config: ModelConfig, dtype: Any, length:
     if cache and weights <= free:
         whole, needed = f"{whole} and {_shown(cache)} of cache for {length} positions", weights + cache
     found, count = _with_room(mesh, params, config, dtype, length), jax.device_count()
+    remedy = f"no mesh of these {count} devices has room" if count > 1 else "there is no other device to share them"
+    remedy += "; ask for a shorter text" if needed > weights else ""
+    short = f"{device} has {_shown(free)} free: {_shown(needed - free)} are missing"
+    if mesh.size > 1:
+        remedy = remedy if found is None else f"mesh {found} has room"
+        raise UserError(f"mesh {spec_of(mesh)} puts {whole} on each device, and {short}; {remedy}", arguments=("mesh",))
     if found is not None:
-        remedy = f"mesh {found} has room"
-    else:
-        remedy = f"no mesh of these {count} devices has room" if count > 1 else "there is no other device to share them"
-        remedy += "; ask for a shorter text" if needed > weights else ""
-    what = f"the model has {whole}" if mesh.size == 1 else f"mesh {spec_of(mesh)} puts {whole} on each device"
-    line = f"{what}, and {device} has {_shown(free)} free: {_shown(needed - free)} are missing; {remedy}"
-    raise UserError(line, arguments=("mesh",) if "mesh" in line else ())
+        raise UserError(f"the model has {whole}, and {short}; mesh {found} has room", arguments=("mesh",))
+    raise UserError(f"the model has {whole}, and {short}; {remedy}")
 
 
 def _with_room(mesh: Mesh, params: Any, config: ModelConfig, dtype: Any, length: int | None) -> MeshSpec | None:
