@@ -48,7 +48,7 @@ SERVE = (
     "ready = Event(); scheduler = S(error=None, ready=ready);"
     "engine = lambda *x: [x[-1]('compiling a program', 0, 1, ''), ready.set(), S(scheduler=scheduler)][-1];"
     "patch.setattr(c, '_service', engine); patch.setattr(m, 'load', lambda *x, **y: S(tokenizer=None));"
-    "patch.setattr(a, 'create_app', lambda *x, **y: None);"
+    "patch.setattr(c, '_mesh_texts', lambda *x: []); patch.setattr(a, 'create_app', lambda *x, **y: None);"
     "patch.setattr(uvicorn.Server, 'startup', lambda *x, **y: asyncio.sleep(0));"
     "patch.setattr(s.Server, 'run', lambda self, x: asyncio.run(told(self)))\n"
     "async def told(server): await server.startup(); await server._announcer\n"
