@@ -11,7 +11,6 @@ differs with the lead of that draw. It exits with status 1 if any text differs.
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 
@@ -29,6 +28,7 @@ def main() -> int:
 
     import tokenswift_jax as ts
     from tokenswift_jax.audit.lead import leads_of
+    from tokenswift_jax.engine.compile_cache import forget
     from tokenswift_jax.request import batch_of
 
     runs = {
@@ -65,8 +65,7 @@ def main() -> int:
                     texts[run, name, number, mesh] = result.token_ids
                     if mesh == "1":
                         leads[run, name, number] = leads_of(model, request, result.token_ids)
-        jax.clear_caches()  # without it, the programs of all meshes exceed the memory maps that Linux allows a process
-        gc.collect()
+        forget()  # without it, the programs of all meshes exceed the memory maps that Linux allows a process
     print(f"{'run':16}{'sampling':14}{'text':6}{'least lead':12}" + "".join(f"{mesh:18}" for mesh in options.meshes))
     for (run, name, number), lead in leads.items():
         cells = []

@@ -99,5 +99,4 @@ def optimised(request):
     compile_cache.COMPILER_OPTIONS["cpu"] = {old: True} if old and not quick else {}
     if jax.config.read("jax_disable_most_optimizations") != quick:
         jax.config.update("jax_disable_most_optimizations", quick)
-        compile_cache._executables.clear()
-        jax.clear_caches()
+        compile_cache.forget()

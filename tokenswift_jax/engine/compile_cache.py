@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections import OrderedDict
@@ -46,6 +47,14 @@ def longest_compilation() -> float:
 def cached_executables() -> list[jax.stages.Compiled]:
     """The executables in the cache, the most recently used last."""
     return list(_executables.values())
+
+
+def forget() -> None:
+    """Lets go of all executables, here and in JAX: a process on Linux may have 65,530 memory maps, of which each
+    executable for a CPU takes some on each device."""
+    _executables.clear()
+    jax.clear_caches()
+    gc.collect()
 
 
 class CompileCache:
