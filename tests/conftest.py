@@ -1,6 +1,5 @@
 """Strict numerics for every test: silent promotion is an error."""
 
-import gc
 import os
 from pathlib import Path
 
@@ -82,8 +81,7 @@ def released():
     """Lets go of compiled programs after a module, where they have become many."""
     yield
     if _MAPS.exists() and _MAPS.read_bytes().count(b"\n") > _MANY:
-        jax.clear_caches()
-        gc.collect()
+        compile_cache.forget()
 
 
 @pytest.fixture(scope="module", autouse=True)

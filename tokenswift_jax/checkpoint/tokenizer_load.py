@@ -22,8 +22,8 @@ _CONFIG, _FILE = "config.json", "tokenizer.json"
 def loaded(place: Path, names: Sequence[str]) -> Any:
     """The transformers tokenizer of a folder.
 
-    transformers also reads the whole config.json, of which a tokenizer needs nothing but `model_type`, and takes a
-    byte-order mark for text. It gets a copy without either where they are in its way. No code of a checkpoint runs: a
+    transformers also reads the whole config.json, although a tokenizer needs its `model_type` alone, and takes a
+    byte-order mark for text. Where either is in its way, it gets a copy without them. No code of a checkpoint runs: a
     tokenizer with a class of its own is what its tokenizer.json says, and a warning says so.
 
     Args:

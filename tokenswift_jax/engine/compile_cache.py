@@ -50,8 +50,11 @@ def cached_executables() -> list[jax.stages.Compiled]:
 
 
 def forget() -> None:
-    """Lets go of all executables, here and in JAX: a process on Linux may have 65,530 memory maps, of which each
-    executable for a CPU takes some on each device."""
+    """Lets go of all executables, here and in JAX.
+
+    Without it, a process that compiles hundreds of programs ends in the compiler: Linux allows a process 65,530 memory
+    maps, and an executable for a CPU takes some on each device.
+    """
     _executables.clear()
     jax.clear_caches()
     gc.collect()

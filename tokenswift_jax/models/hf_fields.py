@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.errors import UserError, shortened
 
 # Fields that the readers of `models` and `checkpoint` use.
 _READ = {
@@ -61,7 +61,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _DUAL_CHUNK = {"chunk_size", "local_size", "original_max_position_embeddings"}  # `plain_positions` reads them
 _DUAL_CHUNK_NEUTRAL: dict[str, tuple[Any, ...]] = {"sparse_attention_enabled": (False,)}
 _EMPTY: tuple[Any, ...] = (None, {}, [], "")
-_SHOWN = 60  # characters of a value in a message
 
 
 def check_known(config: Mapping[str, Any]) -> None:
@@ -76,7 +75,7 @@ def check_known(config: Mapping[str, Any]) -> None:
         inside = _unknown(block, _DUAL_CHUNK, _DUAL_CHUNK_NEUTRAL)
         unknown |= {f"dual_chunk_attention_config.{name}": value for name, value in inside.items()}
     if unknown:
-        listed = ", ".join(f"{name} {_shown(value)}" for name, value in unknown.items())
+        listed = ", ".join(f"{name} {shortened(value)}" for name, value in unknown.items())
         raise UserError(
             f"config.json has fields that are not known here and may change the text: {listed}; where the model "
             f"computes the same without them as {config.get('model_type')} does, remove them from the file"
@@ -97,7 +96,7 @@ def check_block(block: Mapping[str, Any], known: Collection[str]) -> None:
     """
     unknown = _unknown(block, known, {})
     if unknown:
-        listed = ", ".join(f"{name} {_shown(value)}" for name, value in unknown.items())
+        listed = ", ".join(f"{name} {shortened(value)}" for name, value in unknown.items())
         raise UserError(f'"tokenswift" in config.json has unknown fields: {listed}; known: {", ".join(known)}')
 
 
@@ -128,7 +127,7 @@ def plain_positions(config: Mapping[str, Any]) -> int | None:
     given = [block[name] for name in names if block.get(name) is not None] if isinstance(block, Mapping) else []
     if not given or block.get("chunk_size") is None or any(type(size) is not int or size < 1 for size in given):
         raise UserError(
-            f"dual_chunk_attention_config in config.json is {_shown(block)}; it must be an object with a chunk_size"
+            f"dual_chunk_attention_config in config.json is {shortened(block)}; it must be an object with a chunk_size"
         )
     return min(given)
 
@@ -136,8 +135,3 @@ def plain_positions(config: Mapping[str, Any]) -> int | None:
 def _is_neutral(value: Any, neutral: tuple[Any, ...]) -> bool:
     same_kind = (one for one in neutral if isinstance(value, bool) == isinstance(one, bool))
     return any(value == one for one in same_kind)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."

@@ -38,6 +38,7 @@ def several() -> bool:
     try:
         return jax.process_count() > 1
     except (RuntimeError, AssertionError) as error:  # JAX asserts that one of the platforms named is there
+        # JAX makes the attributes of its options as it runs, which no type checker sees.
         named: str | None = jax.config.jax_platforms  # type: ignore[attr-defined]
         if not named:
             raise UserError(f"JAX finds no device: {' '.join(str(error).split())[:200]}") from None
@@ -173,7 +174,7 @@ def processes_here() -> frozenset[int]:
 
 @functools.cache
 def _processes_on(machine: str) -> frozenset[int]:
-    """The numbers of the processes on a machine, of which this process is one."""
+    """The numbers of the processes on this process's machine, by its name."""
     store, folder = _store(), "tokenswift/machine"
     store.key_value_set(f"{folder}/{jax.process_index()}", machine)
 

@@ -91,7 +91,8 @@ class Pool:
         config, dtype = model.config, jax.numpy.dtype(model.dtype)
         self.size, self._plans = size, plans
         self.lone = lone_texts(model, size.slots, plans)
-        drafting = [named.plan for named in [*plans.variants, *(self.lone.programs if self.lone else ())]]
+        self._programs = [*plans.variants, *(self.lone.programs if self.lone else ())]
+        drafting = [named.plan for named in self._programs]
         scratch = scratch_of(drafting)
         needed = max(size.length + scratch + 1, round_up(size.length, chunk_rows(size.length)))
         self.capacity = round_up(needed)
@@ -143,8 +144,7 @@ class Pool:
                     if number == 0:  # with a plan prepared, an insertion also brings the row's drafts up to date
                         self.engine.prepare(first)
         variants, compiled = self._plans.variants, self.engine.programs.compile_seconds
-        every = [*variants, *(self.lone.programs if self.lone else ())]
-        for named in every:
+        for named in self._programs:
             if given_up():
                 return
             self.engine.prepare(named)
@@ -154,7 +154,7 @@ class Pool:
                     prefill = self._prefill(request, [], slots)
                     self.engine.insert(prefill, [0]).result()
         if self.lone is not None:
-            took = (self.engine.programs.compile_seconds - compiled) / len(every)
+            took = (self.engine.programs.compile_seconds - compiled) / len(self._programs)
             self.lone.count(prefill, self.engine)
             self.lone.measure(self.engine, lengths[-1], took, self.size.length)
         if self._plans.optional and self._plans.drafts and self.size.slots > 1:
@@ -181,8 +181,7 @@ class Pool:
     @property
     def drafts_ngrams(self) -> bool:
         """Whether its plans draft n-grams."""
-        plans = [*self._plans.variants, *(self.lone.programs if self.lone else ())]
-        return any(named.plan.tree.ngram_k for named in plans)
+        return any(named.plan.tree.ngram_k for named in self._programs)
 
     @property
     def vacant(self) -> list[int]:
