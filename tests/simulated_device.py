@@ -60,17 +60,20 @@ class Device:
       believed: prices as they were measured before; None: the true ones.
       step: seconds of a plain step; `slower` multiplies all times from a position on.
       noise: chunks take up to this share more, at random.
+      overhead: seconds of a chunk that does not run ahead.
+      measured: whether the prices were measured at this length before.
     """
 
     def __init__(
         self, prices, gain, foreseen, *, believed=None, tokens=256, step=0.03, noise=0.0, seed=0, slower=(None, 1.0),
-        catch_up=0.0, remembered=True, always=False,
+        catch_up=0.0, remembered=True, always=False, overhead=OVERHEAD, measured=True,
     ):  # fmt: skip
         self.prices, self.gain, self.foreseen, self.step = prices, gain, foreseen, step
         self.total, self.noise, self.slower, self.catch_up = tokens, noise, slower, catch_up
         self.random = np.random.default_rng(seed)
         self.known = {named: deque([price], 5) for named, price in (believed or prices).items()}
         self.read, self.remembered, self.stored_step = 0, remembered, step
+        self.overhead, self.measured = overhead, measured
         self.chooser = Chooser(PLAIN, list(prices), tokens, self, drafts_always=always)
 
     # Knowledge
@@ -79,7 +82,7 @@ class Device:
         return median_low(self.known[named])
 
     def is_measured(self, named):
-        return True
+        return self.measured
 
     def tokens(self, named):
         return self.foreseen(named, self.read)
@@ -95,6 +98,7 @@ class Device:
 
     def learn_price(self, named, price):
         self.known[named].append(price)
+        self.measured = True
 
     def learn_plain(self, seconds):
         pass
@@ -118,7 +122,7 @@ class Device:
             slow = self.slower[1] if self.slower[0] is not None and begun >= self.slower[0] else 1.0
             seconds = iterations * self.step * slow * (1.0 if named is PLAIN else self.prices[named])
             seconds *= 1 + self.noise * self.random.random()
-            return named, begun, position - begun, iterations, seconds + OVERHEAD * alone
+            return named, begun, position - begun, iterations, seconds + self.overhead * alone
 
         chunk = send(True)
         ready, catch_up = chunk[0], 0.0
@@ -136,7 +140,7 @@ class Device:
                 cached = ahead[0].schedule == "partial"
                 catch_up, ready = self.catch_up * self.step * (cached and ahead[0] is not ready), ahead[0]
             chunk = ahead
-        return (self.total * self.step + OVERHEAD) / clock, log
+        return (self.total * self.step + self.overhead) / clock, log
 
     def best(self):
         """The speed of the best single plan, plain decoding among them."""
@@ -194,7 +198,7 @@ def stored_texts(file="2026-11-26-policy-texts.json"):
     return json.loads((BENCHMARKS / file).read_text(encoding="utf-8"))
 
 
-def decoding(stored, prices, head_prices=None, earlier=None, tokens=None, step=STEP):
+def decoding(stored, prices, head_prices=None, earlier=None, tokens=None, step=STEP, **device):
     """A device that decodes a stored text, where drafts come true as they do in it.
 
     Args:
@@ -203,6 +207,7 @@ def decoding(stored, prices, head_prices=None, earlier=None, tokens=None, step=S
       earlier: tokens of an iteration of heads on earlier texts, by nodes; None: the prompt alone tells.
       tokens: the text's first tokens; None: all.
       step: seconds of a plain step.
+      device: other arguments of `Device`.
     """
     first, text = len(stored["prompt"]), stored["prompt"] + stored["ids"]
     gains = {nodes: emitted(text, first, nodes) for nodes in prices}
@@ -227,7 +232,8 @@ def decoding(stored, prices, head_prices=None, earlier=None, tokens=None, step=S
 
     plans = ngrams(prices) | heads(head_prices or {})
     most = len(stored["ids"]) - 1
-    return Device(plans, gain, foreseen, tokens=min(tokens or most, most), step=step, remembered=earlier is not None)
+    known_before = earlier is not None
+    return Device(plans, gain, foreseen, tokens=min(tokens or most, most), step=step, remembered=known_before, **device)
 
 
 def _rests(iterations):

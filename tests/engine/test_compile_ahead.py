@@ -9,8 +9,8 @@ import pytest
 import small_models
 from decoded import PLAIN, assert_same, decode, start
 
-from tokenswift_jax.engine import adaptive
 from tokenswift_jax.engine import compile_ahead as module
+from tokenswift_jax.engine import text_knowledge
 from tokenswift_jax.engine.compile_ahead import CompileAhead
 from tokenswift_jax.engine.planner import Planner
 from tokenswift_jax.engine.step_costs import StepCosts
@@ -112,7 +112,7 @@ def test_a_plan_that_arrives_takes_over_and_the_text_is_the_same(wanted, monkeyp
     monkeypatch.setattr(CompileAhead, "begin", at_once)
     # A step of this model is shorter than the overhead of a chunk, and a busy machine makes prices of it.
     monkeypatch.setattr(Planner, "price", lambda self, named: 1.2)
-    monkeypatch.setattr(adaptive, "OVERHEAD", 0.0)
+    monkeypatch.setattr(text_knowledge, "CPU_OVERHEAD", 0.0)
     text = write(AUTO)
     assert [entry["mode"] for entry in text.trace[:2]] == ["autoregressive", "tokenswift"]
     assert (text.sources > 0).mean() > 0.3

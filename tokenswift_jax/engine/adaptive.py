@@ -10,19 +10,15 @@ from tokenswift_jax.engine.plan_knowledge import Knowledge
 from tokenswift_jax.speculate.plans import NamedPlan
 
 # The promise is 0.97 of plain decoding's speed on any text. Of these 3%, 1% is kept for the overhead of short plain
-# chunks (`OVERHEAD`); drafts that are not accepted may lose the other 2%, of the tokens so far, or of the first HORIZON
+# chunks (`SHORTEST`); drafts that are not accepted may lose the other 2%, of the tokens so far, or of the first HORIZON
 # tokens. Chunks of MOST iterations are those of plain decoding, so where they are not shorter (WHOLE), 0.2% is enough
 # for the host's own work. N-grams and heads have a half each, and all gains together. Without halves, a look at heads
 # in vain takes the means of n-grams that pay (cost: all of their gain of 1.6 on a JSON list of 128 tokens).
 ALLOWANCE, WHOLE, HORIZON = 0.02, 0.028, 256
-# Seconds that a chunk counts as costing beside its iterations where none runs ahead, twice for a look. On the demo (two
-# cores) a look costs 3.4 ms, 2.2 to begin it and 1.2 to come back. Half of that does best on the stored texts
-# (`tests/simulated_device.py`): with 1.2 ms instead, plans that would pay are not tried, and with 0.4 ms hostile texts
-# take up to 1.12 times as long.
-OVERHEAD, OVERHEAD_SHARE = 0.00075, 0.01
-# Seconds of iterations beside which that overhead is small enough. Shorter times measure nothing: on a busy machine,
-# one turn of another program (some milliseconds) would change them several times over.
-SHORTEST = OVERHEAD / OVERHEAD_SHARE
+# Seconds of iterations that tell what an iteration takes. Shorter times measure nothing: on a busy machine, one turn of
+# another program (some milliseconds) would change them several times over. Beside so many, the overhead of a chunk on a
+# CPU is one percent.
+SHORTEST = 0.075
 LEAST, MOST = 4, 32  # iterations of a plain chunk; a drafted chunk of fewer than LEAST is read before the next is sent
 # Iterations of the first chunk of a plan, which is read before another is sent, and of the later ones. If reading costs
 # more than these may lose, as with the demo, a first chunk is longer. These two, LEAST, STAKE, LOOK, MARGIN, BELIEF,
@@ -82,7 +78,7 @@ class Chooser:
         self._asked, self._know, self._always = asked, knowledge, drafts_always
         self._usable: list[NamedPlan] = []
         self._stayed = 0  # chunks of the current plan since it was taken
-        self._ran = plain
+        self._ran, self._begun, self._reads = plain, False, False
         self._paces: deque[float] = deque(maxlen=3)  # newest seconds of a plain step
         self._paced_at: int | None = None  # tokens at the newest of them
         self._timed = 0.0, 0  # seconds and iterations of the plan in use, too short yet to measure
@@ -120,11 +116,11 @@ class Chooser:
     def reads_first(self) -> bool:
         """Whether the chunk under way must be read before another is sent.
 
-        A plan's first chunk is, which halves the loss of a look in vain, and so are short chunks near the account's
-        end."""
+        A plan's first chunk is, which halves the loss of a look in vain, unless reading it costs more than a look may
+        lose; and so are short chunks near the account's end."""
         if self.current is self.plain or self._always:
             return False
-        return not self._stayed or self._iterations() < LEAST
+        return self._iterations() < LEAST if self._stayed else not self._alone_is_dear()
 
     def speed(self, named: NamedPlan) -> float:
         """Foreseen speed of a plan, in multiples of plain decoding's."""
@@ -197,6 +193,8 @@ class Chooser:
         self.tokens += tokens
         if not tokens or not iterations or not self.plans:
             return
+        if named is not self._ran or self._reads:  # it did not run ahead
+            seconds = max(seconds - self._know.overhead, seconds / 2)
         read_first, self._under_way = named is self.current and self.reads_first, 0
         if named is self.current is not self.plain and not self._always and not read_first:
             self._under_way = self._iterations()
@@ -205,7 +203,7 @@ class Chooser:
             self._observe_plain(tokens, seconds / iterations if alone else None)
         else:
             self._observe_drafts(named, tokens, iterations, self._pace(named, iterations, seconds, alone), catch_up)
-        self._ran = named
+        self._ran, self._begun, self._reads = named, True, read_first
         self._decide()
         if read_first and self.current is named:
             self._saved[self._know.is_live(named)] -= self._overhead()
@@ -237,19 +235,18 @@ class Chooser:
         self, named: NamedPlan, tokens: int, iterations: int, pace: float | None, catch_up: float
     ) -> None:
         price, plain = self._know.price(named), self.plain_pace()
-        self._doubted = False
         if pace is not None and plain is not None:
             if catch_up:
                 self._catch_ups[named] = catch_up / plain
             if self._is_fresh():
                 self._know.learn_price(named, pace / plain)
-                price = self._know.price(named)
+                price, self._doubted = self._know.price(named), False
             elif not self._always:
                 # Either the price is wrong or the machine is slower than it was: a plain chunk tells which.
                 slow = pace > WAVERING * price * plain and tokens / iterations < MARGIN * pace / plain
                 self._doubted = slow or not self._know.is_measured(named)
-        elif not self._always:
-            self._doubted = pace is not None
+        elif pace is not None and not self._always:
+            self._doubted = True
         saved = tokens - iterations * price - (self._catch_ups.get(named, 0.0) if catch_up else 0.0)
         self._saved[self._know.is_live(named)] += saved - (self._switches() if named is not self._ran else 0.0)
         self._evidence.add(named, tokens, iterations)
@@ -316,9 +313,14 @@ class Chooser:
         return max(self.remaining, 1) / self.speed(named) + self._rebuild(named)
 
     def _can_lose(self, named: NamedPlan) -> bool:
-        """Whether the account can lose an iteration of a plan."""
-        least = 1 if named is self.current else self._paying(named)
-        return self._left(named) - self._rebuild(named) >= least * self._evidence.worst(named)
+        """Whether the account can lose an iteration of a plan, and its overhead where chunks have become so short that
+        each is read before the next is sent, and that overhead costs more than the iteration itself."""
+        left, worst = self._left(named) - self._rebuild(named), self._evidence.worst(named)
+        if named is not self.current:
+            return left >= self._paying(named) * worst
+        overhead = self._overhead()
+        alone = self._stayed and left < 2 * LEAST * worst and overhead > worst
+        return left >= worst + (overhead if alone else 0.0)
 
     def _iterations(self) -> int:
         """Iterations of the next chunk of the plan in use: no more than the account can lose."""
@@ -371,13 +373,22 @@ class Chooser:
         return self._switches() + self._catch_ups.get(named, ASSUMED_REBUILD if rebuilt else 0.0)
 
     def _switches(self) -> float:
-        """Plain steps that the switch to a plan and the one back from it cost; the first chunk needs no switch."""
+        """Plain steps that the switch to a plan and the one back from it cost; the first chunk needs no switch.
+
+        Where chunks alone are dear, a long text that begins with drafts is not charged for the switch back."""
+        if not self._begun and self._asked >= HORIZON and self._alone_is_dear():
+            return 0.0
         return (2 if self.tokens else 1) * self._overhead()
+
+    def _alone_is_dear(self) -> bool:
+        """Whether a chunk that does not run ahead costs more than the account of HORIZON tokens. Without this, such a
+        device (an H200 with SmolLM2) drafts nothing in the first thousand tokens."""
+        return self._overhead() > self._allowance() * HORIZON / len(self._saved)
 
     def _overhead(self) -> float:
         """Plain steps of the overhead of a chunk that does not run ahead."""
         step = self.plain_pace()
-        return OVERHEAD / step if step else 0.0
+        return self._know.overhead / step if step else 0.0
 
     def _is_fresh(self) -> bool:
         return self._paced_at is not None and self.tokens - self._paced_at <= FRESH

@@ -10,12 +10,17 @@ from tokenswift_jax.speculate.plans import NamedPlan
 class Knowledge(Protocol):
     """Knowledge of plans at the present length of the text."""
 
+    @property
+    def overhead(self) -> float:
+        """Seconds that a chunk costs beside its iterations where none runs ahead."""
+        ...
+
     def price(self, named: NamedPlan) -> float:
         """Plain steps that an iteration costs, measured or assumed."""
         ...
 
     def is_measured(self, named: NamedPlan) -> bool:
-        """Whether the price was measured at about this length."""
+        """Whether the price was measured, at this or another length."""
         ...
 
     def tokens(self, named: NamedPlan) -> float | None:

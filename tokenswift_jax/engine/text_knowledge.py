@@ -20,6 +20,12 @@ from tokenswift_jax.speculate.plans import NamedPlan
 # two cores cost 1.5. An H200 needs 1.13 plain steps for 16 rows of an 8B. Where the roofline (`RowCosts`) alone asks
 # for more, that is assumed: 64 rows of an 8B took 1.6 plain steps of an H200 after 16,384 tokens and 2.4 after 126,976.
 CPU_ROWS, ACCELERATOR_ROWS = 8, 123
+# Seconds that a chunk counts as costing beside its iterations where none runs ahead, twice for a look. On two cores, a
+# look costs the demo 3.4 ms, 2.2 to begin it and 1.2 to come back. Half of that does best on the stored texts
+# (`tests/simulated_device.py`): with 1.2 ms instead, plans that would pay are not tried, and with 0.4 ms hostile texts
+# take up to 1.12 times as long. On an H200, such chunks of SmolLM2 take 7 to 8 ms more than their iterations take in
+# others.
+CPU_OVERHEAD, ACCELERATOR_OVERHEAD = 0.00075, 0.007
 OWN = 4  # newest prices measured on the text itself: with the kept one, two of them outvote it
 
 
@@ -53,6 +59,11 @@ class TextKnowledge:
         self._prices: dict[NamedPlan, float] = {}  # at the present length
         self._own: defaultdict[NamedPlan, deque[float]] = defaultdict(lambda: deque(maxlen=OWN))
 
+    @property
+    def overhead(self) -> float:
+        """Seconds that a chunk costs beside its iterations where none runs ahead, on this kind of device."""
+        return CPU_OVERHEAD if jax.default_backend() == "cpu" else ACCELERATOR_OVERHEAD
+
     def reach(self, length: int) -> None:
         """The text has so many committed positions now."""
         self._length = max(length, 1)
@@ -85,8 +96,8 @@ class TextKnowledge:
         return verified + (plan.drafter.weights >= DraftWeights.LAYERS) + reads * self._head_share
 
     def is_measured(self, named: NamedPlan) -> bool:
-        """Whether the price was measured at about this length."""
-        return self._costs.measured(named, self._length) > 0
+        """Whether the price was measured, at this or another length."""
+        return bool(self._own[named]) or self._costs.price(named, self._length) is not None
 
     def tokens(self, named: NamedPlan) -> float | None:
         """The most that n-grams foresee, that the prompt shows of draft heads and that earlier texts showed: to believe
