@@ -1,5 +1,7 @@
 """The choice of plans on a simulated device: its speed relative to plain decoding and to the best plan, on any text."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from simulated_device import (
@@ -257,6 +259,21 @@ def test_plans_of_a_device_whose_steps_are_shorter_than_a_switch(earlier):
     for length, least in (("256", 0.87), ("2048", 0.94)):
         assert np.mean([best for name, (_, best) in speeds.items() if length in name.split()]) >= least
     assert speeds["quote 256 0.0"][0] >= 1.3
+
+
+@pytest.mark.parametrize("measured", [False, True])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_device_on_which_a_switch_costs_many_steps_keeps_the_plan_that_pays(measured, seed):
+    """As an H200 with SmolLM2: a chunk alone costs as much as seven plain steps. A price that was never measured is
+    measured once, by plain chunks."""
+    tokens = np.random.default_rng(seed).choice([1, 2, 3, 4], 2100, p=[0.4, 0.25, 0.2, 0.15])
+    plan, h200 = fused(15), {"tokens": 2048, "step": 0.00104, "overhead": 0.007, "measured": measured}
+    device = Device({plan: 1.48}, lambda _, at: int(tokens[at]), lambda *_: 2.1, noise=0.03, seed=seed, **h200)
+    speed, log = device.run()
+    assert speed >= 0.92 * device.best()
+    assert sum(one[0] is not other[0] for one, other in pairwise(log)) == (0 if measured else 2)
+    hostile = Device({plan: 1.48}, lambda *_: 1, lambda *_: 2.1, **h200)
+    assert hostile.run()[0] >= 0.96
 
 
 def test_no_plans_no_choice():

@@ -120,7 +120,7 @@ class Chooser:
         lose; and so are short chunks near the account's end."""
         if self.current is self.plain or self._always:
             return False
-        return self._iterations() < LEAST if self._stayed else not self._alone_is_dear()
+        return self._iterations() < LEAST if self._stayed else not self._looks_cost_too_much()
 
     def speed(self, named: NamedPlan) -> float:
         """Foreseen speed of a plan, in multiples of plain decoding's."""
@@ -375,15 +375,15 @@ class Chooser:
     def _switches(self) -> float:
         """Plain steps that the switch to a plan and the one back from it cost; the first chunk needs no switch.
 
-        Where chunks alone are dear, a long text that begins with drafts is not charged for the switch back."""
-        if not self._begun and self._asked >= HORIZON and self._alone_is_dear():
+        Where looks cost too much, a long text that begins with drafts is not charged for the switch back."""
+        if not self._begun and self._asked >= HORIZON and self._looks_cost_too_much():
             return 0.0
         return (2 if self.tokens else 1) * self._overhead()
 
-    def _alone_is_dear(self) -> bool:
-        """Whether a chunk that does not run ahead costs more than the account of HORIZON tokens. Without this, such a
-        device (an H200 with SmolLM2) drafts nothing in the first thousand tokens."""
-        return self._overhead() > self._allowance() * HORIZON / len(self._saved)
+    def _looks_cost_too_much(self) -> bool:
+        """Whether a chunk that does not run ahead costs more than a stay may begin with. Without this, an H200 with
+        SmolLM2 drafts nothing in the first thousand tokens."""
+        return self._overhead() > STAKE * self._allowance() * HORIZON / len(self._saved)
 
     def _overhead(self) -> float:
         """Plain steps of the overhead of a chunk that does not run ahead."""
