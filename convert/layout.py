@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +11,12 @@ import numpy as np
 
 from tokenswift_jax.checkpoint import save
 from tokenswift_jax.checkpoint.counted import counted
-from tokenswift_jax.checkpoint.directory import companion_files
+from tokenswift_jax.checkpoint.directory import copy_companions
 from tokenswift_jax.checkpoint.load import Checkpoint
 from tokenswift_jax.checkpoint.names import HEAD_PREFIX
 from tokenswift_jax.checkpoint.save import ARCHITECTURES
 from tokenswift_jax.checkpoint.tensors import Tensor
-from tokenswift_jax.errors import UserError, writing
+from tokenswift_jax.errors import UserError
 from tokenswift_jax.progress_report import Report, silent
 
 
@@ -54,9 +53,7 @@ def write_layout(
         tensors, config = _as_reference(checkpoint, tensors, config)
     with counted(tensors, "writing the checkpoint", report) as announced:
         save(folder, config, announced, orbax=orbax)
-    for file in companion_files(checkpoint.directory):
-        with writing(folder / file.name):
-            shutil.copyfile(file, folder / file.name)
+    copy_companions(checkpoint.directory, folder)
     return summary_of(tensors, checkpoint.config.num_draft_heads)
 
 

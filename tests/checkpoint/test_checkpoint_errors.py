@@ -196,6 +196,7 @@ def test_a_hub_id_is_downloaded_without_foreign_files(monkeypatch):
     assert resolve("owner/model") == FAMILIES / "llama2"
     assert asked["hub_id"] == "owner/model"
     wanted = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.json"]
+    wanted.append("additional_chat_templates/tool_use.jinja")
     foreign = ["pytorch_model.bin", "consolidated.safetensors", "original/params.json", "README.md"]
     hit = [name for name in wanted + foreign if any(fnmatch.fnmatch(name, one) for one in asked["patterns"])]
     assert hit == wanted

@@ -41,6 +41,8 @@ def test_round_trip_is_bit_identical(tmp_path, name):
     source, _ = copy(name, tmp_path / "source")
     add_tokenizer(source, 120)
     (source / "generation_config.json").write_text('{"temperature": 0.7}')
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
     convert([str(source), str(tmp_path / "ours")])
     export([str(tmp_path / "ours"), str(tmp_path / "back")])
     assert stored(tmp_path / "ours") == stored(source) == stored(tmp_path / "back")
@@ -48,7 +50,8 @@ def test_round_trip_is_bit_identical(tmp_path, name):
     back = json.loads((tmp_path / "back" / "config.json").read_text())
     assert {key: back[key] for key in config} == config
     assert set(back) - set(config) == {"architectures"}
-    for file in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+    files = ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"]
+    for file in [*files, "additional_chat_templates/tool_use.jinja"]:
         assert (tmp_path / "back" / file).read_bytes() == (source / file).read_bytes()
     text = "w7 w119"
     assert load_tokenizer(tmp_path / "back").encode(text) == load_tokenizer(source).encode(text)

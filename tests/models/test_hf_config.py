@@ -223,6 +223,7 @@ ERRORS = [
     (LLAMA | {"quantization_config": {"quant_method": "awq"}}, ["quantization_config"]),
     (LLAMA | {"vocab_size": "100"}, ["vocab_size", "'100'"]),
     (LLAMA | {"num_hidden_layers": 0}, ["num_hidden_layers", "positive"]),
+    (LLAMA | {"num_hidden_layers": 10**9}, ["num_hidden_layers in config.json is 1000000000", "10,000"]),
     (LLAMA | {"num_key_value_heads": 0}, ["num_key_value_heads in config.json is 0", "positive integer"]),
     (LLAMA | {"num_key_value_heads": False}, ["num_key_value_heads in config.json is False"]),
     (LLAMA | {"head_dim": 0}, ["head_dim in config.json is 0", "positive integer"]),

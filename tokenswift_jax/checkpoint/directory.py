@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from tokenswift_jax.checkpoint.converted import converted, source_name
 from tokenswift_jax.checkpoint.gguf.container import is_gguf
 from tokenswift_jax.checkpoint.packaged import PACKAGED, packaged_file, shipped_heads
 from tokenswift_jax.checkpoint.tensors import HEADS_FILE, INDEX_FILE
-from tokenswift_jax.checkpoint.tokenizer_load import loaded
-from tokenswift_jax.errors import UserError
+from tokenswift_jax.checkpoint.tokenizer_load import MORE_TEMPLATES, loaded
+from tokenswift_jax.errors import UserError, writing
 from tokenswift_jax.models.hf_fields import OF_GENERATION
-from tokenswift_jax.paths import expanded
+from tokenswift_jax.paths import expanded, resolved
 from tokenswift_jax.progress_report import Report, silent
 from tokenswift_jax.text.reading import read_json
 
@@ -23,6 +24,7 @@ TOKENIZER_FILES = (
     *("vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json"),
 )
 GENERATION_FILE = "generation_config.json"
+_TEMPLATES = f"{MORE_TEMPLATES}/*.jinja"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -97,7 +99,15 @@ def _download(hub_id: str, without: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    wanted = ["config.json", GENERATION_FILE, "model*.safetensors", INDEX_FILE, HEADS_FILE, *TOKENIZER_FILES]
+    wanted = [
+        "config.json",
+        GENERATION_FILE,
+        "model*.safetensors",
+        INDEX_FILE,
+        HEADS_FILE,
+        _TEMPLATES,
+        *TOKENIZER_FILES,
+    ]
     try:
         path = Path(snapshot_download(hub_id, allow_patterns=wanted))
     except (OfflineModeIsEnabled, LocalEntryNotFoundError):
@@ -216,10 +226,22 @@ def load_generation_config(directory: Path) -> dict[str, Any]:
     }
 
 
-def companion_files(directory: Path) -> list[Path]:
-    """The tokenizer and generation files of a checkpoint; its own files take precedence over its base's."""
-    places = [_companion_directory(directory, _VOCABULARIES), _companion_directory(directory, (GENERATION_FILE,))]
-    tokenizer, generation = places
-    files = [] if tokenizer is None else [tokenizer / name for name in TOKENIZER_FILES]
-    files += [] if generation is None else [generation / GENERATION_FILE]
-    return [file for file in files if file.is_file()]
+def copy_companions(directory: Path, folder: Path) -> None:
+    """Copies the tokenizer and generation files of a checkpoint into a folder; its own files take precedence over its
+    base's, and those that are in the folder stay.
+
+    Raises:
+      WriteError: they cannot be written.
+    """
+    tokenizer = _companion_directory(directory, _VOCABULARIES)
+    generation = _companion_directory(directory, (GENERATION_FILE,))
+    files = [] if generation is None else [(generation, generation / GENERATION_FILE)]
+    if tokenizer is not None:
+        named = [*(tokenizer / name for name in TOKENIZER_FILES), *sorted(tokenizer.glob(_TEMPLATES))]
+        files += [(tokenizer, file) for file in named if file.is_file()]
+    for place, file in files:
+        copy = folder / file.relative_to(place)
+        if resolved(copy) != resolved(file):
+            with writing(copy):
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, copy)

@@ -15,7 +15,7 @@ from tokenswift_jax.checkpoint.tokenizer_check import faithful
 from tokenswift_jax.errors import UserError, warn
 from tokenswift_jax.text.reading import NotTextError, decode, read_json
 
-_MORE_TEMPLATES = "additional_chat_templates"
+MORE_TEMPLATES = "additional_chat_templates"  # the folder of named chat templates, NAME.jinja
 _CONFIG, _FILE = "config.json", "tokenizer.json"
 
 
@@ -91,8 +91,8 @@ def _copy(place: Path, names: Sequence[str], copy: Path) -> None:
     for name in names:
         data = (place / name).read_bytes()
         (copy / name).write_bytes(data.removeprefix(codecs.BOM_UTF8))
-    if (place / _MORE_TEMPLATES).is_dir():
-        shutil.copytree(place / _MORE_TEMPLATES, copy / _MORE_TEMPLATES)
+    if (place / MORE_TEMPLATES).is_dir():
+        shutil.copytree(place / MORE_TEMPLATES, copy / MORE_TEMPLATES)
     family = read_json(place / _CONFIG).get("model_type") if (place / _CONFIG).is_file() else None
     if isinstance(family, str):
         (copy / _CONFIG).write_text(json.dumps({"model_type": family}), encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tokenswift_jax.speculate.plans import NamedPlan
+from tokenswift_jax.speculation import SpeculationConfig
 
 CHAIN = 3  # tokens of an n-gram draft below the root
 DISCOUNT = 0.85  # weight of an iteration in an estimate, relative to the iteration after it
@@ -43,6 +44,16 @@ class NgramForesight:
         budgets = tuple(budgets)
         self._rows = [_Row(list(text), lag, budgets, most, slots) for text, lag in zip(texts, lags, strict=True)]
         self._running = set(range(len(texts)))
+
+    @staticmethod
+    def of(
+        plans: Iterable[NamedPlan], speculation: SpeculationConfig, texts: Sequence[Sequence[int]], lags: Sequence[int]
+    ) -> NgramForesight | None:
+        """The foresight for the plans that a policy may choose; None where none of them drafts by n-grams."""
+        budgets = {named.node_budget for named in plans if has_ngrams(named)}
+        if not budgets:
+            return None
+        return NgramForesight(texts, lags, budgets, speculation.ngram_k, speculation.ngram_slots)
 
     def read(self, row: int, token_ids: Sequence[int]) -> None:
         """Appends emitted tokens to a row's text, and replays the iterations that end within them."""

@@ -21,7 +21,7 @@ from tokenswift_jax.engine.planner import Planner, measure
 from tokenswift_jax.engine.policy import FixedPlan, PlanPolicy
 from tokenswift_jax.engine.prefill import chunk_rows
 from tokenswift_jax.engine.row_costs import row_costs_of
-from tokenswift_jax.engine.step_costs import costs_in, file_name
+from tokenswift_jax.engine.step_costs import costs_of
 from tokenswift_jax.engine.step_result import Pending, StepResult
 from tokenswift_jax.engine.text_knowledge import head_share_of
 from tokenswift_jax.errors import NumericsError, UserError
@@ -155,12 +155,13 @@ class Session:
             mesh=placement.mesh,
         )
         self.engine = Engine(model, layout, slots, draft_params=draft_params, report=report)
-        self._foresight = _foresight(speculation, speculative, requests, self._emitted)
+        choices = speculative if is_adaptive(speculation.mode, speculation.schedule) else []
+        written = [[*r.prompt_ids, *done] for r, done in zip(requests, self._emitted, strict=True)]
+        lags = [ngram_lag_of(request.sampling) for request in requests]
+        self._foresight = NgramForesight.of(choices, speculation, written, lags)
+        self._heads = HeadsForesight(model, choices)
         most = max(request.max_new_tokens for request in requests)
-        place = "costs", slots, cache_dtype
-        self._costs = costs_in(model.once(place, lambda: file_name(config, model.params, slots, cache_dtype)))
-        chosen = is_adaptive(speculation.mode, speculation.schedule)
-        self._heads = HeadsForesight(model, speculative if chosen else ())
+        self._costs = costs_of(model, slots, cache_dtype)
         self._policy = agreed_policy(
             lambda: self._policy_for(speculation, plain, speculative, most, model), [plain, *speculative]
         )
@@ -344,18 +345,3 @@ class Session:
                 if not self._running[row]:
                     self._foresight.end(row)
         return Step(tuple(rows))
-
-
-def _foresight(
-    speculation: SpeculationConfig,
-    speculative: list[NamedPlan],
-    requests: Sequence[Request],
-    emitted: Sequence[Sequence[int]],
-) -> NgramForesight | None:
-    """The foresight for the plans that a policy may choose; None where it chooses none or none drafts by n-grams."""
-    budgets = {named.node_budget for named in speculative if has_ngrams(named)}
-    if not budgets or not is_adaptive(speculation.mode, speculation.schedule):
-        return None
-    texts = [[*request.prompt_ids, *done] for request, done in zip(requests, emitted, strict=True)]
-    lags = [ngram_lag_of(request.sampling) for request in requests]
-    return NgramForesight(texts, lags, budgets, speculation.ngram_k, speculation.ngram_slots)

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_low
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -27,6 +27,9 @@ from tokenswift_jax.hardware.environment import usable_cores
 from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.paths import cache_folder
 from tokenswift_jax.speculate.plans import NamedPlan
+
+if TYPE_CHECKING:
+    from tokenswift_jax.model import Model
 
 _FORMAT = 1
 # The newest values that are kept. Of five, the second smallest counts, of fewer the smallest: other programs disturb
@@ -253,6 +256,12 @@ def file_name(config: ModelConfig, params: Any, batch: int, cache_dtype: str | N
     machine = _digest(device.platform, device.device_kind, cores if device.platform == "cpu" else None)
     versions = _digest(jax.__version__, __version__, os.environ.get("XLA_FLAGS", ""), cpu.installed())
     return f"{device.platform}-{machine}-{model}-{versions}-batch{batch}.json"
+
+
+def costs_of(model: Model, slots: int, cache_dtype: str | None = None) -> StepCosts:
+    """The costs of a model in sessions of so many slots, as earlier ones left them; `cache_dtype` as in `file_name`."""
+    place = "costs", slots, cache_dtype
+    return costs_in(model.once(place, lambda: file_name(model.config, model.params, slots, cache_dtype)))
 
 
 def costs_in(name: str) -> StepCosts:

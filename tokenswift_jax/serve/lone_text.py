@@ -15,7 +15,7 @@ from tokenswift_jax.engine.heads_foresight import HeadsForesight
 from tokenswift_jax.engine.planner import measure
 from tokenswift_jax.engine.prefill import Prefill
 from tokenswift_jax.engine.row_costs import row_costs_of
-from tokenswift_jax.engine.step_costs import costs_in, file_name
+from tokenswift_jax.engine.step_costs import costs_of
 from tokenswift_jax.engine.text_knowledge import TextKnowledge, head_share_of
 from tokenswift_jax.sample.params import ngram_lag_of
 from tokenswift_jax.serve.plan_set import PlanSet
@@ -46,7 +46,7 @@ class LoneTexts:
         self._model, self._plans, self._narrow = model, plans, slots == 1
         self.programs = [*plans.undrafted, *(plans.ngrams if self._narrow else ())]
         # As a session of so many texts has it.
-        self.costs = costs_in(model.once(("costs", slots, None), lambda: file_name(model.config, model.params, slots)))
+        self.costs = costs_of(model, slots)
         self.row_costs = row_costs_of(model.config, jax.numpy.dtype(model.dtype), slots)
         self.head_share, self.trained = head_share_of(model.config, model.params), model.config.expected_tokens
         self._saved = time.perf_counter()
@@ -79,14 +79,8 @@ class LoneTexts:
         heads = HeadsForesight(self._model, plans)
         if prompt is not None and heads.counts and run.request.max_new_tokens - len(run.tokens) >= _COUNTED:
             heads.count(prompt, engine.programs, 1)
-        budgets = {named.node_budget for named in plans if has_ngrams(named)}
-        ngrams = None
-        if budgets:
-            text, lag = [*run.request.prompt_ids, *run.tokens], ngram_lag_of(run.request.sampling)
-            drafts = self._plans.speculation
-            ngrams = NgramForesight(
-                [[*run.request.predicted_ids, *text]], [lag], budgets, drafts.ngram_k, drafts.ngram_slots
-            )
+        text = [*run.request.predicted_ids, *run.request.prompt_ids, *run.tokens]
+        ngrams = NgramForesight.of(plans, self._plans.speculation, [text], [ngram_lag_of(run.request.sampling)])
         return LoneText(self, plain, plans, run, heads, ngrams)
 
     def save(self) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from typing import TYPE_CHECKING, Any
 
-from tokenswift_jax.checkpoint.directory import companion_files, lasting_base, read_config
+from tokenswift_jax.checkpoint.directory import copy_companions, lasting_base, read_config
 from tokenswift_jax.checkpoint.load import open_checkpoint
 from tokenswift_jax.checkpoint.save import save, state_tensors
-from tokenswift_jax.errors import writing
-from tokenswift_jax.paths import resolved, write_text
+from tokenswift_jax.paths import write_text
 from tokenswift_jax.training.learner import Learner
 from tokenswift_jax.training.settings import TrainingSettings
 
@@ -54,10 +52,7 @@ def write_checkpoint(
     output = paths.output
     output.mkdir(parents=True, exist_ok=True)
     save(output, config, [tensor.astype(dtype) for tensor in tensors])
-    for file in companion_files(paths.model):
-        if resolved(file).parent != resolved(output):
-            with writing(output / file.name):
-                shutil.copyfile(file, output / file.name)
+    copy_companions(paths.model, output)
     draft = output / f"{TRAINING_FILE}.part"
     write_text(draft, json.dumps(facts, indent=2) + "\n")
     os.replace(draft, output / TRAINING_FILE)

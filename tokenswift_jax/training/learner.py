@@ -70,8 +70,7 @@ def load_learner(folder: Path, settings: TrainingSettings, shares: Shares = ONE_
             f"max_length {settings.max_length} exceeds the model's {config.max_position_embeddings} positions",
             arguments=("max_length",),
         )
-    heads_asked = {"num_draft_heads": settings.heads, "draft_head_type": settings.head_type}
-    wanted = replace(config, **heads_asked, node_sets=NO_NODE_SETS, expected_tokens=None)
+    wanted = replace(config, **settings.head_fields, node_sets=NO_NODE_SETS, expected_tokens=None)
     loaded = nnx.merge(graph, params)
     _, heads, backbone = nnx.split(loaded, nnx.PathContains("draft_heads"), ...)
     continues = (config.num_draft_heads, config.draft_head_type) == (settings.heads, settings.head_type)

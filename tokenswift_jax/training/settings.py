@@ -194,6 +194,11 @@ class TrainingSettings:
         object.__setattr__(self, name, value if isinstance(value, int) else float(value))
 
     @property
+    def head_fields(self) -> dict[str, Any]:
+        """The fields of a `ModelConfig` with the heads of this run."""
+        return {"num_draft_heads": self.heads, "draft_head_type": self.head_type}
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer step reads, padding included."""
         return self.batch_size * self.gradient_accumulation_steps * self.max_length

@@ -28,8 +28,7 @@ def state_bytes(config: ModelConfig, settings: TrainingSettings, stored: np.dtyp
       stored: the dtype of the backbone's parameters.
       shares: the devices of the run.
     """
-    heads = {"num_draft_heads": settings.heads, "draft_head_type": settings.head_type}
-    wanted = replace(config, node_sets=NO_NODE_SETS, draft_vocab=None, **heads)
+    wanted = replace(config, node_sets=NO_NODE_SETS, draft_vocab=None, **settings.head_fields)
     _, trained, backbone = nnx.split(abstract_decoder(wanted, stored), nnx.PathContains("draft_heads"), ...)
     trained = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float32), trained)
     copies = _TRAINED if settings.what == "all" else 1
