@@ -78,7 +78,8 @@ class Chooser:
         self._asked, self._know, self._always = asked, knowledge, drafts_always
         self._usable: list[NamedPlan] = []
         self._stayed = 0  # chunks of the current plan since it was taken
-        self._ran, self._begun, self._reads = plain, False, False
+        self._ran, self._begun = plain, False  # the plan of the newest chunk read, and whether there was one
+        self._read_first = False  # whether that chunk was read before the next was sent
         self._paces: deque[float] = deque(maxlen=3)  # newest seconds of a plain step
         self._paced_at: int | None = None  # tokens at the newest of them
         self._timed = 0.0, 0  # seconds and iterations of the plan in use, too short yet to measure
@@ -193,7 +194,7 @@ class Chooser:
         self.tokens += tokens
         if not tokens or not iterations or not self.plans:
             return
-        if named is not self._ran or self._reads:  # it did not run ahead
+        if named is not self._ran or self._read_first:  # it did not run ahead
             seconds = max(seconds - self._know.overhead, seconds / 2)
         read_first, self._under_way = named is self.current and self.reads_first, 0
         if named is self.current is not self.plain and not self._always and not read_first:
@@ -203,7 +204,7 @@ class Chooser:
             self._observe_plain(tokens, seconds / iterations if alone else None)
         else:
             self._observe_drafts(named, tokens, iterations, self._pace(named, iterations, seconds, alone), catch_up)
-        self._ran, self._begun, self._reads = named, True, read_first
+        self._ran, self._begun, self._read_first = named, True, read_first
         self._decide()
         if read_first and self.current is named:
             self._saved[self._know.is_live(named)] -= self._overhead()
