@@ -99,15 +99,8 @@ def _download(hub_id: str, without: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    wanted = [
-        "config.json",
-        GENERATION_FILE,
-        "model*.safetensors",
-        INDEX_FILE,
-        HEADS_FILE,
-        _TEMPLATES,
-        *TOKENIZER_FILES,
-    ]
+    wanted = ["config.json", GENERATION_FILE, "model*.safetensors", INDEX_FILE, HEADS_FILE]
+    wanted += [*TOKENIZER_FILES, _TEMPLATES]
     try:
         path = Path(snapshot_download(hub_id, allow_patterns=wanted))
     except (OfflineModeIsEnabled, LocalEntryNotFoundError):
@@ -227,8 +220,8 @@ def load_generation_config(directory: Path) -> dict[str, Any]:
 
 
 def copy_companions(directory: Path, folder: Path) -> None:
-    """Copies the tokenizer and generation files of a checkpoint into a folder; its own files take precedence over its
-    base's, and those that are in the folder stay.
+    """Copies the tokenizer and generation files of a checkpoint into a folder, which may be the checkpoint itself; its
+    own files take precedence over its base's.
 
     Raises:
       WriteError: they cannot be written.

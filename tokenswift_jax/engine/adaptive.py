@@ -314,8 +314,10 @@ class Chooser:
         return max(self.remaining, 1) / self.speed(named) + self._rebuild(named)
 
     def _can_lose(self, named: NamedPlan) -> bool:
-        """Whether the account can lose an iteration of a plan, and its overhead where chunks have become so short that
-        each is read before the next is sent, and that overhead costs more than the iteration itself."""
+        """Whether the account can lose an iteration of a plan.
+
+        Where chunks have become so short that each is read before the next is sent, it must be able to lose that
+        overhead too, if it is more than the iteration."""
         left, worst = self._left(named) - self._rebuild(named), self._evidence.worst(named)
         if named is not self.current:
             return left >= self._paying(named) * worst

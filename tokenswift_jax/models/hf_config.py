@@ -42,7 +42,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 _OF_ROPE = ("rope_scaling", "rope_theta", "rope_parameters", "original_max_position_embeddings")
 _NULLABLE = {"head_dim", "num_key_value_heads", "sliding_window", "layer_types"}
-_MOST_LAYERS = 10_000  # more are an error of config.json, and would take minutes to tell so
+_MOST_LAYERS = 10_000  # more are an error of config.json, which would take minutes to show
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 # Of the block "tokenswift"; `checkpoint` reads the last two.
 _BLOCK = ("num_heads", "head_type", "node_set", "expected_tokens", "draft_vocab", "base", "trained_for")
