@@ -61,7 +61,7 @@ class Device:
       step: seconds of a plain step; `slower` multiplies all times from a position on.
       noise: chunks take up to this share more, at random.
       overhead: seconds of a chunk that does not run ahead.
-      measured: whether the prices were measured at this length before.
+      measured: whether the prices were measured before.
     """
 
     def __init__(

@@ -20,11 +20,12 @@ ALLOWANCE, WHOLE, HORIZON = 0.02, 0.028, 256
 # CPU is one percent.
 SHORTEST = 0.075
 LEAST, MOST = 4, 32  # iterations of a plain chunk; a drafted chunk of fewer than LEAST is read before the next is sent
-# Iterations of the first chunk of a plan, which is read before another is sent, and of the later ones. If reading costs
-# more than these may lose, as with the demo, a first chunk is longer. These two, LEAST, STAKE, LOOK, MARGIN, BELIEF,
-# RISKED, the decays, CHECKED_AGAIN and PAYING were compared on texts of SmolLM2 at two sets of prices, and of the demo,
-# by `PYTHONPATH=. python tests/simulated_device.py NAME=VALUE`. Neighbouring values change the mean speed, relative to
-# the best single plan, by at most 3% (of the demo's short texts by 7%), and that of the slowest text by up to a fifth.
+# Iterations of the first chunk of a plan, which is read before another is sent unless looks cost too much, and of the
+# later ones. If reading costs more than these may lose, as with the demo, a first chunk is longer. These two, LEAST,
+# STAKE, LOOK, MARGIN, BELIEF, RISKED, the decays, CHECKED_AGAIN and PAYING were compared on texts of SmolLM2 at two
+# sets of prices, and of the demo, by `PYTHONPATH=. python tests/simulated_device.py NAME=VALUE`. Neighbouring values
+# change the mean speed, relative to the best single plan, by at most 3% (of the demo's short texts by 7%), and that of
+# the slowest text by up to a fifth.
 FIRST, LATER = 2, 16
 # The share of the account that a stay with a plan may begin with. Without it, one stay in vain near the beginning of a
 # text takes the means of all later ones.

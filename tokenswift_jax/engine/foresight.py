@@ -47,12 +47,14 @@ class NgramForesight:
 
     @staticmethod
     def of(
-        plans: Iterable[NamedPlan], speculation: SpeculationConfig, texts: Sequence[Sequence[int]], lags: Sequence[int]
+        plans: Iterable[NamedPlan], speculation: SpeculationConfig, rows: Iterable[tuple[Sequence[int], int]]
     ) -> NgramForesight | None:
-        """The foresight for the plans that a policy may choose; None where none of them drafts by n-grams."""
+        """The foresight for the plans that a policy may choose, from the text and the lag of each row; None, and no row
+        is asked for, where none of them drafts by n-grams."""
         budgets = {named.node_budget for named in plans if has_ngrams(named)}
         if not budgets:
             return None
+        texts, lags = zip(*rows, strict=True)
         return NgramForesight(texts, lags, budgets, speculation.ngram_k, speculation.ngram_slots)
 
     def read(self, row: int, token_ids: Sequence[int]) -> None:

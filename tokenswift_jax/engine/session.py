@@ -156,9 +156,11 @@ class Session:
         )
         self.engine = Engine(model, layout, slots, draft_params=draft_params, report=report)
         choices = speculative if is_adaptive(speculation.mode, speculation.schedule) else []
-        written = [[*r.prompt_ids, *done] for r, done in zip(requests, self._emitted, strict=True)]
-        lags = [ngram_lag_of(request.sampling) for request in requests]
-        self._foresight = NgramForesight.of(choices, speculation, written, lags)
+        rows = (
+            ([*request.prompt_ids, *done], ngram_lag_of(request.sampling))
+            for request, done in zip(requests, self._emitted, strict=True)
+        )
+        self._foresight = NgramForesight.of(choices, speculation, rows)
         self._heads = HeadsForesight(model, choices)
         most = max(request.max_new_tokens for request in requests)
         self._costs = costs_of(model, slots, cache_dtype)

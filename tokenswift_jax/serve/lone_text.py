@@ -80,7 +80,7 @@ class LoneTexts:
         if prompt is not None and heads.counts and run.request.max_new_tokens - len(run.tokens) >= _COUNTED:
             heads.count(prompt, engine.programs, 1)
         text = [*run.request.predicted_ids, *run.request.prompt_ids, *run.tokens]
-        ngrams = NgramForesight.of(plans, self._plans.speculation, [text], [ngram_lag_of(run.request.sampling)])
+        ngrams = NgramForesight.of(plans, self._plans.speculation, [(text, ngram_lag_of(run.request.sampling))])
         return LoneText(self, plain, plans, run, heads, ngrams)
 
     def save(self) -> None:
