@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import cpu
 
@@ -15,13 +16,13 @@ def product(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """x w [..., *out] of x [..., in] and w [in, *out], summed and returned in `dtype`."""
     if w.ndim == 2 and dtype == jnp.float32 and _few(x, w):
         return products(x, [w])[0]
-    return jnp.tensordot(x, w, axes=1, preferred_element_type=dtype)
+    return _summed(x, w, dtype)
 
 
 def products(x: jax.Array, matrices: Sequence[jax.Array]) -> list[jax.Array]:
     """x w [..., out] of x [..., in] and of every w [in, out], in the dtype of x."""
     if not _few(x, *matrices):
-        return [jnp.tensordot(x, w, axes=1, preferred_element_type=x.dtype) for w in matrices]
+        return [_summed(x, w, x.dtype) for w in matrices]
     flat = _by_columns(x.reshape(-1, x.shape[-1]), list(matrices))
     return [y.reshape(*x.shape[:-1], -1) for y in flat]
 
@@ -31,6 +32,14 @@ def product_of_lines(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
     if dtype == jnp.float32 and x.shape[-1] % cpu.LANES == 0 and _few(x, w):
         return _by_lines(x.reshape(-1, x.shape[-1]), w).reshape(*x.shape[:-1], -1)
     return jnp.einsum("...d,vd->...v", x, w, preferred_element_type=dtype)
+
+
+def _summed(x: jax.Array, w: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """x w by XLA. Devices that share the inputs add up their sums, and all of them get the total."""
+    over_x, over_w = jax.typeof(x).sharding.spec, jax.typeof(w).sharding.spec
+    # JAX asks for the split of a sum over a dimension that is split itself.
+    total = P(*over_x[:-1], *over_w[1:]) if over_x and over_x[-1] is not None and over_x[-1] == over_w[0] else None
+    return jnp.tensordot(x, w, axes=1, preferred_element_type=dtype, out_sharding=total)
 
 
 def _few(x: jax.Array, *matrices: jax.Array) -> bool:

@@ -18,6 +18,7 @@ from tokenswift_jax.errors import UserError, is_whole
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.parallel.mesh import run, use
 from tokenswift_jax.parallel.rules import one_device
+from tokenswift_jax.parallel.vocabulary import scores_of
 from tokenswift_jax.prompt import Prompt, encode, is_batch
 from tokenswift_jax.sample.draw import draw
 from tokenswift_jax.sample.logprobs import logprobs_of
@@ -149,8 +150,7 @@ def _reduction(graph: nnx.GraphDef, top: int) -> Callable:
         with exact_products(hidden.dtype):
             logits = model.logits(hidden)
         found = logprobs_of(logits, following, top)
-        own = jnp.take_along_axis(logits, following[..., None], axis=-1, mode="clip")
-        ranks = jnp.sum(logits >= own, axis=-1, dtype=jnp.int32)
+        ranks = jnp.sum(logits >= scores_of(logits, following)[..., None], axis=-1, dtype=jnp.int32)
         return found.values, found.top_ids, found.top_values, draw(logits, None) == following, ranks
 
     def reduce(params: object, hidden: jax.Array, following: jax.Array) -> tuple[jax.Array, ...]:

@@ -14,6 +14,7 @@ from tokenswift_jax.kv.context_cache import full_cache
 from tokenswift_jax.kv.cyclic import Cyclic
 from tokenswift_jax.parallel.mesh import make_mesh, use
 from tokenswift_jax.parallel.mesh_spec import MeshSpec
+from tokenswift_jax.parallel.rules import shardings
 from tokenswift_jax.sample.features import features_of
 from tokenswift_jax.speculate.plans import speculative_plans
 from tokenswift_jax.step.loop import run_chunk
@@ -39,7 +40,13 @@ def test_only_whole_devices_call_them(mesh, expected):
     if mesh.context > 1:
         split = jax.eval_shape(lambda: full_cache(config, 2, 256, state.cache.dtype, None, Cyclic(mesh.context)))
         state = replace(state, cache=split)
-    with compiling_for("gpu"), use(make_mesh(mesh)):
+    devices = make_mesh(mesh)
+    inputs, state = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        (inputs, state),
+        shardings(devices, (inputs, state)),
+    )
+    with compiling_for("gpu"), use(devices):
         traced = jax.make_jaxpr(lambda i, s: run_chunk(graph, named.plan, 8, i, s, jnp.int32(8)))(inputs, state)
     called = set(re.findall(r"\bname=(\w+)", str(traced)))
     assert called & BOOKKEEPING == expected

@@ -48,6 +48,19 @@ def test_a_mesh_writes_the_text_of_one_device(model, expected, mesh, speculation
     assert texts(model(mesh), speculation) == expected
 
 
+def test_log_probabilities_and_audit(model):
+    asked = PROMPTS[0], SAMPLED, PLAIN
+    alone, split = (
+        ts.generate(model(mesh), *asked, max_new_tokens=TOKENS, ignore_eos=True, logprobs=2, audit=True)
+        for mesh in (None, "model=2")
+    )
+    assert split.token_ids == alone.token_ids
+    for found, expected in zip(split.logprobs, alone.logprobs, strict=True):
+        assert found.logprob == pytest.approx(expected.logprob, abs=1e-4)
+        assert dict(found.top) == pytest.approx(dict(expected.top), abs=1e-4)
+    assert (split.audit["positions"], split.audit["mismatches"]) == (TOKENS, 0)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("mesh", "speculation"),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from parallel_models import FEW, first_call, model_of
 
@@ -15,7 +15,9 @@ from tests.engine_fixture import part_of
 from tokenswift_jax import parallel
 from tokenswift_jax.kv.draft_positions import DraftCache
 from tokenswift_jax.parallel.embedding import embed_lookup
-from tokenswift_jax.parallel.mesh_spec import CONTEXT, MODEL
+from tokenswift_jax.parallel.island import island
+from tokenswift_jax.parallel.mesh import make_mesh
+from tokenswift_jax.parallel.mesh_spec import CONTEXT, MODEL, MeshSpec
 from tokenswift_jax.parallel.rules import island_spec, shardings
 from tokenswift_jax.step.loop import run_chunk
 
@@ -24,7 +26,7 @@ DEVICES = 8
 
 @pytest.fixture(scope="module")
 def mesh():
-    return Mesh(np.array(jax.devices()[:DEVICES]), (MODEL,), axis_types=(AxisType.Auto,))
+    return make_mesh(MeshSpec(model=DEVICES))
 
 
 @pytest.mark.parametrize(
@@ -44,10 +46,9 @@ def test_eight_devices_write_the_text_of_one(mesh, schedule, join, stack):
     np.testing.assert_allclose(
         np.asarray(split_state.cache.keys)[:, :, :, :length], alone.cache.keys[:, :, :, :length], atol=1e-4
     )
-    assert split_state.cache.keys.sharding.spec == P(None, None, MODEL), "every device keeps its own heads"
-    if state.drafter:
-        draft = part_of(split_state, DraftCache)
-        assert draft.cache.keys.sharding.spec == P(None, None, MODEL)
+    kept = [split_state.cache.keys] + [part_of(split_state, DraftCache).cache.keys for _ in state.drafter]
+    for keys in kept:
+        assert keys.sharding.spec == P(None, None, MODEL, None, None), "every device keeps its own heads"
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 5)])
@@ -60,6 +61,17 @@ def test_no_device_sends_its_part_of_the_embeddings(mesh, shape):
         np.testing.assert_array_equal(compiled(split, tokens), table[tokens])
     assert "all-reduce" in compiled.as_text()
     assert "all-gather" not in compiled.as_text()
+
+
+def test_a_gather_that_no_program_names_is_an_error(mesh):
+    """The axes are `Explicit`: the type of every array says its split."""
+    assert set(mesh.axis_types) == {AxisType.Explicit}
+    halves = jax.device_put(jnp.zeros((8, 16)), NamedSharding(mesh, P(MODEL)))
+    with jax.set_mesh(mesh):
+        whole = island(jnp.negative, in_specs=(P(),), out_specs=P())
+        with pytest.raises(ValueError, match="does not match the specs of the input"):
+            jax.jit(whole).lower(halves)
+        jax.jit(whole).lower(jax.reshard(halves, P()))
 
 
 def test_weights_and_caches_are_split_and_the_rest_is_whole(mesh):

@@ -17,7 +17,7 @@ from tokenswift_jax.parallel.mesh_spec import parse_mesh
 from tokenswift_jax.parallel.step_time import MESH_RATES, Collective, mesh_rates_of, step_time
 
 ROOT = Path(__file__).parents[2]
-ROWS = json.loads((ROOT / "benchmarks" / "2026-11-27-scaling.json").read_text(encoding="utf-8"))
+ROWS = json.loads((ROOT / "benchmarks" / "2026-11-28-scaling.json").read_text(encoding="utf-8"))
 
 
 def gpt_fast(devices, layers, size, inner, kv_size, vocab=32000):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from safetensors.numpy import load_file, save_file
 from small_runs import paths_in, run, weights
 
@@ -101,7 +101,7 @@ def test_weights_are_those_of_one_device_and_each_device_stores_its_part(place, 
 
 def test_a_gradient_has_the_parts_of_its_parameter():
     """Gathered for the product alone: no device keeps all of a matrix or of its gradient."""
-    shares = Shares(make_mesh(MeshSpec(data=8)))
+    shares = Shares(make_mesh(MeshSpec(data=8), kind=AxisType.Auto))
     params = shares.put({"mlp": {"up_proj": {"kernel": jnp.ones((16, 32), jnp.float32)}}})
     rows = shares.put_rows(jnp.ones((1, 8, 16), jnp.float32))
 
@@ -134,7 +134,8 @@ def test_the_model_axis_cuts_no_head(size, heads, split):
     shapes = {"q_proj": (wide, wide), "k_proj": (wide, narrow), "v_proj": (wide, narrow), "o_proj": (wide, wide)}
     found = {}
     for name, shape in {**shapes, "up_proj": (wide, 1536)}.items():
-        place = Shares(make_mesh(MeshSpec(data=2, model=size)), heads).sharding((name, "kernel"), shape)
+        mesh = make_mesh(MeshSpec(data=2, model=size), kind=AxisType.Auto)
+        place = Shares(mesh, heads).sharding((name, "kernel"), shape)
         assert isinstance(place, NamedSharding)
         assert "data" in place.spec
         found[name] = "model" in place.spec
@@ -191,7 +192,7 @@ def test_too_little_memory_is_an_error_before_loading(place, monkeypatch):
     config, settings = open_checkpoint(place / "model").config, TrainingSettings(what="all")
     one, all_of_them = (
         state_memory.state_bytes(config, settings, np.dtype(np.float32), Shares(mesh))
-        for mesh in (None, make_mesh(MeshSpec(data=8)))
+        for mesh in (None, make_mesh(MeshSpec(data=8), kind=AxisType.Auto))
     )
     assert one / 8 < all_of_them < 0.15 * one
 

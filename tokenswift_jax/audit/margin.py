@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from tokenswift_jax.models.layers import wide_dtype
+from tokenswift_jax.parallel.vocabulary import scores_of
 from tokenswift_jax.sample.draw import draw
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.params import SequenceParams, without_filters
@@ -63,7 +64,7 @@ def margin(
 
     unfiltered = scores(logits, without_filters(settings))
     perturbed = unfiltered if noise is None else unfiltered + noise.astype(logits.dtype)
-    ahead = perturbed >= jnp.take_along_axis(perturbed, emitted[:, None], axis=1)
+    ahead = perturbed >= scores_of(perturbed, emitted)[:, None]
     signs = [jnp.where(up, 1, -1).astype(logits.dtype) for up in (own, own | ~ahead)]
 
     def accepted(delta: jax.Array) -> jax.Array:

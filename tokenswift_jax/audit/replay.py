@@ -19,6 +19,7 @@ from tokenswift_jax.engine.prefill import padded
 from tokenswift_jax.kv.dense import round_up
 from tokenswift_jax.models.layers import wide_dtype
 from tokenswift_jax.parallel.mesh import run, use
+from tokenswift_jax.parallel.rules import split_as
 from tokenswift_jax.request import Request
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.draw import draw
@@ -131,7 +132,7 @@ def text_windows(
     begin = (start + 1)[None]
     last = penalty.last_positions(tokens, begin, vocab)
     penalised, _ = penalty.text_penalised(last, emitted, begin, settings.penalty_window)
-    return drawn, emitted, penalised
+    return drawn, emitted, split_as(penalised, "batch", "rows", "vocab")
 
 
 def draw_inputs(

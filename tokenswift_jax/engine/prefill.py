@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from tokenswift_jax.engine.compile_cache import CompileCache
 from tokenswift_jax.engine.layout import Layout
@@ -232,8 +233,8 @@ class Prefill:
             for place, forward in enumerate(chunks[-1]):
                 self.done = stream.starts[forward] + stream.rows
                 if self._keeps and forward >= len(stream.starts) - 2:
-                    left = stream.starts[forward], self._flow.hidden[0, :, place]
-                    self._hidden = [*self._hidden[-1:], left]
+                    left = self._flow.hidden.at[0, :, place].get(out_sharding=P())  # on all devices, to be read
+                    self._hidden = [*self._hidden[-1:], (stream.starts[forward], left)]
         self._tick += 1
         if self.finished:
             del self._flow

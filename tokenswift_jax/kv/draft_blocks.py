@@ -15,6 +15,7 @@ from tokenswift_jax.kv.dense import FullCache
 from tokenswift_jax.kv.draft_cache import reaches
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMaskOverBlocks
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.rules import split_as
 
 
 @pytree
@@ -148,7 +149,9 @@ class BlockTableShape:
         fixed, newest = self._fixed, (committed - 1) // self.block
         _, batch, kv_heads, entries = draft.chosen.shape
         sinks = jnp.broadcast_to(jnp.arange(fixed, dtype=jnp.int32), (batch, kv_heads, fixed))
+        sinks = split_as(sinks, "batch", "kv_heads")
         present = jnp.broadcast_to(newest[:, None, None], (batch, kv_heads, 1))
+        present = split_as(present, "batch", "kv_heads")
         ends, count = newest * self.block, entries - fixed - 1
 
         def of_layer(layer: jax.Array, reach: jax.Array, query: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from tokenswift_jax.kv.dense import FullCache, empty_cache, round_up, write_chos
 from tokenswift_jax.kv.draft_cache import reaches
 from tokenswift_jax.kv.row_batch import RowBatch, TreeMask
 from tokenswift_jax.models.config import ModelConfig
+from tokenswift_jax.parallel.rules import placed, split_as
 
 FAR_AWAY = -(2**30)  # the position of an empty slot: outside every sliding window
 
@@ -174,6 +175,7 @@ class DraftCacheShape:
         stacks, positions = draft.cache.stacks, draft.positions
         batch, kv_heads = positions.shape[1], positions.shape[2]
         sinks = jnp.broadcast_to(jnp.arange(self.sinks, dtype=jnp.int32), (batch, kv_heads, self.sinks))
+        sinks = split_as(sinks, "batch", "kv_heads", "slots")
         keep = rows[:, None, None]
         reach = reaches(config)
 
@@ -185,12 +187,12 @@ class DraftCacheShape:
             )
             taken = draft.cache.converted(full.gather(layer, jnp.maximum(chosen, 0)))
 
-            def placed(stack: jax.Array, rows_taken: jax.Array) -> jax.Array:
+            def filled(stack: jax.Array, rows_taken: jax.Array) -> jax.Array:
                 here = keep if stack.ndim == 4 else keep[..., None]
                 rows_taken = jnp.where(here, rows_taken[0], stack[layer, :, :, : self.size])
                 return _put(stack, rows_taken, layer)
 
-            stacks = jax.tree.map(placed, stacks, taken)
+            stacks = jax.tree.map(filled, stacks, taken)
             slot_positions = jnp.where(chosen < 0, jnp.int32(FAR_AWAY), chosen)
             slot_positions = jnp.where(keep, slot_positions, positions[layer, :, :, : self.size])
             return stacks, _put(positions, slot_positions, layer)
@@ -207,7 +209,7 @@ class DraftCacheShape:
         index = jnp.arange(draft.positions.shape[3], dtype=jnp.int32)
         slot_positions = jnp.where(index[None, :] < committed[:, None], index[None, :], jnp.int32(FAR_AWAY))
         positions = jnp.broadcast_to(slot_positions[None, :, None, :], draft.positions.shape)
-        return DraftCache(draft.cache.with_stacks(stacks), positions, jnp.zeros_like(draft.selected))
+        return placed(DraftCache(draft.cache.with_stacks(stacks), positions, jnp.zeros_like(draft.selected)))
 
 
 def _written(stacks: Any, rows: Any, slot: jax.Array) -> Any:

@@ -23,8 +23,9 @@ class ChainedHead(nnx.Module):
 
     def __call__(self, hidden: jax.Array, embedded: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         assert embedded is None
-        # Without `replicate`, devices sum the squares for each norm before they gather the state.
-        hidden = replicate(hidden + self.linear(self.input_layernorm(hidden)))
+        # The map is gathered before it is added. Otherwise the state would be split too, all the way to where it comes
+        # from, and each norm would gather it again.
+        hidden = hidden + replicate(self.linear(self.input_layernorm(hidden)))
         return hidden, self.post_layernorm(hidden)
 
 
@@ -64,7 +65,7 @@ class MedusaHead(nnx.Module):
 
     def __call__(self, hidden: jax.Array, embedded: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         assert embedded is None
-        return hidden, hidden + jax.nn.silu(self.linear(hidden))
+        return hidden, hidden + replicate(jax.nn.silu(self.linear(hidden)))
 
 
 _HEADS = {"chained": ChainedHead, "sequential": SequentialHead, "medusa": MedusaHead}

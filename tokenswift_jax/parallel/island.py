@@ -8,19 +8,49 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from tokenswift_jax.parallel.rules import free_axes, one_device
+from tokenswift_jax.parallel.rules import free_axes, one_device, size_of
 
 
 def island(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
     """`shard_map` over all axes that no enclosing one has split, so that XLA splits none: it cannot split a Pallas
-    call."""
-    return jax.shard_map(
+    call.
+
+    Of arguments that all devices have, each takes its part; those that are split otherwise than in_specs says are an
+    error of JAX. `in_specs` has an entry for each argument.
+    """
+    given, found = _of_several(in_specs), _of_several(out_specs)
+    split = jax.shard_map(
         function,
-        in_specs=in_specs,
-        out_specs=out_specs,
+        in_specs=given,
+        out_specs=found,
         axis_names=free_axes(),
         check_vma=False,  # a Pallas call does not say how its result varies
     )
+
+    def call(*arguments: Any) -> Any:
+        return split(*(_taken(each, spec) for each, spec in zip(arguments, given, strict=True)))
+
+    return call
+
+
+def _of_several(specs: Any) -> Any:
+    """The specs without the axes of one device."""
+
+    def one(spec: P) -> P:
+        entries = [(entry,) if isinstance(entry, str) else entry or () for entry in spec]
+        kept = [tuple(axis for axis in entry if size_of(axis) > 1) for entry in entries]
+        return P(*(axes if len(axes) > 1 else axes[0] if axes else None for axes in kept))
+
+    return jax.tree.map(one, specs, is_leaf=lambda x: isinstance(x, P))
+
+
+def _taken(tree: Any, specs: Any) -> Any:
+    """Each device's parts of those arrays that all devices have, and the others as they are."""
+
+    def one(spec: P, leaves: Any) -> Any:
+        return jax.tree.map(lambda x: x if any(jax.typeof(x).sharding.spec) else jax.reshard(x, spec), leaves)
+
+    return jax.tree.map(one, specs, tree, is_leaf=lambda x: isinstance(x, P))
 
 
 def on_every_device(function: Callable[..., Any], *arguments: jax.Array) -> Any:
@@ -30,4 +60,4 @@ def on_every_device(function: Callable[..., Any], *arguments: jax.Array) -> Any:
     """
     if one_device():
         return function(*arguments)
-    return island(function, in_specs=P(), out_specs=P())(*arguments)
+    return island(function, in_specs=(P(),) * len(arguments), out_specs=P())(*arguments)

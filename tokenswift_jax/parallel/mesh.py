@@ -27,7 +27,7 @@ _CPU_THREADS = "32"
 _turn = threading.Lock()
 
 
-def make_mesh(spec: MeshSpec, layers: int | None = None) -> Mesh | None:
+def make_mesh(spec: MeshSpec, layers: int | None = None, kind: AxisType = AxisType.Explicit) -> Mesh | None:
     """The mesh of a specification over the first devices; None for one device.
 
     In several processes, as many of each process's, so that all of them run the programs.
@@ -35,6 +35,8 @@ def make_mesh(spec: MeshSpec, layers: int | None = None) -> Mesh | None:
     Args:
       spec: the sizes of its axes.
       layers: of the model, which the stages share; None: unknown.
+      kind: with `Explicit` axes, the type of every array in a program says how devices split it, and JAX sends nothing
+        between devices that the program does not name; with `Auto` axes, XLA derives the splits (training).
 
     Raises:
       UserError: the devices or the layers are too few, or the processes cannot share the mesh evenly; the message names
@@ -58,7 +60,7 @@ def make_mesh(spec: MeshSpec, layers: int | None = None) -> Mesh | None:
         why = f"needs {share} devices of each process, and {short}; {advice(spec, fits)}"
     else:
         share = spec.devices // processes
-        return mesh_over([one for part in own for one in part[:share]], spec)
+        return mesh_over([one for part in own for one in part[:share]], spec, kind)
     raise UserError(f"mesh {spec} {why}", ("mesh",))
 
 
@@ -68,10 +70,10 @@ def limits_here(layers: int | None = None) -> MeshLimits:
     return MeshLimits(len(own) * min(map(len, own)), len(own), layers)
 
 
-def mesh_over(devices: Sequence[Any], spec: MeshSpec) -> Mesh:
-    """The mesh of a specification over the first of these devices."""
+def mesh_over(devices: Sequence[Any], spec: MeshSpec, kind: AxisType = AxisType.Explicit) -> Mesh:
+    """The mesh of a specification over the first of these devices; `make_mesh` says what `kind` is."""
     chosen = np.array(devices[: spec.devices]).reshape(spec.stage, spec.data, spec.context, spec.model)
-    return Mesh(chosen, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(chosen, AXES, axis_types=(kind,) * len(AXES))
 
 
 def give_threads() -> None:

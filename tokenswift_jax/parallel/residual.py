@@ -11,4 +11,4 @@ def replicate(x: jax.Array) -> jax.Array:
 
     Without this constraint, XLA may split the stream and then copies slices of the weights at every step.
     """
-    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, P())
+    return x if jax.sharding.get_abstract_mesh().empty else jax.reshard(x, P())

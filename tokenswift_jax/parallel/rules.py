@@ -131,9 +131,19 @@ def placed(tree: Any) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return tree
-    sizes = {axis: size_of(axis) for axis in mesh.axis_names}
-    found = specs(sizes, tree)
-    return jax.tree.map(lambda leaf, spec: jax.lax.with_sharding_constraint(leaf, spec), tree, found)
+    return jax.tree.map(jax.reshard, tree, specs(_sizes_of(mesh), tree))
+
+
+def split_as(x: jax.Array, *names: str) -> jax.Array:
+    """Inside a jitted function, splits x as the rules say for dimensions of these names; nothing on one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.reshard(x, spec_of_axes(_sizes_of(mesh), names, x.shape))
+
+
+def _sizes_of(mesh: jax.sharding.AbstractMesh) -> dict[str, int]:
+    return {axis: size_of(axis) for axis in mesh.axis_names}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,7 +80,7 @@ def in_turn(layers: OwnLayers, x: jax.Array, carry: Any) -> tuple[jax.Array, Any
       x: the rows, the same on every stage.
       carry: the stage's own; XLA updates it in place.
     """
-    outputs = jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), jax.eval_shape(layers.runs[0], x, carry)[1])
+    outputs = jax.tree.map(jnp.zeros_like, jax.eval_shape(layers.runs[0], x, carry)[1])
 
     def turn(number: jax.Array, state: tuple) -> tuple:
         x, outputs, carry = layers.run_if(this_stage() == number, *state)

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from pallas_kernels.commit_text import reference
 from tokenswift_jax.parallel.gathered import apart, gathered
 from tokenswift_jax.parallel.island import island
-from tokenswift_jax.parallel.rules import shared_over
+from tokenswift_jax.parallel.rules import shared_over, split_as
 
 
 def is_shared(vocab: int) -> bool:
@@ -66,6 +66,74 @@ def best(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         return found, ids, jax.nn.logsumexp(scores[..., -1], axis=-1, keepdims=True)
 
     return island(own, in_specs=(_split(scores, axes),), out_specs=(P(), P(), P()))(scores)
+
+
+def scores_of(scores: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The scores [...] of tokens int32 [...] among scores [..., vocab]; a token outside the vocabulary has that of its
+    nearest id."""
+    vocab = scores.shape[-1]
+    axes, tokens = shared_over("vocab", vocab), jnp.clip(tokens, 0, vocab - 1)
+    if not axes:
+        return jnp.take_along_axis(scores, tokens[..., None], axis=-1, mode="clip")[..., 0]
+
+    def own(part: jax.Array, tokens: jax.Array) -> jax.Array:
+        index = tokens - _first(part, axes)
+        mine = (index >= 0) & (index < part.shape[-1])
+        found = jnp.take_along_axis(part, index[..., None], axis=-1, mode="clip")[..., 0]
+        # One device has the token; the others add zero.
+        return lax.psum(jnp.where(mine, found, jnp.zeros((), part.dtype)), axes)
+
+    return island(own, in_specs=(_split(scores, axes), P()), out_specs=P())(scores, tokens)
+
+
+def best_blocks(scores: jax.Array, count: int, width: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` blocks with the highest peaks of scores [..., vocab], [..., count * width], and these peaks,
+    [..., count] in descending order.
+
+    A device's blocks are of its own part, a block every (part / width)-th score of it. All devices get the same result.
+    """
+    axes = shared_over("vocab", scores.shape[-1])
+
+    def own(part: jax.Array) -> tuple[jax.Array, jax.Array]:
+        blocks = strided_blocks(part, width)
+        each = blocks.shape[-1]
+        device = lax.axis_index(axes).astype(jnp.int32)
+        peaks, places = lax.top_k(jnp.max(blocks, axis=-2), min(count, each))
+        peaks, numbers = gathered(peaks, places.astype(jnp.int32) + device * each, axes)
+        peaks, places = lax.top_k(peaks, count)
+        index = jnp.take_along_axis(numbers, places, axis=-1) - device * each
+        mine = (index >= 0) & (index < each)
+        found = jnp.take_along_axis(blocks, index[..., None, :], axis=-1, mode="clip")
+        # One device has the block; the others add zero.
+        few = lax.psum(jnp.where(mine[..., None, :], found, jnp.zeros((), part.dtype)), axes)
+        return few.reshape(*part.shape[:-1], -1), peaks
+
+    return island(own, in_specs=(_split(scores, axes),), out_specs=(P(), P()))(scores)
+
+
+def strided_blocks(scores: jax.Array, width: int) -> jax.Array:
+    """Scores [..., n] as blocks [..., width, blocks], a block every (n / width)-th score, filled up with -inf."""
+    missing = -scores.shape[-1] % width
+    if missing:
+        scores = jnp.pad(scores, [(0, 0)] * (scores.ndim - 1) + [(0, missing)], constant_values=-jnp.inf)
+    return scores.reshape(*scores.shape[:-1], width, -1)
+
+
+def of_ids(values: jax.Array, ids: jax.Array) -> jax.Array:
+    """The values [..., n] of some ids int32 [n] among values [..., vocab]; devices share them as a vocabulary of n."""
+    axes = shared_over("vocab", values.shape[-1])
+    if not axes:
+        return values[..., ids]
+
+    def own(part: jax.Array, ids: jax.Array) -> jax.Array:
+        index = ids - _first(part, axes)
+        mine = (index >= 0) & (index < part.shape[-1])
+        found = part[..., jnp.clip(index, 0, part.shape[-1] - 1)]
+        # One device has the id; the others add zero.
+        return lax.psum(jnp.where(mine, found, jnp.zeros((), part.dtype)), axes)
+
+    every = island(own, in_specs=(_split(values, axes), P()), out_specs=P())(values, ids)
+    return split_as(every, *["rows"] * (values.ndim - 1), "vocab")
 
 
 def newest_positions(last: jax.Array, tokens: jax.Array, before: jax.Array, after: jax.Array, most: int) -> jax.Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.implementation import implementation
-from tokenswift_jax.parallel.residual import replicate
+from tokenswift_jax.parallel.vocabulary import best_blocks, is_shared, strided_blocks
 
 _Found = TypeVar("_Found")
 _Params = TypeVar("_Params")
@@ -57,14 +57,13 @@ def shortlist(scores: jax.Array) -> Shortlist:
     A block contains every (vocab / WIDTH)-th score, so that the peaks are maxima of whole slices, which every device
     reads at full speed.
     """
-    rows, vocab = scores.shape[:-1], scores.shape[-1]
-    missing = -vocab % WIDTH
-    if missing:
-        scores = jnp.pad(scores, [(0, 0)] * len(rows) + [(0, missing)], constant_values=-jnp.inf)
-    blocks = scores.reshape(*rows, WIDTH, -1)
-    peaks, chosen = jax.lax.top_k(replicate(jnp.max(blocks, axis=-2)), BLOCKS)
-    few = jnp.take_along_axis(blocks, chosen[..., None, :], axis=-1).reshape(*rows, BLOCKS * WIDTH)
-    return Shortlist(replicate(few), peaks[..., -1:], peaks[..., :1])
+    if is_shared(scores.shape[-1]):
+        few, peaks = best_blocks(scores, BLOCKS, WIDTH)
+    else:
+        blocks = strided_blocks(scores, WIDTH)
+        peaks, chosen = jax.lax.top_k(jnp.max(blocks, axis=-2), BLOCKS)
+        few = jnp.take_along_axis(blocks, chosen[..., None, :], axis=-1).reshape(*scores.shape[:-1], BLOCKS * WIDTH)
+    return Shortlist(few, peaks[..., -1:], peaks[..., :1])
 
 
 def search_whole(

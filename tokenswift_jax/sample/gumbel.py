@@ -5,8 +5,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.parallel.rules import shared_over
 
 _IMPLEMENTATION = "threefry2x32"
 
@@ -52,10 +54,15 @@ def gumbel_noise(keys: jax.Array, positions: jax.Array, vocab: int) -> jax.Array
     if not jax.config.jax_threefry_partitionable:  # pyright: ignore[reportAttributeAccessIssue]
         raise UserError("JAX_THREEFRY_PARTITIONABLE is off, which changes the text of every seed; unset it")
 
+    # The devices that share the scores share the noise: each makes its own part.
+    axes = shared_over("vocab", vocab)
+    split = P(axes) if axes else None
+
     def one(key: jax.Array, position: jax.Array) -> jax.Array:
         wrapped = jax.random.wrap_key_data(key, impl=_IMPLEMENTATION)
         # The mode is explicit because a process can configure its default, and because "low" gives the same bits in
         # every supported jax (0.12 changed those of "high").
-        return jax.random.gumbel(jax.random.fold_in(wrapped, position), (vocab,), jnp.float32, mode="low")
+        position_key = jax.random.fold_in(wrapped, position)
+        return jax.random.gumbel(position_key, (vocab,), jnp.float32, mode="low", out_sharding=split)
 
     return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(keys, positions)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from tokenswift_jax.arrays import axes, pytree
 from tokenswift_jax.models.layers import wide_dtype
-from tokenswift_jax.parallel.vocabulary import best, is_shared
+from tokenswift_jax.parallel.vocabulary import best, is_shared, scores_of
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.sampler import LogitsBatch, SamplingContext, row_scores
 
@@ -51,8 +51,8 @@ def logprobs_of(scores: jax.Array, tokens: jax.Array, top: int) -> Logprobs:
     else:
         normaliser = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
         highest, ids = jax.lax.top_k(scores, top)
-    own = jnp.take_along_axis(scores, tokens[..., None], axis=-1, mode="clip") - normaliser
-    return Logprobs(own[..., 0].astype(jnp.float32), ids.astype(jnp.int32), (highest - normaliser).astype(jnp.float32))
+    own = scores_of(scores, tokens) - normaliser[..., 0]
+    return Logprobs(own.astype(jnp.float32), ids.astype(jnp.int32), (highest - normaliser).astype(jnp.float32))
 
 
 def path_logprobs(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.models.draft_vocab import DraftVocab
+from tokenswift_jax.parallel.vocabulary import of_ids
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.draw import top_candidates
 from tokenswift_jax.sample.features import SamplingFeatures
@@ -46,8 +47,8 @@ class DraftSampler:
         ids, settings = jnp.asarray(drafted.ids), self.settings
         return replace(
             self,
-            last_positions=self.last_positions[:, ids],
-            noise=None if self.noise is None else self.noise[:, :, ids],
+            last_positions=of_ids(self.last_positions, ids),
+            noise=None if self.noise is None else of_ids(self.noise, ids),
             settings=replace(settings, suppressed=subset(settings.suppressed, ids), eos=subset(settings.eos, ids)),
             drafted=drafted,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.parallel.mesh import give_threads, left_over, make_mesh
@@ -43,7 +43,8 @@ def run_mesh(given: MeshArgument, settings: TrainingSettings) -> tuple[Mesh | No
         raise UserError(
             "training runs in one process, and its mesh is of one machine's devices; start one", arguments=("mesh",)
         )
-    mesh = make_mesh(spec)
+    # Losses read labels and windows by index, and XLA knows best how to split what that takes.
+    mesh = make_mesh(spec, kind=AxisType.Auto)
     if mesh is None:
         return None, tuple(lines)
     rows, groups = settings.batch_size, spec.data
