@@ -49,7 +49,6 @@ def check_texts(folder):
     assert not [name for name in os.listdir(folder / "out") if "lease" in name]
 
 
-@pytest.mark.long
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a signal that cannot be caught")
 def test_a_killed_worker_s_document_is_finished_by_the_other(tmp_path):
     (tmp_path / "in").mkdir()
@@ -77,7 +76,6 @@ def test_a_killed_worker_s_document_is_finished_by_the_other(tmp_path):
     check_texts(tmp_path)
 
 
-@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="RAY IS MISSING: nothing ran on it")
 def test_ray_starts_a_killed_worker_again(tmp_path):
     (tmp_path / "in").mkdir()

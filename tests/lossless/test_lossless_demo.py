@@ -10,8 +10,8 @@ import tokenswift_jax as ts
 from tokenswift_jax.sampling import SamplingConfig, resolve_sampling
 from tokenswift_jax.speculation import SpeculationConfig
 
-TOKENS = 2048
-CAPACITY = 2560  # of every run, so that texts of any length share their executables
+TOKENS = 1024
+CAPACITY = 1536  # of every run, so that texts of any length share their executables
 PROMPT = "The old house stood at the end of the lane, and nobody had lived in it for many years. "
 _TREE = {"tree": (1, 2, 2, 1), "ngram_k": 4, "ngram_slots": 8, "node_budget": 5}
 _CACHE = {"draft_cache": 192, "draft_sinks": 16}
