@@ -9,7 +9,7 @@ from typing import Any
 from tokenswift_jax.generation_config import FILE
 from tokenswift_jax.sampling import SamplingConfig
 
-_FILTERS = ("temperature", "top_k", "top_p", "min_p", "eta_cutoff", "min_tokens_to_keep")
+_FILTERS = ("top_k", "top_p", "min_p", "eta_cutoff", "min_tokens_to_keep")
 _ALWAYS = ("repetition_penalty", "penalty_window", "suppress_tokens", "seed", "sequence")  # a greedy text uses them too
 _ENDS = {"max_new_tokens": "max_new_tokens", "min_new_tokens": "min_new_tokens", "stop": "stop_strings"}
 
@@ -17,7 +17,8 @@ _ENDS = {"max_new_tokens": "max_new_tokens", "min_new_tokens": "min_new_tokens",
 def settings_line(
     options: argparse.Namespace, generation_config: Mapping[str, Any], sampling: SamplingConfig, resumed: bool = False
 ) -> str:
-    """The settings that are not neutral, grouped by source: flags, generation_config.json, defaults.
+    """The settings that are not neutral, grouped by source: flags, generation_config.json, defaults; of the settings
+    without effect only those that a person gave, with the reason.
 
     Args:
       options: the flags of `generate`; `sampling` contains the sampling fields that were given.
@@ -39,9 +40,13 @@ def settings_line(
         decided = "temperature" in options.sampling or resumed or generation_config.get("do_sample") is not None
         why = source_of("temperature") if decided else f"{FILE} does not say do_sample"
         add(FILE if decided and why == "defaults" else why, "greedy")
-    for name in (*(_FILTERS if sampling.temperature else ()), *_ALWAYS):
+    idle = _without_effect(sampling)
+    for name in (*(("temperature",) if sampling.temperature else ()), *_FILTERS, *_ALWAYS):
         value = getattr(sampling, name)
-        if name == "temperature" or value != getattr(neutral, name):
+        if name in idle:
+            if name in options.sampling and value != getattr(neutral, name):
+                add(f"no effect {idle[name]}", f"{name} {_shown(value)}")
+        elif name == "temperature" or value != getattr(neutral, name):
             add(source_of(name), f"{name} {_shown(value)}")
     ends = dict(_ENDS)
     if generation_config.get("max_new_tokens") is None:
@@ -51,6 +56,19 @@ def settings_line(
         if given is None and of_file not in (None, 0, []):
             add(FILE, f"{stored} {_shown(of_file)}")
     return "settings: " + "; ".join(f"{', '.join(texts)} ({source})" for source, texts in groups.items())
+
+
+def _without_effect(sampling: SamplingConfig) -> dict[str, str]:
+    """The names of the settings that change nothing beside the others, and why."""
+    if sampling.temperature == 0:
+        found = dict.fromkeys(_FILTERS, "on a greedy text")
+    elif all(getattr(sampling, name) is None for name in _FILTERS[:-1]):
+        found = {_FILTERS[-1]: "without a filter"}
+    else:
+        found = {}
+    if sampling.repetition_penalty == 1:
+        found["penalty_window"] = "without a penalty"
+    return found
 
 
 def _shown(value: Any) -> str:
