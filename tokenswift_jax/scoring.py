@@ -17,6 +17,7 @@ from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError, is_whole
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.parallel.mesh import run, use
+from tokenswift_jax.parallel.residual import replicate
 from tokenswift_jax.parallel.rules import one_device
 from tokenswift_jax.parallel.vocabulary import scores_of
 from tokenswift_jax.prompt import Prompt, encode, is_batch
@@ -136,7 +137,7 @@ def _following(rows: Sequence[Sequence[int]], start: int, count: int, heads: int
 @functools.cache
 def _projection(graph: nnx.GraphDef, heads: bool) -> Callable:
     def project(params: object, hidden: jax.Array, following: jax.Array | None) -> jax.Array:
-        model = nnx.merge(graph, params)
+        model, hidden = nnx.merge(graph, params), replicate(hidden)  # groups of devices would have texts of their own
         with exact_products(hidden.dtype):
             logits = model.logits(hidden)[:, :, None]
             return jnp.concatenate([logits, model.draft_logits(hidden, following)], axis=2) if heads else logits

@@ -18,7 +18,7 @@ from tokenswift_jax.sampling import resolve_sampling
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = {"autumn": "It was late in the autumn, and the road", "once": "Once"}
-TOKENS = 320  # time to be killed in
+TOKENS = 960  # time to be killed in
 SETTINGS = ["--max-new-tokens", str(TOKENS), "--ignore-eos", "--mode", "autoregressive", "--temperature", "0.9"]
 
 

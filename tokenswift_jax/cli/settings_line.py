@@ -10,6 +10,7 @@ from tokenswift_jax.generation_config import FILE
 from tokenswift_jax.sampling import SamplingConfig
 
 _FILTERS = ("top_k", "top_p", "min_p", "eta_cutoff", "min_tokens_to_keep")
+_OFF = {"min_p": 0.0, "top_p": 1.0}  # another spelling of a filter that keeps all
 _ALWAYS = ("repetition_penalty", "penalty_window", "suppress_tokens", "seed", "sequence")  # a greedy text uses them too
 _ENDS = {"max_new_tokens": "max_new_tokens", "min_new_tokens": "min_new_tokens", "stop": "stop_strings"}
 
@@ -44,7 +45,7 @@ def settings_line(
     for name in (*(("temperature",) if sampling.temperature else ()), *_FILTERS, *_ALWAYS):
         value = getattr(sampling, name)
         if name in idle:
-            if name in options.sampling and value != getattr(neutral, name):
+            if name in options.sampling and value not in (getattr(neutral, name), _OFF.get(name)):
                 add(f"no effect {idle[name]}", f"{name} {_shown(value)}")
         elif name == "temperature" or value != getattr(neutral, name):
             add(source_of(name), f"{name} {_shown(value)}")
@@ -62,7 +63,7 @@ def _without_effect(sampling: SamplingConfig) -> dict[str, str]:
     """The names of the settings that change nothing beside the others, and why."""
     if sampling.temperature == 0:
         found = dict.fromkeys(_FILTERS, "on a greedy text")
-    elif all(getattr(sampling, name) is None for name in _FILTERS[:-1]):
+    elif all(getattr(sampling, name) in (None, _OFF.get(name)) for name in _FILTERS[:-1]):
         found = {_FILTERS[-1]: "without a filter"}
     else:
         found = {}

@@ -23,7 +23,9 @@ from tokenswift_jax.models.layers import Linear, RMSNorm, product_of_lines, wide
 from tokenswift_jax.models.rope import Rotation, rotation
 from tokenswift_jax.parallel.embedding import embed_lookup
 from tokenswift_jax.parallel.residual import replicate
+from tokenswift_jax.parallel.rules import split_as
 from tokenswift_jax.parallel.stages import OwnLayers, in_turn, stages_here
+from tokenswift_jax.parallel.vocabulary import of_ids
 
 
 class Decoder(nnx.Module):
@@ -203,7 +205,8 @@ class Decoder(nnx.Module):
             return scores
         missing = jnp.full((*scores.shape[:-1], 1), -jnp.inf, scores.dtype)
         places = jnp.asarray(drafted.places(self.config.padded_vocab))
-        return jnp.concatenate([scores, missing], axis=-1)[..., places]
+        every = jnp.concatenate([replicate(scores), missing], axis=-1)[..., places]
+        return split_as(every, *["rows"] * (every.ndim - 1), "vocab")
 
     def score_drafts(self, outputs: jax.Array) -> jax.Array:
         """Logits [..., draft_vocab] of the draft heads' outputs in float32 (or wider), over the draft vocabulary."""
@@ -215,8 +218,10 @@ class Decoder(nnx.Module):
             return self.draft_lm_head.product(outputs, wide)
         ids = jnp.asarray(drafted.ids)  # training: the copy would not follow the LM head
         if self.lm_head is None:
-            return jnp.einsum("...d,vd->...v", outputs, self.embed_tokens[...][ids], preferred_element_type=wide)
-        return jnp.einsum("...d,dv->...v", outputs, self.lm_head.kernel[...][:, ids], preferred_element_type=wide)
+            lines = embed_lookup(self.embed_tokens[...], ids)
+            return jnp.einsum("...d,vd->...v", outputs, lines, preferred_element_type=wide)
+        columns = of_ids(self.lm_head.kernel[...], ids)
+        return jnp.einsum("...d,dv->...v", outputs, columns, preferred_element_type=wide)
 
     def project(self, normed: jax.Array) -> jax.Array:
         """Applies the LM head: logits [..., vocab] in float32 (or wider); -inf past the vocabulary."""

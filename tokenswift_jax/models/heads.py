@@ -89,7 +89,7 @@ class DraftHeads(nnx.Module):
     def __call__(self, hidden: jax.Array, count: int | None = None, embedded: jax.Array | None = None) -> jax.Array:
         """LM-head inputs [..., count, hidden_size] of the first `count` heads (None: all), from `Decoder.heads_input`;
         embedded is [..., count, hidden_size] for sequential heads, None for others."""
-        outputs = [jnp.zeros((*hidden.shape[:-1], 0, hidden.shape[-1]), hidden.dtype)]
+        outputs = [jnp.expand_dims(hidden, -2)[..., :0, :]]
         for index in range(len(self.heads) if count is None else count):
             hidden, output = self.step(index, hidden, None if embedded is None else embedded[..., index, :])
             outputs.append(jnp.expand_dims(output, -2))

@@ -15,8 +15,8 @@ def island(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Calla
     """`shard_map` over all axes that no enclosing one has split, so that XLA splits none: it cannot split a Pallas
     call.
 
-    Of arguments that all devices have, each takes its part; those that are split otherwise than in_specs says are an
-    error of JAX. `in_specs` has an entry for each argument.
+    Each device takes its part of an argument that all devices have; JAX refuses one that is split otherwise than
+    `in_specs` says. `in_specs` has an entry for each argument.
     """
     given, found = _of_several(in_specs), _of_several(out_specs)
     split = jax.shard_map(

@@ -35,8 +35,8 @@ def make_mesh(spec: MeshSpec, layers: int | None = None, kind: AxisType = AxisTy
     Args:
       spec: the sizes of its axes.
       layers: of the model, which the stages share; None: unknown.
-      kind: with `Explicit` axes, the type of every array in a program says how devices split it, and JAX sends nothing
-        between devices that the program does not name; with `Auto` axes, XLA derives the splits (training).
+      kind: with `Explicit` axes, the type of every array in a program says how devices split it, and JAX gathers
+        nothing that the program does not name; with `Auto` axes, XLA derives the splits (a training step).
 
     Raises:
       UserError: the devices or the layers are too few, or the processes cannot share the mesh evenly; the message names

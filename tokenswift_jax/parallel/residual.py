@@ -9,6 +9,6 @@ from jax.sharding import PartitionSpec as P
 def replicate(x: jax.Array) -> jax.Array:
     """Replicates x on every device of the mesh in use, if there is one.
 
-    Without this constraint, XLA may split the stream and then copies slices of the weights at every step.
+    Without this, XLA may split the stream and then copies slices of the weights at every step.
     """
     return x if jax.sharding.get_abstract_mesh().empty else jax.reshard(x, P())

@@ -1,6 +1,6 @@
-"""Scores over a vocabulary that devices share: each searches its own part, and one small merge follows.
+"""Scores over a vocabulary that devices share: each reads its own part, and one small merge follows.
 
-No device ever has another's scores. Ties go to the lowest id, as on one device: every device's candidates are in that
+No device ever has all scores. Ties go to the lowest id, as on one device: every device's candidates are in that
 order, and the devices are in the order of their ids.
 """
 
@@ -90,7 +90,7 @@ def best_blocks(scores: jax.Array, count: int, width: int) -> tuple[jax.Array, j
     """The `count` blocks with the highest peaks of scores [..., vocab], [..., count * width], and these peaks,
     [..., count] in descending order.
 
-    A device's blocks are of its own part, a block every (part / width)-th score of it. All devices get the same result.
+    A block contains every (part / width)-th score of one device's part. All devices get the same result.
     """
     axes = shared_over("vocab", scores.shape[-1])
 
@@ -112,7 +112,7 @@ def best_blocks(scores: jax.Array, count: int, width: int) -> tuple[jax.Array, j
 
 
 def strided_blocks(scores: jax.Array, width: int) -> jax.Array:
-    """Scores [..., n] as blocks [..., width, blocks], a block every (n / width)-th score, filled up with -inf."""
+    """Scores [..., n] as blocks [..., width, blocks]; a block contains every (n / width)-th score, and -inf past n."""
     missing = -scores.shape[-1] % width
     if missing:
         scores = jnp.pad(scores, [(0, 0)] * (scores.ndim - 1) + [(0, missing)], constant_values=-jnp.inf)

@@ -55,7 +55,7 @@ def shortlist(scores: jax.Array) -> Shortlist:
     """The shortlist of every row of scores [..., vocab].
 
     A block contains every (vocab / WIDTH)-th score, so that the peaks are maxima of whole slices, which every device
-    reads at full speed.
+    reads at full speed. Where devices share the vocabulary, a block is of one device's part.
     """
     if is_shared(scores.shape[-1]):
         few, peaks = best_blocks(scores, BLOCKS, WIDTH)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tokenswift_jax.parallel.rules import split_as
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.params import SequenceParams
 from tokenswift_jax.speculate.candidates import DraftSampler, head_levels
@@ -42,7 +43,7 @@ def accepted_rows(
       following: int32 [roots, depth + 1], the tokens after each root.
     """
     model, spec = nnx.merge(graph, params), replace(spec, ngram_k=0)
-    absent = jnp.full((root.shape[0], model.config.padded_vocab), -1, jnp.int32)
+    absent = split_as(jnp.full((root.shape[0], model.config.padded_vocab), -1, jnp.int32), "rows", "vocab")
     ranking = DraftSampler(jnp.zeros_like(root), absent, None, settings, SamplingFeatures.GREEDY)
     levels = head_levels(model, spec, hidden, root, ranking, backbone=False)
     tree = build(spec, root, levels)

@@ -16,6 +16,8 @@ from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.model import Model
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.parallel.vocabulary import scores_of
+from tokenswift_jax.sample.draw import top_candidates
 from tokenswift_jax.step.exact_products import exact_products
 
 RANKS = 3  # best guesses counted
@@ -130,7 +132,7 @@ def _program(graph: nnx.GraphDef) -> Callable:
                 against_text = _loss_of(scores, text)
                 against_text = jnp.where(against_text < jnp.inf, against_text, 0)
                 losses.append(total(jnp.stack([against_text, against_model], axis=-1)))
-                guesses = jax.lax.top_k(scores, RANKS)[1].astype(jnp.int32)
+                guesses = top_candidates(scores, None, RANKS)[0]
                 found = [jnp.cumsum(guesses == right[:, None], axis=-1) for right in (text, best[1 + i :][:_POSITIONS])]
                 hits.append(jnp.stack([total(hit.astype(jnp.int32)) for hit in found]))
         return base, jnp.stack(losses), jnp.stack(hits)
@@ -139,4 +141,4 @@ def _program(graph: nnx.GraphDef) -> Callable:
 
 
 def _loss_of(log_probabilities: jax.Array, tokens: jax.Array) -> jax.Array:
-    return -jnp.take_along_axis(log_probabilities, tokens[:, None], axis=-1)[:, 0]
+    return -scores_of(log_probabilities, tokens)

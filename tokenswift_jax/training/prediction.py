@@ -29,6 +29,7 @@ from tokenswift_jax.audit.teacher import teacher_forced
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.dense import BLOCK, empty_cache
 from tokenswift_jax.model import Model
+from tokenswift_jax.parallel.rules import split_as
 from tokenswift_jax.parallel.vocabulary import newest_positions
 from tokenswift_jax.request import batch_of
 from tokenswift_jax.sample import penalty
@@ -200,6 +201,7 @@ def _program(graph: nnx.GraphDef, plan: Plan) -> Callable:
             return after, last_positions, own, histogram
 
         last_positions = penalty.last_positions(tokens, start + 1, config.padded_vocab)
+        last_positions = split_as(last_positions, "rows", "vocab")
         sizes = StateSizes(config, tokens.shape[1], hidden.dtype)
         own = tuple(part.catch_up(part.empty(sizes, batch), committed(start)) for part in drafter.parts)
         with exact_products(hidden.dtype):

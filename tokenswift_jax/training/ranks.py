@@ -18,6 +18,7 @@ from flax import nnx
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.model import Model
 from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.parallel.rules import split_as
 from tokenswift_jax.sample import penalty
 from tokenswift_jax.sample.features import SamplingFeatures
 from tokenswift_jax.sample.gumbel import gumbel_noise
@@ -76,7 +77,7 @@ def _program(graph: nnx.GraphDef, features: SamplingFeatures, partial: bool, wid
         settings = jax.tree.map(lambda x: jnp.broadcast_to(x[row][None], (_ROOTS, *x.shape[1:])), inputs.sequence)
         noise = gumbel_noise(settings.keys, places, vocab) if features >= SamplingFeatures.SAMPLED else None
         everywhere = jnp.broadcast_to(text, (_ROOTS, text.shape[1]))
-        last_positions = penalty.last_positions(everywhere, length + 1, vocab)
+        last_positions = split_as(penalty.last_positions(everywhere, length + 1, vocab), "rows", "vocab")
         ranking = DraftSampler(length + 1, last_positions, noise, settings, features)
         with exact_products(hidden.dtype):
             # Head i reads the token just above its guess: head 0 reads the root under `fused`, the depth-1 token

@@ -43,7 +43,7 @@ def run_mesh(given: MeshArgument, settings: TrainingSettings) -> tuple[Mesh | No
         raise UserError(
             "training runs in one process, and its mesh is of one machine's devices; start one", arguments=("mesh",)
         )
-    # Losses read labels and windows by index, and XLA knows best how to split what that takes.
+    # Losses read labels and windows by index; with `Explicit` axes, each of these reads would have to name its split.
     mesh = make_mesh(spec, kind=AxisType.Auto)
     if mesh is None:
         return None, tuple(lines)
