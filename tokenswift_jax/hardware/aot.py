@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 
 from pallas_kernels.gpus import A100, H200
 from pallas_kernels.implementation import compiling_for
@@ -71,7 +71,10 @@ def aot_row(
     target, config = TARGETS[name], shapes.config_of(model, layers)
     full_config = max(config, shapes.config_of(model), key=lambda each: each.num_layers)
     count = devices_needed(target, full_config, capacity)
-    wanted, mesh = step_for(target, step, config, capacity), mesh_over(devices(target), MeshSpec(model=count))
+    wanted = step_for(target, step, config, capacity)
+    # A run on one device has no mesh. Here one names the device; with `Auto` axes, arrays have the types of such a run.
+    kind = AxisType.Explicit if count > 1 else AxisType.Auto
+    mesh = mesh_over(devices(target), MeshSpec(model=count), kind)
     for old in (path for path in dumped.iterdir() if path.is_file()):
         old.unlink()
     begun = time.perf_counter(), time.process_time()
