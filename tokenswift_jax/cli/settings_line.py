@@ -61,12 +61,11 @@ def settings_line(
 
 def _without_effect(sampling: SamplingConfig) -> dict[str, str]:
     """The names of the settings that change nothing beside the others, and why."""
+    found: dict[str, str] = {}
     if sampling.temperature == 0:
-        found = dict.fromkeys(_FILTERS, "on a greedy text")
+        found |= dict.fromkeys(_FILTERS, "on a greedy text")
     elif all(getattr(sampling, name) in (None, _OFF.get(name)) for name in _FILTERS[:-1]):
-        found = {_FILTERS[-1]: "without a filter"}
-    else:
-        found = {}
+        found[_FILTERS[-1]] = "without a filter"
     if sampling.repetition_penalty == 1:
         found["penalty_window"] = "without a penalty"
     return found
