@@ -53,9 +53,11 @@ def best(scores: jax.Array, numbers: jax.Array, count: int) -> jax.Array:
     return jnp.pad(found, [(0, 0)] * (found.ndim - 1) + [(0, short)], constant_values=-1)
 
 
-def owned(values: jax.Array, mine: jax.Array, axis: str = CONTEXT) -> jax.Array:
-    """Gives every device along an axis all values. Each device has some of them: `mine` is bool, and true on one device
-    a value."""
+def owned(values: jax.Array, mine: jax.Array, axis: str | tuple[str, ...] = CONTEXT) -> jax.Array:
+    """Gives every device along an axis, or along several, all values.
+
+    Each device has some of them: `mine` is bool, and true on one device a value; the others add zero.
+    """
     narrow = values.dtype.itemsize == 1
     # Collectives of GPUs add no float8.
     given: Any = lax.bitcast_convert_type(values, jnp.uint8) if narrow else values

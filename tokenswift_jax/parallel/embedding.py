@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from tokenswift_jax.parallel.context import owned
 from tokenswift_jax.parallel.island import island
 from tokenswift_jax.parallel.rules import shared_over
 
@@ -24,7 +25,6 @@ def embed_lookup(table: jax.Array, tokens: jax.Array) -> jax.Array:
         index = tokens - jax.lax.axis_index(axes).astype(tokens.dtype) * rows.shape[0]
         mine = (index >= 0) & (index < rows.shape[0])
         found = rows[jnp.clip(index, 0, rows.shape[0] - 1)]
-        # One device has the token's row; the others add zero.
-        return jax.lax.psum(jnp.where(mine[..., None], found, jnp.zeros((), rows.dtype)), axes)
+        return owned(found, mine[..., None], axes)
 
     return island(own, in_specs=(P(axes), P()), out_specs=P())(table, tokens)

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec as P
 
-from tokenswift_jax.parallel.rules import free_axes, one_device, size_of
+from tokenswift_jax.parallel.mesh_spec import AXES
+from tokenswift_jax.parallel.rules import free_axes, kept, one_device, size_of
 
 
 def island(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
@@ -18,7 +19,8 @@ def island(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Calla
     Each device takes its part of an argument that all devices have; JAX refuses one that is split otherwise than
     `in_specs` says. `in_specs` has an entry for each argument.
     """
-    given, found = _of_several(in_specs), _of_several(out_specs)
+    several = {axis for axis in AXES if size_of(axis) > 1}
+    given, found = kept(several, in_specs), kept(several, out_specs)
     split = jax.shard_map(
         function,
         in_specs=given,
@@ -31,17 +33,6 @@ def island(function: Callable[..., Any], in_specs: Any, out_specs: Any) -> Calla
         return split(*(_taken(each, spec) for each, spec in zip(arguments, given, strict=True)))
 
     return call
-
-
-def _of_several(specs: Any) -> Any:
-    """The specs without the axes of one device."""
-
-    def one(spec: P) -> P:
-        entries = [(entry,) if isinstance(entry, str) else entry or () for entry in spec]
-        kept = [tuple(axis for axis in entry if size_of(axis) > 1) for entry in entries]
-        return P(*(axes if len(axes) > 1 else axes[0] if axes else None for axes in kept))
-
-    return jax.tree.map(one, specs, is_leaf=lambda x: isinstance(x, P))
 
 
 def _taken(tree: Any, specs: Any) -> Any:

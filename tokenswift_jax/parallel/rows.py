@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from tokenswift_jax.parallel.mesh_spec import CONTEXT, DATA, MODEL, STAGE
-from tokenswift_jax.parallel.rules import RULES, free_axes, size_of, specs
+from tokenswift_jax.parallel.rules import RULES, free_axes, kept, size_of, specs
 
 ROWS = P(*RULES["batch"])  # the spec of an array whose first dimension is the batch
 LAYERS = P(*RULES["layers"])  # of one whose first dimension is the layers
@@ -40,12 +40,12 @@ def over_rows(function: Callable[..., Any], arguments: tuple, results: Any, batc
     if batch % sizes[DATA]:
         sizes[DATA] = 1
     split = {axis for axis, size in sizes.items() if size > 1}
-    given = tuple(_kept(split, _specs(sizes, argument)) for argument in arguments)
+    given = tuple(kept(split, _specs(sizes, argument)) for argument in arguments)
     found = jax.tree.map(lambda one: given[one] if isinstance(one, int) else one, results, is_leaf=_is_spec)
     # With one device a group, no axis is left for XLA to split, and it need not know how to split a Pallas call.
     names = free_axes() if size_of(MODEL) == size_of(CONTEXT) == 1 else {DATA, STAGE} & free_axes()
     split_function = jax.shard_map(
-        function, in_specs=given, out_specs=_kept(split, found), axis_names=names, check_vma=False
+        function, in_specs=given, out_specs=kept(split, found), axis_names=names, check_vma=False
     )
     return split_function(*arguments)
 
@@ -70,15 +70,6 @@ def _specs(sizes: Mapping[str, int], argument: Any) -> Any:
     if isinstance(argument, jax.Array):
         return ROWS if argument.ndim > 1 else EVERY
     return specs(sizes, argument)
-
-
-def _kept(axes: set[str], tree: Any) -> Any:
-    """The specs without the axes that are not split."""
-    return jax.tree.map(
-        lambda spec: P(*(entry if entry in axes else None for entry in spec)) if _is_spec(spec) else spec,
-        tree,
-        is_leaf=_is_spec,
-    )
 
 
 def _is_spec(entry: Any) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -192,8 +192,7 @@ def spec_of_axes(sizes: Mapping[str, int], names: tuple[str, ...], shape: tuple[
     """The split of an array whose dimensions have these names, on a mesh of such sizes."""
     over: list[str | tuple[str, ...] | None] = []
     for name, size in zip(names, shape, strict=False):
-        axes = _axes_of(sizes, name, size)
-        over.append(axes if len(axes) > 1 else axes[0] if axes else None)
+        over.append(_entry(_axes_of(sizes, name, size)))
     while over and over[-1] is None:
         over.pop()
     return P(*over)
@@ -211,7 +210,23 @@ def island_spec(*names: str | None) -> P:
     """The split, inside what `over_rows` runs, of an argument or result of an island whose first dimensions have these
     names; None is a dimension that nothing splits. `over_rows` has split the batch and the layers before."""
     over = [tuple(axis for axis in RULES.get(name or "", ()) if axis in _ISLANDS) for name in names]
-    return P(*(axes if len(axes) > 1 else axes[0] if axes else None for axes in over))
+    return P(*map(_entry, over))
+
+
+def kept(axes: Collection[str], tree: Any) -> Any:
+    """The specs of a tree with these axes alone; other leaves as they are."""
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, P):
+            return leaf
+        return P(*(_entry(tuple(axis for axis in axes_in(P(entry)) if axis in axes)) for entry in leaf))
+
+    return jax.tree.map(one, tree, is_leaf=lambda leaf: isinstance(leaf, P))
+
+
+def _entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    """The entry of a spec for a dimension that these axes split."""
+    return axes if len(axes) > 1 else axes[0] if axes else None
 
 
 def _names_on(path: tuple[Any, ...]) -> list[str]:

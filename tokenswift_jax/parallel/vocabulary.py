@@ -14,6 +14,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.commit_text import reference
+from tokenswift_jax.parallel.context import owned
 from tokenswift_jax.parallel.gathered import apart, gathered
 from tokenswift_jax.parallel.island import island
 from tokenswift_jax.parallel.rules import shared_over, split_as
@@ -80,8 +81,7 @@ def scores_of(scores: jax.Array, tokens: jax.Array) -> jax.Array:
         index = tokens - _first(part, axes)
         mine = (index >= 0) & (index < part.shape[-1])
         found = jnp.take_along_axis(part, index[..., None], axis=-1, mode="clip")[..., 0]
-        # One device has the token; the others add zero.
-        return lax.psum(jnp.where(mine, found, jnp.zeros((), part.dtype)), axes)
+        return owned(found, mine, axes)
 
     return island(own, in_specs=(_split(scores, axes), P()), out_specs=P())(scores, tokens)
 
@@ -104,9 +104,7 @@ def best_blocks(scores: jax.Array, count: int, width: int) -> tuple[jax.Array, j
         index = jnp.take_along_axis(numbers, places, axis=-1) - device * each
         mine = (index >= 0) & (index < each)
         found = jnp.take_along_axis(blocks, index[..., None, :], axis=-1, mode="clip")
-        # One device has the block; the others add zero.
-        few = lax.psum(jnp.where(mine[..., None, :], found, jnp.zeros((), part.dtype)), axes)
-        return few.reshape(*part.shape[:-1], -1), peaks
+        return owned(found, mine[..., None, :], axes).reshape(*part.shape[:-1], -1), peaks
 
     return island(own, in_specs=(_split(scores, axes),), out_specs=(P(), P()))(scores)
 
@@ -129,8 +127,7 @@ def of_ids(values: jax.Array, ids: jax.Array) -> jax.Array:
         index = ids - _first(part, axes)
         mine = (index >= 0) & (index < part.shape[-1])
         found = part[..., jnp.clip(index, 0, part.shape[-1] - 1)]
-        # One device has the id; the others add zero.
-        return lax.psum(jnp.where(mine, found, jnp.zeros((), part.dtype)), axes)
+        return owned(found, mine, axes)
 
     every = island(own, in_specs=(_split(values, axes), P()), out_specs=P())(values, ids)
     return split_as(every, *["rows"] * (values.ndim - 1), "vocab")
