@@ -27,10 +27,7 @@ _DEFAULT_XLA_OPTIMIZATION = {
     "documents/test_workers.py",
     "engine/test_batch.py",
     "pallas_kernels/test_tree_attention_neighbours.py",
-    *(
-        f"lossless/test_lossless_{name}.py"
-        for name in ("demo", "distribution", "float64", "modes", "quantised_cache", "transformers")
-    ),
+    *(f"lossless/test_lossless_{name}.py" for name in ("demo", "distribution", "modes", "transformers")),
 }
 # Files of few and long tests. Were they last, one core would run them while the other waits (cost: over a minute).
 _FIRST = ("test_smollm2.py", "test_smollm2_long.py", "test_end_to_end.py")

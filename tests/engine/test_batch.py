@@ -48,7 +48,11 @@ def test_rows_end_at_different_places(alone):
 
 
 @pytest.mark.parametrize(
-    "mode", ["plain", "partial", "fused", "medusa", "selfspec", "selfspec blocks", "ngram", "auto"]
+    "mode",
+    [
+        *("plain", "partial", "fused", "medusa", "selfspec", "ngram", "auto"),
+        pytest.param("selfspec blocks", marks=pytest.mark.long),
+    ],
 )
 def test_every_row_is_the_text_alone(model, alone, mode):
     texts = decode_batch(model, PROMPTS, SAMPLING, SPECULATIONS[mode], max_new_tokens=TOKENS)

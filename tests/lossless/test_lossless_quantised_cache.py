@@ -54,7 +54,10 @@ def test_it_is_another_target():
     [("int8", "int8"), pytest.param("float8_e4m3", "float8_e4m3fn", marks=pytest.mark.long)],
 )
 def test_the_cache_is_in_eight_bits(cache_dtype, stored):
-    running = start(model(), [PROMPT], SAMPLING, SPECULATIONS["partial"], max_new_tokens=8, cache_dtype=cache_dtype)
+    # As many tokens as the texts of the other tests: their program serves.
+    running = start(
+        model(), [PROMPT], SAMPLING, SPECULATIONS["partial"], max_new_tokens=TOKENS, cache_dtype=cache_dtype
+    )
     list(running)
     state = running.state
     assert state is not None

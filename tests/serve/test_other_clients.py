@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 pytest.importorskip("starlette")
+from tests.harness_tasks import SCORES, evaluated
 from tokenswift_jax.scoring import score_tokens
 
 PROMPT = "It was late in the autumn, and the road"
@@ -90,11 +91,8 @@ def test_node(address, expected):
 
 def test_lm_evaluation_harness(live, address):
     """Its log-likelihoods through `/v1/completions` are those of the model, and its texts those of `generate`."""
-    completions = pytest.importorskip("lm_eval.models.openai_completions")
     instance = pytest.importorskip("lm_eval.api.instance").Instance
-    lm = completions.LocalCompletionsAPI(
-        model="demo", base_url=f"{address}/completions", tokenizer_backend="remote", max_length=200, batch_size=2
-    )
+    lm = harness_client(address)
     pairs = [(PROMPT, " was wet and"), (PROMPT, " xyz"), ("Chapter 1.", " The morning came")]
     found = lm.loglikelihood([instance("loglikelihood", {}, pair, number) for number, pair in enumerate(pairs)])
     tokenizer = live.model.tokenizer
@@ -106,3 +104,20 @@ def test_lm_evaluation_harness(live, address):
     until = {"until": ["\n\n\n"], "max_gen_toks": MOST, "temperature": 0}
     (text,) = lm.generate_until([instance("generate_until", {}, (PROMPT, until), 0)])
     assert text == live.alone(PROMPT, MOST, temperature=0).text.split("\n\n\n")[0]
+
+
+def test_lm_evaluation_harness_on_tasks(address):
+    """Scores through `/v1/completions` are those of the harness's `hf` model (tests/harness_tasks.py)."""
+    lm = harness_client(address)
+    metrics, answers = evaluated(lm)
+    expected = json.loads(SCORES.read_text())
+    assert answers["texts"] == expected["answers"]["texts"]
+    for task, values in expected["metrics"].items():
+        assert metrics[task] == pytest.approx(values, rel=1e-5), task
+
+
+def harness_client(address):
+    completions = pytest.importorskip("lm_eval.models.openai_completions")
+    return completions.LocalCompletionsAPI(
+        model="demo", base_url=f"{address}/completions", tokenizer_backend="remote", max_length=200, batch_size=2
+    )

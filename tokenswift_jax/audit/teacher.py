@@ -30,7 +30,7 @@ def teacher_forced(model: Model, texts: list[list[int]], rows: int = ROWS) -> It
     Args:
       model: the target.
       texts: token ids.
-      rows: rows of one forward; a divisor of ROWS.
+      rows: rows of one forward; a divisor of ROWS, or at most ROWS and enough for the longest text.
 
     Raises:
       UserError: a text is empty or longer than the model's positions; too little memory.

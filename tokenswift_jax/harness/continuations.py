@@ -1,0 +1,166 @@
+"""Log-likelihoods of continuations of contexts, many texts a forward."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tokenswift_jax.audit.teacher import ROWS, teacher_forced
+from tokenswift_jax.kv.dense import round_up
+from tokenswift_jax.models.decoder import Decoder
+from tokenswift_jax.parallel.mesh import run, use
+from tokenswift_jax.parallel.rules import one_device
+from tokenswift_jax.sample.draw import draw
+from tokenswift_jax.sample.logprobs import logprobs_of
+from tokenswift_jax.step.exact_products import exact_products
+
+if TYPE_CHECKING:
+    from tokenswift_jax.model import Model
+
+_WIDTHS = (
+    32,
+    48,
+    64,
+    96,
+    128,
+    192,
+    ROWS,
+)  # each is a program; between two of them, a text's rows grow by at most a half
+
+
+@dataclass
+class _Text:
+    """A text that is computed once, for all continuations that differ in their last token alone.
+
+    Attributes:
+      ids: the tokens before the last ones.
+      ends: the last tokens asked for.
+      askers: for each of them, the number of the request, and its tokens among `ids`.
+    """
+
+    ids: list[int]
+    ends: list[int] = field(default_factory=list)
+    askers: list[tuple[int, int]] = field(default_factory=list)
+
+
+def continuation_scores(
+    model: Model,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    rows: int,
+    most: int | None = None,
+    done: Callable[[int], object] = lambda count: None,
+) -> list[tuple[float, bool]]:
+    """For each pair (context, continuation) of token ids, the continuation's log-probability after the context, and
+    whether each of its tokens is the likeliest.
+
+    Continuations of one context that differ in their last token alone, such as the letters of a multiple choice, share
+    one computation.
+
+    Args:
+      model: the target.
+      pairs: neither part is empty; together at most one token more than the model's positions.
+      rows: the positions of all texts of one forward; a longer text is alone in it.
+      most: the most texts of one forward; None: as many as have those positions.
+      done: called with the number of pairs that a forward has answered.
+
+    Raises:
+      UserError: a text is longer than the model's positions; too little memory.
+    """
+    texts: dict[tuple[int, ...], _Text] = {}
+    for number, (context, continuation) in enumerate(pairs):
+        *ids, end = [*context, *continuation]
+        text = texts.setdefault(tuple(ids), _Text(ids))
+        text.ends.append(end)
+        text.askers.append((number, len(continuation) - 1))
+    results: dict[int, tuple[float, bool]] = {}
+    for batch, width in _batches(list(texts.values()), rows, most):
+        before = len(results)
+        for text, values, likeliest in zip(batch, *_scored(model, batch, width), strict=True):
+            results |= _answers(text, values, likeliest)
+        done(len(results) - before)
+    return [results[number] for number in range(len(pairs))]
+
+
+def _answers(text: _Text, values: np.ndarray, likeliest: np.ndarray) -> dict[int, tuple[float, bool]]:
+    """The answer to each asker, from log-probabilities [n, ends] and the likeliest tokens [n] after each token."""
+    hits = likeliest[:-1] == np.asarray(text.ids[1:], np.int32)
+    answers = {}
+    for place, ((number, own), end) in enumerate(zip(text.askers, text.ends, strict=True)):
+        first = len(text.ids) - 1 - own
+        total = values[first:-1, 0].sum(dtype=np.float64) + values[-1, place]
+        answers[number] = (float(total), bool(hits[first:].all() and likeliest[-1] == end))
+    return answers
+
+
+def _batches(texts: list[_Text], rows: int, most: int | None) -> Iterator[tuple[list[_Text], int]]:
+    """Texts of like length, and the rows that each takes: few shapes, so that few programs are compiled."""
+    widths: dict[int, list[_Text]] = {}
+    for text in texts:
+        widths.setdefault(_width(len(text.ids)), []).append(text)
+    for width in sorted(widths, reverse=True):  # the largest first: it is the one that memory may not hold
+        size = _power_of_two(min(max(rows // width, 1), most or rows))
+        for start in range(0, len(widths[width]), size):
+            yield widths[width][start : start + size], width
+
+
+def _width(length: int) -> int:
+    if length > ROWS:
+        return round_up(length, ROWS)
+    return next(width for width in _WIDTHS if width >= length)
+
+
+def _power_of_two(most: int) -> int:
+    return 1 << (most.bit_length() - 1)
+
+
+def _scored(model: Model, batch: list[_Text], width: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """For each text, the log-probabilities float32 [n, ends] of its next tokens, of all its ends at its last token, and
+    the likeliest tokens int32 [n]; both are meaningless within the context."""
+    ends = max(len(text.ends) for text in batch)
+    size, ends = _power_of_two(2 * len(batch) - 1), _power_of_two(2 * ends - 1)
+    filled = [*batch, *batch[-1:] * (size - len(batch))]  # a batch of another size would be another program
+    targets = np.zeros((size, width, ends), np.int32)
+    for row, text in enumerate(filled):
+        count = len(text.ids)
+        targets[row, : count - 1] = np.asarray(text.ids[1:], np.int32)[:, None]
+        targets[row, count - 1, : len(text.ends)] = text.ends
+    reduce = _reduction(model.graphdef)
+    values, likeliest = np.zeros(targets.shape, np.float32), np.zeros((size, width), np.int32)
+    asked = min(len(text.ids) - 1 - max(own for _, own in text.askers) for text in batch)
+    for start, hidden in teacher_forced(model, [text.ids for text in filled], rows=min(width, ROWS)):
+        chunk = slice(start, start + hidden.shape[1])
+        if chunk.stop <= asked:  # contexts alone: nobody asks for their logits
+            continue
+        with use(model.mesh):
+            found = run(reduce, model.params, hidden, targets[:, chunk])
+        values[:, chunk], likeliest[:, chunk] = map(np.asarray, found)
+    counts = [len(text.ids) for text in batch]
+    return [values[row, :count] for row, count in enumerate(counts)], [
+        likeliest[row, :count] for row, count in enumerate(counts)
+    ]
+
+
+@functools.cache
+def _reduction(graph: nnx.GraphDef) -> Callable:
+    def of_texts(model: Decoder, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        with exact_products(hidden.dtype):
+            logits = model.logits(hidden)
+        columns = [logprobs_of(logits, targets[..., end], 0).values for end in range(targets.shape[-1])]
+        return jnp.stack(columns, axis=-1), draw(logits, None)
+
+    def reduce(params: object, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graph, params)
+        if not one_device():
+            return of_texts(model, hidden, targets)
+        # One text at a time: the logits of all would need much more memory than their K/V.
+        found = jax.lax.map(lambda one: of_texts(model, *(x[None] for x in one)), (hidden, targets))
+        return found[0][:, 0], found[1][:, 0]
+
+    return jax.jit(reduce)
