@@ -23,9 +23,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _DEFAULT_XLA_OPTIMIZATION = {
     "test_end_to_end.py",
     "test_smollm2_long.py",
-    "audit/test_replay.py",
     "documents/test_workers.py",
-    "engine/test_batch.py",
     "pallas_kernels/test_tree_attention_neighbours.py",
     *(f"lossless/test_lossless_{name}.py" for name in ("demo", "distribution", "modes", "transformers")),
 }

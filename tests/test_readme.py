@@ -124,7 +124,7 @@ def test_the_extras_of_the_readme_exist():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = re.findall(r"pip install -e '?\.\[(\w+)\]|'\.\[(\w+)\]'", README)
     assert {name for pair in extras for name in pair if name} == {
-        *("test", "train", "serve", "cpu", "cuda12", "cuda13", "tpu", "gguf", "smollm2")
+        *("test", "train", "serve", "cpu", "cuda12", "cuda13", "tpu", "gguf", "smollm2", "harness")
     }
     assert {name for pair in extras for name in pair if name} <= set(project["optional-dependencies"])
 

@@ -49,6 +49,7 @@ def check_texts(folder):
     assert not [name for name in os.listdir(folder / "out") if "lease" in name]
 
 
+@pytest.mark.long  # the main job has it with Ray
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs a signal that cannot be caught")
 def test_a_killed_worker_s_document_is_finished_by_the_other(tmp_path):
     (tmp_path / "in").mkdir()

@@ -52,7 +52,10 @@ def text(model, name, mode=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "mode"), [("own", "partial"), ("own", "fused"), ("own", "auto"), ("greedy", "fused")])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [pytest.param("own", "partial", marks=pytest.mark.long), ("own", "fused"), ("own", "auto"), ("greedy", "fused")],
+)
 def test_tokens_are_those_of_plain_decoding(model, name, mode):
     plain, speculative = text(model, name), text(model, name, mode)
     assert len(plain.tokens) == TOKENS

@@ -170,7 +170,7 @@ class EachInTurn(Planner):
         ("auto", "everything"),
         ("tokenswift auto", "greedy"),
         ("tokenswift auto", "everything"),
-        ("auto blocks", "everything"),
+        pytest.param("auto blocks", "everything", marks=pytest.mark.long),
     ],
 )
 def test_plans_may_change_at_every_chunk(monkeypatch, mode, case):

@@ -23,7 +23,10 @@ TOKENS = 700
 RANDOM = np.random.default_rng(1)
 PROMPT = RANDOM.integers(0, small_models.VOCAB, 20).tolist()
 SAMPLING = SamplingConfig(temperature=0.9, min_p=0.02, repetition_penalty=1.1, penalty_window=24, seed=3)
-MODES = ["partial", "partial blocks", "fused", "medusa", "selfspec", "selfspec blocks", "ngram", "auto"]
+MODES = [
+    *("partial", "partial blocks", "fused", "medusa", "selfspec", "ngram", "auto"),
+    pytest.param("selfspec blocks", marks=pytest.mark.long),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)

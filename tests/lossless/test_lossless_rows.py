@@ -74,7 +74,10 @@ def test_rows_beyond_a_thousand_slots(mode):
     check((1300, 90, 2100, 700, 1020), 120, mode)
 
 
-@pytest.mark.parametrize("mode", ["plain", "partial", "fused", "selfspec", "ngram"])
+@pytest.mark.parametrize(
+    "mode",
+    ["fused", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("plain", "partial", "selfspec", "ngram"))],
+)
 def test_float64(mode):
     with jax.enable_x64(True):
         check((3, 90, 31, 1100, 60), 150, mode, np.float64)

@@ -106,6 +106,7 @@ def test_lm_evaluation_harness(live, address):
     assert text == live.alone(PROMPT, MOST, temperature=0).text.split("\n\n\n")[0]
 
 
+@pytest.mark.long
 def test_lm_evaluation_harness_on_tasks(address):
     """Scores through `/v1/completions` are those of the harness's `hf` model (tests/harness_tasks.py)."""
     lm = harness_client(address)

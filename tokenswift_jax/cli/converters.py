@@ -10,12 +10,23 @@ from typing import Any
 
 from tokenswift_jax.paths import expanded
 
+_MOST_DIGITS = 1000  # Python reads no whole number of more than 4,300
+
+
+def _whole(text: str) -> int | None:
+    """The whole number that a text is; None: it is none."""
+    if not re.fullmatch(r"[+-]?[0-9]+", text):
+        return None
+    if len(text) > _MOST_DIGITS:
+        raise argparse.ArgumentTypeError(f"{text[:20]}... has {len(text)} digits, too many for any setting")
+    return int(text)
+
 
 def whole(low: int) -> Any:
     """A converter to whole numbers of at least `low`."""
 
     def convert(text: str) -> int:
-        value = int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else None
+        value = _whole(text)
         if value is None or value < low:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
         return value
@@ -25,9 +36,9 @@ def whole(low: int) -> Any:
 
 def integer(text: str) -> int:
     """A whole number."""
-    if not re.fullmatch(r"[+-]?[0-9]+", text):
+    if (value := _whole(text)) is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
+    return value
 
 
 def number(text: str) -> float:
@@ -41,9 +52,10 @@ def whole_list(example: str) -> Any:
     """A converter to whole numbers with commas between them; errors show the example."""
 
     def convert(text: str) -> tuple[int, ...]:
-        if not re.fullmatch(r"[0-9]+(,[0-9]+)*", text):
+        parts = [_whole(part) if part[:1].isdecimal() else None for part in text.split(",")]
+        if None in parts:
             raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as {example}")
-        return tuple(int(part) for part in text.split(","))
+        return tuple(part for part in parts if part is not None)
 
     return convert
 

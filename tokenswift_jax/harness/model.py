@@ -190,7 +190,7 @@ class TokenSwiftLM(TemplateLM):
 def _most_texts(batch_size: int | str, most: int | None) -> int | None:
     if str(batch_size).split(":")[0] == "auto":  # "auto:4" searches four times there; here there is no search
         return None if most is None else int(most)
-    if isinstance(batch_size, str) and batch_size.isdigit():
+    if isinstance(batch_size, str) and batch_size.isdecimal() and len(batch_size) < 10:
         batch_size = int(batch_size)
     if not is_whole(batch_size, 1):
         raise UserError(f"batch_size is {batch_size!r}; it must be a whole number above 0, or auto")

@@ -83,9 +83,9 @@ def parse_mesh(given: MeshArgument, axes: Sequence[str] = AXES) -> MeshSpec | Au
         pairs = list(given.items())
     elif is_whole(given, 1):
         pairs = [(MODEL, given)]
-    elif isinstance(given, str) and re.fullmatch(r"[0-9]+|1(x1)+", given):
+    elif isinstance(given, str) and re.fullmatch(r"[0-9]{1,9}|1(x1)+", given):
         pairs = [(MODEL, int(given.partition("x")[0]))]
-    elif isinstance(given, str) and re.fullmatch(r"\w+=[0-9]+(,\w+=[0-9]+)*", given):
+    elif isinstance(given, str) and re.fullmatch(r"\w+=[0-9]{1,9}(,\w+=[0-9]{1,9})*", given):
         pairs = [(name, int(size)) for name, size in (part.split("=") for part in given.split(","))]
     else:
         spaces = ", without spaces" if isinstance(given, str) and re.search(r"\s", given) else ""
@@ -136,4 +136,4 @@ def prompt_chunks(mesh: MeshSpec | AutoMesh, pipeline_depth: int | None) -> int 
 
 def _wrong(given: object, reason: str) -> UserError:
     shown = given if isinstance(given, str) else repr(given)
-    return UserError(f"mesh {shown}: {reason}", arguments=("mesh",))
+    return UserError(f"mesh {shown:.200}: {reason}", arguments=("mesh",))

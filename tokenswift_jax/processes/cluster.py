@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def tasks_here(environment: Mapping[str, str]) -> int:
     """Processes of the run on this machine, as SLURM and Open MPI count them."""
     text = environment.get("SLURM_TASKS_PER_NODE") or environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") or "1"
     first = text.split(",")[0].split("(")[0]
-    return int(first) if first.isdecimal() else 1
+    return int(first) if re.fullmatch("[0-9]{1,9}", first) else 1
 
 
 def idle_devices(cluster: Cluster, used: int, present: int) -> str | None:
@@ -149,8 +150,10 @@ def idle_devices(cluster: Cluster, used: int, present: int) -> str | None:
 def _checked(values: tuple, source: str) -> Cluster:
     address, count, number = values
     host, _, port = (address or "host:1").rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(f"coordinator {address} is no host and port such as 10.0.0.1:1234", arguments=("coordinator",))
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise UserError(
+            f"coordinator {address:.200} is no host and port such as 10.0.0.1:1234", arguments=("coordinator",)
+        )
     if count < 1 or not 0 <= number < count:
         raise UserError(
             f"process_id {number} of num_processes {count}{_shown(source)}: numbers run from 0 to {max(count - 1, 0)}",
@@ -168,6 +171,6 @@ def _whole(environment: Mapping[str, str], name: str) -> int | None:
     text = environment.get(name)
     if text is None:
         return None
-    if not text.isdecimal():
-        raise UserError(f"{name} is {text!r}; it must be a whole number")
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise UserError(f"{name} is {text!r:.80}; it must be a whole number of at most 9 digits")
     return int(text)
