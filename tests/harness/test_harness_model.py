@@ -15,6 +15,7 @@ from lm_eval.api.instance import Instance
 import tokenswift_jax as ts
 from tests.harness_tasks import SCORES, SHARED, TASKS, evaluated
 from tokenswift_jax.errors import UserError
+from tokenswift_jax.harness.__main__ import with_presets
 from tokenswift_jax.harness.model import TokenSwiftLM
 from tokenswift_jax.sampling import resolve_sampling
 
@@ -96,10 +97,43 @@ def test_what_cannot_be_fulfilled_is_one_line(lm):
         ({"device": "cuda:1"}, "JAX chooses"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"max_length": 1}, "max_length is 1"),
-        ({"mode": "fast"}, "mode"),
+        ({"mode": "fast"}, "'fast'"),
+        ({"batch_size": "auto", "max_batch_size": -1}, "max_batch_size is -1"),
+        ({"think_end_token": "x", "trust_remote_code": True}, "no argument think_end_token;"),
     ]:
         with pytest.raises(UserError, match=named):
             TokenSwiftLM(**wrong)
+
+
+def test_a_turn_that_a_task_has_begun_goes_on():
+    lm = TokenSwiftLM()
+    lm.tokenizer.chat_template = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}</>{% endfor %}"
+    begun = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "The answer is"}]
+    assert lm.apply_chat_template(begun, add_generation_prompt=False) == "<user>Which?</><assistant>The answer is"
+
+
+def test_a_context_of_whitespace_is_a_text_without_context(lm):
+    ((value, _),) = lm.loglikelihood(instances("loglikelihood", ("", " He came")), True)
+    tokens = [lm.prefix_token_id, *lm.tok_encode(" He came", add_special_tokens=False)]
+    scored = ts.score_tokens(lm.model, [tokens])[0]
+    assert value == pytest.approx(float(scored.logprobs.sum()), abs=1e-4)
+    found = lm._loglikelihood_tokens([(None, [], tokens[1:])], True)
+    assert found[0][0] == pytest.approx(value, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "added"),
+    [
+        ("--tasks x", "--model tokenswift --batch_size auto"),
+        ("run -t x -b4", "--model tokenswift"),
+        ("--tasks x --model=hf --batch_size 2", ""),
+        ("validate --tasks x", ""),
+        ("ls tasks", ""),
+        ("--help", ""),
+    ],
+)
+def test_the_command_adds_what_nobody_named(words, added):
+    assert with_presets(words.split()) == [*words.split(), *added.split()]
 
 
 @pytest.mark.long

@@ -27,6 +27,7 @@ PROMPT = "It was late in the autumn, and the road"
 SHORT = {"prompt": PROMPT, "max_tokens": 16, "seed": 1}
 LENGTH = 8192
 MOST = 1500
+TURNS = int(os.environ.get("TURNS", 3))  # of the cost of serving
 SHORTS, EVERY = int(os.environ.get("SHORTS", 1000)), 0.15  # short requests beside a long run, and seconds between two
 KEYS = ("first", "second")
 
@@ -171,7 +172,7 @@ def test_cost(server):
     command = [sys.executable, "-c", GENERATE]
     rates = {"generate": [], "one": [], "eight": []}
     with subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as beside:
-        for turn in range(4):
+        for turn in range(1 + TURNS):
             beside.stdin.write("\n")
             beside.stdin.flush()
             took = float(beside.stdout.readline())

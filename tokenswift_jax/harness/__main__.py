@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 from tokenswift_jax.cli.command import exit_status, leave
 from tokenswift_jax.errors import UserError
 
-_PRESETS = {"--model": ("-M", "tokenswift"), "--batch_size": ("-b", "auto")}
+_PRESETS = {"model": "tokenswift", "batch_size": "auto"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,13 +33,19 @@ def _run(words: list[str]) -> int:
 
 
 def with_presets(words: list[str]) -> list[str]:
-    """The words of a run with the model and the batch size that it does not name; others as they are."""
-    if not any(word.startswith("--tasks") or word == "-t" for word in words):
+    """The words of a run, with the model and the batch size that neither they nor their file names; others unchanged."""
+    parser = argparse.ArgumentParser(add_help=False)
+    for short, flag in (("-t", "--tasks"), ("-M", "--model"), ("-b", "--batch_size"), ("-C", "--config")):
+        parser.add_argument(short, flag)
+    named = {name for name, value in vars(parser.parse_known_args(words)[0]).items() if value is not None}
+    if words[:1] in (["ls"], ["validate"]) or not named & {"tasks", "config"}:
         return words
-    for flag, (short, value) in _PRESETS.items():
-        if not any(word == short or word.split("=")[0] == flag for word in words):
-            words = [*words, flag, value]
-    return words
+    if "config" in named:
+        import yaml
+
+        path = Path(parser.parse_known_args(words)[0].config)
+        named |= set(yaml.safe_load(path.read_text()) or {}) if path.is_file() else set()
+    return [*words, *(word for name, value in _PRESETS.items() if name not in named for word in (f"--{name}", value))]
 
 
 if __name__ == "__main__":

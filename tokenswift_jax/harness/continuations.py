@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from tokenswift_jax.step.exact_products import exact_products
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
+_MOST_ENDS = 16  # each is a column of the program
 _WIDTHS = (
     32,
     48,
@@ -41,13 +42,23 @@ class _Text:
 
     Attributes:
       ids: the tokens before the last ones.
-      ends: the last tokens asked for.
-      askers: for each of them, the number of the request, and its tokens among `ids`.
+      ends: the last tokens asked for, each once.
+      askers: the number of each request, its tokens among `ids`, and the place of its last token among `ends`.
     """
 
     ids: list[int]
     ends: list[int] = field(default_factory=list)
-    askers: list[tuple[int, int]] = field(default_factory=list)
+    askers: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def has_room(self, end: int) -> bool:
+        """Whether the text may be asked for one more last token."""
+        return end in self.ends or len(self.ends) < _MOST_ENDS
+
+    def ask(self, number: int, own: int, end: int) -> None:
+        """Adds a request."""
+        if end not in self.ends:
+            self.ends.append(end)
+        self.askers.append((number, own, self.ends.index(end)))
 
 
 def continuation_scores(
@@ -55,7 +66,7 @@ def continuation_scores(
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     rows: int,
     most: int | None = None,
-    done: Callable[[int], object] = lambda count: None,
+    done: Callable[[Mapping[int, tuple[float, bool]]], object] = lambda answers: None,
 ) -> list[tuple[float, bool]]:
     """For each pair (context, continuation) of token ids, the continuation's log-probability after the context, and
     whether each of its tokens is the likeliest.
@@ -66,25 +77,27 @@ def continuation_scores(
     Args:
       model: the target.
       pairs: neither part is empty; together at most one token more than the model's positions.
-      rows: the positions of all texts of one forward; a longer text is alone in it.
+      rows: the cache's positions for all texts of one forward; a longer text is alone in it.
       most: the most texts of one forward; None: as many as have those positions.
-      done: called with the number of pairs that a forward has answered.
+      done: called with the answers that a forward has given, by the numbers of their pairs.
 
     Raises:
       UserError: a text is longer than the model's positions; too little memory.
     """
-    texts: dict[tuple[int, ...], _Text] = {}
+    texts: dict[tuple[int, ...], list[_Text]] = {}
     for number, (context, continuation) in enumerate(pairs):
         *ids, end = [*context, *continuation]
-        text = texts.setdefault(tuple(ids), _Text(ids))
-        text.ends.append(end)
-        text.askers.append((number, len(continuation) - 1))
+        alike = texts.setdefault(tuple(ids), [_Text(ids)])
+        if not alike[-1].has_room(end):
+            alike.append(_Text(ids))
+        alike[-1].ask(number, len(continuation) - 1, end)
     results: dict[int, tuple[float, bool]] = {}
-    for batch, width in _batches(list(texts.values()), rows, most):
-        before = len(results)
+    for batch, width in _batches([text for alike in texts.values() for text in alike], rows, most):
+        found: dict[int, tuple[float, bool]] = {}
         for text, values, likeliest in zip(batch, *_scored(model, batch, width), strict=True):
-            results |= _answers(text, values, likeliest)
-        done(len(results) - before)
+            found |= _answers(text, values, likeliest)
+        done(found)
+        results |= found
     return [results[number] for number in range(len(pairs))]
 
 
@@ -92,10 +105,10 @@ def _answers(text: _Text, values: np.ndarray, likeliest: np.ndarray) -> dict[int
     """The answer to each asker, from log-probabilities [n, ends] and the likeliest tokens [n] after each token."""
     hits = likeliest[:-1] == np.asarray(text.ids[1:], np.int32)
     answers = {}
-    for place, ((number, own), end) in enumerate(zip(text.askers, text.ends, strict=True)):
+    for number, own, place in text.askers:
         first = len(text.ids) - 1 - own
         total = values[first:-1, 0].sum(dtype=np.float64) + values[-1, place]
-        answers[number] = (float(total), bool(hits[first:].all() and likeliest[-1] == end))
+        answers[number] = (float(total), bool(hits[first:].all() and likeliest[-1] == text.ends[place]))
     return answers
 
 
@@ -104,8 +117,9 @@ def _batches(texts: list[_Text], rows: int, most: int | None) -> Iterator[tuple[
     widths: dict[int, list[_Text]] = {}
     for text in texts:
         widths.setdefault(_width(len(text.ids)), []).append(text)
-    for width in sorted(widths, reverse=True):  # the largest first: it is the one that memory may not hold
-        size = _power_of_two(min(max(rows // width, 1), most or rows))
+    for width in sorted(widths, reverse=True):  # the longest first: the time that is left is not underestimated
+        # The cache has a multiple of ROWS positions for each text.
+        size = _power_of_two(min(max(rows // round_up(width, ROWS), 1), most or rows))
         for start in range(0, len(widths[width]), size):
             yield widths[width][start : start + size], width
 
@@ -133,7 +147,7 @@ def _scored(model: Model, batch: list[_Text], width: int) -> tuple[list[np.ndarr
         targets[row, count - 1, : len(text.ends)] = text.ends
     reduce = _reduction(model.graphdef)
     values, likeliest = np.zeros(targets.shape, np.float32), np.zeros((size, width), np.int32)
-    asked = min(len(text.ids) - 1 - max(own for _, own in text.askers) for text in batch)
+    asked = min(len(text.ids) - 1 - max(own for _, own, _ in text.askers) for text in batch)
     for start, hidden in teacher_forced(model, [text.ids for text in filled], rows=min(width, ROWS)):
         chunk = slice(start, start + hidden.shape[1])
         if chunk.stop <= asked:  # contexts alone: nobody asks for their logits

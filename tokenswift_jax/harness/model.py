@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +17,9 @@ from tqdm import tqdm
 
 from tokenswift_jax.api import generate
 from tokenswift_jax.errors import UserError, is_whole
+from tokenswift_jax.finish import INTERRUPTED
 from tokenswift_jax.harness.continuations import continuation_scores
 from tokenswift_jax.model import load
-from tokenswift_jax.prompt import render_chat
 from tokenswift_jax.sampling import resolve_sampling
 from tokenswift_jax.speculation import SpeculationConfig
 
@@ -27,6 +28,12 @@ _TEXTS = 8  # that decode together
 _UNASKED = "cuda:0"
 _SAMPLING = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
 _NO_SETTING = {"do_sample", "until", "max_gen_toks"}
+# Arguments of other models of the harness, and settings of their searches, that ask for nothing here.
+_NEUTRAL = [
+    *(("trust_remote_code", value) for value in (True, False, None)),
+    *(("revision", "main"), ("num_beams", 1), ("num_return_sequences", 1)),
+]
+_LOG = logging.getLogger(__name__)
 
 
 @register_model("tokenswift")
@@ -46,7 +53,7 @@ class TokenSwiftLM(TemplateLM):
       max_length: positions of the longest text; None: the model's.
       add_bos_token: whether text gets a BOS token; None: as its tokenizer does.
       seed: of the texts that are not greedy; request i draws with `sequence` i.
-      device: None, or what the harness's command gives where a person gives nothing; JAX chooses the devices.
+      device: None, or what the harness's command passes when a person names none; JAX chooses the devices.
 
     Raises:
       UserError: as `load`; an argument is out of range.
@@ -64,12 +71,15 @@ class TokenSwiftLM(TemplateLM):
         add_bos_token: bool | None = None,
         seed: int = 0,
         device: str | None = None,
+        **others: Any,
     ) -> None:
         super().__init__()
+        if wrong := sorted(name for name, value in others.items() if (name, value) not in _NEUTRAL):
+            raise UserError(f"the model tokenswift has no argument {', '.join(wrong)}; leave it out")
         if device not in (None, _UNASKED):
             raise UserError(f"device is {device!r}; leave it out: JAX chooses, as JAX_PLATFORMS says")
         self._most = _most_texts(batch_size, max_batch_size)
-        self.model = load(pretrained or None, dtype, mesh=mesh)
+        self.model = load(pretrained or None, None if dtype == "auto" else dtype, mesh=mesh)
         self.tokenizer = self.model.tokenizer
         if self.tokenizer is None:
             raise UserError(f"{self.model.path} has no tokenizer; evaluations need one")
@@ -79,6 +89,8 @@ class TokenSwiftLM(TemplateLM):
         self.max_length = longest if max_length is None else int(max_length)
         self._speculation = SpeculationConfig(mode=mode)
         self._add_bos, self._seed = add_bos_token, seed
+        if add_bos_token is not None:
+            self.tokenizer.add_bos_token = bool(add_bos_token)
 
     max_gen_toks = 256
 
@@ -107,7 +119,25 @@ class TokenSwiftLM(TemplateLM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as the tokenizer's chat template writes it."""
-        return render_chat(chat_history, self.tokenizer, next_turn=add_generation_prompt)
+        from jinja2.exceptions import TemplateError
+
+        def written(turns: list[dict[str, str]]) -> str:
+            # Without the next turn, a task has begun the last one, and the text goes on in it.
+            return self.tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+
+        try:
+            return written(chat_history)
+        except TemplateError:
+            others = [turn for turn in chat_history if turn["role"] != "system"]
+            if len(others) == len(chat_history):
+                raise
+            _LOG.warning("the chat template takes no system turn; it is left out")
+            return written(others)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **others: Any
@@ -117,14 +147,20 @@ class TokenSwiftLM(TemplateLM):
             if not 1 <= len(continuation) <= self.max_length:
                 what = "a window" if asked is None else f"the continuation {asked[1]!r:.60}"
                 raise UserError(f"{what} has {len(continuation)} tokens; it must have 1 to {self.max_length}")
-            pairs.append((context[-(self.max_length + 1 - len(continuation)) :], continuation))
+            kept = context[-(self.max_length + 1 - len(continuation)) :] or [self.prefix_token_id]
+            if max(*kept, *continuation) >= (size := self.model.config.vocab_size):
+                raise UserError(f"a text has a token outside the vocabulary of {size}: {max(*kept, *continuation)}")
+            pairs.append((kept, continuation))
         rows = _CPU_ROWS if jax.default_backend() == "cpu" else _ACCELERATOR_ROWS
         with tqdm(total=len(pairs), desc="log-likelihoods", disable=disable_tqdm) as progress:
-            found = continuation_scores(self.model, pairs, rows, self._most, progress.update)
-        for (asked, *_), answer in zip(requests, found, strict=True):
-            if asked is not None:
-                self.cache_hook.add_partial("loglikelihood", asked, answer)
-        return found
+
+            def done(answers: Mapping[int, tuple[float, bool]]) -> None:
+                progress.update(len(answers))
+                for number, answer in answers.items():
+                    if (asked := requests[number][0]) is not None:
+                        self.cache_hook.add_partial("loglikelihood", asked, answer)
+
+            return continuation_scores(self.model, pairs, rows, self._most, done)
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of each whole text, in windows that do not overlap."""
@@ -164,6 +200,7 @@ class TokenSwiftLM(TemplateLM):
     def _written(self, prompts: list[list[int]], numbers: list[int], asked: dict[str, Any]) -> list[str]:
         """The texts after prompts that have the same settings; `numbers` are those of the requests."""
         settings = dict(normalize_gen_kwargs(asked, self.max_gen_toks))
+        settings = {name: value for name, value in settings.items() if (name, value) not in _NEUTRAL}
         if unknown := sorted(set(settings) - _SAMPLING - _NO_SETTING):
             raise UserError(f"generation_kwargs has {', '.join(unknown)}, which this model does not take")
         most, until = settings["max_gen_toks"], settings["until"]
@@ -172,23 +209,32 @@ class TokenSwiftLM(TemplateLM):
         given = {name: settings[name] for name in _SAMPLING & set(settings)} | {"seed": self._seed}
         if not settings["do_sample"]:
             given["temperature"] = 0.0
+        elif "temperature" not in given:
+            given["temperature"] = self.model.generation_config.get("temperature") or 1.0
         one = resolve_sampling(given, self.model.generation_config)
+        special = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        # A special token ends a text by itself; a stop that goes on after one cannot be reached without it.
+        stops = {next((token for token in special if stop.startswith(token)), stop) for stop in until if stop}
         results = generate(
             self.model,
-            [prompt[-(self.max_length - most) :] for prompt in prompts],
+            [prompt[-(self.max_length - most) :] or [self.prefix_token_id] for prompt in prompts],
             [replace(one, sequence=number) for number in numbers],
             self._speculation,
             max_new_tokens=most,
-            stop=[stop for stop in until if stop] or None,
+            stop=sorted(stops) or None,
         )
         for result in results:
             if result.error is not None:
                 raise UserError(result.error)
+            if result.finish_reason == INTERRUPTED:
+                raise KeyboardInterrupt
         return [result.text for result in results]
 
 
 def _most_texts(batch_size: int | str, most: int | None) -> int | None:
     if str(batch_size).split(":")[0] == "auto":  # "auto:4" searches four times there; here there is no search
+        if most is not None and not is_whole(most, 1):
+            raise UserError(f"max_batch_size is {most!r}; it must be a whole number above 0")
         return None if most is None else int(most)
     if isinstance(batch_size, str) and batch_size.isdecimal() and len(batch_size) < 10:
         batch_size = int(batch_size)
