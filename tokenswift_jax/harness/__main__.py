@@ -33,7 +33,7 @@ def _run(words: list[str]) -> int:
 
 
 def with_presets(words: list[str]) -> list[str]:
-    """The words of a run, with the model and the batch size that neither they nor their file names; others unchanged."""
+    """The words of a run, with the model and the batch size if nothing names them; other words unchanged."""
     parser = argparse.ArgumentParser(add_help=False)
     for short, flag in (("-t", "--tasks"), ("-M", "--model"), ("-b", "--batch_size"), ("-C", "--config")):
         parser.add_argument(short, flag)
