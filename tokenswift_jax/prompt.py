@@ -87,13 +87,14 @@ def encode_chat(messages: Any, tokenizer: Any, vocab_size: int) -> list[int]:
     return _in_vocabulary(ids, vocab_size, "conversation")
 
 
-def render_chat(messages: Any, tokenizer: Any, *, next_turn: bool) -> str:
+def render_chat(messages: Any, tokenizer: Any, *, next_turn: bool, continued: bool = False) -> str:
     """A conversation as the tokenizer's chat template writes it, special tokens included.
 
     Args:
       messages: turns, as `turns_of` takes them.
       tokenizer: transformers' tokenizer, or None.
       next_turn: whether the text ends with the beginning of an assistant's turn.
+      continued: whether the last turn is left open, so that the text can go on in it.
 
     Raises:
       UserError: wrong shapes, no tokenizer, no template, or a template that refuses the messages.
@@ -113,7 +114,9 @@ def render_chat(messages: Any, tokenizer: Any, *, next_turn: bool) -> str:
     from jinja2.exceptions import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=next_turn)
+        return tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=next_turn, continue_final_message=continued
+        )
     except Exception as error:  # a template is a program and can raise anything
         message = " ".join(str(error).split())[:200]
         # `raise_exception` in a template raises this class itself; faults of the template are subclasses and others.

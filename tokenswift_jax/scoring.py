@@ -154,12 +154,24 @@ def _reduction(graph: nnx.GraphDef, top: int) -> Callable:
         ranks = jnp.sum(logits >= scores_of(logits, following)[..., None], axis=-1, dtype=jnp.int32)
         return found.values, found.top_ids, found.top_values, draw(logits, None) == following, ranks
 
-    def reduce(params: object, hidden: jax.Array, following: jax.Array) -> tuple[jax.Array, ...]:
+    return text_by_text(graph, of_texts)
+
+
+def text_by_text(graph: nnx.GraphDef, of_texts: Callable[[Decoder, jax.Array, jax.Array], tuple]) -> Callable:
+    """A jitted function of (params, hidden [batch, rows, hidden_size], ids [batch, rows, ...]), for one text after the
+    other; on a mesh, for all at once.
+
+    Args:
+      graph: the decoder's.
+      of_texts: reduces the hidden rows and ids of texts to arrays whose first dimension is the batch.
+    """
+
+    def reduce(params: object, hidden: jax.Array, ids: jax.Array) -> tuple[jax.Array, ...]:
         model = nnx.merge(graph, params)
         if not one_device():
-            return of_texts(model, hidden, following)
+            return of_texts(model, hidden, ids)
         # One text at a time: 128 texts would need the memory of 32,768 rows of logits.
-        found = jax.lax.map(lambda one: of_texts(model, *(x[None] for x in one)), (hidden, following))
+        found = jax.lax.map(lambda one: of_texts(model, *(x[None] for x in one)), (hidden, ids))
         return tuple(values[:, 0] for values in found)
 
     return jax.jit(reduce)

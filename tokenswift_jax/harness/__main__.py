@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def _run(words: list[str]) -> int:
         raise UserError("the harness needs lm-eval; install it with: pip install 'tokenswift_jax[harness]'")
     from lm_eval.__main__ import cli_evaluate  # pyright: ignore[reportMissingImports]
 
-    import tokenswift_jax.harness.model  # noqa: F401  (registers the model)
+    import_module("tokenswift_jax.harness.model")  # registers the model
 
     sys.argv = ["lm-eval", *with_presets(words)]
     cli_evaluate()

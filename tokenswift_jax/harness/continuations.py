@@ -16,9 +16,9 @@ from tokenswift_jax.audit.teacher import ROWS, teacher_forced
 from tokenswift_jax.kv.dense import round_up
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.parallel.mesh import run, use
-from tokenswift_jax.parallel.rules import one_device
 from tokenswift_jax.sample.draw import draw
 from tokenswift_jax.sample.logprobs import logprobs_of
+from tokenswift_jax.scoring import text_by_text
 from tokenswift_jax.step.exact_products import exact_products
 
 if TYPE_CHECKING:
@@ -169,12 +169,4 @@ def _reduction(graph: nnx.GraphDef) -> Callable:
         columns = [logprobs_of(logits, targets[..., end], 0).values for end in range(targets.shape[-1])]
         return jnp.stack(columns, axis=-1), draw(logits, None)
 
-    def reduce(params: object, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        model = nnx.merge(graph, params)
-        if not one_device():
-            return of_texts(model, hidden, targets)
-        # One text at a time: the logits of all would need much more memory than their K/V.
-        found = jax.lax.map(lambda one: of_texts(model, *(x[None] for x in one)), (hidden, targets))
-        return found[0][:, 0], found[1][:, 0]
-
-    return jax.jit(reduce)
+    return text_by_text(graph, of_texts)

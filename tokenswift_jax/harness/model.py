@@ -20,6 +20,7 @@ from tokenswift_jax.errors import UserError, is_whole
 from tokenswift_jax.finish import INTERRUPTED
 from tokenswift_jax.harness.continuations import continuation_scores
 from tokenswift_jax.model import load
+from tokenswift_jax.prompt import encode, render_chat
 from tokenswift_jax.sampling import resolve_sampling
 from tokenswift_jax.speculation import SpeculationConfig
 
@@ -118,26 +119,24 @@ class TokenSwiftLM(TemplateLM):
         return self.tokenizer.encode(string, **({} if special is None else {"add_special_tokens": special}))
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as the tokenizer's chat template writes it."""
-        from jinja2.exceptions import TemplateError
+        """A conversation as the tokenizer's chat template writes it; without the next turn, the last one stays open.
+
+        A template that refuses system turns gets the others.
+        """
 
         def written(turns: list[dict[str, str]]) -> str:
-            # Without the next turn, a task has begun the last one, and the text goes on in it.
-            return self.tokenizer.apply_chat_template(
-                turns,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
+            going_on = not add_generation_prompt
+            return render_chat(turns, self.tokenizer, next_turn=add_generation_prompt, continued=going_on)
 
         try:
             return written(chat_history)
-        except TemplateError:
+        except UserError:
             others = [turn for turn in chat_history if turn["role"] != "system"]
             if len(others) == len(chat_history):
                 raise
+            text = written(others)
             _LOG.warning("the chat template takes no system turn; it is left out")
-            return written(others)
+            return text
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **others: Any
@@ -148,8 +147,7 @@ class TokenSwiftLM(TemplateLM):
                 what = "a window" if asked is None else f"the continuation {asked[1]!r:.60}"
                 raise UserError(f"{what} has {len(continuation)} tokens; it must have 1 to {self.max_length}")
             kept = context[-(self.max_length + 1 - len(continuation)) :] or [self.prefix_token_id]
-            if max(*kept, *continuation) >= (size := self.model.config.vocab_size):
-                raise UserError(f"a text has a token outside the vocabulary of {size}: {max(*kept, *continuation)}")
+            encode([*kept, *continuation], None, self.model.config.vocab_size, name="text")  # refuses unknown ids
             pairs.append((kept, continuation))
         rows = _CPU_ROWS if jax.default_backend() == "cpu" else _ACCELERATOR_ROWS
         with tqdm(total=len(pairs), desc="log-likelihoods", disable=disable_tqdm) as progress:
