@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.parallel.rules import shared_over
+from tokenswift_jax.sample.threefry import threefry
 
 _IMPLEMENTATION = "threefry2x32"
 
@@ -56,8 +59,14 @@ def gumbel_noise(keys: jax.Array, positions: jax.Array, vocab: int) -> jax.Array
 
     # The devices that share the scores share the noise: each makes its own part.
     axes = shared_over("vocab", vocab)
-    split = P(axes) if axes else None
+    if axes:
+        return _drawn(keys, positions, vocab, P(axes))
+    return jax.lax.platform_dependent(
+        keys, positions, cpu=partial(_unrolled, vocab=vocab), default=partial(_drawn, vocab=vocab, split=None)
+    )
 
+
+def _drawn(keys: jax.Array, positions: jax.Array, vocab: int, split: P | None) -> jax.Array:
     def one(key: jax.Array, position: jax.Array) -> jax.Array:
         wrapped = jax.random.wrap_key_data(key, impl=_IMPLEMENTATION)
         # The mode is explicit because a process can configure its default, and because "low" gives the same bits in
@@ -66,3 +75,16 @@ def gumbel_noise(keys: jax.Array, positions: jax.Array, vocab: int) -> jax.Array
         return jax.random.gumbel(position_key, (vocab,), jnp.float32, mode="low", out_sharding=split)
 
     return jax.vmap(jax.vmap(one, in_axes=(None, 0)))(keys, positions)
+
+
+def _unrolled(keys: jax.Array, positions: jax.Array, vocab: int) -> jax.Array:
+    """The numbers of `_drawn`, by the same formulas."""
+    first, second = threefry(keys[:, :1], keys[:, 1:], positions.astype(jnp.uint32))
+    ids = jnp.arange(vocab, dtype=jnp.uint32)[None, None]
+    left, right = threefry(first[..., None], second[..., None], ids)
+    bits = left ^ right
+    least = np.finfo(np.float32).tiny
+    below_two = jax.lax.bitcast_convert_type(bits >> np.uint32(9) | np.uint32(0x3F800000), jnp.float32)
+    uniform = jnp.maximum(least, (below_two - np.float32(1)) * (np.float32(1) - least) + least)
+    # Without the barrier, XLA computes the noise in the reductions of the draw, twice and one number at a time.
+    return jax.lax.optimization_barrier(-jnp.log(-jnp.log(uniform)))
