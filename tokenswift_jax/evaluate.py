@@ -24,7 +24,8 @@ _WINDOWS = 16  # windows of held-out text, for the accuracies
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Runs the command; returns its exit status (0, 2 bad input, 130 interrupted, 141 no reader)."""
-    parser, words = _parser(program), with_dashes(sys.argv[1:] if argv is None else argv)
+    parser = _parser(program)
+    words = with_dashes(sys.argv[1:] if argv is None else argv, parser)
     return exit_status(lambda: _run(parser.parse_args(words)), flags=parser.flags)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenswift_jax.errors import UserError, warn
+from tokenswift_jax.text.reading import is_utf8
 
 FILE = "generation_config.json"
 # Fields of `sampling.SamplingConfig`.
@@ -179,6 +180,9 @@ def ends(generation_config: Mapping[str, Any]) -> Ends:
     stops = [] if stops is None else [stops] if isinstance(stops, str) else stops
     if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
         raise UserError(f"stop_strings is {stops!r} in {FILE}; it must be a string or a list of strings, none empty")
+    for stop in stops:
+        if not is_utf8(stop):
+            raise UserError(f"stop_strings has {stop!r} in {FILE}, which is not UTF-8 text, so no text contains it")
     return Ends(least or 0, most, tuple(stops), longest)
 
 

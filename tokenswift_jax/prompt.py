@@ -12,7 +12,7 @@ import numpy as np
 from tokenswift_jax.errors import UserError, warn
 from tokenswift_jax.paths import expanded
 from tokenswift_jax.progress_report import Report, phase, silent
-from tokenswift_jax.text.reading import NotTextError, decode
+from tokenswift_jax.text.reading import NotTextError, decode, json_fault
 
 Prompt = str | Sequence[int] | np.ndarray
 Message = Mapping[str, Any]
@@ -219,7 +219,10 @@ def read_ids(path: str) -> list[int]:
     except NotTextError as error:
         raise UserError(f"prompt file {name} is {error}; save it as UTF-8 text") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"prompt file {name} is not JSON; give one list of token ids such as [1, 2, 3]") from error
+        why = json_fault(error)
+        raise UserError(
+            f"prompt file {name} is not JSON ({why}); give one list of token ids such as [1, 2, 3]"
+        ) from error
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
         raise UserError(f"prompt file {name} must hold one list of token ids such as [1, 2, 3]")
     return ids

@@ -20,7 +20,9 @@ class Request:
       min_new_tokens: no EOS is drawn before this many tokens.
       eos_token_ids: tokens that end the text; empty where EOS is ignored, and then `min_new_tokens` has no effect.
       stops: strings that end the text.
-      stop_token_ids: special tokens among `stops`, which give no text: each ends the text as a stop string does.
+      stop_token_ids: tokens that end the text as a stop string does, and give no text, as in vLLM: special tokens among
+        `stops`, and those that a caller named.
+      stops_from: no stop ends the text before this many tokens: vLLM's `min_tokens` holds stops back too.
       stop_on_repetition: whether a loop (`RepetitionGuard`) ends the text.
       predicted_ids: token ids of a text that this one may resemble. N-gram drafts come from it too; no token depends on
         it.
@@ -33,6 +35,7 @@ class Request:
     eos_token_ids: tuple[int, ...] = ()
     stops: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    stops_from: int = 0
     stop_on_repetition: bool = False
     predicted_ids: Sequence[int] = ()
 

@@ -121,9 +121,65 @@ def test_ends(live):
     ids = text.token_ids[: text.token_ids.index(token) + 1]
     assert answer["choices"][0]["token_ids"] == ids
     assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["choices"][0]["text"] == live.alone(PROMPT, len(ids) - 1, seed=5).text
     assert answer["choices"][0]["prompt_token_ids"] == live.model.tokenizer(PROMPT)["input_ids"]
+    body = {"prompt": PROMPT, "max_tokens": 40, "seed": 5, "min_tokens": 25, "return_token_ids": True}
+    later = live.post(PATH, **body, stop_token_ids=[token])["choices"][0]["token_ids"]
+    places = [place for place, each in enumerate(text.token_ids) if each == token and place >= 25]
+    assert later == text.token_ids[: places[0] + 1 if places else 40]
+    later = live.post(PATH, **body, stop=[stop, " "])["choices"][0]
+    given = live.alone(PROMPT, 25, seed=5).text
+    assert later["text"].startswith(given)
+    assert later["finish_reason"] == "stop"
+    assert later["text"] == text.text[: text.text.index(" ", len(given))]
     only = live.post(PATH, prompt=PROMPT, max_tokens=5, allowed_token_ids=[17], ignore_eos=True, return_token_ids=True)
     assert only["choices"][0]["token_ids"] == [17] * 5
+
+
+def test_token_ids_of_streams_are_those_of_the_whole_answer(live):
+    """With the prompt's ids in the first part of each choice alone."""
+    body = {"prompt": [PROMPT, "Chapter 1"], "n": 2, "max_tokens": 30, "seed": 3, "return_token_ids": True}
+    for more in ({}, {"echo": True}):
+        whole, parts = live.post(PATH, **body, **more), live.events(PATH, stream=True, **body, **more)
+        for choice in whole["choices"]:
+            own = [part["choices"][0] for part in parts if part["choices"][0]["index"] == choice["index"]]
+            assert [token for part in own for token in part["token_ids"]] == choice["token_ids"]
+            assert [part.get("prompt_token_ids") for part in own] == [
+                choice["prompt_token_ids"],
+                *[None] * len(own[1:]),
+            ]
+    body = {"messages": [{"role": "user", "content": PROMPT}], "n": 2, "max_tokens": 30, "return_token_ids": True}
+    parts = live.events("/v1/chat/completions", stream=True, **body)
+    assert ["prompt_token_ids" in part for part in parts] == [True, *[False] * len(parts[1:])]
+
+
+def test_offsets_of_special_tokens_and_of_broken_characters(live):
+    """An offset is an index in the text of the answer: of special tokens that the prompt has as text, and after bytes
+    that no later token completed."""
+    special = live.model.tokenizer.eos_token
+    body = {"prompt": f"{special}Hello there", "max_tokens": 3, "seed": 3, "logprobs": 0, "echo": True}
+    choice = live.post(PATH, **body)["choices"][0]
+    found = choice["logprobs"]
+    assert found["text_offset"][:2] == [0, len(special)]
+    places = [*found["text_offset"][1:], len(choice["text"])]
+    assert [choice["text"][a:b] for a, b in itertools.pairwise(places)] == found["tokens"][1:]
+    for seed in range(12):
+        body = {"prompt": PROMPT, "max_tokens": 12, "seed": seed, "logprobs": 0, "temperature": 1e6}
+        choice = live.post(PATH, **body)["choices"][0]
+        found, text = choice["logprobs"], choice["text"]
+        for place, token in zip(found["text_offset"], found["tokens"], strict=True):
+            if token.isascii() and token and not token.startswith("bytes:") and token != special:
+                assert text[place:].startswith(token), (text, found)
+
+
+def test_an_error_names_the_field_of_the_body(live):
+    for name, value in {
+        "allowed_token_ids": [0],
+        "suppress_tokens": list(range(1, live.model.config.vocab_size)),
+    }.items():
+        status, _, answer = live.send(PATH, {"prompt": PROMPT, "max_tokens": 3, "min_tokens": 3, name: value})
+        assert (status, answer["error"]["param"]) == (400, name)
+        assert answer["error"]["message"].startswith(name)
 
 
 def test_streamed_usage(live):

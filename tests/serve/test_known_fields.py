@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from live import until
 
 from tokenswift_jax.scoring import score_tokens
 
@@ -14,6 +15,7 @@ BODIES = {
     "/v1/chat/completions": {"messages": TURN, "max_tokens": 1, "seed": 1},
     "/v1/responses": {"input": PROMPT, "max_output_tokens": 1, "store": False},
     "/v1/runs": {"prompt": PROMPT, "max_tokens": 1},
+    "/tokenize": {"messages": TURN},
 }
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
@@ -75,49 +77,62 @@ ANSWERS = {
     "logprobs": (21, None),
     "prediction": ({"type": "other"}, None),
 }
-CHAT = {
+TEMPLATES = {
     "tools": ([TOOL], []),
     "tool_choice": ("required", "none"),
     "functions": ([{"name": "f"}], []),
     "function_call": ({"name": "f"}, "none"),
+    "chat_template": ("{{ messages }}", None),
+    "chat_template_kwargs": ({"a": 1}, {}),
+    "documents": ([{"text": "a"}], []),
+    "continue_final_message": (True, False),
+}
+COMPLETIONS = {
+    "n": (3, 1),
+    "best_of": (3, 1),
+    "suffix": ("the end", ""),
+    "echo": (True, False),
+    "logprobs": (2, False),
+    "top_logprobs": (3, 0),
+    "prompt_logprobs": (3, None),
+    "prediction": ({"type": "content", "content": "a"}, None),
+    "return_token_ids": (True, False),
+    "max_completion_tokens": (5, None),
+}
+CHAT = {
     "modalities": (["text", "audio"], ["text"]),
     "audio": ({"voice": "alloy", "format": "wav"}, None),
     "web_search_options": ({}, None),
     "reasoning_effort": ("high", "none"),
     "verbosity": ("low", "medium"),
     "store": (True, False),
-    "chat_template": ("{{ messages }}", None),
-    "chat_template_kwargs": ({"a": 1}, {}),
-    "documents": ([{"text": "a"}], []),
     "add_generation_prompt": (False, True),
-    "continue_final_message": (True, False),
     "add_special_tokens": (True, False),
     "echo": (True, False),
-    "top_logprobs": (3, None),
+    "top_logprobs": (3, 0),
 }
 RESPONSES = {
-    "tools": ([{"type": "web_search"}], []),
-    "tool_choice": ("required", "auto"),
-    "reasoning": ({"effort": "high"}, {"effort": "none"}),
+    "reasoning": ({"effort": "high"}, {"effort": "none", "summary": None}),
+    "reasoning_effort": ("high", "none"),
+    "max_tokens": (5, None),
+    "add_generation_prompt": (False, True),
     "conversation": ("conv_1", None),
     "include": (["message.output_text.logprobs"], []),
     "prompt": ({"id": "pmpt_1"}, None),
     "truncation": ("auto", "disabled"),
-    "top_logprobs": (3, 0),
     "max_tool_calls": (3, None),
     "context_management": ([{"type": "compaction"}], []),
     "enable_response_messages": (True, False),
     "previous_input_messages": ([{"role": "user"}], None),
-    "prompt_logprobs": (3, None),
-    "prediction": ({"type": "content", "content": "a"}, None),
     "text": ({"format": SCHEMA}, {"format": {"type": "text"}, "verbosity": "medium"}),
     "background": (True, False),  # without `store`
 }
 FIELDS = {
     "/v1/completions": EVERYWHERE | ANSWERS | {"suffix": ("the end", "")},
-    "/v1/chat/completions": EVERYWHERE | ANSWERS | CHAT | {"logprobs": (3, False)},
-    "/v1/responses": EVERYWHERE | RESPONSES,
-    "/v1/runs": EVERYWHERE | {"prompt_logprobs": (3, None), "prediction": ({"type": "content"}, None)},
+    "/v1/chat/completions": EVERYWHERE | ANSWERS | TEMPLATES | CHAT | {"logprobs": (3, False)},
+    "/v1/responses": EVERYWHERE | COMPLETIONS | TEMPLATES | RESPONSES,
+    "/v1/runs": EVERYWHERE | COMPLETIONS | TEMPLATES | {"stream": (True, False), "store": (False, True)},
+    "/tokenize": TEMPLATES | {"truncate_prompt_tokens": (5, None)},
 }
 
 
@@ -134,7 +149,7 @@ def test_a_value_that_cannot_be_honoured_is_refused_by_name(live, path):
     assert accepted == []
 
 
-@pytest.mark.parametrize("path", FIELDS)
+@pytest.mark.parametrize("path", [path for path in FIELDS if path.startswith("/v1")])
 def test_a_number_that_no_float_holds_is_refused_by_name(live, path):
     for name in ("temperature", "top_p", "min_p", "eta_cutoff", "repetition_penalty", "seed", "frequency_penalty"):
         status, _, answer = live.send(path, BODIES[path] | {name: 10**400})
@@ -149,6 +164,25 @@ def test_a_value_that_asks_for_nothing_is_accepted(live, path):
     assert headers["x-ignored-fields"] is None
     _, headers, _ = live.send(path, BODIES[path] | {"nobody_knows_this": 1})
     assert headers["x-ignored-fields"] == "nobody_knows_this"
+
+
+def test_a_run_that_goes_on_and_a_branch_refuse_what_they_cannot_honour(live):
+    run = live.send("/v1/runs", {"prompt": PROMPT, "max_tokens": 6, "seed": 1, "ignore_eos": True})[2]["id"]
+    until(lambda: live.send(f"/v1/runs/{run}")[2]["state"] == "finished", "it does not end")
+    of_parent = {"stop": ["x"], "stop_token_ids": [5], "min_tokens": 3, "ignore_eos": True, "messages": TURN}
+    refused = {"logit_bias": {"1": 1}, "response_format": {"type": "json_object"}, "n": 3, **of_parent}
+    for path, more in (("branch", {"at": 2}), ("continue", {"max_tokens": 9})):
+        own = {"seed": 5, "top_k": 3, "bad_words": ["the"]} if path == "continue" else {"seed": 1.5, "top_k": -2}
+        for name, value in (refused | own).items():
+            status, _, answer = live.send(f"/v1/runs/{run}/{path}", more | {name: value})
+            assert (status, answer["error"]["param"]) == (400, name)
+            assert name in answer["error"]["message"]
+        status, _, answer = live.send(f"/v1/runs/{run}/{path}", more | {"model": "another"})
+        assert (status, answer["error"]["code"]) == (404, "model_not_found")
+    changed = {"at": 2, "seed": 7.0, "top_k": -1, "allowed_token_ids": [40, 41, 42]}
+    _, _, branch = live.send(f"/v1/runs/{run}/branch", changed)
+    assert (branch["settings"]["seed"], branch["settings"]["top_k"]) == (7, None)
+    assert len(branch["settings"]["suppress_tokens"]) == live.model.config.vocab_size - 3
 
 
 @pytest.mark.parametrize("top", [0, 3])

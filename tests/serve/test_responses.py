@@ -139,7 +139,7 @@ def test_a_conversation_goes_on(live, client):
         ({"truncation": "auto"}, "truncation"),
         ({"metadata": {"a": 1}}, "metadata"),
         ({"max_output_tokens": 10**6}, "max_output_tokens"),
-        ({"reasoning": {"effort": "high"}}, "reasoning"),
+        ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
     ],
 )
 def test_fields_that_cannot_be_honoured(live, changed, param):

@@ -31,6 +31,14 @@ def state(live, run_id):
     return live.send(f"{PATH}/{run_id}")[2]
 
 
+def test_a_page_after_a_run_that_is_gone(live):
+    gone = begin(live, 2)
+    live.send(f"{PATH}/{gone}", method="DELETE")
+    for after in (gone, "zzz", ""):
+        status, _, answer = live.send(f"{PATH}?after={after}")
+        assert (status, answer["error"]["param"]) == (400, "after")
+
+
 def ended(live, run_id):
     until(lambda: state(live, run_id)["state"] in ("finished", "cancelled", "failed"), "it does not end")
     return state(live, run_id)

@@ -23,6 +23,13 @@ def test_keys_are_compared_whole_and_name_their_owners():
     assert anyone.owner("a") == Keys(["a"]).owner("a")
 
 
+def test_a_method_that_a_path_does_not_serve(live):
+    for method in ("PUT", "OPTIONS"):
+        status, headers, answer = live.send("/v1/completions", BODY, method)
+        assert (status, headers["allow"]) == (405, "POST")
+        assert method in answer["error"]["message"]
+
+
 @pytest.fixture
 def guarded(live):
     """The live server's application behind a guard with keys."""

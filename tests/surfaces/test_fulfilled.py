@@ -1,5 +1,6 @@
 """Requests that cannot be fulfilled are refused, those that can are not, and messages are this program's own."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -12,9 +13,13 @@ from tokenizers_made_here import END, byte_level, metaspace
 import tokenswift_jax as ts
 from tests.checkpoint.checkpoints_made_here import FAMILIES
 from tokenswift_jax import model as model_module
+from tokenswift_jax.cli import flags
 from tokenswift_jax.cli.commands import main as program
 from tokenswift_jax.cli.generate import main
 from tokenswift_jax.errors import TextWarning
+from tokenswift_jax.generation_config import ends
+from tokenswift_jax.models.hf_config import rope_override
+from tokenswift_jax.prompt import read_ids
 from tokenswift_jax.text.detokenizer import Detokenizer
 
 IDS = byte_level()(" the cat and the dog").input_ids
@@ -144,6 +149,36 @@ def test_words_that_are_no_value(tmp_path, monkeypatch, capsys, words, reported)
     assert (shown.out, len(shown.err.splitlines())) == ("", 1)
     assert reported in shown.err
     assert (tmp_path / "p").read_text() == "keep me"
+
+
+def test_words_that_begin_like_a_flag_stay_as_they_are():
+    words = ["--prompt", "--max_new_tokens is a flag", "--stop", "--a_b c", "--stop=--a_b", "--max_new_tokens", "5"]
+    options = flags.parse([*words, "--top_k=3"])
+    assert (options.prompt, options.max_new_tokens, options.top_k) == ("--max_new_tokens is a flag", 5, 3)
+    assert options.stop == ["--a_b c", "--a_b"]
+
+
+def test_a_device_takes_all_outputs():
+    flags.parse(["--output", "/dev/null", "--stats", "/dev/null"])
+
+
+def test_ids_that_no_number_holds(tmp_path):
+    (tmp_path / "ids").write_text(f"[{'1' * 5000}]")
+    with pytest.raises(ts.UserError, match=r"ids is not JSON \(a number has too many digits\)"):
+        read_ids(str(tmp_path / "ids"))
+
+
+def test_an_override_of_null_keeps_the_type():
+    with pytest.raises(ts.UserError, match="rope_override must be a JSON object"):
+        rope_override({}, {"rope_type": None})
+    llama3 = json.loads((FAMILIES / "llama3_1" / "config.json").read_text())
+    changed = rope_override(llama3, {"rope_type": None, "factor": 4.0})
+    assert changed == rope_override(llama3, {"factor": 4.0})
+
+
+def test_a_stop_of_the_file_that_no_text_contains():
+    with pytest.raises(ts.UserError, match=r"stop_strings has .* in generation_config\.json, which is not UTF-8 text"):
+        ends({"stop_strings": ["\ud800"]})
 
 
 def test_ids_from_standard_input(loaded, monkeypatch, capsys):

@@ -30,6 +30,19 @@ def test_chunking_never_matters(text, stops, cuts):
     assert run(stops, chunks) == expected(stops, text)
 
 
+@given(text=LETTERS, stops=STOPS, free=st.integers(0, 24), cuts=st.lists(st.integers(0, 24)))
+def test_text_in_which_no_stop_counts(text, stops, free, cuts):
+    """A stop ends the text if it ends after the first `free` characters, wherever it begins."""
+    free = min(free, len(text))
+    scanner, out = StopScanner(stops), ""
+    borders = sorted({min(cut, len(text)) for cut in cuts} | {0, free, len(text)})
+    for start, end in pairwise(borders):
+        out += scanner.push(text[start:end], stops=end > free)
+    places = [(stop, text.find(stop, max(free - len(stop) + 1, 0))) for stop in stops]
+    ends = [(place + len(stop), place) for stop, place in places if place >= 0]
+    assert (out + scanner.flush(), scanner.stopped) == ((text[: min(ends)[1]], True) if ends else (text, False))
+
+
 @given(text=LETTERS, stops=STOPS)
 def test_pending_text_could_still_become_a_stop(text, stops):
     scanner = StopScanner(stops)

@@ -68,9 +68,15 @@ def loaded(place: Path, names: Sequence[str]) -> Any:
 
 def _of_its_class(folder: Path) -> Any:
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
-    # Without False, transformers asks on the terminal, on stdout, whether to run a checkpoint's code.
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # it reads config.json too, and comments on fields that this package checks itself
+    try:
+        # Without False, transformers asks on the terminal, on stdout, whether to run a checkpoint's code.
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    finally:
+        logging.set_verbosity(before)
 
 
 def _plain(folder: Path) -> Any:

@@ -39,9 +39,19 @@ class Parser(argparse.ArgumentParser):
         return {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
 
 
-def with_dashes(argv: Sequence[str]) -> list[str]:
-    """The words with dashes in flags that use HF's spelling, such as --max_new_tokens."""
-    return [re.sub(r"^--[a-z_-]+", lambda flag: flag[0].replace("_", "-"), word) for word in argv]
+def with_dashes(argv: Sequence[str], parser: Parser) -> list[str]:
+    """The words with dashes in the parser's flags that use HF's spelling, such as --max_new_tokens.
+
+    Other words stay: a prompt may begin like a flag.
+    """
+    known = {option for action in parser._actions for option in action.option_strings}
+
+    def spelt(word: str) -> str:
+        flag, equals, value = word.partition("=")
+        dashed = flag.replace("_", "-")
+        return dashed + equals + value if dashed in known else word
+
+    return [spelt(word) for word in argv]
 
 
 def in_flags(error: UserError, flags: Mapping[str, str]) -> str:

@@ -36,7 +36,7 @@ def parse(argv: Sequence[str], parser: Parser | None = None) -> argparse.Namespa
       UserError: an unknown, malformed, contradictory or ineffective flag, or a file that cannot be written.
     """
     parser = flag_parser() if parser is None else parser
-    options = parser.parse_args(with_dashes(argv))
+    options = parser.parse_args(with_dashes(argv, parser))
     options.sampling = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
     options.speculation = {name: value for name in SPECULATION if (value := getattr(options, name)) is not None}
     cluster = find_cluster(options.coordinator, options.num_processes, options.process_id)
@@ -92,14 +92,15 @@ def _check(options: argparse.Namespace, flags: Mapping[str, str]) -> None:
     if options.logprobs is None and options.logprobs_mode != "raw":
         raise UserError("--logprobs-mode has no use without --logprobs K; leave out one or give the other")
     written = [kind for kind in ("output", "stats", "journal") if getattr(options, kind) is not None and not many]
-    places = {resolved(getattr(options, kind)) for kind in written}
-    if len(places) < len(written):
+    files = [resolved(getattr(options, kind)) for kind in written]
+    files = [place for place in files if str(place) != os.devnull]  # it takes all of them
+    if len(set(files)) < len(files):
         raise UserError(f"{named(written)} name one file twice; give each its own")
     for kind in written:
         check_writable(getattr(options, kind), kind)
     read = [kind for kind in ("prompt_file", "prompt_ids") if getattr(options, kind) not in (None, "-")]
     for kind in read:
-        if (source := resolved(getattr(options, kind))) in places and source.is_file():
+        if (source := resolved(getattr(options, kind))) in files and source.is_file():
             over = next(one for one in written if resolved(getattr(options, one)) == source)
             raise UserError(f"{named([over])} would replace the file of {named([kind])}; name another file")
 

@@ -50,11 +50,14 @@ class SequenceOutput:
         for token, source in zip(records.token_ids.tolist(), records.sources.tolist(), strict=True):
             taken += 1
             before = self._transcript.characters
+            stops = self._count + taken > self.request.stops_from
             if token in self.request.eos_token_ids:
                 self.finish = finish.EOS
+            elif stops and token in self.request.stop_token_ids:
+                self.finish = finish.STOP
             else:
-                segments += self._transcript.push(token, source)
-                if self._transcript.stopped or token in self.request.stop_token_ids:
+                segments += self._transcript.push(token, source, stops=stops)
+                if self._transcript.stopped:
                     self.finish = finish.STOP
                 elif self._count + taken == self.request.max_new_tokens:
                     self.finish = finish.LENGTH

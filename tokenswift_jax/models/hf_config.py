@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -12,7 +11,14 @@ from tokenswift_jax.models.config import DraftHeadType, ModelConfig
 from tokenswift_jax.models.draft_vocab import DraftVocab, parse_draft_vocab
 from tokenswift_jax.models.expected_tokens import ExpectedTokens, parse_expected_tokens
 from tokenswift_jax.models.hf_fields import check_block, check_known, plain_positions
-from tokenswift_jax.models.hf_rope import longest_text, rope_config, rope_origin, rope_parameters, unused_fields
+from tokenswift_jax.models.hf_rope import (
+    check_float32,
+    longest_text,
+    rope_config,
+    rope_origin,
+    rope_parameters,
+    unused_fields,
+)
 from tokenswift_jax.models.node_sets import NodeSets, parse_node_sets
 
 # Values of fields that config.json omits: the defaults of the family's config class in transformers. A null head_dim
@@ -41,6 +47,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3": _COMMON | _QWEN | {"head_dim": 128, "attention_bias": False},
 }
 _OF_ROPE = ("rope_scaling", "rope_theta", "rope_parameters", "original_max_position_embeddings")
+_TYPES = {"rope_type", "type"}
 _NULLABLE = {"head_dim", "num_key_value_heads", "sliding_window", "layer_types"}
 _MOST_LAYERS = 10_000  # more are an error of config.json, which would take minutes to show
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -135,7 +142,7 @@ def rope_override(config: Mapping[str, Any], override: Mapping[str, Any]) -> dic
     Raises:
       UserError: the override is empty or not an object, or gives impossible parameters.
     """
-    if not isinstance(override, Mapping) or not override:
+    if not isinstance(override, Mapping) or all(override[name] is None for name in override):
         raise UserError(
             'rope_override must be a JSON object such as {"rope_type": "yarn", "factor": 4.0}',
             arguments=("rope_override",),
@@ -146,7 +153,8 @@ def rope_override(config: Mapping[str, Any], override: Mapping[str, Any]) -> dic
             f"max_position_embeddings of rope_override is {stretched!r:.80}; it must be a positive integer",
             arguments=("rope_override",),
         )
-    replaces = "rope_type" in override or "type" in override
+    override = {name: value for name, value in override.items() if name not in _TYPES or value is not None}
+    replaces = not _TYPES.isdisjoint(override)
     changed = {name: value for name, value in config.items() if name not in _OF_ROPE}
     # A type that this package does not know, such as dynamic, may be replaced.
     model_config(changed if replaces else config)
@@ -190,8 +198,7 @@ def _positive_number(fields: Mapping[str, Any], name: str) -> float:
     value = fields[name]
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise UserError(f"{name} in config.json is {value!r}; it must be a positive number")
-    if value > sys.float_info.max:  # a whole number that no float holds
-        raise UserError(f"{name} in config.json is {value!r:.20}..., which is too large")
+    check_float32(f"{name} in config.json", value)
     return float(value)
 
 

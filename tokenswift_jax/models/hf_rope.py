@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.config import RopeConfig
@@ -22,6 +23,8 @@ _NUMBERS = (
     *("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
     *("beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim"),
 )
+# Positive numbers that float32 holds: rotations and norms are computed in it.
+_LEAST, _MOST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _KNOWN_FIELDS = {*_NUMBERS, "rope_type", "type", "truncate", "partial_rotary_factor", "finetuned"}
 # transformers reads 0 as if the field were absent.
 _OFF_AT_ZERO = {"mscale", "mscale_all_dim", "beta_fast", "beta_slow"}
@@ -140,11 +143,18 @@ def _check_values(fields: Mapping[str, Any]) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise UserError(f"RoPE field {name} is {value!r}; it must be a positive number")
-        if value > sys.float_info.max:  # a whole number that no float holds
-            raise UserError(f"RoPE field {name} is {value!r:.20}..., which is too large")
+        check_float32(f"RoPE field {name}", value)
     original = fields.get("original_max_position_embeddings", 1)
     if original != int(original):
         raise UserError(f"RoPE field original_max_position_embeddings is {original!r}; it must be a whole number")
+
+
+def check_float32(name: str, value: float) -> None:
+    """Raises UserError for a positive number that float32 does not hold."""
+    if not _LEAST <= value <= _MOST:
+        shown, size = repr(value), "large" if value > _MOST else "small"
+        shown = shown if len(shown) <= 20 else f"{shown[:20]}..."
+        raise UserError(f"{name} is {shown}, which is too {size} for a float32 number")
 
 
 def unused_fields(kind: str) -> set[str]:
@@ -193,7 +203,10 @@ def rope_config(config: Mapping[str, Any], max_positions: int) -> RopeConfig:
     if kind == "yarn":
         settings |= {name: float(fields.get(name, beta)) for name, beta in _YARN_BETAS.items()}
         settings |= {"attention_factor": _attention_factor(fields), "truncate": bool(fields.get("truncate", True))}
-    return RopeConfig(**(_UNUSED | settings), type=kind, theta=float(fields["rope_theta"]))
+    theta = float(fields["rope_theta"])
+    if kind == "yarn" and theta <= 1:
+        raise UserError(f"rope_theta is {theta:g}; for RoPE type yarn it must be above 1")
+    return RopeConfig(**(_UNUSED | settings), type=kind, theta=theta)
 
 
 def _attention_factor(fields: Mapping[str, Any]) -> float:

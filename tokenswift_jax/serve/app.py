@@ -96,7 +96,9 @@ async def _api_error(_: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     messages = {404: f"there is nothing at {request.url.path[:100]}", 405: f"{request.method} is not served here"}
-    return ApiError(error.status_code, messages.get(error.status_code, str(error.detail))).response()
+    answer = ApiError(error.status_code, messages.get(error.status_code, str(error.detail))).response()
+    answer.headers.update(error.headers or {})  # `allow`, with a 405
+    return answer
 
 
 async def _gone(request: Request, _: Exception) -> Response:

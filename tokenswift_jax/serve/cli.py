@@ -45,7 +45,8 @@ _DEMO_TEMPLATE = "{{ messages | map(attribute='content') | join('\\n\\n') }}"
 
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Runs the command until a signal ends it; returns its exit status (0, 1 the engine stopped, 2 bad input)."""
-    parser, words = _parser(program), with_dashes(sys.argv[1:] if argv is None else argv)
+    parser = _parser(program)
+    words = with_dashes(sys.argv[1:] if argv is None else argv, parser)
     return exit_status(lambda: _run(parser.parse_args(words)), flags=parser.flags, interrupted="stopped")
 
 

@@ -50,7 +50,7 @@ _CONTENT = _either(_TEXT, _kind("array", items=_PART, minItems=1))
 _TURN = _object(("role", "content"), role={"enum": ["system", "developer", "user", "assistant"]}, content=_CONTENT)
 _TURNS = _kind("array", items=_TURN, minItems=1)
 _PREDICTION = _object(("type", "content"), type={"enum": ["content"]}, content=_CONTENT)
-_SETTINGS: dict[str, Schema] = {
+_SAMPLING: dict[str, Schema] = {
     "temperature": _number(0, 1e6),
     "top_p": _number(0, 1),
     "top_k": _whole(-1),
@@ -64,6 +64,9 @@ _SETTINGS: dict[str, Schema] = {
     "bad_words": _list(_SHORT, _LIMITS.ids),
     "seed": _whole(0, 2**32 - 1),
     "sequence": _whole(0, _WHOLE - _LIMITS.runs),
+}
+_SETTINGS: dict[str, Schema] = {
+    **_SAMPLING,
     "stop": _either(_SHORT, _list(_SHORT, _LIMITS.stops)),
     "stop_token_ids": _IDS,
     "min_tokens": _whole(0),
@@ -128,10 +131,19 @@ BODIES: dict[str, Schema] = {
         **_SETTINGS,
     ),
     "/v1/runs": _object(
-        (), model=_TEXT, prompt=_either(_TEXT, _PROMPT), messages=_TURNS, max_tokens=_whole(1), **_RUN, **_SETTINGS
+        (),
+        model=_TEXT,
+        prompt=_either(_TEXT, _PROMPT),
+        messages=_TURNS,
+        add_special_tokens=_FLAG,
+        max_tokens=_whole(1),
+        **_RUN,
+        **_SETTINGS,
     ),
-    "/v1/runs/{id}/branch": _object(("at",), at=_whole(0), append=_IDS, max_tokens=_whole(1), seed=_whole(0), **_RUN),
-    "/v1/runs/{id}/continue": _object(("max_tokens",), max_tokens=_whole(1)),
+    "/v1/runs/{id}/branch": _object(
+        ("at",), model=_TEXT, at=_whole(0), append=_IDS, max_tokens=_whole(1), **_RUN, **_SAMPLING
+    ),
+    "/v1/runs/{id}/continue": _object(("max_tokens",), model=_TEXT, max_tokens=_whole(1)),
     "/tokenize": _object((), **_TEXTS),
     "/detokenize": _object(("tokens",), model=_TEXT, tokens=_kind("array", items=_whole(0))),
 }

@@ -146,6 +146,7 @@ class RunStore:
             "background": stored.background,
             "max_new_tokens": run.request.max_new_tokens,
             "stop_token_ids": list(run.request.stop_token_ids),
+            "stops_from": run.request.stops_from,
             "state": run.state.value if run.state.ended or paused else "active",
             "tokens": len(run.tokens),
             "prompt_tokens": len(run.request.prompt_ids),
@@ -207,6 +208,7 @@ class RunStore:
             eos_token_ids=() if ignored else tuple(header["eos_token_ids"]),
             stops=tuple(header["stop"]),
             stop_token_ids=tuple(kept["stop_token_ids"]),
+            stops_from=int(kept.get("stops_from", 0)),
             stop_on_repetition=details.get("on_repetition") == OnRepetition.END,
         )
         run = Run(

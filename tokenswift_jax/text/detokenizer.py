@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 _CONTEXT_TOKENS = 8  # tokens that a cut window keeps; an unfinished character began at most 3 tokens ago
 _WINDOW_TOKENS = 2 * _CONTEXT_TOKENS
-_BROKEN = "�"  # decoders return it for bytes that are not (yet) a character
+BROKEN = "�"  # decoders return it for bytes that are not (yet) a character
 
 
 class Decodes(Protocol):
@@ -28,6 +28,9 @@ class Detokenizer:
     Two kinds of tokenizer have tokens that are not whole characters. Byte-level tokenizers decode every prefix alike,
     except for an unfinished last character. SentencePiece-like tokenizers with byte fallback spoil a whole run of byte
     tokens if one is missing, so the detokenizer joins those bytes itself.
+
+    Attributes:
+      unfinished: whether it holds bytes back that the next token may complete.
     """
 
     def __init__(self, tokenizer: Decodes, prompt_ids: Sequence[int] = ()):
@@ -35,6 +38,7 @@ class Detokenizer:
         self._byte_of = _byte_tokens(tokenizer, self._decode)
         self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._bytes_are_new = False  # whether an unfinished character in byte tokens began after the prompt
+        self.unfinished = False
         self._window = [int(token) for token in prompt_ids[-_CONTEXT_TOKENS:]]
         text = self._decode(self._window)
         self._given = len(text) if self._byte_of else _whole(text)  # released characters of the window
@@ -51,12 +55,15 @@ class Detokenizer:
             # This token alone gives a following word all the context that it needs.
             self._window, self._bytes_are_new = [token], True
             self._given = len(self._decode(self._window))
-            return self._bytes.decode(bytes([self._byte_of[token]]))
+            released = self._bytes.decode(bytes([self._byte_of[token]]))
+            self.unfinished = bool(self._bytes.getstate()[0])
+            return released
         broken = self._end_bytes()
         self._window.append(token)
         text = self._decode(self._window)
         whole = max(self._given, _whole(text))
         added, self._given = text[self._given : whole], whole
+        self.unfinished = whole < len(text)
         if len(self._window) > _WINDOW_TOKENS:
             withheld = len(text) - self._given
             self._window = self._window[-_CONTEXT_TOKENS:]
@@ -99,7 +106,7 @@ def _decoder(tokenizer: Decodes) -> Callable[[list[int]], str]:
 
 def _whole(text: str) -> int:
     """Number of characters that no further token can change: all except a last one that may lack bytes."""
-    return len(text) - text.endswith(_BROKEN)
+    return len(text) - text.endswith(BROKEN)
 
 
 def _byte_tokens(tokenizer: Decodes, decode: Callable[[list[int]], str]) -> dict[int, int]:

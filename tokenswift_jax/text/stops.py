@@ -19,20 +19,29 @@ class StopScanner:
     def __init__(self, stops: Sequence[str] = ()):
         self._stops = tuple(stops)
         self._pending = ""
+        self._passed = 0  # characters of `_pending` within which no stop string counts as complete
         self.stopped = False
 
-    def push(self, piece: str) -> str:
-        """The text that is safe to release after `piece`; it ends before the stop string."""
+    def push(self, piece: str, *, stops: bool = True) -> str:
+        """The text that is safe to release after `piece`; it ends before the stop string.
+
+        Without `stops`, no stop string that is complete within `piece` counts; one that begins there may.
+        """
         if self.stopped or not self._stops:
             return "" if self.stopped else piece
         text = self._pending + piece
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if not stops:
+            self._passed = len(text)
+        found = [(start + len(stop), start) for stop in self._stops if (start := self._place(stop, text)) >= 0]
         if found:
             self.stopped, self._pending = True, ""
             return text[: min(found)[1]]
         border = len(text) - max(_overlap(text, stop) for stop in self._stops)
-        self._pending = text[border:]
+        self._pending, self._passed = text[border:], max(self._passed - border, 0)
         return text[:border]
+
+    def _place(self, stop: str, text: str) -> int:
+        return text.find(stop, max(self._passed - len(stop) + 1, 0))
 
     def flush(self) -> str:
         """The text held back; call this when no more text follows."""

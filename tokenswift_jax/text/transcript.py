@@ -24,9 +24,9 @@ class Transcript:
         self._waiting: deque[Segment] = deque()
         self.characters = 0
 
-    def push(self, token_id: int, source: int) -> list[Segment]:
-        """The text that one token releases."""
-        return self._take(self._detokenizer.push(token_id), source) if self._detokenizer else []
+    def push(self, token_id: int, source: int, *, stops: bool = True) -> list[Segment]:
+        """The text that one token releases; `stops` as for `StopScanner.push`."""
+        return self._take(self._detokenizer.push(token_id), source, stops) if self._detokenizer else []
 
     def finish(self, source: int) -> list[Segment]:
         """The text held back until the end; it ends before a stop string, if it contains one."""
@@ -38,11 +38,11 @@ class Transcript:
         """Whether a stop string is complete."""
         return self._scanner.stopped
 
-    def _take(self, piece: str, source: int) -> list[Segment]:
+    def _take(self, piece: str, source: int, stops: bool = True) -> list[Segment]:
         if piece:
             self.characters += len(piece)
             self._waiting.append((piece, source))
-        return self._release(len(self._scanner.push(piece)))
+        return self._release(len(self._scanner.push(piece, stops=stops)))
 
     def _release(self, count: int) -> list[Segment]:
         released = []

@@ -61,7 +61,8 @@ _FLAGS: dict[str, tuple[Any, Any, str | None, str]] = {
 def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Runs the command and returns its exit status: 0, 1 a loss that is not a number, 2 bad input, 130 interrupted,
     141 the reader of a pipe has left."""
-    parser, words = trainer_parser(program), with_dashes(sys.argv[1:] if argv is None else argv)
+    parser = trainer_parser(program)
+    words = with_dashes(sys.argv[1:] if argv is None else argv, parser)
     return exit_status(
         lambda: _run(parser.parse_args(words)),
         flags=parser.flags,

@@ -21,6 +21,7 @@ from tokenswift_jax.serve.openai import generation, logprobs
 from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
 from tokenswift_jax.serve.openai.generation import Choice
+from tokenswift_jax.serve.openai.known_fields import OF_ANSWERS, OF_TEMPLATES
 from tokenswift_jax.serve.openai.messages import read_messages
 from tokenswift_jax.serve.openai.prediction import predicted, prediction_tokens
 from tokenswift_jax.serve.openai.settings import TextSettings, read_settings
@@ -31,24 +32,14 @@ from tokenswift_jax.serve.sse import DONE, EventStream, frame, until_gone
 from tokenswift_jax.token_log import TokenLogprob
 
 _REFUSED = {
-    "tools": (),
-    "tool_choice": ("none", "auto"),
-    "functions": (),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-    "audio": (),
-    "reasoning_effort": ("none",),
-    "verbosity": ("medium",),
+    **OF_TEMPLATES,
+    **OF_ANSWERS,
     "store": (False,),
-    "chat_template": (),
-    "chat_template_kwargs": (),
-    "documents": (),
     "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
     "add_special_tokens": (False,),
     "echo": (False,),
     "best_of": (1,),
-    "top_logprobs": (0,),
+    "suffix": (),
 }
 
 
@@ -106,9 +97,9 @@ async def _read(body: dict[str, Any], service: Service, limit: str) -> _Asked:
     generation.check_model(fields, service)
     wanted = fields.flag("logprobs")
     top = fields.whole("top_logprobs", 0, limits.logprobs)
-    if top is not None and not wanted:
+    if top and not wanted:
         raise bad("top_logprobs needs logprobs; set logprobs to true, or leave it out", "top_logprobs")
-    fields.refuse({name: neutral for name, neutral in _REFUSED.items() if name != "top_logprobs"})
+    fields.refuse(_REFUSED)
     fields.refuse({"web_search_options": ()}, empty=False)  # an empty object asks for a search, too
     fields.ignore(("parallel_tool_calls", "max_tokens", "max_completion_tokens"))
     settings = read_settings(fields, model, limits)
@@ -171,8 +162,12 @@ class _Shape:
         found = None if tokens is None else generation.usage([self._asked.prompt], tokens, self.channels)
         if found is not None and self._asked.prediction is not None and choices:
             found["completion_tokens_details"] = prediction_tokens(self._asked.prediction, choices)
-        extra: dict[str, Any] = {"prompt_token_ids": self._asked.prompt} if self._asked.return_ids else {}
-        return {**self._head, "choices": shown, "usage": found, **extra}
+        return {**self._head, "choices": shown, "usage": found}
+
+    @property
+    def prompt_ids(self) -> dict[str, Any]:
+        """The prompt's ids where the body asks for ids: in the answer, or in the first part of a stream."""
+        return {"prompt_token_ids": self._asked.prompt} if self._asked.return_ids else {}
 
     def choice(
         self, choice: Choice, content: dict[str, Any], ids: list[int], entries: list[TokenLogprob]
@@ -199,7 +194,7 @@ async def _answer(asked: _Asked, requests: list[Request], service: Service, owne
         shown.append(shape.choice(choice, {"message": message}, choice.token_ids, choice.logprobs))
     tokens = sum(len(choice.token_ids) for choice in choices)
     answer = await service.work(shape.answer, shown, tokens, choices)  # to compare with a prediction may take long
-    return {**answer, **({"prompt_logprobs": scored[0]} if scored else {})}
+    return {**answer, **shape.prompt_ids, **({"prompt_logprobs": scored[0]} if scored else {})}
 
 
 async def _frames(asked: _Asked, requests: list[Request], service: Service, owner: str) -> AsyncGenerator[bytes, None]:
@@ -211,7 +206,8 @@ async def _frames(asked: _Asked, requests: list[Request], service: Service, owne
         choices = [Choice(index, asked.prompt, channel) for index, channel in enumerate(channels)]
         for choice in choices:
             part = shape.choice(choice, {"delta": {"role": "assistant", "content": ""}}, [], [])
-            yield frame(shape.answer([part | {"logprobs": None}], None))
+            extra = shape.prompt_ids if not choice.index else {}
+            yield frame({**shape.answer([part | {"logprobs": None}], None), **extra})
         updates = generation.merged(choices)
         try:
             async with contextlib.aclosing(updates):

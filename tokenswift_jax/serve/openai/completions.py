@@ -12,7 +12,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from tokenswift_jax.errors import UserError
-from tokenswift_jax.prompt import encode
 from tokenswift_jax.request import Request
 from tokenswift_jax.scoring import score_tokens
 from tokenswift_jax.serve.body import read_json
@@ -145,16 +144,10 @@ def _prompts(fields: Fields, service: Service, special: bool) -> tuple[list[list
         raise fields.wrong("prompt", value, "text, token ids, or a list of either, none of them empty")
     if len(listed) > service.limits.prompts:
         raise bad(f"prompt has {len(listed)} entries; the most is {service.limits.prompts}", "prompt")
-    model, prompts, texts = service.model, [], []
+    prompts, texts = [], []
     for one in listed:
         try:
-            if isinstance(one, str):
-                generation.check_prompt_bytes(one, service, "prompt")
-            if isinstance(one, str) and one and not special and model.tokenizer is not None:
-                ids = model.tokenizer(one, add_special_tokens=False, verbose=False)["input_ids"]
-                prompts.append(encode(ids, None, model.config.vocab_size))
-            else:
-                prompts.append(encode(one, model.tokenizer, model.config.vocab_size))
+            prompts.append(generation.encoded(one, service, special=special))
         except UserError as error:
             raise bad(str(error), "prompt") from None
         texts.append(one if isinstance(one, str) else None)
@@ -217,9 +210,9 @@ class _Shape:
         text, ids = self.prompt_text(number), self._asked.prompts[number]
         found = None
         if number in self._echoed:
-            offsets = Offsets(self._tokenizer).of(ids)
+            offsets = Offsets(self._tokenizer, given=self._asked.texts[number]).of(ids)
             found = self._logprobs(self._echoed[number], offsets, ids)
-        return self._choice(index, text, found, None, ids)
+        return self._choice(index, text, found, None, [])
 
     def next(self, choice: Choice, text: str, ids: list[int], entries: list[TokenLogprob]) -> dict[str, Any]:
         """The part of a choice that an update brought."""
@@ -230,6 +223,10 @@ class _Shape:
                 self._offsets[choice.index] = Offsets(self._tokenizer, choice.prompt_ids, start)
             found = self._logprobs(entries, self._offsets[choice.index].of(ids), ids)
         return self._choice(choice.index, text, found, choice.finish, ids)
+
+    def prompt_ids(self, index: int) -> dict[str, Any]:
+        """The prompt's ids of a choice where the body asks for ids: in the answer, or in its first part of a stream."""
+        return {"prompt_token_ids": self._asked.prompts[index // self._asked.n]} if self._asked.return_ids else {}
 
     def _logprobs(self, entries: Sequence[TokenLogprob | None], offsets: list[int], ids: list[int]) -> dict[str, Any]:
         return logprobs.of_completion(entries, offsets, self._asked.top or 0, self._asked.token_texts, ids)
@@ -263,10 +260,7 @@ async def _answer(
         whole = _joined(parts) | {"finish_reason": choices[index].finish if choices else "length"}
         if scored:
             whole["prompt_logprobs"] = scored[index // asked.n]
-        if asked.return_ids:
-            whole["prompt_token_ids"] = asked.prompts[index // asked.n]
-            whole["token_ids"] = choices[index].token_ids if choices else []
-        shown.append(whole)
+        shown.append(whole | shape.prompt_ids(index))
     tokens = sum(len(choice.token_ids) for choice in choices)
     return await service.work(shape.answer, shown, tokens, choices)  # to compare with a prediction may take long
 
@@ -284,10 +278,12 @@ async def _frames(
         shape.channels = channels
         yield b""
         choices = _choices(asked, channels)
+        begun = set[int]()
         if asked.echo:
             for index in range(len(asked.prompts) * asked.n):
                 part = shape.first(index) | ({} if choices else {"finish_reason": "length"})
-                yield frame(shape.answer([part], None))
+                begun.add(index)
+                yield frame(shape.answer([part | shape.prompt_ids(index)], None))
         updates = generation.merged(choices)
         try:
             async with contextlib.aclosing(updates):
@@ -295,6 +291,9 @@ async def _frames(
                     text, ids, entries = choice.take(newest)
                     tokens += len(ids)
                     part = shape.next(choice, text, ids, entries)
+                    if choice.index not in begun:
+                        begun.add(choice.index)
+                        part |= shape.prompt_ids(choice.index)
                     yield frame(shape.answer([part], tokens if asked.every_usage else None))
         except ApiError as error:
             yield frame(error.body)

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 
 from tokenswift_jax.finish import CANCELLED, EOS, INTERRUPTED, LENGTH, STOP
+from tokenswift_jax.prompt import encode
 from tokenswift_jax.scoring import score_tokens
 from tokenswift_jax.serve.channel import Channel, read
 from tokenswift_jax.serve.openai import logprobs
@@ -18,7 +19,8 @@ from tokenswift_jax.serve.openai.fields import Fields
 from tokenswift_jax.serve.openai.token_texts import TokenTexts
 from tokenswift_jax.serve.run import Update
 from tokenswift_jax.serve.service import Service
-from tokenswift_jax.text.detokenizer import Detokenizer
+from tokenswift_jax.text.detokenizer import BROKEN, Detokenizer
+from tokenswift_jax.text.special import special_tokens
 from tokenswift_jax.token_log import TokenLogprob, concatenate
 
 # OpenAI's `finish_reason` for ours.
@@ -73,17 +75,33 @@ class Choice:
 class Offsets:
     """The index in the text at which each token's text begins."""
 
-    def __init__(self, tokenizer: Any, prompt_ids: Sequence[int] = (), start: int = 0) -> None:
+    def __init__(
+        self, tokenizer: Any, prompt_ids: Sequence[int] = (), start: int = 0, given: str | None = None
+    ) -> None:
+        """The text begins after `prompt_ids`, at index `start`. It is `given`, special tokens included, or None: it is
+        what the tokens decode to, without special ones."""
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, prompt_ids)
-        self._place = start
+        self._place, self._given = start, given
+        names = {} if tokenizer is None or given is None else special_tokens(tokenizer)
+        self._special = {token: name for name, token in names.items()}
 
     def of(self, token_ids: Sequence[int]) -> list[int]:
         """The places of the next tokens."""
         places = []
         for token in token_ids:
+            if self._detokenizer is None:
+                places.append(self._place)
+                continue
+            unfinished = self._detokenizer.unfinished
+            piece = self._detokenizer.push(token)
+            if unfinished:  # bytes of earlier tokens that this one did not complete
+                own = piece.lstrip(BROKEN)
+                self._place, piece = self._place + len(piece) - len(own), own
             places.append(self._place)
-            if self._detokenizer is not None:
-                self._place += len(self._detokenizer.push(token))
+            special = self._special.get(token, "")
+            if special and self._given is not None and self._given.startswith(special, self._place):
+                piece = special
+            self._place += len(piece)
         return places
 
 
@@ -175,6 +193,21 @@ async def scored(prompts: Sequence[list[int]], top: int | None, service: Service
     top = min(top, service.model.config.vocab_size)
     texts = [(await service.score(score_tokens, service.model, [prompt], top))[0] for prompt in prompts]
     return [logprobs.of_prompt(text, TokenTexts(service.model.tokenizer)) for text in texts]
+
+
+def encoded(prompt: Any, service: Service, *, special: bool = True) -> list[int]:
+    """The ids of a prompt, text or ids; without `special`, the tokenizer adds no special tokens to text.
+
+    Raises:
+      UserError, ApiError: it is neither, or too long.
+    """
+    model = service.model
+    if isinstance(prompt, str):
+        check_prompt_bytes(prompt, service, "prompt")
+    if isinstance(prompt, str) and prompt and not special and model.tokenizer is not None:
+        ids = model.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
+        return encode(ids, None, model.config.vocab_size)
+    return encode(prompt, model.tokenizer, model.config.vocab_size)
 
 
 def check_prompt_bytes(text: str, service: Service, param: str) -> None:

@@ -13,6 +13,7 @@ from tokenswift_jax.serve.body import read_json
 from tokenswift_jax.serve.openai import generation
 from tokenswift_jax.serve.openai.errors import ApiError, bad
 from tokenswift_jax.serve.openai.fields import Fields
+from tokenswift_jax.serve.openai.known_fields import OF_TEMPLATES
 from tokenswift_jax.serve.openai.messages import read_messages
 from tokenswift_jax.serve.openai.token_texts import TokenTexts
 from tokenswift_jax.serve.service import Service
@@ -74,6 +75,7 @@ async def tokenize(request: Request) -> Response:
     special = fields.flag("add_special_tokens", fields.flag("add_special", True))
     next_turn = fields.flag("add_generation_prompt", True)
     strings = fields.flag("return_token_strs", fields.flag("with_pieces"))
+    fields.refuse({**OF_TEMPLATES, "truncate_prompt_tokens": ()})
     tokenizer = _tokenizer(service)
     if text is None:
         if fields.get("messages") is None:

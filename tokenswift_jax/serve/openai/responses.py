@@ -20,6 +20,7 @@ from tokenswift_jax.serve.channel import Channel, read
 from tokenswift_jax.serve.openai import generation
 from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
+from tokenswift_jax.serve.openai.known_fields import OF_ANSWERS, OF_COMPLETIONS, OF_TEMPLATES
 from tokenswift_jax.serve.openai.messages import read_messages
 from tokenswift_jax.serve.openai.response_events import Event, ResponseEvents, status_of
 from tokenswift_jax.serve.openai.settings import read_settings
@@ -29,21 +30,21 @@ from tokenswift_jax.serve.sse import EventStream, frame, until_gone
 
 _NAMES = {"max_new_tokens": "max_output_tokens", "min_new_tokens": "min_tokens"}
 _REFUSED = {
-    "tools": (),
-    "tool_choice": ("none", "auto"),
-    "reasoning": ({"effort": None, "summary": None}, {"effort": None}, {"effort": "none"}),
+    **OF_TEMPLATES,
+    **OF_ANSWERS,
+    **OF_COMPLETIONS,
+    "max_tokens": (),
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
     "context_management": (),
     "enable_response_messages": (False,),
     "previous_input_messages": (),
-    "prompt_logprobs": (),
     "conversation": (),
     "include": (),
     "prompt": (),
     "truncation": ("disabled",),
-    "top_logprobs": (0,),
     "max_tool_calls": (),
     "moderation": (),
-    "prediction": (),
 }
 _MOST_CHARACTERS = {"key": 64, "value": 512}  # OpenAI's, of metadata
 
@@ -119,6 +120,9 @@ async def _read(body: dict[str, Any], service: Service, owner: str) -> _Asked:
     generation.check_model(fields, service)
     fields.refuse(_REFUSED)
     fields.ignore(("parallel_tool_calls",))
+    reasoning = fields.inside("reasoning")
+    if reasoning is not None:
+        reasoning.refuse({"effort": ("none",), "summary": (), "generate_summary": ()})
     text = fields.inside("text")
     if text is not None:
         text.refuse({"format": ({"type": "text"},), "verbosity": ("medium",)})

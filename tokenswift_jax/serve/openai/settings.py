@@ -12,8 +12,9 @@ from tokenswift_jax.generation_config import ends
 from tokenswift_jax.request import Request, check_drawable
 from tokenswift_jax.sampling import SamplingConfig, resolve_sampling
 from tokenswift_jax.serve.limits import Limits
-from tokenswift_jax.serve.openai.errors import bad
+from tokenswift_jax.serve.openai.errors import bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
+from tokenswift_jax.serve.openai.known_fields import HARMLESS, UNSUPPORTED
 from tokenswift_jax.text.special import stop_token_ids
 
 if TYPE_CHECKING:
@@ -22,66 +23,7 @@ if TYPE_CHECKING:
 # The field of each Python argument that an error of the library may name.
 NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 _WHOLE = 2**31 - 1
-# Fields that ask for a text that this server does not write, with the values that ask for nothing.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": (),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_decoding_backend": (),
-    "guided_whitespace_pattern": (),
-    "structural_tag": (),
-    "grammar": (),
-    "json_schema": (),
-    "regex": (),
-    "ebnf": (),
-    "use_beam_search": (False,),
-    "length_penalty": (1,),
-    "early_stopping": (False,),
-    "typical_p": (1,),
-    "top_a": (0,),
-    "top_n_sigma": (0, -1),
-    "tfs": (1,),
-    "tfs_z": (1,),
-    "epsilon_cutoff": (0,),
-    "no_repeat_ngram_size": (0,),
-    "dry_multiplier": (0,),
-    "xtc_probability": (0,),
-    "mirostat": (0,),
-    "mirostat_mode": (0,),
-    "dynatemp_range": (0,),
-    "smoothing_factor": (0,),
-    "banned_strings": (),
-    "banned_phrases": (),
-    "banned_tokens": (),
-    "skip_special_tokens": (True,),
-    "include_stop_str_in_output": (False,),
-    "repetition_detection": (),
-    "logits_processors": (),
-    "priority": (0,),
-    "lora_request": (),
-    "kv_transfer_params": (),
-    "vllm_xargs": (),
-    "mm_processor_kwargs": (),
-    "media_io_kwargs": (),
-    "prompt_embeds": (),
-    "thinking_token_budget": (),
-    "include_reasoning": (True, False),
-    "truncation_side": ("left",),
-    "cache_prompt": (True,),
-    "stream_interval": (),
-    "service_tier": ("auto", "default"),
-}
-# Fields that name the caller or hint at a cache; no text depends on them.
-HARMLESS = (
-    *("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "request_id"),
-    *("spaces_between_special_tokens", "metadata"),
-)
+_KEPT_OUT = "suppress_tokens", "allowed_token_ids", "bad_words"
 
 
 @dataclass(frozen=True)
@@ -93,7 +35,8 @@ class TextSettings:
       seeded: whether the caller chose the seed; else it was drawn.
       ignore_eos: whether an EOS does not end the text.
       stops, stop_ids: strings and token ids that end the text.
-      min_tokens: no EOS is drawn before this many tokens; None: the body does not say.
+      min_tokens: no EOS is drawn, and no stop counts, before this many tokens; None: the body does not say.
+      kept_out: the field that says which tokens are never drawn, for errors.
       truncate: keep only this many of the prompt's last tokens; None: all.
       salt: K/V are shared between requests of the same salt alone.
     """
@@ -104,6 +47,7 @@ class TextSettings:
     stops: tuple[str, ...]
     stop_ids: tuple[int, ...]
     min_tokens: int | None
+    kept_out: str
     truncate: int | None
     salt: str
 
@@ -134,9 +78,11 @@ class TextSettings:
             eos_token_ids=() if self.ignore_eos else tuple(model.eos_token_ids),
             stops=self.stops,
             stop_token_ids=(*stop_token_ids(self.stops, model.tokenizer), *self.stop_ids),
+            stops_from=self.min_tokens or 0,
             predicted_ids=predicted_ids,
         )
-        check_drawable(request, model.config.vocab_size)
+        with translated({"suppress_tokens": self.kept_out, "min_new_tokens": "min_tokens"}):
+            check_drawable(request, model.config.vocab_size)
         return request
 
 
@@ -150,6 +96,31 @@ def read_settings(fields: Fields, model: Model, limits: Limits) -> TextSettings:
     fields.refuse(UNSUPPORTED)
     fields.ignore(HARMLESS)
     vocab, defaults = model.config.vocab_size, ends(model.generation_config)
+    given = read_sampling(fields, model, limits)
+    seeded = "seed" in given
+    sampling = resolve_sampling({"seed": secrets.randbits(32), **given}, model.generation_config)
+    stops = fields.texts("stop", limits.stops, limits.stop_characters)
+    if stops and model.tokenizer is None:
+        raise bad("stop needs text, and this checkpoint has no tokenizer; leave it out", "stop")
+    return TextSettings(
+        sampling=sampling,
+        seeded=seeded,
+        ignore_eos=fields.flag("ignore_eos"),
+        stops=defaults.stops if stops is None else stops,
+        stop_ids=fields.ids("stop_token_ids", limits.ids, vocab) or (),
+        min_tokens=fields.whole("min_tokens", 0, _WHOLE),
+        kept_out=next((name for name in _KEPT_OUT if fields.get(name)), _KEPT_OUT[0]),
+        truncate=fields.whole("truncate_prompt_tokens", 1, _WHOLE),
+        salt=fields.text("cache_salt", limits.salt) or "",
+    )
+
+
+def read_sampling(fields: Fields, model: Model, limits: Limits) -> dict[str, Any]:
+    """The fields of `SamplingConfig` that a body has, for `resolve_sampling`.
+
+    Raises:
+      ApiError: a field is wrong.
+    """
     given: dict[str, Any] = {}
     ranges = {"temperature": (0, 1e6), "top_p": (0, 1), "min_p": (0, 1), "eta_cutoff": (0, 1)}
     for name, (low, high) in ranges.items():
@@ -162,25 +133,9 @@ def read_settings(fields: Fields, model: Model, limits: Limits) -> TextSettings:
     suppressed = _suppressed(fields, model, limits)
     if suppressed:
         given["suppress_tokens"] = suppressed
-    seed = fields.whole("seed", 0, 2**32 - 1)
-    given["seed"] = secrets.randbits(32) if seed is None else seed
+    given["seed"] = fields.whole("seed", 0, 2**32 - 1)
     given["sequence"] = fields.whole("sequence", 0, _WHOLE - limits.runs)
-    sampling = resolve_sampling(
-        {name: value for name, value in given.items() if value is not None}, model.generation_config
-    )
-    stops = fields.texts("stop", limits.stops, limits.stop_characters)
-    if stops and model.tokenizer is None:
-        raise bad("stop needs text, and this checkpoint has no tokenizer; leave it out", "stop")
-    return TextSettings(
-        sampling=sampling,
-        seeded=seed is not None,
-        ignore_eos=fields.flag("ignore_eos"),
-        stops=defaults.stops if stops is None else stops,
-        stop_ids=fields.ids("stop_token_ids", limits.ids, vocab) or (),
-        min_tokens=fields.whole("min_tokens", 0, _WHOLE),
-        truncate=fields.whole("truncate_prompt_tokens", 1, _WHOLE),
-        salt=fields.text("cache_salt", limits.salt) or "",
-    )
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _suppressed(fields: Fields, model: Model, limits: Limits) -> tuple[int, ...]:

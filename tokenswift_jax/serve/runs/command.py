@@ -56,6 +56,8 @@ def command_of(stored: StoredRun, model: Model) -> str:
     special = stop_token_ids(request.stops, model.tokenizer)
     if set(request.stop_token_ids) != set(special):
         raise NoCommandError("stop_token_ids has no flag")
+    if request.stops_from and request.stops:
+        raise NoCommandError("no flag lets stop strings wait for min_tokens")
     if defaults.stops and not request.stops:
         raise NoCommandError("no flag switches the checkpoint's own stop strings off")
     words = [] if model.path.resolve() == DEMO_MODEL.resolve() else ["--model", str(model.path)]

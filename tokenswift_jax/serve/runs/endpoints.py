@@ -12,12 +12,13 @@ from starlette.responses import JSONResponse, Response
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.generation_config import default_length
-from tokenswift_jax.prompt import encode, encode_chat
+from tokenswift_jax.prompt import encode_chat
 from tokenswift_jax.serve.body import read_json
 from tokenswift_jax.serve.channel import Channel, read
 from tokenswift_jax.serve.openai import generation
 from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
+from tokenswift_jax.serve.openai.known_fields import OF_ANSWERS, OF_COMPLETIONS, OF_TEMPLATES
 from tokenswift_jax.serve.openai.messages import read_messages
 from tokenswift_jax.serve.openai.settings import NAMES, read_settings
 from tokenswift_jax.serve.run import OnRepetition, RunState
@@ -27,6 +28,14 @@ from tokenswift_jax.serve.service import Service
 from tokenswift_jax.serve.sse import EventStream, frame
 
 _LISTED = 100  # runs of one answer
+_REFUSED = {
+    **OF_TEMPLATES,
+    **OF_ANSWERS,
+    **OF_COMPLETIONS,
+    "add_generation_prompt": (True,),
+    "stream": (False,),
+    "store": (True,),
+}
 NAME_CHARACTERS = 200
 
 
@@ -38,7 +47,7 @@ async def create(request: HttpRequest) -> Response:
         fields = Fields(body)
         keeping(service)
         generation.check_model(fields, service)
-        fields.refuse({"prediction": (), "prompt_logprobs": ()})
+        fields.refuse(_REFUSED)
         settings = read_settings(fields, service.model, service.limits)
         name = fields.text("name", NAME_CHARACTERS)
         looping = read_on_repetition(fields) or OnRepetition.OFF
@@ -68,7 +77,9 @@ async def listing(request: HttpRequest) -> Response:
     described = await service.listed(generation.owner(request))
     runs = [summary(each) for each in described if each["details"].get("surface") == "runs"]
     after = request.query_params.get("after")
-    place = next((number + 1 for number, run in enumerate(runs) if run["id"] == after), 0)
+    place = 0 if after is None else next((number + 1 for number, run in enumerate(runs) if run["id"] == after), None)
+    if place is None:
+        raise bad(f"after: there is no run {after!r:.80}; it may be deleted; begin with the first page", "after")
     page = runs[place : place + _LISTED]
     for run in page:  # runs in memory are further than the folder says
         known = service.known(run["id"])
@@ -166,12 +177,11 @@ def _prompt(fields: Fields, service: Service) -> list[int]:
     param = "prompt" if messages is None else "messages"
     try:
         if messages is not None:
+            fields.refuse({"add_special_tokens": (False,)})  # the template has them
             turns = read_messages(messages)
             generation.check_prompt_bytes("".join(turn["content"] for turn in turns), service, param)
             return encode_chat(turns, model.tokenizer, model.config.vocab_size)
-        if isinstance(prompt, str):
-            generation.check_prompt_bytes(prompt, service, param)
-        return encode(prompt, model.tokenizer, model.config.vocab_size)
+        return generation.encoded(prompt, service, special=fields.flag("add_special_tokens", True))
     except UserError as error:
         raise bad(str(error), param) from None
 

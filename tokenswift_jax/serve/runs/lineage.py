@@ -10,12 +10,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from tokenswift_jax.finish import EOS, REPETITION, STOP
-from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.sampling import SamplingConfig, resolve_sampling
 from tokenswift_jax.serve.body import read_json
 from tokenswift_jax.serve.openai import generation
 from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
-from tokenswift_jax.serve.openai.settings import NAMES
+from tokenswift_jax.serve.openai.known_fields import HARMLESS, OF_COMPLETIONS, OF_TEMPLATES, UNSUPPORTED
+from tokenswift_jax.serve.openai.settings import NAMES, read_sampling
 from tokenswift_jax.serve.run import OnRepetition, Run, RunState
 from tokenswift_jax.serve.runs.endpoints import NAME_CHARACTERS, found, read_on_repetition
 from tokenswift_jax.serve.runs.objects import run_object
@@ -23,13 +24,21 @@ from tokenswift_jax.serve.service import Service
 from tokenswift_jax.token_log import SAMPLED, TokenLog, concatenate, from_columns
 
 _APPENDED = 4096  # tokens that a branch may be given
+_OF_VOCABULARY = "allowed_token_ids", "bad_words"
+# Fields that say where a text ends, and what it begins with.
+_OF_TEXTS = "stop", "stop_token_ids", "min_tokens", "ignore_eos", "cache_salt"
+_OF_PROMPTS = "prompt", "messages", "add_special_tokens", "truncate_prompt_tokens", *OF_TEMPLATES
 
 
 async def go_on(request: HttpRequest) -> Response:
     """Lets a run go on to a larger `max_tokens`: to the text that it would have had with that limit from the start."""
     service: Service = request.app.state.service
     fields = Fields(await read_json(request, service.limits))
+    generation.check_model(fields, service)
     stored, _ = await found(request)
+    own = dict.fromkeys([*asdict(SamplingConfig()), *_OF_VOCABULARY, *_OF_TEXTS, *_OF_PROMPTS], ())
+    fields.refuse(UNSUPPORTED | own, "is not a field of a run that goes on; branch from it to change its settings")
+    fields.refuse(OF_COMPLETIONS)
     run = stored.run
     most = fields.whole("max_tokens", 1, 2**31 - 1)
     if most is None or most <= run.request.max_new_tokens:
@@ -49,11 +58,15 @@ async def go_on(request: HttpRequest) -> Response:
 async def branch(request: HttpRequest) -> Response:
     """A new run with the first `at` tokens of another, then `append` (token ids), then tokens of its own.
 
-    With the parent's settings it writes the parent's text again; `seed`, `sequence` and the other fields of
-    `SamplingConfig` change it from there on.
+    With the parent's settings it writes the parent's text again; `seed`, `sequence` and the other fields that say how
+    tokens are drawn change it from there on.
     """
     service: Service = request.app.state.service
     fields = Fields(await read_json(request, service.limits))
+    generation.check_model(fields, service)
+    fields.refuse(UNSUPPORTED | OF_COMPLETIONS)
+    fields.refuse(dict.fromkeys([*_OF_TEXTS, *_OF_PROMPTS], ()), "is not changed by a branch, which has its parent's")
+    fields.ignore(HARMLESS)
     parent, _ = await found(request)
     run = parent.run
     at = fields.whole("at", 0, len(run.tokens))
@@ -78,7 +91,9 @@ async def branch(request: HttpRequest) -> Response:
     with translated(NAMES):
         changed = replace(
             run.request,
-            sampling=_sampling(fields, run.request.sampling),
+            sampling=resolve_sampling(
+                read_sampling(fields, service.model, service.limits), None, asdict(run.request.sampling)
+            ),
             max_new_tokens=most,
             stop_on_repetition=looping is OnRepetition.END,
         )
@@ -101,9 +116,3 @@ def _given(token_ids: tuple[int, ...]) -> TokenLog:
     """The log of tokens that a person chose."""
     zeros = np.zeros(len(token_ids), np.int32)
     return from_columns(token_ids, zeros + SAMPLED, zeros, zeros, zeros)
-
-
-def _sampling(fields: Fields, parent: SamplingConfig) -> SamplingConfig:
-    """The parent's settings with the fields that the body changes."""
-    given = {name: value for name in asdict(parent) if (value := fields.get(name)) is not None}
-    return replace(parent, **given)
