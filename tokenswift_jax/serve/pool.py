@@ -264,9 +264,13 @@ class Pool:
             found, before = seconds / iterations, self._iteration
             self._iteration = found if before is None else before + _WEIGHT * (found - before)
 
-    def may_step(self, in_flight: int) -> bool:
-        """Whether the next chunk may be sent beside so many results of the pool that are still to come."""
-        if not self.tenants or in_flight >= _IN_FLIGHT:
+    def may_step(self, in_flight: int, *, beside: bool) -> bool:
+        """Whether the next chunk may be sent beside so many results of the pool that are still to come.
+
+        `beside`: whether texts of other pools decode too. Their chunks hide the host's work on this pool's, and would
+        wait for two of them.
+        """
+        if not self.tenants or in_flight >= (1 if beside else _IN_FLIGHT):
             return False
         tenancy = self._alone
         if tenancy is None or not in_flight:

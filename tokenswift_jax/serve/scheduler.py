@@ -23,7 +23,7 @@ from tokenswift_jax.serve.run import Run, RunState, Update
 from tokenswift_jax.serve.tenancy import Flight
 from tokenswift_jax.token_log import concatenate
 
-_SHORT_CHUNK = 8  # iterations of a chunk while a prompt enters a cache: its first token comes sooner
+_SHORT_CHUNK, _SHORT_TEXT = 8, 32  # iterations of a chunk beside a prompt or a text of so few tokens: they come sooner
 _PROMPT_CHUNKS = 2  # chunks of a prompt between two looks at the queue while nothing decodes
 _NOTHING = concatenate([])
 _T = TypeVar("_T")
@@ -201,8 +201,10 @@ class Scheduler:
             self._gather(pool)
             self._admit(pool)
             self._advance(pool, decoding)
-            if pool.may_step(sum(flight.pool is pool for flight in self._flights)):
-                hurry = any(other.coming for other in self.pools)
+            others = [each.run for other in self.pools if other is not pool for each in other.tenants.values()]
+            if pool.may_step(sum(flight.pool is pool for flight in self._flights), beside=bool(others)):
+                ending = any(tokens_left(run) <= _SHORT_TEXT for run in others)
+                hurry = ending or any(other.coming for other in self.pools)
                 self._flights.append(pool.step(_SHORT_CHUNK if hurry else None))
         if self._flights:
             self._receive(self._flights.popleft())
