@@ -36,9 +36,10 @@ async def go_on(request: HttpRequest) -> Response:
     fields = Fields(await read_json(request, service.limits))
     generation.check_model(fields, service)
     stored, _ = await found(request)
-    own = dict.fromkeys([*asdict(SamplingConfig()), *_OF_VOCABULARY, *_OF_TEXTS, *_OF_PROMPTS], ())
-    fields.refuse(UNSUPPORTED | own, "is not a field of a run that goes on; branch from it to change its settings")
-    fields.refuse(OF_COMPLETIONS)
+    drawn = dict.fromkeys([*asdict(SamplingConfig()), *_OF_VOCABULARY], ())
+    fields.refuse(drawn, "cannot change in a run that goes on; branch from it to change how tokens are drawn")
+    fields.refuse(dict.fromkeys([*_OF_TEXTS, *_OF_PROMPTS], ()), "cannot change in a run that goes on")
+    fields.refuse(UNSUPPORTED | OF_COMPLETIONS)
     run = stored.run
     most = fields.whole("max_tokens", 1, 2**31 - 1)
     if most is None or most <= run.request.max_new_tokens:
