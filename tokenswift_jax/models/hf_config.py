@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -12,8 +11,8 @@ from tokenswift_jax.models.draft_vocab import DraftVocab, parse_draft_vocab
 from tokenswift_jax.models.expected_tokens import ExpectedTokens, parse_expected_tokens
 from tokenswift_jax.models.hf_fields import check_block, check_known, plain_positions
 from tokenswift_jax.models.hf_rope import (
-    check_float32,
     longest_text,
+    positive_number,
     rope_config,
     rope_origin,
     rope_parameters,
@@ -114,7 +113,7 @@ def model_config(config: Mapping[str, Any]) -> ModelConfig:
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        rms_norm_eps=_positive_number(fields, "rms_norm_eps"),
+        rms_norm_eps=positive_number("rms_norm_eps in config.json", fields["rms_norm_eps"]),
         rope=rope,
         max_position_embeddings=longest if plain is None else min(longest, plain),
         tie_word_embeddings=_flag(fields, "tie_word_embeddings"),
@@ -142,7 +141,7 @@ def rope_override(config: Mapping[str, Any], override: Mapping[str, Any]) -> dic
     Raises:
       UserError: the override is empty or not an object, or gives impossible parameters.
     """
-    if not isinstance(override, Mapping) or all(override[name] is None for name in override):
+    if not isinstance(override, Mapping) or all(value is None for value in override.values()):
         raise UserError(
             'rope_override must be a JSON object such as {"rope_type": "yarn", "factor": 4.0}',
             arguments=("rope_override",),
@@ -192,14 +191,6 @@ def _flag(fields: Mapping[str, Any], name: str) -> bool:
     if not isinstance(value, bool):
         raise UserError(f"{name} in config.json is {value!r}; it must be true or false")
     return value
-
-
-def _positive_number(fields: Mapping[str, Any], name: str) -> float:
-    value = fields[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f"{name} in config.json is {value!r}; it must be a positive number")
-    check_float32(f"{name} in config.json", value)
-    return float(value)
 
 
 def _positive(fields: Mapping[str, Any], name: str) -> int:

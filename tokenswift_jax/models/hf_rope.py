@@ -141,20 +141,25 @@ def _check_values(fields: Mapping[str, Any]) -> None:
         value = fields.get(name, 1.0)
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise UserError(f"RoPE field {name} is {value!r}; it must be a positive number")
-        check_float32(f"RoPE field {name}", value)
+        positive_number(f"RoPE field {name}", value)
     original = fields.get("original_max_position_embeddings", 1)
     if original != int(original):
         raise UserError(f"RoPE field original_max_position_embeddings is {original!r}; it must be a whole number")
 
 
-def check_float32(name: str, value: float) -> None:
-    """Raises UserError for a positive number that float32 does not hold."""
+def positive_number(name: str, value: Any) -> float:
+    """The value, a positive number that float32 holds.
+
+    Raises:
+      UserError: it is anything else; `name` says what it is.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"{name} is {value!r}; it must be a positive number")
     if not _LEAST <= value <= _MOST:
         shown, size = repr(value), "large" if value > _MOST else "small"
         shown = shown if len(shown) <= 20 else f"{shown[:20]}..."
         raise UserError(f"{name} is {shown}, which is too {size} for a float32 number")
+    return float(value)
 
 
 def unused_fields(kind: str) -> set[str]:

@@ -278,21 +278,19 @@ async def _frames(
         shape.channels = channels
         yield b""
         choices = _choices(asked, channels)
-        begun = set[int]()
         if asked.echo:
             for index in range(len(asked.prompts) * asked.n):
                 part = shape.first(index) | ({} if choices else {"finish_reason": "length"})
-                begun.add(index)
                 yield frame(shape.answer([part | shape.prompt_ids(index)], None))
         updates = generation.merged(choices)
         try:
             async with contextlib.aclosing(updates):
                 async for choice, newest in updates:
+                    begins = not choice.texts and not asked.echo
                     text, ids, entries = choice.take(newest)
                     tokens += len(ids)
                     part = shape.next(choice, text, ids, entries)
-                    if choice.index not in begun:
-                        begun.add(choice.index)
+                    if begins:
                         part |= shape.prompt_ids(choice.index)
                     yield frame(shape.answer([part], tokens if asked.every_usage else None))
         except ApiError as error:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 # The field of each Python argument that an error of the library may name.
 NAMES = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
 _WHOLE = 2**31 - 1
-_KEPT_OUT = "suppress_tokens", "allowed_token_ids", "bad_words"
+# Fields that keep tokens from being drawn.
+KEPT_OUT = "suppress_tokens", "allowed_token_ids", "bad_words"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def read_settings(fields: Fields, model: Model, limits: Limits) -> TextSettings:
         stops=defaults.stops if stops is None else stops,
         stop_ids=fields.ids("stop_token_ids", limits.ids, vocab) or (),
         min_tokens=fields.whole("min_tokens", 0, _WHOLE),
-        kept_out=next((name for name in _KEPT_OUT if fields.get(name)), _KEPT_OUT[0]),
+        kept_out=next((name for name in KEPT_OUT if fields.get(name)), KEPT_OUT[0]),
         truncate=fields.whole("truncate_prompt_tokens", 1, _WHOLE),
         salt=fields.text("cache_salt", limits.salt) or "",
     )

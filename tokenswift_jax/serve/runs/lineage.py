@@ -16,7 +16,7 @@ from tokenswift_jax.serve.openai import generation
 from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
 from tokenswift_jax.serve.openai.known_fields import HARMLESS, OF_COMPLETIONS, OF_TEMPLATES, UNSUPPORTED
-from tokenswift_jax.serve.openai.settings import NAMES, read_sampling
+from tokenswift_jax.serve.openai.settings import KEPT_OUT, NAMES, read_sampling
 from tokenswift_jax.serve.run import OnRepetition, Run, RunState
 from tokenswift_jax.serve.runs.endpoints import NAME_CHARACTERS, found, read_on_repetition
 from tokenswift_jax.serve.runs.objects import run_object
@@ -24,10 +24,11 @@ from tokenswift_jax.serve.service import Service
 from tokenswift_jax.token_log import SAMPLED, TokenLog, concatenate, from_columns
 
 _APPENDED = 4096  # tokens that a branch may be given
-_OF_VOCABULARY = "allowed_token_ids", "bad_words"
+_OF_DRAWS = dict.fromkeys([*asdict(SamplingConfig()), *KEPT_OUT], ())
 # Fields that say where a text ends, and what it begins with.
-_OF_TEXTS = "stop", "stop_token_ids", "min_tokens", "ignore_eos", "cache_salt"
+_OF_ENDS = "stop", "stop_token_ids", "min_tokens", "ignore_eos", "cache_salt"
 _OF_PROMPTS = "prompt", "messages", "add_special_tokens", "truncate_prompt_tokens", *OF_TEMPLATES
+_OF_PARENT = dict.fromkeys([*_OF_ENDS, *_OF_PROMPTS], ())
 
 
 async def go_on(request: HttpRequest) -> Response:
@@ -36,9 +37,8 @@ async def go_on(request: HttpRequest) -> Response:
     fields = Fields(await read_json(request, service.limits))
     generation.check_model(fields, service)
     stored, _ = await found(request)
-    drawn = dict.fromkeys([*asdict(SamplingConfig()), *_OF_VOCABULARY], ())
-    fields.refuse(drawn, "cannot change in a run that goes on; branch from it to change how tokens are drawn")
-    fields.refuse(dict.fromkeys([*_OF_TEXTS, *_OF_PROMPTS], ()), "cannot change in a run that goes on")
+    fields.refuse(_OF_DRAWS, "cannot change in a run that goes on; branch from it to change how tokens are drawn")
+    fields.refuse(_OF_PARENT, "cannot change in a run that goes on")
     fields.refuse(UNSUPPORTED | OF_COMPLETIONS)
     run = stored.run
     most = fields.whole("max_tokens", 1, 2**31 - 1)
@@ -66,7 +66,7 @@ async def branch(request: HttpRequest) -> Response:
     fields = Fields(await read_json(request, service.limits))
     generation.check_model(fields, service)
     fields.refuse(UNSUPPORTED | OF_COMPLETIONS)
-    fields.refuse(dict.fromkeys([*_OF_TEXTS, *_OF_PROMPTS], ()), "is not changed by a branch, which has its parent's")
+    fields.refuse(_OF_PARENT, "is not changed by a branch, which has its parent's")
     fields.ignore(HARMLESS)
     parent, _ = await found(request)
     run = parent.run
