@@ -20,6 +20,8 @@ from tokenswift_jax.serve.service import Service
 from tokenswift_jax.speculation import SpeculationConfig
 
 LENGTH = 240
+PROMPT = "It was late in the autumn, and the road"
+RUNS = "/v1/runs"
 WAIT = 120  # seconds; a lost answer fails the test
 
 
@@ -103,3 +105,34 @@ def until(condition, complaint):
     while not condition():
         assert time.monotonic() < end, complaint
         time.sleep(0.02)
+
+
+def begin(live, most=60, **settings):
+    """The id of a new run."""
+    status, _, run = live.send(RUNS, {"prompt": PROMPT, "max_tokens": most, **settings})
+    assert status == 201, run
+    return run["id"]
+
+
+def state(live, run_id):
+    """A run as the server describes it."""
+    return live.send(f"{RUNS}/{run_id}")[2]
+
+
+def ended(live, run_id):
+    """A run at its end."""
+    until(lambda: state(live, run_id)["state"] in ("finished", "cancelled", "failed"), "it does not end")
+    return state(live, run_id)
+
+
+def text(live, run_id):
+    """The text of a run."""
+    return live.send(f"{RUNS}/{run_id}/text.txt")[2].decode()
+
+
+def follow(live, run_id, after=-1):
+    """The text that a reader has who obeys `offset`, and the events."""
+    seen, events = "", live.events(f"{RUNS}/{run_id}/events?after={after}", "GET")
+    for event in events:
+        seen = seen[: event["offset"]] + event["text"]
+    return seen, events

@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from live import Live, until
+from live import PROMPT, Live, begin, ended, follow, state, text, until
+from live import RUNS as PATH
 
 from tokenswift_jax import checkpoint, stats
 from tokenswift_jax.cli.generate import main
@@ -17,19 +18,6 @@ from tokenswift_jax.text.repetition import first_loop
 pytest.importorskip("starlette")
 from tokenswift_jax.serve.run import RunState
 
-PROMPT = "It was late in the autumn, and the road"
-PATH = "/v1/runs"
-
-
-def begin(live, most=60, **settings):
-    status, _, run = live.send(PATH, {"prompt": PROMPT, "max_tokens": most, **settings})
-    assert status == 201, run
-    return run["id"]
-
-
-def state(live, run_id):
-    return live.send(f"{PATH}/{run_id}")[2]
-
 
 def test_a_page_after_a_run_that_is_gone(live):
     gone = begin(live, 2)
@@ -37,23 +25,6 @@ def test_a_page_after_a_run_that_is_gone(live):
     for after in (gone, "zzz", ""):
         status, _, answer = live.send(f"{PATH}?after={after}")
         assert (status, answer["error"]["param"]) == (400, "after")
-
-
-def ended(live, run_id):
-    until(lambda: state(live, run_id)["state"] in ("finished", "cancelled", "failed"), "it does not end")
-    return state(live, run_id)
-
-
-def text(live, run_id):
-    return live.send(f"{PATH}/{run_id}/text.txt")[2].decode()
-
-
-def follow(live, run_id, after=-1):
-    """The text that a reader has who obeys `offset`, and the events."""
-    seen, events = "", live.events(f"{PATH}/{run_id}/events?after={after}", "GET")
-    for event in events:
-        seen = seen[: event["offset"]] + event["text"]
-    return seen, events
 
 
 def test_a_run_writes_the_text_of_generate_without_anyone(live):

@@ -58,7 +58,17 @@ def test_everything_but_health_needs_a_key(guarded):
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::", "localhost@x.y"]
+    "host",
+    [
+        "evil.example",
+        "evil.example:80",
+        "127.0.0.1.evil.example",
+        "",
+        "[::",
+        "localhost@x.y",
+        "x.y@localhost",
+        "localhost/x",
+    ],
 )
 def test_other_names_of_the_server_are_refused(live, host):
     """As a page has that rebinds its name to a loopback address."""

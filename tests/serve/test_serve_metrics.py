@@ -1,12 +1,13 @@
 """Metrics count what was served, by names that dashboards know."""
 
+import time
+
 import pytest
+from live import PROMPT, RUNS, begin, ended, state, until
 from prometheus_client.parser import text_string_to_metric_families
 
 pytest.importorskip("starlette")
 from tokenswift_jax.serve.metrics import Metrics
-
-PROMPT = "It was late in the autumn, and the road"
 
 
 def read(live):
@@ -51,3 +52,33 @@ def test_counts_of_known_requests(live):
 
 def test_the_names_of_vllm_on_request():
     assert b"vllm:num_requests_running" in Metrics("demo", "vllm").text
+
+
+def test_runs_that_go_on_count_their_own_tokens_and_no_pauses(live):
+    live.emptied()
+    parent = begin(live, 60, seed=4)
+    ended(live, parent)
+    before, begun = read(live), time.perf_counter()
+    branch = live.send(f"{RUNS}/{parent}/branch", {"at": 55})[2]["id"]
+    ended(live, branch)
+    live.post(f"{RUNS}/{parent}/continue", max_tokens=70)
+    ended(live, parent)
+    slow = begin(live, 200, seed=5)
+    until(lambda: state(live, slow)["tokens"], "it does not begin")
+    live.post(f"{RUNS}/{slow}/pause")
+    written = state(live, slow)["tokens"]
+    time.sleep(1)
+    live.post(f"{RUNS}/{slow}/resume")
+    ended(live, slow)
+    live.emptied()
+    unpaused = time.perf_counter() - begun - 1
+    after = read(live)
+
+    def more(name):
+        return after.get((name,), 0) - before.get((name,), 0)
+
+    assert 0 < written < 200
+    assert more("request_generation_tokens_sum") == 5 + 10 + 200
+    assert more("request_prompt_tokens_count") == more("request_generation_tokens_count") == 3
+    assert more("time_to_first_token_seconds_count") == 1
+    assert more("request_decode_time_seconds_sum") <= more("e2e_request_latency_seconds_sum") < unpaused

@@ -56,6 +56,21 @@ def headless(path: str | Path) -> UserError:
     return _not_a_journal(path)
 
 
+class OtherRunError(UserError):
+    """The journal is of a run with other values.
+
+    Attributes:
+      fields: the names of the values.
+    """
+
+    def __init__(self, path: Path, fields: list[str]) -> None:
+        self.fields = fields
+        super().__init__(
+            f"journal {path} is of another run: it differs in {', '.join(fields)}; "
+            "give that run's values or name another file"
+        )
+
+
 class Journal:
     """An append-only file of one run; `begin` is the first call that writes.
 
@@ -184,10 +199,7 @@ class Journal:
             raise _not_a_journal(self._path)
         # Without the round trip through JSON, a tuple differs from the list in the file.
         if differing := _differing(first, checked_record(self._header[:-1]) or {}):
-            raise UserError(
-                f"journal {self._path} is of another run: it differs in {', '.join(differing)}; "
-                "give that run's values or name another file"
-            )
+            raise OtherRunError(self._path, differing)
         self._end = len(lines[0]) + 1
         for number, line in enumerate(lines[1:], start=2):
             # A journal whose header has a checksum has one in every line.

@@ -65,13 +65,19 @@ class Metrics(Observer):
         # Once for each label: to look one up costs as much as to count.
         self._of_source = functools.cache(lambda source: sources.labels(model, _SOURCES[source]))
         self._of_depth = functools.cache(lambda depth: depths.labels(model, str(depth)))
-        self._ttft = histogram("time_to_first_token_seconds", "From the request to its first token", _SECONDS)
-        self._queued = histogram("request_queue_time_seconds", "From the request to its prefill", _SECONDS)
-        self._whole = histogram("e2e_request_latency_seconds", "From the request to its end", _SECONDS)
-        self._decode = histogram("request_decode_time_seconds", "From the first token to the end", _SECONDS)
+        self._ttft = histogram(
+            "time_to_first_token_seconds", "From the request to its first token, pauses left out", _SECONDS
+        )
+        self._queued = histogram("request_queue_time_seconds", "From a place in the queue to a prefill", _SECONDS)
+        self._whole = histogram("e2e_request_latency_seconds", "From the request to its end, pauses left out", _SECONDS)
+        self._decode = histogram(
+            "request_decode_time_seconds", "From the first token to the end, pauses left out", _SECONDS
+        )
         self._each = histogram("time_per_output_token_seconds", "Decode time of a run by its tokens", _PER_TOKEN)
         self._prompts = histogram("request_prompt_tokens", "Tokens of a prompt", _TOKENS)
-        self._tokens = histogram("request_generation_tokens", "Tokens of a run", _TOKENS)
+        self._tokens = histogram(
+            "request_generation_tokens", "Tokens of a run, without those of its parent or of an earlier server", _TOKENS
+        )
         self._disconnects = counter("disconnects", "Clients that left before the end of their answer")
         self._running = gauge("num_requests_running", "Runs in slots or on their way there")
         self._waiting = gauge("num_requests_waiting", "Runs in the queue")
@@ -100,10 +106,6 @@ class Metrics(Observer):
         """All metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
-    def submitted(self, run: Run) -> None:
-        """A run entered the queue."""
-        self._prompts.observe(len(run.request.prompt_ids))
-
     def disconnected(self) -> None:
         """A client left early."""
         self._disconnects.inc()
@@ -123,7 +125,8 @@ class Metrics(Observer):
 
     def first_token(self, run: Run) -> None:
         """As `Observer.first_token`."""
-        self._ttft.observe(time.perf_counter() - run.submitted)
+        if not run.given:
+            self._ttft.observe(run.clock.seconds)
 
     def stepped(self, flight: Flight, result: Any) -> None:
         """As `Observer.stepped`; tokens of runs that left in the meantime count too: the device computed them."""
@@ -159,14 +162,15 @@ class Metrics(Observer):
 
     def ended(self, run: Run) -> None:
         """As `Observer.ended`."""
-        now, tokens = time.perf_counter(), len(run.tokens)
+        whole, tokens = run.clock.seconds, len(run.tokens) - run.given
         self._success.labels(self._model, run.finish or FAILED).inc()
+        self._prompts.observe(len(run.request.prompt_ids))
         self._tokens.observe(tokens)
-        self._whole.observe(now - run.submitted)
+        self._whole.observe(whole)
         if run.first_token is not None:
-            self._decode.observe(now - run.first_token)
+            self._decode.observe(whole - run.first_token)
             if tokens > 1:
-                self._each.observe((now - run.first_token) / (tokens - 1))
+                self._each.observe((whole - run.first_token) / (tokens - 1))
 
 
 def _device_bytes() -> float:

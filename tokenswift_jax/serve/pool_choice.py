@@ -42,7 +42,7 @@ class PoolChoice:
         if best is None or best.size.slots <= pool.size.slots:
             return None
         # Others that end within a chunk would be gone when it comes.
-        return best if any(tokens_left(other) >= CHUNK_TOKENS for other in best.inhabitants) else None
+        return best if any(other.tokens_left >= CHUNK_TOKENS for other in best.inhabitants) else None
 
     def _home(self, run: Run) -> int:
         """The length of the shortest slots with room for a run."""
@@ -77,7 +77,7 @@ class PoolChoice:
 
     def _has_company(self, run: Run) -> bool:
         """Whether a run of another pool would join this one in a wider pool (`wider`)."""
-        return tokens_left(run) >= CHUNK_TOKENS and any(_is_short(other) for other in self._places if other is not run)
+        return run.tokens_left >= CHUNK_TOKENS and any(_is_short(other) for other in self._places if other is not run)
 
     def _should_wait(self, run: Run, vacant: Pool) -> bool:
         """Whether a run of a few tokens should wait for a slot of a wider pool than the vacant one.
@@ -88,12 +88,7 @@ class PoolChoice:
         if run.length > _PATIENT:
             return False
         full = [pool for pool in self._pools if pool.size.slots > vacant.size.slots and pool.fits(run.request)]
-        return any(tokens_left(other) <= tokens_left(run) for pool in full for other in pool.inhabitants)
-
-
-def tokens_left(run: Run) -> int:
-    """The most tokens that a run may still get."""
-    return run.request.max_new_tokens - len(run.tokens)
+        return any(other.tokens_left <= run.tokens_left for pool in full for other in pool.inhabitants)
 
 
 def _is_short(run: Run) -> bool:

@@ -13,7 +13,9 @@ import numpy as np
 
 from tokenswift_jax.engine.journal import Journal
 from tokenswift_jax.engine.sequence import SequenceOutput
+from tokenswift_jax.errors import WriteError
 from tokenswift_jax.request import Request
+from tokenswift_jax.serve.stopwatch import Stopwatch
 from tokenswift_jax.text.detokenizer import Decodes
 from tokenswift_jax.text.repetition import Loop, RepetitionGuard
 from tokenswift_jax.text.transcript import Segment
@@ -102,7 +104,10 @@ class Run:
       tokens: the emitted token ids.
       loops: the loops found in them.
       created: seconds since 1970.
-      begun, first_token, ended: seconds of `time.perf_counter` when the run got a prefill, its first token, its end.
+      submitted: seconds of `time.perf_counter` when the run entered the queue.
+      clock: the seconds since this server first queued it, until its end, pauses left out.
+      first_token: the seconds of that clock at its first token here.
+      given: tokens that it had when that clock began: those of its branch, or of an earlier server.
     """
 
     request: Request
@@ -120,9 +125,9 @@ class Run:
     finish: str | None = None
     created: float = field(default_factory=time.time)
     submitted: float = field(default_factory=time.perf_counter)
-    begun: float | None = None
+    clock: Stopwatch = field(default_factory=Stopwatch)
     first_token: float | None = None
-    ended: float | None = None
+    given: int = 0
     tokens: list[int] = field(default_factory=list)
     loops: list[Loop] = field(default_factory=list)
     trace: list[dict[str, Any]] = field(default_factory=list)
@@ -135,6 +140,11 @@ class Run:
     def length(self) -> int:
         """The most positions that the run's text can take, prompt included."""
         return len(self.request.prompt_ids) + self.request.max_new_tokens
+
+    @property
+    def tokens_left(self) -> int:
+        """The most tokens that it may still get."""
+        return self.request.max_new_tokens - len(self.tokens)
 
     @property
     def caller(self) -> tuple[str, str]:
@@ -152,18 +162,34 @@ class Run:
         found = bool(self.loops) and self.loops[-1].end == len(self.tokens)
         return found and self.on_repetition is OnRepetition.PAUSE and self.row.finish is None
 
+    def begin_to_wait(self) -> None:
+        """Notes that it enters the queue, new or after a pause."""
+        if not self.clock.started:
+            self.given = len(self.tokens)
+        self.state, self.submitted = RunState.QUEUED, time.perf_counter()
+        self.clock.start()
+
+    def halt(self, state: RunState, finish: str | None = None, error: str | None = None) -> None:
+        """Notes its end or its pause."""
+        self.state, self.finish, self.error = state, finish, error
+        self.clock.halt()
+
     def take(self, log: TokenLog) -> Update:
         """Adds a chunk up to the token that ends the text or pauses the run, to the journal too.
 
         Raises:
-          WriteError: the journal cannot be written; the run keeps its tokens, but no reader may see them.
+          WriteError: the journal cannot be written; the run is as it was before.
         """
         loops: list[Loop] = []
         if self.on_repetition is OnRepetition.PAUSE and (loops := self._scanned(log.token_ids, most=1)):
             log = log.cut(loops[0].end - len(self.tokens))
         update = self.add(log, loops)
         if self.journal is not None and len(update.log):
-            self.journal.append(update.log, [])
+            try:
+                self.journal.append(update.log, [])
+            except WriteError:
+                self._drop_newest()
+                raise
         return update
 
     def add(self, log: TokenLog, loops: Sequence[Loop] = ()) -> Update:
@@ -176,6 +202,13 @@ class Run:
         self.loops += found
         widths = tuple(self.row.widths[places:])
         return Update(kept, tuple(segments), self.state, self.row.finish, widths=widths, loops=tuple(found))
+
+    def _drop_newest(self) -> None:
+        """Drops the newest chunk. Without this, readers would see tokens that a restart does not know."""
+        before = Run(self.request, tokenizer=self.tokenizer, on_repetition=self.on_repetition)
+        for part in self.row.parts[:-1]:
+            before.add(part)
+        self.row, self._guard, self.tokens, self.loops = before.row, before._guard, before.tokens, before.loops
 
     @property
     def _seen(self) -> int:

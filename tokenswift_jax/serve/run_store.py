@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import re
+import logging
 import shutil
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokenswift_jax import checkpoint
-from tokenswift_jax.engine.journal import Journal, recorded_header
+from tokenswift_jax.engine.journal import Journal, OtherRunError, recorded_header
 from tokenswift_jax.errors import UserError, writing
 from tokenswift_jax.finish import INTERRUPTED
 from tokenswift_jax.journal_header import journal_header
 from tokenswift_jax.request import Request
 from tokenswift_jax.sampling import SamplingConfig
+from tokenswift_jax.serve.description import ACTIVE, Description, is_described, is_id, read_description
 from tokenswift_jax.serve.run import OnRepetition, Run, RunState, Update, restored
 from tokenswift_jax.token_log import TokenLog
 
 if TYPE_CHECKING:
     from tokenswift_jax.model import Model
 
-_ID = re.compile(r"[a-z]+_[0-9a-f]{32}")
 _RECORD = 1024  # tokens of a record of a branch's first tokens: an event of 100K would stall a page
-_JOURNAL, _DESCRIPTION = "journal", "run.json"
+_JOURNAL = "journal"
+_ABANDONED = 3600.0  # seconds after which no server still works at a folder without a description
+
+logger = logging.getLogger(__name__)
+
+
+class UnreadableError(UserError):
+    """The folder has a run whose tokens this server cannot read; the message says why.
+
+    Attributes:
+      description: the run's description.
+    """
+
+    def __init__(self, message: str, description: Description) -> None:
+        super().__init__(message)
+        self.description = description
 
 
 @dataclass
@@ -80,6 +93,8 @@ class RunStore:
     def create(self, stored: StoredRun, *, ignore_eos: bool, begun: TokenLog | None = None) -> None:
         """Begins the journal of a new run and writes its description; both are on disk when this returns.
 
+        The description comes last: a folder without one is no run. Without this order, a branch whose server is killed
+        meanwhile would begin with fewer tokens of its parent than it says.
         `begun` are the tokens of a branch, which the run has from the start.
 
         Raises:
@@ -91,13 +106,13 @@ class RunStore:
         stored.details["ignore_eos"] = ignore_eos
         try:
             run.journal = journal = self._journal(run, ignore_eos)
-            self.save(stored)
             journal.begin()
             if begun is not None and len(begun):
                 for start in range(0, len(begun), _RECORD):
                     update = run.add(begun.part(start, start + _RECORD))
                     journal.append(update.log, [])
                     stored.updates.append(update)
+            self.save(stored)
         except BaseException:
             self.delete(run)
             raise
@@ -117,15 +132,11 @@ class RunStore:
         run.state, run.finish, run.error = RunState.QUEUED, None, None
         self.save(stored)
 
-    def listed(self, owner: str) -> list[dict[str, Any]]:
+    def listed(self, owner: str) -> list[Description]:
         """The descriptions of the runs of an owner, the newest first."""
-        found = []
-        for place in self.folder.iterdir():
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                description = _described(place)
-                if description["owner"] == owner:
-                    found.append((description["created"], description["id"], description))
-        return [description for _, _, description in sorted(found, key=lambda entry: entry[:2], reverse=True)]
+        found = [each for each in map(read_description, self.folder.iterdir()) if each is not None]
+        own = [description for description in found if description.owner == owner]
+        return sorted(own, key=lambda description: (description.created, description.id), reverse=True)
 
     def save(self, stored: StoredRun) -> None:
         """Writes the description of a run, whole or not at all.
@@ -138,94 +149,107 @@ class RunStore:
 
     def _save(self, stored: StoredRun) -> None:
         run = stored.run
-        paused = run.state is RunState.PAUSED
-        description = {
-            "id": run.id,
-            "owner": run.owner,
-            "created": run.created,
-            "background": stored.background,
-            "max_new_tokens": run.request.max_new_tokens,
-            "stop_token_ids": list(run.request.stop_token_ids),
-            "stops_from": run.request.stops_from,
-            "state": run.state.value if run.state.ended or paused else "active",
-            "tokens": len(run.tokens),
-            "prompt_tokens": len(run.request.prompt_ids),
-            "cached": run.cached,
-            "finish": run.finish,
-            "error": run.error,
-            "details": stored.details,
-        }
-        target = self._of(run.id) / _DESCRIPTION
-        beside = target.with_suffix(".new")
-        with writing(target):
-            with beside.open("w", encoding="utf-8") as file:
-                json.dump(description, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(target)
+        stays = run.state.ended or run.state is RunState.PAUSED
+        Description(
+            id=run.id,
+            owner=run.owner,
+            created=run.created,
+            background=stored.background,
+            max_new_tokens=run.request.max_new_tokens,
+            stop_token_ids=run.request.stop_token_ids,
+            stops_from=run.request.stops_from,
+            state=run.state.value if stays else ACTIVE,
+            tokens=len(run.tokens),
+            prompt_tokens=len(run.request.prompt_ids),
+            cached=run.cached,
+            finish=run.finish,
+            error=run.error,
+            details=stored.details,
+        ).write(self._of(run.id))
 
     def delete(self, run: Run) -> None:
         """Removes everything about a run."""
         if run.journal is not None:
             run.journal.close()
+        self.remove(run.id)
+
+    def remove(self, run_id: str) -> None:
+        """Removes the folder of a run."""
         with self._saving:  # a description written beside this would leave the folder
-            shutil.rmtree(self._of(run.id), ignore_errors=True)
+            shutil.rmtree(self._of(run_id), ignore_errors=True)
 
     def has(self, run_id: str) -> bool:
         """Whether the folder has a run of this id."""
-        return (self._of(run_id) / _DESCRIPTION).exists()
+        return is_described(self._of(run_id))
 
     def load(self, run_id: str) -> StoredRun | None:
-        """A run as the folder describes it; None if there is none of that id, or none of this checkpoint."""
-        if not _ID.fullmatch(run_id):
+        """A run as the folder describes it; None if there is none of that id.
+
+        Raises:
+          UnreadableError: there is one, and this server cannot go on with its tokens.
+        """
+        kept = read_description(self._of(run_id)) if is_id(run_id) else None
+        if kept is None:
             return None
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UserError):
-            return self._load(run_id)
-        return None
+        try:
+            return self._load(kept)
+        except OtherRunError as error:
+            reason = f"it was written with other values than this server's: {', '.join(error.fields)}"
+        except UserError as error:
+            # An error of the journal goes on to advise a command's user, and names the file.
+            reason = str(error).partition(";")[0].replace(f"journal {self._of(run_id) / _JOURNAL}", "its journal")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = f"its files are damaged ({type(error).__name__})"
+        raise UnreadableError(reason, kept)
 
     def unfinished(self) -> list[str]:
-        """The ids of the background runs that a stopped server left without an end, the oldest first."""
+        """The ids of the background runs that a stopped server left without an end, the oldest first.
+
+        Removes what a server left that was killed while it made a run.
+        """
         found = []
-        for place in self.folder.iterdir():
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                description = _described(place)
-                if description["state"] == "active" and description["background"]:
-                    found.append((description["created"], place.name))
+        for place in filter(lambda place: is_id(place.name), self.folder.iterdir()):
+            description = read_description(place)
+            if description is not None and description.state == ACTIVE and description.background:
+                found.append((description.created, description.id))
+            elif description is None and is_described(place):
+                logger.warning("run %s is left out: its description is damaged", place.name)
+            elif description is None and time.time() - place.stat().st_mtime > _ABANDONED:
+                self.remove(place.name)
         return [run_id for _, run_id in sorted(found)]
 
-    def _load(self, run_id: str) -> StoredRun:
-        kept = _described(self._of(run_id))
+    def _load(self, kept: Description) -> StoredRun:
+        run_id, details = kept.id, kept.details
         header = recorded_header(self._of(run_id) / _JOURNAL)
-        if header is None:  # the server was killed before the journal began
-            raise UserError(f"run {run_id} has no journal")
-        details = kept["details"]
+        if header is None:
+            raise UserError("its journal is gone or damaged")
         ignored = bool(details["ignore_eos"])
         request = Request(
             prompt_ids=header["prompt_ids"],
             sampling=SamplingConfig(**header["sampling"]),
-            max_new_tokens=kept["max_new_tokens"],
+            max_new_tokens=kept.max_new_tokens,
             min_new_tokens=header["min_new_tokens"],
             eos_token_ids=() if ignored else tuple(header["eos_token_ids"]),
             stops=tuple(header["stop"]),
-            stop_token_ids=tuple(kept["stop_token_ids"]),
-            stops_from=int(kept.get("stops_from", 0)),
+            stop_token_ids=kept.stop_token_ids,
+            stops_from=kept.stops_from,
             stop_on_repetition=details.get("on_repetition") == OnRepetition.END,
         )
         run = Run(
             request,
-            kept["owner"],
+            kept.owner,
             self._model.tokenizer,
             id=run_id,
-            created=kept["created"],
-            cached=kept.get("cached", 0),  # descriptions of earlier versions lack it
+            created=kept.created,
+            cached=kept.cached,
             **described(details, run_id),
         )
         run.journal = journal = self._journal(run, ignored, header)
         updates = restored(run, journal.parts)
         journal.parts = []
-        if not run.state.ended and kept["state"] != "active":
-            run.state, run.finish, run.error = RunState(kept["state"]), kept["finish"], kept["error"]
-        elif not run.state.ended and not kept["background"]:
+        if not run.state.ended and kept.state != ACTIVE:
+            run.state, run.finish, run.error = RunState(kept.state), kept.finish, kept.error
+        elif not run.state.ended and not kept.background:
             run.state, run.finish = RunState.CANCELLED, INTERRUPTED
         elif run.looping and details.get("passed_loop") != len(run.tokens):
             run.state = RunState.PAUSED  # the server was killed between the last token and the description
@@ -234,7 +258,7 @@ class RunStore:
             run.journal = None
         else:
             journal.begin()
-        return StoredRun(run, kept["background"], details, updates)
+        return StoredRun(run, kept.background, details, updates)
 
     def _journal(self, run: Run, ignore_eos: bool, past: Mapping[str, Any] | None = None) -> Journal:
         """The journal of a run; `past` is the header that it has already."""
@@ -259,7 +283,3 @@ def described(details: Mapping[str, Any], run_id: str) -> dict[str, Any]:
         "salt": details.get("cache_salt", ""),
         "family": details.get("family", first),
     }
-
-
-def _described(place: Path) -> dict[str, Any]:
-    return json.loads((place / _DESCRIPTION).read_text(encoding="utf-8"))

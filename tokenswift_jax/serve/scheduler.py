@@ -18,7 +18,7 @@ from tokenswift_jax.serve.fair_queue import FairQueue
 from tokenswift_jax.serve.observer import Observer
 from tokenswift_jax.serve.pace import Pace
 from tokenswift_jax.serve.pool import Pool
-from tokenswift_jax.serve.pool_choice import PoolChoice, tokens_left
+from tokenswift_jax.serve.pool_choice import PoolChoice
 from tokenswift_jax.serve.run import Run, RunState, Update
 from tokenswift_jax.serve.tenancy import Flight
 from tokenswift_jax.token_log import concatenate
@@ -105,7 +105,7 @@ class Scheduler:
         self.check(run)
         with self._lock:
             self._check_queue(urgent)
-            run.state, run.submitted, run.begun = RunState.QUEUED, time.perf_counter(), None
+            run.begin_to_wait()
             self.queue.push(run)
             self._wake.notify()
 
@@ -203,7 +203,7 @@ class Scheduler:
             self._advance(pool, decoding)
             others = [each.run for other in self.pools if other is not pool for each in other.tenants.values()]
             if pool.may_step(sum(flight.pool is pool for flight in self._flights), beside=bool(others)):
-                ending = any(tokens_left(run) <= _SHORT_TEXT for run in others)
+                ending = any(run.tokens_left <= _SHORT_TEXT for run in others)
                 hurry = ending or any(other.coming for other in self.pools)
                 self._flights.append(pool.step(_SHORT_CHUNK if hurry else None))
         if self._flights:
@@ -234,7 +234,6 @@ class Scheduler:
                     return
                 run.state = RunState.PREFILL
                 self._places[run] = pool
-            run.begun = time.perf_counter()
             self._observer.admitted(run)
             self._begin(run, pool)
 
@@ -309,7 +308,7 @@ class Scheduler:
             return
         self.queue.charge(run.owner, len(update.log))
         if run.first_token is None:
-            run.first_token = time.perf_counter()
+            run.first_token = run.clock.seconds
             self._observer.first_token(run)
         if update.finish is None and run.looping:
             self._pause(run, update)
@@ -325,7 +324,7 @@ class Scheduler:
         if run.state.ended:
             return
         self._leave(run)
-        run.state, run.finish, run.error, run.ended = state, finish, error, time.perf_counter()
+        run.halt(state, finish, error)
         last = Update(_NOTHING, run.end(finish)) if last is None else last
         if run.journal is not None:
             run.journal.close()
@@ -336,7 +335,7 @@ class Scheduler:
         if run.state.ended or run.state is RunState.PAUSED:
             return
         self._leave(run)
-        run.state = RunState.PAUSED
+        run.halt(RunState.PAUSED)
         self._publish(run, replace(Update(_NOTHING) if last is None else last, state=RunState.PAUSED))
 
     def _leave(self, run: Run) -> None:
@@ -395,6 +394,6 @@ class Scheduler:
 
     def _retry_after(self) -> int:
         """Seconds until a place in the queue is likely to be free."""
-        fewest = min(map(tokens_left, self._places), default=0)
+        fewest = min((run.tokens_left for run in self._places), default=0)
         seconds = self.pace.seconds(fewest * max(len(self._places), 1), self.slots)
         return 5 if seconds is None else min(max(int(seconds) + 1, 1), 120)

@@ -20,6 +20,7 @@ logger = logging.getLogger("tokenswift_jax.serve")
 PUBLIC = frozenset({"/health", "/ready"}) | public_paths()
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 HEADER_BYTES = 16 * 1024
+_NOT_IN_HOSTS = frozenset("@/?#\\")  # in a URL, a host ends or begins at these
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _HEADERS = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -126,8 +127,8 @@ class Guard:
 
 
 def _name(host: str) -> str:
-    """The name in a Host header, without its port."""
-    return _host_of(f"//{host}")
+    """The name in a Host header, without its port; "" for what is no such header."""
+    return "" if set(host) & _NOT_IN_HOSTS else _host_of(f"//{host}")
 
 
 def _host_of(url: str) -> str:

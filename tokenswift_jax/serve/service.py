@@ -22,11 +22,12 @@ from tokenswift_jax.request import Request
 from tokenswift_jax.serve.busy import BusyError
 from tokenswift_jax.serve.channel import Channel
 from tokenswift_jax.serve.delivery import Delivery
+from tokenswift_jax.serve.description import Description
 from tokenswift_jax.serve.limits import Limits
 from tokenswift_jax.serve.metrics import Metrics
 from tokenswift_jax.serve.pool import Pool
 from tokenswift_jax.serve.run import Run, RunState, Update, new_id
-from tokenswift_jax.serve.run_store import RunStore, StoredRun, described
+from tokenswift_jax.serve.run_store import RunStore, StoredRun, UnreadableError, described
 from tokenswift_jax.serve.scheduler import Scheduler
 from tokenswift_jax.token_log import TokenLog, concatenate
 
@@ -156,7 +157,6 @@ class Service:
                 self._channels[run.id] = channel
                 self.scheduler.submit(run, urgent=bool(queued))
                 queued.append(run)
-                self.metrics.submitted(run)
             yield channels
         finally:
             for run in made:
@@ -198,12 +198,20 @@ class Service:
             self._stored.pop(run.id)
             await self.work(store.delete, run)
             raise
-        self.metrics.submitted(run)
         return channel
 
     async def find(self, run_id: str, owner: str) -> tuple[StoredRun, Channel] | None:
-        """A kept run of an owner, from memory or from the folder; None if there is none."""
-        stored = await self._loaded(run_id)
+        """A kept run of an owner, from memory or from the folder; None if there is none.
+
+        Raises:
+          UnreadableError: there is one, and its tokens cannot be read here.
+        """
+        try:
+            stored = await self._loaded(run_id)
+        except UnreadableError as error:
+            if error.description.owner == owner:
+                raise
+            return None
         if stored is None or stored.run.owner != owner:
             return None
         channel = self._channels[run_id]
@@ -236,7 +244,7 @@ class Service:
         if self.store is not None:
             await self.work(self.store.save, stored)
 
-    async def listed(self, owner: str) -> list[dict[str, Any]]:
+    async def listed(self, owner: str) -> list[Description]:
         """The descriptions of the kept runs of an owner, the newest first."""
         return [] if self.store is None else await self.work(self.store.listed, owner)
 
@@ -283,6 +291,12 @@ class Service:
                     await self._removed(newest.run)
                     return
 
+    async def delete_unreadable(self, run_id: str) -> None:
+        """Removes the folder of a run that cannot be read here."""
+        assert self.store is not None, "there is no folder"
+        async with self._loading:
+            await self.work(self.store.remove, run_id)
+
     async def _removed(self, run: Run) -> None:
         self._stored.pop(run.id, None)
         self._channels.pop(run.id, None)
@@ -317,13 +331,15 @@ class Service:
         if self.store is None:
             return
         for run_id in await self.work(self.store.unfinished):
-            stored = await self._loaded(run_id)
-            if stored is None or stored.run.state is not RunState.QUEUED:
-                continue
             try:
+                stored = await self._loaded(run_id)
+                if stored is None or stored.run.state is not RunState.QUEUED:
+                    continue
                 self.scheduler.submit(stored.run, urgent=True)
             except (UserError, BusyError) as error:  # one that fits no slot here waits for a server of longer texts
                 logger.warning("run %s does not go on: %s", run_id, error)
+            except Exception:  # a fault of one run must not keep the others from going on
+                logger.exception("run %s does not go on", run_id)
             else:
                 logger.info("run %s goes on after %d tokens", run_id, len(stored.run.tokens))
 

@@ -17,6 +17,7 @@ from tokenswift_jax.prompt import encode_chat
 from tokenswift_jax.request import Request
 from tokenswift_jax.serve.body import read_json
 from tokenswift_jax.serve.channel import Channel, read
+from tokenswift_jax.serve.kept_runs import delete_kept, find_kept
 from tokenswift_jax.serve.openai import generation
 from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
@@ -24,7 +25,7 @@ from tokenswift_jax.serve.openai.known_fields import OF_ANSWERS, OF_COMPLETIONS,
 from tokenswift_jax.serve.openai.messages import read_messages
 from tokenswift_jax.serve.openai.response_events import Event, ResponseEvents, status_of
 from tokenswift_jax.serve.openai.settings import read_settings
-from tokenswift_jax.serve.run_store import StoredRun
+from tokenswift_jax.serve.run_store import StoredRun, UnreadableError
 from tokenswift_jax.serve.service import Service
 from tokenswift_jax.serve.sse import EventStream, frame, until_gone
 
@@ -86,7 +87,7 @@ async def create(request: HttpRequest) -> Response:
 async def retrieve(request: HttpRequest) -> Response:
     """A kept response, or its events after number `starting_after`."""
     service: Service = request.app.state.service
-    stored, channel = await _found(request)
+    stored, channel = await find_kept(request, "responses")
     query = request.query_params
     if query.get("stream", "false").lower() != "true":
         return JSONResponse(_object(stored, channel))
@@ -99,7 +100,7 @@ async def retrieve(request: HttpRequest) -> Response:
 async def cancel(request: HttpRequest) -> Response:
     """Ends a background response; one that has ended stays as it is."""
     service: Service = request.app.state.service
-    stored, channel = await _found(request)
+    stored, channel = await find_kept(request, "responses")
     if not stored.background:
         raise bad("only background responses can be cancelled; close the connection of this one")
     if not stored.run.state.ended:
@@ -110,9 +111,8 @@ async def cancel(request: HttpRequest) -> Response:
 
 async def delete(request: HttpRequest) -> Response:
     """Ends a response and removes everything about it."""
-    stored, _ = await _found(request)
-    await request.app.state.service.delete(stored)
-    return JSONResponse({"id": stored.run.id, "object": "response", "deleted": True})
+    run_id = await delete_kept(request, "responses")
+    return JSONResponse({"id": run_id, "object": "response", "deleted": True})
 
 
 async def _read(body: dict[str, Any], service: Service, owner: str) -> _Asked:
@@ -180,7 +180,10 @@ async def _history(previous: str | None, service: Service, owner: str) -> list[d
     """The turns up to the answer of an earlier response."""
     if previous is None:
         return []
-    found = await service.find(previous, owner)
+    try:
+        found = await service.find(previous, owner)
+    except UnreadableError as error:
+        raise bad(f"the response {previous} cannot be read here: {error}", "previous_response_id") from None
     if found is None or "turns" not in found[0].details:
         raise ApiError(404, f"there is no response {previous!r}", "previous_response_id", "response_not_found")
     stored, channel = found
@@ -294,15 +297,6 @@ async def _last(events: AsyncGenerator[list[Event], None]) -> dict[str, Any]:
     if "error" in event:
         raise ApiError(503, event["error"]["message"], code="interrupted")
     return event["response"]
-
-
-async def _found(request: HttpRequest) -> tuple[StoredRun, Channel]:
-    service: Service = request.app.state.service
-    run_id = request.path_params["id"]
-    found = await service.find(run_id, generation.owner(request))
-    if found is None or found[0].details.get("surface") != "responses":
-        raise ApiError(404, f"there is no response {run_id[:64]!r}", code="response_not_found")
-    return found
 
 
 def _object(stored: StoredRun, channel: Channel) -> dict[str, Any]:

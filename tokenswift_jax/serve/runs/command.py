@@ -50,7 +50,7 @@ def command_of(stored: StoredRun, model: Model) -> str:
       NoCommandError: no flags give it.
     """
     run, request = stored.run, stored.run.request
-    if stored.details.get("branched_at"):
+    if stored.details.get("branched_at") is not None and stored.details.get("begun") != 0:
         raise NoCommandError("a branch begins with tokens of another run; its .jsonl file has all of them")
     defaults = ends(model.generation_config)
     special = stop_token_ids(request.stops, model.tokenizer)

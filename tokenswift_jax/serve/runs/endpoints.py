@@ -15,6 +15,7 @@ from tokenswift_jax.generation_config import default_length
 from tokenswift_jax.prompt import encode_chat
 from tokenswift_jax.serve.body import read_json
 from tokenswift_jax.serve.channel import Channel, read
+from tokenswift_jax.serve.kept_runs import delete_kept, find_kept
 from tokenswift_jax.serve.openai import generation
 from tokenswift_jax.serve.openai.errors import ApiError, bad, translated
 from tokenswift_jax.serve.openai.fields import Fields
@@ -75,7 +76,7 @@ async def listing(request: HttpRequest) -> Response:
     """The caller's runs, the newest first; `after` is the last id of the page before."""
     service: Service = request.app.state.service
     described = await service.listed(generation.owner(request))
-    runs = [summary(each) for each in described if each["details"].get("surface") == "runs"]
+    runs = [summary(each) for each in described if each.surface == "runs"]
     after = request.query_params.get("after")
     place = 0 if after is None else next((number + 1 for number, run in enumerate(runs) if run["id"] == after), None)
     if place is None:
@@ -136,24 +137,18 @@ async def cancel(request: HttpRequest) -> Response:
 
 async def delete(request: HttpRequest) -> Response:
     """Ends a run and removes everything about it."""
-    stored, _ = await found(request)
-    await request.app.state.service.delete(stored)
-    request.app.state.probabilities.forget(stored.run.id)
-    return JSONResponse({"id": stored.run.id, "object": "run", "deleted": True})
+    run_id = await delete_kept(request, "runs")
+    request.app.state.probabilities.forget(run_id)
+    return JSONResponse({"id": run_id, "object": "run", "deleted": True})
 
 
 async def found(request: HttpRequest, run_id: str | None = None) -> tuple[StoredRun, Channel]:
     """The caller's run of an id, by default the one in the path.
 
     Raises:
-      ApiError: there is none.
+      ApiError: there is none, or it cannot be read.
     """
-    run_id = str(request.path_params["id"]) if run_id is None else run_id
-    service: Service = request.app.state.service
-    known = await service.find(run_id, generation.owner(request))
-    if known is None or known[0].details.get("surface") != "runs":
-        raise ApiError(404, f"there is no run {run_id[:64]!r}", code="run_not_found")
-    return known
+    return await find_kept(request, "runs", run_id)
 
 
 def read_on_repetition(fields: Fields) -> OnRepetition | None:

@@ -44,7 +44,7 @@ async def go_on(request: HttpRequest) -> Response:
     most = fields.whole("max_tokens", 1, 2**31 - 1)
     if most is None or most <= run.request.max_new_tokens:
         raise bad(f"max_tokens must be above {run.request.max_new_tokens}, the run's limit", "max_tokens")
-    if run.state not in (RunState.FINISHED, RunState.PAUSED, RunState.CANCELLED):
+    if not (run.state.ended or run.state is RunState.PAUSED):
         raise ApiError(409, f"the run is {run.state.value}; pause it first")
     if run.finish in (EOS, STOP, REPETITION):
         raise ApiError(409, f"the text has come to its own end ({run.finish}); branch before it")
@@ -84,6 +84,7 @@ async def branch(request: HttpRequest) -> Response:
         "name": name,
         "parent": run.id,
         "branched_at": at,
+        "begun": len(begun),
         "on_repetition": looping,
         "passed_loop": len(begun),
         "family": run.family,

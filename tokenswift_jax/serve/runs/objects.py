@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenswift_jax.serve.description import Description
 from tokenswift_jax.serve.run import Run, RunState, Update
 from tokenswift_jax.serve.run_store import StoredRun
 from tokenswift_jax.serve.scheduler import Scheduler
@@ -55,20 +56,20 @@ def pace(run: Run) -> float | None:
     return sum(map(len, newest)) / seconds if seconds > 0 else None
 
 
-def summary(description: dict[str, Any]) -> dict[str, Any]:
+def summary(description: Description) -> dict[str, Any]:
     """A run of a list, from its description in the folder."""
     return {
-        "id": description["id"],
+        "id": description.id,
         "object": "run",
-        "created": int(description["created"]),
-        "name": description["details"].get("name"),
-        "state": description["state"],
-        "prompt_tokens": description["prompt_tokens"],
-        "tokens": description["tokens"],
-        "max_tokens": description["max_new_tokens"],
-        "finish_reason": description["finish"],
-        "parent": description["details"].get("parent"),
-        "branched_at": description["details"].get("branched_at"),
+        "created": int(description.created),
+        "name": description.details.get("name"),
+        "state": description.state,
+        "prompt_tokens": description.prompt_tokens,
+        "tokens": description.tokens,
+        "max_tokens": description.max_new_tokens,
+        "finish_reason": description.finish,
+        "parent": description.details.get("parent"),
+        "branched_at": description.details.get("branched_at"),
     }
 
 
