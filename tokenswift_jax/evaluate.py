@@ -42,6 +42,7 @@ def _run(options: argparse.Namespace) -> int:
         _check_json(options)
     check_installed("evaluating", ("grain",))
     quiet_transformers()
+    from tokenswift_jax.checkpoint import check_apart
     from tokenswift_jax.cli.phases import Phases
     from tokenswift_jax.cli.progress import ProgressLine
     from tokenswift_jax.model import load
@@ -61,11 +62,16 @@ def _run(options: argparse.Namespace) -> int:
         model = load(options.model, options.dtype, report=report)
         if not model.config.num_draft_heads:
             raise UserError(f"{model.path} has no draft heads; train some, or name another checkpoint")
+        if options.json is not None:
+            check_apart(options.json, "json", model.path)
         if options.store:
             check_writable(model.path / "config.json", "store")
         cache = options.data_cache or default_cache()
         with phase(report, "tokenising the data"):
             corpus = tokenise(options.data, model.tokenizer, cache, strict=False, vocab_size=model.config.vocab_size)
+        if corpus.broken:
+            progress.clear()
+            print(f"data: {corpus.report()}", file=sys.stderr)
         length = options.prompt_tokens + options.continuation
         with phase(report, "examining the draft heads"):
             result = evaluate(

@@ -15,7 +15,15 @@ from safetensors.numpy import save_file
 
 import tokenswift_jax as ts
 from convert.hf import convert
-from tokenswift_jax.checkpoint import converted, fingerprint, open_checkpoint, packaged, resolve
+from tokenswift_jax.checkpoint import (
+    converted,
+    fingerprint,
+    load_generation_config,
+    load_tokenizer,
+    open_checkpoint,
+    packaged,
+    resolve,
+)
 from tokenswift_jax.checkpoint.directory import base_directory, lasting_base, named_on_hub
 from tokenswift_jax.checkpoint.gguf import conversion
 from tokenswift_jax.cli.generate import main
@@ -77,6 +85,33 @@ def test_a_damaged_conversion_says_that_it_can_be_made_again(file, name):
     (folder / name).write_bytes((folder / name).read_bytes()[:-20])
     with pytest.raises(UserError, match=rf"{name} is not .*; delete {folder}, and {file} is converted again$"):
         open_checkpoint(file)
+
+
+def test_a_conversion_without_its_tokenizer_says_that_it_can_be_made_again(file, tmp_path):
+    advice = f"; delete .*, and {file} is converted again$"
+    folder = resolve(file)
+    assert load_tokenizer(folder) is None  # the file has no vocabulary
+    (folder / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match=rf"tokenizer\.json is missing{advice}"):
+        load_tokenizer(folder)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=rf"tokenizer\.json is not .*{advice}"):
+        load_tokenizer(folder)
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(UserError, match=rf"generation_config\.json is not .*{advice}"):
+        load_generation_config(folder)
+
+
+@pytest.mark.parametrize("flag", ["--output", "--stats"])
+def test_a_run_does_not_replace_files_of_its_checkpoint(file, tmp_path, capsys, flag):
+    (tmp_path / "ids").write_text("[1, 2]")
+    before = file.read_bytes()
+    for over in (file, resolve(file) / "config.json", resolve(file) / "model.safetensors"):
+        words = ["--model", file, "--prompt-ids", tmp_path / "ids", "--max-new-tokens", 1, "--quiet", flag, over]
+        assert main(list(map(str, words))) == 2
+        shown = f"error: {flag} {over} would replace a file of the checkpoint; name another file\n"
+        assert capsys.readouterr().err == shown
+    assert file.read_bytes() == before
 
 
 def test_a_file_that_changed_is_converted_again(file, conversions):

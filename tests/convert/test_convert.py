@@ -1,6 +1,8 @@
 """convert.hf and convert.export: round trips to the byte, the reference's checkpoints, refusals that write nothing."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -202,6 +204,10 @@ def unknown_family(folder):
     set_config(folder, model_type="gpt2")
 
 
+def dynamic_rope(folder):
+    set_config(folder, rope_scaling={"type": "dynamic", "factor": 2.0})
+
+
 def missing_tensor(folder):
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.norm.weight"]
@@ -226,6 +232,7 @@ REFUSED = {
     "unknown architecture": (unknown_family, convert, ["{s}", "{t}/new"], "llama, mistral, qwen2, qwen3"),
     "missing tensor": (missing_tensor, convert, ["{s}", "{t}/new"], "missing: model.norm.weight"),
     "truncated file": (truncated, convert, ["{s}", "{t}/new"], "not a readable safetensors file"),
+    "dynamic RoPE": (dynamic_rope, convert, ["{s}", "{t}/new"], "another in config.json, or with rope_override where"),
     "cast overflows half-way": (overflowing, convert, ["{s}", "{t}/new", "--dtype", "float16"], "beyond the range"),
     "destination not empty": (good, convert, ["{s}", "{t}/full"], "exists already"),
     "destination is a file": (good, convert, ["{s}", "{t}/full/file"], "exists already"),
@@ -269,6 +276,41 @@ def test_as_commands(tmp_path, module):
     refused = run(FAMILIES / "llama2", tmp_path / "out")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == f"error: {tmp_path / 'out'} exists already; name a directory that is new or empty\n"
+
+
+@pytest.mark.parametrize("command", [convert, export])
+@pytest.mark.parametrize("named", [".", "link", "dangling"])
+def test_a_destination_that_cannot_be_replaced_is_filled(tmp_path, monkeypatch, command, named):
+    """A shell's folder, and links to an empty and to a new one."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to("out")
+    (tmp_path / "dangling").symlink_to("new")
+    monkeypatch.chdir(tmp_path / "out" if named == "." else tmp_path)
+    here = os.stat(tmp_path / "out").st_ino
+    command([str(FAMILIES / "llama2"), named])
+    written = tmp_path / ("new" if named == "dangling" else "out")
+    assert sorted(path.name for path in written.iterdir()) == ["config.json", "model.safetensors"]
+    assert os.stat(tmp_path / "out").st_ino == here
+    assert {path.name for path in tmp_path.iterdir()} - {"new"} == {"out", "link", "dangling"}
+    assert (tmp_path / "dangling").is_symlink()
+
+
+def test_an_empty_destination_stays_empty_after_a_refusal(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    rename = Path.rename
+
+    def refused(path, target):
+        if Path(target) == tmp_path / "out" / "config.json":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(UserError, match=r"cannot write .*out: Input/output error"):
+        convert([str(FAMILIES / "llama2"), str(tmp_path / "out")])
+    assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="loop is a loop of links; name a directory"):
+        convert([str(FAMILIES / "llama2"), str(tmp_path / "loop")])
 
 
 def test_an_empty_destination_and_a_hidden_draft(tmp_path):

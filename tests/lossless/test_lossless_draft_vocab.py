@@ -1,6 +1,7 @@
 """Heads that score a draft vocabulary: the text is plain decoding's, and the drafts are the best of those tokens."""
 
 import functools
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -44,6 +45,17 @@ def test_the_text_is_plain_decodings(head_type, mode, sampling):
     text = decode(model(head_type), PROMPT, SAMPLING[sampling], SPECULATIONS[mode], max_new_tokens=TOKENS)
     assert_same(text.tokens, plain(head_type, sampling).tokens)
     assert text.accepted_per_depth[1] > TOKENS / 20, "the heads' own depth"
+
+
+@pytest.mark.parametrize("mode", ["partial", "fused"])
+@pytest.mark.parametrize("head_type", ["chained", "sequential"])
+def test_fewer_tokens_than_a_tree_s_usual_candidates_write_the_same_text(head_type, mode):
+    """A backbone's guess is any token, the heads' are the draft vocabulary's two."""
+    tree = (5, 2, 1, 2) if mode == "partial" else (1, 2, 1, 2)
+    for chosen in (SPECULATIONS[mode], replace(SPECULATIONS[mode], tree=tree)):
+        few = small_models.with_draft_vocab(small_models.successor_model(layers=1, head_type=head_type), IDS[:2])
+        text = decode(few, PROMPT, SAMPLING["greedy"], chosen, max_new_tokens=24)
+        assert_same(text.tokens, plain(head_type, "greedy").tokens[:24])
 
 
 @pytest.mark.parametrize("sampling", list(SAMPLING))

@@ -27,7 +27,7 @@ EVALUATE = (
     "import tokenswift_jax.training.shards as s, tokenswift_jax.training.held_out as h;"
     "loaded = scripted.model(Path('.')); object.__setattr__(loaded.config, 'num_draft_heads', 3);"
     "patch.setattr(m, 'load', lambda *a, **b: loaded);"
-    "patch.setattr(s, 'tokenise', lambda *a, **b: type('Corpus', (), {'documents': 1}));"
+    "patch.setattr(s, 'tokenise', lambda *a, **b: type('Corpus', (), {'documents': 1, 'broken': 0}));"
     "patch.setattr(h, 'windows', lambda *a: None);"
     "result = type('Result', (), {'table': lambda self: 'head 1 of 3' * 3});"
     "patch.setattr(e, 'evaluate', lambda *a, **b: result());"

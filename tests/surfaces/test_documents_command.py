@@ -12,8 +12,10 @@ from tokenswift_jax import model as model_module
 from tokenswift_jax.cli import documents as documents_command
 from tokenswift_jax.cli.flags import SAMPLING, SPECULATION, flag_parser, parse
 from tokenswift_jax.cli.generate import main
+from tokenswift_jax.documents import results as results_module
 from tokenswift_jax.documents.results import Results
 from tokenswift_jax.documents.source import Document, documents_in
+from tokenswift_jax.engine.journal import FORMAT, checked_line
 from tokenswift_jax.errors import UserError
 
 WORDS = ["--model", "model", "--documents", "in", "--output", "out"]
@@ -157,6 +159,40 @@ def test_documents_that_had_been_done_without_what_is_asked_are_named(folders, m
         assert f"a had been done without {flag}; name another folder" in capsys.readouterr().err
 
 
+def test_documents_that_had_been_done_for_other_prompts_are_named(folders, monkeypatch, capsys):
+    fill(folders, a_txt="x", b_txt="x", q_jsonl='{"prompt": "one"}\n{"prompt": "two"}', r_jsonl='{"prompt": "one"}')
+    play(monkeypatch, prefilled(300), plain([301]))
+    words = [*WORDS, "--max-new-tokens", "2", "--quiet"]
+    assert main(words) == 0
+    fill(folders, b_txt="y", q_jsonl='{"prompt": "zero"}\n{"prompt": "two"}\n', r_jsonl="[")
+    assert main(words) == 1
+    advice = "delete their .json and .journal in out to write them again"
+    assert capsys.readouterr().err == f"error: b, q-1, r-1 had been done for other prompts; {advice}\n"
+    for name in ("b.json", "b.journal", "q-1.json", "q-1.journal"):
+        (folders / "out" / name).unlink()
+    fill(folders, r_jsonl='{"prompt": "one"}')
+    assert main(words) == 0
+    statistics = json.loads((folders / "out/a.json").read_text())
+    del statistics["prompt_sha256"]  # as earlier versions wrote it
+    (folders / "out/a.json").write_text(json.dumps(statistics))
+    fill(folders, a_txt="y")
+    assert main(words) == 0
+
+
+def test_documents_that_had_been_done_with_other_log_probabilities_are_named(folders, monkeypatch, capsys):
+    fill(folders, a_txt="x")
+    play(monkeypatch, prefilled(300), plain([301]))
+    words = [*WORDS, "--max-new-tokens", "2", "--quiet"]
+    assert main(words) == 0
+    statistics = json.loads((folders / "out/a.json").read_text())
+    statistics |= {"logprobs": [], "logprobs_count": 2, "logprobs_mode": "raw"}  # the scripted model gives none
+    (folders / "out/a.json").write_text(json.dumps(statistics))
+    assert main([*words, "--logprobs", "2"]) == 0
+    for more in (["--logprobs", "3"], ["--logprobs", "2", "--logprobs-mode", "processed"]):
+        assert main([*words, *more]) == 1
+        assert "a had been done with another --logprobs or --logprobs-mode; name another" in capsys.readouterr().err
+
+
 def test_fields_of_records_that_change_no_text_are_named(folders, monkeypatch, capsys):
     fill(folders, a_jsonl='{"prompt": "x", "max_new_tokens": 5}\n[\n{"prompt": "y", "id": 7}', b_txt='{"no": 1}')
     play(monkeypatch, prefilled(300), plain([301]))
@@ -199,6 +235,60 @@ def test_a_folder_of_another_job_is_refused(folders, monkeypatch, capsys):
     assert main([*WORDS, "--max-new-tokens", "2", "--quiet"]) == 0
     assert main([*WORDS, "--max-new-tokens", "3", "--seed", "4"]) == 2
     assert "differs in max_new_tokens, seed; give that job's values or name another" in capsys.readouterr().err
+
+
+def test_files_of_no_job_are_not_replaced(folders, monkeypatch, capsys):
+    fill(folders, a_txt="x", b_txt="x")
+    play(monkeypatch, prefilled(300), plain([301]))
+    (folders / "out").mkdir()
+    names = ["a.txt", "a.json", "b.error", "b.journal", "report.jsonl"]
+    for name in (*names, "other.txt"):
+        (folders / "out" / name).write_text('{"tokens": 3}\n')
+    words = [*WORDS, "--max-new-tokens", "2", "--quiet"]
+    assert main(words) == 2
+    shown = "report.jsonl, a.txt, a.json and 2 others; move them away or name another folder"
+    assert f"--output out has files that no job wrote and this one would replace: {shown}" in capsys.readouterr().err
+    assert sorted(os.listdir(folders / "out")) == sorted([*names, "other.txt"])
+    for name in names:
+        (folders / "out" / name).unlink()
+    assert main(words) == 0
+
+
+def test_a_job_without_its_values_keeps_its_files(folders, monkeypatch, capsys):
+    fill(folders, a_txt="x", b_txt="", c_txt="x")
+    play(monkeypatch, prefilled(300), plain([301]))
+    words = [*WORDS, "--max-new-tokens", "2", "--quiet"]
+    assert main(words) == 1
+    before = (folders / "out/a.json").read_bytes()
+    (folders / "out/c.json").unlink()  # as after a kill between its text and its statistics
+    (folders / "out/c.journal").write_bytes(checked_line(FORMAT))
+    (folders / "out/.job.json").write_text("{")
+    monkeypatch.setattr(results_module, "_PATIENCE", 0.0)
+    assert main(words) == 2
+    assert "out/.job.json is damaged; delete it if the folder's texts are of this job" in capsys.readouterr().err
+    (folders / "out/.job.json").unlink()
+    assert main(words) == 1
+    assert (folders / "out/a.json").read_bytes() == before
+    assert lines_of(folders)["b"]["status"] == "failed"
+
+
+def test_a_folder_that_another_worker_has_just_claimed_is_no_foreign_one(folders, monkeypatch):
+    fill(folders, a_txt="x")
+    (folders / "out").mkdir()
+    results, documents = Results(folders / "out"), documents_in(folders / "in")[0]
+    listing, others = Results.listing, Results(folders / "out")
+
+    def listed(asked):
+        found = listing(asked)
+        if asked is results and not found:
+            others.claim({"seed": 1}, documents)
+            others.failed(documents[0], "as the other worker writes it")
+        return found
+
+    monkeypatch.setattr(Results, "listing", listed)
+    results.claim({"seed": 1}, documents)
+    with pytest.raises(UserError, match="differs in seed"):
+        results.claim({"seed": 2}, documents)
 
 
 def test_a_folder_keeps_its_values_after_a_change_of_the_checkpoint_s_files(folders, monkeypatch):

@@ -55,11 +55,11 @@ def test_what_is_not_there_is_an_error(tmp_path):
     (tmp_path / "notes.md").write_text("x")
     with pytest.raises(UserError, match=r"notes\.md is neither \.txt .* nor \.jsonl"):
         find_files([tmp_path / "notes.md"])
-    with pytest.raises(UserError, match=r"no training data at .*gone: no such file"):
+    with pytest.raises(UserError, match=r"no data at .*gone: no such file"):
         find_files([tmp_path / "gone"])
     with pytest.raises(UserError, match=r"no \.txt or \.jsonl file in"):
         find_files([tmp_path])
-    with pytest.raises(UserError, match="no training data; name"):
+    with pytest.raises(UserError, match="no data; name"):
         find_files([])
 
 

@@ -1,17 +1,20 @@
 """The evaluation as a whole: figures that agree with each other, what a person reads, what is stored."""
 
 import json
+import shutil
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 import tokenswift_jax as ts
-from tests.small_models import VOCAB, successor_model
+from tests.small_models import VOCAB, successor_model, with_draft_vocab
 from tokenswift_jax.checkpoint.directory import read_config
 from tokenswift_jax.cli import phases
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.evaluate import main
+from tokenswift_jax.model import DEMO_MODEL
 from tokenswift_jax.models.expected_tokens import parse_expected_tokens
 from tokenswift_jax.models.node_sets import parse_node_sets
 from tokenswift_jax.training.evaluation import evaluate, store
@@ -88,6 +91,16 @@ def test_what_was_found_is_stored_and_nothing_else_changes(tmp_path):
         store(tmp_path, {})
 
 
+def test_heads_of_few_tokens_are_evaluated(examined):
+    few = with_draft_vocab(successor_model(cycle=12), [3])
+    found = evaluate(
+        few, WINDOWS, SPECULATION, budgets=(1, 4), continuations=examined[1].continuations, prompt_tokens=8
+    )
+    assert all(set(head.model_top) == {head.model_top[0]} for head in found.accuracy.heads), "there is one guess"
+    for one in found.schedules:
+        assert {rank for path in one.node_set for rank in path} <= {0}
+
+
 def test_too_little_text_is_a_one_line_error():
     model = successor_model(cycle=12)
     with pytest.raises(UserError, match="the longest has 48"):
@@ -105,6 +118,31 @@ def test_figures_do_not_replace_the_data(tmp_path, capsys):
     assert f"--json {data} would replace a file of the data" in first
     assert "--data: the name is empty" in second
     assert data.read_text() == "a text"
+
+
+def test_figures_do_not_replace_the_checkpoint_and_broken_data_are_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("tokenswift_jax.training.evaluation.evaluate", Mock(side_effect=UserError("no evaluation")))
+    (tmp_path / "model").mkdir()
+    base = json.loads((DEMO_MODEL / "config.json").read_text())
+    base["tokenswift"] |= {"base": str(DEMO_MODEL)}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(base))
+    shutil.copy(DEMO_MODEL / "heads.safetensors", tmp_path / "model")
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good/a.txt").write_text("He walked slowly down the road.")
+    (tmp_path / "good/b.jsonl").write_text("[\n{}\n")
+    (tmp_path / "bad.jsonl").write_text("[\n")
+    before = (DEMO_MODEL / "tokenizer.json").read_bytes()
+    for words, named in (
+        (["good", "--json", str(tmp_path / "model/config.json")], "config.json would replace a file of the checkpoint"),
+        (["good", "--json", str(DEMO_MODEL / "tokenizer.json")], "tokenizer.json would replace a file of the checkp"),
+        (["bad.jsonl"], "error: the data are empty: no document in "),
+        (["good"], "2 broken, the first:\n  "),
+    ):
+        data, *more = words
+        assert main(["--quiet", "--model", str(tmp_path / "model"), "--data", str(tmp_path / data), *more]) == 2
+        assert named in capsys.readouterr().err
+    assert (DEMO_MODEL / "tokenizer.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -134,10 +172,6 @@ def test_bad_input_gets_one_line_and_status_2(arguments, named, tmp_path, capsys
 
 @pytest.mark.slow
 def test_the_command_reports_and_stores(tmp_path, capsys, monkeypatch):
-    import shutil
-
-    from tokenswift_jax.model import DEMO_MODEL
-
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(DEMO_MODEL, tmp_path / "model")
     (tmp_path / "text.txt").write_text("He walked slowly down the road, and did not look back at the house. " * 40)

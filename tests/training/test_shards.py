@@ -239,7 +239,7 @@ def test_broken_lines_are_reported_again_and_strict_refuses_them(tmp_path):
 def test_empty_data(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("\n\n")
-    with pytest.raises(UserError, match=r"the training data are empty: no document in .*a\.jsonl$"):
+    with pytest.raises(UserError, match=r"the data are empty: no document in .*a\.jsonl$"):
         run(file, tmp_path / "cache")
     file.write_text("{}\n")
     with pytest.raises(UserError, match=r'empty: .*; 1 broken, the first .*a\.jsonl:1: neither "text"'):

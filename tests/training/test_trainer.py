@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from tokenswift_jax.training import checkpoints
 from tokenswift_jax.training.checkpoints import one_run
 from tokenswift_jax.training.metrics import read_metrics
 from tokenswift_jax.training.settings import TrainingSettings
-from tokenswift_jax.training.trainer import TrainingStoppedError
+from tokenswift_jax.training.trainer import TrainingStoppedError, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -251,6 +252,37 @@ def test_a_checkpoint_is_no_place_for_a_run(place):
             run(replace(paths, model=model, output=paths.model))
     assert (place / "model" / "config.json").read_bytes() == before
     assert not (place / "model" / "training").exists()
+
+
+def test_trained_heads_whose_run_is_gone_are_not_replaced(place, tmp_path):
+    paths = replace(paths_in(place), output=tmp_path / "out")
+    shutil.copytree(place / "out", paths.output, ignore=shutil.ignore_patterns("training"))
+    before = (paths.output / "heads.safetensors").read_bytes()
+    for gone, named in (("", "config.json"), ("config.json", "heads.safetensors"), ("heads.safetensors", "training")):
+        if gone:
+            (paths.output / gone).unlink()
+        for resume in (False, True):
+            with pytest.raises(UserError, match=f"out is a checkpoint already, whose {named}.* a run would replace"):
+                run(paths, resume=resume)
+        if named != "training":
+            assert (paths.output / "heads.safetensors").read_bytes() == before
+    assert not (paths.output / "training").exists()
+
+
+def test_a_run_that_resumes_with_other_documents_is_refused(place, tmp_path):
+    own, other, say = paths_in(place), (str(text_in(tmp_path / "other", documents=3)),), io.StringIO()
+    (tmp_path / "other" / "bad.jsonl").write_text("[\n")
+    then, now = (f"'leaves {count} of 24 documents to train on'" for count in (23, 24))
+    with pytest.raises(UserError, match=rf"other settings: eval_data \({then} then, {now} now\); resume with"):
+        train(replace(own, held_out=other), TrainingSettings(**SMALL), resume=True, strict=False, say=say)
+    assert re.search(r"held-out data: 3 documents, .* 1 broken, the first:", say.getvalue())
+    (facts,) = (place / "out/training/steps/6/place").glob("metadata")
+    content = json.loads(facts.read_text())
+    assert content["facts"].pop("eval_data") == then.strip("'")
+    before = facts.read_text()
+    facts.write_text(json.dumps(content))  # as earlier versions wrote it
+    assert "resumed at step 6" in run(own, resume=True)
+    facts.write_text(before)
 
 
 def test_a_model_without_tokenizer_and_empty_data_are_refused(tmp_path):

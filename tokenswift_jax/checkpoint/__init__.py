@@ -1,6 +1,7 @@
 """Checkpoint directories in HF's layout: this package finds, checks, loads (tensor by tensor) and saves them."""
 
 from tokenswift_jax.checkpoint.directory import (
+    check_apart,
     load_generation_config,
     load_tokenizer,
     named_on_hub,
@@ -11,6 +12,7 @@ from tokenswift_jax.checkpoint.load import chosen_dtype, load_decoder, open_chec
 from tokenswift_jax.checkpoint.save import save, state_tensors
 
 __all__ = [
+    "check_apart",
     "chosen_dtype",
     "fingerprint",
     "known_fingerprint",

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenswift_jax.checkpoint.converted import converted, source_name
+from tokenswift_jax.checkpoint.converted import SOURCE_FILE, conversion_advice, converted, source_name
 from tokenswift_jax.checkpoint.gguf.container import is_gguf
+from tokenswift_jax.checkpoint.orbax_weights import ORBAX_FOLDER
 from tokenswift_jax.checkpoint.packaged import PACKAGED, packaged_file, shipped_heads
 from tokenswift_jax.checkpoint.tensors import HEADS_FILE, INDEX_FILE
 from tokenswift_jax.checkpoint.tokenizer_load import MORE_TEMPLATES, loaded
@@ -25,6 +26,7 @@ TOKENIZER_FILES = (
 )
 GENERATION_FILE = "generation_config.json"
 _TEMPLATES = f"{MORE_TEMPLATES}/*.jinja"
+_PATTERNS = ("*.safetensors", _TEMPLATES, f"{ORBAX_FOLDER}/**/*")  # of the other files of a checkpoint
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -199,8 +201,14 @@ def load_tokenizer(directory: Path) -> Any | None:
     """
     place = _companion_directory(directory, _VOCABULARIES)
     if place is None:
+        base = base_directory(directory)
+        with conversion_advice(base):
+            # A conversion writes both files or neither.
+            if source_name(base) is not None and (base / "tokenizer_config.json").is_file():
+                raise UserError(f"{base / 'tokenizer.json'} is missing")
         return None
-    return loaded(place, TOKENIZER_FILES)
+    with conversion_advice(place):
+        return loaded(place, TOKENIZER_FILES)
 
 
 def load_generation_config(directory: Path) -> dict[str, Any]:
@@ -213,10 +221,29 @@ def load_generation_config(directory: Path) -> dict[str, Any]:
     """
     place = _companion_directory(directory, (GENERATION_FILE,))
     if place is not None:
-        return read_json(place / GENERATION_FILE)
+        with conversion_advice(place):
+            return read_json(place / GENERATION_FILE)
     return {
         name: value for name, value in read_config(directory).items() if name in OF_GENERATION and value is not None
     }
+
+
+def check_apart(file: Path, argument: str, directory: Path) -> None:
+    """Refuses a file to write, the argument of that name, which is one of the checkpoint's or its base's files.
+
+    Raises:
+      UserError: it is one, or the GGUF file from which one of them was converted.
+    """
+    places = {directory, base_directory(directory)}
+    names = ("config.json", GENERATION_FILE, *TOKENIZER_FILES, INDEX_FILE, SOURCE_FILE)
+    files = [place / name for place in places for name in names]
+    for place in places:
+        files += [found for pattern in _PATTERNS for found in place.glob(pattern)]
+        files += [Path(source)] if (source := source_name(place)) is not None else []
+    if resolved(file) in {resolved(one) for one in files if one.is_file()}:
+        raise UserError(
+            f"{argument} {file} would replace a file of the checkpoint; name another file", arguments=(argument,)
+        )
 
 
 def copy_companions(directory: Path, folder: Path) -> None:

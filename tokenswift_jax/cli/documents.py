@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from tokenswift_jax.cli.command import in_flags, quiet_transformers
 from tokenswift_jax.cli.flags import SAMPLING
 from tokenswift_jax.documents.lease import Lease, Leases
-from tokenswift_jax.documents.results import REPORT, Results, output_folder
-from tokenswift_jax.documents.source import Document, documents_in, unused_fields
+from tokenswift_jax.documents.results import PROMPT_HASH, REPORT, Results, output_folder
+from tokenswift_jax.documents.source import Document, documents_in, prompt_hashes, unused_fields
 from tokenswift_jax.documents.worker import LostError, work
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.generation_config import MAX_NEW_TOKENS, default_length
@@ -73,17 +73,19 @@ def run(options: argparse.Namespace, flags: Mapping[str, str]) -> int:
         length = options.max_new_tokens or past.get("max_new_tokens") or usual
         if "eos_token_ids" in past:
             model = replace(model, eos_token_ids=tuple(past["eos_token_ids"]))
-        results.claim(_job(options, model, sampling, length, past))
+        results.claim(_job(options, model, sampling, length, past), documents)
         if options.retry_failed:
             results.forget_failures(documents)
         written = 0
 
-        def write(document: Document, lease: Lease) -> GenerationResult:
+        def write(document: Document, prompt: str, lease: Lease) -> GenerationResult:
             progress.begin(length)
             try:
                 # The usual length may depend on the prompt: `stream` knows it.
                 asked = None if options.max_new_tokens is None and length == usual else length
-                return _write(document, lease, model, sampling, speculation, asked, options, results, progress, phases)
+                return _write(
+                    document, prompt, lease, model, sampling, speculation, asked, options, results, progress, phases
+                )
             except UserError as error:
                 raise UserError(in_flags(error, flags)) from error
             finally:
@@ -101,7 +103,7 @@ def run(options: argparse.Namespace, flags: Mapping[str, str]) -> int:
         leases = Leases(results.folder, options.lease_seconds)
         pause = min(options.lease_seconds / _LOOKS, _LONGEST_PAUSE)
         try:
-            work(documents, results, leases, write, pause=pause, settled=settled)
+            work(documents, results, leases, write, recorded=_logprobs(options), pause=pause, settled=settled)
         finally:
             lines = results.report(documents)
     failed = [line["document"] for line in lines if line["status"] == "failed"]
@@ -113,16 +115,47 @@ def run(options: argparse.Namespace, flags: Mapping[str, str]) -> int:
         _name(failed, f"failed; {results.folder / REPORT} says why; --retry-failed tries them again")
     if doubtful:
         _name(doubtful, "did not pass the audit")
-    lacking = False
-    for field, asked in (("audit", options.audit), ("logprobs", options.logprobs is not None)):
-        if asked and (done_without := results.without(documents, field)):
-            _name(done_without, f"had been done without {flags[field]}; name another folder to write them with it")
-            lacking = True
-    return int(bool(failed or doubtful or lacking))
+    otherwise = _name_done_otherwise(documents, results, options, flags)
+    return int(bool(failed or doubtful or otherwise))
+
+
+def _name_done_otherwise(
+    documents: Sequence[Document], results: Results, options: argparse.Namespace, flags: Mapping[str, str]
+) -> bool:
+    """Names the documents done for other prompts, or without what the flags ask for; returns whether there are any."""
+    hashes, logprobs = prompt_hashes(documents), _logprobs(options)
+    again = "name another folder to write them with it"
+    # A document of an earlier version has no hash and no settings of log-probabilities: nothing says that they differ.
+    checks: list[Callable[[Document, Mapping[str, Any]], bool]] = [
+        lambda document, found: found.get(PROMPT_HASH) in (None, hashes.get(document.name))
+    ]
+    faults = [
+        f"had been done for other prompts; delete their .json and .journal in {results.folder} to write them again"
+    ]
+    for name, asked in (("audit", options.audit), ("logprobs", bool(logprobs))):
+        if asked:
+            checks.append(lambda _, found, name=name: found.get(name) is not None)
+            faults.append(f"had been done without {flags[name]}; {again}")
+    if logprobs:
+        checks.append(lambda _, found: all(found.get(name, value) == value for name, value in logprobs.items()))
+        faults.append(f"had been done with another {flags['logprobs']} or {flags['logprobs_mode']}; {again}")
+    failing = results.done_otherwise(documents, checks)
+    for names, fault in zip(failing, faults, strict=True):
+        if names:
+            _name(names, fault)
+    return any(failing)
+
+
+def _logprobs(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of log-probabilities, as the statistics of a document state them; empty where none are asked for."""
+    if options.logprobs is None:
+        return {}
+    return {"logprobs_count": options.logprobs, "logprobs_mode": options.logprobs_mode}
 
 
 def _write(
     document: Document,
+    prompt: str,
     lease: Lease,
     model: Model,
     sampling: SamplingConfig,
@@ -136,7 +169,7 @@ def _write(
     """Writes one document's text, from the end of its journal on if there is one."""
     from tokenswift_jax.api import stream
 
-    prompt, result = document.prompt(), None
+    result = None
     events = stream(
         model,
         None if options.chat else prompt,

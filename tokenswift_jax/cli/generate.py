@@ -87,6 +87,9 @@ def _write(options: argparse.Namespace, given: str | list[int] | None) -> int:
         placed = {"mesh": _mesh(options, given), "pipeline_depth": options.pipeline_depth}
         room = options.capacity or options.max_new_tokens  # the prompt's tokens are not known yet
         model = load(options.model, options.dtype, options.rope_override, report=phases, length=room, **placed)
+        for kind in ("output", "stats"):
+            if (file := getattr(options, kind)) is not None:
+                checkpoint.check_apart(file, kind, model.path)
         if options.cluster is not None:
             compare("checkpoint", {"checkpoint": checkpoint.fingerprint(model.path)})
         if model.mesh_notes and not options.quiet:

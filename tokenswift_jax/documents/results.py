@@ -7,16 +7,19 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenswift_jax.documents.lease import owner_of
 from tokenswift_jax.documents.source import Document
+from tokenswift_jax.engine.journal import recorded_header
 from tokenswift_jax.errors import UserError, writing
 from tokenswift_jax.paths import expanded, resolved
 
 JOB, REPORT = ".job.json", "report.jsonl"
+PROMPT_HASH = "prompt_sha256"  # in the statistics of a document; earlier versions wrote none
+_NAMED = 3  # files in one line
 _PATIENCE = 10.0  # seconds that another worker has to write the few bytes of the job's values
 
 
@@ -49,14 +52,25 @@ class Results:
         """The values of the job that the folder is of; empty where there is none."""
         return _object(self.folder / JOB) or {}
 
-    def claim(self, job: Mapping[str, Any]) -> None:
+    def claim(self, job: Mapping[str, Any], documents: Iterable[Document]) -> None:
         """Writes the job's values, or compares them with those of the job that the folder is of.
 
         Raises:
-          UserError: they differ (the message names the fields), or the folder cannot be written.
+          UserError: they differ (the message names the fields), the folder cannot be written, or it is of no job and
+            has files, of other programs, that the job would write.
         """
         path, own = self.folder / JOB, json.loads(json.dumps(job))
         try:
+            foreign = self._foreign(documents) if JOB not in self.listing() else []
+            # A worker that has claimed the folder since the first listing writes its files after the job's values.
+            if foreign and JOB not in self.listing():
+                shown = ", ".join(foreign[:_NAMED])
+                more = f" and {len(foreign) - _NAMED} others" if len(foreign) > _NAMED else ""
+                raise UserError(
+                    f"output {self.folder} has files that no job wrote and this one would replace: {shown}{more}; "
+                    "move them away or name another folder",
+                    arguments=("output",),
+                )
             with path.open("x", encoding="utf-8") as file:
                 file.write(json.dumps(own))
             return
@@ -119,10 +133,38 @@ class Results:
         self._write(self.folder / REPORT, "".join(json.dumps(line) + "\n" for line in lines).encode())
         return lines
 
-    def without(self, documents: Iterable[Document], field: str) -> list[str]:
-        """The names of the documents that are done and have no such field in their statistics."""
-        found = {document.name: _object(self.folder / f"{document.name}.json") for document in documents}
-        return [name for name, statistics in found.items() if statistics is not None and statistics.get(field) is None]
+    def done_otherwise(
+        self, documents: Iterable[Document], checks: Sequence[Callable[[Document, Mapping[str, Any]], bool]]
+    ) -> list[list[str]]:
+        """For each check of a document and its statistics, the names of the documents that are done and fail it."""
+        failing: list[list[str]] = [[] for _ in checks]
+        for document in documents:
+            if (statistics := _object(self.folder / f"{document.name}.json")) is None:
+                continue
+            for names, passes in zip(failing, checks, strict=True):
+                if not passes(document, statistics):
+                    names.append(document.name)
+        return failing
+
+    def _foreign(self, documents: Iterable[Document]) -> list[str]:
+        """The files in the folder that a job of these documents writes and no job of theirs wrote.
+
+        The files of a job remain the job's own without its values: a person may have deleted damaged ones.
+        """
+        listing, found = self.listing(), list[str]()
+        reported = _reported(self.folder / REPORT)
+        if REPORT in listing and reported is None:
+            found.append(REPORT)
+        for document in documents:
+            name = document.name
+            there = [file for end in ("txt", "json", "error", "journal") if (file := f"{name}.{end}") in listing]
+            if not there:
+                continue
+            done = (_object(self.folder / f"{name}.json") or {}).get("document") == name
+            begun = recorded_header(self.journal(document)) is not None
+            own = {"txt": done or begun, "json": done, "error": (reported or {}).get(name) == "failed"}
+            found += [file for file in there if not own.get(file.rpartition(".")[2], begun)]
+        return found
 
     def _line(self, document: Document, listing: set[str]) -> dict[str, Any]:
         line: dict[str, Any] = {"document": document.name, "file": document.path.name, "line": document.line}
@@ -172,8 +214,16 @@ def output_folder(output: Path, documents: Path) -> Path:
     return folder
 
 
+def _reported(path: Path) -> dict[str, str] | None:
+    """The status of each document in a report, by name; None for a file that is none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        return {line["document"]: line["status"] for line in lines}
+    return None
+
+
 def _object(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         found = json.loads(path.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else None
     return None

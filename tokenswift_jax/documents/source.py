@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,11 +45,18 @@ class Document:
         Raises:
           UserError: the file is unreadable or not UTF-8 text, or the record is not one.
         """
-        text = read_text(str(self.path))
+        return self.prompt_in(read_text(str(self.path)).split("\n"))
+
+    def prompt_in(self, lines: Sequence[str]) -> str:
+        """The exact text of the prompt in the `lines` of its file.
+
+        Raises:
+          UserError: the record is not one.
+        """
         if self.line is None:
-            return text
+            return "\n".join(lines)
         try:
-            record = json.loads(text.split("\n")[self.line - 1])
+            record = json.loads(lines[self.line - 1])
         except (ValueError, IndexError, RecursionError):
             record = None
         prompt = record.get("prompt") if isinstance(record, dict) else None
@@ -88,6 +95,26 @@ def documents_in(folder: Path) -> tuple[list[Document], list[str]]:
         endings = ", ".join((*TEXT, RECORDS))
         raise UserError(f"documents {folder} has no document; their names end in {endings}", arguments=("documents",))
     return [found[name] for name in sorted(found)], others
+
+
+def prompt_hash(prompt: str) -> str:
+    """A hash that identifies a prompt, 64 hex digits."""
+    return hashlib.sha256(prompt.encode()).hexdigest()
+
+
+def prompt_hashes(documents: Iterable[Document]) -> dict[str, str]:
+    """The hash of each document's prompt, by the document's name; documents without a prompt are left out."""
+    by_file, found = dict[Path, list[Document]](), dict[str, str]()
+    for document in documents:
+        by_file.setdefault(document.path, []).append(document)
+    for path, ones in by_file.items():
+        with contextlib.suppress(UserError):
+            # Without one read for all records, n records cost n reads of the whole file.
+            lines = read_text(str(path)).split("\n")
+            for document in ones:
+                with contextlib.suppress(UserError):
+                    found[document.name] = prompt_hash(document.prompt_in(lines))
+    return found
 
 
 def unused_fields(documents: Iterable[Document]) -> list[str]:

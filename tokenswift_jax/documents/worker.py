@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from tokenswift_jax.documents.lease import Lease, Leases
-from tokenswift_jax.documents.results import Results
-from tokenswift_jax.documents.source import Document
+from tokenswift_jax.documents.results import PROMPT_HASH, Results
+from tokenswift_jax.documents.source import Document, prompt_hash
 from tokenswift_jax.errors import NumericsError, UserError, WriteError, is_out_of_memory
 from tokenswift_jax.stats import GenerationResult
 
@@ -22,8 +23,9 @@ def work(
     documents: Sequence[Document],
     results: Results,
     leases: Leases,
-    write: Callable[[Document, Lease], GenerationResult],
+    write: Callable[[Document, str, Lease], GenerationResult],
     *,
+    recorded: Mapping[str, Any],
     pause: float,
     settled: Callable[[Document, GenerationResult | None, str], None],
 ) -> None:
@@ -35,7 +37,8 @@ def work(
       documents: all of the job.
       results: the folder of their results.
       leases: the leases in that folder.
-      write: returns the text of a document; it raises LostError soon after its lease is lost.
+      write: returns the text of a document for its prompt; it raises LostError soon after its lease is lost.
+      recorded: fields that the statistics of each document get too, beside the hash of its prompt.
       pause: seconds between two looks at documents that others have.
       settled: receives each document that this worker has settled: its result, or None and the reason.
 
@@ -57,7 +60,7 @@ def work(
                 # Its last worker may have settled it after the listing.
                 if not results.is_settled(document):
                     written += 1
-                    _settle(document, results, lease, write, settled)
+                    _settle(document, results, lease, write, recorded, settled)
             finally:
                 lease.release()
         if not written:
@@ -68,18 +71,20 @@ def _settle(
     document: Document,
     results: Results,
     lease: Lease,
-    write: Callable[[Document, Lease], GenerationResult],
+    write: Callable[[Document, str, Lease], GenerationResult],
+    recorded: Mapping[str, Any],
     settled: Callable[[Document, GenerationResult | None, str], None],
 ) -> None:
     """Writes one document and its files; an error that concerns this document alone becomes its failure."""
     if lease.number > 1:
         results.take_over_journal(document)
     try:
-        result = write(document, lease)
+        prompt = document.prompt()
+        digest, result = prompt_hash(prompt), write(document, prompt, lease)
     except LostError:
         return
     except (UserError, NumericsError) as error:
-        found: GenerationResult | str = str(error)
+        found: tuple[str, GenerationResult] | str = str(error)
     except WriteError:
         raise
     except (MemoryError, RuntimeError, ValueError) as error:
@@ -87,7 +92,7 @@ def _settle(
             raise
         found = _OUT_OF_MEMORY
     else:
-        found = result
+        found = digest, result
     lease.renew()
     if lease.lost.is_set():
         return
@@ -95,6 +100,7 @@ def _settle(
         results.failed(document, found)
         settled(document, None, found)
     else:
-        own = {"document": document.name, **found.to_dict()}
-        results.done(document, found.text, own | ({"audit_failed": found.audit_failed} if found.audit else {}))
-        settled(document, found, "")
+        digest, result = found
+        own = {"document": document.name, PROMPT_HASH: digest, **recorded, **result.to_dict()}
+        results.done(document, result.text, own | ({"audit_failed": result.audit_failed} if result.audit else {}))
+        settled(document, result, "")

@@ -140,5 +140,4 @@ class TextKnowledge:
 
 def head_share_of(config: ModelConfig, params: Any) -> float:
     """The draft LM head's share of the weights that a plain step reads."""
-    scored = config.vocab_size if config.draft_vocab is None else len(config.draft_vocab)
-    return scored * config.hidden_size / sum(leaf.size for leaf in jax.tree.leaves(params))
+    return config.head_candidates * config.hidden_size / sum(leaf.size for leaf in jax.tree.leaves(params))

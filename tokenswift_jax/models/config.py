@@ -112,6 +112,11 @@ class ModelConfig:
         return self.vocab_size + self.vocab_padding
 
     @property
+    def head_candidates(self) -> int:
+        """Tokens that draft heads score: the most candidates of a depth that a head guesses."""
+        return self.vocab_size if self.draft_vocab is None else len(self.draft_vocab)
+
+    @property
     def group_size(self) -> int:
         """Query heads that share one key/value head."""
         return self.num_heads // self.num_kv_heads

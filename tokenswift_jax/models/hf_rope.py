@@ -60,7 +60,8 @@ def rope_parameters(config: Mapping[str, Any], max_positions: int) -> dict[str, 
     if kind == "dynamic":
         raise UserError(
             "RoPE type 'dynamic' is not supported: its angles depend on how the text was chunked, so no cache can "
-            f"be exact; known: {', '.join(_KNOWN_TYPES)} (rope_override sets another)",
+            f"be exact; set another in config.json, or with rope_override where text is generated; known: "
+            f"{', '.join(_KNOWN_TYPES)}",
             arguments=("rope_override",),
         )
     if kind not in _KNOWN_TYPES:

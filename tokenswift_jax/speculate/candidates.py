@@ -129,14 +129,14 @@ def head_levels(
     depths = jnp.arange(len(shape.widths), dtype=jnp.int32)
     if model.config.draft_vocab is None:
         normed = jnp.concatenate([model.norm(hidden)[:, None], normed], axis=1)
-        tokens, log_probs = ranking.best(model.project(normed), (), depths, max(shape.widths))
-    else:
-        widest = max(shape.widths)
-        first = ranking.best(model.project(model.norm(hidden)[:, None]), (), depths[:1], widest)
+        return _shared(shape, *ranking.best(model.project(normed), (), depths, max(shape.widths)))
+    first = ranking.best(model.project(model.norm(hidden)[:, None]), (), depths[:1], shape.widths[0])
+    candidates = [(first[0][:, 0], first[1][:, 0])]
+    if deeper := shape.widths[1:]:
         heads = ranking.below(1).over(model.config.draft_vocab)
-        rest = heads.best(model.score_drafts(normed), (), depths[1:], widest)
-        tokens, log_probs = (jnp.concatenate(both, axis=1) for both in zip(first, rest, strict=True))
-    return _shared(shape, tokens, log_probs)
+        rest = heads.best(model.score_drafts(normed), (), depths[1:], max(deeper))
+        candidates += [(rest[0][:, i, :width], rest[1][:, i, :width]) for i, width in enumerate(deeper)]
+    return shared_levels(shape, candidates)
 
 
 def guessed_levels(shape: TreeSpec, guesses: jax.Array, ranking: DraftSampler) -> list[TreeDepth]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from operator import lt
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.kv.draft_blocks import BlockTableShape
@@ -137,12 +138,6 @@ def _named(
 ) -> NamedPlan:
     partial = schedule == "partial"
     widths, node_set = _heads_nodes(config, speculation.tree, mode, partial=partial)
-    if max(widths, default=0) > config.vocab_size:
-        shape = ",".join(map(str, speculation.tree or widths))
-        raise UserError(
-            f"tree {shape} asks for more candidates than the vocabulary's {config.vocab_size}",
-            arguments=("tree",) if speculation.tree is not None else (),
-        )
     key_depth = 1 if partial else 0
     chain = 3 if budget is None else min(3, budget - key_depth)
     per_parent = config.draft_head_type == "sequential" and mode in ("tokenswift", "medusa")
@@ -212,12 +207,25 @@ def _draft_cache(speculation: SpeculationConfig, chain: int) -> DraftCachePolicy
 def _heads_nodes(
     config: ModelConfig, tree: tuple[int, ...] | None, mode: str, *, partial: bool
 ) -> tuple[tuple[int, ...], NodeSet | None]:
-    """Candidates per depth, and the checkpoint's node set if the caller gave no tree."""
+    """Candidates per depth, and the checkpoint's node set if the caller gave no tree: as many as there are.
+
+    Raises:
+      UserError: the tree asks for more.
+    """
     if mode in ("selfspec", "ngram"):
         return (1,) * _CHAIN if mode == "selfspec" else (), None
+    most = (*[config.vocab_size] * partial, *[config.head_candidates] * config.num_draft_heads)
     if tree is None:
         node_set = config.node_sets.partial if partial else config.node_sets.fused
         if node_set is not None:
+            # A checkpoint may have got its node set from an evaluation that knew no draft vocabulary.
+            node_set = tuple(path for path in node_set if all(map(lt, path, most)))
             return widths_of(node_set), node_set
-        tree = (1, *[_WIDTH] * config.num_draft_heads)
-    return tree if partial else tree[1:], None
+        return tuple(map(min, (*[1] * partial, *[_WIDTH] * config.num_draft_heads), most)), None
+    widths = tree if partial else tree[1:]
+    for width, count in zip(widths, most, strict=True):
+        if width > count:
+            kind = "vocabulary" if count == config.vocab_size else "draft vocabulary"
+            shape = ",".join(map(str, tree))
+            raise UserError(f"tree {shape} asks for more candidates than the {kind}'s {count}", arguments=("tree",))
+    return widths, None

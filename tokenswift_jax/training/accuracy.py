@@ -132,7 +132,8 @@ def _program(graph: nnx.GraphDef) -> Callable:
                 against_text = _loss_of(scores, text)
                 against_text = jnp.where(against_text < jnp.inf, against_text, 0)
                 losses.append(total(jnp.stack([against_text, against_model], axis=-1)))
-                guesses = top_candidates(scores, None, RANKS)[0]
+                guesses, chances = top_candidates(scores, None, RANKS)
+                guesses = jnp.where(chances > -jnp.inf, guesses, jnp.int32(-1))  # a draft vocabulary may have fewer
                 found = [jnp.cumsum(guesses == right[:, None], axis=-1) for right in (text, best[1 + i :][:_POSITIONS])]
                 hits.append(jnp.stack([total(hit.astype(jnp.int32)) for hit in found]))
         return base, jnp.stack(losses), jnp.stack(hits)

@@ -37,6 +37,11 @@ class Place:
     facts: dict[str, Any]
 
 
+def has_whole(folder: Path) -> bool:
+    """Whether a folder of checkpoints has a whole one; unlike `Checkpoints`, it makes no folder and deletes nothing."""
+    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+
+
 @contextmanager
 def one_run(output: Path, folder: Path) -> Iterator[None]:
     """Lets no other run work in `folder`, the state folder of `output`, during the block; makes it where it is missing.

@@ -74,13 +74,13 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
     for path in paths:
         files.update(dict.fromkeys(_expand(path)))
     if not files:
-        raise UserError("no training data; name .txt or .jsonl files, folders or patterns")
+        raise UserError("no data; name .txt or .jsonl files, folders or patterns")
     return list(files)
 
 
 def _expand(path: str | Path) -> list[Path]:
     if not str(path):
-        raise UserError("the name of the training data is empty; name .txt or .jsonl files, folders or patterns")
+        raise UserError("the name of the data is empty; name .txt or .jsonl files, folders or patterns")
     place = expanded(path)
     if place.is_file():
         if not _readable(place):
@@ -88,7 +88,7 @@ def _expand(path: str | Path) -> list[Path]:
         return [place]
     matches = [place] if place.is_dir() else [Path(name) for name in glob.glob(str(place), recursive=True)]
     if not matches:
-        raise UserError(f"no training data at {path}: no such file or folder, and no file matches it as a pattern")
+        raise UserError(f"no data at {path}: no such file or folder, and no file matches it as a pattern")
     found = {file for match in matches for file in (match.rglob("*") if match.is_dir() else [match])}
     files = sorted(file for file in found if _readable(file) and file.is_file())
     if not files:

@@ -23,7 +23,7 @@ from tokenswift_jax.training.accuracy import Accuracy, measure_accuracy
 from tokenswift_jax.training.node_search import Path as Node
 from tokenswift_jax.training.node_search import best_nodes, expected_tokens
 from tokenswift_jax.training.prediction import Continuations, Prediction, Replay, write_continuations
-from tokenswift_jax.training.ranks import WIDTH, measure_ranks
+from tokenswift_jax.training.ranks import candidates_within, measure_ranks
 
 TEMPERATURES = (0.0, 1.0)
 SCHEDULES = ("partial", "fused")
@@ -193,7 +193,7 @@ def evaluate(
             asked = base.with_mode("tokenswift", schedule)
             predictions = tuple(replay.predict(asked) for replay in replays)
             ranks = [measure_ranks(model, replay, schedule) for replay in replays]
-            outlooks.append(_outlook(schedule, predictions, ranks, min(WIDTH, model.config.vocab_size), budgets))
+            outlooks.append(_outlook(schedule, predictions, ranks, candidates_within(model.config), budgets))
         return Evaluation(accuracy, TEMPERATURES, tuple(outlooks), tuple(continuations))
 
 

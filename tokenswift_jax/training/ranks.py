@@ -17,6 +17,7 @@ from flax import nnx
 
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.model import Model
+from tokenswift_jax.models.config import ModelConfig
 from tokenswift_jax.models.decoder import Decoder
 from tokenswift_jax.parallel.rules import split_as
 from tokenswift_jax.sample import penalty
@@ -47,7 +48,7 @@ def measure_ranks(model: Model, replay: Replay, schedule: str, width: int = WIDT
     config = model.config
     if not config.num_draft_heads:
         raise UserError(f"{model.path} has no draft heads; train some")
-    width = min(width, config.vocab_size)
+    width = candidates_within(config, width)
     program = _program(model.graphdef, replay.features, schedule == "partial", width)
     found = []
     starts, ends = np.asarray(replay.starts).tolist(), np.asarray(replay.ends).tolist()
@@ -59,6 +60,12 @@ def measure_ranks(model: Model, replay: Replay, schedule: str, width: int = WIDT
         depth = config.num_draft_heads + (schedule == "partial")
         found.append(np.concatenate([np.zeros((0, depth), np.int32), *parts])[: end - 1 - start])
     return found
+
+
+def candidates_within(config: ModelConfig, width: int = WIDTH) -> int:
+    """At most `width` candidates of a depth; fewer where the draft heads score fewer tokens. Under `partial`, the best
+    candidate of depth 1 is always right."""
+    return min(width, config.head_candidates)
 
 
 @functools.cache

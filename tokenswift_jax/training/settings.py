@@ -245,10 +245,11 @@ def read_settings(config: Path | None, given: Mapping[str, Any]) -> TrainingSett
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Names of the settings (as JSON) that differ and decide the result of the run, with both values.
 
-    A setting that `before` lacks has its default: the version that wrote it did not know that setting.
+    A setting that `before` lacks has its default: the version that wrote it did not know that setting. Of another fact
+    that it lacks, nothing says whether it differs.
     """
     before = {name: value for name, value in TrainingSettings().to_json().items() if name in now} | dict(before)
-    names = [name for name in {**before, **now} if name not in FREE and before.get(name) != now.get(name)]
+    names = [name for name in before if name not in FREE and before[name] != now.get(name)]
     return [f"{name} ({before.get(name)!r} then, {now.get(name)!r} now)" for name in sorted(names)]
 
 

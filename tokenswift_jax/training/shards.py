@@ -101,7 +101,7 @@ def tokenise(
         cannot be written.
     """
     if tokenizer is None:
-        raise UserError("this checkpoint has no tokenizer, and training data are text; add its tokenizer.json")
+        raise UserError("this checkpoint has no tokenizer, and the data are text; add its tokenizer.json")
     files = find_files(paths)
     folder = Path(cache_dir) / _key(files, tokenizer)
     corpus = _stored(folder, lambda: _tokenised(folder, files, tokenizer, Broken(strict)))
@@ -252,7 +252,7 @@ def _write(folder: Path, highest_id: int, fill: Callable[[_ShardWriter], dict[st
 def _nothing(files: Sequence[Path], broken: Broken) -> str:
     named = f"{files[0]}" if len(files) == 1 else f"{len(files)} files ({files[0]}, ...)"
     first = f"; {broken.count} broken, the first {broken.examples[0]}" if broken.count else ""
-    return f"the training data are empty: no document in {named}{first}"
+    return f"the data are empty: no document in {named}{first}"
 
 
 def _encode(documents: Iterable[Document], tokenizer: Any) -> Iterator[tuple[Document, list[int]]]:

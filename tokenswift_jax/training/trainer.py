@@ -15,13 +15,14 @@ import numpy as np
 from tokenswift_jax import checkpoint
 from tokenswift_jax.checkpoint.directory import read_config
 from tokenswift_jax.checkpoint.fingerprints import fingerprint
+from tokenswift_jax.checkpoint.tensors import HEADS_FILE
 from tokenswift_jax.errors import UserError
 from tokenswift_jax.models.hf_config import model_config
 from tokenswift_jax.parallel.mesh import settled, spec_of
 from tokenswift_jax.parallel.mesh_spec import MeshArgument
 from tokenswift_jax.paths import cache_folder, resolved
 from tokenswift_jax.progress_report import Report, phase, silent
-from tokenswift_jax.training.checkpoints import Checkpoints, Place, one_run
+from tokenswift_jax.training.checkpoints import Checkpoints, Place, has_whole, one_run
 from tokenswift_jax.training.export import TRAINING_FILE, write_checkpoint
 from tokenswift_jax.training.frequent_tokens import frequent_tokens
 from tokenswift_jax.training.held_out import Examiner, held_out
@@ -37,7 +38,7 @@ from tokenswift_jax.training.state_memory import state_bytes
 from tokenswift_jax.training.step import StepReport, TrainState, make_step
 from tokenswift_jax.training.windows import Batch, Packing, batches, pack
 
-STATE_FOLDER = "training"  # inside the output: checkpoints, metrics, curves
+STATE_FOLDER, STEPS_FOLDER = "training", "steps"  # inside the output: checkpoints, metrics, curves; the checkpoints
 METRICS_FILE, CURVES_FILE = "metrics.jsonl", "curves.png"
 _SAY_SECONDS = 10.0
 
@@ -106,7 +107,7 @@ def train(
     _check_output(paths)
     with ExitStack() as stack:
         stack.enter_context(one_run(paths.output, folder))
-        saved = Checkpoints(folder / "steps")
+        saved = Checkpoints(folder / STEPS_FOLDER)
         stack.callback(saved.close)
         if saved.latest() is not None and not resume:
             raise UserError(
@@ -133,6 +134,9 @@ def train(
         documents, examined = held_out(
             corpus, paths.held_out, tokenizer, paths.cache, strict, learner.config.vocab_size
         )
+        if paths.held_out and examined is not None and examined.corpus.broken:
+            print(f"held-out data: {examined.corpus.report()}", file=say)
+        share = f"leaves {len(documents)} of {corpus.documents} documents to train on"
         if settings.self_distill:
             from tokenswift_jax.training.self_distill import written_by_target
 
@@ -140,7 +144,7 @@ def train(
             documents = range(corpus.documents)
         learner = _with_draft_vocab(learner, corpus, documents, settings, say)
         packing = pack(corpus, length=settings.max_length, min_tokens=settings.heads + 2, documents=documents)
-        facts = _facts(paths.model, settings, corpus, shares)
+        facts = _facts(paths.model, settings, corpus, shares) | {"eval_data": share}
         run = _Run(learner, settings, packing, facts, shares)
         if settings.keep_states:
             run.kept = stack.enter_context(KeptStates(folder, learner, packing, shares))
@@ -174,11 +178,16 @@ def train(
 
 
 def _check_output(paths: Paths) -> None:
-    """Raises UserError for an output whose config.json is not of a training run: the run would replace it."""
-    ours = (paths.output / STATE_FOLDER).is_dir() or (paths.output / TRAINING_FILE).is_file()
-    if resolved(paths.output) == resolved(paths.model) or ((paths.output / "config.json").is_file() and not ours):
+    """Raises UserError for an output with files of a checkpoint that no saved step continues: the run would replace
+    them."""
+    files = ("config.json", HEADS_FILE, TRAINING_FILE)
+    there = next((name for name in files if (paths.output / name).is_file()), None)
+    continues = has_whole(paths.output / STATE_FOLDER / STEPS_FOLDER) and resolved(paths.output) != resolved(
+        paths.model
+    )
+    if there is not None and not continues:
         raise UserError(
-            f"output {paths.output} is a checkpoint already, whose config.json a run would replace; name a new folder",
+            f"output {paths.output} is a checkpoint already, whose {there} a run would replace; name a new folder",
             arguments=("output",),
         )
 
