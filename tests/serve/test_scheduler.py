@@ -174,37 +174,56 @@ def test_runs_enter_few_and_wide_pools_and_leave_a_slot_for_longer_ones(monkeypa
     assert len(scheduler.queue) == len(lengths) - len(placed)
 
 
+class Slots:
+    """A pool without an engine; `left` has the tokens to come of the texts in its slots."""
+
+    inhabitants = Pool.inhabitants
+
+    def __init__(self, slots, left=()):
+        self.size, self.coming, self.begun = PoolSize(slots, 4096), [], []
+        self.tenants = {slot: Tenancy(Run(Request((1,), request(0).sampling, most)), slot) for slot, most in left}
+        self.vacant = list(range(slots - len(self.tenants)))
+
+    def fits(self, request):
+        return True
+
+    def may_begin(self, run):
+        return bool(self.vacant)
+
+    def begin(self, run):
+        self.begun.append(run)
+        self.vacant.pop()
+
+
 @pytest.mark.parametrize(
     ("length", "waits"), [(16, False), (99, False), (100, True), (1500, True), (pool_choice._PATIENT, False)]
 )
 def test_a_short_text_waits_for_a_wide_pool_that_has_a_slot_soon(length, waits):
     """Pools without an engine: four texts fill the wide one, the first to end has 100 tokens left; one slot is idle."""
 
-    class Places:
-        inhabitants = Pool.inhabitants
-
-        def __init__(self, slots, left=()):
-            self.size, self.coming, self.begun = PoolSize(slots, 4096), [], []
-            self.tenants = {slot: Tenancy(Run(Request((1,), request(0).sampling, most)), slot) for slot, most in left}
-            self.vacant = list(range(slots - len(self.tenants)))
-
-        def fits(self, request):
-            return True
-
-        def may_begin(self, run):
-            return bool(self.vacant)
-
-        def begin(self, run):
-            self.begun.append(run)
-            self.vacant.pop()
-
-    narrow, wide = Places(1), Places(4, list(enumerate((2000, 100, 900, 3000))))
+    narrow, wide = Slots(1), Slots(4, list(enumerate((2000, 100, 900, 3000))))
     scheduler = Scheduler([narrow, wide], lambda run, update: None)
     scheduler._places.update({tenancy.run: wide for tenancy in wide.tenants.values()})
     scheduler.queue.push(Run(Request((1,), request(0).sampling, length)))
     for pool in scheduler.pools:
         scheduler._admit(pool)
     assert (len(narrow.begun), len(scheduler.queue)) == ((0, 1) if waits else (1, 0))
+
+
+@pytest.mark.parametrize(
+    ("present", "most", "chosen"),
+    [(2000, 16, "narrow"), (16, 2000, "narrow"), (16, 16, "wide"), (2000, 2000, "wide")],
+)
+def test_a_text_of_a_few_tokens_and_one_that_goes_on_enter_different_pools(present, most, chosen):
+    """Pools without an engine; the wide one has a text of `present` tokens."""
+
+    pools = {"narrow": Slots(1), "wide": Slots(4, [(0, present)])}
+    scheduler = Scheduler(list(pools.values()), lambda run, update: None)
+    scheduler._places.update({tenancy.run: pools["wide"] for tenancy in pools["wide"].tenants.values()})
+    scheduler.queue.push(Run(Request((1,), request(0).sampling, most)))
+    for pool in scheduler.pools:
+        scheduler._admit(pool)
+    assert [name for name, pool in pools.items() if pool.begun] == [chosen]
 
 
 @pytest.mark.parametrize("waits", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -45,6 +46,11 @@ class Pending:
 
     def __init__(self, future: Future[Chunk]) -> None:
         self._future = future
+
+    def wait(self) -> None:
+        """Waits for the device; `result` raises the error of a chunk that failed."""
+        with contextlib.suppress(Exception):
+            jax.block_until_ready(self._future.result().counts)
 
     def result(self) -> StepResult:
         """Waits for the device and returns the output of the chunk."""

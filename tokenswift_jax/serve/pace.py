@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Iterable
+
+from tokenswift_jax.serve.run import Run
 
 _WEIGHT = 0.1  # of the newest chunk in the running average
 
@@ -37,3 +40,19 @@ class Pace:
         if not self.tokens_per_second:
             return None
         return tokens / self.tokens_per_second / max(slots, 1)
+
+    def until(self, run: Run, waiting: Iterable[Run], placed: Iterable[Run], slots: int) -> float | None:
+        """An estimate of the seconds until one of the `waiting` runs, in their order, begins behind the `placed` ones;
+        None where nothing is known."""
+        ahead = 0
+        for other in waiting:
+            if other is run:
+                return self.seconds(ahead + sum(each.tokens_left for each in placed), slots)
+            ahead += other.length - len(other.tokens)
+        return None
+
+    def retry_after(self, placed: Collection[Run], slots: int) -> int:
+        """Seconds until a place in the queue is likely to be free."""
+        fewest = min((run.tokens_left for run in placed), default=0)
+        seconds = self.seconds(fewest * max(len(placed), 1), slots)
+        return 5 if seconds is None else min(max(int(seconds) + 1, 1), 120)

@@ -194,6 +194,11 @@ class Pool:
         """The runs in its slots and on their way there."""
         return [*(tenancy.run for tenancy in self.tenants.values()), *(run for run, _ in self.coming)]
 
+    @property
+    def ends_soon(self) -> bool:
+        """Whether one of its texts is near its end."""
+        return any(tenancy.run.ends_soon for tenancy in self.tenants.values())
+
     def may_begin(self, run: Run) -> bool:
         """Whether the run's prompt may enter a cache now: there is a slot for it, and memory beside other prompts."""
         if not self.vacant:

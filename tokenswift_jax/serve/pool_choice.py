@@ -34,9 +34,9 @@ class PoolChoice:
     def wider(self, run: Run, pool: Pool) -> Pool | None:
         """A wider pool that an admitted run of `pool` should move to, where others decode for a while; None: it stays.
 
-        Long texts stay, because to enter a pool costs them more than the company gains.
+        Long texts stay, because to enter a pool costs them more than the company gains; so do those near their end.
         """
-        if not _is_short(run):
+        if not _may_move(run):
             return None
         best = self._chosen(run, self._longest())
         if best is None or best.size.slots <= pool.size.slots:
@@ -56,28 +56,37 @@ class PoolChoice:
         """The pool that a run should enter, or the one that it is in; None: it has to wait. `longest` is `_longest()`.
 
         Alone, it pays for the fewest rows in the narrowest pool. Otherwise the widest one is best: runs of one pool
-        decode together, and those of several pools in turns. Slots longer than it needs are for longer runs: it leaves
-        them the last one, and enters that only if its own are taken and no longer run waits.
+        decode together, and those of several pools in turns. A single one of a few tokens beside texts that go on takes
+        an empty pool: there it waits for none of their chunks, since they let it come to its end first
+        (`Flights.gives_way`). Slots longer than it needs are for longer runs: it leaves them the last one, and enters
+        that only if its own are taken and no longer run waits.
         """
         home = self._home(run)
         present = self._places.get(run)
         open_to = [pool for pool in self._pools if pool.fits(run.request) and (pool.vacant or pool is present)]
         # A pool whose cache for prompts is taken would let the run wait beside others that are idle.
         vacant = [pool for pool in open_to if pool is present or pool.may_begin(run)] or open_to
-        if len(self._queue) == 1 and not self._places:
+        single = len(self._queue) == 1
+        if single and not self._places:
             return min(vacant, key=_slots, default=None)
         own = [pool for pool in vacant if pool.size.length == home]
         longer = [pool for pool in vacant if pool.size.length > home]
         if longest > home or (own and sum(len(pool.vacant) for pool in longer) < 2):
             longer = []
-        if len(self._queue) == 1 and not any(pool.inhabitants for pool in vacant) and not self._has_company(run):
+        there = [other for pool in vacant for other in pool.inhabitants]
+        staying = [other for other in there if not other.ends_soon]
+        others = there if run.ends_soon else staying
+        if single and not others and not self._has_company(run):
             return min([*own, *longer], key=_slots, default=None)
+        empty = [pool for pool in [*own, *longer] if not pool.inhabitants]
+        if single and run.ends_soon and staying and empty:
+            return min(empty, key=_slots)
         best = max([*own, *longer], key=_slots, default=None)
         return None if best is not None and best is not present and self._should_wait(run, best) else best
 
     def _has_company(self, run: Run) -> bool:
         """Whether a run of another pool would join this one in a wider pool (`wider`)."""
-        return run.tokens_left >= CHUNK_TOKENS and any(_is_short(other) for other in self._places if other is not run)
+        return run.tokens_left >= CHUNK_TOKENS and any(_may_move(other) for other in self._places if other is not run)
 
     def _should_wait(self, run: Run, vacant: Pool) -> bool:
         """Whether a run of a few tokens should wait for a slot of a wider pool than the vacant one.
@@ -91,9 +100,9 @@ class PoolChoice:
         return any(other.tokens_left <= run.tokens_left for pool in full for other in pool.inhabitants)
 
 
-def _is_short(run: Run) -> bool:
+def _may_move(run: Run) -> bool:
     """Whether a run may still move to another pool."""
-    return len(run.request.prompt_ids) + len(run.tokens) <= _GATHERED
+    return len(run.request.prompt_ids) + len(run.tokens) <= _GATHERED and not run.ends_soon
 
 
 def _slots(pool: Pool) -> int:

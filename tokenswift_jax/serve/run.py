@@ -21,6 +21,8 @@ from tokenswift_jax.text.repetition import Loop, RepetitionGuard
 from tokenswift_jax.text.transcript import Segment
 from tokenswift_jax.token_log import TokenLog, concatenate
 
+_FEW = 32  # tokens to come of a text near its end
+
 
 class OnRepetition(StrEnum):
     """The effect of a loop on a run: OFF shows it to readers, PAUSE also pauses the run there, END ends it there."""
@@ -145,6 +147,11 @@ class Run:
     def tokens_left(self) -> int:
         """The most tokens that it may still get."""
         return self.request.max_new_tokens - len(self.tokens)
+
+    @property
+    def ends_soon(self) -> bool:
+        """Whether it is near its end: others let it come there first."""
+        return self.tokens_left <= _FEW
 
     @property
     def caller(self) -> tuple[str, str]:

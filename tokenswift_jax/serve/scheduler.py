@@ -15,6 +15,7 @@ from tokenswift_jax.finish import CANCELLED, FAILED, INTERRUPTED, Finish
 from tokenswift_jax.request import check_drawable
 from tokenswift_jax.serve.busy import BusyError
 from tokenswift_jax.serve.fair_queue import FairQueue
+from tokenswift_jax.serve.flights import Flights
 from tokenswift_jax.serve.observer import Observer
 from tokenswift_jax.serve.pace import Pace
 from tokenswift_jax.serve.pool import Pool
@@ -23,7 +24,7 @@ from tokenswift_jax.serve.run import Run, RunState, Update
 from tokenswift_jax.serve.tenancy import Flight
 from tokenswift_jax.token_log import concatenate
 
-_SHORT_CHUNK, _SHORT_TEXT = 8, 32  # iterations of a chunk beside a prompt or a text of so few tokens: they come sooner
+_SHORT_CHUNK = 8  # iterations of a chunk beside a prompt or a text near its end: they come sooner
 _PROMPT_CHUNKS = 2  # chunks of a prompt between two looks at the queue while nothing decodes
 _NOTHING = concatenate([])
 _T = TypeVar("_T")
@@ -61,12 +62,13 @@ class Scheduler:
         self.queue = FairQueue()
         self.pace = Pace()
         self._publish, self._observer = publish, observer or Observer()
-        self._flights: deque[Flight] = deque()
         self._places: dict[Run, Pool] = {}  # admitted runs
         self._choice = PoolChoice(self.pools, self.queue, self._places)
         self._newest: Pool | None = None  # the pool of the newest result
         self._lock = threading.Lock()  # guards the queue and the commands
         self._wake = threading.Condition(self._lock)
+        self._flights = Flights(self._wake)
+        self._called = False  # a run or a command has come since the last look
         self._commands: deque[Callable[[], None]] = deque()
         self._stopping = False
         self.error: str | None = None
@@ -107,7 +109,7 @@ class Scheduler:
             self._check_queue(urgent)
             run.begin_to_wait()
             self.queue.push(run)
-            self._wake.notify()
+            self._call_thread()
 
     def cancel(self, run: Run) -> None:
         """Ends a run wherever it is, within one chunk."""
@@ -140,12 +142,7 @@ class Scheduler:
     def wait_seconds(self, run: Run) -> float | None:
         """An estimate of the seconds until a waiting run begins; None where nothing is known."""
         with self._lock:
-            ahead = 0
-            for other in self.queue.order():
-                if other is run:
-                    return self.pace.seconds(ahead + self._remaining(), self.slots)
-                ahead += other.length - len(other.tokens)
-        return None
+            return self.pace.until(run, self.queue.order(), self._places, self.slots)
 
     @property
     def slots(self) -> int:
@@ -165,7 +162,7 @@ class Scheduler:
         the others."""
         with self._lock:
             self._stopping = True
-            self._wake.notify()
+            self._call_thread()
         if self._thread.is_alive():
             self._thread.join(timeout)
 
@@ -195,19 +192,22 @@ class Scheduler:
 
         Returns whether there was anything to do.
         """
+        with self._lock:
+            self._called = False
         self._obey()
         decoding = any(pool.tenants for pool in self.pools)
-        for pool in self.pools:
+        for pool in sorted(self.pools, key=lambda pool: not pool.ends_soon):
             self._gather(pool)
             self._admit(pool)
             self._advance(pool, decoding)
             others = [each.run for other in self.pools if other is not pool for each in other.tenants.values()]
-            if pool.may_step(sum(flight.pool is pool for flight in self._flights), beside=bool(others)):
-                ending = any(run.tokens_left <= _SHORT_TEXT for run in others)
-                hurry = ending or any(other.coming for other in self.pools)
-                self._flights.append(pool.step(_SHORT_CHUNK if hurry else None))
-        if self._flights:
-            self._receive(self._flights.popleft())
+            if pool.may_step(self._flights.of(pool), beside=bool(others)) and not self._flights.gives_way(pool):
+                hurry = any(run.ends_soon for run in others) or any(other.coming for other in self.pools)
+                self._flights.add(pool.step(_SHORT_CHUNK if hurry else None))
+        if len(self._flights):
+            flight = self._flights.next(lambda: self._called)
+            if flight is not None:
+                self._receive(flight)
             return True
         return any(pool.coming for pool in self.pools)
 
@@ -273,7 +273,7 @@ class Scheduler:
             pool.wait_for_prompts()
         for flight in pool.arrived():
             flight.rows[0].run.state = RunState.RUNNING
-            self._flights.append(flight)
+            self._flights.add(flight)
 
     def _receive(self, flight: Flight) -> None:
         """Waits for a result and gives every run its tokens."""
@@ -350,8 +350,8 @@ class Scheduler:
 
     def _interrupt(self) -> None:
         """Receives what is in flight, then ends the runs without a journal; those with one go on after a restart."""
-        while self._flights:
-            self._receive(self._flights.popleft())
+        for flight in self._flights.drain():
+            self._receive(flight)
         self._obey()
         for run in self._present():
             if run.journal is None:
@@ -382,18 +382,15 @@ class Scheduler:
         if self._stopping or self.error is not None:
             raise BusyError("the server is going down", 30, unavailable=True)
         if len(self.queue) >= self.max_queue and not urgent:
-            raise BusyError(f"{self.max_queue} requests wait, the most that this server queues", self._retry_after())
+            after = self.pace.retry_after(self._places, self.slots)
+            raise BusyError(f"{self.max_queue} requests wait, the most that this server queues", after)
 
     def _command(self, command: Callable[[], None]) -> None:
         with self._lock:
             self._commands.append(command)
-            self._wake.notify()
+            self._call_thread()
 
-    def _remaining(self) -> int:
-        return sum(run.length - len(run.request.prompt_ids) - len(run.tokens) for run in self._places)
-
-    def _retry_after(self) -> int:
-        """Seconds until a place in the queue is likely to be free."""
-        fewest = min((run.tokens_left for run in self._places), default=0)
-        seconds = self.pace.seconds(fewest * max(len(self._places), 1), self.slots)
-        return 5 if seconds is None else min(max(int(seconds) + 1, 1), 120)
+    def _call_thread(self) -> None:
+        """Has the thread look at the queue and the commands, for a caller that has the lock."""
+        self._called = True
+        self._wake.notify()

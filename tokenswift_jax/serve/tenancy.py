@@ -38,7 +38,7 @@ class Tenancy:
     lone: LoneText | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Flight:
     """Work that the device has yet to finish.
 
