@@ -22,6 +22,7 @@ ODD = [
     {"created": None},
     {"created": float("nan")},
     {"created": float("inf")},
+    {"created": 10**400},
     {"id": 5},
     {"state": "writing"},
     {"tokens": "many"},

@@ -19,7 +19,7 @@ class Flights:
 
     Those of one pool end in order, and those of several pools in any. A thread for each pool waits for its results:
     if the scheduler's thread waited for the oldest one, a request that comes meanwhile, and the short text of another
-    pool, would wait with it (two chunks of a long text, some 25 ms with the demo on two cores).
+    pool, would wait with it (cost: two chunks of a long text).
     """
 
     def __init__(self, wake: threading.Condition) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
@@ -214,8 +215,10 @@ class RunStore:
                 found.append((description.created, description.id))
             elif description is None and is_described(place):
                 logger.warning("run %s is left out: its description is damaged", place.name)
-            elif description is None and time.time() - place.stat().st_mtime > _ABANDONED:
-                self.remove(place.name)
+            elif description is None:
+                with contextlib.suppress(OSError):  # another server may remove it now
+                    if time.time() - place.stat().st_mtime > _ABANDONED:
+                        self.remove(place.name)
         return [run_id for _, run_id in sorted(found)]
 
     def _load(self, kept: Description) -> StoredRun:
